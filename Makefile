@@ -1,0 +1,64 @@
+# One vocabulary for developers, hooks and CI. `make` alone prints it.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+UV_VERSION := 0.13.8
+
+# Nothing this project runs reports to anyone.
+export DO_NOT_TRACK := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run flow test check format lock base results ui clean
+
+help: ## Print these targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+setup: $(READY) ## Create .venv with everything in requirements.lock
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else f"Espalier needs Python 3.11 to 3.13, found {sys.version.split()[0]}; choose one with: make PYTHON=python3.12 setup")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	VIRTUAL_ENV=.venv $(BIN)/uv pip sync --require-hashes --compile-bytecode requirements.lock
+	VIRTUAL_ENV=.venv $(BIN)/uv pip install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+run: $(READY) ## Prune the bundled model: fetch, importance, prune, finetune, evaluate
+	@$(BIN)/dvc repro
+	@cat reports/evaluate/results.md
+	@echo "Pictures beside the numbers: reports/evaluate/summary.png"
+
+flow: $(READY) ## The same pipeline as a Prefect flow, with no server
+	@$(BIN)/python -m flows compress
+
+test: $(READY) ## Run the tests
+	@$(BIN)/python -m pytest
+
+check: $(READY) ## Lint, types, import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY) ## Format the code and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: ## Resolve requirements.lock anew from pyproject.toml
+	$(BIN)/uv pip compile --universal --python-version 3.11 --group dev --generate-hashes --no-header --no-emit-index-url --output-file requirements.lock pyproject.toml --upgrade
+
+base: $(READY) ## Retrain the bundled digits model and classifier (about ten minutes)
+	$(BIN)/python recipes/digits.py
+
+results: $(READY) ## Copy the pipeline's results table into README.md
+	$(BIN)/python -m stages.evaluate.readme
+
+ui: $(READY) ## Look at the recorded compressions in MLflow's UI, on loopback
+	$(BIN)/mlflow ui --host 127.0.0.1
+
+clean: ## Remove what the pipeline made; the environment stays
+	rm -rf artifacts checkpoints reports .dvc/cache .dvc/tmp

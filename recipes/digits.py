@@ -1,0 +1,108 @@
+"""UCI digits -> the pretrained DDPM and the feature extractor that ship with the repository.
+
+Run it with `make base`. It uses the pipeline's own data, split and trainer, and prints the hash to put into
+stages/fetch/model.py. See recipes/README.md for what came out.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from sklearn.datasets import load_digits
+from torch.nn.functional import cross_entropy
+
+from stages.artifacts import Images, file_sha256, to_model_range, write_tensors, writing
+from stages.diffusion.device import select_device
+from stages.diffusion.models import WEIGHTS, write_pipeline
+from stages.evaluate.extractors import DIGITS_WEIGHTS, DigitsClassifier
+from stages.fetch.data import bundled_digits, split
+from stages.fetch.model import BUNDLED
+from stages.finetune.checkpoint import Checkpoints
+from stages.finetune.trainer import Trainer
+from stages.params import FinetuneParams
+from stages.progress import track
+from stages.seeds import derive_seed, generator
+
+SEED = 0
+HELDOUT = 0.2
+UNET = {
+    "sample_size": 16,
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": (32, 64, 64),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    # The rest is as in the paper's own UNets.
+    "attention_head_dim": None,
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "norm_eps": 1e-6,
+}
+TRAINING = FinetuneParams(
+    steps=4000,
+    batch_size=64,
+    learning_rate=1e-3,
+    ema_decay=0.998,
+    clip_norm=1.0,
+    flip=False,
+    heldout_every=500,
+    checkpoint_every=500,
+)
+CLASSIFIER_STEPS = 3000
+SHIFT = 1
+"""Pixels by which the classifier's training images move, at most."""
+
+
+def train_model(images: Images) -> None:
+    """Train the DDPM and put it where the fetch stage finds it."""
+    torch.manual_seed(derive_seed(SEED, "base"))
+    unet, scheduler = UNet2DModel(**UNET).to(select_device()), DDPMScheduler()
+    trainer = Trainer(unet, scheduler, images, TRAINING, SEED)
+    checkpoints = Checkpoints(Path("checkpoints/base"), "digits")
+    trainer.run(checkpoints)
+    for point in trainer.curve:
+        print(point)
+    with writing(BUNDLED / "digits") as folder:
+        write_pipeline(folder, trainer.ema, scheduler)
+    checkpoints.clear()
+    print("sha256 of the weights:", file_sha256(BUNDLED / "digits" / "unet" / WEIGHTS))
+
+
+def train_classifier(images: Images, train_labels: torch.Tensor, heldout_labels: torch.Tensor) -> None:
+    """Train the feature extractor and put it where the evaluate stage finds it."""
+    torch.manual_seed(derive_seed(SEED, "classifier"))
+    classifier = DigitsClassifier()
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=1e-3, weight_decay=1e-2)
+    draws, pictures = generator(SEED, "classifier batches"), to_model_range(images.train)
+    for _ in track(range(CLASSIFIER_STEPS), "classifier, step", CLASSIFIER_STEPS):
+        chosen = torch.randint(len(pictures), (64,), generator=draws)
+        moves = torch.randint(-SHIFT, SHIFT + 1, (2,), generator=draws).tolist()
+        _, logits = classifier(pictures[chosen].roll(moves, dims=(2, 3)))
+        optimizer.zero_grad()
+        cross_entropy(logits, train_labels[chosen]).backward()
+        optimizer.step()
+    with torch.no_grad():
+        classifier.rms.copy_(classifier(pictures)[0].square().mean().sqrt())
+        _, logits = classifier(to_model_range(images.heldout))
+    print("held-out accuracy:", (logits.argmax(1) == heldout_labels).float().mean().item())
+    write_tensors(DIGITS_WEIGHTS, classifier.state_dict())
+
+
+def main(parts: list[str]) -> None:
+    """Make both parts, or those that are named: model, classifier."""
+    pixels = bundled_digits()
+    images = split(pixels, HELDOUT)
+    labels = split(load_digits().target.reshape(-1, 1), HELDOUT)
+    if "classifier" in parts:
+        train_classifier(images, *(torch.from_numpy(part[:, 0]) for part in (labels.train, labels.heldout)))
+    if "model" in parts:
+        train_model(images)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or ["classifier", "model"])

@@ -1,0 +1,1 @@
+"""What is done: one subpackage a stage, and what the stages share."""

@@ -1,0 +1,258 @@
+"""What the folders between the stages hold on disk: written whole or not at all, read with checks."""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+
+from stages.errors import InputError
+from stages.params import Params
+
+PACKAGES = ("diffusers", "numpy", "safetensors", "torch", "torch-fidelity", "torch-pruning", "torchmetrics")
+STAGES_ROOT = Path(__file__).parent
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder that becomes `folder` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        InputError: The disk is full or the place cannot be written.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise _cannot_write(folder, error) from None
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    except OSError as error:
+        raise _cannot_write(folder, error) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _cannot_write(place: Path, error: OSError) -> InputError:
+    return InputError(f"cannot write {place}: {error.strerror}; free some space or choose another place")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file under another name, flush it to the disk, then rename it: a reader sees all of it or nothing."""
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _cannot_write(path, error) from None
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write `value` with sorted keys, so that equal values are equal files."""
+    write_atomically(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        InputError: The file is missing or holds no JSON object.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds a {type(value).__name__}, not an object")
+    return value
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as one safetensors file; equal tensors make equal files."""
+    content = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    write_atomically(path, save(content, metadata=metadata))
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read all tensors of a safetensors file.
+
+    Raises:
+        InputError: The file is missing, truncated or no safetensors.
+    """
+    with _safetensors_errors(path):
+        return load_file(path)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read the metadata of a safetensors file, without its tensors."""
+    with _safetensors_errors(path), safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
+
+
+@contextmanager
+def _safetensors_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a whole safetensors file ({error}); fetch or write it again") from None
+
+
+def file_sha256(path: Path) -> str:
+    """Hash a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Hash tensors by name, type, shape and content, however they are stored."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Images:
+    """Packed images: uint8 [N, C, H, W], memory-mapped."""
+
+    train: NDArray[np.uint8]
+    """What finetuning sees, and the reference of FID and KID."""
+    heldout: NDArray[np.uint8]
+    """What it never sees."""
+
+
+def write_images(folder: Path, images: Images, about: Mapping[str, Any]) -> None:
+    """Write both splits as .npy files, and dataset.json with their hash and origin."""
+    np.save(folder / "train.npy", images.train, allow_pickle=False)
+    np.save(folder / "heldout.npy", images.heldout, allow_pickle=False)
+    counts = {"train": len(images.train), "heldout": len(images.heldout), "shape": list(images.train.shape[1:])}
+    write_json(folder / "dataset.json", {**about, **counts})
+
+
+def read_images(folder: Path) -> Images:
+    """Open the packed images of `folder`.
+
+    Raises:
+        InputError: A file is missing or damaged.
+    """
+    try:
+        train, heldout = (
+            np.load(folder / f"{split}.npy", mmap_mode="r", allow_pickle=False) for split in ("train", "heldout")
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} holds no packed images ({error}); run the fetch stage again") from None
+    return Images(train, heldout)
+
+
+@dataclass(frozen=True)
+class Importance:
+    """What the importance stage found out about a model."""
+
+    criterion: str
+    formula: str
+    model_sha256: str
+    """Of the weights that were looked at, by `tensors_sha256`."""
+    counts_doubled: bool
+    """Whether a layer that reads the same channels twice, through a skip, has a say in their score."""
+    timesteps: list[int]
+    """Those whose gradients went in."""
+    losses: list[float]
+    """L_t of each."""
+    saliency: dict[str, torch.Tensor]
+    """Layer name -> a number for each of its weights, float32 of the weight's shape; empty for random."""
+
+
+def write_importance(folder: Path, importance: Importance) -> None:
+    """Write the saliencies as safetensors and the rest as importance.json."""
+    rest = {key: value for key, value in vars(importance).items() if key != "saliency"}
+    write_json(folder / "importance.json", rest)
+    write_tensors(folder / "saliency.safetensors", importance.saliency)
+
+
+def read_importance(folder: Path) -> Importance:
+    """Read what the importance stage wrote.
+
+    Raises:
+        InputError: A file is missing or damaged.
+    """
+    saliency = read_tensors(folder / "saliency.safetensors")
+    return Importance(**read_json(folder / "importance.json"), saliency=saliency)
+
+
+def to_model_range(images: NDArray[np.uint8]) -> torch.Tensor:
+    """[N, C, H, W] uint8 -> float32 in [-1, 1]."""
+    return torch.from_numpy(images.astype(np.float32)) / 127.5 - 1
+
+
+def write_run_record(folder: Path, stage: str, params: Params) -> None:
+    """Write run.json: what made this folder (params, commit, code, versions, device).
+
+    It holds no time of day, so the same work leaves the same folder.
+    """
+    record = {
+        "stage": stage,
+        "params": {"seed": params.seed, stage: params.model_dump(mode="json")[stage]},
+        "git_commit": _git_commit(),
+        "code_sha256": code_sha256(stage),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "device": {"name": _device_name(), "threads": torch.get_num_threads()},
+    }
+    write_json(folder / "run.json", record)
+
+
+def fingerprint(stage: str, params: Params, *inputs: Path) -> str:
+    """Hash all that decides the outcome of a stage: its code, its params and the content of its input folders."""
+    digest = hashlib.sha256(code_sha256(stage).encode())
+    digest.update(json.dumps([params.seed, params.model_dump(mode="json")[stage]]).encode())
+    for path in (path for folder in inputs for path in sorted(folder.rglob("*")) if path.is_file()):
+        digest.update(file_sha256(path).encode())
+    return digest.hexdigest()
+
+
+def code_sha256(stage: str) -> str:
+    """Hash the code of a stage and all that stages share; a changed line is another hash."""
+    own = sorted((STAGES_ROOT / stage).rglob("*.py"))
+    shared = sorted([*STAGES_ROOT.glob("*.py"), *(STAGES_ROOT / "diffusion").glob("*.py")])
+    digest = hashlib.sha256()
+    for path in own + shared:
+        digest.update(path.relative_to(STAGES_ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu {platform.machine()}"
+
+
+def _git_commit() -> str | None:
+    command = ["git", "rev-parse", "--verify", "--quiet", "HEAD"]
+    result = subprocess.run(command, cwd=STAGES_ROOT, capture_output=True, text=True, check=False)  # noqa: S603
+    return result.stdout.strip() or None

@@ -1,0 +1,1 @@
+"""What several stages must know of diffusion: models, noise, sampling, cost."""

@@ -1,0 +1,12 @@
+"""This machine -> the device to compute on, set to repeat itself."""
+
+import os
+
+import torch
+
+
+def select_device() -> torch.device:
+    """Choose the GPU where there is one, and deterministic kernels everywhere they exist."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,159 @@
+"""A diffusers folder, dense or pruned -> a UNet and its scheduler, with no pickle; and back.
+
+Loading needs neither torch-pruning nor the pruning plan: the config gives the architecture, the tensors the widths.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.upsampling import Upsample2D
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from numpy.typing import NDArray
+from torch import nn
+
+from stages.artifacts import read_json, read_tensors, write_json, write_tensors
+from stages.errors import InputError
+
+PLAN = "pruning_plan.json"
+CPU = torch.device("cpu")
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+PIPELINE = {
+    "_class_name": "DDPMPipeline",
+    "unet": ["diffusers", "UNet2DModel"],
+    "scheduler": ["diffusers", "DDPMScheduler"],
+}
+
+
+def read_unet(folder: Path, device: torch.device = CPU) -> UNet2DModel:
+    """Load a UNet, dense or pruned, exactly as it was written.
+
+    Args:
+        folder: A diffusers pipeline folder, with the UNet in unet/ or, as in the Hub's old layout, at its top.
+        device: Where the UNet goes.
+
+    Returns:
+        The UNet in float32, in eval mode.
+
+    Raises:
+        InputError: The folder, its config or its weights are missing, damaged or do not fit each other.
+    """
+    home = component(folder, "unet")
+    config = read_json(home / "config.json")
+    if config.get("_class_name") != "UNet2DModel":
+        raise InputError(f"{home / 'config.json'} describes a {config.get('_class_name')}; supported: UNet2DModel")
+    unet = build_unet(config, read_tensors(home / WEIGHTS), str(home))
+    return unet.to(device)  # type: ignore[arg-type,no-any-return]  # diffusers wraps away the types
+
+
+def build_unet(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], origin: str) -> UNet2DModel:
+    """Build the architecture of `config` on the meta device, narrow it to the tensors' widths and adopt the tensors."""
+    with torch.device("meta"):
+        unet: UNet2DModel = UNet2DModel.from_config(dict(config))
+    try:
+        fit_widths(unet, {name: tensor.shape for name, tensor in tensors.items()})
+        unet.load_state_dict(dict(tensors), assign=True)
+    except (RuntimeError, KeyError) as error:
+        first = str(error).strip().splitlines()[-1].strip()
+        raise InputError(f"{origin}: the weights do not fit the config ({first})") from None
+    return unet.eval()
+
+
+def fit_widths(unet: UNet2DModel, shapes: Mapping[str, torch.Size]) -> None:
+    """Give every layer of a UNet the widths of `shapes` (parameter name -> shape); new parameters are empty.
+
+    Raises:
+        KeyError: A layer has no shape.
+    """
+    for name, module in unet.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.GroupNorm):
+            for kind, parameter in list(module.named_parameters(recurse=False)):
+                shape = shapes[f"{name}.{kind}"]
+                if shape != parameter.shape:
+                    setattr(module, kind, nn.Parameter(torch.empty(shape, device=parameter.device)))
+            _note_widths(module)
+    note_block_widths(unet)
+
+
+def _note_widths(layer: nn.Conv2d | nn.Linear | nn.GroupNorm) -> None:
+    if isinstance(layer, nn.Conv2d):
+        layer.out_channels, layer.in_channels = layer.weight.shape[0], layer.weight.shape[1] * layer.groups
+    elif isinstance(layer, nn.Linear):
+        layer.out_features, layer.in_features = layer.weight.shape
+    else:
+        layer.num_channels = layer.weight.shape[0]
+
+
+def note_block_widths(unet: UNet2DModel) -> None:
+    """Make the widths that diffusers' blocks remember (and partly check in forward) those of their layers."""
+    for module in unet.modules():
+        if isinstance(module, Downsample2D | Upsample2D) and isinstance(module.conv, nn.Conv2d):
+            module.channels, module.out_channels = module.conv.in_channels, module.conv.out_channels
+        elif isinstance(module, ResnetBlock2D):
+            module.in_channels, module.out_channels = module.conv1.in_channels, module.conv2.out_channels
+        elif isinstance(module, Attention):
+            module.inner_dim, module.query_dim = module.to_v.out_features, module.to_q.in_features
+
+
+def read_scheduler(folder: Path) -> DDPMScheduler:
+    """Load the noise schedule that the model was trained with.
+
+    Raises:
+        InputError: The scheduler's config is missing or damaged.
+    """
+    config = read_json(component(folder, "scheduler") / "scheduler_config.json")
+    scheduler: DDPMScheduler = DDPMScheduler.from_config(config)
+    return scheduler
+
+
+def component(folder: Path, name: str) -> Path:
+    """Find a component of a pipeline folder: its subfolder, or the folder itself where there is none.
+
+    Raises:
+        InputError: The folder does not exist.
+    """
+    if not folder.is_dir():
+        raise InputError(f"model folder {folder} does not exist")
+    return folder / name if (folder / name).is_dir() else folder
+
+
+def write_pipeline(folder: Path, unet: UNet2DModel, scheduler: DDPMScheduler) -> None:
+    """Write a UNet and its scheduler as a diffusers pipeline folder; the config stays that of the dense model."""
+    write_json(folder / "model_index.json", PIPELINE)
+    write_json(folder / "scheduler" / "scheduler_config.json", _plain(scheduler.config))
+    write_json(folder / "unet" / "config.json", {**_plain(unet.config), "_class_name": "UNet2DModel"})
+    write_tensors(folder / "unet" / WEIGHTS, unet.state_dict(), metadata={"format": "pt"})
+
+
+def copy_plan(source: Path, target: Path) -> None:
+    """Hand the record of the kept channels on to a model with the same widths, where there is one."""
+    if (source / PLAN).is_file():
+        shutil.copyfile(source / PLAN, target / PLAN)
+
+
+def check_images(unet: UNet2DModel, images: NDArray[np.uint8], origin: Path) -> None:
+    """Refuse images that the model does not draw.
+
+    Raises:
+        InputError: The shapes differ.
+    """
+    channels, size = unet.config["in_channels"], unet.config["sample_size"]
+    if images.shape[1:] != (channels, size, size):
+        found = "×".join(str(length) for length in images.shape[1:])
+        raise InputError(
+            f"{origin} holds {found} images, the model draws {channels}×{size}×{size}; fetch both together"
+        )
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as JSON sees it, without the folder that it once came from."""
+    plain: dict[str, Any] = json.loads(json.dumps(dict(config)))
+    return {key: value for key, value in plain.items() if key != "_name_or_path"}

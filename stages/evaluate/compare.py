@@ -1,0 +1,72 @@
+"""Models and real images -> one row of metrics a model, under one protocol."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from numpy.typing import NDArray
+
+from stages.diffusion.cost import count_macs, count_params
+from stages.diffusion.sampling import draw, image_seeds
+from stages.evaluate.consistency import images_to_ssim
+from stages.evaluate.latency import measure_latencies_ms
+from stages.evaluate.quality import features_to_quality, images_to_features
+from stages.params import EvaluateParams
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the models were found to be, and what they drew."""
+
+    metrics: dict[str, dict[str, Any]]
+    """protocol, then one block a model."""
+    drawn: dict[str, NDArray[np.uint8]]
+    """Model -> [N, C, H, W], the n-th image of each from the same noise."""
+
+
+def compare(
+    models: Mapping[str, UNet2DModel],
+    scheduler: DDPMScheduler,
+    real: NDArray[np.uint8],
+    params: EvaluateParams,
+    seed: int,
+) -> Comparison:
+    """Measure all models under the protocol of `params`; the first one is what the others are compared with."""
+    seeds = image_seeds(seed, params.num_images)
+    drawn = {
+        name: draw(unet, scheduler, seeds, steps=params.sampler_steps, batch_size=params.batch_size, label=name)
+        for name, unet in models.items()
+    }
+    latencies_ms = measure_latencies_ms(models, params.latency_repeats)
+    real_features, reference = images_to_features(real, params), next(iter(drawn.values()))
+    metrics: dict[str, dict[str, Any]] = {"protocol": _protocol(params, seed, len(real))}
+    for name, unet in models.items():
+        similarity = images_to_ssim(drawn[name], reference)
+        metrics[name] = {
+            "params": count_params(unet),
+            "macs": count_macs(unet),
+            **asdict(features_to_quality(images_to_features(drawn[name], params), real_features, params, seed)),
+            "ssim": float(similarity.mean()),
+            "ssim_std": float(similarity.std()),
+            "latency_ms": latencies_ms[name],
+        }
+    return Comparison(metrics, drawn)
+
+
+def _protocol(params: EvaluateParams, seed: int, num_real: int) -> dict[str, Any]:
+    """What must be equal for two numbers to be comparable."""
+    return {
+        "num_images": params.num_images,
+        "num_real_images": num_real,
+        "seed": seed,
+        "seeds": "one an image, derived from seed, 'sample' and its index",
+        "sampler": "DDIM, eta 0, uniform spacing",
+        "sampler_steps": params.sampler_steps,
+        "extractor": params.extractor,
+        "kid_subsets": params.kid_subsets,
+        "kid_subset_size": params.kid_subset_size,
+        "latency": f"median of {params.latency_repeats} forward passes of one image, the models taking turns",
+    }

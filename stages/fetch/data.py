@@ -1,0 +1,118 @@
+"""A data source -> packed uint8 images of the model's size, in a training and a held-out split."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Image as ImageFeature
+from datasets import load_dataset
+from datasets.exceptions import DatasetsError
+from diffusers.models.unets.unet_2d import UNet2DModel
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from sklearn.datasets import load_digits
+
+from stages.artifacts import Images, write_images
+from stages.errors import InputError
+from stages.params import BundledSource, FolderData, HubData
+from stages.seeds import generator
+
+SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
+MODES = {1: "L", 3: "RGB"}
+SPLIT_SEED = 0
+"""The split never moves, whatever params.yaml says of the seed: held-out losses of all runs compare."""
+
+Pixels = NDArray[np.uint8]
+
+
+def fetch_data(source: BundledSource | FolderData | HubData, unet: UNet2DModel, heldout: float, out: Path) -> None:
+    """Pack the images of `source` for `unet` into the folder `out`.
+
+    Raises:
+        InputError: There are no images, or they do not fit the model, or they are not the ones asked for.
+    """
+    channels, size = unet.config["in_channels"], unet.config["sample_size"]
+    pixels = _read(source, channels, size)
+    sha256 = hashlib.sha256(pixels.tobytes()).hexdigest()
+    if isinstance(source, FolderData) and source.sha256 not in (None, sha256):
+        raise InputError(f"the images of {source.path} have sha256 {sha256}, expected {source.sha256}")
+    write_images(out, split(pixels, heldout), {"source": source.model_dump(mode="json"), "sha256": sha256})
+
+
+def split(pixels: Pixels, heldout: float) -> Images:
+    """Set a share of the images aside, always the same ones for the same images.
+
+    Raises:
+        InputError: A split would be empty.
+    """
+    num_heldout = round(heldout * len(pixels))
+    if not 0 < num_heldout < len(pixels):
+        raise InputError(
+            f"fetch.heldout {heldout} of {len(pixels)} images leaves a split empty; change it or add images"
+        )
+    order = torch.randperm(len(pixels), generator=generator(SPLIT_SEED, "heldout")).numpy()
+    return Images(train=pixels[np.sort(order[num_heldout:])], heldout=pixels[np.sort(order[:num_heldout])])
+
+
+def _read(source: BundledSource | FolderData | HubData, channels: int, size: int) -> Pixels:
+    match source:
+        case BundledSource():
+            if (channels, size) != (1, 16):
+                raise InputError(f"the digits are 1×16×16, the model draws {channels}×{size}×{size}; choose fetch.data")
+            return bundled_digits()
+        case FolderData():
+            return _pack(_open_folder(source.path), channels, size, source.fit)
+        case HubData():
+            return _pack(_open_hub(source), channels, size, source.fit)
+
+
+def bundled_digits() -> Pixels:
+    """Scikit-learn's UCI digits, 8×8 with 17 grey levels, enlarged bilinearly: [1797, 1, 16, 16] uint8."""
+    small = torch.from_numpy(load_digits().images).float()[:, None] * (255 / 16)
+    large = torch.nn.functional.interpolate(small, scale_factor=2, mode="bilinear", align_corners=False)
+    pixels: Pixels = large.round().to(torch.uint8).numpy()
+    return pixels
+
+
+def _open_folder(folder: Path) -> Iterator[tuple[str, Image.Image]]:
+    if not folder.is_dir():
+        raise InputError(f"image folder {folder} does not exist; correct fetch.data.path in params.yaml")
+    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES):
+        try:
+            with Image.open(path) as image:
+                image.load()
+        except (UnidentifiedImageError, OSError) as error:
+            raise InputError(f"{path} is not a readable image ({error}); remove or replace it") from None
+        yield str(path), image
+
+
+def _open_hub(source: HubData) -> Iterator[tuple[str, Image.Image]]:
+    try:
+        rows = load_dataset(source.repo, revision=source.revision, split=source.split)
+    except (DatasetsError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"dataset {source.repo} at {source.revision}, split {source.split}: {reason}") from None
+    if not isinstance(rows.features.get(source.column), ImageFeature):
+        raise InputError(
+            f"{source.repo} has no image column {source.column!r}; its columns: {', '.join(rows.features)}"
+        )
+    yield from ((f"{source.repo}[{index}]", row[source.column]) for index, row in enumerate(rows))
+
+
+def _pack(images: Iterable[tuple[str, Image.Image]], channels: int, size: int, fit: str) -> Pixels:
+    packed = [_fit(name, image.convert(MODES[channels]), size, fit) for name, image in images]
+    if not packed:
+        raise InputError(f"no images found; fetch.data wants a folder with {', '.join(sorted(SUFFIXES))} files")
+    pixels: Pixels = np.stack(packed).reshape(len(packed), size, size, channels).transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(pixels)
+
+
+def _fit(name: str, image: Image.Image, size: int, fit: str) -> Pixels:
+    if fit == "crop":
+        image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+    if image.size != (size, size):
+        found = f"{image.width}×{image.height}"
+        raise InputError(f"{name} is {found}, the model draws {size}×{size}; resize it or set fetch.data.fit: crop")
+    return np.asarray(image)

@@ -1,0 +1,66 @@
+"""A model source -> a diffusers folder that is known to load."""
+
+from pathlib import Path
+
+from diffusers.models.unets.unet_2d import UNet2DModel
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from stages.artifacts import file_sha256
+from stages.diffusion.models import WEIGHTS, component, read_scheduler, read_unet, write_pipeline
+from stages.errors import InputError
+from stages.params import BundledSource, FolderModel, HubModel
+
+BUNDLED = Path(__file__).parent / "bundled"
+BUNDLED_SHA256 = {"digits": "4714527c68bc45b6e608201d3e46c1a527fdd0f95dbb0cc8b5a00671f1de8854"}
+PARTS = ["model_index.json", "config.json", "scheduler_config.json", f"*{WEIGHTS}", "unet/*.json", "scheduler/*.json"]
+
+
+def fetch_model(source: BundledSource | FolderModel | HubModel, out: Path) -> UNet2DModel:
+    """Bring the model of `source` to the folder `out` in the layout of diffusers, and load it.
+
+    Raises:
+        InputError: The model is missing, cannot be reached, is damaged or is not the one asked for.
+    """
+    folder, sha256 = _locate(source)
+    if sha256 is not None:
+        check_sha256(component(folder, "unet") / WEIGHTS, sha256)
+    unet = read_unet(folder)
+    write_pipeline(out, unet, read_scheduler(folder))
+    return unet
+
+
+def _locate(source: BundledSource | FolderModel | HubModel) -> tuple[Path, str | None]:
+    match source:
+        case BundledSource():
+            return BUNDLED / source.name, BUNDLED_SHA256[source.name]
+        case FolderModel():
+            return source.path, source.sha256
+        case HubModel():
+            return _download(source), None  # the commit pins every file
+
+
+def _download(source: HubModel) -> Path:
+    try:
+        return Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=PARTS))
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"{source.repo} at {source.revision} is neither in the Hub's cache nor to be had from the Hub ({reason}); "
+            "connect, set HF_HOME to a cache that holds it, or set fetch.model to a local folder"
+        ) from None
+
+
+def check_sha256(path: Path, expected: str) -> None:
+    """Compare a file with the hash that it should have.
+
+    Raises:
+        InputError: The file is missing or is another one.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} does not exist")
+    found = file_sha256(path)
+    if found != expected:
+        raise InputError(
+            f"{path} has sha256 {found}, expected {expected}; fetch it again or correct fetch.model.sha256"
+        )

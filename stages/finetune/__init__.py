@@ -1,0 +1,1 @@
+"""A pruned model and images -> the same model, recovered by a short training."""

@@ -1,0 +1,43 @@
+"""Finetune the pruned model."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option("--params", "params_path", type=Path, default=Path("params.yaml"), help="Numbers and choices.")
+@click.option("--model", type=Path, required=True, help="Model folder to train.")
+@click.option("--data", type=Path, required=True, help="Packed images.")
+@click.option("--checkpoints", type=Path, required=True, help="Where a stopped training is picked up again.")
+@click.option("--out", type=Path, required=True, help="Where the finetuned model goes.")
+@click.option("--report", type=Path, required=True, help="Where the recovery curve goes.")
+def main(params_path: Path, model: Path, data: Path, checkpoints: Path, out: Path, report: Path) -> None:
+    """Recover a pruned model by a short training; a stopped training goes on where it was."""
+    from stages.params import load_params
+
+    params = load_params(params_path)
+
+    from stages import artifacts
+    from stages.diffusion.device import select_device
+    from stages.diffusion.models import check_images, copy_plan, read_scheduler, read_unet, write_pipeline
+    from stages.finetune.checkpoint import Checkpoints
+    from stages.finetune.report import write_report
+    from stages.finetune.trainer import Trainer
+
+    unet, scheduler = read_unet(model, select_device()), read_scheduler(model)
+    images = artifacts.read_images(data)
+    check_images(unet, images.train, data)
+    kept = Checkpoints(checkpoints, artifacts.fingerprint("finetune", params, model, data))
+    trainer = Trainer(unet, scheduler, images, params.finetune, params.seed)
+    trainer.run(kept)
+    with artifacts.writing(out) as model_folder, artifacts.writing(report) as report_folder:
+        write_pipeline(model_folder, trainer.ema, scheduler)
+        copy_plan(model, model_folder)
+        write_report(trainer.curve, report_folder)
+        artifacts.write_run_record(model_folder, "finetune", params)
+    kept.clear()
+
+
+if __name__ == "__main__":
+    main()

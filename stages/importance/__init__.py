@@ -1,0 +1,1 @@
+"""A pretrained model and images -> how much each of its weights matters."""

@@ -1,0 +1,37 @@
+"""Compute the importance of every weight."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option("--params", "params_path", type=Path, default=Path("params.yaml"), help="Numbers and choices.")
+@click.option("--model", type=Path, required=True, help="Pretrained model folder.")
+@click.option("--data", type=Path, required=True, help="Packed images to calibrate on.")
+@click.option("--out", type=Path, required=True, help="Where the saliencies go.")
+@click.option("--report", type=Path, required=True, help="Where the losses over the timesteps go.")
+def main(params_path: Path, model: Path, data: Path, out: Path, report: Path) -> None:
+    """Measure how much each weight matters to the denoising loss."""
+    from stages.params import load_params
+
+    params = load_params(params_path)
+
+    from stages import artifacts
+    from stages.diffusion.device import select_device
+    from stages.diffusion.models import check_images, read_scheduler, read_unet
+    from stages.importance.calibration import calibrate
+    from stages.importance.report import write_report
+
+    unet, scheduler = read_unet(model, select_device()), read_scheduler(model)
+    images = artifacts.read_images(data)
+    check_images(unet, images.train, data)
+    importance = calibrate(unet, scheduler, images.train, params.importance, params.seed)
+    with artifacts.writing(out) as folder, artifacts.writing(report) as report_folder:
+        artifacts.write_importance(folder, importance)
+        artifacts.write_run_record(folder, "importance", params)
+        write_report(importance, report_folder)
+
+
+if __name__ == "__main__":
+    main()

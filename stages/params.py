@@ -1,0 +1,182 @@
+"""params.yaml -> frozen, checked types; unknown keys are refused."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from stages.errors import InputError
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Commit = Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
+
+
+class Section(BaseModel):
+    """A block of params.yaml: frozen, and a key it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BundledSource(Section):
+    """Something that ships with the repository."""
+
+    source: Literal["bundled"]
+    name: Literal["digits"]
+
+
+class FolderModel(Section):
+    """A diffusers folder on this machine."""
+
+    source: Literal["folder"]
+    path: Path
+    sha256: Sha256 | None = None
+    """Of the UNet's safetensors file; null trusts the folder."""
+
+
+class HubModel(Section):
+    """A diffusers model on the Hugging Face Hub."""
+
+    source: Literal["hub"]
+    repo: str
+    """For example google/ddpm-cifar10-32."""
+    revision: Commit
+    """The commit of the repository; a branch name may move and is not allowed."""
+
+
+class FolderData(Section):
+    """A folder of images on this machine; subfolders count."""
+
+    source: Literal["folder"]
+    path: Path
+    fit: Literal["exact", "crop"] = "exact"
+    """exact refuses images that are not of the model's size, crop takes the centre square and resizes it."""
+    sha256: Sha256 | None = None
+    """Of the packed images, as data/dataset.json reports it; null trusts the folder."""
+
+
+class HubData(Section):
+    """A dataset with an image column on the Hugging Face Hub."""
+
+    source: Literal["hub"]
+    repo: str
+    """For example uoft-cs/cifar10."""
+    revision: Commit
+    split: str = "train"
+    column: str = "img"
+    """The column that holds the images."""
+    fit: Literal["exact", "crop"] = "exact"
+
+
+class FetchParams(Section):
+    """Where the pretrained model and its data come from."""
+
+    model: Annotated[BundledSource | FolderModel | HubModel, Field(discriminator="source")]
+    data: Annotated[BundledSource | FolderData | HubData, Field(discriminator="source")]
+    heldout: float = Field(gt=0, lt=1)
+    """Share of the images kept away from finetuning, for the held-out loss."""
+
+
+class ImportanceParams(Section):
+    """How much each weight matters to the denoising loss."""
+
+    criterion: Literal["random", "magnitude", "taylor", "diff-pruning"]
+    formula: Literal["paper", "diffusers"]
+    """Which of the original's two engines to follow: paper is ddpm_exp, diffusers is ddpm_prune.py."""
+    threshold: float = Field(ge=0, lt=1)
+    """T of diff-pruning: the sum over timesteps ends where L_t / L_max falls below it."""
+    num_images: int = Field(ge=1)
+    """Calibration images; one noise tensor of that many serves all timesteps."""
+    stride: int = Field(ge=1)
+    """Distance between the timesteps used; 1 takes every one."""
+
+
+class PruneParams(Section):
+    """How much is cut."""
+
+    ratio: float = Field(ge=0, lt=1)
+    """Share of channels to remove from every group; groups tied to a GroupNorm round it down."""
+    order: Literal["interleaved", "upfront"]
+    """interleaved scores a group after those before it were cut, as the original does; upfront on dense widths."""
+
+
+class FinetuneParams(Section):
+    """How the pruned model recovers."""
+
+    steps: int = Field(ge=1)
+    """Optimiser steps."""
+    batch_size: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    """Of Adam; constant."""
+    ema_decay: float = Field(ge=0, lt=1)
+    """Of the weights that are kept; ramps up as (1 + step) / (10 + step)."""
+    clip_norm: float = Field(gt=0)
+    """Largest norm of the gradient."""
+    flip: bool
+    """Mirror half of the images; wrong for digits, right for most photographs."""
+    heldout_every: int = Field(ge=1)
+    """Steps between two measurements of the held-out loss."""
+    checkpoint_every: int = Field(ge=1)
+    """Steps between two checkpoints."""
+
+
+class EvaluateParams(Section):
+    """The protocol under which the models are compared."""
+
+    num_images: int = Field(ge=2)
+    """Images drawn from each model."""
+    batch_size: int = Field(ge=1)
+    sampler_steps: int = Field(ge=1, le=1000)
+    """DDIM steps, eta 0, uniform spacing."""
+    extractor: Literal["digits", "inception-v3-compat"]
+    """Feature extractor of FID and KID, by its name in torch-fidelity."""
+    extractor_weights: Path | None = None
+    """Weights of Inception on this machine; null lets torch-fidelity download them."""
+    kid_subsets: int = Field(ge=1)
+    kid_subset_size: int = Field(ge=2)
+    """Images in each of KID's subsets; at most num_images."""
+    latency_repeats: int = Field(ge=1)
+    """Timed forward passes of one image; the median counts."""
+
+    @model_validator(mode="after")
+    def _subsets_fit(self) -> "EvaluateParams":
+        if self.kid_subset_size > self.num_images:
+            raise ValueError(f"kid_subset_size {self.kid_subset_size} is more than num_images {self.num_images}")
+        return self
+
+
+class Params(Section):
+    """All of params.yaml: one seed, then one block a stage."""
+
+    seed: int = Field(ge=0)
+    """The root of every random draw."""
+    fetch: FetchParams
+    importance: ImportanceParams
+    prune: PruneParams
+    finetune: FinetuneParams
+    evaluate: EvaluateParams
+
+
+def load_params(path: Path) -> Params:
+    """Read and check a params file.
+
+    Raises:
+        InputError: The file is missing, is no YAML, or a value is not allowed; every wrong value is named.
+    """
+    try:
+        return Params.model_validate(YAML(typ="safe").load(path.read_text()))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; give a params file with --params") from None
+    except YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        raise InputError(f"{path}: {'; '.join(_explain(e) for e in error.errors())}") from None
+
+
+def _explain(error: ErrorDetails) -> str:
+    key = ".".join(str(part) for part in error["loc"]) or "the file"
+    if error["type"] == "extra_forbidden":
+        return f"{key} is not a known key; remove it or correct its spelling"
+    return f"{key} is {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"

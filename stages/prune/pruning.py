@@ -1,0 +1,34 @@
+"""Params, a model and its importance -> the pruned model and its plan."""
+
+import click
+from diffusers.models.unets.unet_2d import UNet2DModel
+
+from stages.artifacts import Importance, tensors_sha256
+from stages.diffusion.cost import count_macs, count_params
+from stages.errors import InputError
+from stages.params import PruneParams
+from stages.prune.plan import Plan, plan_pruning
+from stages.prune.surgery import cut
+from stages.seeds import derive_seed
+
+
+def prune_unet(unet: UNet2DModel, importance: Importance, params: PruneParams, seed: int) -> tuple[UNet2DModel, Plan]:
+    """Choose, cut, prove, and say what came of it.
+
+    Raises:
+        InputError: The ratio leaves a group empty, or the importance is that of another model.
+    """
+    if importance.model_sha256 != tensors_sha256(unet.state_dict()):
+        raise InputError("the importance was measured on another model; run the importance stage on this one")
+    plan = plan_pruning(
+        unet,
+        importance,
+        ratio=params.ratio,
+        order=params.order,
+        seed=derive_seed(seed, "random importance"),
+    )
+    pruned = cut(unet, plan)
+    for unit, count, scale in (("M parameters", count_params, 1e6), ("G MACs", count_macs, 1e9)):
+        before, after = count(unet), count(pruned)
+        click.echo(f"{before / scale:.4f} -> {after / scale:.4f} {unit} ({after / before - 1:+.1%})")
+    return pruned, plan

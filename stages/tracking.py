@@ -1,0 +1,162 @@
+"""The folders of a finished compression -> one MLflow run; this is the one door to MLflow."""
+
+import csv
+import hashlib
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from stages.errors import InputError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+EXPERIMENT = "espalier"
+COMPRESSION_TAG = "espalier.compression"
+STAGES = ("fetch", "importance", "prune", "finetune", "evaluate")
+QUIET = {
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+}
+
+
+class Compression:
+    """All that the stages left of one compression.
+
+    Args:
+        artifacts: The folder of model folders.
+        reports: The folder of report folders.
+    """
+
+    def __init__(self, artifacts: Path, reports: Path) -> None:
+        self.model, self.reports = artifacts / "finetuned", reports
+        homes = [artifacts / name for name in ("pretrained", "importance", "pruned", "finetuned")]
+        self.homes = dict(zip(STAGES, [*homes, reports / "evaluate"], strict=True))
+
+    def id(self) -> str:
+        """Name the compression by its content: what made it and the weights that came of it."""
+        digest = hashlib.sha256()
+        for path in (*(home / "run.json" for home in self.homes.values()), *sorted(self.model.rglob("*.safetensors"))):
+            digest.update(_read(path))
+        return digest.hexdigest()
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Read every stage's run.json, in order."""
+        from stages.artifacts import read_json
+
+        return (read_json(home / "run.json") for home in self.homes.values())
+
+    def params(self) -> dict[str, Any]:
+        """Flatten the params of all stages to `prune.ratio: 0.3`."""
+        return {key: value for record in self.records() for key, value in flatten(record["params"])}
+
+    def metrics(self) -> dict[str, float]:
+        """Flatten the metrics of all reports to `evaluate.finetuned.fid: 1.2`."""
+        from stages.artifacts import read_json
+
+        reports = {path.parent.name: read_json(path) for path in sorted(self.reports.glob("*/metrics.json"))}
+        pairs = flatten(reports)
+        return {key: value for key, value in pairs if isinstance(value, int | float) and ".protocol." not in key}
+
+    def curves(self) -> Iterator[tuple[str, int, float]]:
+        """Read the curves as (key, step, value)."""
+        for report, name in (("importance", "losses.csv"), ("finetune", "curve.csv")):
+            with (self.reports / report / name).open(newline="") as file:
+                for row in csv.DictReader(file):
+                    step_column, *columns = row
+                    yield from ((f"{report}.{key}", int(row[step_column]), float(row[key])) for key in columns)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """{"a": {"b": 1}} -> ("a.b", 1)."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; run the pipeline first: make run") from None
+
+
+def record(compression: Compression) -> tuple[str, bool]:
+    """Write the compression to MLflow unless it is there already: its run's id, and whether it is new."""
+    for key, value in QUIET.items():
+        os.environ.setdefault(key, value)
+    from mlflow import MlflowClient
+
+    client, name = MlflowClient(), compression.id()
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    experiment_id = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
+    known = client.search_runs(
+        [experiment_id], f"tags.`{COMPRESSION_TAG}` = '{name}' and attributes.status = 'FINISHED'"
+    )
+    if known:
+        return known[0].info.run_id, False
+    return _write(client, experiment_id, compression, name), True
+
+
+def _write(client: "MlflowClient", experiment_id: str, compression: Compression, name: str) -> str:
+    from mlflow.entities import Metric, Param, RunTag
+
+    last = list(compression.records())[-1]
+    run = client.create_run(experiment_id, run_name=f"{compression.params()['importance.criterion']}-{name[:8]}")
+    run_id, begin = str(run.info.run_id), run.info.start_time
+    metrics = [(key, 0, value) for key, value in compression.metrics().items()]
+    rows = [
+        Metric(key, value, begin, step)
+        for key, step, value in [*metrics, *compression.curves()]
+        if math.isfinite(value)
+    ]
+    params = [Param(key, str(value)) for key, value in compression.params().items()]
+    tags = {
+        COMPRESSION_TAG: name,
+        "mlflow.source.git.commit": last["git_commit"] or "",
+        "device": last["device"]["name"],
+    }
+    try:
+        client.log_batch(run_id, params=params, tags=[RunTag(key, value) for key, value in tags.items()])
+        for start in range(0, len(rows), 1000):
+            client.log_batch(run_id, metrics=rows[start : start + 1000])
+        client.log_artifacts(run_id, str(compression.reports), "reports")
+        client.log_artifacts(run_id, str(compression.model), "model")
+    except BaseException:
+        client.set_terminated(run_id, "FAILED")
+        raise
+    client.set_terminated(run_id, "FINISHED")
+    return run_id
+
+
+@click.command()
+@click.option("--artifacts", type=Path, default=Path("artifacts"), help="The model folders.")
+@click.option("--reports", type=Path, default=Path("reports"), help="The report folders.")
+@click.option("--allow-offline", is_flag=True, help="Only warn when MLflow cannot be reached.")
+def main(artifacts: Path, reports: Path, *, allow_offline: bool) -> None:
+    """Record the finished compression as one MLflow run, however it was started and how often this is called."""
+    compression = Compression(artifacts, reports)
+    try:
+        run_id, new = record(compression)
+    except InputError:
+        raise
+    except Exception as error:  # noqa: BLE001  # any fault of a server
+        reason = str(error).strip().splitlines()[0]
+        message = f"MLflow did not take the record ({reason}); record it later with: python -m stages.tracking"
+        if not allow_offline:
+            raise InputError(message) from None
+        click.echo(f"Warning: {message}", err=True)
+    else:
+        click.echo(f"MLflow run {run_id}: {'recorded' if new else 'this compression was recorded before'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""What the original engines of Diff-Pruning select, index for index (tests/oracle)."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.attention_processor import Attention, AttnProcessor
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+from stages.diffusion.cost import count_macs, count_params
+from stages.importance.measure import measure_importance
+from stages.prune.plan import plan_pruning
+from stages.prune.surgery import cut
+
+ORACLE = sorted((Path(__file__).parents[1] / "oracle").glob("*.json"))
+FORMULA = {"ddpm_exp": "paper", "ddpm_prune": "diffusers"}
+
+
+def rebuild(record):
+    """The model, calibration images and noise that the original saw, from numpy alone."""
+    unet = UNet2DModel(**record["config"]).eval()
+    for module in unet.modules():
+        if isinstance(module, Attention):
+            module.set_processor(AttnProcessor())
+    draws, parameters = np.random.RandomState(record["seed"]), dict(unet.named_parameters())
+    for name in sorted(parameters):
+        parameter = parameters[name]
+        normal = draws.standard_normal(tuple(parameter.shape))
+        if parameter.ndim > 1:
+            value = normal / np.sqrt(parameter[0].numel())
+        else:
+            value = 0.05 * normal if name.endswith("bias") else 1 + 0.2 * normal
+        parameter.data.copy_(torch.from_numpy(value))
+    shape = (record["batch"], 3, unet.config["sample_size"], unet.config["sample_size"])
+    images = np.clip(draws.standard_normal(shape), -1, 1)
+    return unet, torch.from_numpy(images).float(), torch.from_numpy(draws.standard_normal(shape)).float()
+
+
+@pytest.mark.parametrize("path", ORACLE, ids=lambda path: path.stem)
+def test_selects_what_the_original_selects(path):
+    """Interleaved scoring cuts the same channels of the same groups in the same order, from the same losses."""
+    record = json.loads(path.read_text())
+    unet, images, noise = rebuild(record)
+    importance = measure_importance(
+        unet,
+        DDPMScheduler(),
+        images,
+        noise,
+        range(0, 1000, record["stride"])[: record["max_steps"]],
+        criterion=record["criterion"],
+        formula=FORMULA[record["engine"]],
+        threshold=record["thr"],
+    )
+    plan = plan_pruning(unet, importance, ratio=record["ratio"], order="interleaved", seed=record["seed"])
+
+    np.testing.assert_allclose(importance.losses, record["losses"], rtol=1e-5)
+    assert [(group.root, group.blocks, group.cut) for group in plan.groups] == [
+        (group["root"], group["ch_groups"], group["pruned"]) for group in record["groups"]
+    ]
+    pruned = cut(unet, plan)
+    assert count_params(pruned) == record["params_after"]
+    assert {name: list(tensor.shape) for name, tensor in pruned.state_dict().items()} == record["shapes_after"]
+
+
+def test_cifar10_at_ratio_0_3_has_the_size_of_the_paper():
+    """35.7463 M / 6.0641 G becomes 19.8512 M / 3.3919 G, as in Diff-Pruning's table."""
+    record = json.loads(next(path for path in ORACLE if path.stem.startswith("cifar10")).read_text())
+    unet = UNet2DModel(**record["config"])
+    nothing = torch.zeros(1)
+    importance = measure_importance(
+        unet, DDPMScheduler(), nothing, nothing, [], criterion="random", formula="paper", threshold=0.0
+    )
+    pruned = cut(unet, plan_pruning(unet, importance, ratio=0.3))
+
+    sizes = [(f"{count_params(model) / 1e6:.4f}", f"{count_macs(model) / 1e9:.4f}") for model in (unet, pruned)]
+    assert sizes == [("35.7463", "6.0641"), ("19.8512", "3.3919")]
+
+
+def test_upfront_order_selects_other_channels():
+    """The order of scoring is a real choice: scores on dense widths pick other channels."""
+    path = next(path for path in ORACLE if path.stem == "tiny.ddpm_prune.magnitude")
+    record = json.loads(path.read_text())
+    unet, images, noise = rebuild(record)
+    importance = measure_importance(
+        unet, DDPMScheduler(), images, noise, [], criterion="magnitude", formula="diffusers", threshold=0.0
+    )
+    orders = [plan_pruning(unet, importance, ratio=0.3, order=order) for order in ("interleaved", "upfront")]
+
+    assert [len(group.cut) for group in orders[0].groups] == [len(group.cut) for group in orders[1].groups]
+    assert orders[0].groups[0].cut == orders[1].groups[0].cut  # the first group is scored on dense widths either way
+    assert orders[0].groups != orders[1].groups
