@@ -28,6 +28,7 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 run: $(READY) ## Prune the bundled model: fetch, importance, prune, finetune, evaluate
+	@$(BIN)/python -m stages.params
 	@$(BIN)/dvc repro
 	@cat reports/evaluate/results.md
 	@echo "Pictures beside the numbers: reports/evaluate/summary.png"

@@ -2,8 +2,11 @@
 
 import os
 import sys
+from pathlib import Path
 
 import click
+
+from stages.params import load_params
 
 SETTINGS = {
     "DO_NOT_TRACK": "1",
@@ -24,6 +27,8 @@ def main() -> None:
 @main.command()
 def compress() -> None:
     """Bring every stage up to date and record the result."""
+    load_params(Path("params.yaml"))
+
     from flows.compress import compress as flow
 
     state = flow(return_state=True)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
+import click
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
@@ -180,3 +181,14 @@ def _explain(error: ErrorDetails) -> str:
     if error["type"] == "extra_forbidden":
         return f"{key} is not a known key; remove it or correct its spelling"
     return f"{key} is {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+@click.command()
+@click.option("--params", "params_path", type=Path, default=Path("params.yaml"), help="The file to check.")
+def main(params_path: Path) -> None:
+    """Check a params file, before anything runs."""
+    load_params(params_path)
+
+
+if __name__ == "__main__":
+    main()

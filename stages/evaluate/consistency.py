@@ -5,10 +5,18 @@ import torch
 from numpy.typing import NDArray
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+SIGMA, RADIUS = 1.5, 5
+"""Of the Gaussian window, in pixels: 11×11."""
+
 
 def images_to_ssim(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> torch.Tensor:
-    """Compare pairs, [N, C, H, W] uint8 each -> SSIM [N] (Wang et al., 2004, eq. 13; 11×11 Gaussian window, σ 1.5)."""
+    """Compare pairs, [N, C, H, W] uint8 each -> SSIM [N] (Wang et al., 2004, eq. 13).
+
+    Averaged over the windows that lie wholly inside the image, as scikit-image does; torchmetrics by itself also counts
+    those that reach into a mirrored border.
+    """
     left, right = torch.from_numpy(images).double(), torch.from_numpy(others).double()
-    similarity = structural_similarity_index_measure(left, right, sigma=1.5, data_range=255.0, reduction="none")
-    assert isinstance(similarity, torch.Tensor)
-    return similarity
+    _, windows = structural_similarity_index_measure(
+        left, right, sigma=SIGMA, data_range=255.0, reduction="none", return_full_image=True
+    )
+    return windows[..., RADIUS:-RADIUS, RADIUS:-RADIUS].mean(dim=(1, 2, 3))

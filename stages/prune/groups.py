@@ -9,6 +9,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import nn
 
 from stages.diffusion.cost import example_inputs
+from stages.errors import InputError
 
 ATTENTION_OUTPUTS = ("to_q", "to_k", "to_v")
 
@@ -46,7 +47,11 @@ def build_graph(unet: UNet2DModel) -> torch_pruning.DependencyGraph:
 
 
 def find_groups(unet: UNet2DModel) -> list[Group]:
-    """List the groups of a dense UNet in the order of the original; the outputs of conv_out are protected."""
+    """List the groups of a dense UNet in the order of the original; the outputs of conv_out are protected.
+
+    Raises:
+        InputError: The model has layers whose halves are tied, which this cannot cut.
+    """
     graph, names = build_graph(unet), {module: name for name, module in unet.named_modules()}
     heads = {
         f"{name}.{side}": module.heads
@@ -75,4 +80,8 @@ def _group(
             blocks = max(blocks, heads.get(names[layer], 1))
         channels, roots = torch.tensor(item.idxs), torch.tensor(item.root_idxs)
         members.append(Member(names[layer], int(inputs), channels, roots))
-    return Group(names[found[0].dep.target.module], len(found[0].idxs), blocks, members)
+    root, width = names[found[0].dep.target.module], len(found[0].idxs)
+    for member in members:
+        if len(member.channels) < width:
+            raise InputError(f"{root} feeds {member.layer} in halves (scale and shift); such a model cannot be pruned")
+    return Group(root, width, blocks, members)

@@ -1,0 +1,88 @@
+"""Small models, images and params that many tests share."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+from stages.artifacts import Images
+from stages.diffusion.models import write_pipeline
+from stages.importance.measure import measure_importance
+from stages.params import Params, load_params
+
+ROOT = Path(__file__).parents[1]
+
+TINY = {
+    "sample_size": 8,
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": (16, 32),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "attention_head_dim": None,
+    "downsample_padding": 0,
+}
+
+
+@pytest.fixture
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture
+def make_unet():
+    """Build a UNet with seeded weights; keywords change its config."""
+
+    def make(seed=0, **changes):
+        torch.manual_seed(seed)
+        return UNet2DModel(**{**TINY, **changes}).eval()
+
+    return make
+
+
+@pytest.fixture
+def unet(make_unet) -> UNet2DModel:
+    """A UNet that computes in milliseconds."""
+    return make_unet()
+
+
+@pytest.fixture
+def scheduler() -> DDPMScheduler:
+    """The DDPM schedule of all the paper's UNets."""
+    return DDPMScheduler()
+
+
+@pytest.fixture
+def images() -> Images:
+    """Blurred noise, 24 for training and 8 held out."""
+    draws = np.random.default_rng(0)
+    pixels = draws.integers(0, 256, (32, 1, 4, 4)).repeat(2, axis=2).repeat(2, axis=3).astype(np.uint8)
+    return Images(train=pixels[:24], heldout=pixels[24:])
+
+
+@pytest.fixture
+def params() -> Params:
+    """The default params."""
+    return load_params(ROOT / "params.yaml")
+
+
+@pytest.fixture
+def model_folder(tmp_path, unet, scheduler) -> Path:
+    """The tiny UNet as a diffusers folder."""
+    write_pipeline(tmp_path / "model", unet, scheduler)
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def magnitude(unet, scheduler):
+    """The magnitude importance of the tiny UNet, which needs no data."""
+    nothing = torch.zeros(1)
+    return measure_importance(
+        unet, scheduler, nothing, nothing, [], criterion="magnitude", formula="paper", threshold=0.0
+    )

@@ -1,0 +1,154 @@
+"""Choosing and cutting channels."""
+
+import itertools
+
+import pytest
+import torch
+
+from stages.artifacts import read_json, write_json
+from stages.errors import InputError
+from stages.params import PruneParams
+from stages.prune.groups import Group, find_groups
+from stages.prune.plan import Plan, choose, plan_pruning
+from stages.prune.pruning import prune_unet
+from stages.prune.surgery import cut, prove
+
+X, T = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 700])
+
+
+def test_cutting_nothing_changes_nothing(unet, magnitude):
+    """At ratio 0 every output stays bit for bit."""
+    pruned = cut(unet, plan_pruning(unet, magnitude, ratio=0.0))
+
+    assert torch.equal(pruned(X, T).sample, unet(X, T).sample)
+
+
+def test_cutting_dead_channels_changes_nothing(unet, magnitude):
+    """Channels of the time embedding that nobody reads can go without a trace: the cut takes out exactly them."""
+    dead = [3, 17, 40]
+    with torch.no_grad():
+        unet.time_embedding.linear_2.weight[:, dead] = 0
+    plan = plan_pruning(unet, magnitude, ratio=0.0)
+    groups = [
+        group.model_copy(update={"cut": dead}) if group.root == "time_embedding.linear_1" else group
+        for group in plan.groups
+    ]
+    left = [channel for channel in range(64) if channel not in dead]
+    layers = dict(plan.layers)
+    layers["time_embedding.linear_1"] = layers["time_embedding.linear_1"].model_copy(update={"outputs": left})
+    layers["time_embedding.linear_2"] = layers["time_embedding.linear_2"].model_copy(update={"inputs": left})
+    pruned = cut(unet, plan.model_copy(update={"groups": groups, "layers": layers}))
+
+    assert pruned.time_embedding.linear_1.out_features == 61
+    torch.testing.assert_close(pruned(X, T).sample, unet(X, T).sample)
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.3, 0.5, 0.7])
+def test_no_group_loses_more_than_asked(unet, magnitude, ratio):
+    """And GroupNorm groups stay of equal size."""
+    for group in plan_pruning(unet, magnitude, ratio=ratio).groups:
+        num_cut = group.width - int(group.width * (1 - ratio))
+        assert len(group.cut) == num_cut // group.blocks * group.blocks
+        per_block = [
+            sum(channel // (group.width // group.blocks) == block for channel in group.cut)
+            for block in range(group.blocks)
+        ]
+        assert len(set(per_block)) == 1
+
+
+def test_the_lowest_scores_go_from_each_block():
+    """Two blocks of four, half of each."""
+    scores = torch.tensor([4.0, 1.0, 3.0, 2.0, 50.0, 80.0, 70.0, 60.0])
+
+    assert choose(scores, Group("layer", 8, 2, []), 0.5).tolist() == [1, 3, 4, 7]
+    assert choose(scores, Group("layer", 8, 1, []), 0.5).tolist() == [0, 1, 2, 3]
+
+
+def test_a_ratio_that_empties_a_group_is_refused(unet, magnitude):
+    """The message names the ratio, the group and the key to change."""
+    with pytest.raises(InputError, match=r"prune\.ratio 0\.99 leaves 0 of 16 channels in .*; lower prune\.ratio"):
+        plan_pruning(unet, magnitude, ratio=0.99)
+
+
+def test_importance_of_another_model_is_refused(make_unet, magnitude):
+    """Also of the same architecture with other weights."""
+    with pytest.raises(InputError, match="the importance was measured on another model"):
+        prune_unet(make_unet(seed=1), magnitude, PruneParams(ratio=0.3, order="interleaved"), 0)
+
+
+def test_random_depends_on_its_seed(unet, magnitude):
+    """Two seeds, two selections; one seed, one selection."""
+    nothing_known = type(magnitude)(**{**vars(magnitude), "criterion": "random", "saliency": {}})
+    plans = [plan_pruning(unet, nothing_known, ratio=0.3, seed=seed) for seed in (0, 0, 1)]
+
+    assert plans[0] == plans[1]
+    assert plans[0].groups != plans[2].groups
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attention_head_dim": 8},
+        {"layers_per_block": 2},
+        {
+            "block_out_channels": (16, 32, 32),
+            "down_block_types": ("DownBlock2D",) * 3,
+            "up_block_types": ("UpBlock2D",) * 3,
+        },
+        {"in_channels": 3, "out_channels": 3},
+    ],
+    ids=str,
+)
+def test_other_architectures_are_cut_and_run(make_unet, scheduler, changes):
+    """Several heads, deeper blocks, more levels, colour: plan, cut, prove."""
+    from stages.importance.measure import measure_importance
+
+    unet, nothing = make_unet(**changes), torch.zeros(1)
+    importance = measure_importance(
+        unet, scheduler, nothing, nothing, [], criterion="magnitude", formula="paper", threshold=0.0
+    )
+    pruned = cut(unet, plan_pruning(unet, importance, ratio=0.3))
+
+    assert sum(p.numel() for p in pruned.parameters()) < sum(p.numel() for p in unet.parameters())
+
+
+def test_layers_in_halves_are_refused(make_unet):
+    """Scale and shift come from one layer whose halves are tied; cutting them singly would cut too much."""
+    with pytest.raises(InputError, match=r"time_emb_proj .* in halves .* cannot be pruned"):
+        find_groups(make_unet(resnet_time_scale_shift="scale_shift"))
+
+
+def test_heads_keep_equal_widths(make_unet):
+    """The four heads of a 32-channel attention lose as many channels each."""
+    groups = [group for group in find_groups(make_unet(attention_head_dim=8)) if group.root.endswith("to_v")]
+
+    assert [group.blocks for group in groups] == [4] * len(groups)
+    assert groups
+
+
+def test_a_plan_survives_its_file(tmp_path, unet, magnitude):
+    """What is written is what was decided."""
+    plan = plan_pruning(unet, magnitude, ratio=0.3)
+    write_json(tmp_path / "plan.json", plan.model_dump())
+
+    assert Plan.model_validate(read_json(tmp_path / "plan.json")) == plan
+
+
+def test_a_result_that_is_not_the_plan_is_noticed(unet, magnitude):
+    """The proof compares every tensor with the dense one sliced by the plan, so that a swapped channel cannot pass."""
+    plan = plan_pruning(unet, magnitude, ratio=0.3)
+    pruned = cut(unet, plan)
+    with torch.no_grad():
+        pruned.conv_in.weight[[0, 1]] = pruned.conv_in.weight[[1, 0]]
+
+    with pytest.raises(RuntimeError, match=r"conv_in\.weight .* is not what the plan says"):
+        prove(unet, pruned, plan)
+
+
+def test_every_prunable_layer_belongs_to_groups(unet):
+    """No layer is forgotten: each side of each layer is in a group, but for image channels and the sinusoid."""
+    sides = {(member.layer, member.dim) for group in find_groups(unet) for member in group.members}
+    layers = [name for name, module in unet.named_modules() if isinstance(module, torch.nn.Conv2d | torch.nn.Linear)]
+    free = {("conv_in", 1), ("conv_out", 0), ("time_embedding.linear_1", 1)}
+
+    assert set(itertools.product(layers, (0, 1))) - sides == free

@@ -1,0 +1,103 @@
+"""The rules of the house, as tests."""
+
+import ast
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import grimp
+import pytest
+from ruamel.yaml import YAML
+
+from flows.commands import stage_names
+from stages.params import Params
+from stages.tracking import STAGES
+
+ROOT = Path(__file__).parents[1]
+DVC = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
+HEAVY = {"diffusers", "mlflow", "prefect", "torch"}
+
+
+def test_a_stage_is_called_by_one_word_everywhere(monkeypatch):
+    """The words of dvc.yaml, params.yaml, the folders with a __main__, the record and the flow are the same."""
+    monkeypatch.chdir(ROOT)
+    words = list(DVC)
+
+    assert words == [name for name in Params.model_fields if name != "seed"]
+    assert words == list(YAML(typ="safe").load((ROOT / "params.yaml").read_text()))[1:]
+    assert sorted(words) == sorted(path.parent.name for path in (ROOT / "stages").glob("*/__main__.py"))
+    assert words == list(STAGES) == stage_names()
+
+
+@pytest.mark.parametrize("stage", DVC)
+def test_deps_cover_everything_a_stage_imports(stage):
+    """Whatever code a stage runs stands in its deps: change the algorithm and dvc repro notices."""
+    graph = grimp.build_graph("stages")
+    commands = DVC[stage]["cmd"] if isinstance(DVC[stage]["cmd"], list) else [DVC[stage]["cmd"]]
+    entries = [command.split()[2] for command in commands]
+    entries = [f"{entry}.__main__" if f"{entry}.__main__" in graph.modules else entry for entry in entries]
+    needed = {module for entry in entries for module in {entry, *graph.find_upstream_modules(entry)}}
+    files = {(ROOT / name.replace(".", "/")).with_suffix(".py") for name in needed} - {ROOT / "stages.py"}
+    covered = [ROOT / dep for dep in DVC[stage]["deps"]]
+
+    uncovered = [file for file in files if file.exists() and not any(file.is_relative_to(dep) for dep in covered)]
+    assert uncovered == []
+
+
+@pytest.mark.parametrize("stage", DVC)
+def test_deps_hold_nothing_a_stage_does_not_use(stage):
+    """A dependency that nothing imports would run the stage for no reason."""
+    modules = {f"stages.{Path(dep).stem}" for dep in DVC[stage]["deps"] if dep.startswith("stages/")}
+    graph = grimp.build_graph("stages")
+    commands = " ".join(DVC[stage]["cmd"] if isinstance(DVC[stage]["cmd"], list) else [DVC[stage]["cmd"]]).split()
+    entries = [word for word in commands if word.startswith("stages.")]
+    used = {
+        up
+        for entry in entries
+        for up in graph.find_upstream_modules(entry, as_package=f"{entry}.__main__" in graph.modules)
+    }
+
+    assert {
+        module for module in modules if module not in entries and not any(up.startswith(module) for up in used)
+    } == set()
+
+
+def test_import_mlflow_is_the_real_one():
+    """The folder mlflow/ beside it does not shadow the package, not even from the project's root."""
+    found = importlib.util.find_spec("mlflow")
+
+    assert found is not None
+    assert found.origin is not None
+    assert "site-packages" in found.origin
+    assert list((ROOT / "mlflow").rglob("*.py")) == []
+
+
+def test_nothing_of_ours_pickles():
+    """No module of flows or stages imports a pickle, and none calls torch.save or torch.load."""
+    banned = {"pickle", "cloudpickle", "dill", "joblib"}
+    for path in [*(ROOT / "stages").rglob("*.py"), *(ROOT / "flows").rglob("*.py"), *(ROOT / "recipes").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            module = [node.module] if isinstance(node, ast.ImportFrom) else []
+            assert not banned & {str(name).split(".")[0] for name in [*names, *module]}, path
+            assert ast.unparse(node) not in ("torch.save", "torch.load"), path
+
+
+@pytest.mark.parametrize(
+    "module", [*(f"stages.{stage}.__main__" for stage in DVC), "stages.tracking", "flows.__main__"]
+)
+def test_the_command_lines_import_nothing_heavy(module):
+    """--help answers at once, because arguments are parsed before anything heavy is imported."""
+    code = f"import sys, {module}; print(*(name for name in {sorted(HEAVY)!r} if name in sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+
+    assert result.stdout.split() == []
+
+
+def test_the_lock_names_no_registry():
+    """requirements.lock holds hashes and no address."""
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+
+    assert any(line.strip().startswith("--hash=sha256:") for line in lines)
+    assert [line for line in lines if "://" in line or line.startswith(("--index", "--find-links"))] == []

@@ -1,0 +1,170 @@
+"""Folders between the stages."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from stages.artifacts import (
+    fingerprint,
+    read_images,
+    read_importance,
+    read_json,
+    read_tensors,
+    tensors_sha256,
+    write_images,
+    write_importance,
+    write_json,
+    write_run_record,
+    write_tensors,
+    writing,
+)
+from stages.errors import InputError
+
+
+def test_a_folder_appears_whole(tmp_path):
+    """What was there before is replaced at the end, not before."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").touch()
+
+    with writing(tmp_path / "out") as folder:
+        (folder / "new").touch()
+        assert (tmp_path / "out" / "old").exists()
+
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "new"]
+
+
+def test_a_folder_that_fails_leaves_nothing(tmp_path):
+    """Neither the folder nor its temporary one is left, and what was there before stays."""
+    (tmp_path / "out").mkdir()
+
+    def fail():
+        with writing(tmp_path / "out") as folder:
+            (folder / "half").touch()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+
+    assert [path.name for path in tmp_path.rglob("*")] == ["out"]
+
+
+def test_a_full_disk_is_one_line_and_nothing_half_written(tmp_path):
+    """On a file system of 64 KiB, writing 1 MiB fails with words and leaves nothing."""
+    code = (
+        "import torch; from pathlib import Path; from stages import artifacts; from stages.errors import InputError\n"
+        "try:\n"
+        f"  with artifacts.writing(Path({str(tmp_path)!r}) / 'out') as folder:\n"
+        "    artifacts.write_tensors(folder / 'a.safetensors', {'a': torch.zeros(1 << 18)})\n"
+        "except InputError as error: print(error.message)\n"
+        f"print(list(Path({str(tmp_path)!r}).rglob('*')))\n"
+    )
+    mount = f'mount -t tmpfs -o size=64k tmpfs {tmp_path} && exec {sys.executable} -c "$CODE"'
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount]
+    result = subprocess.run(command, env={**os.environ, "CODE": code}, capture_output=True, text=True, check=False)
+    if "unshare" in result.stderr or "mount:" in result.stderr:
+        pytest.skip(f"this machine lets nobody mount: {result.stderr.strip()}")
+
+    message, left = result.stdout.splitlines()
+    assert "No space left on device; free some space" in message
+    assert left == "[]"
+
+
+def test_tensors_come_back_bit_for_bit(tmp_path):
+    """And equal tensors make equal files, in whatever order they are given."""
+    tensors = {"b": torch.randn(3, 4), "a": torch.arange(5)}
+    write_tensors(tmp_path / "one.safetensors", tensors)
+    write_tensors(tmp_path / "two.safetensors", dict(reversed(tensors.items())))
+
+    found = read_tensors(tmp_path / "one.safetensors")
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("size", [0, 7, 100, 200])
+def test_a_truncated_tensor_file_is_refused(tmp_path, size):
+    """At whichever byte it was cut."""
+    path = tmp_path / "a.safetensors"
+    write_tensors(path, {"a": torch.randn(64)})
+    path.write_bytes(path.read_bytes()[:size])
+
+    with pytest.raises(InputError, match="is not a whole safetensors file"):
+        read_tensors(path)
+
+
+def test_what_is_missing_is_named(tmp_path):
+    """Each reader says which file it lacks."""
+    for read in (read_tensors, read_json, read_images, read_importance):
+        with pytest.raises(InputError, match=str(tmp_path / "nothing")):
+            read(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(("text", "words"), [("{", "not valid JSON"), ("[1]", "holds a list")])
+def test_what_is_no_json_object_is_refused(tmp_path, text, words):
+    """Damaged JSON and JSON of another kind."""
+    (tmp_path / "a.json").write_text(text)
+
+    with pytest.raises(InputError, match=words):
+        read_json(tmp_path / "a.json")
+
+
+def test_images_come_back(tmp_path, images):
+    """Memory-mapped, equal, and with what is known of them beside."""
+    write_images(tmp_path, images, {"source": "here"})
+
+    found = read_images(tmp_path)
+    assert isinstance(found.train, np.memmap)
+    assert np.array_equal(found.train, images.train)
+    assert np.array_equal(found.heldout, images.heldout)
+    assert read_json(tmp_path / "dataset.json") == {"heldout": 8, "shape": [1, 8, 8], "source": "here", "train": 24}
+
+
+def test_importance_comes_back(tmp_path, magnitude):
+    """With every field."""
+    write_importance(tmp_path, magnitude)
+
+    found = read_importance(tmp_path)
+    assert tensors_sha256(found.saliency) == tensors_sha256(magnitude.saliency)
+    assert {**vars(found), "saliency": None} == {**vars(magnitude), "saliency": None}
+
+
+def test_the_hash_of_tensors_sees_names_types_shapes_and_values():
+    """And not how they are stored."""
+    base = {"a": torch.zeros(2, 3)}
+    others = [
+        {"b": torch.zeros(2, 3)},
+        {"a": torch.zeros(3, 2)},
+        {"a": torch.zeros(2, 3).int()},
+        {"a": torch.ones(2, 3)},
+    ]
+
+    assert tensors_sha256(base) == tensors_sha256({"a": torch.zeros(3, 2).T})
+    assert len({tensors_sha256(tensors) for tensors in [base, *others]}) == 5
+
+
+def test_a_run_record_explains_the_folder(tmp_path, params):
+    """Params, code, versions and device stand in it, and no time of day: twice is the same."""
+    write_run_record(tmp_path, "prune", params)
+    first = (tmp_path / "run.json").read_bytes()
+    write_run_record(tmp_path, "prune", params)
+
+    record = json.loads(first)
+    assert record["params"] == {"seed": 0, "prune": {"ratio": 0.3, "order": "interleaved"}}
+    assert set(record) == {"stage", "params", "git_commit", "code_sha256", "python", "packages", "device"}
+    assert (tmp_path / "run.json").read_bytes() == first
+
+
+def test_a_fingerprint_sees_params_and_inputs(tmp_path, params):
+    """A checkpoint belongs to exactly one of them."""
+    write_json(tmp_path / "in" / "a.json", {"a": 1})
+    before = fingerprint("finetune", params, tmp_path / "in")
+    assert fingerprint("finetune", params, tmp_path / "in") == before
+
+    other = params.model_copy(update={"seed": 1})
+    assert fingerprint("finetune", other, tmp_path / "in") != before
+    write_json(tmp_path / "in" / "a.json", {"a": 2})
+    assert fingerprint("finetune", params, tmp_path / "in") != before

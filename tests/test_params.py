@@ -1,0 +1,76 @@
+"""params.yaml -> checked types."""
+
+import pytest
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+
+from stages.errors import InputError
+from stages.params import load_params
+
+
+@pytest.fixture
+def changed(root, tmp_path):
+    """Write params.yaml with one value changed."""
+
+    def change(key, value):
+        tree = YAML(typ="safe").load((root / "params.yaml").read_text())
+        *path, last = key.split(".")
+        home = tree
+        for part in path:
+            home = home[part]
+        home[last] = value
+        YAML(typ="safe").dump(tree, tmp_path / "params.yaml")
+        return tmp_path / "params.yaml"
+
+    return change
+
+
+def test_params_are_frozen(params):
+    """Nobody changes a number on its way to the mathematics."""
+    with pytest.raises(ValidationError, match="frozen"):
+        params.seed = 1
+
+
+def test_scientific_notation_is_a_number(tmp_path, root):
+    """1e-4 is a float for DVC, and so it is for us."""
+    text = (root / "params.yaml").read_text().replace("learning_rate: 5.0e-4", "learning_rate: 1e-4")
+    (tmp_path / "params.yaml").write_text(text)
+
+    assert load_params(tmp_path / "params.yaml").finetune.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("prune.ratio", 1.5, "prune.ratio is 1.5: input should be less than 1"),
+        ("prune.ratoi", 0.3, "prune.ratoi is not a known key"),
+        ("surprise", 1, "surprise is not a known key"),
+        ("importance.criterion", "hessian", "importance.criterion is 'hessian': input should be 'random', 'magnitude'"),
+        ("seed", -1, "seed is -1"),
+        ("evaluate.kid_subset_size", 5000, "kid_subset_size 5000 is more than num_images"),
+        ("fetch.model.source", "ftp", "fetch.model is "),
+    ],
+)
+def test_a_wrong_value_is_named_in_one_line(changed, key, value, words):
+    """The message says which key, what was found and what is allowed."""
+    with pytest.raises(InputError) as caught:
+        load_params(changed(key, value))
+
+    assert words in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(("text", "words"), [("seed: [", "is not valid YAML"), ("", "the file is None")])
+def test_a_file_that_is_no_params_file_is_refused(tmp_path, text, words):
+    """Broken and empty files are told apart."""
+    (tmp_path / "params.yaml").write_text(text)
+
+    with pytest.raises(InputError, match=words) as caught:
+        load_params(tmp_path / "params.yaml")
+    assert "\n" not in caught.value.message
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    """The message says how to name another one."""
+    with pytest.raises(InputError, match="give a params file with --params"):
+        load_params(tmp_path / "params.yaml")
