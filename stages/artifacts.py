@@ -7,7 +7,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from stages.errors import InputError
-from stages.params import Params
+from stages.params import Section
 
 PACKAGES = ("diffusers", "numpy", "safetensors", "torch", "torch-fidelity", "torch-pruning", "torchmetrics")
 STAGES_ROOT = Path(__file__).parent
@@ -212,14 +212,14 @@ def to_model_range(images: NDArray[np.uint8]) -> torch.Tensor:
     return torch.from_numpy(images.astype(np.float32)) / 127.5 - 1
 
 
-def write_run_record(folder: Path, stage: str, params: Params) -> None:
-    """Write run.json: what made this folder (params, commit, code, versions, device).
+def write_run_record(folder: Path, stage: str, **params: Section | int) -> None:
+    """Write run.json: what made this folder (the params that the stage read, commit, code, versions, device).
 
     It holds no time of day, so the same work leaves the same folder.
     """
     record = {
         "stage": stage,
-        "params": {"seed": params.seed, stage: params.model_dump(mode="json")[stage]},
+        "params": _plain(params),
         "git_commit": _git_commit(),
         "code_sha256": code_sha256(stage),
         "python": platform.python_version(),
@@ -229,13 +229,17 @@ def write_run_record(folder: Path, stage: str, params: Params) -> None:
     write_json(folder / "run.json", record)
 
 
-def fingerprint(stage: str, params: Params, *inputs: Path) -> str:
+def fingerprint(stage: str, inputs: Iterable[Path], **params: Section | int) -> str:
     """Hash all that decides the outcome of a stage: its code, its params and the content of its input folders."""
     digest = hashlib.sha256(code_sha256(stage).encode())
-    digest.update(json.dumps([params.seed, params.model_dump(mode="json")[stage]]).encode())
+    digest.update(json.dumps(_plain(params)).encode())
     for path in (path for folder in inputs for path in sorted(folder.rglob("*")) if path.is_file()):
         digest.update(file_sha256(path).encode())
     return digest.hexdigest()
+
+
+def _plain(params: Mapping[str, Section | int]) -> dict[str, Any]:
+    return {key: part.model_dump(mode="json") if isinstance(part, Section) else part for key, part in params.items()}
 
 
 def code_sha256(stage: str) -> str:

@@ -67,10 +67,9 @@ class Compression:
     def curves(self) -> Iterator[tuple[str, int, float]]:
         """Read the curves as (key, step, value)."""
         for report, name in (("importance", "losses.csv"), ("finetune", "curve.csv")):
-            with (self.reports / report / name).open(newline="") as file:
-                for row in csv.DictReader(file):
-                    step_column, *columns = row
-                    yield from ((f"{report}.{key}", int(row[step_column]), float(row[key])) for key in columns)
+            for row in csv.DictReader(_read(self.reports / report / name).decode().splitlines()):
+                step_column, *columns = row
+                yield from ((f"{report}.{key}", int(row[step_column]), float(row[key])) for key in columns)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -148,9 +148,9 @@ def test_the_hash_of_tensors_sees_names_types_shapes_and_values():
 
 def test_a_run_record_explains_the_folder(tmp_path, params):
     """Params, code, versions and device stand in it, and no time of day: twice is the same."""
-    write_run_record(tmp_path, "prune", params)
+    write_run_record(tmp_path, "prune", seed=params.seed, prune=params.prune)
     first = (tmp_path / "run.json").read_bytes()
-    write_run_record(tmp_path, "prune", params)
+    write_run_record(tmp_path, "prune", seed=params.seed, prune=params.prune)
 
     record = json.loads(first)
     assert record["params"] == {"seed": 0, "prune": {"ratio": 0.3, "order": "interleaved"}}
@@ -161,10 +161,11 @@ def test_a_run_record_explains_the_folder(tmp_path, params):
 def test_a_fingerprint_sees_params_and_inputs(tmp_path, params):
     """A checkpoint belongs to exactly one of them."""
     write_json(tmp_path / "in" / "a.json", {"a": 1})
-    before = fingerprint("finetune", params, tmp_path / "in")
-    assert fingerprint("finetune", params, tmp_path / "in") == before
+    inputs, section = [tmp_path / "in"], params.finetune
+    before = fingerprint("finetune", inputs, seed=0, finetune=section)
 
-    other = params.model_copy(update={"seed": 1})
-    assert fingerprint("finetune", other, tmp_path / "in") != before
+    assert fingerprint("finetune", inputs, seed=0, finetune=section) == before
+    assert fingerprint("finetune", inputs, seed=1, finetune=section) != before
+    assert fingerprint("finetune", inputs, seed=0, finetune=section.model_copy(update={"steps": 1})) != before
     write_json(tmp_path / "in" / "a.json", {"a": 2})
-    assert fingerprint("finetune", params, tmp_path / "in") != before
+    assert fingerprint("finetune", inputs, seed=0, finetune=section) != before

@@ -18,7 +18,7 @@ def compression(tmp_path, params, magnitude, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     found = Compression(tmp_path / "artifacts", tmp_path / "reports")
     for stage in STAGES:
-        write_run_record(found.homes[stage], stage, params)
+        write_run_record(found.homes[stage], stage, seed=params.seed, **{stage: getattr(params, stage)})
     write_tensors(found.model / "unet" / "weights.safetensors", magnitude.saliency)
     write_report([CurvePoint(0, float("nan"), 0.5), CurvePoint(9, 0.2, 0.1)], tmp_path / "reports" / "finetune")
     (tmp_path / "reports" / "importance").mkdir()

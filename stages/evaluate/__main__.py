@@ -31,7 +31,7 @@ def main(params_path: Path, dense: Path, pruned: Path, finetuned: Path, data: Pa
     comparison = compare(models, read_scheduler(dense), real, params.evaluate, params.seed)
     with artifacts.writing(report) as folder:
         write_report(comparison, folder)
-        artifacts.write_run_record(folder, "evaluate", params)
+        artifacts.write_run_record(folder, "evaluate", seed=params.seed, evaluate=params.evaluate)
 
 
 if __name__ == "__main__":

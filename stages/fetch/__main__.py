@@ -22,7 +22,7 @@ def main(params_path: Path, model_out: Path, data_out: Path) -> None:
         unet = model.fetch_model(params.fetch.model, model_folder)
         data.fetch_data(params.fetch.data, unet, params.fetch.heldout, data_folder)
         for folder in (model_folder, data_folder):
-            artifacts.write_run_record(folder, "fetch", params)
+            artifacts.write_run_record(folder, "fetch", fetch=params.fetch)
 
 
 if __name__ == "__main__":

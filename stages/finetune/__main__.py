@@ -28,14 +28,15 @@ def main(params_path: Path, model: Path, data: Path, checkpoints: Path, out: Pat
     unet, scheduler = read_unet(model, select_device()), read_scheduler(model)
     images = artifacts.read_images(data)
     check_images(unet, images.train, data)
-    kept = Checkpoints(checkpoints, artifacts.fingerprint("finetune", params, model, data))
+    run = artifacts.fingerprint("finetune", [model, data], seed=params.seed, finetune=params.finetune)
+    kept = Checkpoints(checkpoints, run)
     trainer = Trainer(unet, scheduler, images, params.finetune, params.seed)
     trainer.run(kept)
     with artifacts.writing(out) as model_folder, artifacts.writing(report) as report_folder:
         write_pipeline(model_folder, trainer.ema, scheduler)
         copy_plan(model, model_folder)
         write_report(trainer.curve, report_folder)
-        artifacts.write_run_record(model_folder, "finetune", params)
+        artifacts.write_run_record(model_folder, "finetune", seed=params.seed, finetune=params.finetune)
     kept.clear()
 
 

@@ -29,7 +29,7 @@ def main(params_path: Path, model: Path, data: Path, out: Path, report: Path) ->
     importance = calibrate(unet, scheduler, images.train, params.importance, params.seed)
     with artifacts.writing(out) as folder, artifacts.writing(report) as report_folder:
         artifacts.write_importance(folder, importance)
-        artifacts.write_run_record(folder, "importance", params)
+        artifacts.write_run_record(folder, "importance", seed=params.seed, importance=params.importance)
         write_report(importance, report_folder)
 
 

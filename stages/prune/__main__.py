@@ -26,7 +26,7 @@ def main(params_path: Path, model: Path, importance_path: Path, out: Path) -> No
     with artifacts.writing(out) as folder:
         write_pipeline(folder, pruned, scheduler)
         artifacts.write_json(folder / PLAN, plan.model_dump())
-        artifacts.write_run_record(folder, "prune", params)
+        artifacts.write_run_record(folder, "prune", seed=params.seed, prune=params.prune)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,92 @@
+"""Workspaces: copies of the project in which the whole pipeline runs for real, with small numbers."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from stages.artifacts import file_sha256
+
+ROOT = Path(__file__).parents[2]
+PARTS = [".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "dvc.yaml", "flows", "params.yaml", "stages"]
+SMALL = {
+    "importance": {"stride": 250, "num_images": 4},
+    "finetune": {"steps": 12, "batch_size": 16, "heldout_every": 6, "checkpoint_every": 2},
+    "evaluate": {"num_images": 8, "sampler_steps": 2, "kid_subset_size": 4, "kid_subsets": 2, "latency_repeats": 2},
+}
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """One copy of the project, with caches, servers and stores of its own."""
+
+    path: Path
+
+    def run(self, *command, **environment):
+        """Run a command in it, as a user would in a terminal."""
+        home = self.path.parent / "home"
+        home.mkdir(exist_ok=True)
+        own = {
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "PREFECT_HOME": str(home / "prefect"),
+            "MLFLOW_TRACKING_URI": f"sqlite:///{self.path}/mlflow.db",
+            **environment,
+        }
+        return subprocess.run(
+            command, cwd=self.path, env={**os.environ, **own}, capture_output=True, text=True, check=False
+        )
+
+    def repro(self):
+        """Run `dvc repro`: the names of the stages that ran."""
+        result = self.run("dvc", "repro")
+        assert result.returncode == 0, result.stdout + result.stderr
+        return re.findall(r"Running stage '(\w+)'", result.stdout)
+
+    def set(self, section, **values):
+        """Change params.yaml."""
+        file = self.path / "params.yaml"
+        tree = YAML(typ="safe").load(file.read_text())
+        tree[section].update(values)
+        YAML(typ="safe").dump(tree, file)
+
+    def weights(self, folder="artifacts/finetuned"):
+        """Hash every safetensors file below a folder."""
+        return {
+            str(path.relative_to(self.path)): file_sha256(path) for path in self.path.glob(f"{folder}/**/*.safetensors")
+        }
+
+
+@pytest.fixture(scope="session")
+def make_workspace(tmp_path_factory):
+    """Make workspaces, all from the same files."""
+
+    def make(name):
+        path = tmp_path_factory.mktemp(name) / "project"
+        for part in PARTS:
+            source, target = ROOT / part, path / part
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copyfile(source, target)
+        workspace = Workspace(path)
+        for section, values in SMALL.items():
+            workspace.set(section, **values)
+        subprocess.run(["git", "init", "-q"], cwd=path, check=True)
+        return workspace
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished(make_workspace):
+    """A workspace in which the pipeline ran once; tests leave it up to date."""
+    workspace = make_workspace("finished")
+    assert workspace.repro() == ["fetch", "importance", "prune", "finetune", "evaluate"]
+    return workspace

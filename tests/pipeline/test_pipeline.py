@@ -1,0 +1,131 @@
+"""The whole pipeline, by DVC and by Prefect."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+from mlflow import MlflowClient
+
+METRICS = {"params", "macs", "fid", "kid", "ssim", "latency_ms"}
+
+
+def runs(workspace):
+    """All runs in the workspace's MLflow."""
+    client = MlflowClient(f"sqlite:///{workspace.path}/mlflow.db")
+    return client.search_runs([client.get_experiment_by_name("espalier").experiment_id])
+
+
+def test_the_report_compares_the_three_models(finished):
+    """Every metric of every model, and MACs fall by 40 to 60 %."""
+    metrics = json.loads((finished.path / "reports/evaluate/metrics.json").read_text())
+
+    assert set(metrics) == {"protocol", "dense", "pruned", "finetuned"}
+    assert all(set(metrics[model]) >= METRICS for model in ("dense", "pruned", "finetuned"))
+    assert 0.4 < 1 - metrics["pruned"]["macs"] / metrics["dense"]["macs"] < 0.6
+    assert metrics["protocol"]["num_images"] == 8
+    assert metrics["protocol"]["seed"] == 0
+
+
+def test_every_run_folder_explains_itself(finished):
+    """run.json beside each model, and the kept channels beside each pruned one."""
+    for folder in ("pretrained", "data", "importance", "pruned", "finetuned"):
+        assert (finished.path / "artifacts" / folder / "run.json").is_file()
+    plans = [
+        (finished.path / "artifacts" / folder / "pruning_plan.json").read_text() for folder in ("pruned", "finetuned")
+    ]
+    assert plans[0] == plans[1]
+
+
+def test_nothing_is_pickled(finished):
+    """Neither in the artifacts nor in DVC's cache nor in MLflow's store."""
+    suffixes = {".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib"}
+    assert [path for path in finished.path.rglob("*") if path.suffix in suffixes] == []
+
+
+def test_a_second_repro_runs_nothing(finished):
+    """Everything is up to date, and MLflow has one run of it."""
+    assert finished.repro() == []
+    assert len(runs(finished)) == 1
+
+
+def test_a_finetune_param_runs_finetune_and_what_follows(finished):
+    """Going back restores from the cache, which computes nothing and records nothing twice."""
+    finished.set("finetune", steps=13)
+    assert finished.repro() == ["finetune", "evaluate"]
+    assert len(runs(finished)) == 2
+
+    finished.set("finetune", steps=12)
+    assert finished.repro() == []
+    assert len(runs(finished)) == 2
+
+
+def test_a_line_in_prune_runs_prune_and_what_follows(finished):
+    """Even a comment: the code that made a model is part of what the model is."""
+    file = finished.path / "stages/prune/surgery.py"
+    before = file.read_text()
+    file.write_text(before + "# a line\n")
+    assert finished.repro() == ["prune", "finetune", "evaluate"]
+
+    file.write_text(before)
+    assert finished.repro() == []
+
+
+def test_prefect_gives_the_same_weights_from_nothing(finished, make_workspace):
+    """A second workspace with empty caches, run as a flow with no server: bit-identical weights, one run in MLflow."""
+    other = make_workspace("flow")
+    result = other.run("python", "-m", "flows", "compress")
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "Running stage 'finetune'" in result.stdout + result.stderr
+    assert other.weights() == finished.weights() != {}
+    assert len(runs(other)) == 1
+
+
+def test_a_failed_stage_fails_the_flow_in_words(finished):
+    """The stage's own line, the stage's name, exit code 1 and no traceback; what was there stays."""
+    before = finished.weights("artifacts")
+    finished.set("prune", ratio=0.99)
+    result = finished.run("python", "-m", "flows", "compress")
+    finished.set("prune", ratio=0.3)
+
+    told = result.stdout + result.stderr
+    assert result.returncode == 1
+    assert "prune.ratio 0.99 leaves 0 of" in told
+    assert "stage prune failed" in told
+    assert "Traceback" not in told
+    assert finished.repro() == []
+    assert finished.weights("artifacts") == before
+
+
+def test_a_killed_finetune_goes_on_from_its_last_checkpoint(finished, make_workspace):
+    """After kill -9 in mid-training, dvc repro: the same weights as those of the undisturbed run, and fewer steps."""
+    killed = make_workspace("killed")
+    shutil.copytree(finished.path / ".dvc/cache", killed.path / ".dvc/cache")
+    killed.set("finetune", steps=100, checkpoint_every=5)
+    finished.set("finetune", steps=100, checkpoint_every=5)
+    command = "exec dvc repro finetune"
+    process = subprocess.Popen(
+        ["sh", "-c", command],
+        cwd=killed.path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list(killed.path.glob("checkpoints/finetune/*/step-0000001?.safetensors")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (killed.path / "artifacts/finetuned").exists()
+
+    result = killed.run("dvc", "repro", "finetune")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert finished.run("dvc", "repro", "finetune").returncode == 0
+    assert killed.weights() == finished.weights() != {}
+    assert list(killed.path.glob("checkpoints/finetune/*")) == []
+    finished.set("finetune", steps=12, checkpoint_every=2)
+    assert finished.repro() == []
