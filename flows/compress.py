@@ -15,7 +15,7 @@ def compress() -> State[None]:
         state = reproduce.with_options(task_run_name=stage)(stage, return_state=True)
         if not state.is_completed():
             return Failed(message=f"stage {stage} failed")
-    state = record(return_state=True)
+    state = record.with_options(task_run_name="record")(return_state=True)
     return Completed() if state.is_completed() else Failed(message="MLflow has no record of the result")
 
 

@@ -50,6 +50,7 @@ TRAINING = FinetuneParams(
     ema_decay=0.998,
     clip_norm=1.0,
     flip=False,
+    heldout_images=512,
     heldout_every=500,
     checkpoint_every=500,
 )

@@ -29,7 +29,7 @@ class BundledSource(Section):
 
 
 class FolderModel(Section):
-    """A diffusers folder on this machine."""
+    """A diffusers folder on this machine. DVC does not watch it: pin it by its hash, or force `fetch`."""
 
     source: Literal["folder"]
     path: Path
@@ -48,7 +48,7 @@ class HubModel(Section):
 
 
 class FolderData(Section):
-    """A folder of images on this machine; subfolders count."""
+    """A folder of images on this machine; subfolders count. DVC does not watch it: pin it, or force `fetch`."""
 
     source: Literal["folder"]
     path: Path
@@ -117,6 +117,8 @@ class FinetuneParams(Section):
     """Largest norm of the gradient."""
     flip: bool
     """Mirror half of the images; wrong for digits, right for most photographs."""
+    heldout_images: int = Field(ge=1)
+    """Held-out images to measure the loss on, at most."""
     heldout_every: int = Field(ge=1)
     """Steps between two measurements of the held-out loss."""
     checkpoint_every: int = Field(ge=1)

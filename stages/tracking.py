@@ -69,7 +69,7 @@ class Compression:
         for report, name in (("importance", "losses.csv"), ("finetune", "curve.csv")):
             for row in csv.DictReader(_read(self.reports / report / name).decode().splitlines()):
                 step_column, *columns = row
-                yield from ((f"{report}.{key}", int(row[step_column]), float(row[key])) for key in columns)
+                yield from ((f"{report}.{key}", int(row[step_column]), float(row[key])) for key in columns if row[key])
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -20,7 +20,7 @@ def compression(tmp_path, params, magnitude, monkeypatch):
     for stage in STAGES:
         write_run_record(found.homes[stage], stage, seed=params.seed, **{stage: getattr(params, stage)})
     write_tensors(found.model / "unet" / "weights.safetensors", magnitude.saliency)
-    write_report([CurvePoint(0, float("nan"), 0.5), CurvePoint(9, 0.2, 0.1)], tmp_path / "reports" / "finetune")
+    write_report([CurvePoint(0, None, 0.5), CurvePoint(9, 0.2, 0.1)], tmp_path / "reports" / "finetune")
     (tmp_path / "reports" / "importance").mkdir()
     (tmp_path / "reports" / "importance" / "losses.csv").write_text("timestep,loss\n0,2.5\n1,1.5\n")
     metrics = {"protocol": {"num_images": 10}, "finetuned": {"fid": 1.25}}

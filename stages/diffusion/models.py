@@ -48,10 +48,28 @@ def read_unet(folder: Path, device: torch.device = CPU) -> UNet2DModel:
     """
     home = component(folder, "unet")
     config = read_json(home / "config.json")
-    if config.get("_class_name") != "UNet2DModel":
-        raise InputError(f"{home / 'config.json'} describes a {config.get('_class_name')}; supported: UNet2DModel")
+    check_supported(config, home / "config.json")
     unet = build_unet(config, read_tensors(home / WEIGHTS), str(home))
     return unet.to(device)  # type: ignore[arg-type,no-any-return]  # diffusers wraps away the types
+
+
+def check_supported(config: Mapping[str, Any], origin: Path) -> None:
+    """Refuse what this version cannot draw, train and prune.
+
+    Raises:
+        InputError: Another class of model, one with class labels, or one that does not predict ε alone.
+    """
+    if config.get("_class_name") != "UNet2DModel":
+        raise InputError(f"{origin} describes a {config.get('_class_name')}; supported: UNet2DModel")
+    if config.get("num_class_embeds") or config.get("class_embed_type"):
+        raise InputError(f"{origin} describes a class-conditional model; supported: unconditional ones")
+    if config.get("in_channels") != config.get("out_channels"):
+        sides = f"{config.get('in_channels')} channels to {config.get('out_channels')}"
+        raise InputError(f"{origin} describes a model from {sides}; supported: as many out as in (no learned variance)")
+    if not isinstance(config.get("sample_size"), int):
+        raise InputError(
+            f"{origin} has sample_size {config.get('sample_size')!r}; supported: one number, square images"
+        )
 
 
 def build_unet(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], origin: str) -> UNet2DModel:
@@ -107,9 +125,12 @@ def read_scheduler(folder: Path) -> DDPMScheduler:
     """Load the noise schedule that the model was trained with.
 
     Raises:
-        InputError: The scheduler's config is missing or damaged.
+        InputError: The scheduler's config is missing or damaged, or the model predicts something other than ε.
     """
-    config = read_json(component(folder, "scheduler") / "scheduler_config.json")
+    path = component(folder, "scheduler") / "scheduler_config.json"
+    config = read_json(path)
+    if config.get("prediction_type", "epsilon") != "epsilon":
+        raise InputError(f"{path} has prediction_type {config['prediction_type']}; supported: epsilon")
     scheduler: DDPMScheduler = DDPMScheduler.from_config(config)
     return scheduler
 

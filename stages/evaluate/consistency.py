@@ -5,6 +5,8 @@ import torch
 from numpy.typing import NDArray
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from stages.errors import InputError
+
 SIGMA, RADIUS = 1.5, 5
 """Of the Gaussian window, in pixels: 11×11."""
 
@@ -14,7 +16,13 @@ def images_to_ssim(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> torc
 
     Averaged over the windows that lie wholly inside the image, as scikit-image does; torchmetrics by itself also counts
     those that reach into a mirrored border.
+
+    Raises:
+        InputError: The images are smaller than a window.
     """
+    if min(images.shape[2:]) <= 2 * RADIUS:
+        found = f"{images.shape[2]}×{images.shape[3]}"
+        raise InputError(f"SSIM needs images of at least {2 * RADIUS + 1}×{2 * RADIUS + 1}, the models draw {found}")
     left, right = torch.from_numpy(images).double(), torch.from_numpy(others).double()
     _, windows = structural_similarity_index_measure(
         left, right, sigma=SIGMA, data_range=255.0, reduction="none", return_full_image=True

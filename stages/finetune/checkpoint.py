@@ -19,8 +19,8 @@ class CurvePoint:
     """One row of the recovery curve."""
 
     step: int
-    train_loss: float
-    """Mean over the steps since the row before."""
+    train_loss: float | None
+    """Mean over the steps since the row before; None before the first step."""
     heldout_loss: float
     """Of the EMA weights, under noise and timesteps that never change."""
 

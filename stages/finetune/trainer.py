@@ -1,7 +1,6 @@
 """A model, a loss and images -> a recovered model and its curve, resumable at any step."""
 
 import copy
-import math
 from statistics import fmean
 
 import torch
@@ -48,7 +47,7 @@ class Trainer:
         if (checkpoint := checkpoints.newest()) is not None:
             self.restore(checkpoint)
         if not self.curve:
-            self.curve.append(CurvePoint(0, math.nan, self.heldout_loss()))
+            self.curve.append(CurvePoint(0, None, self.heldout_loss()))
         steps = range(self.done, self.params.steps)
         for _ in track(steps, "finetune, step", self.params.steps, done=self.done):
             self.step()
@@ -108,7 +107,7 @@ class Trainer:
     @torch.no_grad()
     def heldout_loss(self) -> float:
         """Measure the EMA weights on the held-out images, each under noise and a timestep that never change."""
-        images, draws = to_model_range(self.images.heldout[:]), generator(0, "heldout loss")
+        images, draws = to_model_range(self.images.heldout[: self.params.heldout_images]), generator(0, "heldout loss")
         noise, timesteps = self.loss.draw(images, draws)
         parts = [tensor.to(self.ema.device).split(self.params.batch_size) for tensor in (images, noise, timesteps)]
         return float(torch.cat([self.loss(self.ema, *part) for part in zip(*parts, strict=True)]).mean())

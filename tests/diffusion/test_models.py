@@ -91,13 +91,31 @@ def test_weights_of_another_model_are_refused(model_folder, make_unet, scheduler
     assert "\n" not in caught.value.message
 
 
-def test_another_class_of_model_is_refused(model_folder):
-    """What is supported stands in the message."""
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"_class_name": "DiTTransformer2DModel"}, "describes a DiTTransformer2DModel; supported: UNet2DModel"),
+        ({"num_class_embeds": 10}, "class-conditional model; supported: unconditional ones"),
+        ({"out_channels": 2}, "from 1 channels to 2; supported: as many out as in"),
+        ({"sample_size": [8, 16]}, r"sample_size \[8, 16\]; supported: one number"),
+    ],
+)
+def test_another_kind_of_model_is_refused(model_folder, change, words):
+    """What was found and what is supported stand in the message."""
     config = json.loads((model_folder / "unet/config.json").read_text())
-    write_json(model_folder / "unet/config.json", {**config, "_class_name": "DiTTransformer2DModel"})
+    write_json(model_folder / "unet/config.json", {**config, **change})
 
-    with pytest.raises(InputError, match="describes a DiTTransformer2DModel; supported: UNet2DModel"):
+    with pytest.raises(InputError, match=words):
         read_unet(model_folder)
+
+
+def test_a_model_that_predicts_something_else_is_refused(model_folder):
+    """The losses are those of ε."""
+    path = model_folder / "scheduler/scheduler_config.json"
+    write_json(path, {**read_json(path), "prediction_type": "v_prediction"})
+
+    with pytest.raises(InputError, match="prediction_type v_prediction; supported: epsilon"):
+        read_scheduler(model_folder)
 
 
 def test_images_of_another_size_are_refused(unet, tmp_path):

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from PIL import Image
 from skimage.metrics import structural_similarity
 
+from stages.errors import InputError
 from stages.evaluate import readme
 from stages.evaluate.compare import compare
 from stages.evaluate.consistency import images_to_ssim
@@ -39,6 +40,14 @@ def test_an_image_is_like_itself():
     images = DRAWS.integers(0, 256, (3, 1, 16, 16)).astype(np.uint8)
 
     assert images_to_ssim(images, images).tolist() == pytest.approx([1.0] * 3)
+
+
+def test_images_smaller_than_the_window_are_refused():
+    """8×8 has no place for an 11×11 window."""
+    images = np.zeros((2, 1, 8, 8), np.uint8)
+
+    with pytest.raises(InputError, match="SSIM needs images of at least 11×11, the models draw 8×8"):
+        images_to_ssim(images, images)
 
 
 def test_latency_is_a_time(unet):
