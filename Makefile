@@ -56,7 +56,7 @@ base: $(READY) ## Retrain the bundled digits model and classifier (about ten min
 	$(BIN)/python recipes/digits.py
 
 results: $(READY) ## Copy the pipeline's results table into README.md
-	$(BIN)/python -m stages.evaluate.readme
+	$(BIN)/python docs/results.py
 
 ui: $(READY) ## Look at the recorded compressions in MLflow's UI, on loopback
 	$(BIN)/mlflow ui --host 127.0.0.1

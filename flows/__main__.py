@@ -6,12 +6,11 @@ from pathlib import Path
 
 import click
 
+from stages import telemetry
 from stages.params import load_params
 
 SETTINGS = {
-    "DO_NOT_TRACK": "1",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
 }
 """Defaults that the environment may overrule; with no PREFECT_API_URL, Prefect starts a server for the run alone."""
@@ -20,6 +19,7 @@ SETTINGS = {
 @click.group()
 def main() -> None:
     """Run a flow here and now, with or without a Prefect server."""
+    telemetry.switch_off()
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
 

@@ -16,7 +16,7 @@ def compress() -> State[None]:
         if not state.is_completed():
             return Failed(message=f"stage {stage} failed")
     state = record.with_options(task_run_name="record")(return_state=True)
-    return Completed() if state.is_completed() else Failed(message="MLflow has no record of the result")
+    return Completed() if state.is_completed() else Failed(message="the result could not be recorded")
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)

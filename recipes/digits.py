@@ -5,6 +5,7 @@ stages/fetch/model.py. See recipes/README.md for what came out.
 """
 
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from sklearn.datasets import load_digits
 from torch.nn.functional import cross_entropy
 
-from stages.artifacts import Images, file_sha256, to_model_range, write_tensors, writing
+from stages.artifacts import Images, file_sha256, fingerprint, to_model_range, write_run_record, write_tensors, writing
 from stages.diffusion.device import select_device
 from stages.diffusion.models import WEIGHTS, write_pipeline
 from stages.evaluate.extractors import DIGITS_WEIGHTS, DigitsClassifier
@@ -63,13 +64,17 @@ def train_model(images: Images) -> None:
     """Train the DDPM and put it where the fetch stage finds it."""
     torch.manual_seed(derive_seed(SEED, "base"))
     unet, scheduler = UNet2DModel(**UNET).to(select_device()), DDPMScheduler()
+    made = {"seed": SEED, "finetune": TRAINING}
     trainer = Trainer(unet, scheduler, images, TRAINING, SEED)
-    checkpoints = Checkpoints(Path("checkpoints/base"), "digits")
+    checkpoints = Checkpoints(
+        Path("checkpoints/base"), sha256(f"{fingerprint('finetune', [], **made)} {UNET}".encode()).hexdigest()
+    )
     trainer.run(checkpoints)
     for point in trainer.curve:
         print(point)
     with writing(BUNDLED / "digits") as folder:
         write_pipeline(folder, trainer.ema, scheduler)
+        write_run_record(folder, "finetune", **made)
     checkpoints.clear()
     print("sha256 of the weights:", file_sha256(BUNDLED / "digits" / "unet" / WEIGHTS))
 

@@ -25,15 +25,21 @@ from stages.params import Section
 
 PACKAGES = ("diffusers", "numpy", "safetensors", "torch", "torch-fidelity", "torch-pruning", "torchmetrics")
 STAGES_ROOT = Path(__file__).parent
+RUN_RECORD = "run.json"
 
 
 @contextmanager
 def writing(folder: Path) -> Iterator[Path]:
     """Give a temporary folder that becomes `folder` when the block ends well, and vanishes when it does not.
 
+    What was there before is replaced only at the end, and only if it is empty or holds a run.json: a folder that no
+    stage has written is somebody's.
+
     Raises:
-        InputError: The disk is full or the place cannot be written.
+        InputError: The place holds something else, cannot be written, or the disk is full.
     """
+    if folder.exists() and not (folder / RUN_RECORD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} holds something that no stage has written; move it away or choose another place")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -41,18 +47,28 @@ def writing(folder: Path) -> Iterator[Path]:
         raise _cannot_write(folder, error) from None
     try:
         yield temporary
-        temporary.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    except OSError as error:
-        raise _cannot_write(folder, error) from None
+        _replace(folder, temporary)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _replace(folder: Path, new: Path) -> None:
+    """Put `new` where `folder` is; at every moment one of the two is there whole."""
+    new.chmod(0o755)
+    old = new.with_name(f"{new.name}.old")
+    try:
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    except OSError as error:
+        if old.exists():
+            old.rename(folder)
+        raise _cannot_write(folder, error) from None
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def _cannot_write(place: Path, error: OSError) -> InputError:
-    return InputError(f"cannot write {place}: {error.strerror}; free some space or choose another place")
+    return InputError(f"cannot write {place}: {error.strerror or error}; free some space or choose another place")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -151,8 +167,11 @@ class Images:
 
 def write_images(folder: Path, images: Images, about: Mapping[str, Any]) -> None:
     """Write both splits as .npy files, and dataset.json with their hash and origin."""
-    np.save(folder / "train.npy", images.train, allow_pickle=False)
-    np.save(folder / "heldout.npy", images.heldout, allow_pickle=False)
+    try:
+        np.save(folder / "train.npy", images.train, allow_pickle=False)
+        np.save(folder / "heldout.npy", images.heldout, allow_pickle=False)
+    except OSError as error:
+        raise _cannot_write(folder, error) from None
     counts = {"train": len(images.train), "heldout": len(images.heldout), "shape": list(images.train.shape[1:])}
     write_json(folder / "dataset.json", {**about, **counts})
 
@@ -167,7 +186,7 @@ def read_images(folder: Path) -> Images:
         train, heldout = (
             np.load(folder / f"{split}.npy", mmap_mode="r", allow_pickle=False) for split in ("train", "heldout")
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{folder} holds no packed images ({error}); run the fetch stage again") from None
     return Images(train, heldout)
 
@@ -203,8 +222,13 @@ def read_importance(folder: Path) -> Importance:
     Raises:
         InputError: A file is missing or damaged.
     """
-    saliency = read_tensors(folder / "saliency.safetensors")
-    return Importance(**read_json(folder / "importance.json"), saliency=saliency)
+    rest, saliency = read_json(folder / "importance.json"), read_tensors(folder / "saliency.safetensors")
+    try:
+        return Importance(**rest, saliency=saliency)
+    except TypeError as error:
+        raise InputError(
+            f"{folder / 'importance.json'} does not fit ({error}); run the importance stage again"
+        ) from None
 
 
 def to_model_range(images: NDArray[np.uint8]) -> torch.Tensor:
@@ -222,19 +246,18 @@ def write_run_record(folder: Path, stage: str, **params: Section | int) -> None:
         "params": _plain(params),
         "git_commit": _git_commit(),
         "code_sha256": code_sha256(stage),
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
-        "device": {"name": _device_name(), "threads": torch.get_num_threads()},
+        **_machine(),
     }
-    write_json(folder / "run.json", record)
+    write_json(folder / RUN_RECORD, record)
 
 
 def fingerprint(stage: str, inputs: Iterable[Path], **params: Section | int) -> str:
-    """Hash all that decides the outcome of a stage: its code, its params and the content of its input folders."""
+    """Hash all that decides the outcome of a stage: code, params, inputs (but for their run.json), versions, device."""
     digest = hashlib.sha256(code_sha256(stage).encode())
-    digest.update(json.dumps(_plain(params)).encode())
-    for path in (path for folder in inputs for path in sorted(folder.rglob("*")) if path.is_file()):
-        digest.update(file_sha256(path).encode())
+    digest.update(json.dumps([_plain(params), _machine()]).encode())
+    for path in (path for folder in inputs for path in sorted(folder.rglob("*"))):
+        if path.is_file() and path.name != RUN_RECORD:
+            digest.update(file_sha256(path).encode())
     return digest.hexdigest()
 
 
@@ -243,20 +266,30 @@ def _plain(params: Mapping[str, Section | int]) -> dict[str, Any]:
 
 
 def code_sha256(stage: str) -> str:
-    """Hash the code of a stage and all that stages share; a changed line is another hash."""
+    """Hash the code of a stage and all that the computing stages share; a changed line is another hash."""
     own = sorted((STAGES_ROOT / stage).rglob("*.py"))
-    shared = sorted([*STAGES_ROOT.glob("*.py"), *(STAGES_ROOT / "diffusion").glob("*.py")])
+    shared = sorted(
+        {*STAGES_ROOT.glob("*.py"), *(STAGES_ROOT / "diffusion").glob("*.py")} - {STAGES_ROOT / "tracking.py"}
+    )
     digest = hashlib.sha256()
-    for path in own + shared:
+    for path in own + sorted(shared):
         digest.update(path.relative_to(STAGES_ROOT).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
 
-def _device_name() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu {platform.machine()}"
+def _machine() -> dict[str, Any]:
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu {platform.machine()}"
+    return {
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "device": {"name": name, "threads": torch.get_num_threads()},
+    }
 
 
 def _git_commit() -> str | None:
     command = ["git", "rev-parse", "--verify", "--quiet", "HEAD"]
-    result = subprocess.run(command, cwd=STAGES_ROOT, capture_output=True, text=True, check=False)  # noqa: S603
+    try:
+        result = subprocess.run(command, cwd=STAGES_ROOT, capture_output=True, text=True, check=False)  # noqa: S603
+    except OSError:  # no git on this machine
+        return None
     return result.stdout.strip() or None

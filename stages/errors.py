@@ -8,3 +8,9 @@ class InputError(click.ClickException):
 
     Click prints the message and ends the process with exit code 1, without a traceback.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """Say in one line what a library complained about; its name where it said nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -15,10 +15,14 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Commit = Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
 
 
-class Section(BaseModel):
-    """A block of params.yaml: frozen, and a key it does not know is an error."""
+class Frozen(BaseModel):
+    """A checked record: it cannot be changed, and a key it does not know is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Section(Frozen):
+    """A block of params.yaml."""
 
 
 class BundledSource(Section):
@@ -172,6 +176,8 @@ def load_params(path: Path) -> Params:
         return Params.model_validate(YAML(typ="safe").load(path.read_text()))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; give a params file with --params") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from None
     except YAMLError as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stages.errors import InputError
+from stages import telemetry
+from stages.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -18,12 +20,10 @@ if TYPE_CHECKING:
 EXPERIMENT = "espalier"
 COMPRESSION_TAG = "espalier.compression"
 STAGES = ("fetch", "importance", "prune", "finetune", "evaluate")
-QUIET = {
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-}
+SETTINGS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_LOGGING_LEVEL": "WARNING"}
+"""Defaults that the environment may overrule."""
+CONTENT = ("stage", "params", "code_sha256")
+"""What names a compression, of each run.json; where and at which commit it ran does not."""
 
 
 class Compression:
@@ -40,17 +40,16 @@ class Compression:
         self.homes = dict(zip(STAGES, [*homes, reports / "evaluate"], strict=True))
 
     def id(self) -> str:
-        """Name the compression by its content: what made it and the weights that came of it."""
-        digest = hashlib.sha256()
-        for path in (*(home / "run.json" for home in self.homes.values()), *sorted(self.model.rglob("*.safetensors"))):
+        """Name the compression by its content: the params and code that made it and the weights that came of it."""
+        content = [{key: record[key] for key in CONTENT} for record in self.records()]
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+        for path in sorted(self.model.rglob("*.safetensors")):
             digest.update(_read(path))
         return digest.hexdigest()
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Read every stage's run.json, in order."""
-        from stages.artifacts import read_json
-
-        return (read_json(home / "run.json") for home in self.homes.values())
+        return (json.loads(_read(home / "run.json")) for home in self.homes.values())
 
     def params(self) -> dict[str, Any]:
         """Flatten the params of all stages to `prune.ratio: 0.3`."""
@@ -58,9 +57,7 @@ class Compression:
 
     def metrics(self) -> dict[str, float]:
         """Flatten the metrics of all reports to `evaluate.finetuned.fid: 1.2`."""
-        from stages.artifacts import read_json
-
-        reports = {path.parent.name: read_json(path) for path in sorted(self.reports.glob("*/metrics.json"))}
+        reports = {path.parent.name: json.loads(_read(path)) for path in sorted(self.reports.glob("*/metrics.json"))}
         pairs = flatten(reports)
         return {key: value for key, value in pairs if isinstance(value, int | float) and ".protocol." not in key}
 
@@ -90,7 +87,8 @@ def _read(path: Path) -> bytes:
 
 def record(compression: Compression) -> tuple[str, bool]:
     """Write the compression to MLflow unless it is there already: its run's id, and whether it is new."""
-    for key, value in QUIET.items():
+    telemetry.switch_off()
+    for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
     from mlflow import MlflowClient
 
@@ -148,8 +146,9 @@ def main(artifacts: Path, reports: Path, *, allow_offline: bool) -> None:
     except InputError:
         raise
     except Exception as error:  # noqa: BLE001  # any fault of a server
-        reason = str(error).strip().splitlines()[0]
-        message = f"MLflow did not take the record ({reason}); record it later with: python -m stages.tracking"
+        message = (
+            f"MLflow did not take the record ({first_line(error)}); record it later with: python -m stages.tracking"
+        )
         if not allow_offline:
             raise InputError(message) from None
         click.echo(f"Warning: {message}", err=True)

@@ -80,9 +80,19 @@ def model_folder(tmp_path, unet, scheduler) -> Path:
 
 
 @pytest.fixture
-def magnitude(unet, scheduler):
-    """The magnitude importance of the tiny UNet, which needs no data."""
-    nothing = torch.zeros(1)
-    return measure_importance(
-        unet, scheduler, nothing, nothing, [], criterion="magnitude", formula="paper", threshold=0.0
-    )
+def magnitude_of(scheduler):
+    """Measure a UNet's magnitude importance, which needs no data."""
+
+    def measure(unet):
+        nothing = torch.zeros(1)
+        return measure_importance(
+            unet, scheduler, nothing, nothing, [], criterion="magnitude", formula="paper", threshold=0.0
+        )
+
+    return measure
+
+
+@pytest.fixture
+def magnitude(unet, magnitude_of):
+    """The magnitude importance of the tiny UNet."""
+    return magnitude_of(unet)

@@ -29,13 +29,24 @@ from stages.errors import InputError
 def test_a_folder_appears_whole(tmp_path):
     """What was there before is replaced at the end, not before."""
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old").touch()
+    (tmp_path / "out" / "run.json").touch()
 
     with writing(tmp_path / "out") as folder:
         (folder / "new").touch()
-        assert (tmp_path / "out" / "old").exists()
+        assert (tmp_path / "out" / "run.json").exists()
 
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "new"]
+
+
+def test_a_folder_of_somebody_else_is_never_replaced(tmp_path):
+    """A model folder, a file or the top of a project given as output by mistake is refused and stays as it was."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "model.safetensors").touch()
+
+    for place in (tmp_path / "mine", tmp_path / "mine" / "model.safetensors", tmp_path):
+        with pytest.raises(InputError, match="holds something that no stage has written"):
+            writing(place).__enter__()
+    assert (tmp_path / "mine" / "model.safetensors").exists()
 
 
 def test_a_folder_that_fails_leaves_nothing(tmp_path):

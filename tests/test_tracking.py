@@ -1,10 +1,11 @@
 """The record in MLflow."""
 
 import pytest
+import torch
 from click.testing import CliRunner
 from mlflow import MlflowClient
 
-from stages.artifacts import write_json, write_run_record, write_tensors
+from stages.artifacts import read_json, write_json, write_run_record, write_tensors
 from stages.errors import InputError
 from stages.finetune.checkpoint import CurvePoint
 from stages.finetune.report import write_report
@@ -52,11 +53,22 @@ def test_one_compression_is_one_run(compression):
 def test_other_weights_are_another_compression(compression):
     """The content decides, not the moment."""
     first, _ = record(compression)
-    write_json(compression.homes["prune"] / "run.json", {"params": {"prune": {"ratio": 0.4}}})
+    write_tensors(compression.model / "unet" / "weights.safetensors", {"other": torch.ones(1)})
     second, new = record(compression)
 
     assert new
     assert first != second
+
+
+def test_where_and_when_it_ran_is_not_what_it_is(compression):
+    """The same params, code and weights at another commit or on another machine are the same compression."""
+    first = compression.id()
+    path = compression.homes["prune"] / "run.json"
+    write_json(path, {**read_json(path), "git_commit": "f" * 40, "device": {"name": "another"}})
+
+    assert compression.id() == first
+    write_json(path, {**read_json(path), "code_sha256": "f" * 64})
+    assert compression.id() != first
 
 
 def test_a_record_that_broke_off_is_written_again(compression, monkeypatch):

@@ -26,6 +26,8 @@ from stages.errors import InputError
 PLAN = "pruning_plan.json"
 CPU = torch.device("cpu")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+SCHEDULERS = {"DDIMScheduler", "DDPMScheduler", "PNDMScheduler"}
+"""They share DDPM's noise schedule, which is all that is used of them."""
 PIPELINE = {
     "_class_name": "DDPMPipeline",
     "unet": ["diffusers", "UNet2DModel"],
@@ -74,15 +76,28 @@ def check_supported(config: Mapping[str, Any], origin: Path) -> None:
 
 def build_unet(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], origin: str) -> UNet2DModel:
     """Build the architecture of `config` on the meta device, narrow it to the tensors' widths and adopt the tensors."""
-    with torch.device("meta"):
-        unet: UNet2DModel = UNet2DModel.from_config(dict(config))
+    current = {rename_attention(name): tensor for name, tensor in tensors.items()}
     try:
-        fit_widths(unet, {name: tensor.shape for name, tensor in tensors.items()})
-        unet.load_state_dict(dict(tensors), assign=True)
-    except (RuntimeError, KeyError) as error:
-        first = str(error).strip().splitlines()[-1].strip()
-        raise InputError(f"{origin}: the weights do not fit the config ({first})") from None
+        with torch.device("meta"):
+            unet: UNet2DModel = UNet2DModel.from_config(dict(config))
+        fit_widths(unet, {name: tensor.shape for name, tensor in current.items()})
+        unet.load_state_dict({name: _to_float32(tensor) for name, tensor in current.items()}, assign=True)
+    except (RuntimeError, KeyError, ValueError) as error:
+        last = str(error).strip().splitlines()[-1].strip()
+        raise InputError(f"{origin}: the weights do not fit the config ({last})") from None
     return unet.eval()
+
+
+def rename_attention(name: str) -> str:
+    """Give a parameter of attention its name of today; models of 2022 on the Hub have query, key, value, proj_attn."""
+    old = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+    for before, after in old.items():
+        name = name.replace(before, after)
+    return name
+
+
+def _to_float32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def fit_widths(unet: UNet2DModel, shapes: Mapping[str, torch.Size]) -> None:
@@ -129,6 +144,8 @@ def read_scheduler(folder: Path) -> DDPMScheduler:
     """
     path = component(folder, "scheduler") / "scheduler_config.json"
     config = read_json(path)
+    if config.get("_class_name") not in SCHEDULERS:
+        raise InputError(f"{path} describes a {config.get('_class_name')}; supported: {', '.join(sorted(SCHEDULERS))}")
     if config.get("prediction_type", "epsilon") != "epsilon":
         raise InputError(f"{path} has prediction_type {config['prediction_type']}; supported: epsilon")
     scheduler: DDPMScheduler = DDPMScheduler.from_config(config)
@@ -149,7 +166,8 @@ def component(folder: Path, name: str) -> Path:
 def write_pipeline(folder: Path, unet: UNet2DModel, scheduler: DDPMScheduler) -> None:
     """Write a UNet and its scheduler as a diffusers pipeline folder; the config stays that of the dense model."""
     write_json(folder / "model_index.json", PIPELINE)
-    write_json(folder / "scheduler" / "scheduler_config.json", _plain(scheduler.config))
+    noise = {**_plain(scheduler.config), "_class_name": "DDPMScheduler"}
+    write_json(folder / "scheduler" / "scheduler_config.json", noise)
     write_json(folder / "unet" / "config.json", {**_plain(unet.config), "_class_name": "UNet2DModel"})
     write_tensors(folder / "unet" / WEIGHTS, unet.state_dict(), metadata={"format": "pt"})
 
@@ -175,6 +193,6 @@ def check_images(unet: UNet2DModel, images: NDArray[np.uint8], origin: Path) -> 
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config as JSON sees it, without the folder that it once came from."""
+    """A config as JSON sees it, without what diffusers notes for itself."""
     plain: dict[str, Any] = json.loads(json.dumps(dict(config)))
-    return {key: value for key, value in plain.items() if key != "_name_or_path"}
+    return {key: value for key, value in plain.items() if key in ("_class_name", "_diffusers_version") or key[0] != "_"}

@@ -9,6 +9,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.typing import NDArray
 
+from stages.errors import InputError
 from stages.progress import track
 from stages.seeds import derive_seed
 
@@ -25,7 +26,11 @@ def draw(
 
     Returns:
         [N, C, H, W] uint8.
+
+    Raises:
+        InputError: The steps cannot be spaced uniformly.
     """
+    check_steps(scheduler, steps)
     unet.eval()
     ddim = DDIMScheduler.from_config(scheduler.config)
     ddim.set_timesteps(steps)
@@ -35,6 +40,18 @@ def draw(
         for start in track(starts, f"draw {label}, batch", len(starts))
     ]
     return np.concatenate(batches)
+
+
+def check_steps(scheduler: DDPMScheduler, steps: int) -> None:
+    """Refuse numbers of steps that would begin below the highest noise level.
+
+    Raises:
+        InputError: The steps do not divide the timesteps of the training.
+    """
+    num_timesteps = scheduler.config["num_train_timesteps"]
+    if num_timesteps % steps:
+        found = f"evaluate.sampler_steps {steps} does not divide the {num_timesteps} timesteps of the model"
+        raise InputError(f"{found}, so drawing would not begin at full noise; choose a divisor")
 
 
 def initial_noise(unet: UNet2DModel, seeds: Sequence[int]) -> torch.Tensor:

@@ -10,8 +10,9 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.typing import NDArray
 
 from stages.diffusion.cost import count_macs, count_params
-from stages.diffusion.sampling import draw, image_seeds
-from stages.evaluate.consistency import images_to_ssim
+from stages.diffusion.sampling import check_steps, draw, image_seeds
+from stages.errors import InputError
+from stages.evaluate.consistency import check_size, images_to_ssim
 from stages.evaluate.latency import measure_latencies_ms
 from stages.evaluate.quality import features_to_quality, images_to_features
 from stages.params import EvaluateParams
@@ -34,17 +35,23 @@ def compare(
     params: EvaluateParams,
     seed: int,
 ) -> Comparison:
-    """Measure all models under the protocol of `params`; the first one is what the others are compared with."""
+    """Measure all models under the protocol of `params`; the first one is what the others are compared with.
+
+    Raises:
+        InputError: The protocol does not fit the models or the images; nothing has been drawn then.
+    """
+    check_protocol(scheduler, real, params)
+    real_features = images_to_features(real, params)
     seeds = image_seeds(seed, params.num_images)
     drawn = {
         name: draw(unet, scheduler, seeds, steps=params.sampler_steps, batch_size=params.batch_size, label=name)
         for name, unet in models.items()
     }
     latencies_ms = measure_latencies_ms(models, params.latency_repeats)
-    real_features, reference = images_to_features(real, params), next(iter(drawn.values()))
+    reference = next(iter(drawn.values()))
     metrics: dict[str, dict[str, Any]] = {"protocol": _protocol(params, seed, len(real))}
     for name, unet in models.items():
-        similarity = images_to_ssim(drawn[name], reference)
+        similarity = images_to_ssim(drawn[name], reference, params.batch_size)
         metrics[name] = {
             "params": count_params(unet),
             "macs": count_macs(unet),
@@ -54,6 +61,19 @@ def compare(
             "latency_ms": latencies_ms[name],
         }
     return Comparison(metrics, drawn)
+
+
+def check_protocol(scheduler: DDPMScheduler, real: NDArray[np.uint8], params: EvaluateParams) -> None:
+    """Check what can be checked before the first image is drawn.
+
+    Raises:
+        InputError: Too small images, too few of them, or steps that do not divide the timesteps.
+    """
+    check_size(real)
+    check_steps(scheduler, params.sampler_steps)
+    if params.kid_subset_size > len(real):
+        found = f"evaluate.kid_subset_size {params.kid_subset_size} is more than the {len(real)} real images"
+        raise InputError(f"{found}; lower it in params.yaml")
 
 
 def _protocol(params: EvaluateParams, seed: int, num_real: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from stages.artifacts import read_tensors
 
 DIGITS_WEIGHTS = Path(__file__).parent / "digits_classifier.safetensors"
 NUM_FEATURES = 64
+DIGITS_SHAPE = (1, 16, 16)
 
 
 class DigitsClassifier(nn.Module):

@@ -1,21 +1,20 @@
 """Drawn and real images -> FID and KID, through torch-fidelity."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
 
-from stages.errors import InputError
-from stages.evaluate.extractors import register_extractors
+from stages.errors import InputError, first_line
+from stages.evaluate.extractors import DIGITS_SHAPE, register_extractors
 from stages.params import EvaluateParams
 from stages.seeds import derive_seed
 
@@ -48,16 +47,15 @@ def images_to_features(pixels: NDArray[np.uint8], params: EvaluateParams) -> tor
     """[N, C, H, W] uint8 -> [N, D] float64, on which statistics are taken in double precision.
 
     Raises:
-        InputError: The extractor's weights cannot be had.
+        InputError: The extractor's weights cannot be had, or it does not see such images.
     """
     register_extractors()
+    weights = check_extractor(pixels, params)
     layer = FEATURE_EXTRACTORS_REGISTRY[params.extractor].get_default_feature_layer_for_metric("fid")
     cuda = torch.cuda.is_available()
-    with _missing_weights(params.extractor_weights):
-        weights = str(params.extractor_weights) if params.extractor_weights else None
-        extractor = create_feature_extractor(
-            params.extractor, [layer], cuda=cuda, feature_extractor_weights_path=weights, verbose=False
-        )
+    extractor = create_feature_extractor(
+        params.extractor, [layer], cuda=cuda, feature_extractor_weights_path=weights, verbose=False
+    )
     found = get_featuresdict_from_dataset(
         RgbImages(pixels), extractor, params.batch_size, cuda=cuda, save_cpu_ram=True, verbose=False
     )
@@ -65,24 +63,37 @@ def images_to_features(pixels: NDArray[np.uint8], params: EvaluateParams) -> tor
     return features
 
 
-@contextmanager
-def _missing_weights(path: Path | None) -> Iterator[None]:
+def check_extractor(pixels: NDArray[np.uint8], params: EvaluateParams) -> str | None:
+    """Make sure that the extractor sees such images and that its weights are tensors and nothing else.
+
+    torch-fidelity unpickles Inception's weights whatever they hold, so they are first read by PyTorch's restricted
+    unpickler, which refuses everything but tensors.
+
+    Returns:
+        The path of the weights, None where they are in PyTorch's cache or ship with the extractor.
+
+    Raises:
+        InputError: They cannot be had, hold something else, or the images are not for this extractor.
+    """
+    if params.extractor == "digits":
+        if pixels.shape[1:] != DIGITS_SHAPE:
+            found = "×".join(map(str, pixels.shape[1:]))
+            raise InputError(f"the extractor digits sees 1×16×16 images, these are {found}; choose evaluate.extractor")
+        return None
+    path = params.extractor_weights
     try:
-        yield
-    except (OSError, RuntimeError) as error:
+        if path is None:
+            torch.hub.load_state_dict_from_url(URL_INCEPTION_V3, map_location="cpu", weights_only=True)
+        else:
+            torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, UnpicklingError, EOFError) as error:
         where = f"at {path}" if path else "on the download page (set evaluate.extractor_weights to a local file)"
-        raise InputError(f"the extractor's weights are not {where}: {str(error).splitlines()[0]}") from None
+        raise InputError(f"the extractor's weights are not {where}: {first_line(error)}") from None
+    return None if path is None else str(path)
 
 
 def features_to_quality(drawn: torch.Tensor, real: torch.Tensor, params: EvaluateParams, seed: int) -> Quality:
-    """[N, D], [M, D] float64 -> FID (Heusel et al., 2017, eq. 6) and KID (Bińkowski et al., 2018, eq. 4).
-
-    Raises:
-        InputError: A KID subset is larger than the real set.
-    """
-    if params.kid_subset_size > len(real):
-        found = f"evaluate.kid_subset_size {params.kid_subset_size} is more than the {len(real)} real images"
-        raise InputError(f"{found}; lower it in params.yaml")
+    """[N, D], [M, D] float64 -> FID (Heusel et al., 2017, eq. 6) and KID (Bińkowski et al., 2018, eq. 4)."""
     fid = fid_statistics_to_metric(fid_features_to_statistics(drawn), fid_features_to_statistics(real), verbose=False)
     kid = kid_features_to_metric(
         drawn,

@@ -7,15 +7,18 @@ import click
 
 @click.command()
 @click.option("--params", "params_path", type=Path, default=Path("params.yaml"), help="Numbers and choices.")
-@click.option("--model", "model_out", type=Path, required=True, help="Where the pretrained model goes.")
-@click.option("--data", "data_out", type=Path, required=True, help="Where the packed images go.")
+@click.option("--model-out", type=Path, required=True, help="Where the pretrained model goes.")
+@click.option("--data-out", type=Path, required=True, help="Where the packed images go.")
 def main(params_path: Path, model_out: Path, data_out: Path) -> None:
     """Fetch the pretrained model and its data, and check both."""
     from stages.params import load_params
 
     params = load_params(params_path)
 
-    from stages import artifacts
+    from stages import artifacts, telemetry
+
+    telemetry.switch_off()
+
     from stages.fetch import data, model
 
     with artifacts.writing(model_out) as model_folder, artifacts.writing(data_out) as data_folder:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from sklearn.datasets import load_digits
 
 from stages.artifacts import Images, write_images
-from stages.errors import InputError
+from stages.errors import InputError, first_line
 from stages.params import BundledSource, FolderData, HubData
 from stages.seeds import generator
 
@@ -80,28 +81,39 @@ def _open_folder(folder: Path) -> Iterator[tuple[str, Image.Image]]:
     if not folder.is_dir():
         raise InputError(f"image folder {folder} does not exist; correct fetch.data.path in params.yaml")
     for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES):
-        try:
-            with Image.open(path) as image:
-                image.load()
-        except (UnidentifiedImageError, OSError) as error:
-            raise InputError(f"{path} is not a readable image ({error}); remove or replace it") from None
+        with _readable(str(path)), Image.open(path) as image:
+            image.load()
         yield str(path), image
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:  # Pillow's word for a damaged chunk is SyntaxError
+        raise InputError(f"{name} is not a readable image ({first_line(error)}); remove or replace it") from None
 
 
 def _open_hub(source: HubData) -> Iterator[tuple[str, Image.Image]]:
     try:
         rows = load_dataset(source.repo, revision=source.revision, split=source.split)
     except (DatasetsError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"dataset {source.repo} at {source.revision}, split {source.split}: {reason}") from None
     if not isinstance(rows.features.get(source.column), ImageFeature):
         raise InputError(
             f"{source.repo} has no image column {source.column!r}; its columns: {', '.join(rows.features)}"
         )
-    yield from ((f"{source.repo}[{index}]", row[source.column]) for index, row in enumerate(rows))
+    for index in range(len(rows)):
+        name = f"{source.repo}[{index}]"
+        with _readable(name):
+            image = rows[index][source.column]
+        yield name, image
 
 
 def _pack(images: Iterable[tuple[str, Image.Image]], channels: int, size: int, fit: str) -> Pixels:
+    if channels not in MODES:
+        raise InputError(f"the model draws {channels} channels; images have 1 or 3")
     packed = [_fit(name, image.convert(MODES[channels]), size, fit) for name, image in images]
     if not packed:
         raise InputError(f"no images found; fetch.data wants a folder with {', '.join(sorted(SUFFIXES))} files")

@@ -6,9 +6,9 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from stages.artifacts import file_sha256
+from stages.artifacts import file_sha256, read_json
 from stages.diffusion.models import WEIGHTS, component, read_scheduler, read_unet, write_pipeline
-from stages.errors import InputError
+from stages.errors import InputError, first_line
 from stages.params import BundledSource, FolderModel, HubModel
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -25,9 +25,22 @@ def fetch_model(source: BundledSource | FolderModel | HubModel, out: Path) -> UN
     folder, sha256 = _locate(source)
     if sha256 is not None:
         check_sha256(component(folder, "unet") / WEIGHTS, sha256)
+    check_pixels(folder)
     unet = read_unet(folder)
     write_pipeline(out, unet, read_scheduler(folder))
     return unet
+
+
+def check_pixels(folder: Path) -> None:
+    """Refuse latent diffusion: a UNet whose pictures only a decoder makes visible.
+
+    Raises:
+        InputError: The pipeline has an autoencoder.
+    """
+    index = folder / "model_index.json"
+    decoders = {"vae", "vqvae"} & set(read_json(index) if index.is_file() else {})
+    if decoders:
+        raise InputError(f"{index} names a {decoders.pop()}: latent diffusion; supported: models that draw pixels")
 
 
 def _locate(source: BundledSource | FolderModel | HubModel) -> tuple[Path, str | None]:
@@ -43,10 +56,10 @@ def _locate(source: BundledSource | FolderModel | HubModel) -> tuple[Path, str |
 def _download(source: HubModel) -> Path:
     try:
         return Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=PARTS))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         raise InputError(
-            f"{source.repo} at {source.revision} is neither in the Hub's cache nor to be had from the Hub ({reason}); "
+            f"{source.repo} at {source.revision} is neither in the Hub's cache nor to be had from the Hub "
+            f"({first_line(error)}); "
             "connect, set HF_HOME to a cache that holds it, or set fetch.model to a local folder"
         ) from None
 

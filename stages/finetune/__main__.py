@@ -36,7 +36,8 @@ def main(params_path: Path, model: Path, data: Path, checkpoints: Path, out: Pat
         write_pipeline(model_folder, trainer.ema, scheduler)
         copy_plan(model, model_folder)
         write_report(trainer.curve, report_folder)
-        artifacts.write_run_record(model_folder, "finetune", seed=params.seed, finetune=params.finetune)
+        for folder in (model_folder, report_folder):
+            artifacts.write_run_record(folder, "finetune", seed=params.seed, finetune=params.finetune)
     kept.clear()
 
 

@@ -3,6 +3,7 @@
 import copy
 from statistics import fmean
 
+import click
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -46,6 +47,7 @@ class Trainer:
         """Train to the last step, going on from the newest checkpoint where there is one."""
         if (checkpoint := checkpoints.newest()) is not None:
             self.restore(checkpoint)
+            click.echo(f"finetune goes on from step {self.done}", err=True)
         if not self.curve:
             self.curve.append(CurvePoint(0, None, self.heldout_loss()))
         steps = range(self.done, self.params.steps)

@@ -27,10 +27,11 @@ def main(params_path: Path, model: Path, data: Path, out: Path, report: Path) ->
     images = artifacts.read_images(data)
     check_images(unet, images.train, data)
     importance = calibrate(unet, scheduler, images.train, params.importance, params.seed)
-    with artifacts.writing(out) as folder, artifacts.writing(report) as report_folder:
-        artifacts.write_importance(folder, importance)
-        artifacts.write_run_record(folder, "importance", seed=params.seed, importance=params.importance)
+    with artifacts.writing(out) as out_folder, artifacts.writing(report) as report_folder:
+        artifacts.write_importance(out_folder, importance)
         write_report(importance, report_folder)
+        for folder in (out_folder, report_folder):
+            artifacts.write_run_record(folder, "importance", seed=params.seed, importance=params.importance)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,14 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 
 from stages.artifacts import Importance
 from stages.errors import InputError
-from stages.params import Section
+from stages.params import Frozen
 from stages.prune.groups import Group, Member, find_groups
 
 Kept = dict[tuple[str, int], torch.Tensor]
 """(layer, dim) -> the channels that stay, in dense numbering; a side that no group runs through is not listed."""
 
 
-class PlannedGroup(Section):
+class PlannedGroup(Frozen):
     """What happens to one group."""
 
     root: str
@@ -24,14 +24,14 @@ class PlannedGroup(Section):
     """Channels that go, ascending, in dense numbering."""
 
 
-class KeptChannels(Section):
+class KeptChannels(Frozen):
     """What stays of one layer, in dense numbering; null where a side is left whole."""
 
     outputs: list[int] | None = None
     inputs: list[int] | None = None
 
 
-class Plan(Section):
+class Plan(Frozen):
     """The record of one pruning, as pruning_plan.json holds it."""
 
     version: Literal[1] = 1

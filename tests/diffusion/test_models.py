@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 
-from stages.artifacts import read_json, write_json
+from stages.artifacts import read_json, read_tensors, write_json, write_tensors
 from stages.diffusion.models import WEIGHTS, check_images, read_scheduler, read_unet, write_pipeline
 from stages.errors import InputError
 from stages.prune.plan import plan_pruning
@@ -75,6 +75,30 @@ def test_the_old_layout_of_the_hub_loads(tmp_path, model_folder, unet):
     assert read_scheduler(tmp_path / "flat").config["num_train_timesteps"] == 1000
 
 
+def test_attention_of_2022_loads(model_folder, unet):
+    """The Hub's DDPM UNets call their projections query, key, value and proj_attn."""
+    path = model_folder / "unet" / WEIGHTS
+    today = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = read_tensors(path)
+    for now, then in today.items():
+        tensors = {name.replace(f".{now}.", f".{then}."): tensor for name, tensor in tensors.items()}
+    assert sum("proj_attn" in name for name in tensors) == 8  # four attentions, weight and bias
+    write_tensors(path, tensors)
+
+    assert torch.equal(read_unet(model_folder)(X, T).sample, unet(X, T).sample)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_read_as_float32(model_folder, dtype):
+    """Importance and training want float32, whatever the folder holds."""
+    path = model_folder / "unet" / WEIGHTS
+    write_tensors(path, {name: tensor.to(dtype) for name, tensor in read_tensors(path).items()})
+
+    loaded = read_unet(model_folder)
+    assert {tensor.dtype for tensor in loaded.state_dict().values()} == {torch.float32}
+    assert loaded(X, T).sample.isfinite().all()
+
+
 def test_a_missing_model_folder_is_named(tmp_path):
     """One line with the path."""
     with pytest.raises(InputError, match="nowhere does not exist"):
@@ -109,12 +133,19 @@ def test_another_kind_of_model_is_refused(model_folder, change, words):
         read_unet(model_folder)
 
 
-def test_a_model_that_predicts_something_else_is_refused(model_folder):
-    """The losses are those of ε."""
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"prediction_type": "v_prediction"}, "prediction_type v_prediction; supported: epsilon"),
+        ({"_class_name": "ScoreSdeVeScheduler"}, "describes a ScoreSdeVeScheduler; supported: DDIMScheduler, DDPM"),
+    ],
+)
+def test_another_kind_of_noise_is_refused(model_folder, change, words):
+    """The losses are those of ε under DDPM's schedule."""
     path = model_folder / "scheduler/scheduler_config.json"
-    write_json(path, {**read_json(path), "prediction_type": "v_prediction"})
+    write_json(path, {**read_json(path), **change})
 
-    with pytest.raises(InputError, match="prediction_type v_prediction; supported: epsilon"):
+    with pytest.raises(InputError, match=words):
         read_scheduler(model_folder)
 
 

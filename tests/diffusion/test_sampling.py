@@ -1,10 +1,11 @@
 """Drawing images."""
 
 import numpy as np
+import pytest
 import torch
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from stages.diffusion.sampling import draw, image_seeds, initial_noise
+from stages.errors import InputError
 
 
 def test_batching_does_not_change_a_picture(unet, scheduler):
@@ -25,16 +26,21 @@ def test_seeds_are_distinct_and_do_not_depend_on_how_many(unet):
 
 
 def test_the_sampler_is_ddim(unet, scheduler):
-    """One step by hand (Song et al., 2021, eq. 12, σ = 0): x̂0 from ε, then back to the noise level of the next step."""
-    noise = initial_noise(unet, [0])
-    ddim = DDIMScheduler.from_config(scheduler.config, clip_sample=False)
-    ddim.set_timesteps(2)
-    first, second = ddim.timesteps.tolist()
-    alphas = scheduler.alphas_cumprod
-    with torch.no_grad():
-        epsilon = unet(noise, first).sample
-        clean = (noise - (1 - alphas[first]).sqrt() * epsilon) / alphas[first].sqrt()
-        by_hand = alphas[second].sqrt() * clean + (1 - alphas[second]).sqrt() * epsilon
-        theirs = ddim.step(epsilon, first, noise, eta=0.0).prev_sample
+    """By hand (Song et al., 2021, eq. 12, σ = 0): x̂0 from ε, clipped, then back to the noise level of the next step."""
+    images = initial_noise(unet, [7, 8])
+    alphas = torch.cat([scheduler.alphas_cumprod, torch.ones(1)])  # behind the last step there is no noise
+    for here, there in [(750, 500), (500, 250), (250, 0), (0, -1)]:
+        with torch.no_grad():
+            epsilon = unet(images, here).sample
+        clean = ((images - (1 - alphas[here]).sqrt() * epsilon) / alphas[here].sqrt()).clamp(-1, 1)
+        images = alphas[there].sqrt() * clean + (1 - alphas[there]).sqrt() * epsilon
+    by_hand = ((images + 1) * 127.5).round().clamp(0, 255)
 
-    torch.testing.assert_close(theirs, by_hand)
+    drawn = draw(unet, scheduler, [7, 8], steps=4, batch_size=2, label="")
+    assert np.abs(drawn - by_hand.numpy()).max() <= 1
+
+
+def test_steps_that_begin_below_full_noise_are_refused(unet, scheduler):
+    """600 steps would begin at timestep 599 of 1,000, with noise that the model does not expect there."""
+    with pytest.raises(InputError, match="sampler_steps 600 does not divide the 1000 timesteps"):
+        draw(unet, scheduler, [0], steps=600, batch_size=1, label="")

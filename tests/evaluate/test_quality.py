@@ -1,10 +1,14 @@
 """FID and KID."""
 
+import os
+import pickle
+
 import numpy as np
 import pytest
 import torch
 
 from stages.errors import InputError
+from stages.evaluate.compare import check_protocol
 from stages.evaluate.quality import features_to_quality, images_to_features
 from stages.fetch.data import bundled_digits, split
 
@@ -64,10 +68,39 @@ def test_features_do_not_depend_on_the_batch(params):
     torch.testing.assert_close(features[0], features[2], rtol=1e-5, atol=1e-6)
 
 
-def test_a_subset_larger_than_the_real_set_is_refused(params):
-    """Both numbers and the key to change."""
-    with pytest.raises(InputError, match=r"kid_subset_size 500 is more than the 100 real images"):
-        features_to_quality(torch.zeros(600, 2), torch.zeros(100, 2), params.evaluate, 0)
+@pytest.mark.parametrize(
+    ("changes", "shape", "words"),
+    [
+        ({}, (100, 1, 16, 16), r"kid_subset_size 500 is more than the 100 real images"),
+        ({}, (600, 1, 8, 8), r"SSIM needs images of at least 11×11"),
+        ({"sampler_steps": 600}, (600, 1, 16, 16), r"sampler_steps 600 does not divide the 1000 timesteps"),
+    ],
+)
+def test_a_protocol_that_does_not_fit_is_refused(params, scheduler, changes, shape, words):
+    """Before anything is drawn, with the numbers and the key to change."""
+    with pytest.raises(InputError, match=words):
+        check_protocol(scheduler, np.zeros(shape, np.uint8), params.evaluate.model_copy(update=changes))
+
+
+def test_images_that_the_extractor_does_not_see_are_refused(params):
+    """Colour pictures are no digits."""
+    with pytest.raises(InputError, match="sees 1×16×16 images, these are 3×16×16; choose evaluate"):
+        images_to_features(np.zeros((2, 3, 16, 16), np.uint8), params.evaluate)
+
+
+def test_weights_that_run_code_are_never_unpickled(params, tmp_path):
+    """A file that would run a command when opened is refused, and the command does not run."""
+
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path}/ran",)
+
+    (tmp_path / "inception.pth").write_bytes(pickle.dumps(Evil(), protocol=2))
+    inception = {"extractor": "inception-v3-compat", "extractor_weights": tmp_path / "inception.pth"}
+
+    with pytest.raises(InputError, match="the extractor's weights are not at"):
+        images_to_features(np.zeros((2, 3, 32, 32), np.uint8), params.evaluate.model_copy(update=inception))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_missing_inception_weights_are_named(params, tmp_path):

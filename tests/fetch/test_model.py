@@ -2,7 +2,7 @@
 
 import pytest
 
-from stages.artifacts import file_sha256, tensors_sha256
+from stages.artifacts import file_sha256, tensors_sha256, write_json
 from stages.diffusion.models import WEIGHTS, read_unet
 from stages.errors import InputError
 from stages.fetch.model import BUNDLED, fetch_model
@@ -45,6 +45,14 @@ def test_a_missing_folder_is_named(tmp_path):
     """One line with the path."""
     with pytest.raises(InputError, match="nowhere does not exist"):
         fetch_model(FolderModel(source="folder", path=tmp_path / "nowhere"), tmp_path / "out")
+
+
+def test_latent_diffusion_is_refused(tmp_path, model_folder):
+    """Its UNet draws what only a decoder makes visible."""
+    write_json(model_folder / "model_index.json", {"_class_name": "LDMPipeline", "vqvae": ["diffusers", "VQModel"]})
+
+    with pytest.raises(InputError, match="names a vqvae: latent diffusion; supported: models that draw pixels"):
+        fetch_model(FolderModel(source="folder", path=model_folder), tmp_path / "out")
 
 
 @pytest.mark.usefixtures("hub_cache")

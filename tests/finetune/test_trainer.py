@@ -77,9 +77,12 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(trainer, tmp_path,
     killed.step = step_or_die
     with pytest.raises(KilledError):
         killed.run(Checkpoints(tmp_path / "killed", "run"))
-    resumed = trainer()
+    resumed, steps = trainer(), []
+    step_again = resumed.step
+    resumed.step = lambda: (steps.append(resumed.done), step_again())
     resumed.run(Checkpoints(tmp_path / "killed", "run"))
 
+    assert steps == list(range(killed_at // 2 * 2, 7))  # from the last checkpoint, and not from the start
     for part in ("unet", "ema"):
         states = [tensors_sha256(getattr(run, part).state_dict()) for run in (undisturbed, resumed)]
         assert states[0] == states[1]

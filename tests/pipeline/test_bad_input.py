@@ -7,7 +7,7 @@ from PIL import Image
 
 from stages.diffusion.models import WEIGHTS
 
-FETCH = ["--model", "out/model", "--data", "out/data"]
+FETCH = ["--model-out", "out/model", "--data-out", "out/data"]
 PRUNE = ["--model", "artifacts/pretrained", "--importance", "artifacts/importance", "--out", "out/pruned"]
 
 

@@ -99,15 +99,10 @@ def test_random_depends_on_its_seed(unet, magnitude):
     ],
     ids=str,
 )
-def test_other_architectures_are_cut_and_run(make_unet, scheduler, changes):
+def test_other_architectures_are_cut_and_run(make_unet, magnitude_of, changes):
     """Several heads, deeper blocks, more levels, colour: plan, cut, prove."""
-    from stages.importance.measure import measure_importance
-
-    unet, nothing = make_unet(**changes), torch.zeros(1)
-    importance = measure_importance(
-        unet, scheduler, nothing, nothing, [], criterion="magnitude", formula="paper", threshold=0.0
-    )
-    pruned = cut(unet, plan_pruning(unet, importance, ratio=0.3))
+    unet = make_unet(**changes)
+    pruned = cut(unet, plan_pruning(unet, magnitude_of(unet), ratio=0.3))
 
     assert sum(p.numel() for p in pruned.parameters()) < sum(p.numel() for p in unet.parameters())
 
@@ -118,12 +113,15 @@ def test_layers_in_halves_are_refused(make_unet):
         find_groups(make_unet(resnet_time_scale_shift="scale_shift"))
 
 
-def test_heads_keep_equal_widths(make_unet):
-    """The four heads of a 32-channel attention lose as many channels each."""
-    groups = [group for group in find_groups(make_unet(attention_head_dim=8)) if group.root.endswith("to_v")]
+def test_heads_keep_equal_widths(make_unet, magnitude_of):
+    """The four heads of a 32-channel attention lose two of their eight channels each."""
+    unet = make_unet(attention_head_dim=8)
+    plan = plan_pruning(unet, magnitude_of(unet), ratio=0.3)
+    groups = [group for group in plan.groups if group.root.endswith("to_v")]
 
-    assert [group.blocks for group in groups] == [4] * len(groups)
     assert groups
+    for group in groups:
+        assert [sum(channel // 8 == head for channel in group.cut) for head in range(4)] == [2, 2, 2, 2]
 
 
 def test_a_plan_survives_its_file(tmp_path, unet, magnitude):
