@@ -14,7 +14,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from sklearn.datasets import load_digits
 from torch.nn.functional import cross_entropy
 
-from stages.artifacts import Images, file_sha256, fingerprint, to_model_range, write_run_record, write_tensors, writing
+from stages.artifacts import Images, file_sha256, to_model_range, write_tensors, writing
 from stages.diffusion.device import select_device
 from stages.diffusion.models import WEIGHTS, write_pipeline
 from stages.evaluate.extractors import DIGITS_WEIGHTS, DigitsClassifier
@@ -24,6 +24,7 @@ from stages.finetune.checkpoint import Checkpoints
 from stages.finetune.trainer import Trainer
 from stages.params import FinetuneParams
 from stages.progress import track
+from stages.provenance import fingerprint, write_run_record
 from stages.seeds import derive_seed, generator
 
 SEED = 0

@@ -3,14 +3,11 @@
 import hashlib
 import json
 import os
-import platform
 import shutil
-import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from stages.errors import InputError
-from stages.params import Section
 
-PACKAGES = ("diffusers", "numpy", "safetensors", "torch", "torch-fidelity", "torch-pruning", "torchmetrics")
-STAGES_ROOT = Path(__file__).parent
 RUN_RECORD = "run.json"
 
 
@@ -32,14 +26,12 @@ RUN_RECORD = "run.json"
 def writing(folder: Path) -> Iterator[Path]:
     """Give a temporary folder that becomes `folder` when the block ends well, and vanishes when it does not.
 
-    What was there before is replaced only at the end, and only if it is empty or holds a run.json: a folder that no
-    stage has written is somebody's.
+    What was there before is replaced only at the end.
 
     Raises:
-        InputError: The place holds something else, cannot be written, or the disk is full.
+        InputError: The place is not free, cannot be written, or the disk is full.
     """
-    if folder.exists() and not (folder / RUN_RECORD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} holds something that no stage has written; move it away or choose another place")
+    check_free(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -50,6 +42,20 @@ def writing(folder: Path) -> Iterator[Path]:
         _replace(folder, temporary)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_free(*folders: Path) -> None:
+    """Refuse places that are neither empty nor hold a run.json: what no stage has written is somebody's.
+
+    Raises:
+        InputError: One of them is.
+    """
+    for folder in folders:
+        ours = (folder / RUN_RECORD).is_file()
+        if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(
+                f"{folder} holds something that no stage has written; move it away or choose another place"
+            )
 
 
 def _replace(folder: Path, new: Path) -> None:
@@ -234,62 +240,3 @@ def read_importance(folder: Path) -> Importance:
 def to_model_range(images: NDArray[np.uint8]) -> torch.Tensor:
     """[N, C, H, W] uint8 -> float32 in [-1, 1]."""
     return torch.from_numpy(images.astype(np.float32)) / 127.5 - 1
-
-
-def write_run_record(folder: Path, stage: str, **params: Section | int) -> None:
-    """Write run.json: what made this folder (the params that the stage read, commit, code, versions, device).
-
-    It holds no time of day, so the same work leaves the same folder.
-    """
-    record = {
-        "stage": stage,
-        "params": _plain(params),
-        "git_commit": _git_commit(),
-        "code_sha256": code_sha256(stage),
-        **_machine(),
-    }
-    write_json(folder / RUN_RECORD, record)
-
-
-def fingerprint(stage: str, inputs: Iterable[Path], **params: Section | int) -> str:
-    """Hash all that decides the outcome of a stage: code, params, inputs (but for their run.json), versions, device."""
-    digest = hashlib.sha256(code_sha256(stage).encode())
-    digest.update(json.dumps([_plain(params), _machine()]).encode())
-    for path in (path for folder in inputs for path in sorted(folder.rglob("*"))):
-        if path.is_file() and path.name != RUN_RECORD:
-            digest.update(file_sha256(path).encode())
-    return digest.hexdigest()
-
-
-def _plain(params: Mapping[str, Section | int]) -> dict[str, Any]:
-    return {key: part.model_dump(mode="json") if isinstance(part, Section) else part for key, part in params.items()}
-
-
-def code_sha256(stage: str) -> str:
-    """Hash the code of a stage and all that the computing stages share; a changed line is another hash."""
-    own = sorted((STAGES_ROOT / stage).rglob("*.py"))
-    shared = sorted(
-        {*STAGES_ROOT.glob("*.py"), *(STAGES_ROOT / "diffusion").glob("*.py")} - {STAGES_ROOT / "tracking.py"}
-    )
-    digest = hashlib.sha256()
-    for path in own + sorted(shared):
-        digest.update(path.relative_to(STAGES_ROOT).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
-
-
-def _machine() -> dict[str, Any]:
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu {platform.machine()}"
-    return {
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
-        "device": {"name": name, "threads": torch.get_num_threads()},
-    }
-
-
-def _git_commit() -> str | None:
-    command = ["git", "rev-parse", "--verify", "--quiet", "HEAD"]
-    try:
-        result = subprocess.run(command, cwd=STAGES_ROOT, capture_output=True, text=True, check=False)  # noqa: S603
-    except OSError:  # no git on this machine
-        return None
-    return result.stdout.strip() or None

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stages.artifacts import (
-    fingerprint,
+    check_free,
     read_images,
     read_importance,
     read_json,
@@ -19,11 +19,11 @@ from stages.artifacts import (
     write_images,
     write_importance,
     write_json,
-    write_run_record,
     write_tensors,
     writing,
 )
 from stages.errors import InputError
+from stages.provenance import fingerprint, write_run_record
 
 
 def test_a_folder_appears_whole(tmp_path):
@@ -45,7 +45,7 @@ def test_a_folder_of_somebody_else_is_never_replaced(tmp_path):
 
     for place in (tmp_path / "mine", tmp_path / "mine" / "model.safetensors", tmp_path):
         with pytest.raises(InputError, match="holds something that no stage has written"):
-            writing(place).__enter__()
+            check_free(place)
     assert (tmp_path / "mine" / "model.safetensors").exists()
 
 

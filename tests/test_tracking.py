@@ -5,10 +5,11 @@ import torch
 from click.testing import CliRunner
 from mlflow import MlflowClient
 
-from stages.artifacts import read_json, write_json, write_run_record, write_tensors
+from stages.artifacts import read_json, write_json, write_tensors
 from stages.errors import InputError
 from stages.finetune.checkpoint import CurvePoint
 from stages.finetune.report import write_report
+from stages.provenance import write_run_record
 from stages.tracking import STAGES, Compression, main, record
 
 

@@ -23,7 +23,9 @@ def main(params_path: Path, dense: Path, pruned: Path, finetuned: Path, data: Pa
     from stages.diffusion.models import check_images, read_scheduler, read_unet
     from stages.evaluate.compare import compare
     from stages.evaluate.report import write_report
+    from stages.provenance import write_run_record
 
+    artifacts.check_free(report)
     device, folders = select_device(), {"dense": dense, "pruned": pruned, "finetuned": finetuned}
     models = {name: read_unet(folder, device) for name, folder in folders.items()}
     real = artifacts.read_images(data).train
@@ -31,7 +33,7 @@ def main(params_path: Path, dense: Path, pruned: Path, finetuned: Path, data: Pa
     comparison = compare(models, read_scheduler(dense), real, params.evaluate, params.seed)
     with artifacts.writing(report) as folder:
         write_report(comparison, folder)
-        artifacts.write_run_record(folder, "evaluate", seed=params.seed, evaluate=params.evaluate)
+        write_run_record(folder, "evaluate", seed=params.seed, evaluate=params.evaluate)
 
 
 if __name__ == "__main__":

@@ -20,12 +20,13 @@ def main(params_path: Path, model_out: Path, data_out: Path) -> None:
     telemetry.switch_off()
 
     from stages.fetch import data, model
+    from stages.provenance import write_run_record
 
     with artifacts.writing(model_out) as model_folder, artifacts.writing(data_out) as data_folder:
         unet = model.fetch_model(params.fetch.model, model_folder)
         data.fetch_data(params.fetch.data, unet, params.fetch.heldout, data_folder)
         for folder in (model_folder, data_folder):
-            artifacts.write_run_record(folder, "fetch", fetch=params.fetch)
+            write_run_record(folder, "fetch", fetch=params.fetch)
 
 
 if __name__ == "__main__":

@@ -24,11 +24,13 @@ def main(params_path: Path, model: Path, data: Path, checkpoints: Path, out: Pat
     from stages.finetune.checkpoint import Checkpoints
     from stages.finetune.report import write_report
     from stages.finetune.trainer import Trainer
+    from stages.provenance import fingerprint, write_run_record
 
+    artifacts.check_free(out, report)
     unet, scheduler = read_unet(model, select_device()), read_scheduler(model)
     images = artifacts.read_images(data)
     check_images(unet, images.train, data)
-    run = artifacts.fingerprint("finetune", [model, data], seed=params.seed, finetune=params.finetune)
+    run = fingerprint("finetune", [model, data], seed=params.seed, finetune=params.finetune)
     kept = Checkpoints(checkpoints, run)
     trainer = Trainer(unet, scheduler, images, params.finetune, params.seed)
     trainer.run(kept)
@@ -37,7 +39,7 @@ def main(params_path: Path, model: Path, data: Path, checkpoints: Path, out: Pat
         copy_plan(model, model_folder)
         write_report(trainer.curve, report_folder)
         for folder in (model_folder, report_folder):
-            artifacts.write_run_record(folder, "finetune", seed=params.seed, finetune=params.finetune)
+            write_run_record(folder, "finetune", seed=params.seed, finetune=params.finetune)
     kept.clear()
 
 

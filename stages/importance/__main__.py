@@ -22,7 +22,9 @@ def main(params_path: Path, model: Path, data: Path, out: Path, report: Path) ->
     from stages.diffusion.models import check_images, read_scheduler, read_unet
     from stages.importance.calibration import calibrate
     from stages.importance.report import write_report
+    from stages.provenance import write_run_record
 
+    artifacts.check_free(out, report)
     unet, scheduler = read_unet(model, select_device()), read_scheduler(model)
     images = artifacts.read_images(data)
     check_images(unet, images.train, data)
@@ -31,7 +33,7 @@ def main(params_path: Path, model: Path, data: Path, out: Path, report: Path) ->
         artifacts.write_importance(out_folder, importance)
         write_report(importance, report_folder)
         for folder in (out_folder, report_folder):
-            artifacts.write_run_record(folder, "importance", seed=params.seed, importance=params.importance)
+            write_run_record(folder, "importance", seed=params.seed, importance=params.importance)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ def main(params_path: Path, model: Path, importance_path: Path, out: Path) -> No
 
     from stages import artifacts
     from stages.diffusion.models import PLAN, read_scheduler, read_unet, write_pipeline
+    from stages.provenance import write_run_record
     from stages.prune.pruning import prune_unet
 
     unet, scheduler = read_unet(model), read_scheduler(model)
@@ -26,7 +27,7 @@ def main(params_path: Path, model: Path, importance_path: Path, out: Path) -> No
     with artifacts.writing(out) as folder:
         write_pipeline(folder, pruned, scheduler)
         artifacts.write_json(folder / PLAN, plan.model_dump())
-        artifacts.write_run_record(folder, "prune", seed=params.seed, prune=params.prune)
+        write_run_record(folder, "prune", seed=params.seed, prune=params.prune)
 
 
 if __name__ == "__main__":

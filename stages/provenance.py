@@ -1,0 +1,77 @@
+"""A stage, its params and its inputs -> the record and the hash of what made a folder."""
+
+import hashlib
+import json
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stages.artifacts import RUN_RECORD, file_sha256, write_json
+from stages.params import Section
+
+PACKAGES = ("diffusers", "numpy", "safetensors", "torch", "torch-fidelity", "torch-pruning", "torchmetrics")
+STAGES_ROOT = Path(__file__).parent
+
+
+def write_run_record(folder: Path, stage: str, **params: Section | int) -> None:
+    """Write run.json: what made this folder (the params that the stage read, commit, code, versions, device).
+
+    It holds no time of day, so the same work leaves the same folder.
+    """
+    record = {
+        "stage": stage,
+        "params": _plain(params),
+        "git_commit": _git_commit(),
+        "code_sha256": code_sha256(stage),
+        **_machine(),
+    }
+    write_json(folder / RUN_RECORD, record)
+
+
+def fingerprint(stage: str, inputs: Iterable[Path], **params: Section | int) -> str:
+    """Hash all that decides the outcome of a stage: code, params, inputs (but for their run.json), versions, device."""
+    digest = hashlib.sha256(code_sha256(stage).encode())
+    digest.update(json.dumps([_plain(params), _machine()]).encode())
+    for path in (path for folder in inputs for path in sorted(folder.rglob("*"))):
+        if path.is_file() and path.name != RUN_RECORD:
+            digest.update(file_sha256(path).encode())
+    return digest.hexdigest()
+
+
+def _plain(params: Mapping[str, Section | int]) -> dict[str, Any]:
+    return {key: part.model_dump(mode="json") if isinstance(part, Section) else part for key, part in params.items()}
+
+
+def code_sha256(stage: str) -> str:
+    """Hash the code of a stage and all that the computing stages share; a changed line is another hash."""
+    own = sorted((STAGES_ROOT / stage).rglob("*.py"))
+    shared = sorted(
+        {*STAGES_ROOT.glob("*.py"), *(STAGES_ROOT / "diffusion").glob("*.py")} - {STAGES_ROOT / "tracking.py"}
+    )
+    digest = hashlib.sha256()
+    for path in own + sorted(shared):
+        digest.update(path.relative_to(STAGES_ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _machine() -> dict[str, Any]:
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu {platform.machine()}"
+    return {
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "device": {"name": name, "threads": torch.get_num_threads()},
+    }
+
+
+def _git_commit() -> str | None:
+    command = ["git", "rev-parse", "--verify", "--quiet", "HEAD"]
+    try:
+        result = subprocess.run(command, cwd=STAGES_ROOT, capture_output=True, text=True, check=False)  # noqa: S603
+    except OSError:  # no git on this machine
+        return None
+    return result.stdout.strip() or None
