@@ -1,5 +1,6 @@
-"""The pipeline's results table -> its place in README.md."""
+"""The pipeline's results -> the table and the picture in README.md."""
 
+import shutil
 from pathlib import Path
 
 import click
@@ -10,17 +11,19 @@ BEGIN, END = "<!-- results: written by `make results` -->\n", "<!-- end of resul
 
 
 @click.command()
-@click.option("--results", type=Path, default=Path("reports/evaluate/results.md"), help="The table.")
-@click.option("--readme", type=Path, default=Path("README.md"), help="The file to put it into.")
-def main(results: Path, readme: Path) -> None:
-    """Replace the table between the two marks in the README."""
-    if not results.is_file():
-        raise InputError(f"{results} does not exist; make it with: make run")
+@click.option("--report", type=Path, default=Path("reports/evaluate"), help="What evaluate wrote.")
+@click.option("--readme", type=Path, default=Path("README.md"), help="The file to put the table into.")
+@click.option("--picture", type=Path, default=Path("docs/summary.png"), help="Where the README's picture lies.")
+def main(report: Path, readme: Path, picture: Path) -> None:
+    """Replace the table between the two marks in the README, and its picture."""
+    if not (report / "results.md").is_file():
+        raise InputError(f"{report / 'results.md'} does not exist; make it with: make run")
     before, found, rest = readme.read_text().partition(BEGIN)
     _, closed, after = rest.partition(END)
     if not (found and closed):
         raise InputError(f"{readme} lacks the marks {BEGIN.strip()} and {END}")
-    readme.write_text(f"{before}{BEGIN}\n{results.read_text()}\n{END}{after}")
+    readme.write_text(f"{before}{BEGIN}\n{(report / 'results.md').read_text()}\n{END}{after}")
+    shutil.copyfile(report / "summary.png", picture)
 
 
 if __name__ == "__main__":

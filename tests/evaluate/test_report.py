@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from PIL import Image
 from skimage.metrics import structural_similarity
 
+from stages.artifacts import write_atomically
 from stages.errors import InputError
 from stages.evaluate.compare import compare
 from stages.evaluate.consistency import check_size, images_to_ssim
@@ -106,13 +107,15 @@ def test_the_readme_gets_the_table_between_its_marks(tmp_path, root):
     spec = importlib.util.spec_from_file_location("results", root / "docs" / "results.py")
     readme = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(readme)
-    results, page = tmp_path / "results.md", tmp_path / "README.md"
-    results.write_text("| new |\n")
+    report, page, picture = tmp_path / "report", tmp_path / "README.md", tmp_path / "summary.png"
+    write_atomically(report / "results.md", b"| new |\n")
+    write_atomically(report / "summary.png", b"pixels")
     page.write_text(f"before\n{readme.BEGIN}\n| old |\n{readme.END}\nafter\n")
-    arguments = ["--results", str(results), "--readme", str(page)]
+    arguments = ["--report", str(report), "--readme", str(page), "--picture", str(picture)]
 
     assert CliRunner().invoke(readme.main, arguments).exit_code == 0
     assert page.read_text() == f"before\n{readme.BEGIN}\n| new |\n\n{readme.END}\nafter\n"
+    assert picture.read_bytes() == b"pixels"
     page.write_text("no marks")
     refused = CliRunner().invoke(readme.main, arguments)
     assert refused.exit_code == 1
