@@ -3,8 +3,10 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,19 +30,33 @@ class Workspace:
 
     path: Path
 
-    def run(self, *command, **environment):
-        """Run a command in it, as a user would in a terminal."""
+    def environment(self):
+        """This Python first on the path, and homes of its own."""
         home = self.path.parent / "home"
         home.mkdir(exist_ok=True)
-        own = {
+        return {
+            **os.environ,
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "PREFECT_HOME": str(home / "prefect"),
             "MLFLOW_TRACKING_URI": f"sqlite:///{self.path}/mlflow.db",
-            **environment,
         }
+
+    def run(self, *command):
+        """Run a command in it, as a user would in a terminal."""
         return subprocess.run(
-            command, cwd=self.path, env={**os.environ, **own}, capture_output=True, text=True, check=False
+            command, cwd=self.path, env=self.environment(), capture_output=True, text=True, check=False
         )
+
+    def run_until(self, reached, *command, seconds=120):
+        """Start a command and kill -9 it, and all that it started, once `reached()` is true."""
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen(command, cwd=self.path, env=self.environment(), start_new_session=True, **quiet)
+        deadline = time.monotonic() + seconds
+        while not (done := reached()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert done, f"{command} did not get there in {seconds} s"
 
     def repro(self):
         """Run `dvc repro`: the names of the stages that ran."""
