@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from flows.commands import stage_names
 from stages import telemetry
 from stages.params import load_params
 
@@ -28,6 +29,7 @@ def main() -> None:
 def compress() -> None:
     """Bring every stage up to date and record the result."""
     load_params(Path("params.yaml"))
+    stage_names()
 
     from flows.compress import compress as flow
 

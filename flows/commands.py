@@ -8,11 +8,22 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from stages.errors import InputError, first_line
 
 
 def stage_names() -> list[str]:
-    """Read the names of the stages, in order of flow, from dvc.yaml."""
-    return list(YAML(typ="safe").load(Path("dvc.yaml").read_text())["stages"])
+    """Read the names of the stages, in order of flow, from dvc.yaml.
+
+    Raises:
+        InputError: There is no dvc.yaml here, or it lists no stages.
+    """
+    try:
+        return list(YAML(typ="safe").load(Path("dvc.yaml").read_text())["stages"])
+    except (OSError, YAMLError, KeyError, TypeError) as error:
+        reason = first_line(error)
+        raise InputError(f"dvc.yaml here lists no stages ({reason}); run the flow at the top of the project") from None
 
 
 def run(command: list[str], tell: Callable[[str], None]) -> int:

@@ -1,11 +1,13 @@
 """What the folders between the stages hold on disk: written whole or not at all, read with checks."""
 
+import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,7 @@ def writing(folder: Path) -> Iterator[Path]:
         InputError: The place is not free, cannot be written, or the disk is full.
     """
     check_free(folder)
+    folder = folder.resolve()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -44,12 +47,16 @@ def writing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check_free(*folders: Path) -> None:
-    """Refuse places that are neither empty nor hold a run.json: what no stage has written is somebody's.
+def check_free(*folders: Path, inputs: Sequence[Path] = ()) -> None:
+    """Refuse outputs that would destroy something: an input, each other, or what no stage has written.
 
     Raises:
-        InputError: One of them is.
+        InputError: An output is neither empty nor holds a run.json, or overlaps with another folder.
     """
+    for folder, other in itertools.chain(itertools.combinations(folders, 2), itertools.product(folders, inputs)):
+        one, two = folder.resolve(), other.resolve()
+        if one.is_relative_to(two) or two.is_relative_to(one):
+            raise InputError(f"output {folder} overlaps with {other}; give each a place of its own")
     for folder in folders:
         ours = (folder / RUN_RECORD).is_file()
         if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
@@ -88,7 +95,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise _cannot_write(path, error) from None
 
 
@@ -107,7 +115,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text())
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path} holds a {type(value).__name__}, not an object")
@@ -194,6 +202,10 @@ def read_images(folder: Path) -> Images:
         )
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{folder} holds no packed images ({error}); run the fetch stage again") from None
+    for split in (train, heldout):
+        packed = isinstance(split, np.ndarray) and split.dtype == np.uint8 and split.ndim == 4 and split.size > 0  # noqa: PLR2004
+        if not packed or split.shape[1:] != train.shape[1:]:
+            raise InputError(f"{folder} holds no packed images, uint8 [N, C, H, W]; run the fetch stage again")
     return Images(train, heldout)
 
 

@@ -9,7 +9,7 @@ from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from stages.errors import InputError
+from stages.errors import InputError, first_line
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Commit = Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
@@ -45,7 +45,7 @@ class HubModel(Section):
     """A diffusers model on the Hugging Face Hub."""
 
     source: Literal["hub"]
-    repo: str
+    repo: str = Field(min_length=1)
     """For example google/ddpm-cifar10-32."""
     revision: Commit
     """The commit of the repository; a branch name may move and is not allowed."""
@@ -66,7 +66,7 @@ class HubData(Section):
     """A dataset with an image column on the Hugging Face Hub."""
 
     source: Literal["hub"]
-    repo: str
+    repo: str = Field(min_length=1)
     """For example uoft-cs/cifar10."""
     revision: Commit
     split: str = "train"
@@ -112,7 +112,7 @@ class FinetuneParams(Section):
 
     steps: int = Field(ge=1)
     """Optimiser steps."""
-    batch_size: int = Field(ge=1)
+    batch_size: int = Field(ge=1, le=1_000_000)
     learning_rate: float = Field(gt=0)
     """Of Adam; constant."""
     ema_decay: float = Field(ge=0, lt=1)
@@ -134,14 +134,14 @@ class EvaluateParams(Section):
 
     num_images: int = Field(ge=2)
     """Images drawn from each model."""
-    batch_size: int = Field(ge=1)
+    batch_size: int = Field(ge=1, le=1_000_000)
     sampler_steps: int = Field(ge=1, le=1000)
     """DDIM steps, eta 0, uniform spacing."""
     extractor: Literal["digits", "inception-v3-compat"]
     """Feature extractor of FID and KID, by its name in torch-fidelity."""
     extractor_weights: Path | None = None
     """Weights of Inception on this machine; null lets torch-fidelity download them."""
-    kid_subsets: int = Field(ge=1)
+    kid_subsets: int = Field(ge=1, le=1_000_000)
     kid_subset_size: int = Field(ge=2)
     """Images in each of KID's subsets; at most num_images."""
     latency_repeats: int = Field(ge=1)
@@ -182,6 +182,8 @@ def load_params(path: Path) -> Params:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         raise InputError(f"{path}: {'; '.join(_explain(e) for e in error.errors())}") from None
+    except ValueError as error:  # a date or number that YAML itself cannot make
+        raise InputError(f"{path} is not valid YAML: {first_line(error)}") from None
 
 
 def _explain(error: ErrorDetails) -> str:

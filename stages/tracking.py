@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,7 @@ class Compression:
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Read every stage's run.json, in order."""
-        return (json.loads(_read(home / "run.json")) for home in self.homes.values())
+        return (_read_json(home / "run.json", {*CONTENT, "git_commit", "device"}) for home in self.homes.values())
 
     def params(self) -> dict[str, Any]:
         """Flatten the params of all stages to `prune.ratio: 0.3`."""
@@ -57,7 +57,7 @@ class Compression:
 
     def metrics(self) -> dict[str, float]:
         """Flatten the metrics of all reports to `evaluate.finetuned.fid: 1.2`."""
-        reports = {path.parent.name: json.loads(_read(path)) for path in sorted(self.reports.glob("*/metrics.json"))}
+        reports = {path.parent.name: _read_json(path) for path in sorted(self.reports.glob("*/metrics.json"))}
         pairs = flatten(reports)
         return {key: value for key, value in pairs if isinstance(value, int | float) and ".protocol." not in key}
 
@@ -83,6 +83,16 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; run the pipeline first: make run") from None
+
+
+def _read_json(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
+    try:
+        value = json.loads(_read(path))
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict) or not set(keys) <= set(value):
+        raise InputError(f"{path} is not what its stage wrote; run that stage again")
+    return value
 
 
 def record(compression: Compression) -> tuple[str, bool]:

@@ -25,7 +25,7 @@ def main(params_path: Path, dense: Path, pruned: Path, finetuned: Path, data: Pa
     from stages.evaluate.report import write_report
     from stages.provenance import write_run_record
 
-    artifacts.check_free(report)
+    artifacts.check_free(report, inputs=[dense, pruned, finetuned, data])
     device, folders = select_device(), {"dense": dense, "pruned": pruned, "finetuned": finetuned}
     models = {name: read_unet(folder, device) for name, folder in folders.items()}
     real = artifacts.read_images(data).train

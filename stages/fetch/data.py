@@ -90,7 +90,7 @@ def _open_folder(folder: Path) -> Iterator[tuple[str, Image.Image]]:
 def _readable(name: str) -> Iterator[None]:
     try:
         yield
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:  # Pillow's word for a damaged chunk is SyntaxError
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
         raise InputError(f"{name} is not a readable image ({first_line(error)}); remove or replace it") from None
 
 
@@ -114,11 +114,17 @@ def _open_hub(source: HubData) -> Iterator[tuple[str, Image.Image]]:
 def _pack(images: Iterable[tuple[str, Image.Image]], channels: int, size: int, fit: str) -> Pixels:
     if channels not in MODES:
         raise InputError(f"the model draws {channels} channels; images have 1 or 3")
-    packed = [_fit(name, image.convert(MODES[channels]), size, fit) for name, image in images]
+    packed = [_fit(name, _convert(name, image, channels), size, fit) for name, image in images]
     if not packed:
         raise InputError(f"no images found; fetch.data wants a folder with {', '.join(sorted(SUFFIXES))} files")
     pixels: Pixels = np.stack(packed).reshape(len(packed), size, size, channels).transpose(0, 3, 1, 2)
     return np.ascontiguousarray(pixels)
+
+
+def _convert(name: str, image: Image.Image, channels: int) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        raise InputError(f"{name} has more than 8 bits a channel (mode {image.mode}); convert it to 8 bits")
+    return image.convert(MODES[channels])
 
 
 def _fit(name: str, image: Image.Image, size: int, fit: str) -> Pixels:

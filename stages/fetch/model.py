@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from stages.artifacts import file_sha256, read_json
+from stages.diffusion.cost import example_inputs
 from stages.diffusion.models import WEIGHTS, component, read_scheduler, read_unet, write_pipeline
 from stages.errors import InputError, first_line
 from stages.params import BundledSource, FolderModel, HubModel
@@ -27,8 +29,25 @@ def fetch_model(source: BundledSource | FolderModel | HubModel, out: Path) -> UN
         check_sha256(component(folder, "unet") / WEIGHTS, sha256)
     check_pixels(folder)
     unet = read_unet(folder)
+    try_out(unet, folder)
     write_pipeline(out, unet, read_scheduler(folder))
     return unet
+
+
+@torch.no_grad()
+def try_out(unet: UNet2DModel, folder: Path) -> None:
+    """Run the model once, so that one that cannot draw is refused here and not by a later stage.
+
+    Raises:
+        InputError: It fails, or its output is not finite or of another shape.
+    """
+    images, timesteps = example_inputs(unet)
+    try:
+        output = unet(images, timesteps).sample
+    except Exception as error:  # noqa: BLE001  # a config from anywhere can break diffusers anywhere
+        raise InputError(f"{folder}: the model does not run ({first_line(error)})") from None
+    if output.shape != images.shape or not output.isfinite().all():
+        raise InputError(f"{folder}: the model's output is not finite or not of its input's shape")
 
 
 def check_pixels(folder: Path) -> None:

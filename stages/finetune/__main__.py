@@ -26,7 +26,7 @@ def main(params_path: Path, model: Path, data: Path, checkpoints: Path, out: Pat
     from stages.finetune.trainer import Trainer
     from stages.provenance import fingerprint, write_run_record
 
-    artifacts.check_free(out, report)
+    artifacts.check_free(out, report, inputs=[model, data, checkpoints])
     unet, scheduler = read_unet(model, select_device()), read_scheduler(model)
     images = artifacts.read_images(data)
     check_images(unet, images.train, data)

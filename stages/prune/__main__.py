@@ -21,6 +21,7 @@ def main(params_path: Path, model: Path, importance_path: Path, out: Path) -> No
     from stages.provenance import write_run_record
     from stages.prune.pruning import prune_unet
 
+    artifacts.check_free(out, inputs=[model, importance_path])
     unet, scheduler = read_unet(model), read_scheduler(model)
     importance = artifacts.read_importance(importance_path)
     pruned, plan = prune_unet(unet, importance, params.prune, params.seed)

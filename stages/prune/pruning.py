@@ -1,7 +1,9 @@
 """Params, a model and its importance -> the pruned model and its plan."""
 
 import click
+import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
+from torch import nn
 
 from stages.artifacts import Importance, tensors_sha256
 from stages.diffusion.cost import count_macs, count_params
@@ -16,10 +18,9 @@ def prune_unet(unet: UNet2DModel, importance: Importance, params: PruneParams, s
     """Choose, cut, prove, and say what came of it.
 
     Raises:
-        InputError: The ratio leaves a group empty, or the importance is that of another model.
+        InputError: The ratio leaves a group empty, or the importance is damaged or that of another model.
     """
-    if importance.model_sha256 != tensors_sha256(unet.state_dict()):
-        raise InputError("the importance was measured on another model; run the importance stage on this one")
+    check_importance(importance, unet)
     plan = plan_pruning(
         unet,
         importance,
@@ -32,3 +33,21 @@ def prune_unet(unet: UNet2DModel, importance: Importance, params: PruneParams, s
         before, after = count(unet), count(pruned)
         click.echo(f"{before / scale:.4f} -> {after / scale:.4f} {unit} ({after / before - 1:+.1%})")
     return pruned, plan
+
+
+def check_importance(importance: Importance, unet: UNet2DModel) -> None:
+    """Make sure that there is one finite number for each weight of this model.
+
+    Raises:
+        InputError: The importance is that of another model, or damaged.
+    """
+    if importance.model_sha256 != tensors_sha256(unet.state_dict()):
+        raise InputError("the importance was measured on another model; run the importance stage on this one")
+    layers = {name: layer for name, layer in unet.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
+    expected = {} if importance.criterion == "random" else {name: layer.weight.shape for name, layer in layers.items()}
+    found = {name: values.shape for name, values in importance.saliency.items() if name in layers}
+    finite = all(values.dtype == torch.float32 and values.isfinite().all() for values in importance.saliency.values())
+    if found != expected or not finite:
+        raise InputError(
+            "the saliencies do not cover the model's weights or are not finite; run the importance stage again"
+        )
