@@ -38,13 +38,14 @@ def run(command: list[str], tell: Callable[[str], None]) -> int:
         start_new_session=True,
     )
     assert process.stdout is not None
-    try:
-        _hand_on(process.stdout, tell)
-        return process.wait()
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait()
+    with process.stdout:
+        try:
+            _hand_on(process.stdout, tell)
+            return process.wait()
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+                process.wait()
 
 
 def _hand_on(lines: Iterable[str], tell: Callable[[str], None]) -> None:

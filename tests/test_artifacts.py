@@ -49,6 +49,33 @@ def test_a_folder_of_somebody_else_is_never_replaced(tmp_path):
     assert (tmp_path / "mine" / "model.safetensors").exists()
 
 
+def test_outputs_never_overlap_with_inputs_or_each_other(tmp_path):
+    """Equal, inside or around: each would destroy one of the two."""
+    model, out = tmp_path / "model", tmp_path / "out"
+
+    for folders, inputs in [
+        ([model], [model]),
+        ([model / "x"], [model]),
+        ([tmp_path], [model]),
+        ([out, out / "x"], []),
+    ]:
+        with pytest.raises(InputError, match="overlaps with"):
+            check_free(*folders, inputs=inputs)
+    check_free(out, tmp_path / "report", inputs=[model])
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((2, 1, 8, 8), np.float32), np.zeros(5, np.uint8), np.zeros((0, 1, 8, 8), np.uint8)]
+)
+def test_arrays_that_are_no_images_are_refused(tmp_path, images, array):
+    """Another type, another number of dimensions, or none at all."""
+    write_images(tmp_path, images, {})
+    np.save(tmp_path / "heldout.npy", array)
+
+    with pytest.raises(InputError, match="holds no packed images"):
+        read_images(tmp_path)
+
+
 def test_a_folder_that_fails_leaves_nothing(tmp_path):
     """Neither the folder nor its temporary one is left, and what was there before stays."""
     (tmp_path / "out").mkdir()

@@ -60,7 +60,10 @@ def test_a_wrong_value_is_named_in_one_line(changed, key, value, words):
     assert "\n" not in caught.value.message
 
 
-@pytest.mark.parametrize(("text", "words"), [("seed: [", "is not valid YAML"), ("", "the file is None")])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("seed: [", "is not valid YAML"), ("seed: 2024-99-99", "is not valid YAML"), ("", "the file is None")],
+)
 def test_a_file_that_is_no_params_file_is_refused(tmp_path, text, words):
     """Broken and empty files are told apart."""
     (tmp_path / "params.yaml").write_text(text)

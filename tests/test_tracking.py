@@ -102,6 +102,15 @@ def test_a_server_that_is_away_does_not_stop_the_work(compression, monkeypatch):
         assert "record it later with: python -m stages.tracking" in result.output
 
 
+@pytest.mark.parametrize("text", ["{", "{}"])
+def test_a_damaged_record_is_no_fault_of_the_server(compression, text):
+    """--allow-offline does not hide it."""
+    (compression.homes["prune"] / "run.json").write_text(text)
+
+    with pytest.raises(InputError, match=r"run\.json is not"):
+        record(compression)
+
+
 def test_without_a_finished_compression_there_is_nothing_to_record(tmp_path):
     """Also with --allow-offline: this is no fault of a server."""
     with pytest.raises(InputError, match="run the pipeline first"):

@@ -99,6 +99,15 @@ def test_a_damaged_image_is_named(folder, unet, tmp_path):
         fetch_data(FolderData(source="folder", path=folder), unet, 0.2, tmp_path)
 
 
+def test_images_of_more_than_eight_bits_are_refused(unet, tmp_path):
+    """Pillow would turn them white without a word."""
+    (tmp_path / "deep").mkdir()
+    Image.fromarray(np.full((8, 8), 30_000, np.uint16)).save(tmp_path / "deep" / "a.png")
+
+    with pytest.raises(InputError, match=r"a\.png has more than 8 bits a channel"):
+        fetch_data(FolderData(source="folder", path=tmp_path / "deep"), unet, 0.2, tmp_path)
+
+
 def test_the_digits_do_not_go_into_another_model(unet, tmp_path):
     """The tiny UNet draws 8×8."""
     with pytest.raises(InputError, match="the digits are 1×16×16, the model draws 1×8×8"):

@@ -1,9 +1,10 @@
 """Model sources."""
 
 import pytest
+import torch
 
-from stages.artifacts import file_sha256, tensors_sha256, write_json
-from stages.diffusion.models import WEIGHTS, read_unet
+from stages.artifacts import file_sha256, read_json, tensors_sha256, write_json
+from stages.diffusion.models import WEIGHTS, read_unet, write_pipeline
 from stages.errors import InputError
 from stages.fetch.model import BUNDLED, fetch_model
 from stages.params import BundledSource, FolderModel, HubModel
@@ -45,6 +46,37 @@ def test_a_missing_folder_is_named(tmp_path):
     """One line with the path."""
     with pytest.raises(InputError, match="nowhere does not exist"):
         fetch_model(FolderModel(source="folder", path=tmp_path / "nowhere"), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "words"),
+    [
+        ("unet", {"norm_num_groups": 0}, "the weights do not fit the config"),
+        ("unet", {"layers_per_block": "two"}, "the weights do not fit the config"),
+        ("unet", {"sample_size": 0}, "sample_size 0; supported: one number"),
+        ("unet", {"freq_shift": "x"}, "the model does not run"),
+        ("scheduler", {"beta_schedule": "foo"}, "is no noise schedule"),
+        ("scheduler", {"num_train_timesteps": 0}, "is no noise schedule"),
+    ],
+)
+def test_a_model_that_cannot_run_is_refused_at_the_door(tmp_path, model_folder, part, change, words):
+    """A config that diffusers chokes on never reaches a later stage."""
+    path = model_folder / part / ("config.json" if part == "unet" else "scheduler_config.json")
+    write_json(path, {**read_json(path), **change})
+
+    with pytest.raises(InputError, match=words) as caught:
+        fetch_model(FolderModel(source="folder", path=model_folder), tmp_path / "out")
+    assert "\n" not in caught.value.message
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path, model_folder, unet, scheduler):
+    """NaN in, NaN out."""
+    with torch.no_grad():
+        unet.conv_in.weight.fill_(float("nan"))
+    write_pipeline(model_folder, unet, scheduler)
+
+    with pytest.raises(InputError, match="output is not finite"):
+        fetch_model(FolderModel(source="folder", path=model_folder), tmp_path / "out")
 
 
 def test_latent_diffusion_is_refused(tmp_path, model_folder):

@@ -76,6 +76,15 @@ def test_importance_of_another_model_is_refused(make_unet, magnitude):
         prune_unet(make_unet(seed=1), magnitude, PruneParams(ratio=0.3, order="interleaved"), 0)
 
 
+@pytest.mark.parametrize("damage", [dict.clear, lambda s: s.pop("conv_in"), lambda s: s["conv_in"].fill_(float("nan"))])
+def test_damaged_importance_is_refused(unet, magnitude, damage):
+    """Empty, a layer short or not finite: never pruned at random while the record says otherwise."""
+    damage(magnitude.saliency)
+
+    with pytest.raises(InputError, match="do not cover the model's weights or are not finite"):
+        prune_unet(unet, magnitude, PruneParams(ratio=0.3, order="interleaved"), 0)
+
+
 def test_random_depends_on_its_seed(unet, magnitude):
     """Two seeds, two selections; one seed, one selection."""
     nothing_known = type(magnitude)(**{**vars(magnitude), "criterion": "random", "saliency": {}})
