@@ -220,9 +220,11 @@ class Importance:
     counts_doubled: bool
     """Whether a layer that reads the same channels twice, through a skip, has a say in their score."""
     timesteps: list[int]
-    """Those whose gradients went in."""
-    losses: list[float]
-    """L_t of each."""
+    """Those that were to be used, ascending."""
+    losses: list[list[float]]
+    """For each draw of images and noise, L_t of the timesteps that counted: the first of `timesteps`."""
+    precision: str
+    """In which losses and gradients were computed."""
     saliency: dict[str, torch.Tensor]
     """Layer name -> a number for each of its weights, float32 of the weight's shape; empty for random."""
 

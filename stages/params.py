@@ -1,10 +1,12 @@
 """params.yaml -> frozen, checked types; unknown keys are refused."""
 
+import math
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import click
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -84,27 +86,120 @@ class FetchParams(Section):
     """Share of the images kept away from finetuning, for the held-out loss."""
 
 
+class ReportParams(Section):
+    """What is measured beside the importance, to judge it by."""
+
+    timesteps: int = Field(20, ge=2)
+    """Timesteps of the heatmap and of the stability, evenly spaced."""
+    draws: int = Field(3, ge=2)
+    """Fresh calibration batches with fresh noise whose rankings are compared."""
+
+
 class ImportanceParams(Section):
     """How much each weight matters to the denoising loss."""
 
-    criterion: Literal["random", "magnitude", "taylor", "diff-pruning"]
+    criterion: Literal["random", "magnitude", "taylor", "diff-pruning", "no-cancel-taylor", "fisher", "snr-taylor"]
     formula: Literal["paper", "diffusers"]
     """Which of the original's two engines to follow: paper is ddpm_exp, diffusers is ddpm_prune.py."""
     threshold: float = Field(ge=0, lt=1)
-    """T of diff-pruning: the sum over timesteps ends where L_t / L_max falls below it."""
+    """T of diff-pruning, no-cancel-taylor and fisher: the sum over timesteps ends where L_t / L_max falls below it."""
     num_images: int = Field(ge=1)
-    """Calibration images; one noise tensor of that many serves all timesteps."""
+    """Images in a calibration batch; one noise tensor of that many serves all timesteps."""
+    batches: int = Field(1, ge=1)
+    """Calibration batches, one after the other; memory does not grow with them."""
+    noises: int = Field(1, ge=1)
+    """Noise tensors for each batch."""
     stride: int = Field(ge=1)
     """Distance between the timesteps used; 1 takes every one."""
+    timesteps_per_pass: int = Field(1, ge=1)
+    """Timesteps that share a forward and a backward pass; no-cancel-taylor and fisher need each alone and take 1."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 computes losses and gradients under autocast; weights and sums stay float32."""
+    report: ReportParams = ReportParams()
+
+
+Quantity = Literal["channels", "macs", "params", "latency_ms"]
+
+
+def _check_amount(amount: float | str) -> float | str:
+    share = re.fullmatch(r"(\d+(\.\d+)?)%", amount) if isinstance(amount, str) else None
+    number = float(share[1]) if share else amount
+    if isinstance(number, str) or not 0 < number < math.inf:
+        raise ValueError("give a number above 0, or a share of the dense model such as 56%")
+    return amount
+
+
+Amount = Annotated[float | str, AfterValidator(_check_amount)]
+"""Absolute, or a share of the dense model's, as 56%."""
+
+
+class Target(Section):
+    """How small the model becomes: exactly one of these."""
+
+    ratio: float | None = Field(None, ge=0, lt=1)
+    """Share of the channels to remove; with ranking uniform from every group, as in the paper."""
+    macs: Amount | None = None
+    """Multiply-accumulates of one image, without the matrix products inside attention: 3.4e9 or 56%."""
+    params: Amount | None = None
+    latency_ms: Amount | None = None
+    """Of a forward pass of one image on this device."""
+
+    @model_validator(mode="after")
+    def _is_one(self) -> "Target":
+        if len(self._given()) != 1:
+            raise ValueError("give exactly one of ratio, macs, params, latency_ms")
+        return self
+
+    def _given(self) -> dict[str, float | str]:
+        return {name: amount for name, amount in self if amount is not None}
+
+    @property
+    def quantity(self) -> Quantity:
+        """What the target is measured in."""
+        (name,) = self._given()
+        return "channels" if name == "ratio" else cast("Quantity", name)
+
+    def asked(self, dense: float) -> float:
+        """Find the cost that is asked for, given that of the dense model."""
+        (amount,) = self._given().values()
+        if self.ratio is not None:
+            return (1 - self.ratio) * dense
+        return float(amount[:-1]) / 100 * dense if isinstance(amount, str) else float(amount)
+
+
+class CompensateParams(Section):
+    """How the layers that read cut channels make up for them."""
+
+    num_images: int = Field(ge=1)
+    """Calibration images."""
+    num_timesteps: int = Field(ge=1)
+    """Timesteps that the activations are taken at, evenly spaced; every image and timestep has noise of its own."""
+    damping: float = Field(gt=0)
+    """λ, as a share of the mean square activation."""
 
 
 class PruneParams(Section):
-    """How much is cut."""
+    """How much is cut, and where."""
 
-    ratio: float = Field(ge=0, lt=1)
-    """Share of channels to remove from every group; groups tied to a GroupNorm round it down."""
-    order: Literal["interleaved", "upfront"]
+    target: Target
+    ranking: Literal["uniform", "global"] = "uniform"
+    """uniform takes the same share from every group; global ranks all channels by score over their group's mean."""
+    order: Literal["interleaved", "upfront"] = "interleaved"
     """interleaved scores a group after those before it were cut, as the original does; upfront on dense widths."""
+    round_to: Literal[1, 2, 4, 8, 16, 32, 64] = 1
+    """Widths that are cut become multiples of this (of one head, where an attention has several)."""
+    floor: float = Field(0, ge=0, lt=1)
+    """Share of its channels that every group keeps."""
+    heads: Literal["width", "whole"] = "width"
+    """Whether an attention with several heads gets narrower heads or fewer."""
+    include: tuple[str, ...] = ("*",)
+    """Patterns of layers that may lose outputs, such as up_blocks.*; a group goes only if all of its layers may."""
+    exclude: tuple[str, ...] = ()
+    """Patterns of layers that may not."""
+    compensate: CompensateParams | None = None
+    """Correct the weights that are left by least squares; null leaves them."""
+    latency_repeats: int = Field(30, ge=3)
+    """Timed passes of each candidate, for a target in milliseconds."""
 
 
 class FinetuneParams(Section):

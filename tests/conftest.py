@@ -84,10 +84,7 @@ def magnitude_of(scheduler):
     """Measure a UNet's magnitude importance, which needs no data."""
 
     def measure(unet):
-        nothing = torch.zeros(1)
-        return measure_importance(
-            unet, scheduler, nothing, nothing, [], criterion="magnitude", formula="paper", threshold=0.0
-        )
+        return measure_importance(unet, scheduler, [], [], criterion="magnitude", formula="paper")
 
     return measure
 

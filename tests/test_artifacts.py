@@ -191,7 +191,8 @@ def test_a_run_record_explains_the_folder(tmp_path, params):
     write_run_record(tmp_path, "prune", seed=params.seed, prune=params.prune)
 
     record = json.loads(first)
-    assert record["params"] == {"seed": 0, "prune": {"ratio": 0.3, "order": "interleaved"}}
+    assert record["params"] == {"seed": 0, "prune": params.prune.model_dump(mode="json")}
+    assert record["params"]["prune"]["target"]["ratio"] == 0.3
     assert set(record) == {"stage", "params", "git_commit", "code_sha256", "python", "packages", "device"}
     assert (tmp_path / "run.json").read_bytes() == first
 

@@ -42,8 +42,17 @@ def test_scientific_notation_is_a_number(tmp_path, root):
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("prune.ratio", 1.5, "prune.ratio is 1.5: input should be less than 1"),
+        ("prune.target.ratio", 1.5, "prune.target.ratio is 1.5: input should be less than 1"),
         ("prune.ratoi", 0.3, "prune.ratoi is not a known key"),
+        ("prune.target.macs", 1e9, "prune.target is "),
+        (
+            "prune.target",
+            {"macs": "half"},
+            "prune.target.macs is 'half': value error, give a number above 0, or a share",
+        ),
+        ("prune.target", {"latency_ms": "0%"}, "such as 56%"),
+        ("prune.target", {}, "give exactly one of ratio, macs, params, latency_ms"),
+        ("prune.round_to", 12, "prune.round_to is 12: input should be 1, 2, 4, 8, 16, 32 or 64"),
         ("surprise", 1, "surprise is not a known key"),
         ("importance.criterion", "hessian", "importance.criterion is 'hessian': input should be 'random', 'magnitude'"),
         ("seed", -1, "seed is -1"),

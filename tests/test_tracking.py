@@ -39,7 +39,7 @@ def test_one_compression_is_one_run(compression):
     client = MlflowClient()
     (run,) = client.search_runs([client.get_experiment_by_name("espalier").experiment_id])
     assert run.info.status == "FINISHED"
-    assert run.data.params["prune.ratio"] == "0.3"
+    assert run.data.params["prune.target.ratio"] == "0.3"
     assert run.data.params["fetch.model.name"] == "digits"
     assert run.data.metrics["evaluate.finetuned.fid"] == 1.25
     assert "evaluate.protocol.num_images" not in run.data.metrics

@@ -1,26 +1,24 @@
 """A diffusers folder, dense or pruned -> a UNet and its scheduler, with no pickle; and back.
 
-Loading needs neither torch-pruning nor the pruning plan: the config gives the architecture, the tensors the widths.
+Loading needs neither torch-pruning nor the pruning plan: the config gives architecture and widths.
 """
 
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from diffusers.models.attention_processor import Attention
-from diffusers.models.downsampling import Downsample2D
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.unets.unet_2d import UNet2DModel
-from diffusers.models.upsampling import Upsample2D
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.typing import NDArray
-from torch import nn
 
 from stages.artifacts import read_json, read_tensors, write_json, write_tensors
+from stages.diffusion import pruned_unet
+from stages.diffusion.families import FAMILIES, Denoiser, family_name
+from stages.diffusion.pruned_unet import PRUNED_KEYS, Layers
 from stages.errors import InputError, first_line
 
 PLAN = "pruning_plan.json"
@@ -28,6 +26,8 @@ CPU = torch.device("cpu")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SCHEDULERS = {"DDIMScheduler", "DDPMScheduler", "PNDMScheduler"}
 """They share DDPM's noise schedule, which is all that is used of them."""
+CODE = Path(pruned_unet.__file__)
+CLASSES = {cls.__name__: cls for family in FAMILIES.values() for cls in (family.dense, family.pruned)}
 PIPELINE = {
     "_class_name": "DDPMPipeline",
     "unet": ["diffusers", "UNet2DModel"],
@@ -35,7 +35,7 @@ PIPELINE = {
 }
 
 
-def read_unet(folder: Path, device: torch.device = CPU) -> UNet2DModel:
+def read_unet(folder: Path, device: torch.device = CPU) -> Denoiser:
     """Load a UNet, dense or pruned, exactly as it was written.
 
     Args:
@@ -61,10 +61,11 @@ def check_supported(config: Mapping[str, Any], origin: Path) -> None:
     Raises:
         InputError: Another class of model, one with class labels, or one that does not predict ε alone.
     """
-    if config.get("_class_name") != "UNet2DModel":
-        raise InputError(f"{origin} describes a {config.get('_class_name')}; supported: UNet2DModel")
+    if config.get("_class_name") not in CLASSES:
+        found = f"{origin} describes a {config.get('_class_name')}"
+        raise InputError(f"{found}; supported: {', '.join(FAMILIES)} (docs/models.md)")
     if config.get("num_class_embeds") or config.get("class_embed_type"):
-        raise InputError(f"{origin} describes a class-conditional model; supported: unconditional ones")
+        raise InputError(f"{origin} describes a model with class labels; supported: none, or cross-attention")
     if config.get("in_channels") != config.get("out_channels"):
         sides = f"{config.get('in_channels')} channels to {config.get('out_channels')}"
         raise InputError(f"{origin} describes a model from {sides}; supported: as many out as in (no learned variance)")
@@ -74,13 +75,16 @@ def check_supported(config: Mapping[str, Any], origin: Path) -> None:
         )
 
 
-def build_unet(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], origin: str) -> UNet2DModel:
-    """Build the architecture of `config` on the meta device, narrow it to the tensors' widths and adopt the tensors."""
+def build_unet(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], origin: str) -> Denoiser:
+    """Build the architecture of `config` on the meta device and adopt the tensors.
+
+    Raises:
+        InputError: The config is none, or the tensors do not fit it.
+    """
     current = {rename_attention(name): tensor for name, tensor in tensors.items()}
     try:
         with torch.device("meta"):
-            unet: UNet2DModel = UNet2DModel.from_config(dict(config))
-        fit_widths(unet, {name: tensor.shape for name, tensor in current.items()})
+            unet: Denoiser = CLASSES[config["_class_name"]].from_config(dict(config))
         unet.load_state_dict({name: _to_float32(tensor) for name, tensor in current.items()}, assign=True)
     except Exception as error:  # noqa: BLE001  # a config from anywhere can break diffusers anywhere
         last = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
@@ -100,40 +104,30 @@ def _to_float32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
-def fit_widths(unet: UNet2DModel, shapes: Mapping[str, torch.Size]) -> None:
-    """Give every layer of a UNet the widths of `shapes` (parameter name -> shape); new parameters are empty.
-
-    Raises:
-        KeyError: A layer has no shape.
-    """
-    for name, module in unet.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear | nn.GroupNorm):
-            for kind, parameter in list(module.named_parameters(recurse=False)):
-                shape = shapes[f"{name}.{kind}"]
-                if shape != parameter.shape:
-                    setattr(module, kind, nn.Parameter(torch.empty(shape, device=parameter.device)))
-            _note_widths(module)
-    note_block_widths(unet)
+def dense_config(unet: Denoiser) -> dict[str, Any]:
+    """The config of the dense model that a UNet, pruned or not, comes from."""
+    plain = {key: value for key, value in _plain(unet.config).items() if key not in (*PRUNED_KEYS, "auto_map")}
+    return {**plain, "_class_name": family_name(unet)}
 
 
-def _note_widths(layer: nn.Conv2d | nn.Linear | nn.GroupNorm) -> None:
-    if isinstance(layer, nn.Conv2d):
-        layer.out_channels, layer.in_channels = layer.weight.shape[0], layer.weight.shape[1] * layer.groups
-    elif isinstance(layer, nn.Linear):
-        layer.out_features, layer.in_features = layer.weight.shape
-    else:
-        layer.num_channels = layer.weight.shape[0]
-
-
-def note_block_widths(unet: UNet2DModel) -> None:
-    """Make the widths that diffusers' blocks remember (and partly check in forward) those of their layers."""
-    for module in unet.modules():
-        if isinstance(module, Downsample2D | Upsample2D) and isinstance(module.conv, nn.Conv2d):
-            module.channels, module.out_channels = module.conv.in_channels, module.conv.out_channels
-        elif isinstance(module, ResnetBlock2D):
-            module.in_channels, module.out_channels = module.conv1.in_channels, module.conv2.out_channels
-        elif isinstance(module, Attention):
-            module.inner_dim, module.query_dim = module.to_v.out_features, module.to_q.in_features
+def describe(unet: Denoiser) -> dict[str, Any]:
+    """Write the config of a UNet of any widths; a dense one's is as diffusers writes it."""
+    config = dense_config(unet)
+    family = FAMILIES[config["_class_name"]]
+    with torch.device("meta"):
+        dense = family.dense.from_config(dict(config))
+    widths, heads = {}, {}
+    for name, module in dense.named_modules():
+        now = unet.get_submodule(name)
+        if isinstance(module, Layers) and now.weight is not None and now.weight.shape != module.weight.shape:
+            widths[name] = list(cast("torch.Tensor", now.weight).shape[:2])
+        elif isinstance(module, Attention) and now.heads != module.heads:
+            heads[name] = now.heads
+    if not widths:
+        return config
+    name = family.pruned.__name__
+    custom = {"_class_name": name, "auto_map": {"AutoModel": f"{CODE.stem}.{name}"}}
+    return {**config, **custom, "pruned_widths": widths, "pruned_heads": heads}
 
 
 def read_scheduler(folder: Path) -> DDPMScheduler:
@@ -169,13 +163,39 @@ def component(folder: Path, name: str) -> Path:
     return folder / name if (folder / name).is_dir() else folder
 
 
-def write_pipeline(folder: Path, unet: UNet2DModel, scheduler: DDPMScheduler) -> None:
-    """Write a UNet and its scheduler as a diffusers pipeline folder; the config stays that of the dense model."""
-    write_json(folder / "model_index.json", PIPELINE)
+def write_pipeline(folder: Path, unet: Denoiser, scheduler: DDPMScheduler, source: Path | None = None) -> None:
+    """Write a UNet and its scheduler as a diffusers pipeline folder.
+
+    A pruned UNet takes the file that defines its class along, so that plain diffusers opens it with
+    `trust_remote_code=True`.
+
+    Args:
+        folder: Where to.
+        unet: A UNet of any widths.
+        scheduler: The noise schedule.
+        source: The pipeline that the UNet comes from; its other components, such as a decoder, are taken along.
+    """
+    config = describe(unet)
+    module = CODE.stem if "pruned_widths" in config else "diffusers"
+    index = {**PIPELINE, **_copy_others(source, folder), "unet": [module, config["_class_name"]]}
+    write_json(folder / "model_index.json", index)
     noise = {**_plain(scheduler.config), "_class_name": "DDPMScheduler"}
     write_json(folder / "scheduler" / "scheduler_config.json", noise)
-    write_json(folder / "unet" / "config.json", {**_plain(unet.config), "_class_name": "UNet2DModel"})
+    write_json(folder / "unet" / "config.json", config)
     write_tensors(folder / "unet" / WEIGHTS, unet.state_dict(), metadata={"format": "pt"})
+    if module == CODE.stem:
+        shutil.copyfile(CODE, folder / "unet" / CODE.name)
+
+
+def _copy_others(source: Path | None, folder: Path) -> dict[str, Any]:
+    """Copy what a pipeline has beside UNet and scheduler: the part of its index that names it."""
+    path = source / "model_index.json" if source else None
+    index = read_json(path) if path and path.is_file() else {}
+    others = {name: entry for name, entry in index.items() if isinstance(entry, list) and name not in PIPELINE}
+    for name in others:
+        if source and (source / name).is_dir():
+            shutil.copytree(source / name, folder / name)
+    return {**others, "_class_name": index["_class_name"]} if others else {}
 
 
 def copy_plan(source: Path, target: Path) -> None:
@@ -184,7 +204,7 @@ def copy_plan(source: Path, target: Path) -> None:
         shutil.copyfile(source / PLAN, target / PLAN)
 
 
-def check_images(unet: UNet2DModel, images: NDArray[np.uint8], origin: Path) -> None:
+def check_images(unet: Denoiser, images: NDArray[np.uint8], origin: Path) -> None:
     """Refuse images that the model does not draw.
 
     Raises:

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.typing import NDArray
 
+from stages.diffusion.families import Denoiser
 from stages.errors import InputError
 from stages.progress import track
 from stages.seeds import derive_seed
@@ -20,7 +20,7 @@ def image_seeds(seed: int, num_images: int) -> list[int]:
 
 
 def draw(
-    unet: UNet2DModel, scheduler: DDPMScheduler, seeds: Sequence[int], *, steps: int, batch_size: int, label: str
+    unet: Denoiser, scheduler: DDPMScheduler, seeds: Sequence[int], *, steps: int, batch_size: int, label: str
 ) -> NDArray[np.uint8]:
     """Draw one image from each seed by DDIM with eta 0 (Song et al., 2021, eq. 12), uniform spacing.
 
@@ -54,14 +54,14 @@ def check_steps(scheduler: DDPMScheduler, steps: int) -> None:
         raise InputError(f"{found}, so drawing would not begin at full noise; choose a divisor")
 
 
-def initial_noise(unet: UNet2DModel, seeds: Sequence[int]) -> torch.Tensor:
+def initial_noise(unet: Denoiser, seeds: Sequence[int]) -> torch.Tensor:
     """Draw the noise that each seed stands for: [N, C, H, W] float32."""
     shape = (unet.config["in_channels"], unet.config["sample_size"], unet.config["sample_size"])
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
 @torch.inference_mode()
-def _draw_batch(unet: UNet2DModel, ddim: DDIMScheduler, images: torch.Tensor) -> NDArray[np.uint8]:
+def _draw_batch(unet: Denoiser, ddim: DDIMScheduler, images: torch.Tensor) -> NDArray[np.uint8]:
     images = images.to(unet.device)
     for timestep in ddim.timesteps:
         (images, *_) = ddim.step(unet(images, timestep).sample, timestep, images, eta=0.0, return_dict=False)

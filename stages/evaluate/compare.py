@@ -5,15 +5,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.typing import NDArray
 
 from stages.diffusion.cost import count_macs, count_params
+from stages.diffusion.families import Denoiser
+from stages.diffusion.latency import measure_latencies_ms
 from stages.diffusion.sampling import check_steps, draw, image_seeds
 from stages.errors import InputError
 from stages.evaluate.consistency import check_size, images_to_ssim
-from stages.evaluate.latency import measure_latencies_ms
 from stages.evaluate.quality import features_to_quality, images_to_features
 from stages.params import EvaluateParams
 
@@ -29,7 +29,7 @@ class Comparison:
 
 
 def compare(
-    models: Mapping[str, UNet2DModel],
+    models: Mapping[str, Denoiser],
     scheduler: DDPMScheduler,
     real: NDArray[np.uint8],
     params: EvaluateParams,

@@ -10,12 +10,12 @@ import torch
 from datasets import Image as ImageFeature
 from datasets import load_dataset
 from datasets.exceptions import DatasetsError
-from diffusers.models.unets.unet_2d import UNet2DModel
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from sklearn.datasets import load_digits
 
 from stages.artifacts import Images, write_images
+from stages.diffusion.families import Denoiser
 from stages.errors import InputError, first_line
 from stages.params import BundledSource, FolderData, HubData
 from stages.seeds import generator
@@ -28,7 +28,7 @@ SPLIT_SEED = 0
 Pixels = NDArray[np.uint8]
 
 
-def fetch_data(source: BundledSource | FolderData | HubData, unet: UNet2DModel, heldout: float, out: Path) -> None:
+def fetch_data(source: BundledSource | FolderData | HubData, unet: Denoiser, heldout: float, out: Path) -> None:
     """Pack the images of `source` for `unet` into the folder `out`.
 
     Raises:

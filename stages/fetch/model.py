@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import torch
-from diffusers.models.unets.unet_2d import UNet2DModel
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from stages.artifacts import file_sha256, read_json
-from stages.diffusion.cost import example_inputs
+from stages.diffusion.families import Denoiser, example_inputs
 from stages.diffusion.models import WEIGHTS, component, read_scheduler, read_unet, write_pipeline
 from stages.errors import InputError, first_line
 from stages.params import BundledSource, FolderModel, HubModel
@@ -18,7 +17,7 @@ BUNDLED_SHA256 = {"digits": "4714527c68bc45b6e608201d3e46c1a527fdd0f95dbb0cc8b5a
 PARTS = ["model_index.json", "config.json", "scheduler_config.json", f"*{WEIGHTS}", "unet/*.json", "scheduler/*.json"]
 
 
-def fetch_model(source: BundledSource | FolderModel | HubModel, out: Path) -> UNet2DModel:
+def fetch_model(source: BundledSource | FolderModel | HubModel, out: Path) -> Denoiser:
     """Bring the model of `source` to the folder `out` in the layout of diffusers, and load it.
 
     Raises:
@@ -35,18 +34,18 @@ def fetch_model(source: BundledSource | FolderModel | HubModel, out: Path) -> UN
 
 
 @torch.no_grad()
-def try_out(unet: UNet2DModel, folder: Path) -> None:
+def try_out(unet: Denoiser, folder: Path) -> None:
     """Run the model once, so that one that cannot draw is refused here and not by a later stage.
 
     Raises:
         InputError: It fails, or its output is not finite or of another shape.
     """
-    images, timesteps = example_inputs(unet)
+    inputs = example_inputs(unet)
     try:
-        output = unet(images, timesteps).sample
+        output = unet(**inputs).sample
     except Exception as error:  # noqa: BLE001  # a config from anywhere can break diffusers anywhere
         raise InputError(f"{folder}: the model does not run ({first_line(error)})") from None
-    if output.shape != images.shape or not output.isfinite().all():
+    if output.shape != inputs["sample"].shape or not output.isfinite().all():
         raise InputError(f"{folder}: the model's output is not finite or not of its input's shape")
 
 

@@ -1,8 +1,9 @@
 """Losses of the recovery: images -> one number an image."""
 
 import torch
-from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+from stages.diffusion.families import Denoiser
 
 
 class NoiseLoss:
@@ -17,7 +18,7 @@ class NoiseLoss:
         return noise, torch.randint(self.scheduler.config["num_train_timesteps"], (len(images),), generator=generator)
 
     def __call__(
-        self, unet: UNet2DModel, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+        self, unet: Denoiser, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
     ) -> torch.Tensor:
         """[B, C, H, W] images in [-1, 1] -> loss [B]."""
         noisy = self.scheduler.add_noise(images, noise, timesteps)  # type: ignore[arg-type]  # any integers will do

@@ -5,11 +5,11 @@ from statistics import fmean
 
 import click
 import torch
-from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import nn
 
 from stages.artifacts import Images, to_model_range
+from stages.diffusion.families import Denoiser
 from stages.errors import InputError
 from stages.finetune.checkpoint import Checkpoint, Checkpoints, CurvePoint
 from stages.finetune.loss import NoiseLoss
@@ -28,7 +28,7 @@ class Trainer:
     """
 
     def __init__(
-        self, unet: UNet2DModel, scheduler: DDPMScheduler, images: Images, params: FinetuneParams, seed: int
+        self, unet: Denoiser, scheduler: DDPMScheduler, images: Images, params: FinetuneParams, seed: int
     ) -> None:
         if params.batch_size > len(images.train):
             found = f"finetune.batch_size {params.batch_size} is more than the {len(images.train)} training images"

@@ -22,6 +22,7 @@ def main(params_path: Path, model: Path, data: Path, out: Path, report: Path) ->
     from stages.diffusion.models import check_images, read_scheduler, read_unet
     from stages.importance.calibration import calibrate
     from stages.importance.report import write_report
+    from stages.importance.stability import judge
     from stages.provenance import write_run_record
 
     artifacts.check_free(out, report, inputs=[model, data])
@@ -29,9 +30,10 @@ def main(params_path: Path, model: Path, data: Path, out: Path, report: Path) ->
     images = artifacts.read_images(data)
     check_images(unet, images.train, data)
     importance = calibrate(unet, scheduler, images.train, params.importance, params.seed)
+    heat, stability = judge(importance, unet, scheduler, images.train, params.importance, params.seed)
     with artifacts.writing(out) as out_folder, artifacts.writing(report) as report_folder:
         artifacts.write_importance(out_folder, importance)
-        write_report(importance, report_folder)
+        write_report(importance, heat, stability, report_folder)
         for folder in (out_folder, report_folder):
             write_run_record(folder, "importance", seed=params.seed, importance=params.importance)
 

@@ -1,39 +1,56 @@
-"""Params and packed images -> the calibration batch, and the importance measured on it."""
+"""Params and packed images -> the calibration batches, and the importance measured on them."""
+
+from collections.abc import Iterator
 
 import numpy as np
 import torch
-from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.typing import NDArray
 
 from stages.artifacts import Importance, to_model_range
+from stages.diffusion.families import Denoiser
 from stages.errors import InputError
-from stages.importance.measure import measure_importance
+from stages.importance.criteria import CRITERIA
+from stages.importance.measure import Draw, measure_importance
 from stages.params import ImportanceParams
 from stages.seeds import generator
 
 
 def calibrate(
-    unet: UNet2DModel, scheduler: DDPMScheduler, pixels: NDArray[np.uint8], params: ImportanceParams, seed: int
+    unet: Denoiser, scheduler: DDPMScheduler, pixels: NDArray[np.uint8], params: ImportanceParams, seed: int
 ) -> Importance:
     """Draw the calibration images and their noise, both seeded, and measure on them.
 
     Raises:
-        InputError: There are fewer images than asked for.
+        InputError: There are fewer images than asked for, or the model is conditional and nothing gives conditions.
     """
     if params.num_images > len(pixels):
         found = f"importance.num_images {params.num_images} is more than the {len(pixels)} training images"
         raise InputError(f"{found}; lower it in params.yaml")
-    chosen = torch.randperm(len(pixels), generator=generator(seed, "calibration images"))[: params.num_images]
-    images = to_model_range(pixels[np.sort(chosen.numpy())])
-    noise = torch.randn(images.shape, generator=generator(seed, "calibration noise"))
+    if isinstance(unet, UNet2DConditionModel) and CRITERIA[params.criterion].gradients:
+        raise InputError(
+            "packed images hold no conditions for a UNet2DConditionModel; set importance.criterion to magnitude or "
+            "random, or call stages.oneshot.plan_one_shot with condition="
+        )
     return measure_importance(
         unet,
         scheduler,
-        images.to(unet.device),
-        noise.to(unet.device),
+        draw_calibration(unet, pixels, params, seed),
         range(0, scheduler.config["num_train_timesteps"], params.stride),
         criterion=params.criterion,
         formula=params.formula,
         threshold=params.threshold,
+        timesteps_per_pass=params.timesteps_per_pass,
+        precision=params.precision,
     )
+
+
+def draw_calibration(unet: Denoiser, pixels: NDArray[np.uint8], params: ImportanceParams, seed: int) -> Iterator[Draw]:
+    """Draw batches of images without replacement within each, and noises for each of them, one at a time."""
+    for batch in range(params.batches):
+        chosen = torch.randperm(len(pixels), generator=generator(seed, "calibration images", batch))
+        images = to_model_range(pixels[np.sort(chosen[: params.num_images].numpy())])
+        for index in range(params.noises):
+            noise = torch.randn(images.shape, generator=generator(seed, "calibration noise", batch, index))
+            yield Draw(images.to(unet.device), noise.to(unet.device))

@@ -26,8 +26,8 @@ def main(params_path: Path, model: Path, importance_path: Path, out: Path) -> No
     importance = artifacts.read_importance(importance_path)
     pruned, plan = prune_unet(unet, importance, params.prune, params.seed)
     with artifacts.writing(out) as folder:
-        write_pipeline(folder, pruned, scheduler)
-        artifacts.write_json(folder / PLAN, plan.model_dump())
+        write_pipeline(folder, pruned, scheduler, model)
+        artifacts.write_json(folder / PLAN, plan.to_json())
         write_run_record(folder, "prune", seed=params.seed, prune=params.prune)
 
 

@@ -1,17 +1,31 @@
-"""Groups and importance -> a plan: which channels go and which stay."""
+"""The record of one pruning: what was kept, why and of what; sealed by a hash, and checked before it is used again."""
 
-from typing import Literal
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from diffusers.models.unets.unet_2d import UNet2DModel
+from pydantic import ValidationError
 
-from stages.artifacts import Importance
+from stages.artifacts import read_json
+from stages.diffusion.families import Denoiser, family_name
+from stages.diffusion.groups import Group, Member, find_groups
+from stages.diffusion.scores import Kept
 from stages.errors import InputError
-from stages.params import Frozen
-from stages.prune.groups import Group, Member, find_groups
+from stages.params import Frozen, PruneParams, Sha256
+from stages.prune.budget import Budget
 
-Kept = dict[tuple[str, int], torch.Tensor]
-"""(layer, dim) -> the channels that stay, in dense numbering; a side that no group runs through is not listed."""
+
+class Base(Frozen):
+    """The dense model."""
+
+    family: str
+    architecture_sha256: Sha256
+    """Of the names and shapes of its parameters, by `architecture_sha256`."""
+    weights_sha256: Sha256
+    """Of its weights, by `tensors_sha256`."""
 
 
 class PlannedGroup(Frozen):
@@ -32,109 +46,112 @@ class KeptChannels(Frozen):
 
 
 class Plan(Frozen):
-    """The record of one pruning, as pruning_plan.json holds it."""
+    """pruning_plan.json; docs/plan.md explains each key."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
+    base: Base
     criterion: str
     formula: str
-    order: str
-    ratio: float
     seed: int
-    base_sha256: str
-    """Of the dense model's weights, by `tensors_sha256`."""
+    """Of the scores of the criterion random."""
+    prune: PruneParams
+    budget: Budget
     groups: list[PlannedGroup]
     """In the order in which they were visited."""
     layers: dict[str, KeptChannels]
+    heads: dict[str, int]
+    """Attention -> heads that stay, where whole heads went."""
+    replayed_from: Sha256 | None = None
+    """The plan that was made for another checkpoint of the same architecture."""
+    sha256: str = ""
+    """Of all the rest."""
+
+    def sealed(self) -> "Plan":
+        """Write the hash of all the rest into `sha256`."""
+        return self.model_copy(update={"sha256": self.content_sha256()})
+
+    def content_sha256(self) -> str:
+        """Hash everything but `sha256`."""
+        content = self.model_dump(mode="json", exclude={"sha256"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the plan as `write_json` takes it."""
+        return self.model_dump(mode="json")
 
 
-def plan_pruning(
-    unet: UNet2DModel,
-    importance: Importance,
-    *,
-    ratio: float,
-    order: Literal["interleaved", "upfront"] = "interleaved",
-    seed: int = 0,
-) -> Plan:
-    """Choose the channels to cut from a dense UNet.
+def architecture_sha256(unet: Denoiser) -> str:
+    """Hash the names and shapes of a model's parameters, and the class that they belong to."""
+    shapes = {name: list(parameter.shape) for name, parameter in unet.named_parameters()}
+    return hashlib.sha256(json.dumps([family_name(unet), shapes], sort_keys=True).encode()).hexdigest()
 
-    Args:
-        unet: The dense model; it is only looked at.
-        importance: What `measure_importance` found for this model.
-        ratio: Share of channels to cut from every group, in [0, 1). A group of n channels loses n − int(n·(1 − ratio)),
-            rounded down to a multiple of its GroupNorm groups or heads.
-        order: interleaved scores a group on what the groups before it have left, as the original does; upfront scores
-            all groups on the dense model.
-        seed: For the scores of the criterion random.
 
-    Raises:
-        InputError: A group would lose all of its channels.
-    """
-    draws = torch.Generator().manual_seed(seed)
+def cut_to_kept(groups: Sequence[Group], cuts: Sequence[torch.Tensor], unet: Denoiser) -> Kept:
+    """Follow each group's cut channels to the sides of the layers that it runs through."""
     kept: Kept = {}
-    groups = []
-    for group in find_groups(unet):
-        surviving = kept if order == "interleaved" else {}
-        drawn = torch.rand(group.width, generator=draws)
-        scores = score_group(group, importance, surviving) if importance.saliency else drawn
-        cut = choose(scores, group, ratio)
-        groups.append(PlannedGroup(root=group.root, width=group.width, blocks=group.blocks, cut=cut.tolist()))
-        for member in group.members:
-            kept[member.layer, member.dim] = _without(kept, member, cut, unet)
-    return Plan(
-        criterion=importance.criterion,
-        formula=importance.formula,
-        order=order,
-        ratio=ratio,
-        seed=seed,
-        base_sha256=importance.model_sha256,
-        groups=groups,
-        layers=_layers(kept),
-    )
+    for group, cut in zip(groups, cuts, strict=True):
+        remove(kept, group, cut, unet)
+    return kept
 
 
-def score_group(group: Group, importance: Importance, kept: Kept) -> torch.Tensor:
-    """Score the channels of a group: over its layers, the sum of |Σ saliency| over the weights still there: [width]."""
-    scores = torch.zeros(group.width)
+def remove(kept: Kept, group: Group, cut: torch.Tensor, unet: Denoiser) -> None:
+    """Take the cut channels of one group out of `kept`."""
     for member in group.members:
-        saliency = importance.saliency.get(member.layer)
-        doubled = len(member.channels) != group.width
-        if saliency is None or (doubled and not importance.counts_doubled):
-            continue
-        scores.scatter_add_(0, member.roots, _score_member(saliency, member, kept))
-    return scores
+        kept[member.layer, member.dim] = _without(kept, member, cut, unet)
 
 
-def _score_member(saliency: torch.Tensor, member: Member, kept: Kept) -> torch.Tensor:
-    chosen = saliency.index_select(member.dim, member.channels)
-    other = kept.get((member.layer, 1 - member.dim))
-    if other is not None and saliency.ndim > 1:
-        chosen = chosen.index_select(1 - member.dim, other)
-    return chosen.transpose(0, member.dim).flatten(1).sum(1).abs() if saliency.ndim > 1 else chosen.abs()
-
-
-def choose(scores: torch.Tensor, group: Group, ratio: float) -> torch.Tensor:
-    """Choose the lowest scores of each block, as many in each: channel numbers, ascending.
-
-    Raises:
-        InputError: Nothing would be left.
-    """
-    num_cut = group.width - int(group.width * (1 - ratio))
-    per_block, block_width = num_cut // group.blocks, group.width // group.blocks
-    if per_block >= block_width:
-        left = f"prune.ratio {ratio} leaves 0 of {group.width} channels in {group.root}"
-        raise InputError(f"{left}; lower prune.ratio in params.yaml")
-    lowest = scores.view(group.blocks, block_width).argsort(dim=1, stable=True)[:, :per_block]
-    return (lowest + torch.arange(group.blocks)[:, None] * block_width).flatten().sort().values
-
-
-def _without(kept: Kept, member: Member, cut: torch.Tensor, unet: UNet2DModel) -> torch.Tensor:
+def _without(kept: Kept, member: Member, cut: torch.Tensor, unet: Denoiser) -> torch.Tensor:
     weight = unet.get_submodule(member.layer).weight
     assert isinstance(weight, torch.Tensor)
     before = kept.get((member.layer, member.dim), torch.arange(weight.shape[member.dim]))
     return before[~torch.isin(before, member.channels[torch.isin(member.roots, cut)])]
 
 
-def _layers(kept: Kept) -> dict[str, KeptChannels]:
+def kept_to_layers(kept: Kept) -> dict[str, KeptChannels]:
+    """Write `kept` as the plan holds it."""
     sides = {layer: [kept.get((layer, dim)) for dim in (0, 1)] for layer, _ in sorted(kept)}
     lists = {layer: [side if side is None else side.tolist() for side in pair] for layer, pair in sides.items()}
     return {layer: KeptChannels(outputs=outputs, inputs=inputs) for layer, (outputs, inputs) in lists.items()}
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan and check its hash.
+
+    Raises:
+        InputError: The file is missing, is no plan of a version known here, or was changed after it was sealed.
+    """
+    content = read_json(path)
+    if content.get("version") != Plan.model_fields["version"].default:
+        raise InputError(f"{path} has version {content.get('version')!r}; known: 2; prune again with this program")
+    try:
+        plan = Plan.model_validate(content)
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise InputError(f"{path} is no pruning plan: {where}: {error.errors()[0]['msg']}") from None
+    if plan.sha256 != plan.content_sha256():
+        raise InputError(f"{path} was changed after it was written: its sha256 does not fit; use the original file")
+    return plan
+
+
+def check_plan(plan: Plan, unet: Denoiser) -> None:
+    """Make sure that a plan can be carried out on a dense model: same architecture, groups, layers and widths.
+
+    Raises:
+        InputError: It was made for another architecture, or contradicts itself.
+    """
+    if plan.base.family != family_name(unet):
+        raise InputError(f"the plan is for a {plan.base.family}, this is a {family_name(unet)}")
+    if plan.base.architecture_sha256 != architecture_sha256(unet):
+        raise InputError("the plan was made for another architecture: its layers or shapes are not this model's")
+    groups = find_groups(unet)
+    expected = [(group.root, group.width, group.blocks) for group in groups]
+    if [(group.root, group.width, group.blocks) for group in plan.groups] != expected:
+        raise InputError("the plan's groups are not those of this model; make the plan anew with the prune stage")
+    for group in plan.groups:
+        if group.cut != sorted(set(group.cut)) or not set(group.cut) < set(range(group.width)):
+            raise InputError(f"the plan cuts channels of {group.root} that do not exist, twice, or all {group.width}")
+    kept = cut_to_kept(groups, [torch.tensor(group.cut, dtype=torch.long) for group in plan.groups], unet)
+    layers = kept_to_layers(kept)
+    wrong = [name for name in sorted({*layers, *plan.layers}) if layers.get(name) != plan.layers.get(name)]
+    if wrong:
+        raise InputError(f"the plan's channels of {wrong[0]} are not those that its groups leave")

@@ -2,32 +2,27 @@
 
 import click
 import torch
-from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import nn
 
 from stages.artifacts import Importance, tensors_sha256
 from stages.diffusion.cost import count_macs, count_params
+from stages.diffusion.families import Denoiser
 from stages.errors import InputError
 from stages.params import PruneParams
-from stages.prune.plan import Plan, plan_pruning
+from stages.prune.plan import Plan
+from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut
 from stages.seeds import derive_seed
 
 
-def prune_unet(unet: UNet2DModel, importance: Importance, params: PruneParams, seed: int) -> tuple[UNet2DModel, Plan]:
+def prune_unet(unet: Denoiser, importance: Importance, params: PruneParams, seed: int) -> tuple[Denoiser, Plan]:
     """Choose, cut, prove, and say what came of it.
 
     Raises:
         InputError: The ratio leaves a group empty, or the importance is damaged or that of another model.
     """
     check_importance(importance, unet)
-    plan = plan_pruning(
-        unet,
-        importance,
-        ratio=params.ratio,
-        order=params.order,
-        seed=derive_seed(seed, "random importance"),
-    )
+    plan = plan_pruning(unet, importance, params, derive_seed(seed, "random importance"))
     pruned = cut(unet, plan)
     for unit, count, scale in (("M parameters", count_params, 1e6), ("G MACs", count_macs, 1e9)):
         before, after = count(unet), count(pruned)
@@ -35,7 +30,7 @@ def prune_unet(unet: UNet2DModel, importance: Importance, params: PruneParams, s
     return pruned, plan
 
 
-def check_importance(importance: Importance, unet: UNet2DModel) -> None:
+def check_importance(importance: Importance, unet: Denoiser) -> None:
     """Make sure that there is one finite number for each weight of this model.
 
     Raises:

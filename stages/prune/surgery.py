@@ -1,17 +1,18 @@
 """A dense UNet and a plan -> the pruned UNet, proved against the plan."""
 
 import copy
+from typing import cast
 
 import torch
-from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.attention_processor import Attention
 
-from stages.diffusion.cost import example_inputs
-from stages.diffusion.models import note_block_widths
-from stages.prune.groups import build_graph
+from stages.diffusion.families import Denoiser, example_inputs
+from stages.diffusion.groups import build_graph
+from stages.diffusion.pruned_unet import note_widths
 from stages.prune.plan import Plan
 
 
-def cut(unet: UNet2DModel, plan: Plan) -> UNet2DModel:
+def cut(unet: Denoiser, plan: Plan) -> Denoiser:
     """Cut a copy of a UNet as planned, with torch-pruning, and prove it.
 
     Raises:
@@ -22,14 +23,18 @@ def cut(unet: UNet2DModel, plan: Plan) -> UNet2DModel:
     for group in plan.groups:
         if group.cut:
             root = pruned.get_submodule(group.root)
-            graph.get_pruning_group(root, graph.get_pruner_of_module(root).prune_out_channels, group.cut).prune()
-    note_block_widths(pruned)
+            kept = set(plan.layers[group.root].outputs or ())
+            gone = [channel for channel in range(len(cast("torch.Tensor", root.weight))) if channel not in kept]
+            graph.get_pruning_group(root, graph.get_pruner_of_module(root).prune_out_channels, gone).prune()
+    for name, num_heads in plan.heads.items():
+        cast("Attention", pruned.get_submodule(name)).heads = num_heads
+    note_widths(pruned)
     prove(unet, pruned, plan)
     return pruned
 
 
 @torch.no_grad()
-def prove(dense: UNet2DModel, pruned: UNet2DModel, plan: Plan) -> None:
+def prove(dense: Denoiser, pruned: Denoiser, plan: Plan) -> None:
     """Check every tensor against the dense one sliced by the plan, and that the model still draws.
 
     Raises:
@@ -40,12 +45,12 @@ def prove(dense: UNet2DModel, pruned: UNet2DModel, plan: Plan) -> None:
         if not torch.equal(tensor, expected[name]):
             raise RuntimeError(f"{name} {tuple(tensor.shape)} is not what the plan says, {tuple(expected[name].shape)}")
     inputs = example_inputs(pruned)
-    output = pruned(*inputs).sample
-    if output.shape != inputs[0].shape or not output.isfinite().all():
-        raise RuntimeError(f"the pruned model maps {tuple(inputs[0].shape)} to {tuple(output.shape)} or is not finite")
+    shape, output = inputs["sample"].shape, pruned(**inputs).sample
+    if output.shape != shape or not output.isfinite().all():
+        raise RuntimeError(f"the pruned model maps {tuple(shape)} to {tuple(output.shape)} or is not finite")
 
 
-def slice_tensors(dense: UNet2DModel, plan: Plan) -> dict[str, torch.Tensor]:
+def slice_tensors(dense: Denoiser, plan: Plan) -> dict[str, torch.Tensor]:
     """Take from the dense tensors what the plan keeps, by indexing alone: the independent way to the same weights."""
     tensors = dict(dense.state_dict())
     for layer, kept in plan.layers.items():

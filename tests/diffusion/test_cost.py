@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from stages.diffusion.cost import count_macs, count_params, example_inputs
+from stages.diffusion.cost import count_macs, count_params
+from stages.diffusion.families import example_inputs
 
 
 def test_parameters_are_all_counted(unet):
@@ -15,7 +16,7 @@ def test_parameters_are_all_counted(unet):
 def test_macs_are_those_of_convolutions_and_linear_layers(unet):
     """PyTorch's counter finds the same, but for norms and biases (theirs excluded) and attention (ours excluded)."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        unet(*example_inputs(unet))
+        unet(**example_inputs(unet))
     flops = {str(name): count for name, count in counter.get_flop_counts()["Global"].items()}
     layers = sum(count for name, count in flops.items() if "attention" not in name) / 2
 

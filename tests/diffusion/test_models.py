@@ -13,7 +13,8 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from stages.artifacts import read_json, read_tensors, write_json, write_tensors
 from stages.diffusion.models import WEIGHTS, check_images, read_scheduler, read_unet, write_pipeline
 from stages.errors import InputError
-from stages.prune.plan import plan_pruning
+from stages.params import PruneParams
+from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut
 
 X, T = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 700])
@@ -30,7 +31,7 @@ def test_a_dense_folder_is_a_plain_diffusers_folder(model_folder, unet):
 @pytest.mark.parametrize("ratio", [0.3, 0.5])
 def test_a_pruned_folder_loads_bit_for_bit(tmp_path, unet, scheduler, magnitude, ratio):
     """The config is the dense one, the widths come from the tensors."""
-    pruned = cut(unet, plan_pruning(unet, magnitude, ratio=ratio))
+    pruned = cut(unet, plan_pruning(unet, magnitude, PruneParams(target={"ratio": ratio})))
     write_pipeline(tmp_path / "pruned", pruned, scheduler)
     loaded = read_unet(tmp_path / "pruned")
 
@@ -44,7 +45,9 @@ def test_a_pruned_folder_loads_bit_for_bit(tmp_path, unet, scheduler, magnitude,
 
 def test_every_remembered_width_is_the_real_one(tmp_path, unet, scheduler, magnitude):
     """The layers of a loaded model say of themselves what their tensors are."""
-    write_pipeline(tmp_path / "pruned", cut(unet, plan_pruning(unet, magnitude, ratio=0.3)), scheduler)
+    write_pipeline(
+        tmp_path / "pruned", cut(unet, plan_pruning(unet, magnitude, PruneParams(target={"ratio": 0.3}))), scheduler
+    )
 
     for name, module in read_unet(tmp_path / "pruned").named_modules():
         if isinstance(module, torch.nn.Conv2d):
@@ -119,7 +122,7 @@ def test_weights_of_another_model_are_refused(model_folder, make_unet, scheduler
     ("change", "words"),
     [
         ({"_class_name": "DiTTransformer2DModel"}, "describes a DiTTransformer2DModel; supported: UNet2DModel"),
-        ({"num_class_embeds": 10}, "class-conditional model; supported: unconditional ones"),
+        ({"num_class_embeds": 10}, "with class labels; supported: none, or cross-attention"),
         ({"out_channels": 2}, "from 1 channels to 2; supported: as many out as in"),
         ({"sample_size": [8, 16]}, r"sample_size \[8, 16\]; supported: one number"),
     ],

@@ -10,13 +10,14 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 
 from stages.artifacts import write_atomically
+from stages.diffusion.latency import measure_latencies_ms
 from stages.errors import InputError
 from stages.evaluate.compare import compare
 from stages.evaluate.consistency import check_size, images_to_ssim
-from stages.evaluate.latency import measure_latencies_ms
 from stages.evaluate.pictures import images_to_grid
 from stages.evaluate.report import write_report
-from stages.prune.plan import plan_pruning
+from stages.params import PruneParams
+from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut
 
 DRAWS = np.random.default_rng(0)
@@ -73,7 +74,7 @@ def comparison(make_unet, scheduler, magnitude, params):
     unet = make_unet(sample_size=16)
     few = {"num_images": 6, "batch_size": 4, "sampler_steps": 2, "kid_subset_size": 4, "latency_repeats": 2}
     real = DRAWS.integers(0, 256, (10, 1, 16, 16)).astype(np.uint8)
-    pruned = cut(unet, plan_pruning(unet, magnitude, ratio=0.3))
+    pruned = cut(unet, plan_pruning(unet, magnitude, PruneParams(target={"ratio": 0.3})))
     return compare({"dense": unet, "pruned": pruned}, scheduler, real, params.evaluate.model_copy(update=few), seed=3)
 
 

@@ -7,19 +7,28 @@ from torch import nn
 from stages.artifacts import tensors_sha256
 from stages.errors import InputError
 from stages.importance.calibration import calibrate
-from stages.importance.criteria import ENGINES, absolute_taylor, magnitude, signed_taylor, squared_taylor
-from stages.importance.measure import accumulate_gradients, measure_importance
+from stages.importance.criteria import (
+    CRITERIA,
+    FORMULAS,
+    absolute_taylor,
+    fisher,
+    magnitude,
+    signed_taylor,
+    squared_taylor,
+)
+from stages.importance.measure import Draw, measure_importance
 
 X = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 NOISE = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+DRAW = Draw(X, NOISE)
 STEPS = range(0, 1000, 200)
 
 
 @pytest.fixture
 def layer():
-    """A layer with weights 1, −2, 3 and gradients 2, 1, −1."""
+    """A layer with weights 1, −2, 3."""
     layer = nn.Linear(3, 1)
-    layer.weight.data, layer.weight.grad = torch.tensor([[1.0, -2.0, 3.0]]), torch.tensor([[2.0, 1.0, -1.0]])
+    layer.weight.data = torch.tensor([[1.0, -2.0, 3.0]])
     return layer
 
 
@@ -30,62 +39,128 @@ def layer():
         (signed_taylor, [2.0, -2.0, -3.0]),
         (absolute_taylor, [2.0, 2.0, 3.0]),
         (squared_taylor, [4.0, 4.0, 9.0]),
+        (fisher, [4.0, 4.0, 9.0]),
     ],
 )
 def test_saliency_by_hand(layer, saliency, expected):
-    """Each criterion on numbers that can be checked in the head."""
-    assert saliency(layer).tolist() == [expected]
+    """Each criterion on gradients 2, 1, −1: numbers that can be checked in the head."""
+    assert saliency(layer, torch.tensor([[2.0, 1.0, -1.0]])).tolist() == [expected]
 
 
 def test_only_the_paper_counts_group_norm():
-    """There with |w·g|, not squared; magnitude never does."""
-    norm = nn.GroupNorm(1, 2)
-    norm.weight.data, norm.weight.grad = torch.tensor([1.0, -2.0]), torch.tensor([3.0, 3.0])
+    """There with |w·g|, not squared; the others never do."""
+    norm, gradient = nn.GroupNorm(1, 2), torch.tensor([3.0, 3.0])
+    norm.weight.data = torch.tensor([1.0, -2.0])
 
-    assert squared_taylor(norm).tolist() == [3.0, 6.0]
-    assert [criterion(norm) for criterion in (magnitude, signed_taylor, absolute_taylor)] == [None, None, None]
-
-
-def test_gradients_are_those_of_the_summed_loss(unet, scheduler):
-    """Summing over timesteps one by one equals one backward pass through the sum (autograd as the reference)."""
-    for engine in ENGINES.values():
-        accumulate_gradients(unet, scheduler, X, NOISE, STEPS, engine, 0.0)
-        found = unet.conv_in.weight.grad.clone()
-        losses = []
-        for step in STEPS:
-            noisy = scheduler.add_noise(X, NOISE, torch.tensor([step, step]))
-            losses.append(engine.loss((unet(noisy, step).sample - NOISE).square()))
-        (expected,) = torch.autograd.grad(sum(losses), [unet.conv_in.weight])
-
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert squared_taylor(norm, gradient).tolist() == [3.0, 6.0]
+    assert [score(norm, gradient) for score in (magnitude, signed_taylor, absolute_taylor, fisher)] == [None] * 4
 
 
+def losses_of(unet, scheduler, formula, draw):
+    """L_t of every timestep, straight from the definition."""
+    losses = []
+    for step in STEPS:
+        noisy = scheduler.add_noise(draw.images, draw.noise, torch.tensor([step, step]))
+        losses.append(FORMULAS[formula].loss((unet(noisy, step).sample - draw.noise).square()))
+    return losses
+
+
+@pytest.mark.parametrize("timesteps_per_pass", [1, 2, 5, 9])
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_signed_taylor_is_that_of_the_summed_loss(unet, scheduler, formula, timesteps_per_pass):
+    """In passes of any size, the gradients are those of one backward pass through the sum (autograd as reference)."""
+    found = measure_importance(
+        unet, scheduler, [DRAW], STEPS, criterion="taylor", formula=formula, timesteps_per_pass=timesteps_per_pass
+    )
+    (gradient,) = torch.autograd.grad(sum(losses_of(unet, scheduler, formula, DRAW)), [unet.conv_in.weight])
+    expected = CRITERIA["taylor"].saliency[formula](unet.conv_in, gradient)
+
+    torch.testing.assert_close(found.saliency["conv_in"], expected, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize(("criterion", "power"), [("no-cancel-taylor", 1), ("fisher", 2)])
+def test_variants_add_up_saliencies_of_single_timesteps(unet, scheduler, criterion, power):
+    """Σ_t |w·g_t|^p, with the gradient of each timestep by itself."""
+    found = measure_importance(unet, scheduler, [DRAW], STEPS, criterion=criterion, formula="paper")
+    weight = unet.conv_in.weight
+    losses = losses_of(unet, scheduler, "paper", DRAW)
+    gradients = [torch.autograd.grad(loss, [weight], retain_graph=True)[0] for loss in losses]
+
+    expected = sum((weight * gradient).abs() ** power for gradient in gradients)
+    torch.testing.assert_close(found.saliency["conv_in"], expected, rtol=1e-3, atol=1e-7)
+
+
+def test_snr_weights_every_timestep_by_its_share_of_signal(unet, scheduler):
+    """Σ_t ᾱ_t g_t instead of a threshold; ᾱ = SNR / (1 + SNR)."""
+    found = measure_importance(unet, scheduler, [DRAW], STEPS, criterion="snr-taylor", formula="diffusers")
+    losses = losses_of(unet, scheduler, "diffusers", DRAW)
+    weighted = sum(scheduler.alphas_cumprod[step] * loss for step, loss in zip(STEPS, losses, strict=True))
+    (gradient,) = torch.autograd.grad(weighted, [unet.conv_in.weight])
+
+    torch.testing.assert_close(found.saliency["conv_in"], (unet.conv_in.weight * gradient).abs(), rtol=1e-3, atol=1e-8)
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "fisher"])
+def test_several_draws_count_as_their_mean(unet, scheduler, criterion):
+    """Twice the same draw changes nothing, and draws are taken one at a time."""
+    chosen = {"criterion": criterion, "formula": "paper"}
+    once = measure_importance(unet, scheduler, [DRAW], STEPS, **chosen)
+    twice = measure_importance(unet, scheduler, iter([DRAW, DRAW]), STEPS, **chosen)
+
+    assert twice.losses == once.losses * 2
+    for name, saliency in once.saliency.items():
+        torch.testing.assert_close(twice.saliency[name], saliency, rtol=1e-4, atol=1e-6)
+
+
+def test_bfloat16_is_close_and_recorded(unet, scheduler):
+    """Autocast changes gradients by about a percent, and the record says so."""
+    chosen = {"criterion": "diff-pruning", "formula": "diffusers"}
+    exact, fast = (
+        measure_importance(unet, scheduler, [DRAW], STEPS, precision=precision, **chosen)
+        for precision in ("float32", "bfloat16")
+    )
+    error = (fast.saliency["conv_out"] - exact.saliency["conv_out"]).norm() / exact.saliency["conv_out"].norm()
+
+    assert 0 < error < 0.05
+    assert (exact.precision, fast.precision) == ("float32", "bfloat16")
+
+
+class Scripted(nn.Module):
+    """A model whose squared error is 4, but 1 at timestep 400."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 1)
+
+    def forward(self, noisy, timesteps):
+        """The noise, wrong by 2 or 1."""
+        error = torch.where(timesteps == 400, 1.0, 2.0)[:, None, None, None]
+        noise = NOISE.repeat(len(noisy) // len(NOISE), 1, 1, 1)
+        return type("Output", (), {"sample": noise + error * self.conv.weight / self.conv.weight.detach()})
+
+
+@pytest.mark.parametrize("timesteps_per_pass", [1, 2, 3, 5])
 @pytest.mark.parametrize(("formula", "used"), [("paper", 2), ("diffusers", 3)])
-def test_the_sum_ends_at_the_first_loss_below_the_threshold(scheduler, formula, used):
-    """A model whose loss is 4, 4, 1, 4, … stops at the third timestep for T = .5; only diffusers counts that one."""
+def test_the_sum_ends_at_the_first_loss_below_the_threshold(scheduler, formula, used, timesteps_per_pass):
+    """Losses 4, 4, 1, 4, … stop at the third timestep for T = .5; only diffusers counts that one, however passed."""
+    chosen = {"criterion": "diff-pruning", "formula": formula, "timesteps_per_pass": timesteps_per_pass}
+    found = measure_importance(Scripted(), scheduler, [DRAW], STEPS, threshold=0.5, **chosen)
+    full = measure_importance(Scripted(), scheduler, [DRAW], STEPS[:used], criterion="taylor", formula=formula)
 
-    class Scripted(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones(()))
-
-        def forward(self, _, timesteps):
-            error = 1.0 if int(timesteps[0]) == 400 else 2.0
-            return type("Output", (), {"sample": NOISE + error * self.weight})
-
-    losses = accumulate_gradients(Scripted(), scheduler, X, NOISE, STEPS, ENGINES[formula], 0.5)
-    assert len(losses) == used
+    assert [len(losses) for losses in found.losses] == [used]
+    torch.testing.assert_close(found.losses, full.losses)
 
 
 def test_measuring_leaves_the_model_as_it_was(unet, scheduler):
     """Weights are the same and no gradient is left behind."""
     before = tensors_sha256(unet.state_dict())
     importance = measure_importance(
-        unet, scheduler, X, NOISE, STEPS, criterion="taylor", formula="paper", threshold=0.0
+        unet, scheduler, [DRAW], STEPS, criterion="taylor", formula="paper", timesteps_per_pass=2
     )
 
     assert tensors_sha256(unet.state_dict()) == before == importance.model_sha256
-    assert all(parameter.grad is None for parameter in unet.parameters())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in unet.parameters())
+    assert all(parameter.is_contiguous() for parameter in unet.parameters())
     assert importance.timesteps == list(STEPS)
 
 

@@ -27,14 +27,14 @@ def unknown_key(workspace):
 
 def ratio_above_one(workspace):
     """More than everything."""
-    workspace.set("prune", ratio=1.5)
-    return "prune", PRUNE, "prune.ratio is 1.5: input should be less than 1"
+    workspace.set("prune", target={"ratio": 1.5})
+    return "prune", PRUNE, "prune.target.ratio is 1.5: input should be less than 1"
 
 
 def ratio_that_empties_a_group(workspace):
     """Less than everything, but still too much."""
-    workspace.set("prune", ratio=0.99)
-    return "prune", PRUNE, "prune.ratio 0.99 leaves 0 of"
+    workspace.set("prune", target={"ratio": 0.99})
+    return "prune", PRUNE, "prune.target.ratio 0.99 leaves 0 of"
 
 
 def unknown_criterion(workspace):

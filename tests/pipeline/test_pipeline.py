@@ -91,13 +91,13 @@ def test_prefect_gives_the_same_weights_from_nothing(finished, make_workspace):
 def test_a_failed_stage_fails_the_flow_in_words(finished):
     """The stage's own line, the stage's name, exit code 1 and no traceback; with the old ratio, all comes back."""
     before = finished.weights("artifacts")
-    finished.set("prune", ratio=0.99)
+    finished.set("prune", target={"ratio": 0.99})
     result = finished.run("python", "-m", "flows", "compress")
-    finished.set("prune", ratio=0.3)
+    finished.set("prune", target={"ratio": 0.3})
 
     told = result.stdout + result.stderr
     assert result.returncode == 1
-    assert "prune.ratio 0.99 leaves 0 of" in told
+    assert "prune.target.ratio 0.99 leaves 0 of" in told
     assert "stage prune failed" in told
     assert "Traceback" not in told
     assert finished.repro() == []

@@ -6,19 +6,27 @@ import pytest
 import torch
 
 from stages.artifacts import read_json, write_json
+from stages.diffusion.groups import Group, find_groups
 from stages.errors import InputError
 from stages.params import PruneParams
-from stages.prune.groups import Group, find_groups
-from stages.prune.plan import Plan, choose, plan_pruning
+from stages.prune.path import choose
+from stages.prune.plan import Plan
 from stages.prune.pruning import prune_unet
+from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut, prove
+
+
+def at(ratio, **more):
+    """Params that cut this share from every group."""
+    return PruneParams(target={"ratio": ratio}, **more)
+
 
 X, T = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 700])
 
 
 def test_cutting_nothing_changes_nothing(unet, magnitude):
     """At ratio 0 every output stays bit for bit."""
-    pruned = cut(unet, plan_pruning(unet, magnitude, ratio=0.0))
+    pruned = cut(unet, plan_pruning(unet, magnitude, at(0.0)))
 
     assert torch.equal(pruned(X, T).sample, unet(X, T).sample)
 
@@ -28,7 +36,7 @@ def test_cutting_dead_channels_changes_nothing(unet, magnitude):
     dead = [3, 17, 40]
     with torch.no_grad():
         unet.time_embedding.linear_2.weight[:, dead] = 0
-    plan = plan_pruning(unet, magnitude, ratio=0.0)
+    plan = plan_pruning(unet, magnitude, at(0.0))
     groups = [
         group.model_copy(update={"cut": dead}) if group.root == "time_embedding.linear_1" else group
         for group in plan.groups
@@ -46,7 +54,7 @@ def test_cutting_dead_channels_changes_nothing(unet, magnitude):
 @pytest.mark.parametrize("ratio", [0.1, 0.3, 0.5, 0.7])
 def test_no_group_loses_more_than_asked(unet, magnitude, ratio):
     """And GroupNorm groups stay of equal size."""
-    for group in plan_pruning(unet, magnitude, ratio=ratio).groups:
+    for group in plan_pruning(unet, magnitude, at(ratio)).groups:
         num_cut = group.width - int(group.width * (1 - ratio))
         assert len(group.cut) == num_cut // group.blocks * group.blocks
         per_block = [
@@ -60,20 +68,20 @@ def test_the_lowest_scores_go_from_each_block():
     """Two blocks of four, half of each."""
     scores = torch.tensor([4.0, 1.0, 3.0, 2.0, 50.0, 80.0, 70.0, 60.0])
 
-    assert choose(scores, Group("layer", 8, 2, []), 0.5).tolist() == [1, 3, 4, 7]
-    assert choose(scores, Group("layer", 8, 1, []), 0.5).tolist() == [0, 1, 2, 3]
+    assert choose(scores, Group("layer", 8, 2, []), 4, at(0.5)).tolist() == [1, 3, 4, 7]
+    assert choose(scores, Group("layer", 8, 1, []), 4, at(0.5)).tolist() == [0, 1, 2, 3]
 
 
 def test_a_ratio_that_empties_a_group_is_refused(unet, magnitude):
     """The message names the ratio, the group and the key to change."""
-    with pytest.raises(InputError, match=r"prune\.ratio 0\.99 leaves 0 of 16 channels in .*; lower prune\.ratio"):
-        plan_pruning(unet, magnitude, ratio=0.99)
+    with pytest.raises(InputError, match=r"ratio 0\.99 leaves 0 of \d+ channels in .*; lower the ratio"):
+        plan_pruning(unet, magnitude, at(0.99))
 
 
 def test_importance_of_another_model_is_refused(make_unet, magnitude):
     """Also of the same architecture with other weights."""
     with pytest.raises(InputError, match="the importance was measured on another model"):
-        prune_unet(make_unet(seed=1), magnitude, PruneParams(ratio=0.3, order="interleaved"), 0)
+        prune_unet(make_unet(seed=1), magnitude, at(0.3), 0)
 
 
 @pytest.mark.parametrize("damage", [dict.clear, lambda s: s.pop("conv_in"), lambda s: s["conv_in"].fill_(float("nan"))])
@@ -82,13 +90,13 @@ def test_damaged_importance_is_refused(unet, magnitude, damage):
     damage(magnitude.saliency)
 
     with pytest.raises(InputError, match="do not cover the model's weights or are not finite"):
-        prune_unet(unet, magnitude, PruneParams(ratio=0.3, order="interleaved"), 0)
+        prune_unet(unet, magnitude, at(0.3), 0)
 
 
 def test_random_depends_on_its_seed(unet, magnitude):
     """Two seeds, two selections; one seed, one selection."""
     nothing_known = type(magnitude)(**{**vars(magnitude), "criterion": "random", "saliency": {}})
-    plans = [plan_pruning(unet, nothing_known, ratio=0.3, seed=seed) for seed in (0, 0, 1)]
+    plans = [plan_pruning(unet, nothing_known, at(0.3), seed) for seed in (0, 0, 1)]
 
     assert plans[0] == plans[1]
     assert plans[0].groups != plans[2].groups
@@ -105,27 +113,22 @@ def test_random_depends_on_its_seed(unet, magnitude):
             "up_block_types": ("UpBlock2D",) * 3,
         },
         {"in_channels": 3, "out_channels": 3},
+        {"resnet_time_scale_shift": "scale_shift"},
     ],
     ids=str,
 )
 def test_other_architectures_are_cut_and_run(make_unet, magnitude_of, changes):
     """Several heads, deeper blocks, more levels, colour: plan, cut, prove."""
     unet = make_unet(**changes)
-    pruned = cut(unet, plan_pruning(unet, magnitude_of(unet), ratio=0.3))
+    pruned = cut(unet, plan_pruning(unet, magnitude_of(unet), at(0.3)))
 
     assert sum(p.numel() for p in pruned.parameters()) < sum(p.numel() for p in unet.parameters())
-
-
-def test_layers_in_halves_are_refused(make_unet):
-    """Scale and shift come from one layer whose halves are tied; cutting them singly would cut too much."""
-    with pytest.raises(InputError, match=r"time_emb_proj .* in halves .* cannot be pruned"):
-        find_groups(make_unet(resnet_time_scale_shift="scale_shift"))
 
 
 def test_heads_keep_equal_widths(make_unet, magnitude_of):
     """The four heads of a 32-channel attention lose two of their eight channels each."""
     unet = make_unet(attention_head_dim=8)
-    plan = plan_pruning(unet, magnitude_of(unet), ratio=0.3)
+    plan = plan_pruning(unet, magnitude_of(unet), at(0.3))
     groups = [group for group in plan.groups if group.root.endswith("to_v")]
 
     assert groups
@@ -135,15 +138,15 @@ def test_heads_keep_equal_widths(make_unet, magnitude_of):
 
 def test_a_plan_survives_its_file(tmp_path, unet, magnitude):
     """What is written is what was decided."""
-    plan = plan_pruning(unet, magnitude, ratio=0.3)
-    write_json(tmp_path / "plan.json", plan.model_dump())
+    plan = plan_pruning(unet, magnitude, at(0.3))
+    write_json(tmp_path / "plan.json", plan.to_json())
 
     assert Plan.model_validate(read_json(tmp_path / "plan.json")) == plan
 
 
 def test_a_result_that_is_not_the_plan_is_noticed(unet, magnitude):
     """The proof compares every tensor with the dense one sliced by the plan, so that a swapped channel cannot pass."""
-    plan = plan_pruning(unet, magnitude, ratio=0.3)
+    plan = plan_pruning(unet, magnitude, at(0.3))
     pruned = cut(unet, plan)
     with torch.no_grad():
         pruned.conv_in.weight[[0, 1]] = pruned.conv_in.weight[[1, 0]]

@@ -5,15 +5,14 @@ from collections.abc import Mapping
 from statistics import median
 
 import torch
-from diffusers.models.unets.unet_2d import UNet2DModel
 
-from stages.diffusion.cost import example_inputs
+from stages.diffusion.families import Denoiser, example_inputs
 
 WARM_UP = 5
 
 
 @torch.inference_mode()
-def measure_latencies_ms(models: Mapping[str, UNet2DModel], repeats: int) -> dict[str, float]:
+def measure_latencies_ms(models: Mapping[str, Denoiser], repeats: int) -> dict[str, float]:
     """Time a forward pass of one image, in milliseconds: the median of `repeats` after a warm-up.
 
     The models take turns, so that a slow moment of the machine falls on all of them alike.
@@ -22,11 +21,11 @@ def measure_latencies_ms(models: Mapping[str, UNet2DModel], repeats: int) -> dic
     return {name: median(round_ms[name] for round_ms in times_ms[WARM_UP:]) for name in models}
 
 
-def _time_ms(unet: UNet2DModel) -> float:
+def _time_ms(unet: Denoiser) -> float:
     inputs = example_inputs(unet)
     _wait(unet.device)
     begin = time.perf_counter()
-    unet(*inputs)
+    unet(**inputs)
     _wait(unet.device)
     return (time.perf_counter() - begin) * 1e3
 

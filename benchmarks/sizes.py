@@ -1,0 +1,48 @@
+"""The configs of the paper's models -> parameters and MACs, dense and pruned at ratio 0.3, after a real cut."""
+
+from pathlib import Path
+
+import click
+import torch
+
+from stages.artifacts import read_json
+from stages.diffusion.cost import count_macs, count_params
+from stages.diffusion.families import FAMILIES, Denoiser
+from stages.oneshot import plan_one_shot
+from stages.prune.surgery import cut
+
+SYSTEMS = Path(__file__).parents[1] / "recipes" / "systems"
+
+
+def build(path: Path) -> Denoiser:
+    """Build a model from its config, with random weights from seed 0."""
+    config = read_json(path)
+    torch.manual_seed(0)
+    unet: Denoiser = FAMILIES[config["_class_name"]].dense.from_config(config)
+    return unet.eval()
+
+
+def size(unet: Denoiser) -> str:
+    """Write parameters and MACs with four digits."""
+    return f"{count_params(unet) / 1e6:.4f} M / {count_macs(unet) / 1e9:.4f} G"
+
+
+@click.command()
+@click.option("--system", multiple=True, help="Name of a config in recipes/systems; all of them without it.")
+@click.option("--ratio", default=0.3, help="Share of channels to cut from every group.")
+def main(system: tuple[str, ...], ratio: float) -> None:
+    """Print the sizes of the paper's models before and after pruning."""
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+    rows = ["| model | dense | pruned |", "| --- | ---: | ---: |"]
+    for path in sorted(SYSTEMS.glob("*.json")):
+        if not system or path.stem in system:
+            unet, nothing = build(path), torch.zeros(1)
+            plan = plan_one_shot(unet, DDPMScheduler(), nothing, nothing, [], criterion="random", ratio=ratio)
+            rows.append(f"| {path.stem} | {size(unet)} | {size(cut(unet, plan))} |")
+            click.echo(rows[-1], err=True)
+    click.echo("\n".join(rows))
+
+
+if __name__ == "__main__":
+    main()
