@@ -174,8 +174,10 @@ class CompensateParams(Section):
     """Calibration images."""
     num_timesteps: int = Field(ge=1)
     """Timesteps that the activations are taken at, evenly spaced; every image and timestep has noise of its own."""
-    damping: float = Field(gt=0)
-    """λ, as a share of the mean square activation."""
+    damping: float = Field(0.1, gt=0)
+    """λ, as a share of the mean square activation; draws towards the weights as they are."""
+    rounds: int = Field(8, ge=1)
+    """Parts that the layers are corrected in, in running order; each sees the activations that those before it left."""
 
 
 class PruneParams(Section):

@@ -11,7 +11,7 @@ from stages.errors import InputError
 from stages.params import PruneParams
 from stages.prune.path import choose
 from stages.prune.plan import Plan
-from stages.prune.pruning import prune_unet
+from stages.prune.pruning import check_importance
 from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut, prove
 
@@ -81,7 +81,7 @@ def test_a_ratio_that_empties_a_group_is_refused(unet, magnitude):
 def test_importance_of_another_model_is_refused(make_unet, magnitude):
     """Also of the same architecture with other weights."""
     with pytest.raises(InputError, match="the importance was measured on another model"):
-        prune_unet(make_unet(seed=1), magnitude, at(0.3), 0)
+        check_importance(magnitude, make_unet(seed=1))
 
 
 @pytest.mark.parametrize("damage", [dict.clear, lambda s: s.pop("conv_in"), lambda s: s["conv_in"].fill_(float("nan"))])
@@ -90,7 +90,7 @@ def test_damaged_importance_is_refused(unet, magnitude, damage):
     damage(magnitude.saliency)
 
     with pytest.raises(InputError, match="do not cover the model's weights or are not finite"):
-        prune_unet(unet, magnitude, at(0.3), 0)
+        check_importance(magnitude, unet)
 
 
 def test_random_depends_on_its_seed(unet, magnitude):

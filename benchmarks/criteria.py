@@ -1,0 +1,146 @@
+"""The digits model, no finetuning -> every criterion at several budgets and seeds, with and without compensation."""
+
+import csv
+import itertools
+from collections import defaultdict
+from pathlib import Path
+from statistics import fmean, stdev
+
+import click
+import numpy as np
+import torch
+from scipy.stats import t as student
+
+from stages import artifacts
+from stages.diffusion.models import read_scheduler, read_unet
+from stages.diffusion.sampling import draw, image_seeds
+from stages.errors import InputError
+from stages.evaluate.consistency import images_to_ssim
+from stages.evaluate.quality import features_to_quality, images_to_features
+from stages.finetune.loss import NoiseLoss
+from stages.importance.calibration import calibrate
+from stages.params import CompensateParams, EvaluateParams, ImportanceParams, PruneParams, Target
+from stages.prune.pruning import prune_unet
+from stages.prune.selection import plan_pruning
+from stages.seeds import derive_seed, generator
+
+MODEL = Path(__file__).parents[1] / "stages" / "fetch" / "bundled" / "digits"
+CRITERIA = (
+    ("random", "paper"),
+    ("magnitude", "paper"),
+    ("taylor", "paper"),
+    ("taylor", "diffusers"),
+    ("diff-pruning", "paper"),
+    ("diff-pruning", "diffusers"),
+    ("no-cancel-taylor", "paper"),
+    ("fisher", "paper"),
+    ("snr-taylor", "paper"),
+)
+BUDGETS = ("80%", "56%", "35%")
+COMPENSATE = CompensateParams(num_images=32, num_timesteps=10, damping=0.1, rounds=6)
+PROTOCOL = EvaluateParams(
+    num_images=300,
+    batch_size=100,
+    sampler_steps=20,
+    extractor="digits",
+    kid_subsets=1,
+    kid_subset_size=100,
+    latency_repeats=1,
+)
+COLUMNS = ("criterion", "formula", "macs", "compensated", "seed", "fid", "ssim", "loss")
+
+
+class Bench:
+    """The dense model, its data, and what is measured on a model pruned from it."""
+
+    def __init__(self, data: Path) -> None:
+        self.unet, self.scheduler = read_unet(MODEL), read_scheduler(MODEL)
+        images = artifacts.read_images(data)
+        self.pixels = images.train
+        self.heldout = artifacts.to_model_range(images.heldout)
+        self.real = images_to_features(self.pixels, PROTOCOL)
+        self.loss = NoiseLoss(self.scheduler)
+        self.dense: dict[int, np.ndarray] = {}
+
+    def measure(self, unet: torch.nn.Module, seed: int) -> dict[str, float]:
+        """FID, SSIM against the dense model's images from the same noise, and the loss on held-out images."""
+        drawn = self.sample(unet, seed)
+        if seed not in self.dense:
+            self.dense[seed] = self.sample(self.unet, seed)
+        noise, timesteps = self.loss.draw(self.heldout, generator(0, "heldout loss"))
+        with torch.no_grad():
+            loss = self.loss(unet, self.heldout, noise, timesteps).mean()
+        quality = features_to_quality(images_to_features(drawn, PROTOCOL), self.real, PROTOCOL, seed)
+        ssim = images_to_ssim(drawn, self.dense[seed]).mean()
+        return {"fid": quality.fid, "ssim": float(ssim), "loss": float(loss)}
+
+    def sample(self, unet: torch.nn.Module, seed: int) -> np.ndarray:
+        """Draw the images of a seed."""
+        seeds = image_seeds(seed, PROTOCOL.num_images)
+        return draw(unet, self.scheduler, seeds, steps=PROTOCOL.sampler_steps, batch_size=100, label="images")
+
+    def rows(self, criterion: str, formula: str, seed: int) -> list[dict[str, object]]:
+        """Measure one criterion on one seed, at every budget, with and without compensation."""
+        chosen = ImportanceParams(criterion=criterion, formula=formula, threshold=0.05, num_images=16, stride=2)
+        importance = calibrate(self.unet, self.scheduler, self.pixels, chosen, seed)
+        rows = []
+        for macs, compensated in itertools.product(BUDGETS, (None, COMPENSATE)):
+            params = PruneParams(target=Target(macs=macs), floor=0.1, compensate=compensated)
+            plan = plan_pruning(self.unet, importance, params, derive_seed(seed, "random importance"))
+            pruned = prune_unet(self.unet, self.scheduler, plan, self.pixels, seed)
+            named = (criterion, formula, macs, compensated is not None, seed)
+            rows.append(dict(zip(COLUMNS, named, strict=False)) | self.measure(pruned, seed))
+        return rows
+
+
+def interval(values: list[float]) -> str:
+    """Write the mean ± half the 95 % interval of Student's t."""
+    half = student.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
+    return f"{fmean(values):.3g} ± {half:.2g}"
+
+
+def table(path: Path) -> str:
+    """Write a Markdown table of mean ± interval over the seeds, one for each budget."""
+    cells: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
+    with path.open() as file:
+        for row in csv.DictReader(file):
+            cells[row["macs"], row["criterion"], row["formula"], row["compensated"]].append(row)
+    lines = []
+    for macs in BUDGETS:
+        lines += ["", f"MACs {macs}:", "", "| criterion | FID | FID, comp. | SSIM | SSIM, comp. | loss | loss, comp. |"]
+        lines.append("| --- |" + " ---: |" * 6)
+        for criterion, formula in CRITERIA:
+            values = [
+                interval([float(row[key]) for row in cells[macs, criterion, formula, compensated]])
+                for key in ("fid", "ssim", "loss")
+                for compensated in ("False", "True")
+            ]
+            lines.append(f"| {criterion}, {formula} | {' | '.join(values)} |")
+    return "\n".join(lines)
+
+
+@click.command()
+@click.option("--data", type=Path, default=Path("artifacts/data"), help="Packed digits, as fetch writes them.")
+@click.option("--out", type=Path, default=Path("reports/criteria.csv"), help="One row a measurement; taken up again.")
+@click.option("--seeds", default=5, help="How many.")
+def main(data: Path, out: Path, seeds: int) -> None:
+    """Measure what is not there yet, then print the table."""
+    if seeds < 2:  # noqa: PLR2004
+        raise InputError(f"--seeds {seeds} gives no interval; give at least 2")
+    bench = Bench(data)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("a+", newline="") as file:
+        file.seek(0)
+        done = {(row["criterion"], row["formula"], row["seed"]) for row in csv.DictReader(file)}
+        writer = csv.DictWriter(file, COLUMNS)
+        if not done:
+            writer.writeheader()
+        for seed, (criterion, formula) in itertools.product(range(seeds), CRITERIA):
+            if (criterion, formula, str(seed)) not in done:
+                writer.writerows(bench.rows(criterion, formula, seed))
+                file.flush()
+    click.echo(table(out))
+
+
+if __name__ == "__main__":
+    main()

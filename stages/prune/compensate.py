@@ -1,0 +1,158 @@
+"""A dense UNet, its pruned copy and calibration images -> the copy with weights that make up for the cut inputs."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from numpy.typing import NDArray
+from torch import nn
+
+from stages.artifacts import to_model_range
+from stages.diffusion.families import Denoiser
+from stages.errors import InputError
+from stages.params import CompensateParams
+from stages.progress import track
+from stages.prune.plan import KeptChannels, Plan
+from stages.seeds import generator
+
+Reader = nn.Conv2d | nn.Linear
+RemovableHandle = torch.utils.hooks.RemovableHandle
+Noisy = tuple[torch.Tensor, torch.Tensor]
+"""Noisy images [B, C, H, W] and their timesteps [B]."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Second moments of a layer's inputs."""
+
+    cross: torch.Tensor
+    """Σ x yᵀ, dense with pruned: [dense inputs, kept inputs]."""
+    square: torch.Tensor
+    """Σ y yᵀ: [kept inputs, kept inputs]."""
+
+
+def compensate(
+    dense: Denoiser, pruned: Denoiser, plan: Plan, batches: Sequence[Noisy], params: CompensateParams
+) -> None:
+    """Correct the weights of every layer that reads cut channels, in place, by least squares on the dense outputs.
+
+    W' = W_K + (W·E[x yᵀ] − W_K·E[y yᵀ]) · (E[y yᵀ] + λI)⁻¹, where x is a layer's input in the dense model and y in the
+    pruned one, over images, positions and timesteps; K are the kept inputs, and λ is a share of the mean of E[y yᵀ]'s
+    diagonal. Where y = x_K and λ = 0 this is W·C[:, K]·C[K, K]⁻¹ with C = E[x xᵀ]; λ draws towards the weights as they
+    are. The taps of a convolution are corrected alike. The layers are taken in the order in which they run, in
+    `params.rounds` parts: each part sees what the parts before it made of the activations.
+    """
+    readers = running_order(dense, plan, batches[0])
+    size = math.ceil(len(readers) / params.rounds)
+    for start in track(range(0, len(readers), max(size, 1)), "compensate, part", min(params.rounds, len(readers))):
+        part = readers[start : start + size]
+        moments = measure_moments(dense, pruned, part, batches)
+        for name in part:
+            _correct(_layer(dense, name), _layer(pruned, name), plan.layers[name], moments[name], params.damping)
+
+
+@torch.no_grad()
+def difference(dense: Denoiser, pruned: Denoiser, batches: Iterable[Noisy]) -> float:
+    """Take the mean square of what two models predict differently."""
+    return fmean(float((dense(*batch).sample - pruned(*batch).sample).square().mean()) for batch in batches)
+
+
+@torch.no_grad()
+def running_order(unet: Denoiser, plan: Plan, batch: Noisy) -> list[str]:
+    """List the layers that read cut channels, in the order in which they run."""
+    order: list[str] = []
+    short = {name for name, kept in plan.layers.items() if kept.inputs is not None}
+    short = {name for name in short if len(plan.layers[name].inputs or ()) < _layer(unet, name).weight.shape[1]}
+    hooks = [
+        _layer(unet, name).register_forward_pre_hook(lambda *_, name=name: order.append(name)) for name in sorted(short)
+    ]
+    unet(*batch)
+    _remove(hooks)
+    return order
+
+
+@torch.no_grad()
+def measure_moments(
+    dense: Denoiser, pruned: Denoiser, names: Sequence[str], batches: Iterable[Noisy]
+) -> dict[str, Moments]:
+    """Take the sums of x yᵀ and y yᵀ of each layer's inputs, in float64."""
+    inputs: dict[str, torch.Tensor] = {}
+    moments: dict[str, Moments] = {}
+
+    def keep(name: str, value: torch.Tensor) -> None:
+        inputs[name] = _rows(value)
+
+    def add(name: str, value: torch.Tensor) -> None:
+        rows = _rows(value)
+        cross, square = (inputs[name].T @ rows).double(), (rows.T @ rows).double()
+        before = moments.get(name)
+        moments[name] = Moments(before.cross + cross, before.square + square) if before else Moments(cross, square)
+
+    hooks = [
+        _layer(unet, name).register_forward_pre_hook(lambda _, values, name=name, note=note: note(name, values[0]))
+        for unet, note in ((dense, keep), (pruned, add))
+        for name in names
+    ]
+    for batch in batches:
+        dense(*batch)
+        pruned(*batch)
+    _remove(hooks)
+    return moments
+
+
+def _layer(unet: Denoiser, name: str) -> Reader:
+    layer = unet.get_submodule(name)
+    assert isinstance(layer, Reader)
+    return layer
+
+
+def _rows(inputs: torch.Tensor) -> torch.Tensor:
+    rows = inputs.movedim(1, -1) if inputs.ndim == 4 else inputs  # noqa: PLR2004  # images, channels first
+    return rows.reshape(-1, rows.shape[-1])
+
+
+def _remove(hooks: Iterable[RemovableHandle]) -> None:
+    for hook in hooks:
+        hook.remove()
+
+
+@torch.no_grad()
+def _correct(dense: Reader, pruned: Reader, kept: KeptChannels, moments: Moments, damping: float) -> None:
+    """Correct one layer."""
+    square, cross = moments.square, moments.cross
+    outputs = range(len(dense.weight)) if kept.outputs is None else kept.outputs
+    weight = dense.weight[list(outputs)].double()
+    before = weight[:, kept.inputs]
+    gap = torch.einsum("oi...,ij->oj...", weight, cross) - torch.einsum("oi...,ij->oj...", before, square)
+    ridge = damping * square.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
+    inverse = torch.linalg.inv(square + ridge * torch.eye(len(square), device=square.device))
+    pruned.weight.copy_(before + torch.einsum("oi...,ij->oj...", gap, inverse))
+
+
+def draw_noisy(
+    unet: Denoiser, scheduler: DDPMScheduler, pixels: NDArray[np.uint8], params: CompensateParams, seed: int
+) -> Iterator[Noisy]:
+    """Draw calibration images at evenly spaced timesteps, one timestep at a time, each under noise of its own.
+
+    Raises:
+        InputError: There are fewer images than asked for, or the model is conditional and nothing gives conditions.
+    """
+    if params.num_images > len(pixels):
+        found = f"prune.compensate.num_images {params.num_images} is more than the {len(pixels)} training images"
+        raise InputError(f"{found}; lower it in params.yaml")
+    if isinstance(unet, UNet2DConditionModel):
+        raise InputError(
+            "packed images hold no conditions for a UNet2DConditionModel; set prune.compensate to null in params.yaml"
+        )
+    chosen = torch.randperm(len(pixels), generator=generator(seed, "compensation images"))[: params.num_images]
+    images = to_model_range(pixels[np.sort(chosen.numpy())]).to(unet.device)
+    spaced = np.linspace(0, scheduler.config["num_train_timesteps"] - 1, params.num_timesteps).round().astype(int)
+    for timestep in spaced.tolist():
+        noise = torch.randn(images.shape, generator=generator(seed, "compensation noise", timestep)).to(unet.device)
+        moments = torch.full((len(images),), timestep, device=unet.device)
+        yield scheduler.add_noise(images, noise, moments), moments  # type: ignore[arg-type]  # any integers will do
