@@ -39,9 +39,9 @@ CRITERIA = (
 BUDGETS = ("80%", "56%", "35%")
 COMPENSATE = CompensateParams(num_images=32, num_timesteps=10, damping=0.1, rounds=6)
 PROTOCOL = EvaluateParams(
-    num_images=300,
-    batch_size=100,
-    sampler_steps=20,
+    num_images=250,
+    batch_size=125,
+    sampler_steps=10,
     extractor="digits",
     kid_subsets=1,
     kid_subset_size=100,
@@ -77,11 +77,11 @@ class Bench:
     def sample(self, unet: torch.nn.Module, seed: int) -> np.ndarray:
         """Draw the images of a seed."""
         seeds = image_seeds(seed, PROTOCOL.num_images)
-        return draw(unet, self.scheduler, seeds, steps=PROTOCOL.sampler_steps, batch_size=100, label="images")
+        return draw(unet, self.scheduler, seeds, steps=PROTOCOL.sampler_steps, batch_size=125, label="images")
 
     def rows(self, criterion: str, formula: str, seed: int) -> list[dict[str, object]]:
         """Measure one criterion on one seed, at every budget, with and without compensation."""
-        chosen = ImportanceParams(criterion=criterion, formula=formula, threshold=0.05, num_images=16, stride=2)
+        chosen = ImportanceParams(criterion=criterion, formula=formula, threshold=0.05, num_images=16, stride=4)
         importance = calibrate(self.unet, self.scheduler, self.pixels, chosen, seed)
         rows = []
         for macs, compensated in itertools.product(BUDGETS, (None, COMPENSATE)):

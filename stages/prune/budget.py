@@ -55,15 +55,16 @@ class Solver:
         if not smallest * (1 - tolerance) <= asked <= dense * (1 + tolerance):
             raise InputError(f"{self._impossible(asked)}; possible: {self.show(smallest)} to {self.show(dense)}")
         above = self._bisect(asked)
-        candidates = [follow(self.path[:length], self.num_groups) for length in (above, above + 1)]
-        if self.quantity != "latency_ms":
-            candidates.append(self._refine(above, asked))
-        costs = [self.cost(cuts) for cuts in candidates]
-        miss, best = min((abs(cost - asked), index) for index, cost in enumerate(costs))
-        if miss > tolerance * asked:
-            near = " and ".join(self.show(cost) for cost in sorted(set(costs)))
-            raise InputError(f"{self._impossible(asked)}; the nearest with these widths are {near}: lower round_to")
-        return candidates[best]
+        nearest = [follow(self.path[:length], self.num_groups) for length in (above, above + 1)]
+        costs = [self.cost(cuts) for cuts in nearest]
+        for cuts, cost in sorted(zip(nearest, costs, strict=True), key=lambda pair: abs(pair[1] - asked)):
+            if abs(cost - asked) <= tolerance * asked:
+                return cuts
+        refined = None if self.quantity == "latency_ms" else self._refine(above, asked)
+        if refined is None:
+            near = " and ".join(self.show(cost) for cost in sorted(costs))
+            raise InputError(f"{self._impossible(asked)}; the nearest are {near}: lower round_to")
+        return refined
 
     def _impossible(self, asked: float) -> str:
         return f"prune.target asks for {self.show(asked)}, which cannot be had"
@@ -81,20 +82,21 @@ class Solver:
             low, high = (middle, high) if self.at(middle) >= asked else (low, middle - 1)
         return low
 
-    def _refine(self, length: int, asked: float) -> Cuts:
-        """Go on along the path past steps that would fall below `asked`: a group that is passed over is finished."""
+    def _refine(self, length: int, asked: float) -> Cuts | None:
+        """Go on along the path past steps that fall too low, until the cost fits: a group passed over is finished."""
         cuts, finished = follow(self.path[:length], self.num_groups), set()
         for step in self.path[length:]:
             if step.group in finished or step.cut <= cuts[step.group]:
                 continue
             tried = [step.cut if index == step.group else cut for index, cut in enumerate(cuts)]
-            if self.cost(tried) >= asked:
+            cost = self.cost(tried)
+            if abs(cost - asked) <= TOLERANCES[self.quantity] * asked:
+                return tried
+            if cost > asked:
                 cuts = tried
             else:
                 finished.add(step.group)
-            if len(finished) == self.num_groups:
-                break
-        return cuts
+        return None
 
 
 def meet(params: PruneParams, path: Sequence[Step], groups: Sequence[Group], costs: Costs) -> tuple[Cuts, Budget]:
