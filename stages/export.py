@@ -1,4 +1,4 @@
-"""A pruned UNet2DModel whose groups all lost the same share -> a stock diffusers model that loads with no code of ours."""
+"""A pruned UNet2DModel whose groups all lost the same share -> a stock diffusers folder, with no code of ours."""
 
 from pathlib import Path
 

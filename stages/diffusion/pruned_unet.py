@@ -58,9 +58,17 @@ def note_widths(model: nn.Module) -> None:
         if isinstance(module, Downsample2D | Upsample2D) and isinstance(module.conv, nn.Conv2d):
             module.channels, module.out_channels = module.conv.in_channels, module.conv.out_channels
         elif isinstance(module, ResnetBlock2D):
-            module.in_channels, module.out_channels = module.conv1.in_channels, module.conv2.out_channels
+            _note_resnet(module)
         elif isinstance(module, Attention):
             _note_attention(module)
+
+
+def _note_resnet(resnet: ResnetBlock2D) -> None:
+    """Widths of the block, and of a sampler without weights inside it."""
+    resnet.in_channels, resnet.out_channels = resnet.conv1.in_channels, resnet.conv2.out_channels
+    for sampler in (resnet.upsample, resnet.downsample):
+        if isinstance(sampler, Downsample2D | Upsample2D):
+            sampler.channels = sampler.out_channels = resnet.in_channels
 
 
 def _note_attention(attention: Attention) -> None:
@@ -77,11 +85,11 @@ class _Pruned:
     def from_config(cls, config: Mapping[str, Any], **kwargs: Any) -> Any:  # noqa: ANN401  # as diffusers has it
         """Build a model from a dense config with `pruned_widths` and `pruned_heads`."""
         pruned = {key: dict(config.get(key) or {}) for key in PRUNED_KEYS}
-        dense = {key: value for key, value in config.items() if key not in PRUNED_KEYS}
+        dense = {key: value for key, value in config.items() if key not in (*PRUNED_KEYS, "auto_map")}
         built = super().from_config(dense, **kwargs)  # type: ignore[misc]
         model = built[0] if isinstance(built, tuple) else built
         narrow(model, pruned["pruned_widths"], pruned["pruned_heads"])
-        model.register_to_config(**pruned)
+        model.register_to_config(**pruned, auto_map=config.get("auto_map"))
         return built
 
 

@@ -19,9 +19,9 @@ TOLERANCE = 1e-5
 def to_stock(unet: Denoiser, num_timesteps: int) -> tuple[UNet2DModel, float]:
     """Find the stock config of a pruned UNet, and its weights.
 
-    The one obstacle is the sinusoid of the timestep, which keeps the dense width. Its table over all timesteps [T, D] has a
-    numerical rank far below D, so S = U Σ Vᵀ cut to the stock width w gives a learned embedding U_w Σ_w and a first
-    layer W V_w with the same product (Eckart and Young, 1936).
+    The one obstacle is the sinusoid of the timestep, which keeps the dense width. Its table over all timesteps [T, D]
+    has a numerical rank far below D, so S = U Σ Vᵀ cut to the stock width w gives a learned embedding U_w Σ_w and a
+    first layer W V_w with the same product (Eckart and Young, 1936).
 
     Args:
         unet: A pruned UNet2DModel.
@@ -62,13 +62,8 @@ def _find_config(unet: UNet2DModel, num_timesteps: int) -> UNet2DModel:
     misfit = f"{float(share):.4g} of {dense['block_out_channels']} is not whole"
     for head_width in dict.fromkeys([head, head and int(share * head)]):
         if all(width.denominator == 1 for width in widths):
-            config = {
-                **dense,
-                **learned,
-                "block_out_channels": [int(w) for w in widths],
-                "attention_head_dim": head_width,
-            }
-            stock, misfit = _try(config, unet)
+            scaled = {"block_out_channels": [int(width) for width in widths], "attention_head_dim": head_width}
+            stock, misfit = _try({**dense, **learned, **scaled}, unet)
             if stock is not None:
                 return stock
     raise InputError(f"no stock config has these widths ({misfit}); cut the same share everywhere, such as ratio 0.25")
@@ -98,11 +93,10 @@ def compress_sinusoid(unet: UNet2DModel, num_timesteps: int, width: int) -> tupl
 
 @torch.no_grad()
 def compare(unet: Denoiser, other: Denoiser, num_timesteps: int) -> float:
-    """Compare the outputs of two models on noise at timesteps from first to last: largest difference by largest output."""
+    """Compare two models on noise, from the first timestep to the last: largest difference by largest output."""
     timesteps = torch.linspace(0, num_timesteps - 1, 16, device=unet.device).round().long()
-    noise = torch.randn(example_inputs(unet, 1)["sample"].shape, generator=torch.Generator().manual_seed(0)).to(
-        unet.device
-    )
+    shape = example_inputs(unet)["sample"].shape
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(unet.device)
     pairs = [(unet(noise, step).sample, other(noise, step).sample) for step in timesteps]
     differences = [float((one - two).abs().max()) for one, two in pairs]
     return max(differences) / max(float(one.abs().max()) for one, _ in pairs)

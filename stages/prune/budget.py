@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-import click
+from functools import partial
 
 from stages.diffusion.groups import Group
 from stages.errors import InputError
@@ -30,6 +29,18 @@ class Budget(Frozen):
     """With every cut made that round_to, floor, include and exclude allow."""
     dense: float
 
+    def line(self) -> str:
+        """Write it as one line: what could be had, what was asked for, what was found."""
+        show = partial(show_cost, self.quantity)
+        limits = f"smallest {show(self.smallest)}, asked {show(self.asked)}, largest {show(self.dense)}"
+        return f"{limits}: found {show(self.found)}"
+
+
+def show_cost(quantity: Quantity, cost: float) -> str:
+    """Write a cost with its unit."""
+    unit, scale = UNITS[quantity]
+    return f"{cost / scale:.5g} {unit}"
+
 
 @dataclass(frozen=True)
 class Solver:
@@ -45,34 +56,33 @@ class Solver:
         """Measure the cost after that many steps."""
         return self.cost(follow(self.path[:length], self.num_groups))
 
-    def solve(self, asked: float, smallest: float, dense: float) -> Cuts:
-        """Find cuts whose cost is `asked` within the tolerance.
+    def solve(self, asked: float, smallest: float, dense: float) -> tuple[float, Cuts]:
+        """Find cuts whose cost is `asked` within the tolerance, and that cost.
 
         Raises:
             InputError: No such cuts exist; the message says which costs do.
         """
         tolerance = TOLERANCES[self.quantity]
         if not smallest * (1 - tolerance) <= asked <= dense * (1 + tolerance):
-            raise InputError(f"{self._impossible(asked)}; possible: {self.show(smallest)} to {self.show(dense)}")
+            limits = " to ".join(show_cost(self.quantity, cost) for cost in (smallest, dense))
+            raise InputError(f"{self._impossible(asked)}; possible: {limits}")
         above = self._bisect(asked)
         nearest = [follow(self.path[:length], self.num_groups) for length in (above, above + 1)]
-        costs = [self.cost(cuts) for cuts in nearest]
-        for cuts, cost in sorted(zip(nearest, costs, strict=True), key=lambda pair: abs(pair[1] - asked)):
-            if abs(cost - asked) <= tolerance * asked:
-                return cuts
+        measured = sorted(((self.cost(cuts), cuts) for cuts in nearest), key=lambda pair: abs(pair[0] - asked))
+        if self.fits(measured[0][0], asked):
+            return measured[0]
         refined = None if self.quantity == "latency_ms" else self._refine(above, asked)
         if refined is None:
-            near = " and ".join(self.show(cost) for cost in sorted(costs))
+            near = " and ".join(show_cost(self.quantity, cost) for cost, _ in sorted(measured))
             raise InputError(f"{self._impossible(asked)}; the nearest are {near}: lower round_to")
         return refined
 
-    def _impossible(self, asked: float) -> str:
-        return f"prune.target asks for {self.show(asked)}, which cannot be had"
+    def fits(self, cost: float, asked: float) -> bool:
+        """Tell whether a cost is what was asked, within the tolerance."""
+        return abs(cost - asked) <= TOLERANCES[self.quantity] * asked
 
-    def show(self, cost: float) -> str:
-        """Write a cost with its unit."""
-        unit, scale = UNITS[self.quantity]
-        return f"{cost / scale:.5g} {unit}"
+    def _impossible(self, asked: float) -> str:
+        return f"prune.target asks for {show_cost(self.quantity, asked)}, which cannot be had"
 
     def _bisect(self, asked: float) -> int:
         """Find the longest prefix whose cost is not below `asked`."""
@@ -82,7 +92,7 @@ class Solver:
             low, high = (middle, high) if self.at(middle) >= asked else (low, middle - 1)
         return low
 
-    def _refine(self, length: int, asked: float) -> Cuts | None:
+    def _refine(self, length: int, asked: float) -> tuple[float, Cuts] | None:
         """Go on along the path past steps that fall too low, until the cost fits: a group passed over is finished."""
         cuts, finished = follow(self.path[:length], self.num_groups), set()
         for step in self.path[length:]:
@@ -90,8 +100,8 @@ class Solver:
                 continue
             tried = [step.cut if index == step.group else cut for index, cut in enumerate(cuts)]
             cost = self.cost(tried)
-            if abs(cost - asked) <= TOLERANCES[self.quantity] * asked:
-                return tried
+            if self.fits(cost, asked):
+                return cost, tried
             if cost > asked:
                 cuts = tried
             else:
@@ -109,21 +119,22 @@ def meet(params: PruneParams, path: Sequence[Step], groups: Sequence[Group], cos
     cost: Callable[[Cuts], float] = getattr(costs, quantity)
     dense, smallest = cost(none), cost(follow(path, len(groups)))
     asked = params.target.asked(dense)
-    show = Solver(path, len(groups), quantity, cost).show
-    click.echo(f"smallest {show(smallest)}, asked {show(asked)}, dense {show(dense)}")
     if params.target.ratio is not None and params.ranking == "uniform":
         cuts = cut_ratio(params.target.ratio, path, groups)
+        found = cost(cuts)
     else:
-        cuts = Solver(path, len(groups), quantity, cost).solve(asked, smallest, dense)
-    return cuts, Budget(quantity=quantity, asked=asked, found=cost(cuts), smallest=smallest, dense=dense)
+        found, cuts = Solver(path, len(groups), quantity, cost).solve(asked, smallest, dense)
+    return cuts, Budget(quantity=quantity, asked=asked, found=found, smallest=smallest, dense=dense)
 
 
 def cut_ratio(ratio: float, path: Sequence[Step], groups: Sequence[Group]) -> Cuts:
     """Cut n − int(n·(1 − ratio)) of every group's n channels, rounded down to what the group allows, as the paper does.
 
     Raises:
-        InputError: A group that may be cut could go no further than its floor.
+        InputError: A group that may be cut would go below its floor, or none can be cut.
     """
+    if ratio and not path:
+        raise InputError("no group can be cut at all with this prune.round_to and prune.floor; lower one of them")
     allowed = [group.width - int(group.width * (1 - ratio)) for group in groups]
     last = follow(path, len(groups))
     for index in sorted({step.group for step in path}):

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -23,6 +23,7 @@ class Costs:
     def __init__(self, unet: Denoiser, groups: Sequence[Group], *, heads: str, latency_repeats: int) -> None:
         self.device, self.groups, self.heads, self.repeats = unet.device, groups, heads, latency_repeats
         self.bare = skeleton(unet)
+        self.reference_ms: float | None = None
         self.layers = {name: layer for name, layer in self.bare.named_modules() if isinstance(layer, Layers)}
         self.positions = _count_positions(self.bare)
         self.shares = [
@@ -47,13 +48,26 @@ class Costs:
         return self._layer_params(cuts) + self.other_params
 
     def latency_ms(self, cuts: Cuts) -> float:
-        """Time a forward pass of one image on this device: the median, in milliseconds."""
-        changed = {name: width for name, width in self.widths(cuts).items() if width != self._dense(name)}
-        unet = narrow(copy.deepcopy(self.bare), changed, self.num_heads(cuts)).to_empty(device=self.device)
+        """Time a forward pass of one image on this device: the median, in milliseconds.
+
+        The candidate takes turns with the dense model, and its time is scaled by how much slower or faster the machine
+        has become since the dense model was first timed, so that a busy moment does not pass for a large model.
+        """
+        dense = self._random({}, {})
+        candidate = self._random(self.widths(cuts), self.num_heads(cuts))
+        times_ms = measure_latencies_ms({"dense": dense, "candidate": candidate}, self.repeats)
+        self.reference_ms = self.reference_ms or times_ms["dense"]
+        return times_ms["candidate"] * self.reference_ms / times_ms["dense"]
+
+    def _random(self, widths: Mapping[str, tuple[int, ...]], heads: Mapping[str, int]) -> Denoiser:
+        """Build a model of these widths with random weights."""
+        changed = {name: width for name, width in widths.items() if width != self._dense(name)}
+        unet = narrow(copy.deepcopy(self.bare), changed, heads).to_empty(device=self.device)
+        draws = torch.Generator(self.device).manual_seed(0)
         with torch.no_grad():
             for parameter in unet.parameters():
-                parameter.normal_(0, INITIAL_STD, generator=torch.Generator(self.device).manual_seed(0))
-        return measure_latencies_ms({"candidate": unet}, self.repeats)["candidate"]
+                parameter.normal_(0, INITIAL_STD, generator=draws)
+        return unet
 
     def widths(self, cuts: Cuts) -> dict[str, tuple[int, ...]]:
         """Find every layer's width: [outputs, inputs], or [channels] of a norm."""

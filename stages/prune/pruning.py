@@ -30,7 +30,9 @@ def prepare(unet: Denoiser, importance: Path | None, plan: Path | None, params: 
     if importance is not None and plan is None:
         found = read_importance(importance)
         check_importance(found, unet)
-        return plan_pruning(unet, found, params, derive_seed(seed, "random importance"))
+        made = plan_pruning(unet, found, params, derive_seed(seed, "random importance"))
+        click.echo(made.budget.line())
+        return made
     if plan is not None and importance is None:
         return replay(read_plan(plan), unet)
     raise InputError("give either --importance, to make a plan, or --replay, to carry one out")

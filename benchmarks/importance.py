@@ -1,0 +1,151 @@
+"""The CIFAR-10 UNet of the paper -> how fast its importance is measured, against the loop that the original runs."""
+
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+
+import click
+import torch
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+from benchmarks.sizes import SYSTEMS, build
+from stages.artifacts import Importance, tensors_sha256
+from stages.diffusion.families import Denoiser
+from stages.diffusion.groups import find_groups
+from stages.diffusion.scores import score_group
+from stages.importance.criteria import squared_taylor
+from stages.importance.measure import Draw, measure_importance
+from stages.importance.stability import Stability, compare_rankings
+from stages.params import PruneParams, Target
+from stages.prune.selection import plan_pruning
+
+RATIO = PruneParams(target=Target(ratio=0.3))
+MODES = {
+    "plain": {},
+    "exact": {"timesteps_per_pass": 4},
+    "fast": {"timesteps_per_pass": 4, "precision": "bfloat16"},
+}
+
+
+def draw(batch_size: int, seed: int = 0) -> Draw:
+    """Draw images and noise of CIFAR-10's size."""
+    generator = torch.Generator().manual_seed(seed)
+    images, noise = torch.randn(2, batch_size, 3, 32, 32, generator=generator)
+    return Draw(images.clamp(-1, 1), noise)
+
+
+def plain_loop(unet: Denoiser, scheduler: DDPMScheduler, batch: Draw, timesteps: range) -> Importance:
+    """Do what the original does: one timestep a pass, eager attention, float32, gradients of everything."""
+    unet.zero_grad(set_to_none=True)
+    losses, largest = [], 0.0
+    for timestep in timesteps:
+        moments = torch.full((len(batch.images),), timestep)
+        noisy = scheduler.add_noise(batch.images, batch.noise, moments)
+        loss = (unet(noisy, moments).sample - batch.noise).square().sum(dim=(1, 2, 3)).mean()
+        largest = max(largest, loss.item())
+        if loss.item() < 0.05 * largest:
+            break
+        losses.append(loss.item())
+        loss.backward()
+    layers = {name: layer for name, layer in unet.named_modules() if hasattr(layer, "weight")}
+    with torch.no_grad():
+        saliency = {name: squared_taylor(layer, layer.weight.grad) for name, layer in layers.items()}
+    unet.zero_grad(set_to_none=True)
+    sha256 = tensors_sha256(unet.state_dict())
+    return Importance("diff-pruning", "paper", sha256, False, list(timesteps), [losses], "float32", saliency)  # noqa: FBT003
+
+
+def attend(unet: Denoiser, processor: Callable[[], object]) -> None:
+    """Choose how attention is computed."""
+    for module in unet.modules():
+        if isinstance(module, Attention):
+            module.set_processor(processor())
+
+
+def measure(mode: str, unet: Denoiser, batch: Draw, timesteps: range) -> tuple[float, Importance]:
+    """Run one mode: its seconds, and what it found."""
+    attend(unet, AttnProcessor if mode == "plain" else AttnProcessor2_0)
+    begin = time.perf_counter()
+    if mode == "plain":
+        found = plain_loop(unet, DDPMScheduler(), batch, timesteps)
+    else:
+        found = measure_importance(
+            unet,
+            DDPMScheduler(),
+            [batch],
+            timesteps,
+            criterion="diff-pruning",
+            formula="paper",
+            threshold=0.05,
+            **MODES[mode],
+        )
+    return time.perf_counter() - begin, found
+
+
+def compare(unet: Denoiser, one: Importance, two: Importance) -> tuple[int, Stability]:
+    """Count the channels that only one of two selections cuts, and compare the rankings."""
+    cuts = [plan_pruning(unet, importance, RATIO).groups for importance in (one, two)]
+    differing = sum(len(set(a.cut) ^ set(b.cut)) for a, b in zip(*cuts, strict=True))
+    groups = find_groups(unet)
+    return differing, compare_rankings(groups, [[score_group(g, i, {}) for g in groups] for i in (one, two)])
+
+
+def peak_mib(num_timesteps: int, num_draws: int, batch_size: int) -> float:
+    """Measure in a process of its own how much memory the exact mode needs at most."""
+    code = f"from benchmarks.importance import remember; remember({num_timesteps}, {num_draws}, {batch_size})"
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout  # noqa: S603
+    return float(output.split()[-1])
+
+
+def remember(num_timesteps: int, num_draws: int, batch_size: int) -> None:
+    """Measure importance and print the peak of this process's memory in MiB."""
+    unet = build(SYSTEMS / "cifar10.json")
+
+    def draws() -> Iterator[Draw]:
+        yield from (draw(batch_size, seed) for seed in range(num_draws))
+
+    timesteps = range(0, num_timesteps * 4, 4)
+    measure_importance(
+        unet, DDPMScheduler(), draws(), timesteps, criterion="taylor", formula="paper", timesteps_per_pass=4
+    )
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+@click.command()
+@click.option("--batch-size", default=4, help="Calibration images.")
+@click.option("--spacing", default=16, help="Distance of the timesteps that plain and exact take.")
+@click.option("--stride", default=4, help="Every how many of them fast takes.")
+@click.option("--rounds", default=3, help="How often; the modes take turns, medians count.")
+@click.option("--model", type=Path, default=SYSTEMS / "cifar10.json", help="Config of the model.")
+def main(batch_size: int, spacing: int, stride: int, rounds: int, model: Path) -> None:
+    """Time the three modes in turn, and compare what they select."""
+    unet, batch, timesteps = build(model), draw(batch_size), range(0, 1000, spacing)
+    taken = {"plain": timesteps, "exact": timesteps, "fast": timesteps[::stride]}
+    seconds: dict[str, list[float]] = {mode: [] for mode in MODES}
+    found = {}
+    measure("plain", unet, batch, timesteps[:2])
+    for _ in range(rounds):
+        for mode in MODES:
+            spent, found[mode] = measure(mode, unet, batch, taken[mode])
+            seconds[mode].append(spent)
+    print("| mode | timesteps | seconds | faster | channels cut otherwise | Spearman | overlap |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for mode in MODES:
+        differing, agreement = compare(unet, found["plain"], found[mode])
+        ratios = [one / two for one, two in zip(seconds["plain"], seconds[mode], strict=True)]
+        print(
+            f"| {mode} | {len(taken[mode])} | {median(seconds[mode]):.1f} | {median(ratios):.2f}× "
+            f"| {differing} | {agreement.spearman:.4f} | {agreement.overlap:.4f} |"
+        )
+    print("\n| timesteps | draws | peak memory |\n| ---: | ---: | ---: |")
+    for num_timesteps, num_draws in ((8, 1), (32, 1), (8, 4)):
+        print(f"| {num_timesteps} | {num_draws} | {peak_mib(num_timesteps, num_draws, batch_size):.0f} MiB |")
+
+
+if __name__ == "__main__":
+    main()

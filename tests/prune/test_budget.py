@@ -1,0 +1,251 @@
+"""Budgets: what is asked for is met within its tolerance, or refused with what is possible."""
+
+import itertools
+import random
+
+import pytest
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+from stages.diffusion.cost import count_macs, count_params
+from stages.diffusion.groups import find_groups
+from stages.diffusion.latency import measure_latencies_ms
+from stages.diffusion.models import read_unet
+from stages.errors import InputError
+from stages.fetch.model import BUNDLED
+from stages.params import PruneParams
+from stages.prune.budget import TOLERANCES
+from stages.prune.costs import Costs
+from stages.prune.path import choose_groups, find_path, follow, quantum, widths
+from stages.prune.selection import plan_pruning
+from stages.prune.surgery import cut
+
+CONDITIONAL = {
+    "sample_size": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": (32, 64),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "cross_attention_dim": 16,
+    "attention_head_dim": 4,
+}
+COUNT = {"macs": count_macs, "params": count_params}
+
+
+@pytest.fixture(scope="module")
+def models():
+    """Three families: the digits model, one with several heads and scale_shift, a conditional one with GEGLU."""
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    torch.manual_seed(0)
+    several = UNet2DModel(
+        sample_size=16,
+        block_out_channels=(32, 64, 64),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=8,
+        attention_head_dim=16,
+        resnet_time_scale_shift="scale_shift",
+    )
+    return {
+        "digits": read_unet(BUNDLED / "digits"),
+        "several": several.eval(),
+        "conditional": UNet2DConditionModel(**CONDITIONAL).eval(),
+    }
+
+
+def random_budgets(count):
+    """Targets, rankings, roundings and floors drawn from seed 0."""
+    draws = random.Random(0)
+    for _ in range(count):
+        yield (
+            draws.choice(["digits", "several", "conditional"]),
+            {
+                "target": {draws.choice(["macs", "params"]): f"{draws.uniform(10, 100):.1f}%"},
+                "ranking": draws.choice(["uniform", "global"]),
+                "round_to": draws.choice([1, 8, 16, 32]),
+                "floor": draws.choice([0, 0.1, 0.25]),
+                "heads": draws.choice(["width", "whole"]),
+            },
+        )
+
+
+@pytest.mark.parametrize(("name", "chosen"), random_budgets(20))
+def test_a_budget_is_hit_or_refused_with_what_is_possible(models, magnitude_of, name, chosen):
+    """Counted on the model that was really cut; what is refused lies outside the range."""
+    unet, params = models[name], PruneParams(**chosen)
+    groups = find_groups(unet)
+    costs = Costs(unet, groups, heads=params.heads, latency_repeats=3)
+    cost = getattr(costs, params.target.quantity)
+    path = find_path(groups, [torch.arange(group.width).float() for group in groups], params)
+    asked, smallest = params.target.asked(cost([0] * len(groups))), cost(follow(path, len(groups)))
+    tolerance = TOLERANCES[params.target.quantity]
+
+    if asked < smallest * (1 - tolerance):
+        with pytest.raises(InputError, match=r"possible: [\d.]+ M .* to [\d.]+ M "):
+            plan_pruning(unet, magnitude_of(unet), params)
+    else:
+        plan = plan_pruning(unet, magnitude_of(unet), params)
+        counted = COUNT[plan.budget.quantity](cut(unet, plan))
+        assert counted == plan.budget.found
+        assert counted == pytest.approx(asked, rel=tolerance)
+
+
+@pytest.mark.parametrize("name", ["digits", "several", "conditional"])
+@pytest.mark.parametrize("round_to", [1, 8])
+def test_the_formula_counts_what_the_counter_counts(models, magnitude_of, name, round_to):
+    """To the last operation, on the model that was really cut."""
+    unet = models[name]
+    params = PruneParams(target={"ratio": 0.37}, round_to=round_to)
+    plan = plan_pruning(unet, magnitude_of(unet), params)
+    costs = Costs(unet, find_groups(unet), heads="width", latency_repeats=3)
+    pruned, cuts = cut(unet, plan), [len(group.cut) for group in plan.groups]
+
+    assert costs.macs(cuts) == count_macs(pruned)
+    assert costs.params(cuts) == count_params(pruned)
+    for layer, width in costs.widths(cuts).items():
+        assert tuple(pruned.get_submodule(layer).weight.shape[:2]) == width
+
+
+@pytest.mark.parametrize("ranking", ["uniform", "global"])
+def test_cut_widths_are_multiples_of_round_to(models, magnitude_of, ranking):
+    """Of every group that was cut, and in it GroupNorm groups and heads stay of equal size."""
+    unet = models["several"]
+    params = PruneParams(target={"macs": "60%"}, ranking=ranking, round_to=16)
+    groups = find_groups(unet)
+    for group, planned in zip(groups, plan_pruning(unet, magnitude_of(unet), params).groups, strict=True):
+        if planned.cut:
+            left = group.width - len(planned.cut)
+            assert left % 16 == 0
+            assert left % group.blocks == 0
+
+
+def test_every_group_keeps_its_floor(models, magnitude_of):
+    """Also under global ranking and the smallest budget there is."""
+    unet, groups = models["digits"], find_groups(models["digits"])
+    params = PruneParams(target={"params": "50%"}, ranking="global", floor=0.5)
+    plan = plan_pruning(unet, magnitude_of(unet), params)
+
+    assert all(len(planned.cut) <= group.width / 2 for group, planned in zip(groups, plan.groups, strict=True))
+
+
+def test_a_relative_and_an_absolute_budget_are_the_same(models, magnitude_of):
+    """Half the MACs is as many as half of them are."""
+    unet = models["digits"]
+    plans = [
+        plan_pruning(unet, magnitude_of(unet), PruneParams(target={"macs": amount}))
+        for amount in ("50%", count_macs(unet) / 2)
+    ]
+
+    assert plans[0].groups == plans[1].groups
+
+
+@pytest.mark.parametrize(
+    ("target", "possible"),
+    [({"macs": 1e3}, "possible: "), ({"params": 1e9}, "possible: "), ({"macs": "200%"}, "M MACs")],
+)
+def test_an_impossible_budget_says_what_is_possible(models, magnitude_of, target, possible):
+    """What was asked, and the range."""
+    unet = models["digits"]
+    with pytest.raises(InputError, match=r"prune\.target asks for .* which cannot be had") as refusal:
+        plan_pruning(unet, magnitude_of(unet), PruneParams(target=target))
+
+    assert possible in refusal.value.message
+
+
+def test_whole_heads_leave_the_width_of_a_head(models, magnitude_of, tmp_path, scheduler):
+    """Fewer heads, each as wide as before, in memory and after loading."""
+    from stages.diffusion.models import write_pipeline
+
+    unet = models["several"]
+    plan = plan_pruning(unet, magnitude_of(unet), PruneParams(target={"ratio": 0.5}, heads="whole"))
+    pruned = cut(unet, plan)
+    write_pipeline(tmp_path / "pruned", pruned, scheduler)
+    name = next(iter(plan.heads))
+
+    for model in (pruned, read_unet(tmp_path / "pruned")):
+        attention = model.get_submodule(name)
+        assert attention.heads == plan.heads[name] == 2
+        assert attention.to_q.out_features // attention.heads == 16
+
+
+def test_excluded_layers_stay_whole(models, magnitude_of):
+    """And so does every layer that is coupled with them."""
+    unet = models["digits"]
+    params = PruneParams(target={"ratio": 0.5}, exclude=("mid_block.*", "conv_in"))
+    plan, groups = plan_pruning(unet, magnitude_of(unet), params), find_groups(unet)
+    whole = {group.root for group in groups if any(p == "conv_in" or "mid_block" in p for p in group.producers())}
+
+    assert whole
+    assert all(bool(group.cut) == (group.root not in whole) for group in plan.groups)
+
+
+def test_included_layers_alone_are_cut(models, magnitude_of):
+    """Everything else stays whole."""
+    unet = models["digits"]
+    plan = plan_pruning(unet, magnitude_of(unet), PruneParams(target={"ratio": 0.5}, include=("up_blocks.*",)))
+    groups = {group.root: group for group in find_groups(unet)}
+
+    cut_groups = [groups[group.root] for group in plan.groups if group.cut]
+    assert cut_groups
+    assert all(layer.startswith("up_blocks.") for group in cut_groups for layer in group.producers())
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        ({"exclude": ("mid_blok.*",)}, r"prune.exclude 'mid_blok.\*' matches no layer"),
+        ({"include": ("conv_in",), "exclude": ("conv_in",)}, "leave no group to cut"),
+        ({"round_to": 64, "floor": 0.9}, "no group can be cut at all"),
+    ],
+)
+def test_patterns_that_leave_nothing_are_refused(unet, magnitude, chosen, words):
+    """A misspelt pattern is not silently without effect."""
+    with pytest.raises(InputError, match=words):
+        plan_pruning(unet, magnitude, PruneParams(target={"ratio": 0.3}, **chosen))
+
+
+def test_scores_decide_under_global_ranking(models, magnitude_of):
+    """Channels made unimportant go first, wherever they are."""
+    unet = models["digits"]
+    importance = magnitude_of(unet)
+    group = next(group for group in find_groups(unet) if group.root.startswith("mid_block") and group.blocks > 1)
+    for member in group.members:
+        importance.saliency[member.layer].mul_(
+            1e-6
+        ) if member.dim == 0 and member.layer in importance.saliency else None
+    shares = {}
+    for ranking in ("uniform", "global"):
+        plan = plan_pruning(unet, importance, PruneParams(target={"macs": "80%"}, ranking=ranking))
+        shares[ranking] = [len(planned.cut) / planned.width for planned in plan.groups]
+
+    assert len(set(shares["global"])) > len(set(shares["uniform"]))
+
+
+def test_a_latency_is_met_on_this_device(models, magnitude_of):
+    """Asked relative to the dense model; what was found is a measurement, within 5 % of what was asked."""
+    unet = models["several"]
+    plan = plan_pruning(unet, magnitude_of(unet), PruneParams(target={"latency_ms": "90%"}, latency_repeats=60))
+
+    assert plan.budget.quantity == "latency_ms"
+    times_ms = measure_latencies_ms({"dense": unet, "pruned": cut(unet, plan)}, 60)
+    assert plan.budget.found == pytest.approx(plan.budget.asked, rel=0.05)
+    assert times_ms["pruned"] / times_ms["dense"] == pytest.approx(0.9, rel=0.15)  # measured anew, on a busy machine
+
+
+def test_a_path_goes_through_every_allowed_width(models):
+    """In each group from the dense width to the least, one quantum at a time."""
+    groups = find_groups(models["conditional"])
+    params = PruneParams(target={"ratio": 0.3}, round_to=8)
+    path = find_path(groups, [torch.rand(group.width) for group in groups], params)
+
+    assert [step.key for step in path] == sorted(step.key for step in path)
+    for index in choose_groups(groups, params):
+        cuts = [step.cut for step in path if step.group == index]
+        assert cuts == sorted(cuts)
+        assert [groups[index].width - cut for cut in cuts] == widths(groups[index], params)
+        assert all(b - a == quantum(groups[index], params) for a, b in itertools.pairwise(cuts))
