@@ -12,7 +12,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run flow test check format lock base results ui clean
+.PHONY: help setup run flow test check format lock base results sizes ui clean
 
 help: ## Print these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ base: $(READY) ## Retrain the bundled digits model and classifier (about ten min
 
 results: $(READY) ## Copy the pipeline's results table into README.md
 	$(BIN)/python docs/results.py
+
+sizes: $(READY) ## Cut each of the paper's models at ratio 0.3 and print parameters and MACs (about a minute)
+	@$(BIN)/python -m benchmarks.sizes
 
 ui: $(READY) ## Look at the recorded compressions in MLflow's UI, on loopback
 	$(BIN)/mlflow ui --host 127.0.0.1

@@ -66,6 +66,8 @@ def check_supported(config: Mapping[str, Any], origin: Path) -> None:
         raise InputError(f"{found}; supported: {', '.join(FAMILIES)} (docs/models.md)")
     if config.get("num_class_embeds") or config.get("class_embed_type"):
         raise InputError(f"{origin} describes a model with class labels; supported: none, or cross-attention")
+    if config.get("addition_embed_type") or config.get("encoder_hid_dim_type"):
+        raise InputError(f"{origin} describes a model with further conditions; supported: encoder_hidden_states alone")
     if config.get("in_channels") != config.get("out_channels"):
         sides = f"{config.get('in_channels')} channels to {config.get('out_channels')}"
         raise InputError(f"{origin} describes a model from {sides}; supported: as many out as in (no learned variance)")

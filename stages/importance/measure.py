@@ -38,6 +38,7 @@ def measure_importance(
     threshold: float = 0.0,
     timesteps_per_pass: int = 1,
     precision: Literal["float32", "bfloat16"] = "float32",
+    label: str | None = "importance",
 ) -> Importance:
     """Score every weight of a UNet as Diff-Pruning does (Fang et al., 2023, algorithm 1).
 
@@ -53,6 +54,7 @@ def measure_importance(
         timesteps_per_pass: How many timesteps share a pass; the same ones count, whatever it is. 1 computes bit for bit
             as the original does, more to float32 accuracy (relative error about 1e-6), and faster.
         precision: bfloat16 computes under autocast.
+        label: What the progress is called; None shows none.
 
     Returns:
         The saliencies on the CPU, and for each draw the losses of the timesteps that counted.
@@ -61,7 +63,7 @@ def measure_importance(
     measure = _Measure(unet, scheduler, criterion, formula, threshold, precision)
     num_each = 1 if kind.each_timestep else timesteps_per_pass
     with _prepared(unet, channels_last=num_each > 1):
-        losses = [measure.add(draw, timesteps, num_each) for draw in draws] if kind.gradients else []
+        losses = [measure.add(draw, timesteps, num_each, label) for draw in draws] if kind.gradients else []
         saliency = measure.saliency(max(1, len(losses)))
     return Importance(
         criterion=criterion,
@@ -116,7 +118,7 @@ class _Measure:
         }
         self.totals: dict[str, torch.Tensor] = {}
 
-    def add(self, draw: Draw, timesteps: Sequence[int], num_each: int) -> list[float]:
+    def add(self, draw: Draw, timesteps: Sequence[int], num_each: int, label: str | None) -> list[float]:
         """Sum over the timesteps until L_t < threshold · max L; return the losses that went in.
 
         This is the original's prefix rule: the first timestep below the threshold ends the sum, so the paper's set
@@ -126,7 +128,7 @@ class _Measure:
         used: list[float] = []
         largest = 0.0
         starts = range(0, len(timesteps), num_each)
-        for start in track(starts, "importance, pass", len(starts)):
+        for start in track(starts, f"{label}, pass", len(starts)) if label else starts:
             chunk = timesteps[start : start + num_each]
             losses = self.forward(draw, chunk)
             values = [loss.item() for loss in losses]

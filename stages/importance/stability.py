@@ -20,6 +20,7 @@ from stages.importance.calibration import draw_calibration
 from stages.importance.criteria import CRITERIA
 from stages.importance.measure import Draw, measure_importance
 from stages.params import ImportanceParams
+from stages.progress import track
 from stages.seeds import derive_seed
 
 REFERENCE_RATIO = 0.3
@@ -69,8 +70,10 @@ def measure_heat(unet: Denoiser, scheduler: DDPMScheduler, draw: Draw, timesteps
     layers = {name: layer for name, layer in unet.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
     signed = {name: torch.zeros_like(layer.weight) for name, layer in layers.items()}
     absolute = np.zeros((len(layers), len(timesteps)))
-    for column, timestep in enumerate(timesteps):
-        found = measure_importance(unet, scheduler, [draw], [timestep], criterion="taylor", formula="diffusers")
+    for column, timestep in enumerate(track(timesteps, "heat, timestep", len(timesteps))):
+        found = measure_importance(
+            unet, scheduler, [draw], [timestep], criterion="taylor", formula="diffusers", label=None
+        )
         for row, name in enumerate(layers):
             signed[name] += found.saliency[name].to(unet.device)
             absolute[row, column] = found.saliency[name].abs().sum()
@@ -95,7 +98,7 @@ def measure_stability(
     for index in range(params.report.draws):
         draws = draw_calibration(unet, pixels, single, derive_seed(seed, "stability", index))
         importance = measure_importance(
-            unet, scheduler, draws, timesteps, criterion=params.criterion, formula=params.formula
+            unet, scheduler, draws, timesteps, criterion=params.criterion, formula=params.formula, label="stability"
         )
         scores.append([score_group(group, importance, {}) for group in groups])
     return compare_rankings(groups, scores)

@@ -11,12 +11,7 @@ from stages.prune.costs import Costs
 from stages.prune.path import Cuts, Step, follow
 
 TOLERANCES: dict[Quantity, float] = {"channels": 0.01, "macs": 0.01, "params": 0.01, "latency_ms": 0.05}
-UNITS: dict[Quantity, tuple[str, float]] = {
-    "channels": ("channels", 1),
-    "macs": ("M MACs", 1e6),
-    "params": ("M parameters", 1e6),
-    "latency_ms": ("ms", 1),
-}
+UNITS: dict[Quantity, str] = {"channels": "channels", "macs": "MACs", "params": "parameters", "latency_ms": "ms"}
 
 
 class Budget(Frozen):
@@ -37,9 +32,10 @@ class Budget(Frozen):
 
 
 def show_cost(quantity: Quantity, cost: float) -> str:
-    """Write a cost with its unit."""
-    unit, scale = UNITS[quantity]
-    return f"{cost / scale:.5g} {unit}"
+    """Write a cost with its unit: 3.3919 G MACs."""
+    large = {"G ": 1e9, "M ": 1e6} if quantity in ("macs", "params") else {}
+    prefix, scale = next(((prefix, scale) for prefix, scale in large.items() if cost >= scale), ("", 1.0))
+    return f"{cost / scale:.5g} {prefix}{UNITS[quantity]}"
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,7 @@ def test_weights_of_another_model_are_refused(model_folder, make_unet, scheduler
     ("change", "words"),
     [
         ({"_class_name": "DiTTransformer2DModel"}, "describes a DiTTransformer2DModel; supported: UNet2DModel"),
+        ({"addition_embed_type": "text"}, "describes a model with further conditions"),
         ({"num_class_embeds": 10}, "with class labels; supported: none, or cross-attention"),
         ({"out_channels": 2}, "from 1 channels to 2; supported: as many out as in"),
         ({"sample_size": [8, 16]}, r"sample_size \[8, 16\]; supported: one number"),
