@@ -21,12 +21,13 @@ def main(
     params = load_params(params_path)
 
     from stages import artifacts
+    from stages.diffusion.device import select_device
     from stages.diffusion.models import PLAN, read_scheduler, read_unet, write_pipeline
     from stages.provenance import write_run_record
     from stages.prune.pruning import prepare, prune_unet
 
     artifacts.check_free(out, inputs=[path for path in (model, importance_path, plan_path, data) if path])
-    unet, scheduler = read_unet(model), read_scheduler(model)
+    unet, scheduler = read_unet(model, select_device()), read_scheduler(model)
     plan = prepare(unet, importance_path, plan_path, params.prune, params.seed)
     pruned = prune_unet(unet, scheduler, plan, artifacts.read_images(data).train if data else None, params.seed)
     with artifacts.writing(out) as folder:
