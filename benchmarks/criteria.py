@@ -20,6 +20,7 @@ from stages.evaluate.quality import features_to_quality, images_to_features
 from stages.finetune.loss import NoiseLoss
 from stages.importance.calibration import calibrate
 from stages.params import CompensateParams, EvaluateParams, ImportanceParams, PruneParams, Target
+from stages.prune.compensate import NoisyImages
 from stages.prune.pruning import prune_unet
 from stages.prune.selection import plan_pruning
 from stages.seeds import derive_seed, generator
@@ -87,7 +88,8 @@ class Bench:
         for macs, compensated in itertools.product(BUDGETS, (None, COMPENSATE)):
             params = PruneParams(target=Target(macs=macs), floor=0.1, compensate=compensated)
             plan = plan_pruning(self.unet, importance, params, derive_seed(seed, "random importance"))
-            pruned = prune_unet(self.unet, self.scheduler, plan, self.pixels, seed)
+            images = NoisyImages(self.unet, self.scheduler, self.pixels, COMPENSATE, seed)
+            pruned = prune_unet(self.unet, plan, images)
             named = (criterion, formula, macs, compensated is not None, seed)
             rows.append(dict(zip(COLUMNS, named, strict=False)) | self.measure(pruned, seed))
         return rows

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass as checked
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
@@ -98,6 +100,19 @@ def write_atomically(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise _cannot_write(path, error) from None
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file, in pieces.
+
+    Raises:
+        InputError: It cannot be read, the place cannot be written, or the disk is full.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+    except OSError as error:
+        raise _cannot_write(target, error) from None
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -209,7 +224,7 @@ def read_images(folder: Path) -> Images:
     return Images(train, heldout)
 
 
-@dataclass(frozen=True)
+@checked(frozen=True, config=ConfigDict(arbitrary_types_allowed=True, strict=True))
 class Importance:
     """What the importance stage found out about a model."""
 
@@ -245,10 +260,9 @@ def read_importance(folder: Path) -> Importance:
     rest, saliency = read_json(folder / "importance.json"), read_tensors(folder / "saliency.safetensors")
     try:
         return Importance(**rest, saliency=saliency)
-    except TypeError as error:
-        raise InputError(
-            f"{folder / 'importance.json'} does not fit ({error}); run the importance stage again"
-        ) from None
+    except (TypeError, ValidationError) as error:
+        found = f"{folder / 'importance.json'} does not fit ({' '.join(str(error).split())[:200]})"
+        raise InputError(f"{found}; run the importance stage again") from None
 
 
 def to_model_range(images: NDArray[np.uint8]) -> torch.Tensor:

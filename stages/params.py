@@ -115,7 +115,8 @@ class ImportanceParams(Section):
     """Timesteps that share a forward and a backward pass; no-cancel-taylor and fisher need each alone and take 1."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 computes losses and gradients under autocast; weights and sums stay float32."""
-    report: ReportParams = ReportParams()
+    report: ReportParams | None = ReportParams()
+    """null leaves out the heatmap and the stability, which cost some passes of their own."""
 
 
 Quantity = Literal["channels", "macs", "params", "latency_ms"]
@@ -174,7 +175,7 @@ class CompensateParams(Section):
     """Calibration images."""
     num_timesteps: int = Field(ge=1)
     """Timesteps that the activations are taken at, evenly spaced; every image and timestep has noise of its own."""
-    damping: float = Field(0.1, gt=0)
+    damping: float = Field(0.1, ge=1e-6, le=1e6)
     """λ, as a share of the mean square activation; draws towards the weights as they are."""
     rounds: int = Field(8, ge=1)
     """Parts that the layers are corrected in, in running order; each sees the activations that those before it left."""
@@ -189,7 +190,7 @@ class PruneParams(Section):
     order: Literal["interleaved", "upfront"] = "interleaved"
     """interleaved scores a group after those before it were cut, as the original does; upfront on dense widths."""
     round_to: Literal[1, 2, 4, 8, 16, 32, 64] = 1
-    """Widths that are cut become multiples of this (of one head, where an attention has several)."""
+    """Widths that are cut become multiples of this; each head's, where an attention has several."""
     floor: float = Field(0, ge=0, lt=1)
     """Share of its channels that every group keeps."""
     heads: Literal["width", "whole"] = "width"

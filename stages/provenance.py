@@ -50,11 +50,10 @@ def _plain(params: Mapping[str, Section | int]) -> dict[str, Any]:
 def code_sha256(stage: str) -> str:
     """Hash the code of a stage and all that the computing stages share; a changed line is another hash."""
     own = sorted((STAGES_ROOT / stage).rglob("*.py"))
-    shared = sorted(
-        {*STAGES_ROOT.glob("*.py"), *(STAGES_ROOT / "diffusion").glob("*.py")} - {STAGES_ROOT / "tracking.py"}
-    )
+    doors = {STAGES_ROOT / name for name in ("export.py", "oneshot.py", "tracking.py")}
+    shared = sorted({*STAGES_ROOT.glob("*.py"), *(STAGES_ROOT / "diffusion").glob("*.py")} - doors)
     digest = hashlib.sha256()
-    for path in own + sorted(shared):
+    for path in own + shared:
         digest.update(path.relative_to(STAGES_ROOT).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 

@@ -14,7 +14,6 @@ from stages.errors import InputError
 
 ATTENTION_OUTPUTS = ("to_q", "to_k", "to_v")
 Prunable = (nn.Conv2d, nn.Linear)
-Norms = (nn.GroupNorm, nn.LayerNorm)
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,8 @@ class Member:
     """Which of the layer's channels, in dense numbering."""
     roots: torch.Tensor
     """The group's channel that each of them stands for."""
+    norm: bool = False
+    """Whether the layer is a norm, which only scales what others produce."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class Group:
     """The attentions with several heads whose queries, keys and values these are."""
 
     def producers(self) -> list[str]:
-        """List the layers whose outputs these channels are."""
-        return [member.layer for member in self.members if member.dim == 0]
+        """List the convolutions and linear layers whose outputs these channels are."""
+        return [member.layer for member in self.members if member.dim == 0 and not member.norm]
 
 
 def build_graph(unet: Denoiser) -> torch_pruning.DependencyGraph:
@@ -95,8 +96,11 @@ def _group(
             attention, num_heads = heads[names[layer]]
             attentions.add(attention)
             blocks.add(num_heads)
-        members.append(Member(names[layer], int(inputs), torch.tensor(item.idxs), torch.tensor(item.root_idxs)))
+        channels, roots = torch.tensor(item.idxs), torch.tensor(item.root_idxs)
+        members.append(Member(names[layer], int(inputs), channels, roots, not isinstance(layer, Prunable)))
     root, width = names[found[0].dep.target.module], len(found[0].idxs)
+    if attentions and len(blocks) > 2:  # noqa: PLR2004  # 1 and the number of heads
+        raise InputError(f"the heads of {root} are coupled with a norm; such a model cannot be pruned")
     if any(len(member.channels) < width for member in members):
         members, width = _fold(members, width, root)
     return Group(root, width, math.lcm(*blocks), members, tuple(sorted(attentions)))
@@ -109,16 +113,15 @@ def _fold(members: list[Member], width: int, root: str) -> tuple[list[Member], i
         InputError: The members are not chunks of equal size.
     """
     chunk = min(len(member.channels) for member in members)
-    merged: dict[tuple[str, int], dict[int, int]] = {}
+    merged: dict[tuple[str, int, bool], dict[int, int]] = {}
     for member in members:
         folded = member.roots % chunk
         if width % chunk or not torch.equal(folded, member.channels % chunk):
             raise InputError(f"{root} feeds {member.layer} in uneven parts; such a model cannot be pruned")
-        merged.setdefault((member.layer, member.dim), {}).update(
-            zip(member.channels.tolist(), folded.tolist(), strict=True)
-        )
+        side = merged.setdefault((member.layer, member.dim, member.norm), {})
+        side.update(zip(member.channels.tolist(), folded.tolist(), strict=True))
     sides = [
-        Member(layer, dim, torch.tensor(list(roots)), torch.tensor(list(roots.values())))
-        for (layer, dim), roots in merged.items()
+        Member(layer, dim, torch.tensor(list(roots)), torch.tensor(list(roots.values())), norm)
+        for (layer, dim, norm), roots in merged.items()
     ]
     return sides, chunk

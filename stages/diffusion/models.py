@@ -4,7 +4,6 @@ Loading needs neither torch-pruning nor the pruning plan: the config gives archi
 """
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -12,10 +11,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 from diffusers.models.attention_processor import Attention
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.typing import NDArray
 
-from stages.artifacts import read_json, read_tensors, write_json, write_tensors
+from stages.artifacts import copy_file, read_json, read_tensors, write_json, write_tensors
 from stages.diffusion import pruned_unet
 from stages.diffusion.families import FAMILIES, Denoiser, family_name
 from stages.diffusion.pruned_unet import PRUNED_KEYS, Layers
@@ -61,7 +61,7 @@ def check_supported(config: Mapping[str, Any], origin: Path) -> None:
     Raises:
         InputError: Another class of model, one with class labels, or one that does not predict ε alone.
     """
-    if config.get("_class_name") not in CLASSES:
+    if str(config.get("_class_name")) not in CLASSES:
         found = f"{origin} describes a {config.get('_class_name')}"
         raise InputError(f"{found}; supported: {', '.join(FAMILIES)} (docs/models.md)")
     if config.get("num_class_embeds") or config.get("class_embed_type"):
@@ -71,6 +71,8 @@ def check_supported(config: Mapping[str, Any], origin: Path) -> None:
     if config.get("in_channels") != config.get("out_channels"):
         sides = f"{config.get('in_channels')} channels to {config.get('out_channels')}"
         raise InputError(f"{origin} describes a model from {sides}; supported: as many out as in (no learned variance)")
+    if type(config.get("cross_attention_dim", 1)) is not int:
+        raise InputError(f"{origin} has cross_attention_dim {config['cross_attention_dim']!r}; supported: one number")
     if type(config.get("sample_size")) is not int or config["sample_size"] < 1:
         raise InputError(
             f"{origin} has sample_size {config.get('sample_size')!r}; supported: one number, square images"
@@ -88,10 +90,33 @@ def build_unet(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], o
         with torch.device("meta"):
             unet: Denoiser = CLASSES[config["_class_name"]].from_config(dict(config))
         unet.load_state_dict({name: _to_float32(tensor) for name, tensor in current.items()}, assign=True)
+        check_heads(unet)
     except Exception as error:  # noqa: BLE001  # a config from anywhere can break diffusers anywhere
         last = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
         raise InputError(f"{origin}: the weights do not fit the config ({last})") from None
     return unet.eval()
+
+
+def check_heads(unet: Denoiser) -> None:
+    """Make sure that each attention's width is divided by its number of heads, which no tensor shows.
+
+    Raises:
+        ValueError: It is not.
+    """
+    for name, module in unet.named_modules():
+        heads = module.heads if isinstance(module, Attention) else 1
+        if type(heads) is not int or heads < 1 or (heads > 1 and module.to_q.out_features % heads):
+            raise ValueError(f"{name} cannot have {heads} heads")
+
+
+def require_unconditional(unet: Denoiser, origin: Path) -> None:
+    """Refuse conditional models where nothing gives conditions.
+
+    Raises:
+        InputError: The model is one.
+    """
+    if isinstance(unet, UNet2DConditionModel):
+        raise InputError(f"{origin} holds a conditional model; it can be pruned, but not yet finetuned or drawn from")
 
 
 def rename_attention(name: str) -> str:
@@ -186,24 +211,30 @@ def write_pipeline(folder: Path, unet: Denoiser, scheduler: DDPMScheduler, sourc
     write_json(folder / "unet" / "config.json", config)
     write_tensors(folder / "unet" / WEIGHTS, unet.state_dict(), metadata={"format": "pt"})
     if module == CODE.stem:
-        shutil.copyfile(CODE, folder / "unet" / CODE.name)
+        copy_file(CODE, folder / "unet" / CODE.name)
 
 
 def _copy_others(source: Path | None, folder: Path) -> dict[str, Any]:
-    """Copy what a pipeline has beside UNet and scheduler: the part of its index that names it."""
+    """Copy the JSON and safetensors of what a pipeline has beside UNet and scheduler: the index entries that name it.
+
+    Raises:
+        InputError: A component is missing or cannot be copied.
+    """
     path = source / "model_index.json" if source else None
     index = read_json(path) if path and path.is_file() else {}
     others = {name: entry for name, entry in index.items() if isinstance(entry, list) and name not in PIPELINE}
     for name in others:
-        if source and (source / name).is_dir():
-            shutil.copytree(source / name, folder / name)
-    return {**others, "_class_name": index["_class_name"]} if others else {}
+        if not (name.isidentifier() and source and (source / name).is_dir()):
+            raise InputError(f"{path} names a component {name!r}, which is no folder beside it; complete the pipeline")
+        for file in sorted(file for suffix in ("json", "safetensors") for file in (source / name).glob(f"*.{suffix}")):
+            copy_file(file, folder / name / file.name)
+    return {**others, "_class_name": index.get("_class_name", "DiffusionPipeline")} if others else {}
 
 
 def copy_plan(source: Path, target: Path) -> None:
     """Hand the record of the kept channels on to a model with the same widths, where there is one."""
     if (source / PLAN).is_file():
-        shutil.copyfile(source / PLAN, target / PLAN)
+        copy_file(source / PLAN, target / PLAN)
 
 
 def check_images(unet: Denoiser, images: NDArray[np.uint8], origin: Path) -> None:

@@ -16,7 +16,7 @@ def score_group(group: Group, importance: Importance, kept: Kept) -> torch.Tenso
         saliency = importance.saliency.get(member.layer)
         if saliency is None:
             continue
-        reads = member.dim == 1 or saliency.ndim == 1  # a layer that feeds the group in chunks always has a say
+        reads = member.dim == 1 or member.norm  # a layer that feeds the group in chunks always has a say
         if reads and len(member.channels) > group.width and not importance.counts_doubled:
             continue
         scores.scatter_add_(0, member.roots, _score_member(saliency, member, kept))

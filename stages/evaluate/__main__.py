@@ -20,7 +20,7 @@ def main(params_path: Path, dense: Path, pruned: Path, finetuned: Path, data: Pa
 
     from stages import artifacts
     from stages.diffusion.device import select_device
-    from stages.diffusion.models import check_images, read_scheduler, read_unet
+    from stages.diffusion.models import check_images, read_scheduler, read_unet, require_unconditional
     from stages.evaluate.compare import compare
     from stages.evaluate.report import write_report
     from stages.provenance import write_run_record
@@ -29,6 +29,7 @@ def main(params_path: Path, dense: Path, pruned: Path, finetuned: Path, data: Pa
     device, folders = select_device(), {"dense": dense, "pruned": pruned, "finetuned": finetuned}
     models = {name: read_unet(folder, device) for name, folder in folders.items()}
     real = artifacts.read_images(data).train
+    require_unconditional(models["dense"], dense)
     check_images(models["dense"], real, data)
     comparison = compare(models, read_scheduler(dense), real, params.evaluate, params.seed)
     with artifacts.writing(report) as folder:

@@ -8,7 +8,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from stages.artifacts import file_sha256, read_json
 from stages.diffusion.families import Denoiser, example_inputs
-from stages.diffusion.models import WEIGHTS, component, read_scheduler, read_unet, write_pipeline
+from stages.diffusion.models import WEIGHTS, component, read_scheduler, read_unet, require_unconditional, write_pipeline
 from stages.errors import InputError, first_line
 from stages.params import BundledSource, FolderModel, HubModel
 
@@ -28,6 +28,7 @@ def fetch_model(source: BundledSource | FolderModel | HubModel, out: Path) -> De
         check_sha256(component(folder, "unet") / WEIGHTS, sha256)
     check_pixels(folder)
     unet = read_unet(folder)
+    require_unconditional(unet, folder)
     try_out(unet, folder)
     write_pipeline(out, unet, read_scheduler(folder))
     return unet

@@ -19,24 +19,25 @@ def main(params_path: Path, model: Path, data: Path, checkpoints: Path, out: Pat
     params = load_params(params_path)
 
     from stages import artifacts
+    from stages.diffusion import models
     from stages.diffusion.device import select_device
-    from stages.diffusion.models import check_images, copy_plan, read_scheduler, read_unet, write_pipeline
     from stages.finetune.checkpoint import Checkpoints
     from stages.finetune.report import write_report
     from stages.finetune.trainer import Trainer
     from stages.provenance import fingerprint, write_run_record
 
     artifacts.check_free(out, report, inputs=[model, data, checkpoints])
-    unet, scheduler = read_unet(model, select_device()), read_scheduler(model)
+    unet, scheduler = models.read_unet(model, select_device()), models.read_scheduler(model)
     images = artifacts.read_images(data)
-    check_images(unet, images.train, data)
+    models.require_unconditional(unet, model)
+    models.check_images(unet, images.train, data)
     run = fingerprint("finetune", [model, data], seed=params.seed, finetune=params.finetune)
     kept = Checkpoints(checkpoints, run)
     trainer = Trainer(unet, scheduler, images, params.finetune, params.seed)
     trainer.run(kept)
     with artifacts.writing(out) as model_folder, artifacts.writing(report) as report_folder:
-        write_pipeline(model_folder, trainer.ema, scheduler)
-        copy_plan(model, model_folder)
+        models.write_pipeline(model_folder, trainer.ema, scheduler)
+        models.copy_plan(model, model_folder)
         write_report(trainer.curve, report_folder)
         for folder in (model_folder, report_folder):
             write_run_record(folder, "finetune", seed=params.seed, finetune=params.finetune)

@@ -36,7 +36,7 @@ def squared_taylor(layer: Layer, gradient: torch.Tensor) -> torch.Tensor | None:
 
 
 def fisher(layer: Layer, gradient: torch.Tensor) -> torch.Tensor | None:
-    """(w·g)²: the diagonal of the empirical Fisher information times w² (Theis et al., 2018, eq. 8)."""
+    """(w·g)², g the gradient of one batch: like Theis et al. (2018, eq. 8), who square the gradient of each image."""
     return None if isinstance(layer, nn.GroupNorm) else (layer.weight * gradient).square()
 
 

@@ -1,4 +1,4 @@
-"""The importance, its heat and its stability -> losses.csv, heat.csv, metrics.json and importance.png."""
+"""The importance, its heat and its stability -> losses.csv, layers.csv, metrics.json and importance.png."""
 
 from itertools import zip_longest
 from pathlib import Path
@@ -22,8 +22,10 @@ def write_report(importance: Importance, heat: Heat | None, stability: Stability
     rows = [f"{timestep},{fmean(row)}" for timestep, row in zip(importance.timesteps, losses, strict=False)]
     _write_rows(folder / "losses.csv", "timestep,loss", rows)
     metrics: dict[str, float] = {"timesteps_used": fmean(map(len, importance.losses)) if importance.losses else 0}
-    if heat is not None and stability is not None:
-        metrics |= {"cancellation": float(heat.cancellation.mean()), **vars(stability)}
+    if heat is not None:
+        metrics["cancellation"] = float(heat.cancellation.mean())
+    if stability is not None:
+        metrics |= vars(stability)
     layers = zip(heat.layers, heat.contribution.sum(axis=1), heat.cancellation, strict=True) if heat else ()
     _write_rows(folder / "layers.csv", "layer,contribution,cancellation", [",".join(map(str, row)) for row in layers])
     write_json(folder / "metrics.json", metrics)

@@ -58,11 +58,11 @@ def judge(
     seed: int,
 ) -> tuple[Heat | None, Stability | None]:
     """Measure both where there is anything to judge: random and magnitude need no data and never change."""
-    if not CRITERIA[importance.criterion].gradients or not all(importance.losses):
+    if params.report is None or not CRITERIA[importance.criterion].gradients or not all(importance.losses):
         return None, None
     timesteps = spaced(importance, params.report.timesteps)
     heat = measure_heat(unet, scheduler, next(draw_calibration(unet, pixels, params, seed)), timesteps)
-    return heat, measure_stability(unet, scheduler, pixels, params, timesteps, seed)
+    return heat, measure_stability(unet, scheduler, pixels, params, timesteps, params.report.draws, seed)
 
 
 def measure_heat(unet: Denoiser, scheduler: DDPMScheduler, draw: Draw, timesteps: Sequence[int]) -> Heat:
@@ -89,29 +89,40 @@ def measure_stability(
     pixels: NDArray[np.uint8],
     params: ImportanceParams,
     timesteps: Sequence[int],
+    num_draws: int,
     seed: int,
-) -> Stability:
+) -> Stability | None:
     """Measure the importance anew on fresh images and noise, at few timesteps, and compare the rankings."""
     single = params.model_copy(update={"batches": 1, "noises": 1})
     groups = find_groups(unet)
     scores = []
-    for index in range(params.report.draws):
+    for index in range(num_draws):
         draws = draw_calibration(unet, pixels, single, derive_seed(seed, "stability", index))
         importance = measure_importance(
-            unet, scheduler, draws, timesteps, criterion=params.criterion, formula=params.formula, label="stability"
+            unet,
+            scheduler,
+            draws,
+            timesteps,
+            criterion=params.criterion,
+            formula=params.formula,
+            timesteps_per_pass=params.timesteps_per_pass,
+            precision=params.precision,
+            label="stability",
         )
         scores.append([score_group(group, importance, {}) for group in groups])
     return compare_rankings(groups, scores)
 
 
-def compare_rankings(groups: Sequence[Group], scores: Sequence[Sequence[torch.Tensor]]) -> Stability:
-    """[draws][groups] scores -> how alike their rankings are; groups whose scores are all equal are left out."""
+def compare_rankings(groups: Sequence[Group], scores: Sequence[Sequence[torch.Tensor]]) -> Stability | None:
+    """[draws][groups] scores -> how alike their rankings are, None if no group's scores differ from each other."""
     rows = [
         (group.width, *_agree(one[index], two[index]))
         for one, two in itertools.combinations(scores, 2)
         for index, group in enumerate(groups)
         if one[index].unique().numel() > 1 and two[index].unique().numel() > 1
     ]
+    if not rows:
+        return None
     weights = [row[0] for row in rows]
     return Stability(*(fmean((row[column] for row in rows), weights) for column in (1, 2)))
 

@@ -24,12 +24,13 @@ def main(
     from stages.diffusion.device import select_device
     from stages.diffusion.models import PLAN, read_scheduler, read_unet, write_pipeline
     from stages.provenance import write_run_record
-    from stages.prune.pruning import prepare, prune_unet
+    from stages.prune.pruning import calibration, prepare, prune_unet
 
     artifacts.check_free(out, inputs=[path for path in (model, importance_path, plan_path, data) if path])
     unet, scheduler = read_unet(model, select_device()), read_scheduler(model)
+    images = calibration(unet, scheduler, data, params.prune, params.seed)
     plan = prepare(unet, importance_path, plan_path, params.prune, params.seed)
-    pruned = prune_unet(unet, scheduler, plan, artifacts.read_images(data).train if data else None, params.seed)
+    pruned = prune_unet(unet, plan, images)
     with artifacts.writing(out) as folder:
         write_pipeline(folder, pruned, scheduler, model)
         artifacts.write_json(folder / PLAN, plan.to_json())

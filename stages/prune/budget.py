@@ -8,7 +8,7 @@ from stages.diffusion.groups import Group
 from stages.errors import InputError
 from stages.params import Frozen, PruneParams, Quantity
 from stages.prune.costs import Costs
-from stages.prune.path import Cuts, Step, follow
+from stages.prune.path import Cuts, Step, follow, quantum
 
 TOLERANCES: dict[Quantity, float] = {"channels": 0.01, "macs": 0.01, "params": 0.01, "latency_ms": 0.05}
 UNITS: dict[Quantity, str] = {"channels": "channels", "macs": "MACs", "params": "parameters", "latency_ms": "ms"}
@@ -33,7 +33,7 @@ class Budget(Frozen):
 
 def show_cost(quantity: Quantity, cost: float) -> str:
     """Write a cost with its unit: 3.3919 G MACs."""
-    large = {"G ": 1e9, "M ": 1e6} if quantity in ("macs", "params") else {}
+    large = {"G ": 1e9, "M ": 1e6, "K ": 1e3} if quantity in ("macs", "params") else {}
     prefix, scale = next(((prefix, scale) for prefix, scale in large.items() if cost >= scale), ("", 1.0))
     return f"{cost / scale:.5g} {prefix}{UNITS[quantity]}"
 
@@ -70,7 +70,8 @@ class Solver:
         refined = None if self.quantity == "latency_ms" else self._refine(above, asked)
         if refined is None:
             near = " and ".join(show_cost(self.quantity, cost) for cost, _ in sorted(measured))
-            raise InputError(f"{self._impossible(asked)}; the nearest are {near}: lower round_to")
+            key = "raise latency_repeats" if self.quantity == "latency_ms" else "lower round_to"
+            raise InputError(f"{self._impossible(asked)}; the nearest are {near}: {key}")
         return refined
 
     def fits(self, cost: float, asked: float) -> bool:
@@ -116,14 +117,14 @@ def meet(params: PruneParams, path: Sequence[Step], groups: Sequence[Group], cos
     dense, smallest = cost(none), cost(follow(path, len(groups)))
     asked = params.target.asked(dense)
     if params.target.ratio is not None and params.ranking == "uniform":
-        cuts = cut_ratio(params.target.ratio, path, groups)
+        cuts = cut_ratio(params.target.ratio, path, groups, params)
         found = cost(cuts)
     else:
         found, cuts = Solver(path, len(groups), quantity, cost).solve(asked, smallest, dense)
     return cuts, Budget(quantity=quantity, asked=asked, found=found, smallest=smallest, dense=dense)
 
 
-def cut_ratio(ratio: float, path: Sequence[Step], groups: Sequence[Group]) -> Cuts:
+def cut_ratio(ratio: float, path: Sequence[Step], groups: Sequence[Group], params: PruneParams) -> Cuts:
     """Cut n − int(n·(1 − ratio)) of every group's n channels, rounded down to what the group allows, as the paper does.
 
     Raises:
@@ -134,8 +135,8 @@ def cut_ratio(ratio: float, path: Sequence[Step], groups: Sequence[Group]) -> Cu
     allowed = [group.width - int(group.width * (1 - ratio)) for group in groups]
     last = follow(path, len(groups))
     for index in sorted({step.group for step in path}):
-        group, step = groups[index], min(step.cut for step in path if step.group == index)
-        if allowed[index] - last[index] >= step:
+        group = groups[index]
+        if allowed[index] - last[index] >= quantum(group, params):
             left = f"prune.target.ratio {ratio} leaves {group.width - allowed[index]} of {group.width} channels"
             raise InputError(f"{left} in {group.root}, at least {group.width - last[index]} must stay; lower the ratio")
     return follow([step for step in path if step.cut <= allowed[step.group]], len(groups))

@@ -21,6 +21,10 @@ from stages.prune.plan import KeptChannels, Plan
 from stages.seeds import generator
 
 Reader = nn.Conv2d | nn.Linear
+BATCH_SIZE = 16
+"""Images whose activations are held at once."""
+SMALLEST = 1e-12
+"""Of a layer's mean square input, so that one that is never fed can be inverted."""
 RemovableHandle = torch.utils.hooks.RemovableHandle
 Noisy = tuple[torch.Tensor, torch.Tensor]
 """Noisy images [B, C, H, W] and their timesteps [B]."""
@@ -37,7 +41,7 @@ class Moments:
 
 
 def compensate(
-    dense: Denoiser, pruned: Denoiser, plan: Plan, batches: Sequence[Noisy], params: CompensateParams
+    dense: Denoiser, pruned: Denoiser, plan: Plan, batches: Iterable[Noisy], params: CompensateParams
 ) -> None:
     """Correct the weights of every layer that reads cut channels, in place, by least squares on the dense outputs.
 
@@ -47,9 +51,10 @@ def compensate(
     are. The taps of a convolution are corrected alike. The layers are taken in the order in which they run, in
     `params.rounds` parts: each part sees what the parts before it made of the activations.
     """
-    readers = running_order(dense, plan, batches[0])
+    readers = running_order(dense, plan, next(iter(batches)))
     size = math.ceil(len(readers) / params.rounds)
-    for start in track(range(0, len(readers), max(size, 1)), "compensate, part", min(params.rounds, len(readers))):
+    starts = range(0, len(readers), max(size, 1))
+    for start in track(starts, "compensate, part", len(starts)):
         part = readers[start : start + size]
         moments = measure_moments(dense, pruned, part, batches)
         for name in part:
@@ -89,7 +94,7 @@ def measure_moments(
 
     def add(name: str, value: torch.Tensor) -> None:
         rows = _rows(value)
-        cross, square = (inputs[name].T @ rows).double(), (rows.T @ rows).double()
+        cross, square = inputs.pop(name).T @ rows, rows.T @ rows
         before = moments.get(name)
         moments[name] = Moments(before.cross + cross, before.square + square) if before else Moments(cross, square)
 
@@ -98,10 +103,12 @@ def measure_moments(
         for unet, note in ((dense, keep), (pruned, add))
         for name in names
     ]
-    for batch in batches:
-        dense(*batch)
-        pruned(*batch)
-    _remove(hooks)
+    try:
+        for batch in batches:
+            dense(*batch)
+            pruned(*batch)
+    finally:
+        _remove(hooks)
     return moments
 
 
@@ -113,7 +120,7 @@ def _layer(unet: Denoiser, name: str) -> Reader:
 
 def _rows(inputs: torch.Tensor) -> torch.Tensor:
     rows = inputs.movedim(1, -1) if inputs.ndim == 4 else inputs  # noqa: PLR2004  # images, channels first
-    return rows.reshape(-1, rows.shape[-1])
+    return rows.reshape(-1, rows.shape[-1]).double()
 
 
 def _remove(hooks: Iterable[RemovableHandle]) -> None:
@@ -129,30 +136,44 @@ def _correct(dense: Reader, pruned: Reader, kept: KeptChannels, moments: Moments
     weight = dense.weight[list(outputs)].double()
     before = weight[:, kept.inputs]
     gap = torch.einsum("oi...,ij->oj...", weight, cross) - torch.einsum("oi...,ij->oj...", before, square)
-    ridge = damping * square.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-    inverse = torch.linalg.inv(square + ridge * torch.eye(len(square), device=square.device))
+    ridge = damping * square.diagonal().mean().clamp_min(SMALLEST)
+    inverse = torch.linalg.inv(square + ridge * torch.eye(len(square), dtype=square.dtype, device=square.device))
     pruned.weight.copy_(before + torch.einsum("oi...,ij->oj...", gap, inverse))
 
 
-def draw_noisy(
-    unet: Denoiser, scheduler: DDPMScheduler, pixels: NDArray[np.uint8], params: CompensateParams, seed: int
-) -> Iterator[Noisy]:
-    """Draw calibration images at evenly spaced timesteps, one timestep at a time, each under noise of its own.
+class NoisyImages:
+    """Calibration images at evenly spaced timesteps, each under noise of its own, in small batches.
 
     Raises:
         InputError: There are fewer images than asked for, or the model is conditional and nothing gives conditions.
     """
-    if params.num_images > len(pixels):
-        found = f"prune.compensate.num_images {params.num_images} is more than the {len(pixels)} training images"
-        raise InputError(f"{found}; lower it in params.yaml")
-    if isinstance(unet, UNet2DConditionModel):
-        raise InputError(
-            "packed images hold no conditions for a UNet2DConditionModel; set prune.compensate to null in params.yaml"
-        )
-    chosen = torch.randperm(len(pixels), generator=generator(seed, "compensation images"))[: params.num_images]
-    images = to_model_range(pixels[np.sort(chosen.numpy())]).to(unet.device)
-    spaced = np.linspace(0, scheduler.config["num_train_timesteps"] - 1, params.num_timesteps).round().astype(int)
-    for timestep in spaced.tolist():
-        noise = torch.randn(images.shape, generator=generator(seed, "compensation noise", timestep)).to(unet.device)
-        moments = torch.full((len(images),), timestep, device=unet.device)
-        yield scheduler.add_noise(images, noise, moments), moments  # type: ignore[arg-type]  # any integers will do
+
+    def __init__(
+        self,
+        unet: Denoiser,
+        scheduler: DDPMScheduler,
+        pixels: NDArray[np.uint8],
+        params: CompensateParams,
+        seed: int,
+    ) -> None:
+        if params.num_images > len(pixels):
+            found = f"prune.compensate.num_images {params.num_images} is more than the {len(pixels)} training images"
+            raise InputError(f"{found}; lower it in params.yaml")
+        if isinstance(unet, UNet2DConditionModel):
+            raise InputError(
+                "packed images hold no conditions for a UNet2DConditionModel; set prune.compensate to null"
+            )
+        chosen = torch.randperm(len(pixels), generator=generator(seed, "compensation images"))[: params.num_images]
+        self.images = to_model_range(pixels[np.sort(chosen.numpy())])
+        last = scheduler.config["num_train_timesteps"] - 1
+        self.timesteps = np.linspace(0, last, params.num_timesteps).round().astype(int).tolist()
+        self.scheduler, self.seed, self.device = scheduler, seed, unet.device
+
+    def __iter__(self) -> Iterator[Noisy]:
+        """Give each batch as noisy images [B, C, H, W] and timesteps [B]."""
+        for timestep in self.timesteps:
+            noise = torch.randn(self.images.shape, generator=generator(self.seed, "compensation noise", timestep))
+            for images, part in zip(self.images.split(BATCH_SIZE), noise.split(BATCH_SIZE), strict=True):
+                moments = torch.full((len(images),), timestep)
+                noisy = self.scheduler.add_noise(images, part, moments)  # type: ignore[arg-type]  # any integers will do
+                yield noisy.to(self.device), moments.to(self.device)

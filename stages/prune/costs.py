@@ -90,7 +90,7 @@ class Costs:
 
     def _layer_macs(self, cuts: Cuts) -> int:
         widths = self.widths(cuts)
-        return sum(_macs(layer, widths[name], self.positions[name]) for name, layer in self.layers.items())
+        return sum(_macs(layer, widths[name], self.positions.get(name, 0)) for name, layer in self.layers.items())
 
     def _layer_params(self, cuts: Cuts) -> int:
         widths = self.widths(cuts)

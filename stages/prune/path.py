@@ -1,7 +1,7 @@
 """Groups and their scores -> the path from the dense model to the smallest: single cuts in the order they are made."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -37,10 +37,10 @@ def find_path(groups: Sequence[Group], scores: Sequence[torch.Tensor], params: P
     """
     allowed = choose_groups(groups, params)
     steps = [
-        Step(index, group.width - width, _key(group, scores[index], group.width - width, params))
+        step
         for index, group in enumerate(groups)
         if index in allowed
-        for width in widths(group, params)
+        for step in _steps(index, group, scores[index], params)
     ]
     return sorted(steps, key=lambda step: (step.key, step.group, step.cut))
 
@@ -77,20 +77,27 @@ def widths(group: Group, params: PruneParams) -> list[int]:
 def quantum(group: Group, params: PruneParams) -> int:
     """Find what a group's width must be a multiple of: blocks of equal size and `round_to`.
 
-    The width of a head is rounded where an attention has several; whole heads go where `heads` says so.
+    The width of a head is rounded where an attention has several, so heads no wider than `round_to` stay as they are;
+    whole heads go where `heads` says so.
     """
     if group.attentions and params.heads == "whole":
         return group.width // group.blocks
     if group.attentions:
-        return group.blocks * math.gcd(params.round_to, group.width // group.blocks)
+        return group.blocks * params.round_to
     return math.lcm(group.blocks, params.round_to)
 
 
-def _key(group: Group, scores: torch.Tensor, cut: int, params: PruneParams) -> float:
-    if params.ranking == "uniform":
-        return cut / group.width
-    lowest = scores[choose(scores, group, cut, params)]
-    return float(lowest.mean() / scores.mean().clamp_min(1e-30))
+def _steps(index: int, group: Group, scores: torch.Tensor, params: PruneParams) -> Iterator[Step]:
+    """Give one group's cuts, keyed by the share that is lost or by the mean score of what goes in this step."""
+    gone = torch.zeros(group.width, dtype=torch.bool)
+    mean = scores.mean().clamp_min(torch.finfo(scores.dtype).tiny)
+    for width in widths(group, params):
+        cut = group.width - width
+        now = gone.clone()
+        now[choose(scores, group, cut, params)] = True
+        share, score = cut / group.width, float(scores[now & ~gone].mean() / mean)
+        yield Step(index, cut, share if params.ranking == "uniform" else score)
+        gone = now
 
 
 def choose(scores: torch.Tensor, group: Group, num_cut: int, params: PruneParams) -> torch.Tensor:

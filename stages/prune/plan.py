@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -147,11 +148,29 @@ def check_plan(plan: Plan, unet: Denoiser) -> None:
     expected = [(group.root, group.width, group.blocks) for group in groups]
     if [(group.root, group.width, group.blocks) for group in plan.groups] != expected:
         raise InputError("the plan's groups are not those of this model; make the plan anew with the prune stage")
-    for group in plan.groups:
-        if group.cut != sorted(set(group.cut)) or not set(group.cut) < set(range(group.width)):
+    for group, planned in zip(groups, plan.groups, strict=True):
+        if planned.cut != sorted(set(planned.cut)) or not set(planned.cut) < set(range(group.width)):
             raise InputError(f"the plan cuts channels of {group.root} that do not exist, twice, or all {group.width}")
+        _check_blocks(group, planned, plan)
     kept = cut_to_kept(groups, [torch.tensor(group.cut, dtype=torch.long) for group in plan.groups], unet)
     layers = kept_to_layers(kept)
+    unknown = set(plan.heads) - {attention for group in groups for attention in group.attentions}
+    if unknown:
+        raise InputError(f"the plan counts the heads of {min(unknown)}, which this model does not cut")
     wrong = [name for name in sorted({*layers, *plan.layers}) if layers.get(name) != plan.layers.get(name)]
     if wrong:
         raise InputError(f"the plan's channels of {wrong[0]} are not those that its groups leave")
+
+
+def _check_blocks(group: Group, planned: PlannedGroup, plan: Plan) -> None:
+    """Make sure that every GroupNorm group or head loses as much, or that whole heads go.
+
+    Raises:
+        InputError: Neither is so, or the plan counts other heads.
+    """
+    lost = Counter(channel // (group.width // group.blocks) for channel in planned.cut)
+    even = len(lost) in (0, group.blocks) and len(set(lost.values())) <= 1
+    whole = bool(lost) and set(lost.values()) == {group.width // group.blocks}
+    left = {plan.heads.get(attention, group.blocks) for attention in group.attentions}
+    if not (whole and left == {group.blocks - len(lost)}) and not (even and left <= {group.blocks}):
+        raise InputError(f"the plan cuts {group.root} unevenly: its {group.blocks} norm groups or heads stay equal")

@@ -1,20 +1,23 @@
 """Params, a model and its importance (or a plan made before) -> the pruned model and its plan."""
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import click
-import numpy as np
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from numpy.typing import NDArray
 from torch import nn
 
-from stages.artifacts import Importance, read_importance, tensors_sha256
+from stages.artifacts import Importance, read_images, read_importance, tensors_sha256
 from stages.diffusion.cost import count_macs, count_params
 from stages.diffusion.families import Denoiser
+from stages.diffusion.models import check_images
+from stages.diffusion.pruned_unet import Layers
 from stages.errors import InputError
-from stages.params import PruneParams
-from stages.prune.compensate import compensate, difference, draw_noisy
+from stages.params import CompensateParams, PruneParams, Quantity
+from stages.prune.budget import show_cost
+from stages.prune.compensate import NoisyImages, compensate, difference
 from stages.prune.plan import Plan, check_plan, read_plan
 from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut
@@ -34,40 +37,56 @@ def prepare(unet: Denoiser, importance: Path | None, plan: Path | None, params: 
         click.echo(made.budget.line())
         return made
     if plan is not None and importance is None:
-        return replay(read_plan(plan), unet)
+        return replay(read_plan(plan), unet, params.compensate)
     raise InputError("give either --importance, to make a plan, or --replay, to carry one out")
 
 
-def replay(plan: Plan, unet: Denoiser) -> Plan:
-    """Take a plan over to another checkpoint of the same architecture: the same channels go.
+def replay(plan: Plan, unet: Denoiser, compensate: CompensateParams | None = None) -> Plan:
+    """Take a plan over to another checkpoint of the same architecture: the same channels go, compensated as said now.
 
     Raises:
         InputError: It was made for another architecture, or contradicts itself.
     """
     check_plan(plan, unet)
     base = plan.base.model_copy(update={"weights_sha256": tensors_sha256(unet.state_dict())})
-    return plan.model_copy(update={"base": base, "replayed_from": plan.sha256}).sealed()
+    params = plan.prune.model_copy(update={"compensate": compensate})
+    return plan.model_copy(update={"base": base, "prune": params, "replayed_from": plan.sha256}).sealed()
 
 
-def prune_unet(
-    unet: Denoiser, scheduler: DDPMScheduler, plan: Plan, pixels: NDArray[np.uint8] | None, seed: int
-) -> Denoiser:
+def calibration(
+    unet: Denoiser, scheduler: DDPMScheduler, data: Path | None, params: PruneParams, seed: int
+) -> NoisyImages | None:
+    """Open the images that compensation needs, before anything dear is done.
+
+    Raises:
+        InputError: There are none, too few, or they are not for this model.
+    """
+    if params.compensate is None:
+        return None
+    if data is None:
+        raise InputError("prune.compensate needs calibration images; give them with --data")
+    pixels = read_images(data).train
+    check_images(unet, pixels, data)
+    return NoisyImages(unet, scheduler, pixels, params.compensate, seed)
+
+
+def prune_unet(unet: Denoiser, plan: Plan, images: NoisyImages | None) -> Denoiser:
     """Cut as planned, prove it, compensate where the plan says so, and say what came of it.
 
     Raises:
-        InputError: The plan compensates and there are no images to do it with.
+        InputError: Compensation ends in weights that are not finite.
     """
     pruned = cut(unet, plan)
-    for unit, count, scale in (("M parameters", count_params, 1e6), ("G MACs", count_macs, 1e9)):
+    counts: dict[Quantity, Callable[[Denoiser], int]] = {"params": count_params, "macs": count_macs}
+    for quantity, count in counts.items():
         before, after = count(unet), count(pruned)
-        click.echo(f"{before / scale:.4f} -> {after / scale:.4f} {unit} ({after / before - 1:+.1%})")
-    if (params := plan.prune.compensate) is not None:
-        if pixels is None:
-            raise InputError("prune.compensate needs calibration images; give them with --data")
-        batches = list(draw_noisy(unet, scheduler, pixels, params, seed))
-        gap = difference(unet, pruned, batches)
-        compensate(unet, pruned, plan, batches, params)
-        left = difference(unet, pruned, batches)
+        click.echo(f"{show_cost(quantity, before)} -> {show_cost(quantity, after)} ({after / before - 1:+.1%})")
+    if plan.prune.compensate is not None and images is not None:
+        gap = difference(unet, pruned, images)
+        compensate(unet, pruned, plan, images, plan.prune.compensate)
+        left = difference(unet, pruned, images)
+        if not math.isfinite(left):
+            raise InputError("compensation ends in weights that are not finite; raise prune.compensate.damping")
         click.echo(f"compensated: mean square difference from the dense prediction {gap:.3g} -> {left:.3g}")
     return pruned
 
@@ -80,9 +99,13 @@ def check_importance(importance: Importance, unet: Denoiser) -> None:
     """
     if importance.model_sha256 != tensors_sha256(unet.state_dict()):
         raise InputError("the importance was measured on another model; run the importance stage on this one")
-    layers = {name: layer for name, layer in unet.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
-    expected = {} if importance.criterion == "random" else {name: layer.weight.shape for name, layer in layers.items()}
-    found = {name: values.shape for name, values in importance.saliency.items() if name in layers}
+    layers = {name: layer for name, layer in unet.named_modules() if isinstance(layer, Layers)}
+    shapes = {name: layer.weight.shape for name, layer in layers.items()}
+    scored = {name for name, layer in layers.items() if isinstance(layer, nn.Conv2d | nn.Linear)}
+    found = {name: values.shape for name, values in importance.saliency.items()}
+    if importance.criterion == "random":
+        scored = set()
+    expected = {name: shapes.get(name) for name in {*scored, *found}}
     finite = all(values.dtype == torch.float32 and values.isfinite().all() for values in importance.saliency.values())
     if found != expected or not finite:
         raise InputError(

@@ -8,7 +8,7 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from stages.diffusion.cost import count_macs, count_params
-from stages.diffusion.groups import find_groups
+from stages.diffusion.groups import Group, Member, find_groups
 from stages.diffusion.latency import measure_latencies_ms
 from stages.diffusion.models import read_unet
 from stages.errors import InputError
@@ -86,7 +86,7 @@ def test_a_budget_is_hit_or_refused_with_what_is_possible(models, magnitude_of, 
     tolerance = TOLERANCES[params.target.quantity]
 
     if asked < smallest * (1 - tolerance):
-        with pytest.raises(InputError, match=r"possible: [\d.]+ [MG] .* to [\d.]+ [MG] "):
+        with pytest.raises(InputError, match=r"possible: [\d.]+ [KMG] .* to [\d.]+ [KMG] "):
             plan_pruning(unet, magnitude_of(unet), params)
     else:
         plan = plan_pruning(unet, magnitude_of(unet), params)
@@ -115,13 +115,15 @@ def test_the_formula_counts_what_the_counter_counts(models, magnitude_of, name, 
 def test_cut_widths_are_multiples_of_round_to(models, magnitude_of, ranking):
     """Of every group that was cut, and in it GroupNorm groups and heads stay of equal size."""
     unet = models["several"]
-    params = PruneParams(target={"macs": "60%"}, ranking=ranking, round_to=16)
+    params = PruneParams(target={"macs": "60%"}, ranking=ranking, round_to=4)
     groups = find_groups(unet)
-    for group, planned in zip(groups, plan_pruning(unet, magnitude_of(unet), params).groups, strict=True):
-        if planned.cut:
-            left = group.width - len(planned.cut)
-            assert left % 16 == 0
-            assert left % group.blocks == 0
+    planned = plan_pruning(unet, magnitude_of(unet), params).groups
+    several = [group for group in groups if group.attentions]
+    assert several
+    for group, cuts in zip(groups, planned, strict=True):
+        left = group.width - len(cuts.cut)
+        assert not cuts.cut or left % 4 == left % group.blocks == 0
+        assert not group.attentions or left // group.blocks % 4 == 0
 
 
 def test_every_group_keeps_its_floor(models, magnitude_of):
@@ -207,6 +209,27 @@ def test_patterns_that_leave_nothing_are_refused(unet, magnitude, chosen, words)
     """A misspelt pattern is not silently without effect."""
     with pytest.raises(InputError, match=words):
         plan_pruning(unet, magnitude, PruneParams(target={"ratio": 0.3}, **chosen))
+
+
+def test_global_ranking_takes_the_lowest_scores_first():
+    """A step's key is the score of what goes in it, not of all that is gone: 0 and 6 go before 10."""
+    groups = [Group("a", 2, 1, [Member("a", 0, torch.arange(2), torch.arange(2))]) for _ in range(2)]
+    scores = [torch.tensor([0.0, 10.0]), torch.tensor([6.0, 6.0])]
+    params = PruneParams(target={"ratio": 0.3}, ranking="global", floor=0.0)
+
+    wide = [Group("a", 3, 1, groups[0].members) for _ in range(2)]
+    path = find_path(wide, [torch.cat([each, torch.tensor([99.0])]) for each in scores], params)
+    assert [(step.group, step.cut) for step in path] == [(0, 1), (1, 1), (1, 2), (0, 2)]
+
+
+def test_a_norm_is_no_producer(models, magnitude_of):
+    """Layers of the way down may be cut although their channels run through norms of the way up."""
+    unet = models["digits"]
+    plan = plan_pruning(unet, magnitude_of(unet), PruneParams(target={"ratio": 0.3}, include=("down_blocks.*",)))
+    groups = {group.root: group for group in find_groups(unet)}
+    cut_groups = [groups[group.root] for group in plan.groups if group.cut]
+
+    assert any(member.norm and member.layer.startswith("up_blocks.") for g in cut_groups for member in g.members)
 
 
 def test_scores_decide_under_global_ranking(models, magnitude_of):

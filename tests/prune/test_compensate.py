@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from stages.artifacts import write_images
 from stages.errors import InputError
 from stages.params import CompensateParams, PruneParams
-from stages.prune.compensate import compensate, difference, draw_noisy, measure_moments, running_order
-from stages.prune.pruning import prune_unet
+from stages.prune.compensate import NoisyImages, compensate, difference, measure_moments, running_order
+from stages.prune.pruning import calibration, prune_unet
 from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut
 
@@ -22,7 +23,7 @@ def plan(unet, magnitude):
 @pytest.fixture
 def batches(unet, scheduler, images):
     """Noisy calibration images."""
-    return list(draw_noisy(unet, scheduler, images.train, EASY, 0))
+    return list(NoisyImages(unet, scheduler, images.train, EASY, 0))
 
 
 def test_one_layer_is_least_squares(unet, plan, batches):
@@ -55,7 +56,7 @@ def test_channels_that_repeat_others_are_made_up_for(make_unet, magnitude_of, sc
         unet.time_embedding.linear_1.weight[32:] *= 1 - 1e-4
     params = PruneParams(target={"ratio": 0.5}, include=("time_embedding.linear_1",), compensate=EASY)
     plan = plan_pruning(unet, magnitude_of(unet), params)
-    batches = list(draw_noisy(unet, scheduler, images.train, EASY, 0))
+    batches = list(NoisyImages(unet, scheduler, images.train, EASY, 0))
     plain, helped = cut(unet, plan), cut(unet, plan)
     compensate(unet, helped, plan, batches, EASY)
 
@@ -90,15 +91,44 @@ def test_every_layer_with_cut_inputs_is_corrected(unet, plan, batches):
 
 def test_the_same_seed_gives_the_same_weights(unet, scheduler, images, plan):
     """And another seed others."""
-    found = [prune_unet(unet, scheduler, plan, images.train, seed).conv_out.weight for seed in (0, 0, 1)]
+    draws = [NoisyImages(unet, scheduler, images.train, EASY, seed) for seed in (0, 0, 1)]
+    found = [prune_unet(unet, plan, drawn).conv_out.weight for drawn in draws]
 
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
 
 
-def test_it_needs_images(unet, scheduler, images, plan):
-    """As many as it asks for."""
+def test_it_needs_images(tmp_path, unet, make_unet, scheduler, images):
+    """As many as it asks for, and of the model's size, before anything is cut."""
+    params = PruneParams(target={"ratio": 0.3}, compensate=EASY)
+    write_images(tmp_path, images, {})
+    few = params.model_copy(update={"compensate": EASY.model_copy(update={"num_images": 25})})
+
     with pytest.raises(InputError, match="compensate needs calibration images; give them with --data"):
-        prune_unet(unet, scheduler, plan, None, 0)
-    with pytest.raises(InputError, match=r"prune\.compensate\.num_images 8 is more than the 4 training images"):
-        prune_unet(unet, scheduler, plan, images.train[:4], 0)
+        calibration(unet, scheduler, None, params, 0)
+    with pytest.raises(InputError, match=r"prune\.compensate\.num_images 25 is more than the 24 training images"):
+        calibration(unet, scheduler, tmp_path, few, 0)
+    with pytest.raises(InputError, match="holds 1×8×8 images, the model draws 3×8×8"):
+        calibration(make_unet(in_channels=3, out_channels=3), scheduler, tmp_path, params, 0)
+
+
+def test_a_layer_that_is_never_fed_does_no_harm(make_unet, magnitude_of, scheduler, images):
+    """All of its inputs are zero: nothing can be learned from them, and nothing breaks."""
+    unet = make_unet()
+    with torch.no_grad():
+        unet.time_embedding.linear_1.weight.zero_()
+        unet.time_embedding.linear_1.bias.zero_()
+    params = PruneParams(target={"ratio": 0.3}, compensate=EASY)
+    plan = plan_pruning(unet, magnitude_of(unet), params)
+    pruned = prune_unet(unet, plan, NoisyImages(unet, scheduler, images.train, EASY, 0))
+
+    assert all(parameter.isfinite().all() for parameter in pruned.parameters())
+
+
+def test_batches_are_drawn_anew_and_small(unet, scheduler, images):
+    """Twice the same, and never more than sixteen images at once."""
+    drawn = NoisyImages(unet, scheduler, images.train, EASY.model_copy(update={"num_images": 24}), 0)
+    first, second = ([noisy for noisy, _ in drawn] for _ in range(2))
+
+    assert [len(noisy) for noisy in first] == [16, 8] * EASY.num_timesteps
+    assert all(torch.equal(one, two) for one, two in zip(first, second, strict=True))

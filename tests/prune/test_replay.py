@@ -67,7 +67,7 @@ def swap_a_channel(content):
 
 def cut_one_more(content):
     """A group that loses one channel more than its layers say."""
-    group = next(group for group in content["groups"] if group["cut"])
+    group = next(group for group in content["groups"] if group["cut"] and group["blocks"] == 1)
     group["cut"] = sorted({*group["cut"], *range(2)})
 
 
@@ -81,6 +81,17 @@ def drop_a_group(content):
     content["groups"].pop()
 
 
+def cut_unevenly(content):
+    """Two channels of one norm group and none of the others, with layers that fit."""
+    uneven = next(group for group in content["groups"] if group["blocks"] > 1 and group["cut"])
+    uneven["cut"] = [0, 1]
+
+
+def count_unknown_heads(content):
+    """Heads of an attention that does not exist."""
+    content["heads"] = {"nowhere": 2}
+
+
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
@@ -88,6 +99,8 @@ def drop_a_group(content):
         (swap_a_channel, "channels of conv_in are not those that its groups leave"),
         (cut_one_more, "are not those that its groups leave"),
         (cut_beyond_the_width, "cuts channels of .* that do not exist"),
+        (cut_unevenly, "unevenly: its 4 norm groups or heads stay equal"),
+        (count_unknown_heads, "counts the heads of nowhere"),
         (drop_a_group, "groups are not those of this model"),
         (
             lambda c: c["base"].update(family="UNet2DConditionModel"),
