@@ -31,6 +31,7 @@ def narrow(model: Model, widths: Mapping[str, Sequence[int]], heads: Mapping[str
 
     Raises:
         AttributeError: The model has no such layer.
+        TypeError: What should have heads is no attention.
     """
     for name, width in widths.items():
         layer = model.get_submodule(name)
@@ -38,7 +39,10 @@ def narrow(model: Model, widths: Mapping[str, Sequence[int]], heads: Mapping[str
             shape = (*width, *parameter.shape[len(width) :]) if kind == "weight" else (width[0],)
             setattr(layer, kind, nn.Parameter(torch.empty(shape, device=parameter.device, dtype=parameter.dtype)))
     for name, num_heads in heads.items():
-        model.get_submodule(name).heads = num_heads  # type: ignore[assignment]
+        attention = model.get_submodule(name)
+        if not isinstance(attention, Attention):
+            raise TypeError(f"{name} is no attention")
+        attention.heads = num_heads
     note_widths(model)
     return model
 
