@@ -12,6 +12,7 @@ from stages.oneshot import plan_one_shot
 from stages.prune.surgery import cut
 
 SYSTEMS = Path(__file__).parents[1] / "recipes" / "systems"
+NAMES = sorted(path.stem for path in SYSTEMS.glob("*.json"))
 
 
 def build(path: Path) -> Denoiser:
@@ -28,8 +29,8 @@ def size(unet: Denoiser) -> str:
 
 
 @click.command()
-@click.option("--system", multiple=True, help="Name of a config in recipes/systems; all of them without it.")
-@click.option("--ratio", default=0.3, help="Share of channels to cut from every group.")
+@click.option("--system", multiple=True, type=click.Choice(NAMES), help="A config in recipes/systems; without it, all.")
+@click.option("--ratio", type=click.FloatRange(0, 0.95), default=0.3, help="Share of channels to cut from every group.")
 def main(system: tuple[str, ...], ratio: float) -> None:
     """Print the sizes of the paper's models before and after pruning."""
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler

@@ -21,7 +21,8 @@ from pydantic.dataclasses import dataclass as checked
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
-from stages.errors import InputError
+from stages.errors import InputError, first_line
+from stages.params import CriterionName, FormulaName
 
 RUN_RECORD = "run.json"
 
@@ -60,11 +61,23 @@ def check_free(*folders: Path, inputs: Sequence[Path] = ()) -> None:
         if one.is_relative_to(two) or two.is_relative_to(one):
             raise InputError(f"output {folder} overlaps with {other}; give each a place of its own")
     for folder in folders:
+        _check_place(folder)
         ours = (folder / RUN_RECORD).is_file()
         if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(
                 f"{folder} holds something that no stage has written; move it away or choose another place"
             )
+
+
+def _check_place(folder: Path) -> None:
+    """Refuse a path that can never become a folder: one below a file, or with a name too long."""
+    try:
+        blocking = next((parent for parent in folder.absolute().parents if parent.exists()), None)
+        folder.exists()
+    except OSError as error:
+        raise _cannot_write(folder, error) from None
+    if blocking is not None and not blocking.is_dir():
+        raise InputError(f"cannot write {folder}: {blocking} is a file; choose another place")
 
 
 def _replace(folder: Path, new: Path) -> None:
@@ -216,7 +229,7 @@ def read_images(folder: Path) -> Images:
             np.load(folder / f"{split}.npy", mmap_mode="r", allow_pickle=False) for split in ("train", "heldout")
         )
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{folder} holds no packed images ({error}); run the fetch stage again") from None
+        raise InputError(f"{folder} holds no packed images ({first_line(error)}); run the fetch stage again") from None
     for split in (train, heldout):
         packed = isinstance(split, np.ndarray) and split.dtype == np.uint8 and split.ndim == 4 and split.size > 0  # noqa: PLR2004
         if not packed or split.shape[1:] != train.shape[1:]:
@@ -224,12 +237,12 @@ def read_images(folder: Path) -> Images:
     return Images(train, heldout)
 
 
-@checked(frozen=True, config=ConfigDict(arbitrary_types_allowed=True, strict=True))
+@checked(frozen=True, config=ConfigDict(arbitrary_types_allowed=True, strict=True, extra="forbid"))
 class Importance:
     """What the importance stage found out about a model."""
 
-    criterion: str
-    formula: str
+    criterion: CriterionName
+    formula: FormulaName
     model_sha256: str
     """Of the weights that were looked at, by `tensors_sha256`."""
     counts_doubled: bool
@@ -257,6 +270,8 @@ def read_importance(folder: Path) -> Importance:
     Raises:
         InputError: A file is missing or damaged.
     """
+    if not (folder / "importance.json").is_file():
+        raise InputError(f"{folder} holds no importance.json; run the importance stage")
     rest, saliency = read_json(folder / "importance.json"), read_tensors(folder / "saliency.safetensors")
     try:
         return Importance(**rest, saliency=saliency)

@@ -8,7 +8,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from stages.diffusion.families import Condition, Denoiser
 from stages.importance.measure import Draw, measure_importance
-from stages.params import PruneParams, Target
+from stages.params import CriterionName, FormulaName, PruneParams, Target
 from stages.prune.plan import Plan
 from stages.prune.selection import plan_pruning
 
@@ -20,8 +20,8 @@ def plan_one_shot(
     noise: torch.Tensor,
     timesteps: Sequence[int],
     *,
-    criterion: str = "diff-pruning",
-    formula: Literal["paper", "diffusers"] = "paper",
+    criterion: CriterionName = "diff-pruning",
+    formula: FormulaName = "paper",
     threshold: float = 0.05,
     order: Literal["interleaved", "upfront"] = "interleaved",
     ratio: float = 0.3,

@@ -17,14 +17,26 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Commit = Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
 
 
+CriterionName = Literal["random", "magnitude", "taylor", "diff-pruning", "no-cancel-taylor", "fisher", "snr-taylor"]
+FormulaName = Literal["paper", "diffusers"]
+
+
 class Frozen(BaseModel):
     """A checked record: it cannot be changed, and a key it does not know is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Section(Frozen):
     """A block of params.yaml."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _true_is_no_number(cls, values: object) -> object:
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
+                raise ValueError(f"{name} is {str(value).lower()}, which is allowed for switches only")
+        return values
 
 
 class BundledSource(Section):
@@ -98,8 +110,8 @@ class ReportParams(Section):
 class ImportanceParams(Section):
     """How much each weight matters to the denoising loss."""
 
-    criterion: Literal["random", "magnitude", "taylor", "diff-pruning", "no-cancel-taylor", "fisher", "snr-taylor"]
-    formula: Literal["paper", "diffusers"]
+    criterion: CriterionName
+    formula: FormulaName
     """Which of the original's two engines to follow: paper is ddpm_exp, diffusers is ddpm_prune.py."""
     threshold: float = Field(ge=0, lt=1)
     """T of diff-pruning, no-cancel-taylor and fisher: the sum over timesteps ends where L_t / L_max falls below it."""
@@ -288,7 +300,8 @@ def _explain(error: ErrorDetails) -> str:
     key = ".".join(str(part) for part in error["loc"]) or "the file"
     if error["type"] == "extra_forbidden":
         return f"{key} is not a known key; remove it or correct its spelling"
-    return f"{key} is {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{key} is {error['input']!r}: {message[0].lower()}{message[1:]}"
 
 
 @click.command()

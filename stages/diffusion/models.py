@@ -94,6 +94,9 @@ def build_unet(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], o
     except Exception as error:  # noqa: BLE001  # a config from anywhere can break diffusers anywhere
         last = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
         raise InputError(f"{origin}: the weights do not fit the config ({last})") from None
+    broken = [name for name, tensor in unet.state_dict().items() if not tensor.isfinite().all()]
+    if broken:
+        raise InputError(f"{origin}: {broken[0]} holds values that are not finite; use another checkpoint")
     return unet.eval()
 
 

@@ -1,5 +1,6 @@
 """Params and packed images -> the calibration batches, and the importance measured on them."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -33,7 +34,7 @@ def calibrate(
             "packed images hold no conditions for a UNet2DConditionModel; set importance.criterion to magnitude or "
             "random, or call stages.oneshot.plan_one_shot with condition="
         )
-    return measure_importance(
+    importance = measure_importance(
         unet,
         scheduler,
         draw_calibration(unet, pixels, params, seed),
@@ -44,6 +45,10 @@ def calibrate(
         timesteps_per_pass=params.timesteps_per_pass,
         precision=params.precision,
     )
+    finite = all(math.isfinite(loss) for losses in importance.losses for loss in losses)
+    if not finite or not all(values.isfinite().all() for values in importance.saliency.values()):
+        raise InputError("losses or gradients are not finite; use another checkpoint, or importance.precision float32")
+    return importance
 
 
 def draw_calibration(unet: Denoiser, pixels: NDArray[np.uint8], params: ImportanceParams, seed: int) -> Iterator[Draw]:

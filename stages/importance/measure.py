@@ -12,6 +12,7 @@ from torch import nn
 from stages.artifacts import Importance, tensors_sha256
 from stages.diffusion.families import Condition, Denoiser
 from stages.importance.criteria import CRITERIA, FORMULAS, Layer
+from stages.params import CriterionName, FormulaName
 from stages.progress import track
 
 
@@ -33,8 +34,8 @@ def measure_importance(
     draws: Iterable[Draw],
     timesteps: Sequence[int],
     *,
-    criterion: str,
-    formula: str,
+    criterion: CriterionName,
+    formula: FormulaName,
     threshold: float = 0.0,
     timesteps_per_pass: int = 1,
     precision: Literal["float32", "bfloat16"] = "float32",
@@ -103,8 +104,8 @@ class _Measure:
         self,
         unet: Denoiser,
         scheduler: DDPMScheduler,
-        criterion: str,
-        formula: str,
+        criterion: CriterionName,
+        formula: FormulaName,
         threshold: float,
         precision: str,
     ) -> None:

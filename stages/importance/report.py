@@ -53,7 +53,8 @@ def draw_report(importance: Importance, heat: Heat | None) -> Figure:
         if heat is None:
             bottom.axis("off")
         else:
-            picture = bottom.imshow(heat.contribution + np.finfo(float).tiny, aspect="auto", norm=LogNorm())
+            norm = LogNorm() if heat.contribution.any() else None
+            picture = bottom.imshow(heat.contribution + np.finfo(float).tiny, aspect="auto", norm=norm)
             bottom.set_xticks(range(len(heat.timesteps)), [str(timestep) for timestep in heat.timesteps], rotation=90)
             every = -(-num_layers // MAX_LABELS)
             bottom.set_yticks(range(0, num_layers, every), heat.layers[::every], fontsize=6)

@@ -139,4 +139,7 @@ def cut_ratio(ratio: float, path: Sequence[Step], groups: Sequence[Group], param
         if allowed[index] - last[index] >= quantum(group, params):
             left = f"prune.target.ratio {ratio} leaves {group.width - allowed[index]} of {group.width} channels"
             raise InputError(f"{left} in {group.root}, at least {group.width - last[index]} must stay; lower the ratio")
-    return follow([step for step in path if step.cut <= allowed[step.group]], len(groups))
+    cuts = follow([step for step in path if step.cut <= allowed[step.group]], len(groups))
+    if ratio and not any(cuts):
+        raise InputError(f"prune.target.ratio {ratio} cuts nothing at prune.round_to {params.round_to}; lower round_to")
+    return cuts

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -14,14 +14,12 @@ from stages.diffusion.latency import measure_latencies_ms
 from stages.diffusion.pruned_unet import Layers, narrow
 from stages.prune.path import Cuts
 
-INITIAL_STD = 0.02
-
 
 class Costs:
-    """Counts channels, MACs and parameters by formula, and times a model of those widths with random weights."""
+    """Counts channels, MACs and parameters by formula, and times a model of those widths."""
 
     def __init__(self, unet: Denoiser, groups: Sequence[Group], *, heads: str, latency_repeats: int) -> None:
-        self.device, self.groups, self.heads, self.repeats = unet.device, groups, heads, latency_repeats
+        self.unet, self.groups, self.heads, self.repeats = unet, groups, heads, latency_repeats
         self.bare = skeleton(unet)
         self.reference_ms: float | None = None
         self.layers = {name: layer for name, layer in self.bare.named_modules() if isinstance(layer, Layers)}
@@ -53,20 +51,18 @@ class Costs:
         The candidate takes turns with the dense model, and its time is scaled by how much slower or faster the machine
         has become since the dense model was first timed, so that a busy moment does not pass for a large model.
         """
-        dense = self._random({}, {})
-        candidate = self._random(self.widths(cuts), self.num_heads(cuts))
-        times_ms = measure_latencies_ms({"dense": dense, "candidate": candidate}, self.repeats)
+        times_ms = measure_latencies_ms({"dense": self.unet, "candidate": self._leading(cuts)}, self.repeats)
         self.reference_ms = self.reference_ms or times_ms["dense"]
         return times_ms["candidate"] * self.reference_ms / times_ms["dense"]
 
-    def _random(self, widths: Mapping[str, tuple[int, ...]], heads: Mapping[str, int]) -> Denoiser:
-        """Build a model of these widths with random weights."""
-        changed = {name: width for name, width in widths.items() if width != self._dense(name)}
-        unet = narrow(copy.deepcopy(self.bare), changed, heads).to_empty(device=self.device)
-        draws = torch.Generator(self.device).manual_seed(0)
-        with torch.no_grad():
-            for parameter in unet.parameters():
-                parameter.normal_(0, INITIAL_STD, generator=draws)
+    def _leading(self, cuts: Cuts) -> Denoiser:
+        """Build a model of these widths from the leading channels of every layer: its values are ordinary ones."""
+        changed = {name: width for name, width in self.widths(cuts).items() if width != self._dense(name)}
+        unet = narrow(copy.deepcopy(self.bare), changed, self.num_heads(cuts))
+        dense = self.unet.state_dict()
+        shapes = {name: tensor.shape for name, tensor in unet.state_dict().items()}
+        leading = {name: dense[name][tuple(slice(size) for size in shape)].clone() for name, shape in shapes.items()}
+        unet.load_state_dict(leading, assign=True)
         return unet
 
     def widths(self, cuts: Cuts) -> dict[str, tuple[int, ...]]:

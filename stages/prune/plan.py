@@ -121,6 +121,8 @@ def read_plan(path: Path) -> Plan:
     Raises:
         InputError: The file is missing, is no plan of a version known here, or was changed after it was sealed.
     """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the pruning_plan.json in it")
     content = read_json(path)
     if content.get("version") != Plan.model_fields["version"].default:
         raise InputError(f"{path} has version {content.get('version')!r}; known: 2; prune again with this program")
@@ -141,9 +143,11 @@ def check_plan(plan: Plan, unet: Denoiser) -> None:
         InputError: It was made for another architecture, or contradicts itself.
     """
     if plan.base.family != family_name(unet):
-        raise InputError(f"the plan is for a {plan.base.family}, this is a {family_name(unet)}")
+        found = f"the plan is for a {plan.base.family}, this is a {family_name(unet)}"
+        raise InputError(f"{found}; replay it on the former")
     if plan.base.architecture_sha256 != architecture_sha256(unet):
-        raise InputError("the plan was made for another architecture: its layers or shapes are not this model's")
+        found = "the plan was made for another architecture: its layers or shapes are not this model's"
+        raise InputError(f"{found}; replay it on a checkpoint of its own base")
     groups = find_groups(unet)
     expected = [(group.root, group.width, group.blocks) for group in groups]
     if [(group.root, group.width, group.blocks) for group in plan.groups] != expected:

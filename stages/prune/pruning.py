@@ -1,6 +1,5 @@
 """Params, a model and its importance (or a plan made before) -> the pruned model and its plan."""
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,6 +60,8 @@ def calibration(
     Raises:
         InputError: There are none, too few, or they are not for this model.
     """
+    if data is not None and not data.is_dir():
+        raise InputError(f"--data {data} is no folder; give packed images, as the fetch stage writes them")
     if params.compensate is None:
         return None
     if data is None:
@@ -71,11 +72,7 @@ def calibration(
 
 
 def prune_unet(unet: Denoiser, plan: Plan, images: NoisyImages | None) -> Denoiser:
-    """Cut as planned, prove it, compensate where the plan says so, and say what came of it.
-
-    Raises:
-        InputError: Compensation ends in weights that are not finite.
-    """
+    """Cut as planned, prove it, compensate where the plan says so and it helps, and say what came of it."""
     pruned = cut(unet, plan)
     counts: dict[Quantity, Callable[[Denoiser], int]] = {"params": count_params, "macs": count_macs}
     for quantity, count in counts.items():
@@ -85,9 +82,10 @@ def prune_unet(unet: Denoiser, plan: Plan, images: NoisyImages | None) -> Denois
         gap = difference(unet, pruned, images)
         compensate(unet, pruned, plan, images, plan.prune.compensate)
         left = difference(unet, pruned, images)
-        if not math.isfinite(left):
-            raise InputError("compensation ends in weights that are not finite; raise prune.compensate.damping")
         click.echo(f"compensated: mean square difference from the dense prediction {gap:.3g} -> {left:.3g}")
+        if not left < gap:
+            click.echo("Warning: that is no closer, so the weights stay as they were cut", err=True)
+            return cut(unet, plan)
     return pruned
 
 
@@ -107,7 +105,8 @@ def check_importance(importance: Importance, unet: Denoiser) -> None:
         scored = set()
     expected = {name: shapes.get(name) for name in {*scored, *found}}
     finite = all(values.dtype == torch.float32 and values.isfinite().all() for values in importance.saliency.values())
-    if found != expected or not finite:
+    random = importance.criterion == "random" and importance.saliency
+    if found != expected or not finite or random:
         raise InputError(
             "the saliencies do not cover the model's weights or are not finite; run the importance stage again"
         )

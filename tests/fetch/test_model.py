@@ -75,7 +75,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path, model_folder, unet, s
         unet.conv_in.weight.fill_(float("nan"))
     write_pipeline(model_folder, unet, scheduler)
 
-    with pytest.raises(InputError, match="output is not finite"):
+    with pytest.raises(InputError, match="holds values that are not finite"):
         fetch_model(FolderModel(source="folder", path=model_folder), tmp_path / "out")
 
 

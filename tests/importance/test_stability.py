@@ -9,6 +9,7 @@ import torch
 
 from stages.diffusion.groups import Group, find_groups
 from stages.diffusion.scores import score_group
+from stages.errors import InputError
 from stages.importance.calibration import calibrate, draw_calibration
 from stages.importance.measure import measure_importance
 from stages.importance.report import write_report
@@ -137,3 +138,24 @@ def test_heat_is_of_layers_that_are_scored(unet, scheduler, images, chosen):
     assert set(heat.layers) == set(importance.saliency)
     assert heat.contribution.shape == (len(heat.layers), 2)
     assert float(score_group(find_groups(unet)[0], importance, {}).sum()) > 0
+
+
+def test_a_model_of_zeros_has_a_report(tmp_path, unet, scheduler, images, chosen):
+    """Nothing contributes, nothing can be ranked; the picture is drawn all the same."""
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.zero_()
+    importance = calibrate(unet, scheduler, images.train, chosen, 0)
+    write_report(importance, *judge(importance, unet, scheduler, images.train, chosen, 0), tmp_path)
+
+    assert "spearman" not in json.loads((tmp_path / "metrics.json").read_text())
+    assert (tmp_path / "importance.png").is_file()
+
+
+def test_losses_that_overflow_are_refused(unet, scheduler, images, chosen):
+    """Before anything is written."""
+    with torch.no_grad():
+        unet.conv_out.weight.fill_(1e38)
+
+    with pytest.raises(InputError, match="losses or gradients are not finite"):
+        calibrate(unet, scheduler, images.train, chosen, 0)

@@ -211,6 +211,12 @@ def test_patterns_that_leave_nothing_are_refused(unet, magnitude, chosen, words)
         plan_pruning(unet, magnitude, PruneParams(target={"ratio": 0.3}, **chosen))
 
 
+def test_a_ratio_that_rounding_swallows_is_refused(models, magnitude_of):
+    """Nothing would be cut; the message says which key is in the way."""
+    with pytest.raises(InputError, match=r"ratio 0\.3 cuts nothing at prune\.round_to 64; lower round_to"):
+        plan_pruning(models["digits"], magnitude_of(models["digits"]), PruneParams(target={"ratio": 0.3}, round_to=64))
+
+
 def test_global_ranking_takes_the_lowest_scores_first():
     """A step's key is the score of what goes in it, not of all that is gone: 0 and 6 go before 10."""
     groups = [Group("a", 2, 1, [Member("a", 0, torch.arange(2), torch.arange(2))]) for _ in range(2)]

@@ -132,3 +132,15 @@ def test_batches_are_drawn_anew_and_small(unet, scheduler, images):
 
     assert [len(noisy) for noisy in first] == [16, 8] * EASY.num_timesteps
     assert all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
+
+
+def test_what_does_not_help_is_not_kept(unet, scheduler, images, magnitude, capsys, monkeypatch):
+    """Where the corrected model is no closer to the dense one, the weights stay as they were cut; a line says so."""
+    from stages.prune import pruning
+
+    monkeypatch.setattr(pruning, "difference", lambda *_: 1.0)
+    plan = plan_pruning(unet, magnitude, PruneParams(target={"ratio": 0.3}, compensate=EASY))
+    kept = prune_unet(unet, plan, NoisyImages(unet, scheduler, images.train, EASY, 0))
+
+    assert torch.equal(kept.conv_out.weight, cut(unet, plan).conv_out.weight)
+    assert "no closer, so the weights stay as they were cut" in capsys.readouterr().err
