@@ -107,6 +107,7 @@ def remember(num_timesteps: int, num_draws: int, batch_size: int) -> None:
     unet = build(SYSTEMS / "cifar10.json")
 
     def draws() -> Iterator[Draw]:
+        """Draw one batch after the other."""
         yield from (draw(batch_size, seed) for seed in range(num_draws))
 
     timesteps = range(0, num_timesteps * 4, 4)
@@ -117,10 +118,12 @@ def remember(num_timesteps: int, num_draws: int, batch_size: int) -> None:
 
 
 @click.command()
-@click.option("--batch-size", default=4, help="Calibration images.")
-@click.option("--spacing", default=16, help="Distance of the timesteps that plain and exact take.")
-@click.option("--stride", default=4, help="Every how many of them fast takes.")
-@click.option("--rounds", default=3, help="How often; the modes take turns, medians count.")
+@click.option("--batch-size", type=click.IntRange(1), default=4, help="Calibration images.")
+@click.option(
+    "--spacing", type=click.IntRange(1, 500), default=16, help="Distance of the timesteps that plain and exact take."
+)
+@click.option("--stride", type=click.IntRange(1), default=4, help="Every how many of them fast takes.")
+@click.option("--rounds", type=click.IntRange(1), default=3, help="How often; the modes take turns, medians count.")
 @click.option("--model", type=Path, default=SYSTEMS / "cifar10.json", help="Config of the model.")
 def main(batch_size: int, spacing: int, stride: int, rounds: int, model: Path) -> None:
     """Time the three modes in turn, and compare what they select."""

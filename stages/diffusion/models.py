@@ -131,7 +131,8 @@ def rename_attention(name: str) -> str:
 
 
 def _to_float32(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor
+    """Copy into memory of its own: tensors of a mapped file lie unaligned, where kernels may round otherwise."""
+    return tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
 
 
 def dense_config(unet: Denoiser) -> dict[str, Any]:
