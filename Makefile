@@ -30,8 +30,8 @@ $(READY): requirements.lock pyproject.toml
 run: $(READY) ## Prune the bundled model: fetch, importance, prune, finetune, evaluate
 	@$(BIN)/python -m stages.params
 	@$(BIN)/dvc repro
-	@cat reports/evaluate/results.md
-	@echo "Pictures beside the numbers: reports/evaluate/summary.png"
+	@cat reports/summary/results.md
+	@echo "Look at it: reports/index.html"
 
 flow: $(READY) ## The same pipeline as a Prefect flow, with no server
 	@$(BIN)/python -m flows compress

@@ -4,22 +4,31 @@ import csv
 import itertools
 from collections import defaultdict
 from pathlib import Path
-from statistics import fmean, stdev
 
 import click
 import numpy as np
 import torch
-from scipy.stats import t as student
 
 from stages import artifacts
 from stages.diffusion.models import read_scheduler, read_unet
 from stages.diffusion.sampling import draw, image_seeds
 from stages.errors import InputError
 from stages.evaluate.consistency import images_to_ssim
-from stages.evaluate.quality import features_to_quality, images_to_features
+from stages.evaluate.intervals import estimate
+from stages.evaluate.quality import Judge
 from stages.finetune.loss import NoiseLoss
 from stages.importance.calibration import calibrate
-from stages.params import CompensateParams, EvaluateParams, ImportanceParams, PruneParams, Target
+from stages.params import (
+    CompensateParams,
+    ExtractorParams,
+    ImportanceParams,
+    PruneParams,
+    ReferenceParams,
+    SamplerParams,
+    Target,
+)
+from stages.protocol.extractors import Extractor
+from stages.protocol.protocol import make_protocol
 from stages.prune.compensate import NoisyImages
 from stages.prune.pruning import prune_unet
 from stages.prune.selection import plan_pruning
@@ -39,14 +48,14 @@ CRITERIA = (
 )
 BUDGETS = ("80%", "56%", "35%")
 COMPENSATE = CompensateParams(num_images=32, num_timesteps=10, damping=0.1, rounds=6)
-PROTOCOL = EvaluateParams(
-    num_images=250,
+NUM_IMAGES, SAMPLER = 250, SamplerParams(steps=10)
+QUALITY = ReferenceParams(
+    sampler=SAMPLER,
+    num_images=NUM_IMAGES,
     batch_size=125,
-    sampler_steps=10,
-    extractor="digits",
+    extractor=ExtractorParams(name="digits"),
     kid_subsets=1,
     kid_subset_size=100,
-    latency_repeats=1,
 )
 COLUMNS = ("criterion", "formula", "macs", "compensated", "seed", "fid", "ssim", "loss")
 
@@ -59,7 +68,9 @@ class Bench:
         images = artifacts.read_images(data)
         self.pixels = images.train
         self.heldout = artifacts.to_model_range(images.heldout)
-        self.real = images_to_features(self.pixels, PROTOCOL)
+        self.extractor = Extractor(QUALITY.extractor, QUALITY.batch_size)
+        protocol = make_protocol(QUALITY, 0, self.scheduler, self.pixels, self.extractor)
+        self.judge = Judge(self.extractor.features(self.pixels), protocol)
         self.loss = NoiseLoss(self.scheduler)
         self.dense: dict[int, np.ndarray] = {}
 
@@ -71,14 +82,14 @@ class Bench:
         noise, timesteps = self.loss.draw(self.heldout, generator(0, "heldout loss"))
         with torch.no_grad():
             loss = self.loss(unet, self.heldout, noise, timesteps).mean()
-        quality = features_to_quality(images_to_features(drawn, PROTOCOL), self.real, PROTOCOL, seed)
+        quality = self.judge(self.extractor.features(drawn), seed)
         ssim = images_to_ssim(drawn, self.dense[seed]).mean()
         return {"fid": quality.fid, "ssim": float(ssim), "loss": float(loss)}
 
     def sample(self, unet: torch.nn.Module, seed: int) -> np.ndarray:
         """Draw the images of a seed."""
-        seeds = image_seeds(seed, PROTOCOL.num_images)
-        return draw(unet, self.scheduler, seeds, steps=PROTOCOL.sampler_steps, batch_size=125, label="images")
+        seeds = image_seeds(seed, NUM_IMAGES)
+        return draw(unet, self.scheduler, seeds, SAMPLER, batch_size=QUALITY.batch_size, label="images")
 
     def rows(self, criterion: str, formula: str, seed: int) -> list[dict[str, object]]:
         """Measure one criterion on one seed, at every budget, with and without compensation."""
@@ -96,9 +107,9 @@ class Bench:
 
 
 def interval(values: list[float]) -> str:
-    """Write the mean ± half the 95 % interval of Student's t."""
-    half = student.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
-    return f"{fmean(values):.3g} ± {half:.2g}"
+    """Write the mean ± half the 95 % interval."""
+    found = estimate(values)
+    return f"{found.mean:.3g} ± {found.half_width:.2g}"
 
 
 def table(path: Path) -> str:

@@ -11,7 +11,7 @@ BEGIN, END = "<!-- results: written by `make results` -->\n", "<!-- end of resul
 
 
 @click.command()
-@click.option("--report", type=Path, default=Path("reports/evaluate"), help="What evaluate wrote.")
+@click.option("--report", type=Path, default=Path("reports/summary"), help="What report wrote.")
 @click.option("--readme", type=Path, default=Path("README.md"), help="The file to put the table into.")
 @click.option("--picture", type=Path, default=Path("docs/summary.png"), help="Where the README's picture lies.")
 def main(report: Path, readme: Path, picture: Path) -> None:

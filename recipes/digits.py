@@ -17,13 +17,13 @@ from torch.nn.functional import cross_entropy
 from stages.artifacts import Images, file_sha256, to_model_range, write_tensors, writing
 from stages.diffusion.device import select_device
 from stages.diffusion.models import WEIGHTS, write_pipeline
-from stages.evaluate.extractors import DIGITS_WEIGHTS, DigitsClassifier
 from stages.fetch.data import bundled_digits, split
 from stages.fetch.model import BUNDLED
 from stages.finetune.checkpoint import Checkpoints
 from stages.finetune.trainer import Trainer
 from stages.params import FinetuneParams
 from stages.progress import track
+from stages.protocol.digits import DIGITS_WEIGHTS, DigitsClassifier
 from stages.provenance import fingerprint, write_run_record
 from stages.seeds import derive_seed, generator
 

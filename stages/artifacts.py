@@ -128,6 +128,18 @@ def copy_file(source: Path, target: Path) -> None:
         raise _cannot_write(target, error) from None
 
 
+def read_bytes(path: Path) -> bytes:
+    """Read a file whole.
+
+    Raises:
+        InputError: It is missing or cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; run the stage that writes it again") from None
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write `value` with sorted keys, so that equal values are equal files."""
     write_atomically(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
@@ -197,6 +209,18 @@ def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
+def write_array(path: Path, array: NDArray[Any]) -> None:
+    """Write an array as .npy, without pickle.
+
+    Raises:
+        InputError: The place cannot be written, or the disk is full.
+    """
+    try:
+        np.save(path, array, allow_pickle=False)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+
+
 @dataclass(frozen=True)
 class Images:
     """Packed images: uint8 [N, C, H, W], memory-mapped."""
@@ -209,11 +233,8 @@ class Images:
 
 def write_images(folder: Path, images: Images, about: Mapping[str, Any]) -> None:
     """Write both splits as .npy files, and dataset.json with their hash and origin."""
-    try:
-        np.save(folder / "train.npy", images.train, allow_pickle=False)
-        np.save(folder / "heldout.npy", images.heldout, allow_pickle=False)
-    except OSError as error:
-        raise _cannot_write(folder, error) from None
+    write_array(folder / "train.npy", images.train)
+    write_array(folder / "heldout.npy", images.heldout)
     counts = {"train": len(images.train), "heldout": len(images.heldout), "shape": list(images.train.shape[1:])}
     write_json(folder / "dataset.json", {**about, **counts})
 

@@ -6,37 +6,16 @@ from pathlib import Path
 from typing import Annotated, Literal, cast
 
 import click
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from stages.errors import InputError, first_line
-
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-Commit = Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
-
+from stages.schema import Commit, Section, Sha256
 
 CriterionName = Literal["random", "magnitude", "taylor", "diff-pruning", "no-cancel-taylor", "fisher", "snr-taylor"]
 FormulaName = Literal["paper", "diffusers"]
-
-
-class Frozen(BaseModel):
-    """A checked record: it cannot be changed, and a key it does not know is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Section(Frozen):
-    """A block of params.yaml."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _true_is_no_number(cls, values: object) -> object:
-        for name, value in values.items() if isinstance(values, dict) else ():
-            if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
-                raise ValueError(f"{name} is {str(value).lower()}, which is allowed for switches only")
-        return values
 
 
 class BundledSource(Section):
@@ -239,29 +218,99 @@ class FinetuneParams(Section):
     """Steps between two checkpoints."""
 
 
-class EvaluateParams(Section):
-    """The protocol under which the models are compared."""
+SchedulerName = Literal[
+    "DDIM",
+    "DDPM",
+    "DEISMultistep",
+    "DPMSolverMultistep",
+    "EulerAncestralDiscrete",
+    "EulerDiscrete",
+    "HeunDiscrete",
+    "LMSDiscrete",
+    "PNDM",
+    "UniPCMultistep",
+]
 
+
+class SamplerParams(Section):
+    """How pictures are drawn."""
+
+    scheduler: SchedulerName = "DDIM"
+    """By its name in diffusers, less "Scheduler"; the noise schedule is the model's own."""
+    spacing: Literal["leading", "linspace", "trailing", "quadratic"] = "leading"
+    """Of the steps, in diffusers' words; leading is uniform from 0; quadratic, as the original's, is DDIM's."""
+    steps: int = Field(ge=1, le=1000)
+    eta: float = Field(0.0, ge=0, le=1)
+    """Share of DDPM's noise in each step of DDIM; 0 is deterministic."""
+    clip: bool | None = None
+    """Whether each estimate of the clean image is clipped to [-1, 1], for DDIM and DDPM; null asks the model."""
+
+    @model_validator(mode="after")
+    def _is_known_to_the_scheduler(self) -> "SamplerParams":
+        if self.scheduler != "DDIM" and (self.eta or self.spacing == "quadratic"):
+            raise ValueError(f"scheduler {self.scheduler} has neither eta nor spacing quadratic; only DDIM has")
+        if self.scheduler not in ("DDIM", "DDPM") and self.clip:
+            raise ValueError(f"scheduler {self.scheduler} does not clip; only DDIM and DDPM do")
+        return self
+
+
+class ExtractorParams(Section):
+    """What sees the images in place of people."""
+
+    name: str = Field(min_length=1)
+    """digits, or any that torch-fidelity knows: inception-v3-compat, vgg16, clip-vit-b-32, dinov2-vit-b-14, ..."""
+    weights: Path | None = None
+    """Its weights on this machine; null takes them from PyTorch's cache or their download page."""
+    sha256: Sha256 | None = None
+    """Of that file; null takes what the weights' own name or torch-fidelity promises, if they promise anything."""
+
+
+class ReferenceParams(Section):
+    """The protocol: how every model's images are drawn, seen and scored."""
+
+    sampler: SamplerParams
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the model's weights and activations; the sampler computes in float32."""
     num_images: int = Field(ge=2)
-    """Images drawn from each model."""
+    """Images of a set; FID, KID, precision and recall are taken on one set at a time."""
+    sets: int = Field(1, ge=1, le=1000)
+    """Sets drawn from seeds of their own; intervals need two or more."""
     batch_size: int = Field(ge=1, le=1_000_000)
-    sampler_steps: int = Field(ge=1, le=1000)
-    """DDIM steps, eta 0, uniform spacing."""
-    extractor: Literal["digits", "inception-v3-compat"]
-    """Feature extractor of FID and KID, by its name in torch-fidelity."""
-    extractor_weights: Path | None = None
-    """Weights of Inception on this machine; null lets torch-fidelity download them."""
+    """Images drawn or seen at once; no part of the protocol."""
+    extractor: ExtractorParams
     kid_subsets: int = Field(ge=1, le=1_000_000)
     kid_subset_size: int = Field(ge=2)
     """Images in each of KID's subsets; at most num_images."""
-    latency_repeats: int = Field(ge=1)
-    """Timed forward passes of one image; the median counts."""
+    neighbours: int = Field(3, ge=1)
+    """k of precision and recall: how far an image's neighbourhood reaches."""
 
     @model_validator(mode="after")
-    def _subsets_fit(self) -> "EvaluateParams":
+    def _images_suffice(self) -> "ReferenceParams":
         if self.kid_subset_size > self.num_images:
             raise ValueError(f"kid_subset_size {self.kid_subset_size} is more than num_images {self.num_images}")
+        if self.neighbours >= self.num_images:
+            raise ValueError(f"neighbours {self.neighbours} needs more than num_images {self.num_images}")
         return self
+
+
+class CostParams(Section):
+    """What the truth table of speed covers."""
+
+    batches: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 16, 128), min_length=1)
+    """Images a pass; the first is the one whose latency stands in the results."""
+    precisions: tuple[Literal["float32", "bfloat16"], ...] = Field(("float32",), min_length=1)
+    compiled: bool = False
+    """Time torch.compile too; compiling takes up to minutes a row."""
+    repeats: int = Field(50, ge=3)
+    """Timed passes a row, at most."""
+    seconds: float = Field(10, gt=0)
+    """Time for a row, of which three passes are taken at least; a row that three passes would not fit is left out."""
+
+
+class EvaluateParams(Section):
+    """What is measured beside the protocol's quality and consistency."""
+
+    costs: CostParams
 
 
 class Params(Section):
@@ -270,6 +319,7 @@ class Params(Section):
     seed: int = Field(ge=0)
     """The root of every random draw."""
     fetch: FetchParams
+    reference: ReferenceParams
     importance: ImportanceParams
     prune: PruneParams
     finetune: FinetuneParams

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 
 from stages.artifacts import RUN_RECORD, file_sha256, write_json
-from stages.params import Section
+from stages.schema import Section
 
 PACKAGES = ("diffusers", "numpy", "safetensors", "torch", "torch-fidelity", "torch-pruning", "torchmetrics")
 STAGES_ROOT = Path(__file__).parent
+ALSO = {"reference": ["protocol"], "evaluate": ["protocol"]}
+"""Packages that only some stages share."""
 
 
 def write_run_record(folder: Path, stage: str, **params: Section | int) -> None:
@@ -49,8 +51,8 @@ def _plain(params: Mapping[str, Section | int]) -> dict[str, Any]:
 
 def code_sha256(stage: str) -> str:
     """Hash the code of a stage and all that the computing stages share; a changed line is another hash."""
-    own = sorted((STAGES_ROOT / stage).rglob("*.py"))
-    doors = {STAGES_ROOT / name for name in ("export.py", "oneshot.py", "tracking.py")}
+    own = sorted(path for name in (stage, *ALSO.get(stage, ())) for path in (STAGES_ROOT / name).rglob("*.py"))
+    doors = {STAGES_ROOT / name for name in ("compare.py", "export.py", "oneshot.py", "tracking.py")}
     shared = sorted({*STAGES_ROOT.glob("*.py"), *(STAGES_ROOT / "diffusion").glob("*.py")} - doors)
     digest = hashlib.sha256()
     for path in own + shared:

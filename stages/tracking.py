@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "espalier"
 COMPRESSION_TAG = "espalier.compression"
-STAGES = ("fetch", "importance", "prune", "finetune", "evaluate")
+STAGES = ("fetch", "reference", "importance", "prune", "finetune", "evaluate")
+"""Those whose params and code decide the outcome; report only tells of it."""
 SETTINGS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_LOGGING_LEVEL": "WARNING"}
 """Defaults that the environment may overrule."""
 CONTENT = ("stage", "params", "code_sha256")
@@ -35,8 +36,8 @@ class Compression:
     """
 
     def __init__(self, artifacts: Path, reports: Path) -> None:
-        self.model, self.reports = artifacts / "finetuned", reports
-        homes = [artifacts / name for name in ("pretrained", "importance", "pruned", "finetuned")]
+        self.model, self.released, self.reports = artifacts / "finetuned", artifacts / "released" / "finetuned", reports
+        homes = [artifacts / name for name in ("pretrained", "reference", "importance", "pruned", "finetuned")]
         self.homes = dict(zip(STAGES, [*homes, reports / "evaluate"], strict=True))
 
     def id(self) -> str:
@@ -57,9 +58,15 @@ class Compression:
 
     def metrics(self) -> dict[str, float]:
         """Flatten the metrics of all reports to `evaluate.finetuned.fid: 1.2`."""
-        reports = {path.parent.name: _read_json(path) for path in sorted(self.reports.glob("*/metrics.json"))}
-        pairs = flatten(reports)
-        return {key: value for key, value in pairs if isinstance(value, int | float) and ".protocol." not in key}
+        found = {path.parent.name: _read_json(path) for path in sorted(self.reports.glob("*/metrics.json"))}
+        found["evaluate"] = {
+            path.stem: _read_json(path) for path in sorted(self.reports.glob("evaluate/metrics/*.json"))
+        }
+        return {key: value for key, value in flatten(found) if isinstance(value, int | float)}
+
+    def protocol_id(self) -> str:
+        """Name the protocol under which quality was measured."""
+        return str(_read_json(self.reports / "evaluate" / "evaluation.json", {"protocol_id"})["protocol_id"])
 
     def curves(self) -> Iterator[tuple[str, int, float]]:
         """Read the curves as (key, step, value)."""
@@ -128,6 +135,7 @@ def _write(client: "MlflowClient", experiment_id: str, compression: Compression,
     params = [Param(key, str(value)) for key, value in compression.params().items()]
     tags = {
         COMPRESSION_TAG: name,
+        "espalier.protocol": compression.protocol_id(),
         "mlflow.source.git.commit": last["git_commit"] or "",
         "device": last["device"]["name"],
     }
@@ -136,7 +144,7 @@ def _write(client: "MlflowClient", experiment_id: str, compression: Compression,
         for start in range(0, len(rows), 1000):
             client.log_batch(run_id, metrics=rows[start : start + 1000])
         client.log_artifacts(run_id, str(compression.reports), "reports")
-        client.log_artifacts(run_id, str(compression.model), "model")
+        client.log_artifacts(run_id, str(compression.released), "model")
     except BaseException:
         client.set_terminated(run_id, "FAILED")
         raise

@@ -12,6 +12,7 @@ from stages.artifacts import Images
 from stages.diffusion.models import write_pipeline
 from stages.importance.measure import measure_importance
 from stages.params import Params, load_params
+from stages.protocol.protocol import Protocol
 
 ROOT = Path(__file__).parents[1]
 
@@ -70,6 +71,26 @@ def images() -> Images:
 def params() -> Params:
     """The default params."""
     return load_params(ROOT / "params.yaml")
+
+
+@pytest.fixture
+def protocol() -> Protocol:
+    """Two sets of four images, drawn in two steps."""
+    return Protocol(
+        sampler={"steps": 2, "clip": True},
+        precision="float32",
+        num_images=4,
+        sets=2,
+        seed=3,
+        extractor="digits",
+        layer="64",
+        extractor_sha256="a" * 64,
+        num_real_images=10,
+        real_sha256="b" * 64,
+        kid_subsets=2,
+        kid_subset_size=4,
+        neighbours=2,
+    )
 
 
 @pytest.fixture

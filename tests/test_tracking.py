@@ -25,8 +25,11 @@ def compression(tmp_path, params, magnitude, monkeypatch):
     write_report([CurvePoint(0, None, 0.5), CurvePoint(9, 0.2, 0.1)], tmp_path / "reports" / "finetune")
     (tmp_path / "reports" / "importance").mkdir()
     (tmp_path / "reports" / "importance" / "losses.csv").write_text("timestep,loss\n0,2.5\n1,1.5\n")
-    metrics = {"protocol": {"num_images": 10}, "finetuned": {"fid": 1.25}}
-    write_json(tmp_path / "reports" / "evaluate" / "metrics.json", metrics)
+    evaluated = tmp_path / "reports" / "evaluate"
+    write_json(evaluated / "metrics" / "finetuned.json", {"protocol": "0123456789ab", "fid": 1.25})
+    write_json(evaluated / "evaluation.json", {"protocol_id": "0123456789ab"})
+    write_tensors(found.released / "unet" / "weights.safetensors", magnitude.saliency)
+    (found.released / "README.md").write_text("# A card")
     return found
 
 
@@ -42,7 +45,8 @@ def test_one_compression_is_one_run(compression):
     assert run.data.params["prune.target.ratio"] == "0.3"
     assert run.data.params["fetch.model.name"] == "digits"
     assert run.data.metrics["evaluate.finetuned.fid"] == 1.25
-    assert "evaluate.protocol.num_images" not in run.data.metrics
+    assert run.data.tags["espalier.protocol"] == "0123456789ab"
+    assert "model/README.md" in [file.path for file in client.list_artifacts(run_id, "model")]
     curve = client.get_metric_history(run_id, "finetune.heldout_loss")
     assert [(point.step, point.value) for point in curve] == [(0, 0.5), (9, 0.1)]
     assert [point.step for point in client.get_metric_history(run_id, "finetune.train_loss")] == [9]

@@ -55,6 +55,11 @@ def read_unet(folder: Path, device: torch.device = CPU) -> Denoiser:
     return unet.to(device)  # type: ignore[arg-type,no-any-return]  # diffusers wraps away the types
 
 
+def weights_bytes(folder: Path) -> int:
+    """Size of a UNet's weights on disk."""
+    return (component(folder, "unet") / WEIGHTS).stat().st_size
+
+
 def check_supported(config: Mapping[str, Any], origin: Path) -> None:
     """Refuse what this version cannot draw, train and prune.
 

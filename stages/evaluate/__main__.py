@@ -10,30 +10,38 @@ import click
 @click.option("--dense", type=Path, required=True, help="Pretrained model folder.")
 @click.option("--pruned", type=Path, required=True, help="Pruned model folder.")
 @click.option("--finetuned", type=Path, required=True, help="Finetuned model folder.")
-@click.option("--data", type=Path, required=True, help="Packed images to compare with.")
-@click.option("--report", type=Path, required=True, help="Where metrics, table and pictures go.")
-def main(params_path: Path, dense: Path, pruned: Path, finetuned: Path, data: Path, report: Path) -> None:
-    """Measure how well the models draw, how alike, and what they cost."""
+@click.option("--reference", "reference_path", type=Path, required=True, help="What the dense model drew.")
+@click.option("--report", type=Path, required=True, help="Where metrics, tables and pictures go.")
+def main(params_path: Path, dense: Path, pruned: Path, finetuned: Path, reference_path: Path, report: Path) -> None:
+    """Measure how well the models draw, how alike, and what they cost, under the protocol of the reference."""
     from stages.params import load_params
 
     params = load_params(params_path)
 
     from stages import artifacts
     from stages.diffusion.device import select_device
-    from stages.diffusion.models import check_images, read_scheduler, read_unet, require_unconditional
-    from stages.evaluate.compare import compare
+    from stages.diffusion.models import check_images, read_scheduler, read_unet, require_unconditional, weights_bytes
+    from stages.evaluate.evaluation import evaluate
     from stages.evaluate.report import write_report
+    from stages.protocol.extractors import Extractor
+    from stages.protocol.protocol import check_current
+    from stages.protocol.reference import read_reference
     from stages.provenance import write_run_record
 
-    artifacts.check_free(report, inputs=[dense, pruned, finetuned, data])
-    device, folders = select_device(), {"dense": dense, "pruned": pruned, "finetuned": finetuned}
+    folders = {"dense": dense, "pruned": pruned, "finetuned": finetuned}
+    artifacts.check_free(report, inputs=[*folders.values(), reference_path])
+    device = select_device()
     models = {name: read_unet(folder, device) for name, folder in folders.items()}
-    real = artifacts.read_images(data).train
-    require_unconditional(models["dense"], dense)
-    check_images(models["dense"], real, data)
-    comparison = compare(models, read_scheduler(dense), real, params.evaluate, params.seed)
+    reference = read_reference(reference_path)
+    for name, unet in models.items():
+        require_unconditional(unet, folders[name])
+        check_images(unet, reference.samples[0], reference_path)
+    extractor = Extractor(params.reference.extractor, params.reference.batch_size)
+    check_current(reference.protocol, params.reference, params.seed, extractor, reference_path)
+    sizes_bytes = {name: weights_bytes(folder) for name, folder in folders.items()}
+    evaluation = evaluate(models, sizes_bytes, read_scheduler(dense), reference, extractor, params.evaluate.costs)
     with artifacts.writing(report) as folder:
-        write_report(comparison, folder)
+        write_report(evaluation, folder)
         write_run_record(folder, "evaluate", seed=params.seed, evaluate=params.evaluate)
 
 

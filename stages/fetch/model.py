@@ -6,7 +6,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from stages.artifacts import file_sha256, read_json
+from stages.artifacts import copy_file, file_sha256, read_json
 from stages.diffusion.families import Denoiser, example_inputs
 from stages.diffusion.models import WEIGHTS, component, read_scheduler, read_unet, require_unconditional, write_pipeline
 from stages.errors import InputError, first_line
@@ -14,7 +14,16 @@ from stages.params import BundledSource, FolderModel, HubModel
 
 BUNDLED = Path(__file__).parent / "bundled"
 BUNDLED_SHA256 = {"digits": "4714527c68bc45b6e608201d3e46c1a527fdd0f95dbb0cc8b5a00671f1de8854"}
-PARTS = ["model_index.json", "config.json", "scheduler_config.json", f"*{WEIGHTS}", "unet/*.json", "scheduler/*.json"]
+CARD = "README.md"
+PARTS = [
+    CARD,
+    "model_index.json",
+    "config.json",
+    "scheduler_config.json",
+    f"*{WEIGHTS}",
+    "unet/*.json",
+    "scheduler/*.json",
+]
 
 
 def fetch_model(source: BundledSource | FolderModel | HubModel, out: Path) -> Denoiser:
@@ -31,6 +40,8 @@ def fetch_model(source: BundledSource | FolderModel | HubModel, out: Path) -> De
     require_unconditional(unet, folder)
     try_out(unet, folder)
     write_pipeline(out, unet, read_scheduler(folder))
+    if (folder / CARD).is_file():  # its licence binds every model made from this one
+        copy_file(folder / CARD, out / CARD)
     return unet
 
 

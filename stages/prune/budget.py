@@ -6,9 +6,10 @@ from functools import partial
 
 from stages.diffusion.groups import Group
 from stages.errors import InputError
-from stages.params import Frozen, PruneParams, Quantity
+from stages.params import PruneParams, Quantity
 from stages.prune.costs import Costs
 from stages.prune.path import Cuts, Step, follow, quantum
+from stages.schema import Frozen
 
 TOLERANCES: dict[Quantity, float] = {"channels": 0.01, "macs": 0.01, "params": 0.01, "latency_ms": 0.05}
 UNITS: dict[Quantity, str] = {"channels": "channels", "macs": "MACs", "params": "parameters", "latency_ms": "ms"}

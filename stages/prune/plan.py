@@ -15,8 +15,9 @@ from stages.diffusion.families import Denoiser, family_name
 from stages.diffusion.groups import Group, Member, find_groups
 from stages.diffusion.scores import Kept
 from stages.errors import InputError
-from stages.params import Frozen, PruneParams, Sha256
+from stages.params import PruneParams
 from stages.prune.budget import Budget
+from stages.schema import Frozen, Sha256
 
 
 class Base(Frozen):

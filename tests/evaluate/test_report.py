@@ -1,55 +1,59 @@
-"""Consistency, latency, tables and pictures."""
+"""An evaluation and its record."""
 
-import importlib.util
+import csv
 import json
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+import torch
 from PIL import Image
-from skimage.metrics import structural_similarity
+from skimage.metrics import mean_squared_error, structural_similarity
 
-from stages.artifacts import write_atomically
 from stages.diffusion.latency import measure_latencies_ms
 from stages.errors import InputError
-from stages.evaluate.compare import compare
-from stages.evaluate.consistency import check_size, images_to_ssim
+from stages.evaluate.consistency import Pairs, compare_pairs, images_to_mse, images_to_ssim
+from stages.evaluate.evaluation import evaluate
 from stages.evaluate.pictures import images_to_grid
 from stages.evaluate.report import write_report
-from stages.params import PruneParams
+from stages.params import CostParams, PruneParams
+from stages.protocol.extractors import Extractor
 from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut
+from stages.reference.reference import make_reference
 
 DRAWS = np.random.default_rng(0)
+COSTS = CostParams(batches=(1,), repeats=3, seconds=0.5)
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 16), (3, 32, 32)])
-def test_ssim_is_that_of_scikit_image(shape):
+def test_ssim_and_mse_are_those_of_scikit_image(shape):
     """11×11 Gaussian window, σ 1.5, range 255, mean over the pixels whose window lies inside: within 1e-6."""
     left = DRAWS.integers(0, 256, (4, *shape)).astype(np.uint8)
     right = np.clip(left + DRAWS.normal(0, 40, left.shape), 0, 255).astype(np.uint8)
     settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
-    expected = [
-        structural_similarity(x.astype(float), y.astype(float), channel_axis=0, **settings)
-        for x, y in zip(left, right, strict=True)
-    ]
+    pairs = list(zip(left.astype(float), right.astype(float), strict=True))
 
-    np.testing.assert_allclose(images_to_ssim(left, right).numpy(), expected, atol=1e-6)
-
-
-def test_an_image_is_like_itself():
-    """SSIM 1 for each pair, whatever the batch."""
-    images = DRAWS.integers(0, 256, (3, 1, 16, 16)).astype(np.uint8)
-
-    assert images_to_ssim(images, images, batch_size=2).tolist() == pytest.approx([1.0] * 3)
+    expected = [structural_similarity(x, y, channel_axis=0, **settings) for x, y in pairs]
+    np.testing.assert_allclose(images_to_ssim(left, right), expected, atol=1e-6)
+    expected = [mean_squared_error(x / 255, y / 255) for x, y in pairs]
+    np.testing.assert_allclose(images_to_mse(left, right), expected, rtol=1e-12)
 
 
-def test_images_smaller_than_the_window_are_refused():
-    """8×8 has no place for an 11×11 window."""
-    images = np.zeros((2, 1, 8, 8), np.uint8)
+def test_ssim_does_not_depend_on_the_batch():
+    """1, 7 and 64 pairs at a time give the same, and an image is like itself."""
+    left, right = DRAWS.integers(0, 256, (2, 20, 1, 16, 16)).astype(np.uint8)
+    found = [images_to_ssim(left, right, batch_size=size) for size in (1, 7, 64)]
 
-    with pytest.raises(InputError, match="SSIM needs images of at least 11×11, the models draw 8×8"):
-        check_size(images)
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-12)
+    np.testing.assert_allclose(found[0], found[2], rtol=1e-12)
+    assert images_to_ssim(left, left).tolist() == pytest.approx([1.0] * 20)
+
+
+def test_the_worst_pairs_come_first():
+    """By set and index."""
+    pairs = Pairs(ssim=np.array([[0.9, 0.1], [-0.2, 0.5]]), mse=np.zeros((2, 2)))
+
+    assert pairs.worst(3) == [(1, 0), (0, 1), (1, 1)]
 
 
 def test_latency_is_a_time(unet):
@@ -69,55 +73,104 @@ def test_a_grid_holds_the_images_in_reading_order():
 
 
 @pytest.fixture
-def comparison(make_unet, scheduler, magnitude, params):
-    """A dense and a pruned model, compared on a few images of the digits' size."""
+def models(make_unet, magnitude):
+    """A dense model of the digits' size, and one pruned from it."""
     unet = make_unet(sample_size=16)
-    few = {"num_images": 6, "batch_size": 4, "sampler_steps": 2, "kid_subset_size": 4, "latency_repeats": 2}
-    real = DRAWS.integers(0, 256, (10, 1, 16, 16)).astype(np.uint8)
     pruned = cut(unet, plan_pruning(unet, magnitude, PruneParams(target={"ratio": 0.3})))
-    return compare({"dense": unet, "pruned": pruned}, scheduler, real, params.evaluate.model_copy(update=few), seed=3)
+    return {"dense": unet, "pruned": pruned}
 
 
-def test_every_number_stands_beside_its_protocol(comparison):
-    """Each model has every metric, the dense one is like itself, and the protocol says under what they were taken."""
-    wanted = {"params", "macs", "fid", "kid", "kid_std", "ssim", "ssim_std", "latency_ms"}
-
-    assert set(comparison.metrics) == {"protocol", "dense", "pruned"}
-    assert set(comparison.metrics["dense"]) == set(comparison.metrics["pruned"]) == wanted
-    assert comparison.metrics["dense"]["ssim"] == pytest.approx(1)
-    assert comparison.metrics["pruned"]["macs"] < comparison.metrics["dense"]["macs"]
-    protocol = comparison.metrics["protocol"]
-    assert (protocol["num_images"], protocol["num_real_images"], protocol["seed"]) == (6, 10, 3)
-    assert len(comparison.drawn["dense"]) == 6
+@pytest.fixture
+def extractor(params):
+    """The bundled one."""
+    return Extractor(params.reference.extractor, 4)
 
 
-def test_the_report_is_there_to_read_and_to_see(comparison, tmp_path):
-    """JSON for programs, a table for people, and pictures that open."""
-    write_report(comparison, tmp_path)
+@pytest.fixture
+def reference(models, scheduler, protocol, extractor):
+    """What the dense model draws."""
+    real = DRAWS.integers(0, 256, (10, 1, 16, 16)).astype(np.uint8)
+    return make_reference(models["dense"], scheduler, real, protocol, extractor)
 
-    assert json.loads((tmp_path / "metrics.json").read_text()) == comparison.metrics
-    table = (tmp_path / "results.md").read_text()
-    assert table.splitlines()[2].startswith("| dense | ")
-    for name in ("dense", "pruned", "summary"):
+
+@pytest.fixture
+def evaluation(models, scheduler, reference, extractor):
+    """Both, measured."""
+    return evaluate(models, {"dense": 9, "pruned": 5}, scheduler, reference, extractor, COSTS)
+
+
+def test_the_dense_model_is_like_itself(evaluation):
+    """SSIM 1, MSE 0, and nothing of it is drawn again: its images are the reference's."""
+    dense = evaluation.models["dense"]
+
+    assert dense.estimate("ssim").mean == pytest.approx(1)
+    assert dense.estimate("mse").mean == 0
+    assert evaluation.models["pruned"].macs < dense.macs
+    assert {len(values) for values in dense.sets.values()} == {2}
+
+
+def test_a_second_evaluation_draws_no_dense_image(models, scheduler, reference, extractor, evaluation):
+    """Counted on the model itself: it draws its strip, and is timed, but never draws a set."""
+    calls = []
+    handle = models["dense"].register_forward_hook(lambda _, __, output: calls.append(len(output.sample)))
+    again = evaluate(models, {"dense": 9, "pruned": 5}, scheduler, reference, extractor, COSTS)
+    handle.remove()
+
+    assert again.models["dense"].sets == evaluation.models["dense"].sets
+    assert again.models["pruned"].sets == evaluation.models["pruned"].sets
+    assert reference.protocol.num_images not in calls
+    assert extractor.batch_size not in calls
+    assert calls.count(3) == reference.protocol.sampler.steps  # of the strip
+
+
+def test_a_reference_of_another_dense_model_is_refused(models, make_unet, scheduler, reference, extractor):
+    """Its images would not be from the same weights."""
+    others = {**models, "dense": make_unet(seed=5, sample_size=16)}
+
+    with pytest.raises(InputError, match=r"the dense model has weights of sha256 .*; run the reference stage again"):
+        evaluate(others, {"dense": 9, "pruned": 5}, scheduler, reference, extractor, COSTS)
+
+
+def test_a_model_that_draws_no_numbers_is_refused(models, scheduler, reference, extractor):
+    """NaN in the weights is NaN in the pictures; the first seed is named, and no number is made of it."""
+    with torch.no_grad():
+        models["pruned"].conv_out.bias.fill_(float("nan"))
+
+    with pytest.raises(
+        InputError, match=r"pruned draws 4 of 4 images with values that are not finite \(first: seed \d+\)"
+    ):
+        evaluate(models, {"dense": 9, "pruned": 5}, scheduler, reference, extractor, COSTS)
+
+
+def test_the_record_holds_every_number_with_its_interval(evaluation, tmp_path):
+    """JSON for programs, a flat file a model for DVC, every pair, the truth table, and pictures that open."""
+    write_report(evaluation, tmp_path)
+    record = json.loads((tmp_path / "evaluation.json").read_text())
+
+    assert record["protocol_id"] == evaluation.protocol.id
+    assert set(record["models"]) == {"dense", "pruned"}
+    fid = record["models"]["pruned"]["metrics"]["fid"]
+    assert len(fid["sets"]) == 2
+    assert fid["mean"] == pytest.approx(np.mean(fid["sets"]))
+    assert set(fid["above_dense"]) == {"mean", "half_width", "is_distinct"}
+    assert record["models"]["pruned"]["worst_pairs"][0]["ssim"] == evaluation.models["pruned"].pairs.ssim.min()
+    flat = json.loads((tmp_path / "metrics" / "pruned.json").read_text())
+    assert flat["protocol"] == evaluation.protocol.id
+    assert flat["fid"] == fid["mean"]
+    assert all(not isinstance(value, dict) for value in flat.values())
+    with (tmp_path / "pairs.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 2 * evaluation.protocol.num_images
+    with (tmp_path / "costs.csv").open() as file:
+        assert [row["model"] for row in csv.DictReader(file)] == ["dense", "pruned"]
+    for name in ("dense", "pruned", "dense-strip", "pruned-worst"):
         with Image.open(tmp_path / f"{name}.png") as image:
-            assert min(image.size) > 100
+            assert min(image.size) >= 60
 
 
-def test_the_readme_gets_the_table_between_its_marks(tmp_path, root):
-    """And nothing else of it changes; a README without marks is refused."""
-    spec = importlib.util.spec_from_file_location("results", root / "docs" / "results.py")
-    readme = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(readme)
-    report, page, picture = tmp_path / "report", tmp_path / "README.md", tmp_path / "summary.png"
-    write_atomically(report / "results.md", b"| new |\n")
-    write_atomically(report / "summary.png", b"pixels")
-    page.write_text(f"before\n{readme.BEGIN}\n| old |\n{readme.END}\nafter\n")
-    arguments = ["--report", str(report), "--readme", str(page), "--picture", str(picture)]
+def test_pairs_are_compared_set_by_set():
+    """The n-th image of a set with the n-th image of the same set."""
+    samples = DRAWS.integers(0, 256, (2, 3, 1, 16, 16)).astype(np.uint8)
+    pairs = compare_pairs(samples, samples[::-1])
 
-    assert CliRunner().invoke(readme.main, arguments).exit_code == 0
-    assert page.read_text() == f"before\n{readme.BEGIN}\n| new |\n\n{readme.END}\nafter\n"
-    assert picture.read_bytes() == b"pixels"
-    page.write_text("no marks")
-    refused = CliRunner().invoke(readme.main, arguments)
-    assert refused.exit_code == 1
-    assert "lacks the marks" in refused.output
+    assert pairs.ssim.shape == (2, 3)
+    assert pairs.ssim[0, 1] == pytest.approx(images_to_ssim(samples[0, 1:2], samples[1, 1:2])[0])

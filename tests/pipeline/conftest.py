@@ -20,7 +20,8 @@ PARTS = [".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "dvc.yaml
 SMALL = {
     "importance": {"stride": 250, "num_images": 4},
     "finetune": {"steps": 12, "batch_size": 16, "heldout_every": 6, "checkpoint_every": 2},
-    "evaluate": {"num_images": 8, "sampler_steps": 2, "kid_subset_size": 4, "kid_subsets": 2, "latency_repeats": 2},
+    "reference": {"num_images": 8, "sets": 2, "kid_subset_size": 4, "kid_subsets": 2, "sampler": {"steps": 2}},
+    "evaluate": {"costs": {"batches": [1, 2], "repeats": 3, "seconds": 0.5}},
 }
 
 
@@ -104,5 +105,5 @@ def make_workspace(tmp_path_factory):
 def finished(make_workspace):
     """A workspace in which the pipeline ran once; tests leave it up to date."""
     workspace = make_workspace("finished")
-    assert workspace.repro() == ["fetch", "importance", "prune", "finetune", "evaluate"]
+    assert workspace.repro() == ["fetch", "reference", "importance", "prune", "finetune", "evaluate", "report"]
     return workspace

@@ -6,7 +6,8 @@ import shutil
 
 from mlflow import MlflowClient
 
-METRICS = {"params", "macs", "fid", "kid", "ssim", "latency_ms"}
+MODELS = ("dense", "pruned", "finetuned")
+METRICS = {"params", "macs", "fid", "fid_interval", "kid", "precision", "recall", "ssim", "mse", "latency_ms"}
 
 
 def runs(workspace):
@@ -17,13 +18,14 @@ def runs(workspace):
 
 def test_the_report_compares_the_three_models(finished):
     """Every metric of every model, and MACs fall by 40 to 60 %."""
-    metrics = json.loads((finished.path / "reports/evaluate/metrics.json").read_text())
+    folder = finished.path / "reports/evaluate"
+    metrics = {name: json.loads((folder / f"metrics/{name}.json").read_text()) for name in MODELS}
+    protocol = json.loads((folder / "protocol.json").read_text())
 
-    assert set(metrics) == {"protocol", "dense", "pruned", "finetuned"}
-    assert all(set(metrics[model]) >= METRICS for model in ("dense", "pruned", "finetuned"))
+    assert all(set(metrics[model]) >= METRICS for model in MODELS)
     assert 0.4 < 1 - metrics["pruned"]["macs"] / metrics["dense"]["macs"] < 0.6
-    assert metrics["protocol"]["num_images"] == 8
-    assert metrics["protocol"]["seed"] == 0
+    assert len({metrics[model]["protocol"] for model in MODELS}) == 1
+    assert (protocol["num_images"], protocol["sets"], protocol["seed"]) == (8, 2, 0)
 
 
 def test_every_run_folder_explains_itself(finished):
@@ -58,7 +60,7 @@ def test_a_second_repro_runs_nothing(finished):
 def test_a_finetune_param_runs_finetune_and_what_follows(finished):
     """Going back restores from the cache, which computes nothing and records nothing twice."""
     finished.set("finetune", steps=13)
-    assert finished.repro() == ["finetune", "evaluate"]
+    assert finished.repro() == ["finetune", "evaluate", "report"]  # what the dense model drew is not drawn again
     assert len(runs(finished)) == 2
 
     finished.set("finetune", steps=12)
@@ -66,12 +68,40 @@ def test_a_finetune_param_runs_finetune_and_what_follows(finished):
     assert len(runs(finished)) == 2
 
 
+def test_a_word_on_the_page_measures_nothing_again(finished):
+    """Cards and page are told anew; no number is."""
+    file = finished.path / "stages/report/card.md.j2"
+    before = file.read_text()
+    file.write_text(before + "\nA word.\n")
+    assert finished.repro() == ["report"]
+    assert (finished.path / "artifacts/released/finetuned/README.md").read_text().endswith("A word.")
+
+    file.write_text(before)
+    assert finished.repro() == []
+
+
+def test_two_evaluations_of_one_protocol_can_be_compared_and_others_cannot(finished, tmp_path):
+    """Differences with intervals; under another seed, a refusal that names the field."""
+    other = tmp_path / "other"
+    shutil.copytree(finished.path / "reports/evaluate", other)
+    result = finished.run("python", "-m", "stages.compare", "reports/evaluate", str(other))
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"^FID +\+0 ± 0, no difference beyond the interval$", result.stdout, re.MULTILINE)
+
+    protocol = json.loads((other / "protocol.json").read_text())
+    (other / "protocol.json").chmod(0o644)
+    (other / "protocol.json").write_text(json.dumps({**protocol, "seed": 1}))
+    result = finished.run("python", "-m", "stages.compare", "reports/evaluate", str(other))
+    assert result.returncode == 1
+    assert "seed is 0 and 1; measure both under one protocol" in result.stderr
+
+
 def test_a_line_in_prune_runs_prune_and_what_follows(finished):
     """Even a comment: the code that made a model is part of what the model is."""
     file = finished.path / "stages/prune/surgery.py"
     before = file.read_text()
     file.write_text(before + "# a line\n")
-    assert finished.repro() == ["prune", "finetune", "evaluate"]
+    assert finished.repro() == ["prune", "finetune", "evaluate", "report"]
 
     file.write_text(before)
     assert finished.repro() == []

@@ -1,11 +1,10 @@
-"""Images -> features, by extractors registered with torch-fidelity."""
+"""Digits -> features, by the bundled classifier."""
 
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
-from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
 from stages.artifacts import read_tensors
 
@@ -73,9 +72,3 @@ class DigitsExtractor(FeatureExtractorBase):  # type: ignore[misc]  # torch-fide
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor]:
         """Extract the features of a batch of RGB images."""
         return (self.classifier(images[:, :1].float() / 127.5 - 1)[0],)
-
-
-def register_extractors() -> None:
-    """Make our extractors known to torch-fidelity by name; a second call changes nothing."""
-    if "digits" not in FEATURE_EXTRACTORS_REGISTRY:
-        register_feature_extractor("digits", DigitsExtractor)

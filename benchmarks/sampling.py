@@ -1,0 +1,89 @@
+"""A pretrained model -> images per second, against diffusers' own pipeline at the same settings in one run."""
+
+import copy
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import click
+import numpy as np
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler
+
+from stages.diffusion.device import select_device
+from stages.diffusion.families import Denoiser
+from stages.diffusion.models import read_scheduler, read_unet
+from stages.diffusion.sampling import cast_model, draw, image_seeds
+from stages.params import SamplerParams
+
+MODEL = Path(__file__).parents[1] / "stages" / "fetch" / "bundled" / "digits"
+Way = Callable[[], np.ndarray]
+
+
+def by_diffusers(pipeline: DDIMPipeline, seeds: list[int], steps: int, batch_size: int) -> np.ndarray:
+    """Draw with the plain pipeline, one generator an image."""
+    batches = []
+    for start in range(0, len(seeds), batch_size):
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]]
+        (found,) = pipeline(len(generators), generators, num_inference_steps=steps, output_type="np", return_dict=False)
+        batches.append((found * 255).round().astype(np.uint8).transpose(0, 3, 1, 2))
+    return np.concatenate(batches)
+
+
+def ways(model: Path, seeds: list[int], steps: int, batch_size: int, *, compiled: bool) -> dict[str, Way]:
+    """List what is timed; models are cast, laid out and compiled before."""
+    unet, scheduler = read_unet(model, select_device()), read_scheduler(model)
+    pipeline = DDIMPipeline(unet, DDIMScheduler.from_config(scheduler.config))
+    pipeline.set_progress_bar_config(disable=True)
+    half = cast_model(unet, "bfloat16")
+    models: dict[str, Denoiser] = {
+        "eager": unet,
+        "bfloat16": half,
+        "bfloat16, channels_last": copy.deepcopy(half).to(memory_format=torch.channels_last),
+    }
+    if compiled:
+        models |= {f"{name}, compiled": torch.compile(models[name], dynamic=False) for name in ("eager", "bfloat16")}
+    ours = partial(draw, scheduler=scheduler, seeds=seeds, sampler=SamplerParams(steps=steps), batch_size=batch_size)
+    drawn = {
+        f"Espalier, {name}": partial(
+            ours, unet=it, precision="bfloat16" if "bfloat16" in name else "float32", label=name
+        )
+        for name, it in models.items()
+    }
+    return {"diffusers": partial(by_diffusers, pipeline, seeds, steps, batch_size), **drawn}
+
+
+@click.command()
+@click.option("--model", type=Path, default=MODEL, help="Model folder.")
+@click.option("--num-images", type=click.IntRange(1), default=128, help="Images drawn each time.")
+@click.option("--batch-size", type=click.IntRange(1), default=64, help="Images at once.")
+@click.option("--steps", type=click.IntRange(1), default=20, help="DDIM steps.")
+@click.option("--rounds", type=click.IntRange(1), default=5, help="How often; the ways take turns, medians count.")
+@click.option(
+    "--compiled/--no-compiled", default=True, help="Whether torch.compile is tried; it takes a minute or two."
+)
+def main(model: Path, num_images: int, batch_size: int, steps: int, rounds: int, *, compiled: bool) -> None:
+    """Draw the same images in every way, in turn, and compare speed and pixels with diffusers'."""
+    todo = ways(model, image_seeds(0, num_images), steps, batch_size, compiled=compiled)
+    with warnings.catch_warnings(action="ignore"):  # of the compiler, about diffusers
+        drawn = {name: way() for name, way in todo.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in todo}
+    for _ in range(rounds):
+        for name, way in todo.items():
+            begin = time.perf_counter()
+            way()
+            seconds[name].append(time.perf_counter() - begin)
+    print("| way | images per second | faster | pixels that differ | by at most |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    for name in todo:
+        ratio = median(one / two for one, two in zip(seconds["diffusers"], seconds[name], strict=True))
+        apart = np.abs(drawn[name].astype(int) - drawn["diffusers"])
+        rate = num_images / median(seconds[name])
+        print(f"| {name} | {rate:.1f} | {ratio:.2f}× | {(apart > 0).mean():.2%} | {apart.max()} of 255 |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Images -> features, by the extractors of torch-fidelity and ours, whose weights are known by their hash."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+from torch_fidelity.feature_extractor_clip import MODEL_METADATA, MODEL_URLS
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
+from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
+from torchvision.models import VGG16_Weights
+
+from stages.artifacts import file_sha256
+from stages.errors import InputError, first_line
+from stages.params import ExtractorParams
+from stages.protocol.digits import DIGITS_SHAPE, DIGITS_WEIGHTS, DigitsExtractor
+
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where torch-fidelity gets an extractor's weights, and what they must be."""
+
+    url: str
+    file_name: str
+    """In PyTorch's cache."""
+    sha256: str
+    """Of the file, or the first digits of it."""
+    holds_code: bool = False
+    """A TorchScript archive, which is opened only if it is the very file that torch-fidelity means."""
+
+
+def _sources() -> dict[str, Source]:
+    inception, vgg = URL_INCEPTION_V3.rsplit("/", 1)[-1], VGG16_Weights.DEFAULT.url.rsplit("/", 1)[-1]
+    clip = {
+        name: Source(url, f"{name}-{MODEL_METADATA[name]['hash']}.pt", MODEL_METADATA[name]["hash"], holds_code=True)
+        for name, url in MODEL_URLS.items()
+    }
+    return {
+        "inception-v3-compat": Source(URL_INCEPTION_V3, inception, INCEPTION_SHA256),
+        "vgg16": Source(VGG16_Weights.DEFAULT.url, vgg, vgg.rsplit("-", 1)[-1].removesuffix(".pth")),
+        **clip,
+    }
+
+
+SOURCES = _sources()
+
+
+class RgbImages(Dataset[torch.Tensor]):
+    """Packed images as torch-fidelity wants them: uint8 [3, H, W] each, grey ones repeated."""
+
+    def __init__(self, pixels: NDArray[np.uint8]) -> None:
+        self.pixels = pixels
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.from_numpy(np.array(self.pixels[index])).expand(3, -1, -1)
+
+
+class Extractor:
+    """One of torch-fidelity's extractors with weights that are known.
+
+    Args:
+        params: Its name, and where its weights are.
+        batch_size: Images at once.
+
+    Raises:
+        InputError: The name is unknown, or the weights are missing, others than expected, or no mere tensors.
+    """
+
+    def __init__(self, params: ExtractorParams, batch_size: int) -> None:
+        if "digits" not in FEATURE_EXTRACTORS_REGISTRY:
+            register_feature_extractor("digits", DigitsExtractor)
+        self.name, self.batch_size = params.name, batch_size
+        path = DIGITS_WEIGHTS if params.name == "digits" else _find_weights(params)
+        self.sha256 = _check_hash(path, params)
+        if params.name in SOURCES and not SOURCES[params.name].holds_code:
+            _check_tensors(path)
+        cls = FEATURE_EXTRACTORS_REGISTRY[params.name]
+        self.layer = str(cls.get_default_feature_layer_for_metric("fid"))
+        self.cuda = torch.cuda.is_available()
+        self.network = create_feature_extractor(
+            params.name, [self.layer], cuda=self.cuda, feature_extractor_weights_path=str(path), verbose=False
+        )
+
+    def check_images(self, pixels: NDArray[np.uint8]) -> None:
+        """Make sure that the extractor sees such images.
+
+        Raises:
+            InputError: They are not for this extractor.
+        """
+        if self.name == "digits" and pixels.shape[-3:] != DIGITS_SHAPE:
+            found = "×".join(map(str, pixels.shape[-3:]))
+            raise InputError(
+                f"the extractor digits sees 1×16×16 images, these are {found}; choose another reference.extractor"
+            )
+
+    def features(self, pixels: NDArray[np.uint8]) -> torch.Tensor:
+        """[N, C, H, W] uint8 -> [N, D] float32."""
+        self.check_images(pixels)
+        found = get_featuresdict_from_dataset(
+            RgbImages(pixels), self.network, self.batch_size, cuda=self.cuda, save_cpu_ram=True, verbose=False
+        )
+        features: torch.Tensor = found[self.layer].float()
+        return features
+
+
+def _find_weights(params: ExtractorParams) -> Path:
+    """Find the weights: at the path given, in PyTorch's cache, or on their download page."""
+    if params.name not in SOURCES:
+        reason = ", which runs code of no fixed version" if params.name.startswith("dinov2") else ""
+        known = ", ".join(["digits", *SOURCES])
+        raise InputError(f"reference.extractor.name is {params.name!r}{reason}; allowed: {known}")
+    if params.weights is not None:
+        if not params.weights.is_file():
+            raise InputError(
+                f"the extractor's weights are not at {params.weights}; correct reference.extractor.weights"
+            )
+        return params.weights
+    source = SOURCES[params.name]
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / source.file_name
+    if not cached.is_file():
+        try:
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(source.url, str(cached), source.sha256, progress=False)
+        except (OSError, RuntimeError) as error:
+            found = f"the weights of {params.name} are neither at {cached} nor to be had from their page"
+            advice = "put the file there or set reference.extractor.weights"
+            raise InputError(f"{found} ({first_line(error)}); {advice}") from None
+    return cached
+
+
+def _check_hash(path: Path, params: ExtractorParams) -> str:
+    found = file_sha256(path)
+    known = SOURCES[params.name].sha256 if params.name in SOURCES else ""
+    expected = params.sha256 or known
+    if params.name in SOURCES and SOURCES[params.name].holds_code and not found.startswith(known):
+        raise InputError(f"{path} has sha256 {found}; {params.name} is opened only with {known}")
+    if not found.startswith(expected):
+        advice = "fetch it again, or set reference.extractor.sha256 to the hash of the weights that you mean"
+        raise InputError(f"{path} has sha256 {found}, expected {expected}; {advice}")
+    return found
+
+
+def _check_tensors(path: Path) -> None:
+    """Make sure that a file holds tensors and nothing else: torch-fidelity unpickles it whatever it holds."""
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, UnpicklingError, EOFError) as error:
+        raise InputError(
+            f"{path} holds something other than tensors ({first_line(error)}); use other weights"
+        ) from None

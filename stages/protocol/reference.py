@@ -1,0 +1,89 @@
+"""What the dense model drew under a protocol, and what the extractor saw of it and of the real images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from stages.artifacts import read_json, read_tensors, write_array, write_json, write_tensors
+from stages.diffusion.families import Denoiser
+from stages.diffusion.sampling import draw, image_seeds
+from stages.errors import InputError, first_line
+from stages.protocol.extractors import Extractor
+from stages.protocol.protocol import Protocol
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Computed once under a protocol, and used by every model that is compared with this dense one."""
+
+    protocol: Protocol
+    model_sha256: str
+    """Of the dense model's weights, by `tensors_sha256`."""
+    samples: NDArray[np.uint8]
+    """[sets, N, C, H, W], what the dense model drew."""
+    features: torch.Tensor
+    """[sets, N, D] float32 of them."""
+    real_features: torch.Tensor
+    """[M, D] float32 of the real images."""
+
+
+def draw_sets(
+    unet: Denoiser, scheduler: DDPMScheduler, protocol: Protocol, batch_size: int, label: str
+) -> NDArray[np.uint8]:
+    """Draw every image of the protocol: [sets, N, C, H, W] uint8."""
+    seeds = [seed for index in range(protocol.sets) for seed in image_seeds(protocol.seed, protocol.num_images, index)]
+    drawn = draw(
+        unet, scheduler, seeds, protocol.sampler, precision=protocol.precision, batch_size=batch_size, label=label
+    )
+    return drawn.reshape(protocol.sets, protocol.num_images, *drawn.shape[1:])
+
+
+def sets_to_features(samples: NDArray[np.uint8], extractor: Extractor) -> torch.Tensor:
+    """[sets, N, C, H, W] uint8 -> [sets, N, D] float32."""
+    sets: Sequence[torch.Tensor] = [extractor.features(pixels) for pixels in samples]
+    return torch.stack(list(sets))
+
+
+def write_reference(folder: Path, reference: Reference) -> None:
+    """Write protocol.json, reference.json, samples.npy and features.safetensors."""
+    write_json(folder / "protocol.json", reference.protocol.model_dump(mode="json"))
+    write_json(folder / "reference.json", {"model_sha256": reference.model_sha256})
+    write_array(folder / "samples.npy", reference.samples)
+    write_tensors(folder / "features.safetensors", {"dense": reference.features, "real": reference.real_features})
+
+
+def read_reference(folder: Path) -> Reference:
+    """Read what the reference stage wrote; the samples are memory-mapped.
+
+    Raises:
+        InputError: A file is missing, damaged, or does not fit the others.
+    """
+    protocol = read_protocol(folder / "protocol.json")
+    model_sha256 = str(read_json(folder / "reference.json").get("model_sha256"))
+    tensors = read_tensors(folder / "features.safetensors")
+    try:
+        samples = np.load(folder / "samples.npy", mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{folder} holds no samples ({first_line(error)}); run the reference stage again") from None
+    shape = (protocol.sets, protocol.num_images)
+    if {"dense", "real"} != set(tensors) or samples.shape[:2] != shape or tensors["dense"].shape[:2] != shape:
+        raise InputError(f"{folder} does not hold what its protocol.json says; run the reference stage again")
+    return Reference(protocol, model_sha256, samples, tensors["dense"], tensors["real"])
+
+
+def read_protocol(path: Path) -> Protocol:
+    """Read a protocol.
+
+    Raises:
+        InputError: The file is missing or holds none.
+    """
+    try:
+        return Protocol.model_validate(read_json(path))
+    except ValidationError as error:
+        raise InputError(f"{path} holds no protocol of this version ({first_line(error)}); measure again") from None

@@ -1,0 +1,136 @@
+"""A story -> its figures as SVG, each in colours for a light and for a dark page."""
+
+import io
+from collections.abc import Callable, Mapping
+from itertools import groupby
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from stages.report.story import Story
+
+THEMES: Mapping[str, Mapping[str, object]] = {
+    "light": {"text.color": "#1c2b24", "axes.edgecolor": "#8a978f", "grid.color": "#dfe6e1"},
+    "dark": {"text.color": "#e4ebe6", "axes.edgecolor": "#6f7d75", "grid.color": "#2f3a34"},
+}
+COLOURS = {"dense": "#4c8bbf", "pruned": "#d1843f", "finetuned": "#3d9b6b"}
+SIZE_INCHES = (4.8, 3.1)
+
+
+def draw_figures(story: Story) -> dict[str, dict[str, bytes]]:
+    """Draw every figure: name -> theme -> SVG, the same bytes for the same story."""
+    return {name: {theme: _draw(draw, story, theme) for theme in THEMES} for name, draw in FIGURES.items()}
+
+
+def _draw(draw: Callable[[Axes, Story], None], story: Story, theme: str) -> bytes:
+    colours = {**THEMES[theme]}
+    text = colours["text.color"]
+    style = {
+        **colours,
+        **dict.fromkeys(("axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), text),
+        "axes.facecolor": "none",
+        "axes.grid": True,
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "font.size": 10,
+        "legend.frameon": False,
+        "svg.hashsalt": "espalier",
+    }
+    with mpl.rc_context(style):  # type: ignore[arg-type]  # it takes any dict of settings
+        figure = Figure(figsize=SIZE_INCHES, layout="constrained")
+        figure.patch.set_alpha(0)
+        axis = figure.subplots()
+        axis.set_axisbelow(True)
+        draw(axis, story)
+        target = io.BytesIO()
+        figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None})
+    return target.getvalue()
+
+
+def _pareto(axis: Axes, story: Story) -> None:
+    """Quality against cost: below and left is better."""
+    for name, model in story.evaluation["models"].items():
+        fid = model["metrics"]["fid"]
+        axis.errorbar(
+            model["macs"] / 1e6,
+            fid["mean"],
+            yerr=fid["half_width"],
+            fmt="o",
+            markersize=8,
+            capsize=4,
+            color=COLOURS.get(name),
+            label=name,
+        )
+    axis.axhline(story.evaluation["floor_fid"], linestyle=":", color=mpl.rcParams["axes.edgecolor"])
+    where = (0.02, story.evaluation["floor_fid"])
+    axis.annotate("real against real", where, xycoords=("axes fraction", "data"), va="bottom", fontsize=8)
+    axis.set(xlabel="million MACs an image", ylabel="FID (logarithmic)", xlim=(0, None))
+    _plain_log(axis)
+    axis.legend()
+
+
+def _recovery(axis: Axes, story: Story) -> None:
+    """Held-out loss of the moving average while finetuning."""
+    points = [(row["step"], row["heldout_loss"]) for row in story.curve if "heldout_loss" in row]
+    axis.plot(*zip(*points, strict=True), marker="o", markersize=3, color=COLOURS["finetuned"])
+    axis.set(xlabel="step", ylabel="held-out loss (logarithmic)")
+    _plain_log(axis)
+
+
+def _widths(axis: Axes, story: Story) -> None:
+    """Channels that each layer gives, before and after."""
+    dense, kept = ([getattr(width, name) for width in story.widths] for name in ("dense", "kept"))
+    axis.stairs(dense, fill=True, alpha=0.35, color=COLOURS["dense"], label="dense")
+    axis.stairs(kept, fill=True, color=COLOURS["finetuned"], label="kept")
+    parts = [width.layer.split("_")[0] for width in story.widths]
+    middles = {name: parts.index(name) + parts.count(name) / 2 for name in ("down", "mid", "up") if name in parts}
+    axis.set_xticks(list(middles.values()), list(middles))
+    for name in middles:
+        axis.axvline(parts.index(name), color=mpl.rcParams["axes.edgecolor"], linewidth=0.6)
+    axis.grid(visible=False, axis="x")
+    axis.set(ylabel="channels out", xlim=(0, len(parts)), ylim=(0, 1.18 * max(dense)))
+    axis.legend(loc="upper right", ncols=2)
+
+
+def _ssim(axis: Axes, story: Story) -> None:
+    """How alike the pairs are."""
+    for name, values in story.ssim.items():
+        axis.hist(values, bins=40, range=(min(0.0, *values), 1), alpha=0.6, color=COLOURS.get(name), label=name)
+    axis.set(xlabel="SSIM against the dense model's image of the same noise", ylabel="pairs")
+    axis.legend(loc="upper left")
+
+
+def _throughput(axis: Axes, story: Story) -> None:
+    """Images per second at each batch; finetuned equals pruned, whose widths it has."""
+    styles = {"float32": "-", "bfloat16": "--"}
+    rows = [row for row in story.evaluation["costs"] if row["mode"] == "eager" and row["median_ms"]]
+    for (name, precision), members in groupby(rows, key=lambda row: (row["model"], row["precision"])):
+        if name != "finetuned":  # it has the widths of pruned, and so its rows
+            points = [(row["batch"], row["images_per_s"]) for row in members]
+            label = f"{name}, {precision}"
+            axis.plot(*zip(*points, strict=True), styles[precision], marker="o", color=COLOURS.get(name), label=label)
+    batches = sorted({row["batch"] for row in rows})
+    axis.set(xlabel="batch", ylabel="images per second", xscale="log")
+    axis.set_xticks(batches, [str(batch) for batch in batches])
+    axis.minorticks_off()
+    _plain_log(axis)
+    axis.legend()
+
+
+def _plain_log(axis: Axes) -> None:
+    """Make the vertical axis logarithmic, with plain numbers."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+FIGURES: Mapping[str, Callable[[Axes, Story], None]] = {
+    "pareto": _pareto,
+    "recovery": _recovery,
+    "widths": _widths,
+    "ssim": _ssim,
+    "throughput": _throughput,
+}

@@ -1,0 +1,64 @@
+"""The truth table of speed."""
+
+import pytest
+import torch
+
+from stages.evaluate.costs import measure_costs
+from stages.params import CostParams
+
+QUICK = {"batches": (1, 2), "repeats": 3, "seconds": 0.5}
+
+
+def test_every_setting_has_a_row_for_every_model(unet, make_unet):
+    """Each with a time, its throughput, and in eager mode the memory that it took."""
+    costs = measure_costs(
+        {"dense": make_unet(), "small": make_unet(block_out_channels=(8, 16))},
+        CostParams(**QUICK, precisions=("float32", "bfloat16")),
+    )
+
+    assert {(cost.model, cost.batch, cost.precision, cost.mode) for cost in costs} == {
+        (model, batch, precision, "eager")
+        for model in ("dense", "small")
+        for batch in (1, 2)
+        for precision in ("float32", "bfloat16")
+    }
+    for cost in costs:
+        assert 0 < cost.median_ms <= cost.p95_ms
+        assert cost.images_per_s == pytest.approx(cost.batch / cost.median_ms * 1e3)
+    memory = {(cost.model, cost.precision, cost.batch): cost.peak_bytes for cost in costs}
+    assert memory["small", "float32", 1] < memory["dense", "float32", 1] < memory["dense", "float32", 2]
+    assert memory["dense", "bfloat16", 1] < memory["dense", "float32", 1]
+    assert unet.dtype == torch.float32
+
+
+def test_equal_widths_share_their_rows(unet, make_unet):
+    """A finetuned model computes what the pruned one does, so it is not timed again."""
+    costs = measure_costs({"one": unet, "two": make_unet(seed=1)}, CostParams(**QUICK))
+    rows = {model: [vars(cost) | {"model": ""} for cost in costs if cost.model == model] for model in ("one", "two")}
+
+    assert rows["one"] == rows["two"] != []
+
+
+def test_what_takes_too_long_is_left_out_in_words(unet):
+    """A batch whose three passes would not fit into the time of a row says so."""
+    (small, large) = measure_costs({"dense": unet}, CostParams(batches=(1, 100_000), repeats=3, seconds=0.5))
+
+    assert small.median_ms
+    assert large.median_ms is None
+    assert large.left_out == "three passes would take more than 0.5 s"
+
+
+def test_what_does_not_fit_into_memory_is_left_out_in_words(unet):
+    """Found out from a single image, before anything is allocated."""
+    (row,) = measure_costs({"dense": unet}, CostParams(batches=(10**9,), repeats=3))
+
+    assert "GiB" in row.left_out
+    assert row.median_ms is None
+
+
+def test_a_compiled_model_has_a_row_of_its_own(unet):
+    """Or, where nothing can be compiled, a row that says why."""
+    rows = measure_costs({"dense": unet}, CostParams(batches=(1,), repeats=3, seconds=0.5, compiled=True))
+
+    assert [row.mode for row in rows] == ["eager", "compiled"]
+    assert rows[1].median_ms or rows[1].left_out

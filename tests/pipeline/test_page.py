@@ -1,0 +1,131 @@
+"""The page and the cards that the pipeline ends with, as a person opens them."""
+
+import os
+import re
+import shutil
+
+import pytest
+from diffusers import DDPMPipeline
+from huggingface_hub import ModelCard
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """The system's Chromium, without a window."""
+    if CHROMIUM is None:
+        assert "CI" not in os.environ, "install Chromium: the page is not tested without it"
+        pytest.skip("no Chromium on this machine")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(browser, finished):
+    """Open the page at some width and in some colours: the page, what it requested, and what its console said."""
+    contexts = []
+
+    def open_page(width, scheme):
+        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        contexts.append(context)
+        page, requests, console = context.new_page(), [], []
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("console", lambda message: console.append(message.text))
+        page.on("pageerror", lambda error: console.append(str(error)))
+        page.goto((finished.path / "reports/index.html").as_uri())
+        return page, requests, console
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [375, 1280])
+def test_the_page_holds_everything_it_shows(opened, width, scheme):
+    """No request leaves it, the console stays silent, every picture loads, and nothing is wider than the screen."""
+    page, requests, console = opened(width, scheme)
+    pictures = page.evaluate("[...document.images].map(image => image.naturalWidth)")
+
+    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+    assert console == []
+    assert len(pictures) == 14
+    assert min(pictures) > 90
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.evaluate("[...document.images].every(image => image.alt)")
+
+
+def test_the_page_wears_the_colours_that_the_reader_wants(opened):
+    """Light or dark, the drawings too."""
+    colours, sources = [], []
+    for scheme in ("light", "dark"):
+        page, *_ = opened(1280, scheme)
+        colours.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        sources.append(page.evaluate("document.querySelector('picture img').currentSrc"))
+
+    assert len(set(colours)) == len(set(sources)) == 2
+
+
+def test_the_page_tells_what_was_measured(opened, finished):
+    """Results, truth table, protocol and lineage, with the id beside the numbers."""
+    page, *_ = opened(1280, "light")
+    text = page.inner_text("body")
+    results = (finished.path / "reports/summary/results.md").read_text().splitlines()
+
+    for name, line in zip(("dense", "pruned", "finetuned"), results[2:5], strict=True):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        row = page.locator("table").first.locator("tr", has=page.get_by_role("cell", name=name, exact=True))
+        assert row.locator("td").all_inner_texts() == cells
+    assert re.search(r"Protocol [0-9a-f]{12}", text)
+    for word in ("efficiency", "real_sha256", "pruning plan", "sampler.steps", "±"):
+        assert word in text
+
+
+def test_every_released_model_has_a_card_that_the_hub_reads(finished):
+    """Licence of the base, results with their protocol, pictures that exist, lineage."""
+    for name in ("pruned", "finetuned"):
+        folder = finished.path / "artifacts/released" / name
+        card = ModelCard.load(folder / "README.md")
+        assert card.data.license == "apache-2.0"
+        assert card.data.library_name == "diffusers"
+        assert {result.metric_type for result in card.data.eval_results} == {
+            "fid",
+            "kid",
+            "precision",
+            "recall",
+            "ssim",
+        }
+        for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", card.text):
+            with Image.open(folder / picture) as image:
+                assert min(image.size) >= 60
+        for word in ("fewer parameters", "Protocol ", "trust_remote_code=True", "pruning plan", "least alike"):
+            assert word in card.text
+    assert "steps of Adam" in card.text
+
+
+def test_the_three_lines_of_the_card_load_the_model(finished):
+    """As they stand there, with the folder put in."""
+    folder = finished.path / "artifacts/released/finetuned"
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    loading = code.replace("PATH/TO/THIS/FOLDER", str(folder)).rsplit("\n", 2)[0]
+    names = {}
+    exec(loading, names)
+
+    assert isinstance(names["pipeline"], DDPMPipeline)
+    assert names["pipeline"].unet.config["pruned_widths"]
+
+
+def test_dvc_shows_the_metrics_and_plots(finished):
+    """A row a model, and every plot renders."""
+    shown = finished.run("dvc", "metrics", "show", "--md", "reports/evaluate/metrics/finetuned.json")
+    assert shown.returncode == 0, shown.stderr
+    assert "ssim_interval" in shown.stdout
+    plots = finished.run("dvc", "plots", "show", "--out", "plots")
+    assert plots.returncode == 0, plots.stdout + plots.stderr
+    assert "pareto.svg" in (finished.path / "plots/index.html").read_text()

@@ -1,0 +1,89 @@
+"""The protocol, and what it refuses to compare."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stages.errors import InputError
+from stages.params import SamplerParams
+from stages.protocol.extractors import Extractor
+from stages.protocol.protocol import bias_warning, check_current, check_same, make_protocol
+
+REAL = np.zeros((600, 1, 16, 16), np.uint8)
+
+
+@pytest.fixture
+def extractor(params):
+    """The bundled one."""
+    return Extractor(params.reference.extractor, 100)
+
+
+def test_equal_protocols_have_one_id_and_unequal_ones_others(params, scheduler, extractor):
+    """Every choice that moves a number moves the id; batch size does not."""
+    base = make_protocol(params.reference, 0, scheduler, REAL, extractor)
+    batch = params.reference.model_copy(update={"batch_size": 3})
+    assert make_protocol(batch, 0, scheduler, REAL, extractor).id == base.id
+    assert len(base.id) == 12
+
+    changes = [
+        {"sampler": SamplerParams(steps=25)},
+        {"sampler": params.reference.sampler.model_copy(update={"clip": False})},
+        {"precision": "bfloat16"},
+        {"num_images": 400},
+        {"sets": 2},
+        {"kid_subsets": 7},
+        {"kid_subset_size": 100},
+        {"neighbours": 5},
+    ]
+    others = [
+        make_protocol(params.reference.model_copy(update=change), 0, scheduler, REAL, extractor) for change in changes
+    ]
+    others.append(make_protocol(params.reference, 1, scheduler, REAL, extractor))
+    others.append(make_protocol(params.reference, 0, scheduler, REAL + 1, extractor))
+    others.append(make_protocol(params.reference, 0, scheduler, REAL[:-1], extractor))
+    assert len({protocol.id for protocol in [base, *others]}) == len(others) + 1
+
+
+def test_comparing_across_protocols_is_refused_and_the_fields_are_named(protocol):
+    """With both ids and both values, in one line."""
+    other = protocol.model_copy(update={"num_images": 5, "sampler": SamplerParams(steps=2, clip=False)})
+
+    with pytest.raises(InputError) as caught:
+        check_same(protocol, other, ("a", "b"))
+    assert f"a and b were measured under protocols {protocol.id} and {other.id}" in caught.value.message
+    assert "num_images is 4 and 5" in caught.value.message
+    assert "sampler.clip is True and False" in caught.value.message
+    assert "\n" not in caught.value.message
+    check_same(protocol, protocol.model_copy(), ("a", "b"))
+
+
+def test_a_reference_of_other_params_is_refused(params, scheduler, extractor):
+    """By the field that differs; the same params pass, also where the model decides on clipping."""
+    protocol = make_protocol(params.reference, 0, scheduler, REAL, extractor)
+    check_current(protocol, params.reference, 0, extractor, Path("reference"))
+
+    with pytest.raises(InputError, match="seed is 0 and 1"):
+        check_current(protocol, params.reference, 1, extractor, Path("reference"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "shape", "words"),
+    [
+        ({}, (200, 1, 16, 16), r"kid_subset_size 250 needs 250 real images, there are 200"),
+        ({"kid_subset_size": 2, "neighbours": 9}, (9, 1, 16, 16), r"neighbours 9 needs 10 real images, there are 9"),
+        ({}, (600, 1, 8, 8), r"SSIM needs images of at least 11×11, the models draw 8×8"),
+        ({"sampler": SamplerParams(steps=600)}, (600, 1, 16, 16), r"steps 600 does not divide the 1000 timesteps"),
+    ],
+)
+def test_a_protocol_that_does_not_fit_is_refused(params, scheduler, extractor, changes, shape, words):
+    """Before anything is drawn, with the numbers and the key to change."""
+    with pytest.raises(InputError, match=words):
+        make_protocol(params.reference.model_copy(update=changes), 0, scheduler, np.zeros(shape, np.uint8), extractor)
+
+
+def test_few_images_are_warned_of(protocol):
+    """FID is biased upwards where images are few for the number of features."""
+    assert bias_warning(protocol.model_copy(update={"num_images": 50_000}), 2048) is None
+    warning = bias_warning(protocol.model_copy(update={"num_images": 1000}), 2048)
+    assert warning.startswith("FID on 1000 images with 2048 features is biased upwards")

@@ -1,0 +1,58 @@
+"""What the dense model drew."""
+
+import numpy as np
+import pytest
+import torch
+
+from stages.artifacts import read_json, write_json
+from stages.errors import InputError
+from stages.protocol.reference import Reference, draw_sets, read_reference, write_reference
+
+
+@pytest.fixture
+def reference(protocol):
+    """Some samples and features."""
+    draws = np.random.default_rng(0)
+    samples = draws.integers(0, 256, (2, 4, 1, 16, 16)).astype(np.uint8)
+    return Reference(protocol, "c" * 64, samples, torch.rand(2, 4, 8), torch.rand(10, 8))
+
+
+def test_a_reference_comes_back_as_it_was_written(reference, tmp_path):
+    """Samples, features, protocol and the model's hash; and none of it is a pickle."""
+    write_reference(tmp_path, reference)
+    found = read_reference(tmp_path)
+
+    assert found.protocol == reference.protocol
+    assert found.model_sha256 == reference.model_sha256
+    assert np.array_equal(found.samples, reference.samples)
+    assert torch.equal(found.features, reference.features)
+    assert torch.equal(found.real_features, reference.real_features)
+
+
+def test_exactly_the_asked_number_of_images_is_drawn(make_unet, scheduler, protocol):
+    """Also where the batch size does not divide it; every set has its own, whatever the others."""
+    unet = make_unet(sample_size=16)
+    drawn = draw_sets(unet, scheduler, protocol, 3, "dense")
+    alone = draw_sets(unet, scheduler, protocol.model_copy(update={"sets": 1}), 64, "dense")
+
+    assert drawn.shape == (2, 4, 1, 16, 16)
+    assert len(np.unique(drawn.reshape(8, -1), axis=0)) == 8
+    assert np.array_equal(drawn[:1], alone)
+
+
+def test_a_damaged_reference_is_refused(reference, tmp_path):
+    """Truncated samples, another number of sets than the protocol says, or a protocol that is none: one line each."""
+    write_reference(tmp_path, reference)
+    written = read_json(tmp_path / "protocol.json")
+    write_json(tmp_path / "protocol.json", {**written, "sets": 3})
+    with pytest.raises(InputError, match=r"does not hold what its protocol\.json says"):
+        read_reference(tmp_path)
+
+    write_json(tmp_path / "protocol.json", {"sets": 3})
+    with pytest.raises(InputError, match="holds no protocol of this version"):
+        read_reference(tmp_path)
+
+    write_json(tmp_path / "protocol.json", written)
+    (tmp_path / "samples.npy").write_bytes((tmp_path / "samples.npy").read_bytes()[:500])
+    with pytest.raises(InputError, match="holds no samples"):
+        read_reference(tmp_path)
