@@ -1,4 +1,4 @@
-"""Five stages and a record -> one flow."""
+"""The stages of dvc.yaml and a record -> one flow."""
 
 from prefect import State, flow, task
 from prefect.cache_policies import NO_CACHE

@@ -9,7 +9,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 SIGMA, RADIUS = 1.5, 5
 """Of the Gaussian window, in pixels: 11×11."""
-BATCH_SIZE = 256
+BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from stages.evaluate.evaluation import DENSE, METRICS, Evaluation, Measured
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 NUM_WORST = 8
+WITH_INTERVAL = ("fid", "kid", "ssim")
+"""In the flat files, which are to be read as one table; the record has every interval."""
 
 
 def summarise(evaluation: Evaluation) -> dict[str, Any]:
@@ -62,10 +64,10 @@ def _metric(measured: Measured, dense: Measured, metric: str) -> dict[str, Any]:
 def flat_metrics(summary: dict[str, Any], name: str) -> dict[str, Any]:
     """One model's numbers on one level, as DVC and MLflow take them."""
     model = summary["models"][name]
-    kept = ("params", "macs", "attention_macs", "size_bytes", "latency_ms")
+    kept = ("params", "macs", "size_bytes", "latency_ms")
     flat = {"protocol": summary["protocol_id"], **{key: model[key] for key in kept}}
     for metric, found in model["metrics"].items():
         flat[metric] = found["mean"]
-        if found["half_width"] is not None:
+        if metric in WITH_INTERVAL and found["half_width"] is not None:
             flat[f"{metric}_interval"] = found["half_width"]
     return {key: value for key, value in flat.items() if value is not None}

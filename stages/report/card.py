@@ -7,8 +7,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from stages.artifacts import copy_file, write_atomically
-from stages.report.page import DENSE, environment, lineage
-from stages.report.story import UNKNOWN, Story
+from stages.report.page import environment, lineage
+from stages.report.story import DENSE, UNKNOWN, Story
 from stages.report.table import to_markdown, write_count, write_target
 
 SCORES = {"fid": "FID", "kid": "KID", "precision": "precision", "recall": "recall", "ssim": "SSIM against dense"}

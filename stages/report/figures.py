@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from stages.report.costs import compare_costs
 from stages.report.story import Story
 
 THEMES: Mapping[str, Mapping[str, object]] = {
@@ -119,6 +120,17 @@ def _throughput(axis: Axes, story: Story) -> None:
     axis.legend()
 
 
+def _speed_up(axis: Axes, story: Story) -> None:
+    """Speed-up over dense in every setting, with what the operations would promise."""
+    rows = [row for row in compare_costs(story.evaluation) if row["model"] == "pruned" and row["median_ms"]]
+    names = [f"{row['precision']}{' compiled' * (row['mode'] == 'compiled')}, batch {row['batch']}" for row in rows]
+    axis.barh(names, [row["speed_up"] for row in rows], color=COLOURS["finetuned"])
+    axis.axvline(story.evaluation["models"]["pruned"]["macs_ratio"], linestyle=":", color=mpl.rcParams["text.color"])
+    axis.invert_yaxis()
+    axis.grid(visible=False, axis="y")
+    axis.set(xlabel="times as fast as dense", xlim=(0, None))
+
+
 def _plain_log(axis: Axes) -> None:
     """Make the vertical axis logarithmic, with plain numbers."""
     axis.set_yscale("log")
@@ -133,4 +145,5 @@ FIGURES: Mapping[str, Callable[[Axes, Story], None]] = {
     "widths": _widths,
     "ssim": _ssim,
     "throughput": _throughput,
+    "speed-up": _speed_up,
 }

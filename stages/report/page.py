@@ -8,10 +8,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from stages.artifacts import read_bytes
-from stages.report.story import Story
+from stages.report.costs import compare_costs
+from stages.report.story import DENSE, Story
 from stages.report.table import ALIKE, HEADER, latency_to_text, protocol_to_text, to_rows, write_count, write_target
-
-DENSE = "dense"
 
 
 def environment(*, autoescape: bool) -> Environment:
@@ -46,7 +45,7 @@ def write_page(story: Story, figures: Mapping[str, Mapping[str, bytes]], reports
         others=others,
         worst=worst,
         num_worst=len(next(iter(models.values()))["worst_pairs"]),
-        costs=list(_costs(evaluation)),
+        costs=list(compare_costs(evaluation)),
         with_attention=_each(models, lambda model: write_count(model["macs"] + model["attention_macs"])),
         on_disk=_each(models, lambda model: f"{model['size_bytes'] / 1e6:.2f} MB"),
         protocol=list(_flatten(evaluation["protocol"])),
@@ -75,22 +74,6 @@ def _tiles(story: Story) -> Iterator[dict[str, str]]:
     yield {"value": f"{finetuned['metrics']['ssim']['mean']:.3f}", "label": "SSIM against dense"}
     if story.recovered is not None:
         yield {"value": f"{story.recovered:.1%}", "label": "of the FID lost by the cut, taken back"}
-
-
-def _costs(evaluation: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every setting's rows together, with the speed-up over dense; finetuned has the rows of pruned."""
-    rows = [row for row in evaluation["costs"] if row["model"] != "finetuned"]
-    settings = dict.fromkeys(_setting(row) for row in rows)
-    for setting in settings:
-        alike = [row for row in rows if _setting(row) == setting]
-        dense_ms = next(row["median_ms"] for row in alike if row["model"] == DENSE)
-        for row in alike:
-            ratio = evaluation["models"][row["model"]]["macs_ratio"]
-            yield {**row, "macs_ratio": ratio, "speed_up": row["median_ms"] and dense_ms / row["median_ms"]}
-
-
-def _setting(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return row["precision"], row["mode"], row["batch"]
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -14,7 +14,8 @@ STAGES = ("fetch", "reference", "importance", "prune", "finetune", "evaluate")
 WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
 PLAN = "pruning_plan.json"
 UNKNOWN = "unknown"
-MODELS = ("dense", "pruned", "finetuned")
+DENSE = "dense"
+MODELS = (DENSE, "pruned", "finetuned")
 PARTS = ("time_embedding", "conv_in", "down_blocks", "mid_block", "up_blocks", "conv_norm_out", "conv_out")
 """Of a UNet, in the order in which they run."""
 
