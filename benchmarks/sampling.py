@@ -15,7 +15,7 @@ from diffusers import DDIMPipeline, DDIMScheduler
 
 from stages.diffusion.device import select_device
 from stages.diffusion.families import Denoiser
-from stages.diffusion.models import read_scheduler, read_unet
+from stages.diffusion.models import read_scheduler, read_unet, require_unconditional
 from stages.diffusion.sampling import cast_model, draw, image_seeds
 from stages.params import SamplerParams
 
@@ -36,6 +36,7 @@ def by_diffusers(pipeline: DDIMPipeline, seeds: list[int], steps: int, batch_siz
 def ways(model: Path, seeds: list[int], steps: int, batch_size: int, *, compiled: bool) -> dict[str, Way]:
     """List what is timed; models are cast, laid out and compiled before."""
     unet, scheduler = read_unet(model, select_device()), read_scheduler(model)
+    require_unconditional(unet, model)
     pipeline = DDIMPipeline(unet, DDIMScheduler.from_config(scheduler.config))
     pipeline.set_progress_bar_config(disable=True)
     half = cast_model(unet, "bfloat16")
@@ -60,7 +61,7 @@ def ways(model: Path, seeds: list[int], steps: int, batch_size: int, *, compiled
 @click.option("--model", type=Path, default=MODEL, help="Model folder.")
 @click.option("--num-images", type=click.IntRange(1), default=128, help="Images drawn each time.")
 @click.option("--batch-size", type=click.IntRange(1), default=64, help="Images at once.")
-@click.option("--steps", type=click.IntRange(1), default=20, help="DDIM steps.")
+@click.option("--steps", type=click.IntRange(1, 1000), default=20, help="DDIM steps.")
 @click.option("--rounds", type=click.IntRange(1), default=5, help="How often; the ways take turns, medians count.")
 @click.option(
     "--compiled/--no-compiled", default=True, help="Whether torch.compile is tried; it takes a minute or two."

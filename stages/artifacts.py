@@ -25,6 +25,20 @@ from stages.errors import InputError, first_line
 from stages.params import CriterionName, FormulaName
 
 RUN_RECORD = "run.json"
+PLAN = "pruning_plan.json"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def stage_homes(artifacts: Path, reports: Path) -> dict[str, Path]:
+    """Say where every stage that decides something leaves its run.json; report only tells of it."""
+    return {
+        "fetch": artifacts / "pretrained",
+        "reference": artifacts / "reference",
+        "importance": artifacts / "importance",
+        "prune": artifacts / "pruned",
+        "finetune": artifacts / "finetuned",
+        "evaluate": reports / "evaluate",
+    }
 
 
 @contextmanager
@@ -50,14 +64,19 @@ def writing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check_free(*folders: Path, inputs: Sequence[Path] = ()) -> None:
-    """Refuse outputs that would destroy something: an input, each other, or what no stage has written.
+def check_free(*folders: Path, inputs: Sequence[Path] = (), stage: str | None = None) -> None:
+    """Refuse outputs that would destroy something: an input, each other, or what this stage has not written.
+
+    Args:
+        folders: Where outputs go.
+        inputs: What must not be touched.
+        stage: Who writes there; with None whatever any stage has written may be replaced.
 
     Raises:
-        InputError: An output is neither empty nor holds a run.json, or overlaps with another folder.
+        InputError: An output is neither empty nor this stage's own, or overlaps with another folder.
     """
     for folder, other in itertools.chain(itertools.combinations(folders, 2), itertools.product(folders, inputs)):
-        one, two = folder.resolve(), other.resolve()
+        one, two = _resolve(folder), _resolve(other)
         if one.is_relative_to(two) or two.is_relative_to(one):
             raise InputError(f"output {folder} overlaps with {other}; give each a place of its own")
     for folder in folders:
@@ -67,6 +86,15 @@ def check_free(*folders: Path, inputs: Sequence[Path] = ()) -> None:
             raise InputError(
                 f"{folder} holds something that no stage has written; move it away or choose another place"
             )
+        if stage and ours and (writer := read_json(folder / RUN_RECORD).get("stage")) != stage:
+            raise InputError(f"{folder} was written by the stage {writer}; give {stage} another place")
+
+
+def _resolve(folder: Path) -> Path:
+    try:
+        return folder.resolve()
+    except (OSError, RuntimeError) as error:  # a loop of links
+        raise InputError(f"cannot write {folder}: {first_line(error)}; choose another place") from None
 
 
 def _check_place(folder: Path) -> None:
@@ -176,6 +204,12 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """
     with _safetensors_errors(path):
         return load_file(path)
+
+
+def read_shapes(path: Path) -> dict[str, list[int]]:
+    """Read the shapes of a safetensors file, without its tensors."""
+    with _safetensors_errors(path), safe_open(path, framework="pt") as file:
+        return {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # it is no dict
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -1,14 +1,14 @@
 """Two evaluations of one protocol -> how their models differ, with intervals; anything else is refused."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from stages.errors import InputError
+
 if TYPE_CHECKING:
     from stages.evaluate.intervals import Estimate
-
-METRICS = {"fid": "FID", "kid": "KID", "precision": "precision", "recall": "recall", "ssim": "SSIM", "mse": "MSE"}
 
 
 def compare(one: Path, other: Path, model: str) -> dict[str, "Estimate"]:
@@ -19,27 +19,32 @@ def compare(one: Path, other: Path, model: str) -> dict[str, "Estimate"]:
     Raises:
         InputError: The protocols differ, or a folder holds no evaluation or no such model.
     """
-    from stages.artifacts import read_json
     from stages.evaluate.intervals import paired_difference
     from stages.protocol.protocol import check_same
-    from stages.protocol.reference import read_protocol
+    from stages.protocol.record import METRICS, read_record
 
-    records = [read_json(folder / "evaluation.json") for folder in (one, other)]
-    protocols = [read_protocol(folder / "protocol.json") for folder in (one, other)]
-    check_same(protocols[0], protocols[1], (str(one), str(other)))
-    found = [_metrics(record, folder, model) for record, folder in zip(records, (one, other), strict=True)]
-    shared = records[0]["dense_sha256"] == records[1]["dense_sha256"]
-    names = [name for name in METRICS if shared or name not in ("ssim", "mse")]
-    return {name: paired_difference(found[1][name]["sets"], found[0][name]["sets"]) for name in names}
+    records = [read_record(folder) for folder in (one, other)]
+    check_same(records[0].protocol, records[1].protocol, (str(one), str(other)))
+    for record, folder in zip(records, (one, other), strict=True):
+        if model not in record.models:
+            raise InputError(f"{folder} holds no model {model!r}; it holds {', '.join(record.models)}")
+    shared = records[0].dense_sha256 == records[1].dense_sha256
+    left, right = (record.models[model] for record in records)
+    return {
+        name: paired_difference(right.metric(name).sets, left.metric(name).sets)
+        for name in METRICS
+        if shared or name not in ("ssim", "mse")
+    }
 
 
-def _metrics(record: dict[str, Any], folder: Path, model: str) -> dict[str, Any]:
-    from stages.errors import InputError
+def _check_versions(one: Path, other: Path) -> None:
+    """Warn where other code or packages measured: the protocol does not hold them."""
+    from stages.artifacts import RUN_RECORD, read_json
 
-    if model not in record["models"]:
-        raise InputError(f"{folder} holds no model {model!r}; it holds {', '.join(record['models'])}")
-    metrics: dict[str, Any] = record["models"][model]["metrics"]
-    return metrics
+    runs = [read_json(folder / RUN_RECORD) for folder in (one, other)]
+    unlike = [key for key in ("code_sha256", "packages", "device") if runs[0].get(key) != runs[1].get(key)]
+    if unlike:
+        click.echo(f"Warning: {one} and {other} were measured with other {', '.join(unlike)}", err=True)
 
 
 @click.command()
@@ -48,8 +53,10 @@ def _metrics(record: dict[str, Any], folder: Path, model: str) -> dict[str, Any]
 @click.option("--model", default="finetuned", help="Which of the models.")
 def main(one: Path, other: Path, model: str) -> None:
     """Compare a model in two folders that evaluate wrote, ONE and OTHER: how much OTHER is above ONE."""
-    for name, difference in compare(one, other, model).items():
-        text = f"{METRICS[name]:<10} {difference.mean:+.6g}"
+    found = compare(one, other, model)
+    _check_versions(one, other)
+    for name, difference in found.items():
+        text = f"{name:<10} {difference.mean:+.6g}"
         if difference.half_width is not None:
             verdict = "differs" if difference.is_distinct else "no difference beyond the interval"
             text += f" ± {difference.half_width:.3g}, {verdict}"

@@ -2,6 +2,7 @@
 
 import math
 import re
+import reprlib
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
@@ -251,6 +252,8 @@ class SamplerParams(Section):
             raise ValueError(f"scheduler {self.scheduler} has neither eta nor spacing quadratic; only DDIM has")
         if self.scheduler not in ("DDIM", "DDPM") and self.clip:
             raise ValueError(f"scheduler {self.scheduler} does not clip; only DDIM and DDPM do")
+        if self.scheduler == "DDIM" and self.spacing == "linspace":
+            raise ValueError("scheduler DDIM goes down by T / steps and so misses linspace; take leading or trailing")
         return self
 
 
@@ -258,11 +261,17 @@ class ExtractorParams(Section):
     """What sees the images in place of people."""
 
     name: str = Field(min_length=1)
-    """digits, or any that torch-fidelity knows: inception-v3-compat, vgg16, clip-vit-b-32, dinov2-vit-b-14, ..."""
+    """digits, or one of torch-fidelity whose weights are fixed: inception-v3-compat, vgg16, clip-vit-b-32, ..."""
     weights: Path | None = None
     """Its weights on this machine; null takes them from PyTorch's cache or their download page."""
     sha256: Sha256 | None = None
     """Of that file; null takes what the weights' own name or torch-fidelity promises, if they promise anything."""
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> "ExtractorParams":
+        if self.name == "digits" and self.weights is not None:
+            raise ValueError("extractor digits brings its own weights; leave weights null")
+        return self
 
 
 class ReferenceParams(Section):
@@ -276,7 +285,7 @@ class ReferenceParams(Section):
     sets: int = Field(1, ge=1, le=1000)
     """Sets drawn from seeds of their own; intervals need two or more."""
     batch_size: int = Field(ge=1, le=1_000_000)
-    """Images drawn or seen at once; no part of the protocol."""
+    """Images drawn or seen at once; no part of the protocol, though DVC draws anew when it changes."""
     extractor: ExtractorParams
     kid_subsets: int = Field(ge=1, le=1_000_000)
     kid_subset_size: int = Field(ge=2)
@@ -301,10 +310,18 @@ class CostParams(Section):
     precisions: tuple[Literal["float32", "bfloat16"], ...] = Field(("float32",), min_length=1)
     compiled: bool = False
     """Time torch.compile too; compiling takes up to minutes a row."""
-    repeats: int = Field(50, ge=3)
+    repeats: int = Field(50, ge=3, le=100_000)
     """Timed passes a row, at most."""
     seconds: float = Field(10, gt=0)
-    """Time for a row, of which three passes are taken at least; a row that three passes would not fit is left out."""
+    """Time for a row. Three passes are taken at least; where they would not fit, by the row before, it is left out."""
+
+    @model_validator(mode="after")
+    def _are_settings(self) -> "CostParams":
+        for name in ("batches", "precisions"):
+            chosen = getattr(self, name)
+            if len(set(chosen)) < len(chosen):
+                raise ValueError(f"{name} names a setting twice")
+        return self
 
 
 class EvaluateParams(Section):
@@ -342,7 +359,7 @@ def load_params(path: Path) -> Params:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         raise InputError(f"{path}: {'; '.join(_explain(e) for e in error.errors())}") from None
-    except ValueError as error:  # a date or number that YAML itself cannot make
+    except (KeyError, RecursionError, ValueError) as error:  # what YAML itself cannot make or nest
         raise InputError(f"{path} is not valid YAML: {first_line(error)}") from None
 
 
@@ -351,7 +368,9 @@ def _explain(error: ErrorDetails) -> str:
     if error["type"] == "extra_forbidden":
         return f"{key} is not a known key; remove it or correct its spelling"
     message = error["msg"].removeprefix("Value error, ")
-    return f"{key} is {error['input']!r}: {message[0].lower()}{message[1:]}"
+    if isinstance(error["input"], dict):  # a whole block, which would drown the message
+        return f"{key}: {message[0].lower()}{message[1:]}"
+    return f"{key} is {reprlib.repr(error['input'])}: {message[0].lower()}{message[1:]}"
 
 
 @click.command()

@@ -14,7 +14,7 @@ import torch
 from stages.artifacts import RUN_RECORD, file_sha256, write_json
 from stages.schema import Section
 
-PACKAGES = ("diffusers", "numpy", "safetensors", "torch", "torch-fidelity", "torch-pruning", "torchmetrics")
+PACKAGES = ("diffusers", "numpy", "safetensors", "scikit-image", "torch", "torch-fidelity", "torch-pruning")
 STAGES_ROOT = Path(__file__).parent
 ALSO = {"reference": ["protocol"], "evaluate": ["protocol"]}
 """Packages that only some stages share."""
@@ -28,7 +28,8 @@ def write_run_record(folder: Path, stage: str, **params: Section | int) -> None:
     record = {
         "stage": stage,
         "params": _plain(params),
-        "git_commit": _git_commit(),
+        "git_commit": _git("rev-parse", "--verify", "--quiet", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain", "--", str(STAGES_ROOT))),
         "code_sha256": code_sha256(stage),
         **_machine(),
     }
@@ -69,10 +70,16 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _git_commit() -> str | None:
-    command = ["git", "rev-parse", "--verify", "--quiet", "HEAD"]
+def _git(*arguments: str) -> str | None:
+    """Ask git about the checkout; None where there is none, or it has nothing to say."""
     try:
-        result = subprocess.run(command, cwd=STAGES_ROOT, capture_output=True, text=True, check=False)  # noqa: S603
+        result = subprocess.run(  # noqa: S603
+            ["git", *arguments],  # noqa: S607
+            cwd=STAGES_ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     except OSError:  # no git on this machine
         return None
     return result.stdout.strip() or None

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "espalier"
 COMPRESSION_TAG = "espalier.compression"
-STAGES = ("fetch", "reference", "importance", "prune", "finetune", "evaluate")
-"""Those whose params and code decide the outcome; report only tells of it."""
 SETTINGS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_LOGGING_LEVEL": "WARNING"}
 """Defaults that the environment may overrule."""
 CONTENT = ("stage", "params", "code_sha256")
@@ -36,9 +34,10 @@ class Compression:
     """
 
     def __init__(self, artifacts: Path, reports: Path) -> None:
+        from stages.artifacts import stage_homes
+
         self.model, self.released, self.reports = artifacts / "finetuned", artifacts / "released" / "finetuned", reports
-        homes = [artifacts / name for name in ("pretrained", "reference", "importance", "pruned", "finetuned")]
-        self.homes = dict(zip(STAGES, [*homes, reports / "evaluate"], strict=True))
+        self.homes = stage_homes(artifacts, reports)
 
     def id(self) -> str:
         """Name the compression by its content: the params and code that made it and the weights that came of it."""
@@ -64,9 +63,34 @@ class Compression:
         }
         return {key: value for key, value in flatten(found) if isinstance(value, int | float)}
 
-    def protocol_id(self) -> str:
-        """Name the protocol under which quality was measured."""
-        return str(_read_json(self.reports / "evaluate" / "evaluation.json", {"protocol_id"})["protocol_id"])
+    def tags(self) -> dict[str, str]:
+        """Name the protocol, the commit and the device of what was measured."""
+        record = _read_json(self.reports / "evaluate" / "evaluation.json", {"protocol_id"})
+        *_, last = self.records()
+        try:
+            device = str(last["device"]["name"])
+        except (KeyError, TypeError):
+            raise InputError(f"{self.homes['evaluate'] / 'run.json'} is not what its stage wrote") from None
+        return {
+            "espalier.protocol": str(record["protocol_id"]),
+            "mlflow.source.git.commit": last["git_commit"] or "",
+            "device": device,
+        }
+
+    def values(self) -> list[tuple[str, int, float]]:
+        """Give metrics and curves as (key, step, value), as far as they are finite.
+
+        Raises:
+            InputError: A curve holds something other than numbers, or there is no released model.
+        """
+        if not list(self.released.rglob("*.safetensors")):
+            raise InputError(f"{self.released} holds no model; run the report stage first")
+        metrics = [(key, 0, value) for key, value in self.metrics().items()]
+        try:
+            found = [*metrics, *self.curves()]
+        except ValueError as error:
+            raise InputError(f"a curve below {self.reports} is not what its stage wrote ({error})") from None
+        return [(key, step, value) for key, step, value in found if math.isfinite(value)]
 
     def curves(self) -> Iterator[tuple[str, int, float]]:
         """Read the curves as (key, step, value)."""
@@ -123,22 +147,12 @@ def record(compression: Compression) -> tuple[str, bool]:
 def _write(client: "MlflowClient", experiment_id: str, compression: Compression, name: str) -> str:
     from mlflow.entities import Metric, Param, RunTag
 
-    last = list(compression.records())[-1]
+    values = compression.values()
+    params = [Param(key, str(value)) for key, value in compression.params().items()]
+    tags = {COMPRESSION_TAG: name, **compression.tags()}
     run = client.create_run(experiment_id, run_name=f"{compression.params()['importance.criterion']}-{name[:8]}")
     run_id, begin = str(run.info.run_id), run.info.start_time
-    metrics = [(key, 0, value) for key, value in compression.metrics().items()]
-    rows = [
-        Metric(key, value, begin, step)
-        for key, step, value in [*metrics, *compression.curves()]
-        if math.isfinite(value)
-    ]
-    params = [Param(key, str(value)) for key, value in compression.params().items()]
-    tags = {
-        COMPRESSION_TAG: name,
-        "espalier.protocol": compression.protocol_id(),
-        "mlflow.source.git.commit": last["git_commit"] or "",
-        "device": last["device"]["name"],
-    }
+    rows = [Metric(key, value, begin, step) for key, step, value in values]
     try:
         client.log_batch(run_id, params=params, tags=[RunTag(key, value) for key, value in tags.items()])
         for start in range(0, len(rows), 1000):

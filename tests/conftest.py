@@ -79,6 +79,7 @@ def protocol() -> Protocol:
     return Protocol(
         sampler={"steps": 2, "clip": True},
         precision="float32",
+        schedule_sha256="d" * 64,
         num_images=4,
         sets=2,
         seed=3,

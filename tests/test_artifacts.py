@@ -193,8 +193,25 @@ def test_a_run_record_explains_the_folder(tmp_path, params):
     record = json.loads(first)
     assert record["params"] == {"seed": 0, "prune": params.prune.model_dump(mode="json")}
     assert record["params"]["prune"]["target"]["ratio"] == 0.3
-    assert set(record) == {"stage", "params", "git_commit", "code_sha256", "python", "packages", "device"}
+    assert set(record) == {"stage", "params", "git_commit", "git_dirty", "code_sha256", "python", "packages", "device"}
     assert (tmp_path / "run.json").read_bytes() == first
+
+
+def test_a_stage_replaces_only_what_it_has_written(tmp_path, params):
+    """Samples are not written over a model because somebody mistook one folder for the other."""
+    write_run_record(tmp_path / "out", "finetune", seed=params.seed, finetune=params.finetune)
+
+    check_free(tmp_path / "out", stage="finetune")
+    with pytest.raises(InputError, match="was written by the stage finetune; give reference another place"):
+        check_free(tmp_path / "out", stage="reference")
+
+
+def test_a_loop_of_links_is_refused(tmp_path):
+    """In words."""
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+
+    with pytest.raises(InputError, match="choose another place"):
+        check_free(tmp_path / "loop", inputs=[tmp_path / "in"])
 
 
 def test_a_fingerprint_sees_params_and_inputs(tmp_path, params):

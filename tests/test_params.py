@@ -44,7 +44,7 @@ def test_scientific_notation_is_a_number(tmp_path, root):
     [
         ("prune.target.ratio", 1.5, "prune.target.ratio is 1.5: input should be less than 1"),
         ("prune.ratoi", 0.3, "prune.ratoi is not a known key"),
-        ("prune.target.macs", 1e9, "prune.target is "),
+        ("prune.target.macs", 1e9, "prune.target: "),
         (
             "prune.target",
             {"macs": "half"},
@@ -66,7 +66,7 @@ def test_scientific_notation_is_a_number(tmp_path, root):
         ("reference.sampler", {"scheduler": "UniPCMultistep", "steps": 5, "clip": True}, "does not clip"),
         ("reference.extractor.sha256", "6726825d", "reference.extractor.sha256 is '6726825d'"),
         ("evaluate.costs.batches", [], "evaluate.costs.batches is []"),
-        ("fetch.model.source", "ftp", "fetch.model is "),
+        ("fetch.model.source", "ftp", "fetch.model: "),
     ],
 )
 def test_a_wrong_value_is_named_in_one_line(changed, key, value, words):

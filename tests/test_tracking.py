@@ -10,7 +10,7 @@ from stages.errors import InputError
 from stages.finetune.checkpoint import CurvePoint
 from stages.finetune.report import write_report
 from stages.provenance import write_run_record
-from stages.tracking import STAGES, Compression, main, record
+from stages.tracking import Compression, main, record
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def compression(tmp_path, params, magnitude, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     found = Compression(tmp_path / "artifacts", tmp_path / "reports")
-    for stage in STAGES:
+    for stage in found.homes:
         write_run_record(found.homes[stage], stage, seed=params.seed, **{stage: getattr(params, stage)})
     write_tensors(found.model / "unet" / "weights.safetensors", magnitude.saliency)
     write_report([CurvePoint(0, None, 0.5), CurvePoint(9, 0.2, 0.1)], tmp_path / "reports" / "finetune")

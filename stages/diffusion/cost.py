@@ -14,6 +14,11 @@ def count_params(unet: Denoiser) -> int:
     return sum(parameter.numel() for parameter in unet.parameters())
 
 
+def weights_bytes(unet: Denoiser) -> int:
+    """Measure the memory of parameters and buffers."""
+    return sum(tensor.nbytes for tensor in (*unet.parameters(), *unet.buffers()))
+
+
 def count_macs(unet: Denoiser) -> int:
     """Count the multiply-accumulates of one forward pass of one image.
 
@@ -43,14 +48,15 @@ def count_attention_macs(unet: Denoiser) -> int:
 def measure_peak_bytes(unet: Denoiser, batch_size: int) -> int:
     """Measure the most memory that weights and activations take at once in an eager forward pass.
 
-    On a GPU what its allocator handed out at most; on the CPU the tensors alive at once, without what kernels keep for
-    themselves.
+    On a GPU what its allocator handed out at most beyond what was there before; on the CPU the tensors alive at once,
+    without what kernels keep for themselves.
     """
     run = forward_pass(unet, batch_size)
     if unet.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
         run()
-        return int(torch.cuda.max_memory_allocated())
+        return int(torch.cuda.max_memory_allocated()) - before + weights_bytes(unet)
     with MemTracker() as tracker:
         run()
     return int(tracker.get_tracker_snapshot("peak")[unet.device]["Total"])

@@ -15,15 +15,13 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.typing import NDArray
 
-from stages.artifacts import copy_file, read_json, read_tensors, write_json, write_tensors
+from stages.artifacts import PLAN, WEIGHTS, copy_file, read_json, read_tensors, write_json, write_tensors
 from stages.diffusion import pruned_unet
 from stages.diffusion.families import FAMILIES, Denoiser, family_name
 from stages.diffusion.pruned_unet import PRUNED_KEYS, Layers
 from stages.errors import InputError, first_line
 
-PLAN = "pruning_plan.json"
 CPU = torch.device("cpu")
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 SCHEDULERS = {"DDIMScheduler", "DDPMScheduler", "PNDMScheduler"}
 """They share DDPM's noise schedule, which is all that is used of them."""
 CODE = Path(pruned_unet.__file__)
@@ -55,9 +53,9 @@ def read_unet(folder: Path, device: torch.device = CPU) -> Denoiser:
     return unet.to(device)  # type: ignore[arg-type,no-any-return]  # diffusers wraps away the types
 
 
-def weights_bytes(folder: Path) -> int:
-    """Size of a UNet's weights on disk."""
-    return (component(folder, "unet") / WEIGHTS).stat().st_size
+def weights_file(folder: Path) -> Path:
+    """Find the file that holds a UNet's weights."""
+    return component(folder, "unet") / WEIGHTS
 
 
 def check_supported(config: Mapping[str, Any], origin: Path) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from stages.diffusion.families import Denoiser
-from stages.errors import InputError
+from stages.errors import InputError, first_line
 from stages.params import SamplerParams
 from stages.progress import track
 from stages.seeds import derive_seed
@@ -106,11 +106,14 @@ def draw(
     make_sampler(scheduler, sampler)
     model = _lay_out(cast_model(unet, precision))
     starts = range(0, len(seeds), batch_size)
-    batches = [
-        _draw_batch(model, make_sampler(scheduler, sampler), seeds[start : start + batch_size], sampler.eta, label)
-        for start in track(starts, f"draw {label}, batch", len(starts))
-    ]
-    return np.concatenate(batches)
+    side = unet.config["sample_size"]
+    drawn = np.empty((len(seeds), unet.config["in_channels"], side, side), np.uint8)
+    for start in track(starts, f"draw {label}, batch", len(starts)):
+        part = seeds[start : start + batch_size]
+        drawn[start : start + len(part)] = _draw_batch(
+            model, make_sampler(scheduler, sampler), part, sampler.eta, label
+        )
+    return drawn
 
 
 def make_sampler(scheduler: DDPMScheduler, params: SamplerParams) -> Sampler:
@@ -119,7 +122,7 @@ def make_sampler(scheduler: DDPMScheduler, params: SamplerParams) -> Sampler:
     Raises:
         InputError: It cannot be had with so many steps.
     """
-    num_timesteps = scheduler.config["num_train_timesteps"]
+    num_timesteps: int = scheduler.config["num_train_timesteps"]
     if params.spacing == "leading" and num_timesteps % params.steps:
         found = f"reference.sampler.steps {params.steps} does not divide the {num_timesteps} timesteps of the model"
         raise InputError(f"{found}, so drawing would not begin at full noise; choose a divisor or another spacing")
@@ -132,9 +135,35 @@ def make_sampler(scheduler: DDPMScheduler, params: SamplerParams) -> Sampler:
         changes["clip_sample"] = params.clip
     # diffusers keeps a list of the keys that were left at their defaults, and ignores them when given here.
     known = {key: value for key, value in scheduler.config.items() if key[0] != "_" and key != "timestep_spacing"}
-    sampler: Sampler = cls.from_config({**known, **changes})
-    sampler.set_timesteps(params.steps)
+    try:
+        sampler: Sampler = cls.from_config({**known, **changes})
+        sampler.set_timesteps(params.steps)
+    except Exception as error:  # noqa: BLE001  # they fail in many ways
+        raise _unfit(params, error) from None
+    if float(sampler.timesteps[0]) < num_timesteps / 2:
+        found = f"{params.steps} {params.spacing} steps of {params.scheduler} begin at {float(sampler.timesteps[0]):g}"
+        raise InputError(f"{found} of {num_timesteps} timesteps, far below full noise; take more or trailing ones")
     return sampler
+
+
+def check_sampler(scheduler: DDPMScheduler, params: SamplerParams) -> None:
+    """Go through all steps without a model: some samplers fail with few steps, or with many, in the middle of drawing.
+
+    Raises:
+        InputError: The sampler cannot be had so, or fails.
+    """
+    sampler, state = make_sampler(scheduler, params), torch.zeros(1, 1, 2, 2)
+    try:
+        for timestep in sampler.timesteps:
+            sampler.scale_model_input(state, timestep)
+            state, *_ = sampler.step(torch.zeros_like(state), timestep, state, return_dict=False)
+    except Exception as error:  # noqa: BLE001  # they fail in many ways
+        raise _unfit(params, error) from None
+
+
+def _unfit(params: SamplerParams, error: Exception) -> InputError:
+    found = f"{params.steps} {params.spacing} steps of {params.scheduler} do not work with this model's schedule"
+    return InputError(f"reference.sampler: {found} ({first_line(error)}); choose others")
 
 
 def cast_model(unet: Denoiser, precision: str) -> Denoiser:
@@ -186,11 +215,17 @@ def to_pixels(images: torch.Tensor) -> NDArray[np.uint8]:
 
 @torch.inference_mode()
 def draw_strip(
-    unet: Denoiser, scheduler: DDPMScheduler, seeds: Sequence[int], params: SamplerParams, num_frames: int
+    unet: Denoiser,
+    scheduler: DDPMScheduler,
+    seeds: Sequence[int],
+    params: SamplerParams,
+    num_frames: int,
+    precision: str = "float32",
 ) -> NDArray[np.uint8]:
     """Show images becoming: [N, frames, C, H, W] uint8 from noise to picture, closer together towards the end."""
     sampler = make_sampler(scheduler, params)
-    states = [to_pixels(state) for state in trajectory(unet, sampler, _generators(seeds), params.eta)]
+    model = _lay_out(cast_model(unet, precision))
+    states = [to_pixels(state) for state in trajectory(model, sampler, _generators(seeds), params.eta)]
     chosen = ((1 - np.linspace(1, 0, num_frames) ** 2) * (len(states) - 1)).round().astype(int)
     return np.stack([states[index] for index in chosen], axis=1)
 

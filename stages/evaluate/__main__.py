@@ -20,7 +20,7 @@ def main(params_path: Path, dense: Path, pruned: Path, finetuned: Path, referenc
 
     from stages import artifacts
     from stages.diffusion.device import select_device
-    from stages.diffusion.models import check_images, read_scheduler, read_unet, require_unconditional, weights_bytes
+    from stages.diffusion.models import check_images, read_scheduler, read_unet, require_unconditional, weights_file
     from stages.evaluate.evaluation import evaluate
     from stages.evaluate.report import write_report
     from stages.protocol.extractors import Extractor
@@ -29,7 +29,7 @@ def main(params_path: Path, dense: Path, pruned: Path, finetuned: Path, referenc
     from stages.provenance import write_run_record
 
     folders = {"dense": dense, "pruned": pruned, "finetuned": finetuned}
-    artifacts.check_free(report, inputs=[*folders.values(), reference_path])
+    artifacts.check_free(report, inputs=[*folders.values(), reference_path], stage="evaluate")
     device = select_device()
     models = {name: read_unet(folder, device) for name, folder in folders.items()}
     reference = read_reference(reference_path)
@@ -37,12 +37,13 @@ def main(params_path: Path, dense: Path, pruned: Path, finetuned: Path, referenc
         require_unconditional(unet, folders[name])
         check_images(unet, reference.samples[0], reference_path)
     extractor = Extractor(params.reference.extractor, params.reference.batch_size)
-    check_current(reference.protocol, params.reference, params.seed, extractor, reference_path)
-    sizes_bytes = {name: weights_bytes(folder) for name, folder in folders.items()}
-    evaluation = evaluate(models, sizes_bytes, read_scheduler(dense), reference, extractor, params.evaluate.costs)
+    scheduler = read_scheduler(dense)
+    check_current(reference.protocol, params.reference, params.seed, scheduler, extractor, reference_path)
+    files = {name: weights_file(folder) for name, folder in folders.items()}
+    evaluation = evaluate(models, files, scheduler, reference, extractor, params.evaluate.costs)
     with artifacts.writing(report) as folder:
         write_report(evaluation, folder)
-        write_run_record(folder, "evaluate", seed=params.seed, evaluate=params.evaluate)
+        write_run_record(folder, "evaluate", seed=params.seed, reference=params.reference, evaluate=params.evaluate)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
 """Images of two models from the same noise -> how alike they are, pair by pair."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torchmetrics.functional.image import structural_similarity_index_measure
+from skimage.metrics import structural_similarity
 
-SIGMA, RADIUS = 1.5, 5
-"""Of the Gaussian window, in pixels: 11×11."""
-BATCH_SIZE = 64
+SIGMA = 1.5
+"""Of the Gaussian window, in pixels; scikit-image cuts it off at 3.5 σ, which makes it 11×11."""
 
 
 @dataclass(frozen=True)
@@ -25,38 +24,18 @@ class Pairs:
         return [(int(row), int(column)) for row, column in zip(*np.unravel_index(order, self.ssim.shape), strict=True)]
 
 
-def compare_pairs(samples: NDArray[np.uint8], reference: NDArray[np.uint8]) -> Pairs:
-    """Compare two models' images of the same seeds, [sets, N, C, H, W] uint8 each."""
-    rows = [(images_to_ssim(a, b), images_to_mse(a, b)) for a, b in zip(samples, reference, strict=True)]
-    ssim, mse = zip(*rows, strict=True)
-    return Pairs(np.stack(ssim), np.stack(mse))
+def images_to_ssim(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Compare pairs, [N, C, H, W] uint8 each -> SSIM [N] (Wang et al., 2004, eq. 13), over windows wholly inside."""
+    settings = {"gaussian_weights": True, "sigma": SIGMA, "use_sample_covariance": False, "data_range": 255}
+    return np.array([structural_similarity(x, y, channel_axis=0, **settings) for x, y in _as_floats(images, others)])
 
 
 def images_to_mse(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Compare pairs, [N, C, H, W] uint8 each -> mean squared difference [N] of pixels scaled to [0, 1]."""
-    squares = [((left.astype(np.float64) - right) / 255) ** 2 for left, right in zip(images, others, strict=True)]
-    return np.array([square.mean() for square in squares])
+    return np.array([(((x - y) / 255) ** 2).mean() for x, y in _as_floats(images, others)])
 
 
-def images_to_ssim(
-    images: NDArray[np.uint8], others: NDArray[np.uint8], batch_size: int = BATCH_SIZE
-) -> NDArray[np.float64]:
-    """Compare pairs, [N, C, H, W] uint8 each -> SSIM [N] (Wang et al., 2004, eq. 13).
-
-    Averaged over the windows that lie wholly inside the image, as scikit-image does; torchmetrics by itself also counts
-    those that reach into a mirrored border.
-    """
-    starts = range(0, len(images), batch_size)
-    batches = [
-        _batch_to_ssim(*(torch.tensor(side[start : start + batch_size]).double() for side in (images, others)))
-        for start in starts
-    ]
-    result: NDArray[np.float64] = torch.cat(batches).numpy()
-    return result
-
-
-def _batch_to_ssim(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    _, windows = structural_similarity_index_measure(
-        left, right, sigma=SIGMA, data_range=255.0, reduction="none", return_full_image=True
-    )
-    return windows[..., RADIUS:-RADIUS, RADIUS:-RADIUS].mean(dim=(1, 2, 3))
+def _as_floats(
+    images: NDArray[np.uint8], others: NDArray[np.uint8]
+) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    return ((x.astype(np.float64), y.astype(np.float64)) for x, y in zip(images, others, strict=True))

@@ -3,56 +3,41 @@
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
 import psutil
 import torch
+from scipy.stats import bootstrap
 
-from stages.diffusion.cost import measure_peak_bytes
+from stages.diffusion.cost import measure_peak_bytes, weights_bytes
 from stages.diffusion.families import Denoiser
 from stages.diffusion.latency import forward_pass, time_in_turns
 from stages.diffusion.models import describe
 from stages.diffusion.sampling import cast_model
-from stages.errors import first_line
 from stages.params import CostParams
 from stages.progress import track
+from stages.protocol.record import Cost
 
 PASSES = 3
 """Timed at least."""
+ENOUGH_PASSES = 20
+"""For a 95th percentile."""
 MEMORY_SHARE = 0.8
 """Of what is free, which a pass may take."""
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What a forward pass of one model costs in one setting; without times where it was left out."""
-
-    model: str
-    batch: int
-    precision: str
-    mode: str
-    """eager or compiled."""
-    device: str
-    median_ms: float | None = None
-    p95_ms: float | None = None
-    images_per_s: float | None = None
-    peak_bytes: int | None = None
-    left_out: str = ""
-    """Why there are no times."""
-
-
 def measure_costs(models: Mapping[str, Denoiser], params: CostParams) -> list[Cost]:
-    """Time the models in turn, in every setting that fits into time and memory.
+    """Time the models in turn, in every setting that fits into time and memory; speed-ups are over the first.
 
     Models of equal widths compute the same, so they are timed once and share their rows.
     """
-    first = {str(describe(unet)): name for name, unet in reversed(list(models.items()))}
-    twins = {name: first[str(describe(unet))] for name, unet in models.items()}
-    distinct = {name: models[name] for name in dict.fromkeys(twins.values())}
+    descriptions = {name: str(describe(unet)) for name, unet in models.items()}
+    first = {text: name for name, text in reversed(list(descriptions.items()))}
+    distinct = {name: models[name] for name in dict.fromkeys(first[text] for text in descriptions.values())}
     rows = list(_measure(distinct, params))
-    return [Cost(**{**vars(row), "model": name}) for name, twin in twins.items() for row in rows if row.model == twin]
+    named = ((name, row) for name, text in descriptions.items() for row in rows if row.model == first[text])
+    return [row.model_copy(update={"model": name}) for name, row in named]
 
 
 def _measure(models: Mapping[str, Denoiser], params: CostParams) -> Iterator[Cost]:
@@ -62,29 +47,46 @@ def _measure(models: Mapping[str, Denoiser], params: CostParams) -> Iterator[Cos
         cast = {name: cast_model(unet, precision) for name, unet in models.items()}
         pace_ms = 0.0
         for batch in params.batches:
-            named: dict[str, object] = {"batch": batch, "precision": precision, "mode": mode, "device": _device_name()}
-            reason = _why_not(cast, batch, pace_ms * batch, params.seconds)
+            rows = [
+                Cost(model=name, batch=batch, precision=precision, mode=mode, device=_device_name()) for name in cast
+            ]
             try:
                 with warnings.catch_warnings(action="ignore"):  # of the compiler, about diffusers
-                    times_ms = {} if reason else _time(cast, batch, mode, params)
+                    rows = _time_rows(rows, cast, pace_ms, params)
             except Exception as error:  # noqa: BLE001  # a compiler can fail in many ways, and a GPU run out of memory
-                times_ms, reason = {}, first_line(error)[:120]
-            for name, unet in cast.items():
-                yield _row(name, named, times_ms.get(name), reason, unet)
-            if times_ms:
-                pace_ms = max(median(times) for times in times_ms.values()) / batch
+                rows = _leave_out(rows, f"failed with {type(error).__name__}")
+            yield from rows
+            pace_ms = sum(row.median_ms or 0.0 for row in rows) / batch or pace_ms
 
 
-def _why_not(models: Mapping[str, Denoiser], batch: int, expected_ms: float, seconds: float) -> str:
-    """Say why a batch is not to be tried, from the time of the batch before and the memory of a single image."""
-    if PASSES * expected_ms > seconds * 1e3:
-        return f"three passes would take more than {seconds:g} s"
-    unet = next(iter(models.values()))
-    needed = batch * measure_peak_bytes(unet, 1)
-    free = torch.cuda.mem_get_info()[0] if unet.device.type == "cuda" else psutil.virtual_memory().available
-    if needed > MEMORY_SHARE * free:
-        return f"needs up to {needed / 2**30:.0f} GiB, {free / 2**30:.0f} are free"
-    return ""
+def _time_rows(rows: list[Cost], models: Mapping[str, Denoiser], pace_ms: float, params: CostParams) -> list[Cost]:
+    """Fill the rows of one setting, the models taking turns."""
+    batch, mode = rows[0].batch, rows[0].mode
+    if PASSES * pace_ms * batch > params.seconds * 1e3:
+        return _leave_out(rows, f"three passes would take more than {params.seconds:g} s")
+    if reason := _too_large(next(iter(models.values())), batch):
+        return _leave_out(rows, reason)
+    times_ms = _time(models, batch, mode, params)
+    reference_ms = next(iter(times_ms.values()))
+    return [_fill(row, times_ms[row.model], reference_ms, models[row.model]) for row in rows]
+
+
+def _leave_out(rows: list[Cost], reason: str) -> list[Cost]:
+    return [row.model_copy(update={"left_out": reason}) for row in rows]
+
+
+def _too_large(unet: Denoiser, batch: int) -> str:
+    """Say why a batch would not fit into memory, from what a single image takes; empty where it fits."""
+    weights = weights_bytes(unet)
+    needed = weights + batch * (measure_peak_bytes(unet, 1) - weights)
+    if unet.device.type == "cuda":
+        kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        free = torch.cuda.mem_get_info()[0] + kept
+    else:
+        free = psutil.virtual_memory().available
+    if needed <= MEMORY_SHARE * free:
+        return ""
+    return f"needs {needed / 2**30:.0f} GiB, {free / 2**30:.0f} are free"
 
 
 @torch.inference_mode()
@@ -100,18 +102,28 @@ def _time(models: Mapping[str, Denoiser], batch: int, mode: str, params: CostPar
     return time_in_turns(runs, device, repeats)
 
 
-def _row(name: str, named: Mapping[str, object], times_ms: list[float] | None, reason: str, unet: Denoiser) -> Cost:
-    if not times_ms:
-        return Cost(name, **named, left_out=reason)  # type: ignore[arg-type]
-    typical, batch = median(times_ms), int(str(named["batch"]))
-    return Cost(
-        name,
-        **named,  # type: ignore[arg-type]
-        median_ms=typical,
-        p95_ms=float(np.percentile(times_ms, 95)),
-        images_per_s=batch / typical * 1e3,
-        peak_bytes=measure_peak_bytes(unet, batch) if named["mode"] == "eager" else None,
-    )
+def _fill(row: Cost, times_ms: list[float], reference_ms: list[float], unet: Denoiser) -> Cost:
+    typical = median(times_ms)
+    ratios = np.array(reference_ms) / times_ms
+    low, high = _interval_of_median(ratios)
+    found = {
+        "passes": len(times_ms),
+        "median_ms": typical,
+        "p95_ms": float(np.percentile(times_ms, 95)) if len(times_ms) >= ENOUGH_PASSES else None,
+        "images_per_s": row.batch / typical * 1e3,
+        "speed_up": float(np.median(ratios)),
+        "speed_up_low": low,
+        "speed_up_high": high,
+        "peak_bytes": measure_peak_bytes(unet, row.batch) if row.mode == "eager" else None,
+    }
+    return row.model_copy(update=found)
+
+
+def _interval_of_median(values: np.ndarray) -> tuple[float, float]:
+    if np.ptp(values) == 0:  # a model against itself
+        return float(values[0]), float(values[0])
+    found = bootstrap((values,), np.median, n_resamples=999, method="percentile", rng=np.random.default_rng(0))
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def _device_name() -> str:

@@ -2,28 +2,31 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
+import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.typing import NDArray
 
-from stages.artifacts import tensors_sha256
+from stages.artifacts import file_sha256, tensors_sha256
 from stages.diffusion.cost import count_attention_macs, count_macs, count_params
 from stages.diffusion.families import Denoiser
 from stages.diffusion.sampling import draw_strip, image_seeds
 from stages.errors import InputError
-from stages.evaluate.consistency import Pairs, compare_pairs
-from stages.evaluate.costs import Cost, measure_costs
+from stages.evaluate.consistency import Pairs, images_to_mse, images_to_ssim
+from stages.evaluate.costs import measure_costs
 from stages.evaluate.intervals import Estimate, estimate, paired_difference
 from stages.evaluate.quality import Judge
 from stages.params import CostParams
 from stages.protocol.extractors import Extractor
 from stages.protocol.protocol import Protocol
-from stages.protocol.reference import Reference, draw_sets, sets_to_features
+from stages.protocol.record import DENSE, Cost
+from stages.protocol.reference import Reference, draw_set
 
-DENSE = "dense"
-METRICS = ("fid", "kid", "precision", "recall", "ssim", "mse")
 STRIP_IMAGES, STRIP_FRAMES = 3, 10
+SHOWN, NUM_WORST = 48, 8
+"""Images of a model, and its least alike pairs, that are kept to be looked at."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,18 @@ class Measured:
     attention_macs: int
     size_bytes: int
     """Of the weights on disk."""
+    weights_sha256: str
+    """Of that file."""
     sets: dict[str, list[float]]
     """Metric -> its value on each set."""
+    fid_pooled: float
+    """FID of all sets as one, which has less bias and no interval."""
     pairs: Pairs
     """Against the dense model's images."""
-    samples: NDArray[np.uint8]
-    """[sets, N, C, H, W]."""
+    shown: NDArray[np.uint8]
+    """[images, C, H, W], the first of the first set."""
+    worst: NDArray[np.uint8]
+    """[2, pairs, C, H, W]: the dense model's images and this one's, in the order of `pairs.worst`."""
     strip: NDArray[np.uint8]
     """[images, frames, C, H, W], from noise to picture."""
 
@@ -60,6 +69,7 @@ class Evaluation:
 
     protocol: Protocol
     dense_sha256: str
+    """Of the dense model's weights, by `tensors_sha256`."""
     floor: float
     """FID of one half of the real images against the other."""
     models: dict[str, Measured]
@@ -68,7 +78,7 @@ class Evaluation:
 
 def evaluate(
     models: Mapping[str, Denoiser],
-    sizes_bytes: Mapping[str, int],
+    files: Mapping[str, Path],
     scheduler: DDPMScheduler,
     reference: Reference,
     extractor: Extractor,
@@ -78,7 +88,7 @@ def evaluate(
 
     Args:
         models: By name; the dense model is called dense.
-        sizes_bytes: Of each model's weights on disk.
+        files: The file of each model's weights.
         scheduler: The noise schedule.
         reference: What the dense model drew.
         extractor: The one that the reference was made with.
@@ -91,38 +101,86 @@ def evaluate(
     if dense_sha256 != reference.model_sha256:
         found = f"{dense_sha256[:8]}…, the reference was drawn by {reference.model_sha256[:8]}…"
         raise InputError(f"the dense model has weights of sha256 {found}; run the reference stage again")
+    table = measure_costs(models, costs)
     judge = Judge(reference.real_features, reference.protocol)
     measured = {
-        name: _measure(name, unet, sizes_bytes[name], scheduler, reference, extractor, judge)
-        for name, unet in models.items()
+        name: _measure(name, unet, files[name], scheduler, reference, extractor, judge) for name, unet in models.items()
     }
-    return Evaluation(reference.protocol, dense_sha256, judge.floor(), measured, measure_costs(models, costs))
+    return Evaluation(reference.protocol, dense_sha256, judge.floor(), measured, table)
 
 
 def _measure(
     name: str,
     unet: Denoiser,
-    size_bytes: int,
+    file: Path,
     scheduler: DDPMScheduler,
     reference: Reference,
     extractor: Extractor,
     judge: Judge,
 ) -> Measured:
-    protocol, samples, features = reference.protocol, reference.samples, reference.features
-    if name != DENSE:
-        samples = draw_sets(unet, scheduler, protocol, extractor.batch_size, name)
-        features = sets_to_features(samples, extractor)
-    pairs = compare_pairs(samples, reference.samples)
-    quality = [asdict(judge(part, index)) for index, part in enumerate(features)]
-    sets = {key: [row[key] for row in quality] for key in quality[0]}
+    protocol = reference.protocol
+    gathered = _Gathered()
+    for index, dense_samples in enumerate(reference.samples):
+        if name == DENSE:
+            samples, features = dense_samples, reference.features[index]
+        else:
+            samples = draw_set(unet, scheduler, protocol, index, extractor.batch_size, name)
+            features = extractor.features(samples)
+        gathered.add(samples, dense_samples, features, asdict(judge(features, index)))
+    pairs = gathered.pairs()
     strip_seeds = image_seeds(protocol.seed, STRIP_IMAGES)
     return Measured(
         params=count_params(unet),
         macs=count_macs(unet),
         attention_macs=count_attention_macs(unet),
-        size_bytes=size_bytes,
-        sets={**sets, "ssim": pairs.ssim.mean(axis=1).tolist(), "mse": pairs.mse.mean(axis=1).tolist()},
+        size_bytes=file.stat().st_size,
+        weights_sha256=file_sha256(file),
+        sets=gathered.sets(),
+        fid_pooled=judge.fid(torch.cat(gathered.features)),
         pairs=pairs,
-        samples=samples,
-        strip=draw_strip(unet, scheduler, strip_seeds, protocol.sampler, STRIP_FRAMES),
+        shown=gathered.shown,
+        worst=gathered.worst(pairs),
+        strip=draw_strip(unet, scheduler, strip_seeds, protocol.sampler, STRIP_FRAMES, protocol.precision),
     )
+
+
+class _Gathered:
+    """What is kept of one set after the other: numbers of all images, pictures of a few."""
+
+    def __init__(self) -> None:
+        self.shown: NDArray[np.uint8] = np.empty(0, np.uint8)
+        self.features: list[torch.Tensor] = []
+        self.quality: list[dict[str, float]] = []
+        self.ssim: list[NDArray[np.float64]] = []
+        self.mse: list[NDArray[np.float64]] = []
+        self.pictures: dict[tuple[int, int], NDArray[np.uint8]] = {}
+
+    def add(
+        self,
+        samples: NDArray[np.uint8],
+        dense_samples: NDArray[np.uint8],
+        features: torch.Tensor,
+        quality: dict[str, float],
+    ) -> None:
+        """Take the next set in."""
+        if not self.ssim:
+            self.shown = np.array(samples[:SHOWN])
+        self.features.append(features)
+        self.quality.append(quality)
+        self.ssim.append(images_to_ssim(samples, dense_samples))
+        self.mse.append(images_to_mse(samples, dense_samples))
+        for index in np.argsort(self.ssim[-1], kind="stable")[:NUM_WORST]:
+            self.pictures[len(self.ssim) - 1, int(index)] = np.stack([dense_samples[index], samples[index]])
+
+    def pairs(self) -> Pairs:
+        """Put the pairs of all sets together."""
+        return Pairs(np.stack(self.ssim), np.stack(self.mse))
+
+    def sets(self) -> dict[str, list[float]]:
+        """Give every metric's value on each set."""
+        found = {key: [row[key] for row in self.quality] for key in self.quality[0]}
+        return {**found, "ssim": [float(s.mean()) for s in self.ssim], "mse": [float(s.mean()) for s in self.mse]}
+
+    def worst(self, pairs: Pairs) -> NDArray[np.uint8]:
+        """Give the pictures of the least alike pairs: [2, pairs, C, H, W]."""
+        return np.stack([self.pictures[place] for place in pairs.worst(NUM_WORST)], axis=1)

@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-COLUMNS, ROWS = 6, 8
+COLUMNS = 6
 GAP_PIXELS = 2
-SMALLEST_SIDE = 48
-"""Pixels that an image takes at least in a picture, for people to see it."""
+SMALLEST_SIDE, LARGEST_SIDE = 48, 128
+"""Pixels that an image takes in a picture: enough to see it, few enough for a page of dozens."""
 
 
 def images_to_grid(pixels: NDArray[np.uint8], columns: int = COLUMNS) -> NDArray[np.uint8]:
@@ -26,8 +26,14 @@ def images_to_grid(pixels: NDArray[np.uint8], columns: int = COLUMNS) -> NDArray
 
 
 def write_grid(pixels: NDArray[np.uint8], path: Path, columns: int = COLUMNS) -> None:
-    """Write a grid as PNG, small images enlarged."""
-    scale = max(1, -(-SMALLEST_SIDE // pixels.shape[-1]))
+    """Write a grid as PNG, small images enlarged and large ones reduced."""
+    side = pixels.shape[-1]
     grid = images_to_grid(pixels, columns)
     image = Image.fromarray(grid[..., 0] if grid.shape[2] == 1 else grid)
-    image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(path)
+    if side <= LARGEST_SIDE:
+        scale = max(1, -(-SMALLEST_SIDE // side))
+        image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    else:
+        scale = LARGEST_SIDE / side
+        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+    image.save(path)

@@ -25,7 +25,7 @@ class Quality:
 
 
 class Judge:
-    """Compares sets of features with those of the real images, whose statistics are taken once.
+    """Compares sets of features with those of the real images, whose mean and covariance are taken once.
 
     Args:
         real: [M, D], of the real images.
@@ -43,7 +43,6 @@ class Judge:
         2019, eq. 1 and 2.
         """
         drawn = drawn.double()
-        fid = fid_statistics_to_metric(fid_features_to_statistics(drawn), self.statistics, verbose=False)
         kid = kid_features_to_metric(
             drawn,
             self.real,
@@ -55,10 +54,15 @@ class Judge:
         prc = prc_features_to_metric(
             drawn, self.real, prc_neighborhood=self.protocol.neighbours, save_cpu_ram=True, verbose=False
         )
-        return Quality(fid[KEY_METRIC_FID], kid[KEY_METRIC_KID_MEAN], prc[KEY_METRIC_PRECISION], prc[KEY_METRIC_RECALL])
+        return Quality(self.fid(drawn), kid[KEY_METRIC_KID_MEAN], prc[KEY_METRIC_PRECISION], prc[KEY_METRIC_RECALL])
+
+    def fid(self, drawn: torch.Tensor) -> float:
+        """[N, D] -> FID alone."""
+        statistics = fid_features_to_statistics(drawn.double())
+        return float(fid_statistics_to_metric(statistics, self.statistics, verbose=False)[KEY_METRIC_FID])
 
     def floor(self) -> float:
-        """FID of one random half of the real images against the other: no model can be expected to do much better."""
+        """FID of one random half of the real images against the other: a scale, biased as any FID of so few images."""
         order = torch.randperm(len(self.real), generator=generator(self.protocol.seed, "floor"))
         halves = [fid_features_to_statistics(self.real[half]) for half in order.chunk(2)]
         return float(fid_statistics_to_metric(*halves, verbose=False)[KEY_METRIC_FID])

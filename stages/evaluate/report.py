@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from stages.artifacts import write_atomically, write_json
-from stages.evaluate.evaluation import DENSE, Evaluation
-from stages.evaluate.pictures import COLUMNS, ROWS, write_grid
-from stages.evaluate.summary import NUM_WORST, flat_metrics, summarise
+from stages.evaluate.evaluation import Evaluation
+from stages.evaluate.pictures import write_grid
+from stages.evaluate.summary import flat_metrics, summarise
+from stages.protocol.record import DENSE, Cost
 
 
 def write_report(evaluation: Evaluation, folder: Path) -> None:
@@ -19,19 +20,17 @@ def write_report(evaluation: Evaluation, folder: Path) -> None:
     evaluation.json is the whole record, metrics/MODEL.json what DVC and MLflow show, costs.csv the truth table of
     speed, pairs.csv every pair; a grid, a strip and the worst pairs of each model are PNG.
     """
-    summary = summarise(evaluation)
-    write_json(folder / "evaluation.json", summary)
-    write_json(folder / "protocol.json", summary["protocol"])
-    _write_csv(folder / "costs.csv", list(summary["costs"][0]), (row.values() for row in summary["costs"]))
+    record = summarise(evaluation)
+    write_json(folder / "evaluation.json", record.model_dump(mode="json"))
+    rows = (cost.model_dump().values() for cost in record.costs)
+    _write_csv(folder / "costs.csv", list(Cost.model_fields), rows)
     _write_csv(folder / "pairs.csv", ("model", "set", "index", "ssim", "mse"), _pairs(evaluation))
     for name, measured in evaluation.models.items():
-        write_json(folder / "metrics" / f"{name}.json", flat_metrics(summary, name))
-        write_grid(measured.samples[0, : ROWS * COLUMNS], folder / f"{name}.png")
+        write_json(folder / "metrics" / f"{name}.json", flat_metrics(record, name))
+        write_grid(measured.shown, folder / f"{name}.png")
         write_grid(np.concatenate(list(measured.strip)), folder / f"{name}-strip.png", measured.strip.shape[1])
         if name != DENSE:
-            worst = measured.pairs.worst(NUM_WORST)
-            pairs = [model.samples[at] for model in (evaluation.models[DENSE], measured) for at in worst]
-            write_grid(np.stack(pairs), folder / f"{name}-worst.png", len(worst))
+            write_grid(np.concatenate(list(measured.worst)), folder / f"{name}-worst.png", measured.worst.shape[1])
 
 
 def _pairs(evaluation: Evaluation) -> Iterable[Sequence[object]]:

@@ -4,70 +4,67 @@ from typing import Any
 
 import numpy as np
 
-from stages.evaluate.costs import Cost
-from stages.evaluate.evaluation import DENSE, METRICS, Evaluation, Measured
+from stages.evaluate.evaluation import NUM_WORST, Evaluation, Measured
+from stages.protocol.record import DENSE, METRICS, Difference, Metric, Model, Pair, Record
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-NUM_WORST = 8
 WITH_INTERVAL = ("fid", "kid", "ssim")
 """In the flat files, which are to be read as one table; the record has every interval."""
 
 
-def summarise(evaluation: Evaluation) -> dict[str, Any]:
-    """Write an evaluation as evaluation.json holds it; docs/metrics.md explains each key."""
-    return {
-        "protocol_id": evaluation.protocol.id,
-        "protocol": evaluation.protocol.model_dump(mode="json"),
-        "dense_sha256": evaluation.dense_sha256,
-        "floor_fid": evaluation.floor,
-        "models": {name: _model(name, evaluation) for name in evaluation.models},
-        "costs": [vars(cost) for cost in evaluation.costs],
-    }
+def summarise(evaluation: Evaluation) -> Record:
+    """Write an evaluation down."""
+    dense = evaluation.models[DENSE]
+    return Record(
+        protocol_id=evaluation.protocol.id,
+        protocol=evaluation.protocol,
+        dense_sha256=evaluation.dense_sha256,
+        floor_fid=evaluation.floor,
+        models={name: _model(measured, dense) for name, measured in evaluation.models.items()},
+        costs=evaluation.costs,
+    )
 
 
-def _model(name: str, evaluation: Evaluation) -> dict[str, Any]:
-    measured, dense = evaluation.models[name], evaluation.models[DENSE]
-    latency_ms, dense_ms = (_headline(who, evaluation.costs).median_ms for who in (name, DENSE))
-    macs_ratio = dense.macs / measured.macs
-    speed_up = dense_ms / latency_ms if dense_ms and latency_ms else None
-    return {
-        "params": measured.params,
-        "macs": measured.macs,
-        "attention_macs": measured.attention_macs,
-        "size_bytes": measured.size_bytes,
-        "latency_ms": latency_ms,
-        "macs_ratio": macs_ratio,
-        "speed_up": speed_up,
-        "efficiency": speed_up / macs_ratio if speed_up else None,
-        "metrics": {metric: _metric(measured, dense, metric) for metric in METRICS},
-        "ssim_quantiles": {str(q): float(np.quantile(measured.pairs.ssim, q)) for q in QUANTILES},
-        "worst_pairs": [
-            {"set": row, "index": index, "ssim": measured.pairs.ssim[row, index], "mse": measured.pairs.mse[row, index]}
-            for row, index in measured.pairs.worst(NUM_WORST)
+def _model(measured: Measured, dense: Measured) -> Model:
+    pairs = measured.pairs
+    return Model(
+        params=measured.params,
+        macs=measured.macs,
+        attention_macs=measured.attention_macs,
+        size_bytes=measured.size_bytes,
+        weights_sha256=measured.weights_sha256,
+        fid_pooled=measured.fid_pooled,
+        ssim_quantiles={str(quantile): float(np.quantile(pairs.ssim, quantile)) for quantile in QUANTILES},
+        worst_pairs=[
+            Pair(set=row, index=index, ssim=pairs.ssim[row, index], mse=pairs.mse[row, index])
+            for row, index in pairs.worst(NUM_WORST)
         ],
-    }
+        **{metric: _metric(measured, dense, metric) for metric in METRICS},
+    )
 
 
-def _headline(name: str, costs: list[Cost]) -> Cost:
-    """The row whose latency stands in the results: the first of the table."""
-    return next(cost for cost in costs if cost.model == name)
+def _metric(measured: Measured, dense: Measured, metric: str) -> Metric:
+    found = measured.estimate(metric)
+    difference = None
+    if measured is not dense and metric not in ("ssim", "mse"):
+        above = measured.above(dense, metric)
+        difference = Difference(mean=above.mean, half_width=above.half_width, is_distinct=above.is_distinct)
+    return Metric(sets=measured.sets[metric], mean=found.mean, half_width=found.half_width, above_dense=difference)
 
 
-def _metric(measured: Measured, dense: Measured, metric: str) -> dict[str, Any]:
-    found = {"sets": measured.sets[metric], **vars(measured.estimate(metric))}
-    if measured is dense or metric in ("ssim", "mse"):  # those two are differences from dense already
-        return found
-    above = measured.above(dense, metric)
-    return {**found, "above_dense": {**vars(above), "is_distinct": above.is_distinct}}
-
-
-def flat_metrics(summary: dict[str, Any], name: str) -> dict[str, Any]:
+def flat_metrics(record: Record, name: str) -> dict[str, Any]:
     """One model's numbers on one level, as DVC and MLflow take them."""
-    model = summary["models"][name]
-    kept = ("params", "macs", "size_bytes", "latency_ms")
-    flat = {"protocol": summary["protocol_id"], **{key: model[key] for key in kept}}
-    for metric, found in model["metrics"].items():
-        flat[metric] = found["mean"]
-        if metric in WITH_INTERVAL and found["half_width"] is not None:
-            flat[f"{metric}_interval"] = found["half_width"]
+    model = record.models[name]
+    flat = {
+        "protocol": record.protocol_id,
+        "params": model.params,
+        "macs": model.macs,
+        "size_bytes": model.size_bytes,
+        "latency_ms": record.headline(name).median_ms,
+    }
+    for metric in METRICS:
+        found = model.metric(metric)
+        flat[metric] = found.mean
+        if metric in WITH_INTERVAL and found.half_width is not None:
+            flat[f"{metric}_interval"] = found.half_width
     return {key: value for key, value in flat.items() if value is not None}

@@ -22,7 +22,7 @@ def main(params_path: Path, model_out: Path, data_out: Path) -> None:
     from stages.fetch import data, model
     from stages.provenance import write_run_record
 
-    artifacts.check_free(model_out, data_out)
+    artifacts.check_free(model_out, data_out, stage="fetch")
     with artifacts.writing(model_out) as model_folder, artifacts.writing(data_out) as data_folder:
         unet = model.fetch_model(params.fetch.model, model_folder)
         data.fetch_data(params.fetch.data, unet, params.fetch.heldout, data_folder)

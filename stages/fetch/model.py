@@ -6,9 +6,9 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from stages.artifacts import copy_file, file_sha256, read_json
+from stages.artifacts import WEIGHTS, copy_file, file_sha256, read_json
 from stages.diffusion.families import Denoiser, example_inputs
-from stages.diffusion.models import WEIGHTS, component, read_scheduler, read_unet, require_unconditional, write_pipeline
+from stages.diffusion.models import component, read_scheduler, read_unet, require_unconditional, write_pipeline
 from stages.errors import InputError, first_line
 from stages.params import BundledSource, FolderModel, HubModel
 

@@ -26,7 +26,7 @@ def main(params_path: Path, model: Path, data: Path, checkpoints: Path, out: Pat
     from stages.finetune.trainer import Trainer
     from stages.provenance import fingerprint, write_run_record
 
-    artifacts.check_free(out, report, inputs=[model, data, checkpoints])
+    artifacts.check_free(out, report, inputs=[model, data, checkpoints], stage="finetune")
     unet, scheduler = models.read_unet(model, select_device()), models.read_scheduler(model)
     images = artifacts.read_images(data)
     models.require_unconditional(unet, model)

@@ -25,7 +25,7 @@ def main(params_path: Path, model: Path, data: Path, out: Path, report: Path) ->
     from stages.importance.stability import judge
     from stages.provenance import write_run_record
 
-    artifacts.check_free(out, report, inputs=[model, data])
+    artifacts.check_free(out, report, inputs=[model, data], stage="importance")
     unet, scheduler = read_unet(model, select_device()), read_scheduler(model)
     images = artifacts.read_images(data)
     check_images(unet, images.train, data)

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -86,9 +85,13 @@ class Extractor:
         cls = FEATURE_EXTRACTORS_REGISTRY[params.name]
         self.layer = str(cls.get_default_feature_layer_for_metric("fid"))
         self.cuda = torch.cuda.is_available()
-        self.network = create_feature_extractor(
-            params.name, [self.layer], cuda=self.cuda, feature_extractor_weights_path=str(path), verbose=False
-        )
+        try:
+            self.network = create_feature_extractor(
+                params.name, [self.layer], cuda=self.cuda, feature_extractor_weights_path=str(path), verbose=False
+            )
+        except Exception as error:  # noqa: BLE001  # tensors, but not of this network, fail in many ways
+            found = f"{path} holds no weights of {params.name} ({type(error).__name__})"
+            raise InputError(f"{found}; correct reference.extractor") from None
 
     def check_images(self, pixels: NDArray[np.uint8]) -> None:
         """Make sure that the extractor sees such images.
@@ -119,7 +122,7 @@ def _find_weights(params: ExtractorParams) -> Path:
         known = ", ".join(["digits", *SOURCES])
         raise InputError(f"reference.extractor.name is {params.name!r}{reason}; allowed: {known}")
     if params.weights is not None:
-        if not params.weights.is_file():
+        if not _is_file(params.weights):
             raise InputError(
                 f"the extractor's weights are not at {params.weights}; correct reference.extractor.weights"
             )
@@ -135,6 +138,13 @@ def _find_weights(params: ExtractorParams) -> Path:
             advice = "put the file there or set reference.extractor.weights"
             raise InputError(f"{found} ({first_line(error)}); {advice}") from None
     return cached
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
 
 
 def _check_hash(path: Path, params: ExtractorParams) -> str:
@@ -153,7 +163,5 @@ def _check_tensors(path: Path) -> None:
     """Make sure that a file holds tensors and nothing else: torch-fidelity unpickles it whatever it holds."""
     try:
         torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, UnpicklingError, EOFError) as error:
-        raise InputError(
-            f"{path} holds something other than tensors ({first_line(error)}); use other weights"
-        ) from None
+    except Exception as error:  # noqa: BLE001  # a file can be broken anywhere; what PyTorch advises then is dangerous
+        raise InputError(f"{path} holds something other than tensors ({type(error).__name__}); use others") from None

@@ -10,7 +10,7 @@ import numpy as np
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.typing import NDArray
 
-from stages.diffusion.sampling import make_sampler
+from stages.diffusion.sampling import check_sampler, make_sampler
 from stages.errors import InputError
 from stages.params import ReferenceParams, SamplerParams
 from stages.protocol.extractors import Extractor
@@ -18,8 +18,11 @@ from stages.schema import Frozen, Sha256
 
 SSIM_WINDOW = 11
 """Side of its Gaussian window, in pixels."""
-ENOUGH_IMAGES = 5
-"""Images for each feature, above which the bias of FID is small beside its spread."""
+ENOUGH_IMAGES = 20
+"""Images for each feature, below which a warning is given: some 40,000 for Inception's 2,048."""
+CLIPPING = ("DDIM", "DDPM")
+FEWEST_REAL = 4
+"""For a covariance of each half."""
 
 
 class Protocol(Frozen):
@@ -29,8 +32,10 @@ class Protocol(Frozen):
     guidance: None = None
     """Scale of classifier-free guidance; models without conditions have none."""
     precision: Literal["float32", "bfloat16"]
-    weights: Literal["ema"] = "ema"
-    """Which weights draw: the moving average, the only ones that finetuning keeps."""
+    weights: Literal["stored"] = "stored"
+    """Which weights draw: those of the model folders; finetuning leaves its moving average there and no others."""
+    schedule_sha256: Sha256
+    """Of the noise schedule and all other settings of the sampler, as diffusers resolves them."""
     num_images: int
     sets: int
     seed: int
@@ -68,25 +73,29 @@ def make_protocol(
     Raises:
         InputError: The sampler does not fit the model, or a metric needs more real images.
     """
-    sampler = make_sampler(scheduler, params.sampler)
+    given = _given(params, seed, scheduler, extractor)
     if min(real.shape[2:]) < SSIM_WINDOW:
         found = f"{real.shape[2]}×{real.shape[3]}"
         raise InputError(f"SSIM needs images of at least {SSIM_WINDOW}×{SSIM_WINDOW}, the models draw {found}")
+    if len(real) < FEWEST_REAL:
+        raise InputError(f"there are {len(real)} real images to compare with, at least {FEWEST_REAL} are needed")
     needed = {"kid_subset_size": params.kid_subset_size, "neighbours": params.neighbours + 1}
     for key, count in needed.items():
         if count > len(real):
             found = f"reference.{key} {getattr(params, key)} needs {count} real images, there are {len(real)}"
             raise InputError(f"{found}; lower it in params.yaml or fetch more")
-    clip = bool(sampler.config.get("clip_sample", False))
-    return Protocol(
-        **_given(params, seed, extractor, clip=clip), num_real_images=len(real), real_sha256=_pixels_sha256(real)
-    )
+    return Protocol(**given, num_real_images=len(real), real_sha256=_pixels_sha256(real))
 
 
-def _given(params: ReferenceParams, seed: int, extractor: Extractor, *, clip: bool | None) -> dict[str, Any]:
-    """What params.yaml and the extractor decide."""
+def _given(params: ReferenceParams, seed: int, scheduler: DDPMScheduler, extractor: Extractor) -> dict[str, Any]:
+    """What params.yaml, the model's noise schedule and the extractor decide."""
+    check_sampler(scheduler, params.sampler)
+    config = make_sampler(scheduler, params.sampler).config
+    settings = {key: value for key, value in config.items() if key[0] != "_"}
+    clip = params.sampler.scheduler in CLIPPING and bool(config["clip_sample"])
     return {
         "sampler": params.sampler.model_copy(update={"clip": clip}),
+        "schedule_sha256": hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest(),
         "precision": params.precision,
         "num_images": params.num_images,
         "sets": params.sets,
@@ -100,14 +109,20 @@ def _given(params: ReferenceParams, seed: int, extractor: Extractor, *, clip: bo
     }
 
 
-def check_current(protocol: Protocol, params: ReferenceParams, seed: int, extractor: Extractor, origin: Path) -> None:
-    """Refuse a reference that was made under another protocol than that of params.yaml.
+def check_current(
+    protocol: Protocol,
+    params: ReferenceParams,
+    seed: int,
+    scheduler: DDPMScheduler,
+    extractor: Extractor,
+    origin: Path,
+) -> None:
+    """Refuse a reference that was made under another protocol than that of params.yaml and the model.
 
     Raises:
         InputError: They differ, with every field that does.
     """
-    clip = protocol.sampler.clip if params.sampler.clip is None else params.sampler.clip
-    asked = protocol.model_copy(update=_given(params, seed, extractor, clip=clip))
+    asked = protocol.model_copy(update=_given(params, seed, scheduler, extractor))
     check_same(protocol, asked, (str(origin), "params.yaml"))
 
 
@@ -150,4 +165,4 @@ def bias_warning(protocol: Protocol, num_features: int) -> str | None:
     if protocol.num_images >= enough:
         return None
     found = f"FID on {protocol.num_images} images with {num_features} features is biased upwards"
-    return f"{found}; compare it under this protocol only, or draw {enough} or more"
+    return f"{found}, and its interval does not show it; compare at equal numbers only, or draw {enough} or more"

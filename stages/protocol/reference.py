@@ -1,6 +1,6 @@
 """What the dense model drew under a protocol, and what the extractor saw of it and of the real images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,6 @@ from stages.artifacts import read_json, read_tensors, write_array, write_json, w
 from stages.diffusion.families import Denoiser
 from stages.diffusion.sampling import draw, image_seeds
 from stages.errors import InputError, first_line
-from stages.protocol.extractors import Extractor
 from stages.protocol.protocol import Protocol
 
 
@@ -33,21 +32,19 @@ class Reference:
     """[M, D] float32 of the real images."""
 
 
-def draw_sets(
-    unet: Denoiser, scheduler: DDPMScheduler, protocol: Protocol, batch_size: int, label: str
+def draw_set(
+    unet: Denoiser, scheduler: DDPMScheduler, protocol: Protocol, index: int, batch_size: int, label: str
 ) -> NDArray[np.uint8]:
-    """Draw every image of the protocol: [sets, N, C, H, W] uint8."""
-    seeds = [seed for index in range(protocol.sets) for seed in image_seeds(protocol.seed, protocol.num_images, index)]
-    drawn = draw(
-        unet, scheduler, seeds, protocol.sampler, precision=protocol.precision, batch_size=batch_size, label=label
+    """Draw the images of one set of the protocol: [N, C, H, W] uint8."""
+    return draw(
+        unet,
+        scheduler,
+        image_seeds(protocol.seed, protocol.num_images, index),
+        protocol.sampler,
+        precision=protocol.precision,
+        batch_size=batch_size,
+        label=f"{label}, set {index + 1} of {protocol.sets}",
     )
-    return drawn.reshape(protocol.sets, protocol.num_images, *drawn.shape[1:])
-
-
-def sets_to_features(samples: NDArray[np.uint8], extractor: Extractor) -> torch.Tensor:
-    """[sets, N, C, H, W] uint8 -> [sets, N, D] float32."""
-    sets: Sequence[torch.Tensor] = [extractor.features(pixels) for pixels in samples]
-    return torch.stack(list(sets))
 
 
 def write_reference(folder: Path, reference: Reference) -> None:
@@ -65,16 +62,26 @@ def read_reference(folder: Path) -> Reference:
         InputError: A file is missing, damaged, or does not fit the others.
     """
     protocol = read_protocol(folder / "protocol.json")
-    model_sha256 = str(read_json(folder / "reference.json").get("model_sha256"))
+    model_sha256 = read_json(folder / "reference.json").get("model_sha256")
     tensors = read_tensors(folder / "features.safetensors")
     try:
         samples = np.load(folder / "samples.npy", mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{folder} holds no samples ({first_line(error)}); run the reference stage again") from None
-    shape = (protocol.sets, protocol.num_images)
-    if {"dense", "real"} != set(tensors) or samples.shape[:2] != shape or tensors["dense"].shape[:2] != shape:
+    packed = isinstance(samples, np.ndarray) and samples.dtype == np.uint8 and samples.ndim == 5  # noqa: PLR2004
+    if not (packed and isinstance(model_sha256, str) and _fit(tensors, samples, protocol)):
         raise InputError(f"{folder} does not hold what its protocol.json says; run the reference stage again")
     return Reference(protocol, model_sha256, samples, tensors["dense"], tensors["real"])
+
+
+def _fit(tensors: Mapping[str, torch.Tensor], samples: NDArray[np.uint8], protocol: Protocol) -> bool:
+    """Tell whether samples and features have the shapes of the protocol, and the features are numbers."""
+    if set(tensors) != {"dense", "real"} or tensors["real"].ndim != 2:  # noqa: PLR2004
+        return False
+    width = tensors["real"].shape[1]
+    dense, real = (protocol.sets, protocol.num_images, width), (protocol.num_real_images, width)
+    shapes = samples.shape[:2] == dense[:2] and tensors["dense"].shape == dense and tensors["real"].shape == real
+    return shapes and all(bool(tensor.isfinite().all()) for tensor in tensors.values())
 
 
 def read_protocol(path: Path) -> Protocol:

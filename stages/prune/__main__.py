@@ -22,18 +22,19 @@ def main(
 
     from stages import artifacts
     from stages.diffusion.device import select_device
-    from stages.diffusion.models import PLAN, read_scheduler, read_unet, write_pipeline
+    from stages.diffusion.models import read_scheduler, read_unet, write_pipeline
     from stages.provenance import write_run_record
     from stages.prune.pruning import calibration, prepare, prune_unet
 
-    artifacts.check_free(out, inputs=[path for path in (model, importance_path, plan_path, data) if path])
+    inputs = [path for path in (model, importance_path, plan_path, data) if path]
+    artifacts.check_free(out, inputs=inputs, stage="prune")
     unet, scheduler = read_unet(model, select_device()), read_scheduler(model)
     images = calibration(unet, scheduler, data, params.prune, params.seed)
     plan = prepare(unet, importance_path, plan_path, params.prune, params.seed)
     pruned = prune_unet(unet, plan, images)
     with artifacts.writing(out) as folder:
         write_pipeline(folder, pruned, scheduler, model)
-        artifacts.write_json(folder / PLAN, plan.to_json())
+        artifacts.write_json(folder / artifacts.PLAN, plan.to_json())
         write_run_record(folder, "prune", seed=params.seed, prune=plan.prune)
 
 

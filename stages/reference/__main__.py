@@ -25,7 +25,7 @@ def main(params_path: Path, model: Path, data: Path, out: Path) -> None:
     from stages.provenance import write_run_record
     from stages.reference.reference import make_reference
 
-    artifacts.check_free(out, inputs=[model, data])
+    artifacts.check_free(out, inputs=[model, data], stage="reference")
     unet, scheduler = models.read_unet(model, select_device()), models.read_scheduler(model)
     real = artifacts.read_images(data).train
     models.require_unconditional(unet, model)

@@ -17,25 +17,23 @@ def main(models: Path, reports: Path, summary: Path, released: Path, page: Path)
     from stages.provenance import write_run_record
     from stages.report.card import release
     from stages.report.figures import draw_figures
-    from stages.report.page import write_page
+    from stages.report.page import check_page, write_page
     from stages.report.story import read_story
     from stages.report.summary import write_summary
-    from stages.report.table import to_markdown
 
-    artifacts.check_free(summary, released)
+    homes = artifacts.stage_homes(models, reports)
+    inputs = [*homes.values(), reports / "finetune", reports / "importance"]
+    artifacts.check_free(summary, released, inputs=inputs, stage="report")
+    check_page(page, [*inputs, summary, released])
     story = read_story(models, reports)
     figures = draw_figures(story)
-    with artifacts.writing(summary) as folder:
-        artifacts.write_atomically(folder / "results.md", to_markdown(story.evaluation).encode())
-        write_summary(story, reports, folder / "summary.png")
-        for name, themes in figures.items():
-            artifacts.write_atomically(folder / f"{name}.svg", themes["light"])
-        write_run_record(folder, "report")
-    with artifacts.writing(released) as folder:
-        for name in ("pruned", "finetuned"):
-            release(story, name, models / name, reports, folder / name)
-        write_run_record(folder, "report")
-    artifacts.write_atomically(page, write_page(story, figures, reports).encode())
+    content = write_page(story, figures, reports)
+    with artifacts.writing(released) as released_folder, artifacts.writing(summary) as summary_folder:
+        write_summary(story, figures, reports, summary_folder)
+        release(story, homes, reports, summary_folder, released_folder)
+        for folder in (summary_folder, released_folder):
+            write_run_record(folder, "report")
+        artifacts.write_atomically(page, content.encode())
 
 
 if __name__ == "__main__":

@@ -1,103 +1,117 @@
-"""A story -> a model folder with its card, in the format of the Hugging Face Hub."""
+"""A story -> model folders with their cards, in the format of the Hugging Face Hub."""
 
+import html
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from stages.artifacts import copy_file, write_atomically
-from stages.report.page import environment, lineage
-from stages.report.story import DENSE, UNKNOWN, Story
-from stages.report.table import to_markdown, write_count, write_target
+from stages.protocol.record import DENSE
+from stages.report.page import environment, lineage, write_worst
+from stages.report.story import Story
+from stages.report.summary import PICTURE
+from stages.report.table import to_markdown, write_count, write_speed_up, write_target
 
-SCORES = {"fid": "FID", "kid": "KID", "precision": "precision", "recall": "recall", "ssim": "SSIM against dense"}
+RELEASED = {"pruned": "prune", "finetuned": "finetune"}
+"""Model -> the stage that made it."""
+TASK = "unconditional-image-generation"
+WORST = "worst-pairs.png"
 
 
-def release(story: Story, name: str, model: Path, reports: Path, target: Path) -> None:
-    """Copy a model's folder and put card and pictures beside it.
+def release(story: Story, homes: Mapping[str, Path], reports: Path, summary: Path, folder: Path) -> None:
+    """Copy the models' folders and put card and pictures beside each.
 
     Args:
-        story: What happened to it.
-        name: pruned or finetuned.
-        model: Its folder.
+        story: What happened to them.
+        homes: Stage -> where it left its model.
         reports: The folder of report folders.
-        target: Where to.
+        summary: Where the picture of all models lies.
+        folder: Where to.
     """
-    shutil.copytree(model, target)
-    pictures = {"comparison.png": "summary/summary.png", "worst-pairs.png": f"evaluate/{name}-worst.png"}
-    for here, there in pictures.items():
-        copy_file(reports / there, target / here)
-    write_atomically(target / "README.md", write_card(story, name, *pictures).encode())
+    for name, stage in RELEASED.items():
+        shutil.copytree(homes[stage], folder / name)
+        copy_file(summary / PICTURE, folder / name / PICTURE)
+        copy_file(reports / "evaluate" / f"{name}-worst.png", folder / name / WORST)
+        write_atomically(folder / name / "README.md", write_card(story, name).encode())
 
 
-def write_card(story: Story, name: str, picture: str, worst_picture: str) -> str:
+def write_card(story: Story, name: str) -> str:
     """Fill the card in: a head that the Hub reads, and the text."""
-    models = story.evaluation["models"]
-    head = _head(story, name).to_yaml()
+    record = story.record
     text = (
         environment(autoescape=False)
         .get_template("card.md.j2")
         .render(
-            base=story.base,
+            story=story,
+            record=record,
+            base=_plain(story.base),
             name=name,
-            dense=models[DENSE],
-            model=models[name],
+            dense=record.models[DENSE],
+            model=record.models[name],
             count=write_count,
-            plan=story.plan,
-            target=write_target(story.plan["prune"]["target"]),
-            finetune=story.runs["finetune"]["params"]["finetune"],
-            heldout_loss=story.heldout_loss,
-            recovered=story.recovered,
-            evaluation=story.evaluation,
-            results=to_markdown(story.evaluation),
-            num_worst=len(models[name]["worst_pairs"]),
-            worst=", ".join(f"{pair['ssim']:.2f}" for pair in models[name]["worst_pairs"]),
-            picture=picture,
-            worst_picture=worst_picture,
-            speed=_speed(models[name]),
-            licence_text=_licence_text(story),
-            lineage=list(lineage(story)),
+            target=write_target(story.prune.target),
+            results=to_markdown(record),
+            worst=write_worst(record.models[name]),
+            picture=PICTURE,
+            worst_picture=WORST,
+            speed=_speed(story, name),
+            licence=_plain(" ".join(story.licence.values())),
+            lineage=[(key, _plain(value)) for key, value in lineage(story)],
         )
     )
-    return f"---\n{head}\n---\n\n{text}"
+    return f"---\n{_head(story, name).to_yaml()}\n---\n\n{text}"
+
+
+def _plain(text: str) -> str:
+    """Make sure that words from elsewhere are words in Markdown."""
+    return html.escape(text, quote=False).replace("|", "\\|").replace("`", "'").replace("\n", " ")
 
 
 def _head(story: Story, name: str) -> ModelCardData:
-    source, data = (story.runs["fetch"]["params"]["fetch"][key] for key in ("model", "data"))
-    dataset = data.get("repo") or data.get("name") or Path(data["path"]).name
-    metrics = story.evaluation["models"][name]["metrics"]
+    source, data = story.source, story.runs["fetch"]["params"]["fetch"]["data"]
+    dataset = str(data.get("repo") or data.get("name") or Path(data["path"]).name)
+    protocol, model = story.record.protocol, story.record.models[name]
+    seen = f"{protocol.extractor} features, sets of {protocol.num_images}"
+    scores = {
+        "fid": (model.fid, f"FID ({seen})"),
+        "kid": (model.kid, f"KID ({seen})"),
+        "precision": (model.precision, f"precision ({seen})"),
+        "recall": (model.recall, f"recall ({seen})"),
+        "ssim": (model.ssim, "SSIM against the dense model"),
+    }
     results = [
         EvalResult(
-            task_type="unconditional-image-generation",
-            dataset_type=str(dataset),
-            dataset_name=f"{dataset}, protocol {story.evaluation['protocol_id']}",
+            task_type=TASK,
+            dataset_type=dataset,
+            dataset_name=f"{dataset}, protocol {protocol.id}",
             metric_type=key,
             metric_name=label,
-            metric_value=round(metrics[key]["mean"], 6),
+            metric_value=round(metric.mean, 6),
         )
-        for key, label in SCORES.items()
+        for key, (metric, label) in scores.items()
     ]
-    more: dict[str, Any] = {"base_model": source["repo"], "base_model_relation": "finetune"} if "repo" in source else {}
+    more = {"base_model": source["repo"], "base_model_relation": "finetune"} if "repo" in source else {}
+    head: dict[str, Any] = {"license": "unknown", **story.licence, **more}
     return ModelCardData(
-        license=story.licence,
         library_name="diffusers",
-        pipeline_tag="unconditional-image-generation",
+        pipeline_tag=TASK,
         tags=["diffusion", "pruning", "espalier"],
         model_name=f"{story.base}, {name}",
         eval_results=results,
         ignore_metadata_errors=True,
-        **more,
+        **head,
     )
 
 
-def _speed(model: dict[str, Any]) -> str:
-    if not model["speed_up"]:
+def _speed(story: Story, name: str) -> str:
+    cost = story.record.headline(name)
+    if cost.speed_up is None or cost.speed_up_low is None or cost.speed_up_high is None:
         return "no time was measured"
-    return f"{model['macs_ratio']:.2f}× fewer MACs gave {model['speed_up']:.2f}× the speed where it was measured"
-
-
-def _licence_text(story: Story) -> str:
-    if story.licence == UNKNOWN:
-        return "The base model names no licence; ask its authors before you use or publish this one."
-    return f"That of the base model: {story.licence}."
+    speed_up = write_speed_up(cost.speed_up, cost.speed_up_low, cost.speed_up_high)
+    ratio = story.record.macs_ratio(name)
+    return (
+        f"{ratio:.2f}× fewer MACs gave {speed_up} the speed at batch {cost.batch} where it was measured ({cost.device})"
+    )

@@ -1,10 +1,11 @@
 """A story -> its figures as SVG, each in colours for a light and for a dark page."""
 
 import io
+import itertools
 from collections.abc import Callable, Mapping
-from itertools import groupby
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
@@ -17,6 +18,7 @@ THEMES: Mapping[str, Mapping[str, object]] = {
     "dark": {"text.color": "#e4ebe6", "axes.edgecolor": "#6f7d75", "grid.color": "#2f3a34"},
 }
 COLOURS = {"dense": "#4c8bbf", "pruned": "#d1843f", "finetuned": "#3d9b6b"}
+LINES = {"float32": "-", "bfloat16": "--"}
 SIZE_INCHES = (4.8, 3.1)
 
 
@@ -52,30 +54,28 @@ def _draw(draw: Callable[[Axes, Story], None], story: Story, theme: str) -> byte
 
 def _pareto(axis: Axes, story: Story) -> None:
     """Quality against cost: below and left is better."""
-    for name, model in story.evaluation["models"].items():
-        fid = model["metrics"]["fid"]
+    for name, model in story.record.models.items():
         axis.errorbar(
-            model["macs"] / 1e6,
-            fid["mean"],
-            yerr=fid["half_width"],
+            model.macs / 1e6,
+            model.fid.mean,
+            yerr=model.fid.half_width,
             fmt="o",
             markersize=8,
             capsize=4,
             color=COLOURS.get(name),
             label=name,
         )
-    axis.axhline(story.evaluation["floor_fid"], linestyle=":", color=mpl.rcParams["axes.edgecolor"])
-    where = (0.02, story.evaluation["floor_fid"])
-    axis.annotate("real against real", where, xycoords=("axes fraction", "data"), va="bottom", fontsize=8)
-    axis.set(xlabel="million MACs an image", ylabel="FID (logarithmic)", xlim=(0, None))
+    axis.axhline(story.record.floor_fid, linestyle=":", color=mpl.rcParams["axes.edgecolor"])
+    where = (0.02, story.record.floor_fid)
+    axis.annotate("real halves", where, xycoords=("axes fraction", "data"), va="bottom", fontsize=8)
+    axis.set(xlabel="million MACs a pass", ylabel="FID (logarithmic)", xlim=(0, None))
     _plain_log(axis)
     axis.legend()
 
 
 def _recovery(axis: Axes, story: Story) -> None:
     """Held-out loss of the moving average while finetuning."""
-    points = [(row["step"], row["heldout_loss"]) for row in story.curve if "heldout_loss" in row]
-    axis.plot(*zip(*points, strict=True), marker="o", markersize=3, color=COLOURS["finetuned"])
+    axis.plot(*zip(*story.curve, strict=True), marker="o", markersize=3, color=COLOURS["finetuned"])
     axis.set(xlabel="step", ylabel="held-out loss (logarithmic)")
     _plain_log(axis)
 
@@ -104,15 +104,15 @@ def _ssim(axis: Axes, story: Story) -> None:
 
 
 def _throughput(axis: Axes, story: Story) -> None:
-    """Images per second at each batch; finetuned equals pruned, whose widths it has."""
-    styles = {"float32": "-", "bfloat16": "--"}
-    rows = [row for row in story.evaluation["costs"] if row["mode"] == "eager" and row["median_ms"]]
-    for (name, precision), members in groupby(rows, key=lambda row: (row["model"], row["precision"])):
-        if name != "finetuned":  # it has the widths of pruned, and so its rows
-            points = [(row["batch"], row["images_per_s"]) for row in members]
-            label = f"{name}, {precision}"
-            axis.plot(*zip(*points, strict=True), styles[precision], marker="o", color=COLOURS.get(name), label=label)
-    batches = sorted({row["batch"] for row in rows})
+    """Images per second at each batch, eager."""
+    rows = [row for row in compare_costs(story.record) if row.mode == "eager" and row.images_per_s]
+    for name, (precision, style) in itertools.product(COLOURS, LINES.items()):
+        members = [row for row in rows if (row.model, row.precision) == (name, precision)]
+        if members:
+            rates = [row.images_per_s or 0 for row in members]
+            batches = [row.batch for row in members]
+            axis.plot(batches, rates, style, marker="o", color=COLOURS[name], label=f"{name}, {precision}")
+    batches = sorted({row.batch for row in rows})
     axis.set(xlabel="batch", ylabel="images per second", xscale="log")
     axis.set_xticks(batches, [str(batch) for batch in batches])
     axis.minorticks_off()
@@ -122,10 +122,14 @@ def _throughput(axis: Axes, story: Story) -> None:
 
 def _speed_up(axis: Axes, story: Story) -> None:
     """Speed-up over dense in every setting, with what the operations would promise."""
-    rows = [row for row in compare_costs(story.evaluation) if row["model"] == "pruned" and row["median_ms"]]
-    names = [f"{row['precision']}{' compiled' * (row['mode'] == 'compiled')}, batch {row['batch']}" for row in rows]
-    axis.barh(names, [row["speed_up"] for row in rows], color=COLOURS["finetuned"])
-    axis.axvline(story.evaluation["models"]["pruned"]["macs_ratio"], linestyle=":", color=mpl.rcParams["text.color"])
+    rows = [row for row in compare_costs(story.record) if row.model == "pruned" and row.speed_up]
+    names = [f"{row.precision}{' compiled' * (row.mode == 'compiled')}, batch {row.batch}" for row in rows]
+    values, lows, highs = (
+        np.array([getattr(row, key) for row in rows]) for key in ("speed_up", "speed_up_low", "speed_up_high")
+    )
+    reach = np.abs([values - lows, highs - values])
+    axis.barh(names, values, xerr=reach, color=COLOURS["finetuned"], ecolor=mpl.rcParams["text.color"])
+    axis.axvline(story.record.macs_ratio("pruned"), linestyle=":", color=mpl.rcParams["text.color"])
     axis.invert_yaxis()
     axis.grid(visible=False, axis="y")
     axis.set(xlabel="times as fast as dense", xlim=(0, None))

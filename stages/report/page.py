@@ -1,16 +1,30 @@
 """A story -> reports/index.html: one page that needs no other file and no network."""
 
 import base64
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from stages.artifacts import read_bytes
+from stages.errors import InputError
+from stages.protocol.record import DENSE, Model, Record
 from stages.report.costs import compare_costs
-from stages.report.story import DENSE, Story
-from stages.report.table import ALIKE, HEADER, latency_to_text, protocol_to_text, to_rows, write_count, write_target
+from stages.report.story import Story, read_picture
+from stages.report.table import (
+    ALIKE,
+    HEADER,
+    latency_to_text,
+    protocol_to_text,
+    to_rows,
+    write_count,
+    write_speed_up,
+    write_target,
+)
+
+SIGN = b"Made by Espalier."
+"""By which a page is known to be ours."""
 
 
 def environment(*, autoescape: bool) -> Environment:
@@ -21,59 +35,75 @@ def environment(*, autoescape: bool) -> Environment:
     return templates
 
 
+def check_page(page: Path, folders: Sequence[Path]) -> None:
+    """Refuse to write the page over something else, or into a folder that some stage owns.
+
+    Raises:
+        InputError: It would be.
+    """
+    if any(page.resolve().is_relative_to(folder.resolve()) for folder in folders):
+        raise InputError(f"{page} lies in a folder that a stage writes whole; choose another --page")
+    if not page.name or page.is_dir() or (page.exists() and SIGN not in read_bytes(page)):
+        raise InputError(f"{page} is no page that this stage has written; move it away or choose another --page")
+
+
 def write_page(story: Story, figures: Mapping[str, Mapping[str, bytes]], reports: Path) -> str:
     """Fill the template in."""
-    evaluation, models = story.evaluation, story.evaluation["models"]
-    others = [name for name in models if name != DENSE]
-    names = [*models, *(f"{name}-strip" for name in models), *(f"{name}-worst" for name in others)]
-    images = {name: _embed(read_bytes(reports / "evaluate" / f"{name}.png"), "png") for name in names}
-    images["importance"] = _embed(read_bytes(reports / "importance" / "importance.png"), "png")
-    worst = {name: ", ".join(f"{pair['ssim']:.2f}" for pair in models[name]["worst_pairs"]) for name in others}
+    record = story.record
+    others = [name for name in record.models if name != DENSE]
+    names = [*record.models, *(f"{name}-strip" for name in record.models), *(f"{name}-worst" for name in others)]
+    images = {name: _embed(read_picture(reports / "evaluate" / f"{name}.png"), "png") for name in names}
+    images["importance"] = _embed(read_picture(reports / "importance" / "importance.png"), "png")
     template = environment(autoescape=True).get_template("page.html.j2")
     return template.render(
-        base=story.base,
-        criterion=story.plan["criterion"],
-        target=write_target(story.plan["prune"]["target"]),
-        evaluation=evaluation,
+        story=story,
+        record=record,
+        target=write_target(story.prune.target),
         tiles=list(_tiles(story)),
         header=HEADER,
-        rows=to_rows(evaluation),
-        protocol_text=protocol_to_text(evaluation),
-        latency_text=latency_to_text(evaluation),
+        rows=to_rows(record),
+        protocol_text=protocol_to_text(record),
+        latency_text=latency_to_text(record),
         figures={name: {theme: _embed(svg, "svg+xml") for theme, svg in one.items()} for name, one in figures.items()},
         images=images,
         others=others,
-        worst=worst,
-        num_worst=len(next(iter(models.values()))["worst_pairs"]),
-        costs=list(compare_costs(evaluation)),
-        with_attention=_each(models, lambda model: write_count(model["macs"] + model["attention_macs"])),
-        on_disk=_each(models, lambda model: f"{model['size_bytes'] / 1e6:.2f} MB"),
-        protocol=list(_flatten(evaluation["protocol"])),
+        worst={name: write_worst(record.models[name]) for name in others},
+        costs=list(compare_costs(record)),
+        speed_up=write_speed_up,
+        with_attention=_each(record, lambda model: write_count(model.macs + model.attention_macs)),
+        on_disk=_each(record, lambda model: f"{model.size_bytes / 1e6:.2f} MB"),
+        protocol=list(_flatten(record.protocol.model_dump(mode="json"))),
         lineage=list(lineage(story)),
     )
+
+
+def write_worst(model: Model) -> str:
+    """Write the SSIM of the least alike pairs."""
+    return ", ".join(f"{pair.ssim:.2f}" for pair in model.worst_pairs)
 
 
 def _embed(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _each(models: Mapping[str, Any], write: Any) -> str:  # noqa: ANN401
-    return ", ".join(f"{name} {write(model)}" for name, model in models.items())
+def _each(record: Record, write: Callable[[Model], str]) -> str:
+    return ", ".join(f"{name} {write(model)}" for name, model in record.models.items())
 
 
-def _tiles(story: Story) -> Iterator[dict[str, str]]:
-    dense, finetuned = (story.evaluation["models"][name] for name in (DENSE, "finetuned"))
-    for key, label in (("macs", "MACs"), ("params", "parameters")):
-        yield {"value": f"−{1 - finetuned[key] / dense[key]:.1%}", "label": label}
-    if finetuned["speed_up"]:
-        batch = story.evaluation["costs"][0]["batch"]
-        yield {"value": f"{finetuned['speed_up']:.2f}×", "label": f"as fast, batch {batch}, measured"}
-    fids = [model["metrics"]["fid"]["mean"] for model in (dense, finetuned)]
-    verdict = f", {ALIKE}" if finetuned["metrics"]["fid"]["above_dense"]["is_distinct"] is False else ""
-    yield {"value": f"{fids[0]:.2f} → {fids[1]:.2f}", "label": f"FID, dense → finetuned{verdict}"}
-    yield {"value": f"{finetuned['metrics']['ssim']['mean']:.3f}", "label": "SSIM against dense"}
+def _tiles(story: Story) -> Iterator[tuple[str, str]]:
+    """Give the figures that come first, each with its label."""
+    dense, finetuned = (story.record.models[name] for name in (DENSE, "finetuned"))
+    yield f"−{1 - finetuned.macs / dense.macs:.1%}", "MACs"
+    yield f"−{1 - finetuned.params / dense.params:.1%}", "parameters"
+    cost = story.record.headline("finetuned")
+    if cost.speed_up:
+        yield f"{cost.speed_up:.2f}×", f"as fast at batch {cost.batch}, measured"
+    above = finetuned.fid.above_dense
+    verdict = f", {ALIKE}" if above and above.is_distinct is False else ""
+    yield f"{dense.fid.mean:.2f} → {finetuned.fid.mean:.2f}", f"FID, dense → finetuned{verdict}"
+    yield f"{finetuned.ssim.mean:.3f}", "SSIM against dense"
     if story.recovered is not None:
-        yield {"value": f"{story.recovered:.1%}", "label": "of the FID lost by the cut, taken back"}
+        yield f"{story.recovered:.1%}", "of the FID lost by the cut, taken back"
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -86,13 +116,13 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 def lineage(story: Story) -> Iterator[tuple[str, str]]:
     """Where everything comes from: weights, plan, and the run of every stage."""
-    source = story.runs["fetch"]["params"]["fetch"]["model"]
-    yield "base", ", ".join(f"{key} {value}" for key, value in source.items() if value)
-    for name, sha256 in story.weights_sha256.items():
-        yield f"weights, {name}", f"sha256 {sha256}"
+    yield "base", ", ".join(f"{key} {value}" for key, value in story.source.items() if value)
+    for name, model in story.record.models.items():
+        yield f"weights, {name}", f"sha256 {model.weights_sha256}"
     yield "pruning plan", f"sha256 {story.plan_sha256}"
     for stage, run in story.runs.items():
-        commit, device = run["git_commit"] or "no commit", run["device"]
-        yield stage, f"commit {commit}, code {run['code_sha256'][:12]}, {device['name']}, {device['threads']} threads"
+        commit = f"{run['git_commit']}{' with changes' if run['git_dirty'] else ''}" if run["git_commit"] else "none"
+        machine = f"{run['device']['name']}, {run['device']['threads']} threads"
+        yield stage, f"commit {commit}, code {run['code_sha256'][:12]}, {machine}"
     run = story.runs["evaluate"]
     yield "versions", ", ".join([f"python {run['python']}", *(f"{key} {it}" for key, it in run["packages"].items())])

@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
-from safetensors import safe_open
+from PIL import Image, UnidentifiedImageError
+from pydantic import ValidationError
 
-from stages.artifacts import RUN_RECORD, file_sha256, read_bytes, read_json
+from stages.artifacts import PLAN, RUN_RECORD, WEIGHTS, file_sha256, read_bytes, read_json, read_shapes, stage_homes
+from stages.errors import InputError, first_line
+from stages.params import FinetuneParams, PruneParams
+from stages.protocol.record import DENSE, Record, read_record
 
-STAGES = ("fetch", "reference", "importance", "prune", "finetune", "evaluate")
-WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
-PLAN = "pruning_plan.json"
-UNKNOWN = "unknown"
-DENSE = "dense"
 MODELS = (DENSE, "pruned", "finetuned")
+LICENCE_KEYS = ("license", "license_name", "license_link")
 PARTS = ("time_embedding", "conv_in", "down_blocks", "mid_block", "up_blocks", "conv_norm_out", "conv_out")
 """Of a UNet, in the order in which they run."""
 
@@ -33,37 +33,41 @@ class Width:
 class Story:
     """What happened to one model."""
 
-    evaluation: dict[str, Any]
-    """evaluation.json."""
-    curve: list[dict[str, float]]
-    """Rows of the recovery curve; empty cells are left out."""
-    heldout_loss: dict[str, float]
+    record: Record
+    curve: list[tuple[float, float]]
+    """(step, held-out loss)."""
     ssim: dict[str, list[float]]
     """Model -> of every pair."""
     widths: list[Width]
     """In the order of the model."""
-    plan: dict[str, Any]
+    criterion: str
+    formula: str
+    prune: PruneParams
+    finetune: FinetuneParams
     plan_sha256: str
-    weights_sha256: dict[str, str]
-    """Of each model's file."""
     runs: dict[str, dict[str, Any]]
     """Stage -> its run.json."""
-    licence: str
-    """Of the base model, as its card gives it."""
+    licence: dict[str, str]
+    """Of the base model, by the keys of its card's head; empty where it names none."""
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """Where the base model came from, without the place on some machine."""
+        found: dict[str, Any] = self.runs["fetch"]["params"]["fetch"]["model"]
+        return {**found, "path": Path(found["path"]).name} if "path" in found else found
 
     @property
     def base(self) -> str:
         """Name the base model: its repository, the last part of its folder, or what it is bundled as."""
-        source = self.runs["fetch"]["params"]["fetch"]["model"]
-        return str(source.get("repo") or source.get("name") or Path(source["path"]).name)
+        return str(self.source.get("repo") or self.source.get("name") or self.source["path"])
 
     @property
     def recovered(self) -> float | None:
-        """Share of the FID lost by pruning that finetuning took back; None where pruning lost nothing."""
-        dense, pruned, finetuned = (
-            self.evaluation["models"][name]["metrics"]["fid"]["mean"] for name in ("dense", "pruned", "finetuned")
-        )
-        return (pruned - finetuned) / (pruned - dense) if pruned > dense else None
+        """Share of the FID lost by pruning that finetuning took back; None where pruning lost nothing for certain."""
+        dense, pruned, finetuned = (self.record.models[name].fid for name in MODELS)
+        if not (pruned.above_dense and pruned.above_dense.is_distinct and pruned.mean > dense.mean):
+            return None
+        return (pruned.mean - finetuned.mean) / (pruned.mean - dense.mean)
 
 
 def read_story(artifacts: Path, reports: Path) -> Story:
@@ -74,55 +78,105 @@ def read_story(artifacts: Path, reports: Path) -> Story:
         reports: The folder of report folders.
 
     Raises:
-        InputError: Something is missing or damaged.
+        InputError: Something is missing, damaged, or tells of other weights.
     """
-    models = {name: artifacts / name for name in ("pretrained", "pruned", "finetuned")}
-    homes = [models["pretrained"], artifacts / "reference", artifacts / "importance", models["pruned"]]
-    homes += [models["finetuned"], reports / "evaluate"]
-    runs = {stage: read_json(home / RUN_RECORD) for stage, home in zip(STAGES, homes, strict=True)}
-    before, after = (_widths(models[name] / WEIGHTS) for name in ("pretrained", "finetuned"))
-    rows = _read_csv(reports / "evaluate" / "pairs.csv")
-    return Story(
-        evaluation=_read_evaluation(reports / "evaluate" / "evaluation.json"),
-        curve=[
-            {key: float(value) for key, value in row.items() if value}
-            for row in _read_csv(reports / "finetune" / "curve.csv")
-        ],
-        heldout_loss=read_json(reports / "finetune" / "metrics.json")["heldout_loss"],
-        ssim={
-            name: [float(row["ssim"]) for row in rows if row["model"] == name]
-            for name in dict.fromkeys(row["model"] for row in rows)
-        },
-        widths=[Width(layer, width, after[layer]) for layer, width in before.items()],
-        plan=read_json(models["finetuned"] / PLAN),
-        plan_sha256=file_sha256(models["finetuned"] / PLAN),
-        weights_sha256={name: file_sha256(folder / WEIGHTS) for name, folder in models.items()},
-        runs=runs,
-        licence=_licence(models["pretrained"] / "README.md"),
-    )
-
-
-def _read_evaluation(path: Path) -> dict[str, Any]:
-    """Read the record with the models in the order of the pipeline; JSON keeps them in that of the alphabet."""
-    found = read_json(path)
-    return {**found, "models": {name: found["models"][name] for name in MODELS}}
-
-
-def _widths(path: Path) -> dict[str, int]:
-    """Read how many channels each layer gives off the shapes of its weights, without loading them."""
-    with safe_open(path, framework="np") as file:
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  # it is no dict
-    layers = {name.removesuffix(".weight"): shape[0] for name, shape in shapes.items() if len(shape) > 1}
-    places = {layer: PARTS.index(part) if (part := layer.split(".")[0]) in PARTS else len(PARTS) for layer in layers}
-    return {layer: layers[layer] for layer in sorted(layers, key=lambda layer: places[layer])}
-
-
-def _read_csv(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(read_bytes(path).decode().splitlines()))
-
-
-def _licence(card: Path) -> str:
+    homes = stage_homes(artifacts, reports)
+    folders = dict(zip(MODELS, (homes[stage] for stage in ("fetch", "prune", "finetune")), strict=True))
+    record = _read_ordered(homes["evaluate"])
+    files = {name: folder / "unet" / WEIGHTS for name, folder in folders.items()}
+    shapes = {name: read_shapes(file) for name, file in files.items()}
+    for name, file in files.items():
+        if record.models[name].weights_sha256 != file_sha256(file):
+            raise InputError(f"{homes['evaluate']} tells of other weights than {file}; run the evaluate stage first")
+    runs = {stage: read_json(home / RUN_RECORD) for stage, home in homes.items()}
+    plan = read_json(homes["finetune"] / PLAN)
     try:
-        return str(ModelCard.load(card).data.license or UNKNOWN)
-    except (OSError, ValueError):  # no card, or one whose head is no YAML
-        return UNKNOWN
+        return Story(
+            record=record,
+            curve=_read_curve(reports / "finetune" / "curve.csv"),
+            ssim=_read_ssim(homes["evaluate"] / "pairs.csv"),
+            widths=_widths(shapes[DENSE], shapes["finetuned"]),
+            criterion=plan["criterion"],
+            formula=plan["formula"],
+            prune=PruneParams.model_validate(plan["prune"]),
+            finetune=FinetuneParams.model_validate(runs["finetune"]["params"]["finetune"]),
+            plan_sha256=file_sha256(homes["finetune"] / PLAN),
+            runs=runs,
+            licence=_read_licence(homes["fetch"] / "README.md"),
+        )
+    except (KeyError, TypeError, ValidationError) as error:
+        raise InputError(
+            f"a plan or run.json below {artifacts} is not what its stage wrote ({first_line(error)})"
+        ) from None
+
+
+def _read_ordered(folder: Path) -> Record:
+    """Read the record with the models in the order of the pipeline; JSON keeps them in that of the alphabet."""
+    record = read_record(folder)
+    if set(record.models) != set(MODELS):
+        raise InputError(f"{folder} holds {', '.join(record.models)}; the page tells of {', '.join(MODELS)}")
+    return record.model_copy(update={"models": {name: record.models[name] for name in MODELS}})
+
+
+def _widths(before: dict[str, list[int]], after: dict[str, list[int]]) -> list[Width]:
+    """Compare how many channels each layer gives."""
+    layers = {name.removesuffix(".weight"): shape[0] for name, shape in before.items() if len(shape) > 1}
+    places = {layer: PARTS.index(part) if (part := layer.split(".")[0]) in PARTS else len(PARTS) for layer in layers}
+    ordered = sorted(layers, key=lambda layer: places[layer])
+    return [Width(layer, layers[layer], after[f"{layer}.weight"][0]) for layer in ordered]
+
+
+def _read_curve(path: Path) -> list[tuple[float, float]]:
+    rows = _read_csv(path, ("step", "heldout_loss"))
+    return [(float(row["step"]), float(row["heldout_loss"])) for row in rows if row["heldout_loss"]]
+
+
+def _read_ssim(path: Path) -> dict[str, list[float]]:
+    rows = _read_csv(path, ("model", "ssim"))
+    return {name: [float(row["ssim"]) for row in rows if row["model"] == name] for name in MODELS[1:]}
+
+
+def _read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    """Read rows whose columns, but for the model's name, are numbers or empty.
+
+    Raises:
+        InputError: There are none, or other ones.
+    """
+    rows = list(csv.DictReader(read_bytes(path).decode(errors="replace").splitlines()))
+    try:
+        numbers = [float(row[column] or 0) for row in rows for column in columns if column != "model"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is not what its stage wrote ({first_line(error)}); run that stage again") from None
+    if not numbers:
+        raise InputError(f"{path} holds no rows; run its stage again")
+    return rows
+
+
+def _read_licence(card: Path) -> dict[str, str]:
+    """Read the licence off a card's head; cards come from anywhere and hold anything."""
+    if not card.is_file():
+        return {}
+    try:
+        text = read_bytes(card).decode(errors="replace")
+        head = ModelCard(text, ignore_metadata_errors=True).data.to_dict()
+    except Exception as error:  # noqa: BLE001
+        raise InputError(f"{card} has a head that is no YAML ({first_line(error)}); correct or remove it") from None
+    found = {key: head[key] for key in LICENCE_KEYS if head.get(key)}
+    return {
+        key: " or ".join(map(str, value)) if isinstance(value, list) else str(value) for key, value in found.items()
+    }
+
+
+def read_picture(path: Path) -> bytes:
+    """Read a PNG, and make sure that it is one.
+
+    Raises:
+        InputError: It is missing or damaged.
+    """
+    content = read_bytes(path)
+    try:
+        with Image.open(path) as image:
+            image.verify()
+    except (OSError, SyntaxError, UnidentifiedImageError) as error:
+        raise InputError(f"{path} is no picture ({first_line(error)}); run its stage again") from None
+    return content

@@ -1,5 +1,6 @@
-"""A story -> the grids of all models side by side with the results table below them, for the README and the cards."""
+"""A story -> the results table and the pictures that README, cards and DVC show."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib as mpl
@@ -7,13 +8,24 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from stages.artifacts import write_atomically
 from stages.report.story import Story
-from stages.report.table import HEADER, to_rows
+from stages.report.table import HEADER, to_markdown, to_rows
+
+PICTURE = "summary.png"
 
 
-def write_summary(story: Story, reports: Path, target: Path) -> None:
-    """Draw it as PNG."""
-    names = list(story.evaluation["models"])
+def write_summary(story: Story, figures: Mapping[str, Mapping[str, bytes]], reports: Path, folder: Path) -> None:
+    """Write results.md, the figures for a light page, and summary.png."""
+    write_atomically(folder / "results.md", to_markdown(story.record).encode())
+    for name, themes in figures.items():
+        write_atomically(folder / f"{name}.svg", themes["light"])
+    draw_summary(story, reports).savefig(folder / PICTURE, metadata={"Software": None})
+
+
+def draw_summary(story: Story, reports: Path) -> Figure:
+    """Draw the grids of all models side by side, with the results table below them."""
+    names = list(story.record.models)
     with mpl.rc_context({"font.size": 11, "figure.dpi": 110}):
         figure = Figure(figsize=(4 * len(names), 7.2), layout="constrained")
         pictures, table = figure.subfigures(2, 1, squeeze=False, height_ratios=[5, 1.1])[:, 0]
@@ -24,9 +36,9 @@ def write_summary(story: Story, reports: Path, target: Path) -> None:
             axis.axis("off")
         axis = table.subplots()
         axis.axis("off")
-        cells = axis.table(to_rows(story.evaluation), colLabels=HEADER, loc="center", cellLoc="center")
+        cells = axis.table(to_rows(story.record), colLabels=HEADER, loc="center", cellLoc="center")
         cells.auto_set_font_size(value=False)
         cells.set_fontsize(10)
         cells.auto_set_column_width(range(len(HEADER)))
         cells.scale(1, 1.6)
-        figure.savefig(target, metadata={"Software": None})
+    return figure

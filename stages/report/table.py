@@ -1,29 +1,29 @@
-"""The record of an evaluation -> the results table, as Markdown and as rows of text."""
+"""The record of an evaluation -> the results table and the sentences below it."""
 
-from collections.abc import Mapping
-from typing import Any
+from stages.params import Target
+from stages.protocol.record import Metric, Record
 
 HEADER = ["model", "params", "MACs", "FID", "KID × 10³", "precision", "recall", "SSIM", "latency"]
 ALIKE = "≈"
 """Marks what does not differ from dense by more than the interval of the difference."""
 
 
-def to_rows(summary: Mapping[str, Any]) -> list[list[str]]:
+def to_rows(record: Record) -> list[list[str]]:
     """Write each model's numbers as text, in the order of `HEADER`."""
-    return [_row(name, model) for name, model in summary["models"].items()]
+    return [_row(name, record) for name in record.models]
 
 
-def _row(name: str, model: Mapping[str, Any]) -> list[str]:
-    metrics, latency_ms = model["metrics"], model["latency_ms"]
+def _row(name: str, record: Record) -> list[str]:
+    model, latency_ms = record.models[name], record.headline(name).median_ms
     return [
         name,
-        f"{model['params'] / 1e6:.3f} M",
-        write_count(model["macs"]),
-        write_metric(metrics["fid"], 3),
-        write_metric(metrics["kid"], 2, factor=1e3),
-        write_metric(metrics["precision"], 3),
-        write_metric(metrics["recall"], 3),
-        write_metric(metrics["ssim"], 3),
+        f"{model.params / 1e6:.3f} M",
+        write_count(model.macs),
+        write_metric(model.fid, 3),
+        write_metric(model.kid, 2, factor=1e3),
+        write_metric(model.precision, 3),
+        write_metric(model.recall, 3),
+        write_metric(model.ssim, 3),
         "–" if latency_ms is None else f"{latency_ms:.2f} ms",
     ]
 
@@ -33,46 +33,52 @@ def write_count(macs: float) -> str:
     return f"{macs / 1e9:.2f} G" if macs >= 1e9 else f"{macs / 1e6:.1f} M"  # noqa: PLR2004
 
 
-def write_metric(found: Mapping[str, Any], digits: int, factor: float = 1) -> str:
+def write_metric(found: Metric, digits: int, factor: float = 1) -> str:
     """Write a mean, its interval, and a mark where it does not differ from dense by more than the interval."""
-    text = f"{found['mean'] * factor:.{digits}f}"
-    if found["half_width"]:
-        text += f" ± {found['half_width'] * factor:.{digits}f}"
-    return f"{text} {ALIKE}" if found.get("above_dense", {}).get("is_distinct") is False else text
+    text = f"{found.mean * factor:.{digits}f}"
+    if found.half_width:
+        text += f" ± {found.half_width * factor:.{digits}f}"
+    return f"{text} {ALIKE}" if found.above_dense and found.above_dense.is_distinct is False else text
 
 
-def protocol_to_text(summary: Mapping[str, Any]) -> str:
+def write_speed_up(speed_up: float, low: float, high: float) -> str:
+    """Write a speed-up with its interval."""
+    return f"{speed_up:.2f}× ({low:.2f}–{high:.2f})" if low < high else f"{speed_up:.2f}×"
+
+
+def write_target(target: Target) -> str:
+    """Write how small the model was to become."""
+    return ", ".join(f"{key} {value}" for key, value in target if value is not None)
+
+
+def protocol_to_text(record: Record) -> str:
     """Write the protocol in words."""
-    protocol, sampler = summary["protocol"], summary["protocol"]["sampler"]
-    sets = protocol["sets"]
+    protocol, sampler = record.protocol, record.protocol.sampler
+    pooled = ", ".join(f"{name} {model.fid_pooled:.3f}" for name, model in record.models.items())
     intervals = (
-        f"± is the 95 % interval over the {sets} sets; {ALIKE} marks a difference from dense within its own."
-        if sets > 1
+        f"± is the 95 % interval over the {protocol.sets} sets; {ALIKE} marks a difference from dense within its own. "
+        f"It does not show the bias that FID has from few images: of all sets as one FID is {pooled}."
+        if protocol.sets > 1
         else "One set, so no intervals."
     )
     return (
-        f"Protocol {summary['protocol_id']}: {sets} × {protocol['num_images']} images, seed {protocol['seed']}, "
-        f"{sampler['scheduler']} with {sampler['steps']} steps ({sampler['spacing']}), eta {sampler['eta']:g}, "
-        f"{protocol['precision']}; features of `{protocol['extractor']}` ({protocol['extractor_sha256'][:8]}) against "
-        f"{protocol['num_real_images']} real images ({protocol['real_sha256'][:8]}); KID over "
-        f"{protocol['kid_subsets']} subsets of {protocol['kid_subset_size']}. SSIM: pairs from the same noise. "
-        f"{intervals} FID of one half of the real images against the other: {summary['floor_fid']:.3f}."
+        f"Protocol {record.protocol_id}: {protocol.sets} × {protocol.num_images} images, seed {protocol.seed}, "
+        f"{sampler.scheduler} with {sampler.steps} steps ({sampler.spacing}), eta {sampler.eta:g}, "
+        f"{protocol.precision}; features of `{protocol.extractor}` ({protocol.extractor_sha256[:8]}) against "
+        f"{protocol.num_real_images} real images ({protocol.real_sha256[:8]}); KID over {protocol.kid_subsets} subsets "
+        f"of {protocol.kid_subset_size}. SSIM: pairs from the same noise. {intervals} FID of one half of the real "
+        f"images against the other: {record.floor_fid:.3f}."
     )
 
 
-def latency_to_text(summary: Mapping[str, Any]) -> str:
+def latency_to_text(record: Record) -> str:
     """Write what the latency is of."""
-    row = summary["costs"][0]
-    return f"Latency: median of a pass, batch {row['batch']}, {row['precision']}, {row['mode']}, {row['device']}."
+    row = record.costs[0]
+    return f"Latency: median of a pass, batch {row.batch}, {row.precision}, {row.mode}, {row.device}."
 
 
-def to_markdown(summary: Mapping[str, Any]) -> str:
+def to_markdown(record: Record) -> str:
     """Write the table with the protocol below it."""
-    lines = [HEADER, ["---"] + ["---:"] * (len(HEADER) - 1), *to_rows(summary)]
+    lines = [HEADER, ["---"] + ["---:"] * (len(HEADER) - 1), *to_rows(record)]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    return f"{table}\n\n{protocol_to_text(summary)} {latency_to_text(summary)}\n"
-
-
-def write_target(target: Mapping[str, Any]) -> str:
-    """Write how small the model was to become."""
-    return ", ".join(f"{key} {value}" for key, value in target.items() if value is not None)
+    return f"{table}\n\n{protocol_to_text(record)} {latency_to_text(record)}\n"

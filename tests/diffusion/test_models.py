@@ -10,8 +10,8 @@ import pytest
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 
-from stages.artifacts import read_json, read_tensors, write_json, write_tensors
-from stages.diffusion.models import WEIGHTS, check_images, read_scheduler, read_unet, write_pipeline
+from stages.artifacts import WEIGHTS, read_json, read_tensors, write_json, write_tensors
+from stages.diffusion.models import check_images, read_scheduler, read_unet, write_pipeline
 from stages.errors import InputError
 from stages.params import PruneParams
 from stages.prune.selection import plan_pruning

@@ -2,21 +2,26 @@
 
 import csv
 import json
+from hashlib import sha256
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from skimage.metrics import mean_squared_error, structural_similarity
+from skimage.metrics import mean_squared_error
+from torchmetrics.functional.image import structural_similarity_index_measure
 
+from stages.artifacts import write_json
 from stages.diffusion.latency import measure_latencies_ms
 from stages.errors import InputError
-from stages.evaluate.consistency import Pairs, compare_pairs, images_to_mse, images_to_ssim
+from stages.evaluate.consistency import Pairs, images_to_mse, images_to_ssim
 from stages.evaluate.evaluation import evaluate
 from stages.evaluate.pictures import images_to_grid
 from stages.evaluate.report import write_report
+from stages.evaluate.summary import summarise
 from stages.params import CostParams, PruneParams
 from stages.protocol.extractors import Extractor
+from stages.protocol.record import read_record
 from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut
 from stages.reference.reference import make_reference
@@ -26,27 +31,27 @@ COSTS = CostParams(batches=(1,), repeats=3, seconds=0.5)
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 16), (3, 32, 32)])
-def test_ssim_and_mse_are_those_of_scikit_image(shape):
-    """11×11 Gaussian window, σ 1.5, range 255, mean over the pixels whose window lies inside: within 1e-6."""
+def test_ssim_and_mse_are_those_of_other_libraries(shape):
+    """Torchmetrics with an 11×11 Gaussian window, σ 1.5, range 255, but for the border that it mirrors; within 1e-6."""
     left = DRAWS.integers(0, 256, (4, *shape)).astype(np.uint8)
     right = np.clip(left + DRAWS.normal(0, 40, left.shape), 0, 255).astype(np.uint8)
-    settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
-    pairs = list(zip(left.astype(float), right.astype(float), strict=True))
+    tensors = [torch.from_numpy(side).double() for side in (left, right)]
+    _, windows = structural_similarity_index_measure(
+        *tensors, sigma=1.5, data_range=255.0, reduction="none", return_full_image=True
+    )
+    expected = windows[..., 5:-5, 5:-5].mean(dim=(1, 2, 3))
 
-    expected = [structural_similarity(x, y, channel_axis=0, **settings) for x, y in pairs]
     np.testing.assert_allclose(images_to_ssim(left, right), expected, atol=1e-6)
-    expected = [mean_squared_error(x / 255, y / 255) for x, y in pairs]
+    expected = [mean_squared_error(x / 255, y / 255) for x, y in zip(left, right, strict=True)]
     np.testing.assert_allclose(images_to_mse(left, right), expected, rtol=1e-12)
 
 
-def test_ssim_does_not_depend_on_the_batch():
-    """1, 7 and 64 pairs at a time give the same, and an image is like itself."""
-    left, right = DRAWS.integers(0, 256, (2, 20, 1, 16, 16)).astype(np.uint8)
-    found = [images_to_ssim(left, right, batch_size=size) for size in (1, 7, 64)]
+def test_an_image_is_like_itself_and_unlike_its_negative():
+    """SSIM 1, and well below 0."""
+    images = DRAWS.integers(0, 256, (20, 1, 16, 16)).astype(np.uint8)
 
-    np.testing.assert_allclose(found[0], found[1], rtol=1e-12)
-    np.testing.assert_allclose(found[0], found[2], rtol=1e-12)
-    assert images_to_ssim(left, left).tolist() == pytest.approx([1.0] * 20)
+    assert images_to_ssim(images, images).tolist() == pytest.approx([1.0] * 20)
+    assert images_to_ssim(images, 255 - images).max() < -0.5
 
 
 def test_the_worst_pairs_come_first():
@@ -81,6 +86,15 @@ def models(make_unet, magnitude):
 
 
 @pytest.fixture
+def files(tmp_path):
+    """Their weights on disk; what they hold does not matter here."""
+    paths = {name: tmp_path / f"{name}.safetensors" for name in ("dense", "pruned")}
+    for name, path in paths.items():
+        path.write_text(name)
+    return paths
+
+
+@pytest.fixture
 def extractor(params):
     """The bundled one."""
     return Extractor(params.reference.extractor, 4)
@@ -94,9 +108,9 @@ def reference(models, scheduler, protocol, extractor):
 
 
 @pytest.fixture
-def evaluation(models, scheduler, reference, extractor):
+def evaluation(models, files, scheduler, reference, extractor):
     """Both, measured."""
-    return evaluate(models, {"dense": 9, "pruned": 5}, scheduler, reference, extractor, COSTS)
+    return evaluate(models, files, scheduler, reference, extractor, COSTS)
 
 
 def test_the_dense_model_is_like_itself(evaluation):
@@ -109,11 +123,11 @@ def test_the_dense_model_is_like_itself(evaluation):
     assert {len(values) for values in dense.sets.values()} == {2}
 
 
-def test_a_second_evaluation_draws_no_dense_image(models, scheduler, reference, extractor, evaluation):
+def test_a_second_evaluation_draws_no_dense_image(models, files, scheduler, reference, extractor, evaluation):
     """Counted on the model itself: it draws its strip, and is timed, but never draws a set."""
     calls = []
     handle = models["dense"].register_forward_hook(lambda _, __, output: calls.append(len(output.sample)))
-    again = evaluate(models, {"dense": 9, "pruned": 5}, scheduler, reference, extractor, COSTS)
+    again = evaluate(models, files, scheduler, reference, extractor, COSTS)
     handle.remove()
 
     assert again.models["dense"].sets == evaluation.models["dense"].sets
@@ -123,23 +137,23 @@ def test_a_second_evaluation_draws_no_dense_image(models, scheduler, reference, 
     assert calls.count(3) == reference.protocol.sampler.steps  # of the strip
 
 
-def test_a_reference_of_another_dense_model_is_refused(models, make_unet, scheduler, reference, extractor):
+def test_a_reference_of_another_dense_model_is_refused(models, files, make_unet, scheduler, reference, extractor):
     """Its images would not be from the same weights."""
     others = {**models, "dense": make_unet(seed=5, sample_size=16)}
 
     with pytest.raises(InputError, match=r"the dense model has weights of sha256 .*; run the reference stage again"):
-        evaluate(others, {"dense": 9, "pruned": 5}, scheduler, reference, extractor, COSTS)
+        evaluate(others, files, scheduler, reference, extractor, COSTS)
 
 
-def test_a_model_that_draws_no_numbers_is_refused(models, scheduler, reference, extractor):
+def test_a_model_that_draws_no_numbers_is_refused(models, files, scheduler, reference, extractor):
     """NaN in the weights is NaN in the pictures; the first seed is named, and no number is made of it."""
     with torch.no_grad():
         models["pruned"].conv_out.bias.fill_(float("nan"))
 
     with pytest.raises(
-        InputError, match=r"pruned draws 4 of 4 images with values that are not finite \(first: seed \d+\)"
+        InputError, match=r"pruned, set 1 of 2 draws 4 of 4 images with values that are not finite \(first: seed \d+\)"
     ):
-        evaluate(models, {"dense": 9, "pruned": 5}, scheduler, reference, extractor, COSTS)
+        evaluate(models, files, scheduler, reference, extractor, COSTS)
 
 
 def test_the_record_holds_every_number_with_its_interval(evaluation, tmp_path):
@@ -149,14 +163,16 @@ def test_the_record_holds_every_number_with_its_interval(evaluation, tmp_path):
 
     assert record["protocol_id"] == evaluation.protocol.id
     assert set(record["models"]) == {"dense", "pruned"}
-    fid = record["models"]["pruned"]["metrics"]["fid"]
-    assert len(fid["sets"]) == 2
-    assert fid["mean"] == pytest.approx(np.mean(fid["sets"]))
-    assert set(fid["above_dense"]) == {"mean", "half_width", "is_distinct"}
-    assert record["models"]["pruned"]["worst_pairs"][0]["ssim"] == evaluation.models["pruned"].pairs.ssim.min()
+    pruned = record["models"]["pruned"]
+    assert len(pruned["fid"]["sets"]) == 2
+    assert pruned["fid"]["mean"] == pytest.approx(np.mean(pruned["fid"]["sets"]))
+    assert set(pruned["fid"]["above_dense"]) == {"mean", "half_width", "is_distinct"}
+    assert pruned["worst_pairs"][0]["ssim"] == evaluation.models["pruned"].pairs.ssim.min()
+    assert pruned["weights_sha256"] == sha256(b"pruned").hexdigest()
+    assert read_record(tmp_path) == summarise(evaluation)
     flat = json.loads((tmp_path / "metrics" / "pruned.json").read_text())
     assert flat["protocol"] == evaluation.protocol.id
-    assert flat["fid"] == fid["mean"]
+    assert flat["fid"] == pruned["fid"]["mean"]
     assert all(not isinstance(value, dict) for value in flat.values())
     with (tmp_path / "pairs.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 2 * evaluation.protocol.num_images
@@ -167,10 +183,31 @@ def test_the_record_holds_every_number_with_its_interval(evaluation, tmp_path):
             assert min(image.size) >= 60
 
 
-def test_pairs_are_compared_set_by_set():
-    """The n-th image of a set with the n-th image of the same set."""
-    samples = DRAWS.integers(0, 256, (2, 3, 1, 16, 16)).astype(np.uint8)
-    pairs = compare_pairs(samples, samples[::-1])
+def test_the_worst_pictures_are_those_of_the_worst_pairs(evaluation, reference):
+    """Over all sets, dense above and this model below, the worst first."""
+    pruned = evaluation.models["pruned"]
+    (row, column), *_ = pruned.pairs.worst(1)
 
-    assert pairs.ssim.shape == (2, 3)
-    assert pairs.ssim[0, 1] == pytest.approx(images_to_ssim(samples[0, 1:2], samples[1, 1:2])[0])
+    assert np.array_equal(pruned.worst[0, 0], reference.samples[row, column])
+    assert images_to_ssim(pruned.worst[1], pruned.worst[0]).tolist() == sorted(pruned.pairs.ssim.ravel())[:8]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"models": {}}, "the models and those of the costs are not the same"),
+        ({"protocol_id": "0" * 12}, "protocol_id is 000000000000, that of the protocol beside it"),
+        ({"floor_fid": "a lot"}, "floor_fid: "),
+        ({"costs": []}, "costs: "),
+        ({"surprise": 1}, "surprise: "),
+    ],
+)
+def test_a_damaged_record_is_refused_in_one_line(evaluation, tmp_path, change, words):
+    """With the key that is wrong."""
+    content = summarise(evaluation).model_dump(mode="json")
+    write_json(tmp_path / "evaluation.json", {**content, **change})
+
+    with pytest.raises(InputError, match="is no evaluation of this version") as caught:
+        read_record(tmp_path)
+    assert words in caught.value.message
+    assert "\n" not in caught.value.message

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from stages.artifacts import file_sha256, read_json, tensors_sha256, write_json
-from stages.diffusion.models import WEIGHTS, read_unet, write_pipeline
+from stages.artifacts import WEIGHTS, file_sha256, read_json, tensors_sha256, write_json
+from stages.diffusion.models import read_unet, write_pipeline
 from stages.errors import InputError
 from stages.fetch.model import BUNDLED, fetch_model
 from stages.params import BundledSource, FolderModel, HubModel

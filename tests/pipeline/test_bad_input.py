@@ -5,7 +5,7 @@ import shutil
 import pytest
 from PIL import Image
 
-from stages.diffusion.models import WEIGHTS
+from stages.artifacts import WEIGHTS
 
 FETCH = ["--model-out", "out/model", "--data-out", "out/data"]
 PRUNE = ["--model", "artifacts/pretrained", "--importance", "artifacts/importance", "--out", "out/pruned"]
@@ -122,3 +122,77 @@ def test_a_full_disk_is_told_in_one_line(workspace, tmp_path):
     assert len(lines) == 1, result.stderr
     assert "No space left on device; free some space or choose another place" in lines[0]
     assert str(small) not in result.stdout
+
+
+REPORT = ["--artifacts", "artifacts", "--reports", "reports"]
+PLACES = {"--summary": "out/summary", "--released": "out/released", "--page": "out/index.html"}
+
+
+def spoil_text(path, text):
+    """Write something else into a file of the workspace."""
+    path.chmod(0o644)
+    path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("reports/evaluate/evaluation.json", "{}", "evaluation.json is no evaluation of this version"),
+        ("reports/evaluate/pairs.csv", "model,ssim\n", "pairs.csv holds no rows"),
+        ("reports/finetune/curve.csv", "step,heldout_loss\n0,none\n", "curve.csv is not what its stage wrote"),
+        ("reports/evaluate/dense.png", "", "dense.png is no picture"),
+        ("artifacts/finetuned/pruning_plan.json", "{}", "is not what its stage wrote ('criterion')"),
+        ("artifacts/pretrained/README.md", "---\nlicense: [mit\n---\n", "README.md has a head that is no YAML"),
+        ("artifacts/finetuned/unet/diffusion_pytorch_model.safetensors", "", "is not a whole safetensors file"),
+    ],
+)
+def test_a_damaged_folder_is_not_told_of(workspace, file, text, words):
+    """One line that names the file, and nothing written."""
+    spoil_text(workspace.path / file, text)
+    result = workspace.run(
+        "python", "-m", "stages.report", *REPORT, *(word for pair in PLACES.items() for word in pair)
+    )
+
+    assert result.returncode == 1, result.stdout
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, result.stderr
+    assert words in lines[0]
+    assert not [path for path in workspace.path.glob("out/**/*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("option", "place", "words"),
+    [
+        ("--released", "artifacts/pruned", "output artifacts/pruned overlaps with artifacts/pruned"),
+        ("--summary", "reports/finetune", "output reports/finetune overlaps with reports/finetune"),
+        ("--page", "reports/evaluate/evaluation.json", "lies in a folder that a stage writes whole"),
+        ("--page", "params.yaml", "params.yaml is no page that this stage has written"),
+    ],
+)
+def test_the_report_destroys_nothing(workspace, option, place, words):
+    """Not its inputs, and not what is none of its own."""
+    before = workspace.weights("artifacts") | workspace.weights("reports")
+    places = {**PLACES, option: place}
+    result = workspace.run(
+        "python", "-m", "stages.report", *REPORT, *(word for pair in places.items() for word in pair)
+    )
+
+    assert result.returncode == 1
+    assert words in result.stderr
+    assert workspace.weights("artifacts") | workspace.weights("reports") == before
+    assert (workspace.path / "params.yaml").read_text().startswith(("seed", "#", "evaluate", "fetch"))
+    assert not (workspace.path / "out").exists()
+
+
+def test_new_weights_are_not_told_of_with_old_numbers(workspace):
+    """A model that was not evaluated has no card."""
+    weights = workspace.path / "artifacts/pruned/unet" / WEIGHTS
+    target = workspace.path / "artifacts/finetuned/unet" / WEIGHTS
+    target.chmod(0o644)
+    shutil.copyfile(weights, target)
+    result = workspace.run(
+        "python", "-m", "stages.report", *REPORT, *(word for pair in PLACES.items() for word in pair)
+    )
+
+    assert result.returncode == 1
+    assert "tells of other weights than artifacts/finetuned" in result.stderr

@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from stages.artifacts import file_sha256
@@ -121,6 +122,20 @@ def test_weights_that_run_code_are_never_unpickled(refused, tmp_path):
     message = refused(name="inception-v3-compat", weights=path, sha256=file_sha256(path))
     assert "holds something other than tensors" in message
     assert not (tmp_path / "ran").exists()
+
+
+def test_tensors_of_another_network_are_refused(refused, tmp_path):
+    """In one line, although PyTorch has many to say."""
+    torch.save({"weight": torch.ones(3)}, tmp_path / "other.pth")
+    sha256 = file_sha256(tmp_path / "other.pth")
+
+    assert "holds no weights of vgg16" in refused(name="vgg16", weights=tmp_path / "other.pth", sha256=sha256)
+
+
+def test_the_bundled_extractor_takes_no_other_weights(tmp_path):
+    """Rather than ignoring them."""
+    with pytest.raises(ValidationError, match="brings its own weights"):
+        ExtractorParams(name="digits", weights=tmp_path)
 
 
 def test_inception_works_with_weights_of_ones_own(monkeypatch, tmp_path):

@@ -1,14 +1,16 @@
 """The protocol, and what it refuses to compare."""
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
+from diffusers import DDPMScheduler
 
 from stages.errors import InputError
-from stages.params import SamplerParams
+from stages.params import SamplerParams, SchedulerName
 from stages.protocol.extractors import Extractor
-from stages.protocol.protocol import bias_warning, check_current, check_same, make_protocol
+from stages.protocol.protocol import Protocol, bias_warning, check_current, check_same, make_protocol
 
 REAL = np.zeros((600, 1, 16, 16), np.uint8)
 
@@ -39,6 +41,8 @@ def test_equal_protocols_have_one_id_and_unequal_ones_others(params, scheduler, 
     others = [
         make_protocol(params.reference.model_copy(update=change), 0, scheduler, REAL, extractor) for change in changes
     ]
+    steeper = DDPMScheduler(beta_end=0.03)
+    others.append(make_protocol(params.reference, 0, steeper, REAL, extractor))
     others.append(make_protocol(params.reference, 1, scheduler, REAL, extractor))
     others.append(make_protocol(params.reference, 0, scheduler, REAL + 1, extractor))
     others.append(make_protocol(params.reference, 0, scheduler, REAL[:-1], extractor))
@@ -61,10 +65,22 @@ def test_comparing_across_protocols_is_refused_and_the_fields_are_named(protocol
 def test_a_reference_of_other_params_is_refused(params, scheduler, extractor):
     """By the field that differs; the same params pass, also where the model decides on clipping."""
     protocol = make_protocol(params.reference, 0, scheduler, REAL, extractor)
-    check_current(protocol, params.reference, 0, extractor, Path("reference"))
+    check_current(protocol, params.reference, 0, scheduler, extractor, Path("reference"))
 
     with pytest.raises(InputError, match="seed is 0 and 1"):
-        check_current(protocol, params.reference, 1, extractor, Path("reference"))
+        check_current(protocol, params.reference, 1, scheduler, extractor, Path("reference"))
+    with pytest.raises(InputError, match="schedule_sha256 is"):
+        check_current(protocol, params.reference, 0, DDPMScheduler(beta_end=0.03), extractor, Path("reference"))
+
+
+@pytest.mark.parametrize("name", get_args(SchedulerName))
+def test_every_sampler_has_a_protocol_that_survives_json(params, scheduler, extractor, name):
+    """And clipping is noted only where the sampler clips."""
+    sampler = SamplerParams(scheduler=name, steps=10)
+    protocol = make_protocol(params.reference.model_copy(update={"sampler": sampler}), 0, scheduler, REAL, extractor)
+
+    assert protocol.sampler.clip is (name in ("DDIM", "DDPM"))
+    assert Protocol.model_validate_json(protocol.model_dump_json()) == protocol
 
 
 @pytest.mark.parametrize(
@@ -74,6 +90,13 @@ def test_a_reference_of_other_params_is_refused(params, scheduler, extractor):
         ({"kid_subset_size": 2, "neighbours": 9}, (9, 1, 16, 16), r"neighbours 9 needs 10 real images, there are 9"),
         ({}, (600, 1, 8, 8), r"SSIM needs images of at least 11×11, the models draw 8×8"),
         ({"sampler": SamplerParams(steps=600)}, (600, 1, 16, 16), r"steps 600 does not divide the 1000 timesteps"),
+        ({"sampler": SamplerParams(steps=1)}, (600, 1, 16, 16), r"1 leading steps of DDIM begin at 0 of 1000"),
+        (
+            {"sampler": SamplerParams(scheduler="PNDM", steps=2)},
+            (600, 1, 16, 16),
+            r"2 leading steps of PNDM do not work with this model's schedule",
+        ),
+        ({}, (3, 1, 16, 16), r"there are 3 real images to compare with, at least 4 are needed"),
     ],
 )
 def test_a_protocol_that_does_not_fit_is_refused(params, scheduler, extractor, changes, shape, words):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from stages.artifacts import read_json, write_json
+from stages.artifacts import read_json, write_json, write_tensors
 from stages.errors import InputError
-from stages.protocol.reference import Reference, draw_sets, read_reference, write_reference
+from stages.protocol.reference import Reference, draw_set, read_reference, write_reference
 
 
 @pytest.fixture
@@ -30,14 +30,12 @@ def test_a_reference_comes_back_as_it_was_written(reference, tmp_path):
 
 
 def test_exactly_the_asked_number_of_images_is_drawn(make_unet, scheduler, protocol):
-    """Also where the batch size does not divide it; every set has its own, whatever the others."""
+    """Also where the batch size does not divide it; every set has its own."""
     unet = make_unet(sample_size=16)
-    drawn = draw_sets(unet, scheduler, protocol, 3, "dense")
-    alone = draw_sets(unet, scheduler, protocol.model_copy(update={"sets": 1}), 64, "dense")
+    sets = [draw_set(unet, scheduler, protocol, index, 3, "dense") for index in range(2)]
 
-    assert drawn.shape == (2, 4, 1, 16, 16)
-    assert len(np.unique(drawn.reshape(8, -1), axis=0)) == 8
-    assert np.array_equal(drawn[:1], alone)
+    assert [drawn.shape for drawn in sets] == [(4, 1, 16, 16)] * 2
+    assert len(np.unique(np.concatenate(sets).reshape(8, -1), axis=0)) == 8
 
 
 def test_a_damaged_reference_is_refused(reference, tmp_path):
@@ -53,6 +51,12 @@ def test_a_damaged_reference_is_refused(reference, tmp_path):
         read_reference(tmp_path)
 
     write_json(tmp_path / "protocol.json", written)
+    write_tensors(
+        tmp_path / "features.safetensors", {"dense": torch.full((2, 4, 8), torch.nan), "real": torch.ones(10, 8)}
+    )
+    with pytest.raises(InputError, match=r"does not hold what its protocol\.json says"):
+        read_reference(tmp_path)
+
     (tmp_path / "samples.npy").write_bytes((tmp_path / "samples.npy").read_bytes()[:500])
     with pytest.raises(InputError, match="holds no samples"):
         read_reference(tmp_path)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from stages.artifacts import read_json, write_images, write_importance
-from stages.diffusion.models import PLAN, read_unet, write_pipeline
+from stages.artifacts import PLAN, read_json, write_images, write_importance
+from stages.diffusion.models import read_unet, write_pipeline
 from stages.export import main as export
 from stages.prune.__main__ import main as prune
 
