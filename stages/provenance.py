@@ -53,7 +53,7 @@ def _plain(params: Mapping[str, Section | int]) -> dict[str, Any]:
 def code_sha256(stage: str) -> str:
     """Hash the code of a stage and all that the computing stages share; a changed line is another hash."""
     own = sorted(path for name in (stage, *ALSO.get(stage, ())) for path in (STAGES_ROOT / name).rglob("*.py"))
-    doors = {STAGES_ROOT / name for name in ("compare.py", "export.py", "oneshot.py", "tracking.py")}
+    doors = {STAGES_ROOT / name for name in ("compare.py", "export.py", "oneshot.py", "storage.py", "tracking.py")}
     shared = sorted({*STAGES_ROOT.glob("*.py"), *(STAGES_ROOT / "diffusion").glob("*.py")} - doors)
     digest = hashlib.sha256()
     for path in own + shared:

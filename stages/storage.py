@@ -1,0 +1,227 @@
+"""Folders <-> content-addressed objects in a bucket; this is the one door to S3.
+
+Below s3://BUCKET/PREFIX lie objects/, named by the sha256 of their content and never changed, and manifests/, which
+name the files of one folder. A manifest is written last, so what was pushed by halves is never seen. Endpoint and
+credentials come from the usual variables: AWS_ENDPOINT_URL_S3, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, ValidationError
+
+from stages.artifacts import check_free, file_sha256, writing
+from stages.errors import InputError, first_line
+from stages.progress import track
+from stages.schema import Frozen, Sha256
+
+MIB = 1024 * 1024
+PART_BYTES, CONCURRENCY = 16 * MIB, 4
+"""Of the transfer manager: it holds no more than their product in memory."""
+SETTINGS = {
+    "retries": {"mode": "standard", "total_max_attempts": 6},
+    "connect_timeout": 5,
+    "read_timeout": 60,
+    # Every part is signed with its sha256, which the server compares, over plain HTTP and HTTPS alike.
+    "s3": {"payload_signing_enabled": True},
+    "request_checksum_calculation": "when_required",
+    "response_checksum_validation": "when_required",
+}
+ADVICE = {
+    "NoSuchBucket": "there is no such bucket; create it or correct the address",
+    "SignatureDoesNotMatch": "the secret is wrong; correct AWS_SECRET_ACCESS_KEY",
+    "InvalidAccessKeyId": "the key is unknown; correct AWS_ACCESS_KEY_ID",
+    "AccessDenied": "access is denied; ask for the rights to read, write and list",
+    "403": "access is denied; check key, secret and rights",
+    "404": "there is no such object, or no such bucket",
+    "NoSuchKey": "there is no such object",
+}
+
+
+def _is_inside(path: str) -> str:
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in path or not pure.parts or str(pure) != path:
+        raise ValueError(f"{path!r} leads out of the folder")
+    return path
+
+
+class Entry(Frozen):
+    """One file of a folder."""
+
+    path: Annotated[str, AfterValidator(_is_inside)]
+    """Below the folder, with slashes."""
+    sha256: Sha256
+    size_bytes: int = Field(ge=0)
+
+
+class Manifest(Frozen):
+    """The files of one folder."""
+
+    version: Literal[1] = 1
+    files: list[Entry]
+
+
+class Store:
+    """A place in a bucket.
+
+    Args:
+        uri: s3://BUCKET or s3://BUCKET/PREFIX.
+
+    Raises:
+        InputError: The address is none.
+    """
+
+    def __init__(self, uri: str) -> None:
+        found = re.fullmatch(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(/[^?#]*)?", uri)
+        if not found:
+            raise InputError(f"{uri!r} is no address of a bucket; give s3://BUCKET or s3://BUCKET/PREFIX")
+        self.uri, self.bucket = uri.rstrip("/"), found[1]
+        self.prefix = (found[2] or "").strip("/")
+        self.client = _connect()
+
+    def push(self, folder: Path, name: str) -> Manifest:
+        """Upload what of a folder is not there yet, then its manifest.
+
+        Args:
+            folder: All of its files count.
+            name: Of the manifest, for example checkpoints/RUN/step-00000050.
+
+        Raises:
+            InputError: The store cannot be reached or written, or holds something else under this name.
+        """
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        if not paths:
+            raise InputError(f"{folder} holds no files to push")
+        manifest = Manifest(files=[_describe(path, folder) for path in paths])
+        if (there := self._read(name)) is not None:
+            if there != manifest:
+                raise InputError(f"{self.uri} holds another {name}; what is stored is never changed, take another name")
+            return manifest
+        for entry in track(manifest.files, f"push {name}, file", len(paths)):
+            self._upload(entry, folder)
+        with self._errors(name):
+            body = manifest.model_dump_json(indent=2).encode()
+            self.client.put_object(Bucket=self.bucket, Key=self._key("manifests", f"{name}.json"), Body=body)
+        return manifest
+
+    def pull(self, name: str, folder: Path) -> Manifest:
+        """Download a folder, whole or not at all; every file is checked against its hash.
+
+        Raises:
+            InputError: There is no such folder, an object is missing or damaged, or the place is not free.
+        """
+        check_free(folder)
+        manifest = self._read(name)
+        if manifest is None:
+            raise InputError(f"{self.uri} holds no {name}")
+        with writing(folder) as temporary:
+            for entry in track(manifest.files, f"pull {name}, file", len(manifest.files)):
+                self._download(entry, temporary / entry.path)
+        return manifest
+
+    def names(self, prefix: str = "") -> list[str]:
+        """List the folders whose names begin with `prefix`, sorted."""
+        root = self._key("manifests", "")
+        with self._errors(prefix or "the list"):
+            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=root + prefix)
+            keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
+        return sorted(key.removeprefix(root).removesuffix(".json") for key in keys)
+
+    def _key(self, *parts: str) -> str:
+        return "/".join(part for part in (self.prefix, *parts[:-1]) if part) + f"/{parts[-1]}"
+
+    def _object(self, sha256: str) -> str:
+        return self._key("objects", sha256[:2], sha256)
+
+    def _upload(self, entry: Entry, folder: Path) -> None:
+        with self._errors(entry.path):
+            if self._size(entry.sha256) != entry.size_bytes:
+                path, key = str(folder / entry.path), self._object(entry.sha256)
+                self.client.upload_file(path, self.bucket, key, Config=_transfer())
+
+    def _size(self, sha256: str) -> int | None:
+        """Ask for the size of an object; None where there is none."""
+        from botocore.exceptions import ClientError
+
+        try:
+            return int(self.client.head_object(Bucket=self.bucket, Key=self._object(sha256))["ContentLength"])
+        except ClientError as error:
+            if error.response["Error"]["Code"] in ("404", "NoSuchKey"):
+                return None
+            raise
+
+    def _download(self, entry: Entry, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with self._errors(entry.path):
+            self.client.download_file(self.bucket, self._object(entry.sha256), str(target), Config=_transfer())
+        if (found := file_sha256(target)) != entry.sha256:
+            wrong = f"{entry.path} in {self.uri} has sha256 {found}, expected {entry.sha256}"
+            raise InputError(f"{wrong}; remove {self._object(entry.sha256)} and push it anew")
+
+    def _read(self, name: str) -> Manifest | None:
+        """Read a manifest; None where there is none."""
+        _check_name(name)
+        from botocore.exceptions import ClientError
+
+        try:
+            with self._errors(name, missing_is_an_error=False):
+                key = self._key("manifests", f"{name}.json")
+                body = self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+        except ClientError:
+            return None
+        try:
+            return Manifest.model_validate_json(body)
+        except ValidationError as error:
+            reason = json.dumps(error.errors()[0]["msg"])
+            raise InputError(f"the manifest {name} in {self.uri} is damaged ({reason}); push the folder anew") from None
+
+    @contextmanager
+    def _errors(self, what: str, *, missing_is_an_error: bool = True) -> Iterator[None]:
+        """Turn what boto3 raises into one line."""
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            yield
+        except ClientError as error:
+            code = str(error.response["Error"]["Code"])
+            if code == "NoSuchKey" and not missing_is_an_error:
+                raise
+            raise InputError(f"{what} in {self.uri}: {ADVICE.get(code, first_line(error))}") from None
+        except (BotoCoreError, Boto3Error) as error:
+            advice = next((text for code, text in ADVICE.items() if f"({code})" in str(error)), first_line(error))
+            raise InputError(f"{what} in {self.uri}: {advice}") from None
+        except OSError as error:
+            raise InputError(f"{what} in {self.uri}: {error.strerror or error}; free some space") from None
+
+
+def _check_name(name: str) -> None:
+    try:
+        _is_inside(name)
+    except ValueError as error:
+        raise InputError(f"{error}; give a name such as checkpoints/RUN/step-00000050") from None
+
+
+def _describe(path: Path, folder: Path) -> Entry:
+    return Entry(path=path.relative_to(folder).as_posix(), sha256=file_sha256(path), size_bytes=path.stat().st_size)
+
+
+def _connect() -> Any:  # noqa: ANN401  # boto3 makes its classes as it runs
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        return boto3.session.Session().client("s3", config=Config(**SETTINGS))  # boto3's own session keeps old secrets
+    except (BotoCoreError, ValueError) as error:  # an unknown profile, an endpoint that is no address
+        raise InputError(f"S3 cannot be used: {first_line(error)}; correct the AWS variables") from None
+
+
+def _transfer() -> Any:  # noqa: ANN401  # boto3 is imported late
+    from boto3.s3.transfer import TransferConfig
+
+    return TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=CONCURRENCY)

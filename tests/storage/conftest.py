@@ -1,0 +1,242 @@
+"""A real S3 server on loopback, OpenStack Swift with s3api, which refuses wrong checksums and wrong secrets."""
+
+import contextlib
+import socket
+import socketserver
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from stages.storage import Store
+
+BIN = Path(sys.executable).parent
+KEY, SECRET = "test:tester", "testing"
+KINDS = ("account", "container", "object", "proxy")
+COMMON = """[DEFAULT]
+swift_dir = {root}
+bind_ip = 127.0.0.1
+bind_port = {port}
+devices = {root}/disks
+mount_check = false
+workers = 0
+user = {user}
+log_level = ERROR
+"""
+SERVER = """[pipeline:main]
+pipeline = {kind}-server
+[app:{kind}-server]
+use = egg:swift#{kind}
+"""
+PROXY = """[pipeline:main]
+pipeline = catch_errors s3api tempauth bulk slo proxy-server
+[app:proxy-server]
+use = egg:swift#proxy
+account_autocreate = true
+[filter:catch_errors]
+use = egg:swift#catch_errors
+[filter:s3api]
+use = egg:swift#s3api
+[filter:tempauth]
+use = egg:swift#tempauth
+user_test_tester = testing .admin
+[filter:bulk]
+use = egg:swift#bulk
+[filter:slo]
+use = egg:swift#slo
+"""
+
+
+def free_ports(count):
+    """Find ports that nobody listens on."""
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def wait_for(port, seconds=30):
+    """Wait until somebody listens."""
+    deadline = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        assert time.monotonic() < deadline, f"nobody listens on port {port}"
+        time.sleep(0.05)
+
+
+class Swift:
+    """The four servers over one disk, which can be killed and started again."""
+
+    def __init__(self, root):
+        self.root, self.ports = root, dict(zip(KINDS, free_ports(4), strict=True))
+        self.processes = []
+        (root / "disks" / "d1").mkdir(parents=True)
+        (root / "swift.conf").write_text(
+            "[swift-hash]\nswift_hash_path_suffix = a\n[storage-policy:0]\nname = one\ndefault = yes\n"
+        )
+        for kind in KINDS:
+            body = PROXY if kind == "proxy" else SERVER.format(kind=kind)
+            head = COMMON.format(root=root, port=self.ports[kind], user=self._user())
+            (root / f"{kind}.conf").write_text(head + body)
+            if kind != "proxy":
+                for step in (
+                    ("create", "4", "1", "0"),
+                    ("add", f"r1z1-127.0.0.1:{self.ports[kind]}/d1", "1"),
+                    ("rebalance",),
+                ):
+                    command = [BIN / "swift-ring-builder", root / f"{kind}.builder", *step]
+                    subprocess.run(command, check=False, capture_output=True)
+
+    @staticmethod
+    def _user():
+        return subprocess.run(["id", "-un"], check=True, capture_output=True, text=True).stdout.strip()
+
+    @property
+    def port(self):
+        """Where S3 is spoken."""
+        return self.ports["proxy"]
+
+    def start(self):
+        """Start all four, and wait for them."""
+        for kind in KINDS:
+            with (self.root / f"{kind}.log").open("a") as log:
+                command = [BIN / f"swift-{kind}-server", self.root / f"{kind}.conf"]
+                self.processes.append(subprocess.Popen(command, stdout=log, stderr=log))
+        for port in self.ports.values():
+            wait_for(port)
+
+    def kill(self):
+        """End all four at once, as a power cut does."""
+        for process in self.processes:
+            process.kill()
+            process.wait()
+        self.processes = []
+
+
+class Fault(socketserver.ThreadingTCPServer):
+    """A wire between client and server that can be cut, slowed, garbled, or answer busily itself.
+
+    Every connection asks `plan(n)` what happens to the n-th: None lets it through; ("cut", bytes, way), ("garble",
+    bytes, way), ("slow", seconds, way) or ("busy", 0, way) do not, where way is up or down.
+    """
+
+    allow_reuse_address = daemon_threads = True
+
+    def __init__(self, target, plan):
+        super().__init__(("127.0.0.1", 0), Wire)
+        self.target, self.plan, self.count, self.lock = target, plan, 0, threading.Lock()
+
+    def next_fault(self):
+        """Say what happens to the next connection."""
+        with self.lock:
+            self.count += 1
+            return self.plan(self.count)
+
+
+class Wire(socketserver.BaseRequestHandler):
+    """One connection."""
+
+    def handle(self):
+        """Carry bytes both ways until one side ends."""
+        fault = self.server.next_fault()
+        if fault and fault[0] == "busy":
+            self.request.recv(65536)
+            self.request.sendall(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            return
+        with socket.create_connection(("127.0.0.1", self.server.target)) as server:
+            down = threading.Thread(target=self.carry, args=(server, self.request, fault, "down"), daemon=True)
+            down.start()
+            self.carry(self.request, server, fault, "up")
+            down.join(30)
+
+    def carry(self, source, target, fault, way):
+        """Carry one way, with the fault where it belongs."""
+        kind, amount, where = fault or ("none", 0, "")
+        passed = 0
+        with contextlib.suppress(OSError):
+            while chunk := source.recv(65536):
+                if where == way and kind == "slow":
+                    time.sleep(amount)
+                if where == way and kind == "garble" and passed <= amount < passed + len(chunk):
+                    at = amount - passed
+                    chunk = chunk[:at] + bytes([chunk[at] ^ 1]) + chunk[at + 1 :]
+                if where == way and kind == "cut" and passed + len(chunk) > amount:
+                    break
+                passed += len(chunk)
+                target.sendall(chunk)
+        for side in (source, target):
+            with contextlib.suppress(OSError):
+                side.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture(scope="session")
+def swift(tmp_path_factory):
+    """The running server."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("Swift runs on Linux only")
+    server = Swift(tmp_path_factory.mktemp("swift"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def credentials(monkeypatch):
+    """Those of the server, and no others of this machine."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+
+
+@pytest.fixture
+def connect(swift, credentials, monkeypatch):  # noqa: ARG001
+    """Open a store in a bucket of the test's own, straight or through a faulty wire."""
+    wires = []
+
+    def open_store(plan=None, uri=None):
+        port = swift.port
+        if plan:
+            wires.append(Fault(swift.port, plan))
+            threading.Thread(target=wires[-1].serve_forever, daemon=True).start()
+            port = wires[-1].server_address[1]
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
+        return Store(uri or f"s3://{bucket}/some/prefix")
+
+    bucket = f"bucket-{uuid.uuid4().hex}"
+    straight = open_store()
+    straight.client.create_bucket(Bucket=bucket)
+    yield open_store
+    for wire in wires:
+        wire.shutdown()
+        wire.server_close()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with a large file, two equal ones and one in a subfolder."""
+    home = tmp_path / "folder"
+    (home / "unet").mkdir(parents=True)
+    (home / "unet" / "weights.safetensors").write_bytes(bytes(range(256)) * 140_000)  # 34 MiB: three parts
+    (home / "a.json").write_text("{}")
+    (home / "b.json").write_text("{}")
+    return home
+
+
+@pytest.fixture
+def content():
+    """Read a folder whole: path -> bytes."""
+
+    def read(home):
+        return {str(path.relative_to(home)): path.read_bytes() for path in home.rglob("*") if path.is_file()}
+
+    return read
