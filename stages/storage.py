@@ -6,6 +6,7 @@ credentials come from the usual variables: AWS_ENDPOINT_URL_S3, AWS_ACCESS_KEY_I
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from stages.errors import InputError, first_line
 from stages.progress import track
 from stages.schema import Frozen, Sha256
 
+VARIABLE = "ESPALIER_STORE"
+"""Of the environment: s3://BUCKET/PREFIX."""
 MIB = 1024 * 1024
 PART_BYTES, CONCURRENCY = 16 * MIB, 4
 """Of the transfer manager: it holds no more than their product in memory."""
@@ -197,6 +200,12 @@ class Store:
             raise InputError(f"{what} in {self.uri}: {advice}") from None
         except OSError as error:
             raise InputError(f"{what} in {self.uri}: {error.strerror or error}; free some space") from None
+
+
+def open_store() -> Store | None:
+    """Open the store that ESPALIER_STORE names; None where it names none, and everything works without."""
+    uri = os.environ.get(VARIABLE)
+    return Store(uri) if uri else None
 
 
 def _check_name(name: str) -> None:

@@ -25,6 +25,7 @@ def main(params_path: Path, model: Path, data: Path, checkpoints: Path, out: Pat
     from stages.finetune.report import write_report
     from stages.finetune.trainer import Trainer
     from stages.provenance import fingerprint, write_run_record
+    from stages.storage import open_store
 
     artifacts.check_free(out, report, inputs=[model, data, checkpoints], stage="finetune")
     unet, scheduler = models.read_unet(model, select_device()), models.read_scheduler(model)
@@ -32,7 +33,7 @@ def main(params_path: Path, model: Path, data: Path, checkpoints: Path, out: Pat
     models.require_unconditional(unet, model)
     models.check_images(unet, images.train, data)
     run = fingerprint("finetune", [model, data], seed=params.seed, finetune=params.finetune)
-    kept = Checkpoints(checkpoints, run)
+    kept = Checkpoints(checkpoints, run, open_store())
     trainer = Trainer(unet, scheduler, images, params.finetune, params.seed)
     trainer.run(kept)
     with artifacts.writing(out) as model_folder, artifacts.writing(report) as report_folder:

@@ -10,6 +10,8 @@ import torch
 
 from stages.artifacts import read_metadata, read_tensors, write_tensors
 from stages.errors import InputError
+from stages.finetune.mirror import Mirror
+from stages.storage import Store
 
 KEEP_LAST = 2
 
@@ -42,21 +44,28 @@ class Checkpoints:
     Args:
         root: Where all runs keep theirs.
         run: Fingerprint of everything that decides the outcome of the run.
+        store: Where copies go, so that another machine of the same kind can go on; None keeps them here only.
     """
 
-    def __init__(self, root: Path, run: str) -> None:
+    def __init__(self, root: Path, run: str, store: Store | None = None) -> None:
         self.folder = root / run[:16]
+        self.mirror = Mirror(store, run) if store else None
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint whole or not at all, and drop all but the last ones."""
         about = {"losses": checkpoint.losses, "curve": [asdict(point) for point in checkpoint.curve]}
         metadata = {"step": str(checkpoint.step), "about": json.dumps(about)}
-        write_tensors(self.folder / f"step-{checkpoint.step:08d}.safetensors", checkpoint.tensors, metadata)
+        path = self.folder / f"step-{checkpoint.step:08d}.safetensors"
+        write_tensors(path, checkpoint.tensors, metadata)
+        if self.mirror:
+            self.mirror.offer(path)
         for old in self._paths()[:-KEEP_LAST]:
             old.unlink()
 
     def newest(self) -> Checkpoint | None:
-        """Read the newest checkpoint that is whole, or None where there is none."""
+        """Read the newest checkpoint that is whole, here or else in the store; None where there is none."""
+        if self.mirror and not self._paths():
+            self.mirror.fetch(self.folder)
         for path in reversed(self._paths()):
             try:
                 return _read(path)
@@ -65,7 +74,9 @@ class Checkpoints:
         return None
 
     def clear(self) -> None:
-        """Remove the checkpoints of a run that has come to its end."""
+        """Remove the checkpoints of a run that has come to its end; copies in the store stay."""
+        if self.mirror:
+            self.mirror.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _paths(self) -> list[Path]:

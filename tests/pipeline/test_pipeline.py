@@ -136,3 +136,25 @@ def test_a_killed_finetune_goes_on_from_its_last_checkpoint(finished, make_works
     assert list(checkpoints.glob("*")) == []
     finished.set("finetune", steps=12, checkpoint_every=2)
     assert finished.repro() == []
+
+
+def test_a_killed_training_goes_on_elsewhere_with_the_same_weights(connect, finished, make_workspace, monkeypatch):
+    """Kill -9 on one machine; another has neither checkpoints nor outputs, and ends as the undisturbed run does."""
+    store = connect()
+    monkeypatch.setenv("ESPALIER_STORE", store.uri)
+    settings = {"steps": 90, "checkpoint_every": 5}  # of no other test, or DVC would restore the result
+    machines = [make_workspace("first"), make_workspace("second")]
+    for machine in machines:
+        shutil.copytree(finished.path / ".dvc/cache", machine.path / ".dvc/cache")
+        machine.set("finetune", **settings)
+    machines[0].run_until(lambda: store.names("checkpoints/")[1:], "dvc", "repro", "finetune")
+    result = machines[1].run("dvc", "repro", "finetune")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "finetune goes on from step" in result.stderr
+
+    monkeypatch.delenv("ESPALIER_STORE")
+    finished.set("finetune", **settings)
+    assert finished.run("dvc", "repro", "finetune").returncode == 0
+    assert machines[1].weights() == finished.weights() != {}
+    finished.set("finetune", steps=12, checkpoint_every=2)
+    assert finished.repro() == []

@@ -1,0 +1,61 @@
+"""Checkpoints in the store."""
+
+import torch
+
+from stages.finetune.checkpoint import Checkpoint, Checkpoints, CurvePoint
+from stages.storage import open_store
+
+RUN = "f" * 64
+
+
+def checkpoint(step):
+    """A small one."""
+    return Checkpoint(step, {"unet.weight": torch.full((4,), float(step))}, [0.1], [CurvePoint(0, None, 0.5)])
+
+
+def test_another_machine_goes_on_from_the_copy(connect, tmp_path):
+    """The newest one, as it was saved; the uploads of those before it may have been skipped."""
+    here = Checkpoints(tmp_path / "here", RUN, connect())
+    for step in (2, 4, 6):
+        here.save(checkpoint(step))
+    here.mirror.close()
+    there = Checkpoints(tmp_path / "there", RUN, connect())
+    found = there.newest()
+
+    assert found.step == 6
+    assert torch.equal(found.tensors["unet.weight"], torch.full((4,), 6.0))
+    assert found.curve == [CurvePoint(0, None, 0.5)]
+    assert Checkpoints(tmp_path / "other", "e" * 64, connect()).newest() is None
+
+
+def test_nothing_is_left_of_an_upload_or_a_download(connect, tmp_path):
+    """The checkpoints, and no hidden folder beside them."""
+    here = Checkpoints(tmp_path / "here", RUN, connect())
+    here.save(checkpoint(2))
+    here.mirror.close()
+    there = Checkpoints(tmp_path / "there", RUN, connect())
+    there.newest()
+
+    for kept in (here, there):
+        assert [path.name for path in kept.folder.iterdir()] == ["step-00000002.safetensors"]
+
+
+def test_a_store_that_is_away_stops_no_training(connect, tmp_path, capsys):
+    """One line says that the copy is missing, and the checkpoint is here."""
+    store = connect(lambda _: ("cut", 0, "up"))
+    kept = Checkpoints(tmp_path / "here", RUN, store)
+    kept.save(checkpoint(2))
+    kept.mirror.close()
+
+    assert "the checkpoint is kept on this machine only" in capsys.readouterr().err
+    assert Checkpoints(tmp_path / "here", RUN).newest().step == 2
+
+
+def test_the_environment_names_the_store(connect, monkeypatch):
+    """Without it there is none."""
+    uri = connect().uri
+    monkeypatch.delenv("ESPALIER_STORE", raising=False)
+    assert open_store() is None
+
+    monkeypatch.setenv("ESPALIER_STORE", uri)
+    assert open_store().uri == uri
