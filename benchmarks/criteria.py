@@ -14,7 +14,6 @@ from stages.diffusion.models import read_scheduler, read_unet
 from stages.diffusion.sampling import draw, image_seeds
 from stages.errors import InputError
 from stages.evaluate.consistency import images_to_ssim
-from stages.evaluate.intervals import estimate
 from stages.evaluate.quality import Judge
 from stages.finetune.loss import NoiseLoss
 from stages.importance.calibration import calibrate
@@ -28,6 +27,7 @@ from stages.params import (
     Target,
 )
 from stages.protocol.extractors import Extractor
+from stages.protocol.intervals import estimate
 from stages.protocol.protocol import make_protocol
 from stages.prune.compensate import NoisyImages
 from stages.prune.pruning import prune_unet

@@ -8,7 +8,7 @@ import click
 from stages.errors import InputError
 
 if TYPE_CHECKING:
-    from stages.evaluate.intervals import Estimate
+    from stages.protocol.intervals import Estimate
 
 
 def compare(one: Path, other: Path, model: str) -> dict[str, "Estimate"]:
@@ -19,7 +19,7 @@ def compare(one: Path, other: Path, model: str) -> dict[str, "Estimate"]:
     Raises:
         InputError: The protocols differ, or a folder holds no evaluation or no such model.
     """
-    from stages.evaluate.intervals import paired_difference
+    from stages.protocol.intervals import paired_difference
     from stages.protocol.protocol import check_same
     from stages.protocol.record import METRICS, read_record
 

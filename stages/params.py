@@ -2,21 +2,23 @@
 
 import math
 import re
-import reprlib
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
 import click
-from pydantic import AfterValidator, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from pydantic import AfterValidator, Field, model_validator
 
-from stages.errors import InputError, first_line
-from stages.schema import Commit, Section, Sha256
+from stages.schema import Commit, Section, Sha256, read_yaml
 
 CriterionName = Literal["random", "magnitude", "taylor", "diff-pruning", "no-cancel-taylor", "fisher", "snr-taylor"]
 FormulaName = Literal["paper", "diffusers"]
+BUCKET_URI = r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(/[^?#]*)?"
+
+
+def _check_uri(uri: str) -> str:
+    if not re.fullmatch(BUCKET_URI, uri):
+        raise ValueError("give s3://BUCKET or s3://BUCKET/PREFIX")
+    return uri
 
 
 class BundledSource(Section):
@@ -45,6 +47,21 @@ class HubModel(Section):
     """The commit of the repository; a branch name may move and is not allowed."""
 
 
+class S3Source(Section):
+    """Plain objects in a bucket, their keys as paths; endpoint and credentials come from the environment."""
+
+    source: Literal["s3"]
+    uri: Annotated[str, AfterValidator(_check_uri)]
+    """s3://BUCKET/PREFIX; whatever lies below the prefix counts. DVC does not watch it, the hash pins it."""
+
+
+class S3Model(S3Source):
+    """A diffusers folder in a bucket."""
+
+    sha256: Sha256
+    """Of the UNet's safetensors file; needed, because others may write to a bucket."""
+
+
 class FolderData(Section):
     """A folder of images on this machine; subfolders count. DVC does not watch it: pin it, or force `fetch`."""
 
@@ -54,6 +71,15 @@ class FolderData(Section):
     """exact refuses images that are not of the model's size, crop takes the centre square and resizes it."""
     sha256: Sha256 | None = None
     """Of the packed images, as data/dataset.json reports it; null trusts the folder."""
+
+
+class S3Data(S3Source):
+    """Images in a bucket."""
+
+    fit: Literal["exact", "crop"] = "exact"
+    """As of a folder."""
+    sha256: Sha256
+    """Of the packed images, as data/dataset.json reports it for a folder of the same files."""
 
 
 class HubData(Section):
@@ -72,8 +98,8 @@ class HubData(Section):
 class FetchParams(Section):
     """Where the pretrained model and its data come from."""
 
-    model: Annotated[BundledSource | FolderModel | HubModel, Field(discriminator="source")]
-    data: Annotated[BundledSource | FolderData | HubData, Field(discriminator="source")]
+    model: Annotated[BundledSource | FolderModel | S3Model | HubModel, Field(discriminator="source")]
+    data: Annotated[BundledSource | FolderData | S3Data | HubData, Field(discriminator="source")]
     heldout: float = Field(gt=0, lt=1)
     """Share of the images kept away from finetuning, for the held-out loss."""
 
@@ -349,28 +375,7 @@ def load_params(path: Path) -> Params:
     Raises:
         InputError: The file is missing, is no YAML, or a value is not allowed; every wrong value is named.
     """
-    try:
-        return Params.model_validate(YAML(typ="safe").load(path.read_text()))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; give a params file with --params") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from None
-    except YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    except ValidationError as error:
-        raise InputError(f"{path}: {'; '.join(_explain(e) for e in error.errors())}") from None
-    except (KeyError, RecursionError, ValueError) as error:  # what YAML itself cannot make or nest
-        raise InputError(f"{path} is not valid YAML: {first_line(error)}") from None
-
-
-def _explain(error: ErrorDetails) -> str:
-    key = ".".join(str(part) for part in error["loc"]) or "the file"
-    if error["type"] == "extra_forbidden":
-        return f"{key} is not a known key; remove it or correct its spelling"
-    message = error["msg"].removeprefix("Value error, ")
-    if isinstance(error["input"], dict):  # a whole block, which would drown the message
-        return f"{key}: {message[0].lower()}{message[1:]}"
-    return f"{key} is {reprlib.repr(error['input'])}: {message[0].lower()}{message[1:]}"
+    return read_yaml(path, Params)
 
 
 @click.command()

@@ -18,6 +18,8 @@ PACKAGES = ("diffusers", "numpy", "safetensors", "scikit-image", "torch", "torch
 STAGES_ROOT = Path(__file__).parent
 ALSO = {"reference": ["protocol"], "evaluate": ["protocol"]}
 """Packages that only some stages share."""
+DOORS = ("compare.py", "compression.py", "export.py", "oneshot.py", "storage.py", "tracking.py")
+"""Files beside the stages that decide nothing of what a stage computes."""
 
 
 def write_run_record(folder: Path, stage: str, **params: Section | int) -> None:
@@ -53,7 +55,7 @@ def _plain(params: Mapping[str, Section | int]) -> dict[str, Any]:
 def code_sha256(stage: str) -> str:
     """Hash the code of a stage and all that the computing stages share; a changed line is another hash."""
     own = sorted(path for name in (stage, *ALSO.get(stage, ())) for path in (STAGES_ROOT / name).rglob("*.py"))
-    doors = {STAGES_ROOT / name for name in ("compare.py", "export.py", "oneshot.py", "storage.py", "tracking.py")}
+    doors = {STAGES_ROOT / name for name in DOORS}
     shared = sorted({*STAGES_ROOT.glob("*.py"), *(STAGES_ROOT / "diffusion").glob("*.py")} - doors)
     digest = hashlib.sha256()
     for path in own + shared:

@@ -1,8 +1,18 @@
 """What every checked record has in common: it cannot be changed, and what it does not know it refuses."""
 
-from typing import Annotated
+import reprlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from stages.errors import InputError, first_line
+
+Model = TypeVar("Model", bound=BaseModel)
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Commit = Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
@@ -28,6 +38,45 @@ class Section(Frozen):
             ):
                 raise ValueError(f"{name} is {str(value).lower()}, which is allowed for switches only")
         return values
+
+
+def read_yaml(path: Path, model: type[Model]) -> Model:
+    """Read a YAML file as a checked record.
+
+    Raises:
+        InputError: The file is missing, is no YAML, or a value is not allowed; every wrong value is named.
+    """
+    try:
+        return model.model_validate(YAML(typ="safe").load(path.read_text()))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; correct the path to it") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from None
+    except YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        raise InputError(f"{path}: {'; '.join(_explain(e) for e in error.errors())}") from None
+    except (KeyError, RecursionError, ValueError) as error:  # what YAML itself cannot make or nest
+        raise InputError(f"{path} is not valid YAML: {first_line(error)}") from None
+
+
+def _explain(error: ErrorDetails) -> str:
+    key = ".".join(str(part) for part in error["loc"]) or "the file"
+    if error["type"] == "extra_forbidden":
+        return f"{key} is not a known key; remove it or correct its spelling"
+    message = error["msg"].removeprefix("Value error, ")
+    if isinstance(error["input"], dict):  # a whole block, which would drown the message
+        return f"{key}: {message[0].lower()}{message[1:]}"
+    return f"{key} is {reprlib.repr(error['input'])}: {message[0].lower()}{message[1:]}"
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """{"a": {"b": 1}} -> ("a.b", 1)."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _is_switch(annotation: object) -> bool:

@@ -1,15 +1,19 @@
-"""Folders <-> content-addressed objects in a bucket; this is the one door to S3.
+"""Folders <-> content-addressed objects in a bucket, and plain objects -> a folder; this is the one door to S3.
 
-Below s3://BUCKET/PREFIX lie objects/, named by the sha256 of their content and never changed, and manifests/, which
-name the files of one folder. A manifest is written last, so what was pushed by halves is never seen. Endpoint and
-credentials come from the usual variables: AWS_ENDPOINT_URL_S3, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE.
+Below s3://BUCKET/PREFIX of a store lie objects/, named by the sha256 of their content and never changed, and
+manifests/, which name the files of one folder. A manifest is written last, so what was pushed by halves is never seen.
+Endpoint and credentials come from the usual variables: AWS_ENDPOINT_URL_S3, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
+AWS_PROFILE.
 """
 
 import json
 import os
 import re
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -17,6 +21,7 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from stages.artifacts import check_free, file_sha256, writing
 from stages.errors import InputError, first_line
+from stages.params import BUCKET_URI
 from stages.progress import track
 from stages.schema import Frozen, Sha256
 
@@ -25,6 +30,8 @@ VARIABLE = "ESPALIER_STORE"
 MIB = 1024 * 1024
 PART_BYTES, CONCURRENCY = 16 * MIB, 4
 """Of the transfer manager: it holds no more than their product in memory."""
+FILES_AT_ONCE = 8
+"""Small files spend their time waiting for the server."""
 SETTINGS = {
     "retries": {"mode": "standard", "total_max_attempts": 6},
     "connect_timeout": 5,
@@ -47,7 +54,8 @@ ADVICE = {
 
 def _is_inside(path: str) -> str:
     pure = PurePosixPath(path)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in path or not pure.parts or str(pure) != path:
+    odd = "\\" in path or not path.isprintable()
+    if pure.is_absolute() or ".." in pure.parts or odd or not pure.parts or str(pure) != path:
         raise ValueError(f"{path!r} leads out of the folder")
     return path
 
@@ -79,7 +87,7 @@ class Store:
     """
 
     def __init__(self, uri: str) -> None:
-        found = re.fullmatch(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(/[^?#]*)?", uri)
+        found = re.fullmatch(BUCKET_URI, uri)
         if not found:
             raise InputError(f"{uri!r} is no address of a bucket; give s3://BUCKET or s3://BUCKET/PREFIX")
         self.uri, self.bucket = uri.rstrip("/"), found[1]
@@ -99,7 +107,7 @@ class Store:
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         if not paths:
             raise InputError(f"{folder} holds no files to push")
-        manifest = Manifest(files=[_describe(path, folder) for path in paths])
+        manifest = Manifest(files=[describe(path, folder) for path in paths])
         if (there := self._read(name)) is not None:
             if there != manifest:
                 raise InputError(f"{self.uri} holds another {name}; what is stored is never changed, take another name")
@@ -129,10 +137,53 @@ class Store:
     def names(self, prefix: str = "") -> list[str]:
         """List the folders whose names begin with `prefix`, sorted."""
         root = self._key("manifests", "")
-        with self._errors(prefix or "the list"):
-            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=root + prefix)
-            keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
-        return sorted(key.removeprefix(root).removesuffix(".json") for key in keys)
+        return sorted(key.removeprefix(root).removesuffix(".json") for key in self._keys(root + prefix))
+
+    @contextmanager
+    def downloaded(self, patterns: Sequence[str], place: Path) -> Iterator[Path]:
+        """Give a temporary folder with the plain objects below the prefix, as anybody put them there; then it vanishes.
+
+        What the block refuses is told with the address in place of the folder, which nobody can look at afterwards.
+
+        Args:
+            patterns: Only keys that fit one of them, in upper or lower case; * stands for slashes too.
+            place: Where the folder is made.
+
+        Raises:
+            InputError: Nothing fits, a key leads out of the folder, or an object cannot be had.
+        """
+        with tempfile.TemporaryDirectory(dir=place, prefix=".download.") as home:
+            paths = self._plain(patterns)
+            with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+                files = pool.map(lambda path: self._get(self._below(path), path, Path(home) / path), paths)
+                for _ in track(files, f"download {self.uri}, file", len(paths)):
+                    pass
+            try:
+                yield Path(home)
+            except InputError as error:
+                raise InputError(error.message.replace(home, self.uri)) from None
+
+    def _plain(self, patterns: Sequence[str]) -> list[str]:
+        """List what lies below the prefix and fits a pattern, as paths."""
+        names = [key.removeprefix(self._below("")) for key in self._keys(self._below(""))]
+        paths = [name for name in names if any(fnmatchcase(name.lower(), pattern.lower()) for pattern in patterns)]
+        if not paths:
+            found = f"{len(names)} objects, but none of {', '.join(patterns)}" if names else "no objects"
+            raise InputError(f"{self.uri} holds {found}; correct the address")
+        for path in paths:
+            try:
+                _is_inside(path)
+            except ValueError as error:
+                raise InputError(f"an object in {self.uri}: {error}; rename it") from None
+        return paths
+
+    def _keys(self, prefix: str) -> list[str]:
+        with self._errors("the list"):
+            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+            return [item["Key"] for page in pages for item in page.get("Contents", [])]
+
+    def _below(self, path: str) -> str:
+        return f"{self.prefix}/{path}" if self.prefix else path
 
     def _key(self, *parts: str) -> str:
         return "/".join(part for part in (self.prefix, *parts[:-1]) if part) + f"/{parts[-1]}"
@@ -157,10 +208,13 @@ class Store:
                 return None
             raise
 
+    def _get(self, key: str, what: str, target: Path) -> None:
+        with self._errors(what):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.client.download_file(self.bucket, key, str(target), Config=_transfer())
+
     def _download(self, entry: Entry, target: Path) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with self._errors(entry.path):
-            self.client.download_file(self.bucket, self._object(entry.sha256), str(target), Config=_transfer())
+        self._get(self._object(entry.sha256), entry.path, target)
         if (found := file_sha256(target)) != entry.sha256:
             wrong = f"{entry.path} in {self.uri} has sha256 {found}, expected {entry.sha256}"
             raise InputError(f"{wrong}; remove {self._object(entry.sha256)} and push it anew")
@@ -215,7 +269,8 @@ def _check_name(name: str) -> None:
         raise InputError(f"{error}; give a name such as checkpoints/RUN/step-00000050") from None
 
 
-def _describe(path: Path, folder: Path) -> Entry:
+def describe(path: Path, folder: Path) -> Entry:
+    """Name a file of a folder with hash and size."""
     return Entry(path=path.relative_to(folder).as_posix(), sha256=file_sha256(path), size_bytes=path.stat().st_size)
 
 

@@ -1,190 +1,199 @@
-"""The folders of a finished compression -> one MLflow run; this is the one door to MLflow."""
+"""A finished compression -> one MLflow run; this and stages/register/ are the doors to MLflow.
 
-import csv
-import hashlib
-import json
-import math
+The record is kept on disk before it is sent, and forgotten once the server has it: a server that is away, or dies in
+the middle, loses nothing, and nothing is there twice.
+"""
+
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import shutil
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from pydantic import Field, ValidationError
 
 from stages import telemetry
+from stages.compression import Compression
 from stages.errors import InputError, first_line
+from stages.schema import Frozen, Sha256
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "espalier"
 COMPRESSION_TAG = "espalier.compression"
-SETTINGS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_LOGGING_LEVEL": "WARNING"}
+SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
 """Defaults that the environment may overrule."""
-CONTENT = ("stage", "params", "code_sha256")
-"""What names a compression, of each run.json; where and at which commit it ran does not."""
+RECORD = "record.json"
+BATCH = 1000
+"""Metrics in a call; MLflow takes no more."""
 
 
-class Compression:
-    """All that the stages left of one compression.
+class Kept(Frozen):
+    """What is sent of a compression, beside its reports."""
 
-    Args:
-        artifacts: The folder of model folders.
-        reports: The folder of report folders.
+    compression: Sha256
+    run_name: str
+    finished_ms: int = Field(ge=0)
+    """When it was kept, in milliseconds since 1970."""
+    params: dict[str, str]
+    tags: dict[str, str]
+    values: list[tuple[str, int, float]]
+    """(key, step, value)."""
+
+
+def keep(compression: Compression, unsent: Path) -> Path:
+    """Write down what a tracking server is to know: the folder in which it waits to be sent.
+
+    Raises:
+        InputError: The compression is not finished, something of it is damaged, or the place cannot be written.
     """
+    from stages.artifacts import write_json, writing
 
-    def __init__(self, artifacts: Path, reports: Path) -> None:
-        from stages.artifacts import stage_homes
-
-        self.model, self.released, self.reports = artifacts / "finetuned", artifacts / "released" / "finetuned", reports
-        self.homes = stage_homes(artifacts, reports)
-
-    def id(self) -> str:
-        """Name the compression by its content: the params and code that made it and the weights that came of it."""
-        content = [{key: record[key] for key in CONTENT} for record in self.records()]
-        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
-        for path in sorted(self.model.rglob("*.safetensors")):
-            digest.update(_read(path))
-        return digest.hexdigest()
-
-    def records(self) -> Iterator[dict[str, Any]]:
-        """Read every stage's run.json, in order."""
-        return (_read_json(home / "run.json", {*CONTENT, "git_commit", "device"}) for home in self.homes.values())
-
-    def params(self) -> dict[str, Any]:
-        """Flatten the params of all stages to `prune.ratio: 0.3`."""
-        return {key: value for record in self.records() for key, value in flatten(record["params"])}
-
-    def metrics(self) -> dict[str, float]:
-        """Flatten the metrics of all reports to `evaluate.finetuned.fid: 1.2`."""
-        found = {path.parent.name: _read_json(path) for path in sorted(self.reports.glob("*/metrics.json"))}
-        found["evaluate"] = {
-            path.stem: _read_json(path) for path in sorted(self.reports.glob("evaluate/metrics/*.json"))
-        }
-        return {key: value for key, value in flatten(found) if isinstance(value, int | float)}
-
-    def tags(self) -> dict[str, str]:
-        """Name the protocol, the commit and the device of what was measured."""
-        record = _read_json(self.reports / "evaluate" / "evaluation.json", {"protocol_id"})
-        *_, last = self.records()
-        try:
-            device = str(last["device"]["name"])
-        except (KeyError, TypeError):
-            raise InputError(f"{self.homes['evaluate'] / 'run.json'} is not what its stage wrote") from None
-        return {
-            "espalier.protocol": str(record["protocol_id"]),
-            "mlflow.source.git.commit": last["git_commit"] or "",
-            "device": device,
-        }
-
-    def values(self) -> list[tuple[str, int, float]]:
-        """Give metrics and curves as (key, step, value), as far as they are finite.
-
-        Raises:
-            InputError: A curve holds something other than numbers, or there is no released model.
-        """
-        if not list(self.released.rglob("*.safetensors")):
-            raise InputError(f"{self.released} holds no model; run the report stage first")
-        metrics = [(key, 0, value) for key, value in self.metrics().items()]
-        try:
-            found = [*metrics, *self.curves()]
-        except ValueError as error:
-            raise InputError(f"a curve below {self.reports} is not what its stage wrote ({error})") from None
-        return [(key, step, value) for key, step, value in found if math.isfinite(value)]
-
-    def curves(self) -> Iterator[tuple[str, int, float]]:
-        """Read the curves as (key, step, value)."""
-        for report, name in (("importance", "losses.csv"), ("finetune", "curve.csv")):
-            for row in csv.DictReader(_read(self.reports / report / name).decode().splitlines()):
-                step_column, *columns = row
-                yield from ((f"{report}.{key}", int(row[step_column]), float(row[key])) for key in columns if row[key])
+    name, params = compression.id(), compression.params()
+    folder = unsent / name
+    if (folder / RECORD).is_file():
+        return folder
+    kept = Kept(
+        compression=name,
+        run_name=f"{params['importance.criterion']}-{name[:8]}",
+        finished_ms=int(time.time() * 1000),
+        params={key: str(value) for key, value in params.items()},
+        tags={COMPRESSION_TAG: name, **compression.tags()},
+        values=compression.values(),
+    )
+    with writing(folder) as temporary:
+        shutil.copytree(compression.reports, temporary / "reports")
+        write_json(temporary / RECORD, kept.model_dump(mode="json"))
+    return folder
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """{"a": {"b": 1}} -> ("a.b", 1)."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def send(folder: Path) -> tuple[str, bool]:
+    """Send what was kept, unless the server has it: the run's id, and whether it is new. Then forget it here.
+
+    Raises:
+        InputError: The folder is damaged.
+    """
+    kept, client = _read_kept(folder), connect()
+    run_id = find_run(client, kept.compression)
+    new = run_id is None
+    if run_id is None:
+        run_id = _write(client, kept, folder / "reports")
+    shutil.rmtree(folder)
+    return run_id, new
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; run the pipeline first: make run") from None
+def record(compression: Compression, unsent: Path) -> tuple[str, bool]:
+    """Keep and send a compression: its run's id, and whether it is new."""
+    return send(keep(compression, unsent))
 
 
-def _read_json(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
-    try:
-        value = json.loads(_read(path))
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict) or not set(keys) <= set(value):
-        raise InputError(f"{path} is not what its stage wrote; run that stage again")
-    return value
+def connect() -> "MlflowClient":
+    """Open the tracking server that MLFLOW_TRACKING_URI names; without one, a file here."""
+    prepare()
+    from mlflow import MlflowClient
+
+    return MlflowClient()
 
 
-def record(compression: Compression) -> tuple[str, bool]:
-    """Write the compression to MLflow unless it is there already: its run's id, and whether it is new."""
+def prepare() -> None:
+    """Set what MLflow reads from the environment as it is imported."""
     telemetry.switch_off()
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
-    from mlflow import MlflowClient
 
-    client, name = MlflowClient(), compression.id()
+
+def find_run(client: "MlflowClient", compression: str) -> str | None:
+    """Find the finished run of a compression, the oldest if two machines wrote one at the same moment."""
+    runs = [run for run in _find_runs(client, compression) if run.info.status == "FINISHED"]
+    return str(runs[0].info.run_id) if runs else None
+
+
+def _find_runs(client: "MlflowClient", compression: str) -> list[Any]:
+    """Find all runs of a compression, the oldest first; those that never ended are among them."""
     experiment = client.get_experiment_by_name(EXPERIMENT)
-    experiment_id = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
-    known = client.search_runs(
-        [experiment_id], f"tags.`{COMPRESSION_TAG}` = '{name}' and attributes.status = 'FINISHED'"
+    if experiment is None:
+        return []
+    query = f"tags.`{COMPRESSION_TAG}` = '{compression}'"
+    order = ["attributes.start_time ASC", "attributes.run_id ASC"]
+    return list(client.search_runs([experiment.experiment_id], query, order_by=order))
+
+
+def _write(client: "MlflowClient", kept: Kept, reports: Path) -> str:
+    """Write the run whole; what an earlier try left by halves goes, and of two at the same moment the older stays."""
+    from mlflow.entities import Metric, Param, RunStatus
+
+    for run in _find_runs(client, kept.compression):
+        if run.info.status != "FINISHED":
+            client.delete_run(run.info.run_id)
+    run = client.create_run(
+        _experiment(client), start_time=kept.finished_ms, tags=dict(kept.tags), run_name=kept.run_name
     )
-    if known:
-        return known[0].info.run_id, False
-    return _write(client, experiment_id, compression, name), True
+    run_id = str(run.info.run_id)
+    client.log_batch(run_id, params=[Param(key, value) for key, value in kept.params.items()])
+    rows = [Metric(key, value, kept.finished_ms, step) for key, step, value in kept.values]
+    for start in range(0, len(rows), BATCH):
+        client.log_batch(run_id, metrics=rows[start : start + BATCH])
+    client.log_artifacts(run_id, str(reports), "reports")
+    client.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED))
+    first = find_run(client, kept.compression) or run_id
+    if first != run_id:
+        client.delete_run(run_id)
+    return first
 
 
-def _write(client: "MlflowClient", experiment_id: str, compression: Compression, name: str) -> str:
-    from mlflow.entities import Metric, Param, RunTag
+def _experiment(client: "MlflowClient") -> str:
+    from mlflow.exceptions import MlflowException
 
-    values = compression.values()
-    params = [Param(key, str(value)) for key, value in compression.params().items()]
-    tags = {COMPRESSION_TAG: name, **compression.tags()}
-    run = client.create_run(experiment_id, run_name=f"{compression.params()['importance.criterion']}-{name[:8]}")
-    run_id, begin = str(run.info.run_id), run.info.start_time
-    rows = [Metric(key, value, begin, step) for key, step, value in values]
+    found = client.get_experiment_by_name(EXPERIMENT)
+    if found is None:
+        try:
+            return str(client.create_experiment(EXPERIMENT))
+        except MlflowException:  # another process made it between the two calls
+            found = client.get_experiment_by_name(EXPERIMENT)
+            if found is None:
+                raise
+    return str(found.experiment_id)
+
+
+def _read_kept(folder: Path) -> Kept:
+    from stages.artifacts import read_json
+
     try:
-        client.log_batch(run_id, params=params, tags=[RunTag(key, value) for key, value in tags.items()])
-        for start in range(0, len(rows), 1000):
-            client.log_batch(run_id, metrics=rows[start : start + 1000])
-        client.log_artifacts(run_id, str(compression.reports), "reports")
-        client.log_artifacts(run_id, str(compression.released), "model")
-    except BaseException:
-        client.set_terminated(run_id, "FAILED")
-        raise
-    client.set_terminated(run_id, "FINISHED")
-    return run_id
+        return Kept.model_validate(read_json(folder / RECORD))
+    except ValidationError as error:
+        reason = f"{error.errors()[0]['loc']}: {error.errors()[0]['msg']}"
+        raise InputError(f"{folder / RECORD} is damaged ({reason}); remove {folder} and record again") from None
 
 
 @click.command()
 @click.option("--artifacts", type=Path, default=Path("artifacts"), help="The model folders.")
 @click.option("--reports", type=Path, default=Path("reports"), help="The report folders.")
+@click.option("--unsent", type=Path, default=Path("unsent"), help="Where records wait for the server.")
 @click.option("--allow-offline", is_flag=True, help="Only warn when MLflow cannot be reached.")
-def main(artifacts: Path, reports: Path, *, allow_offline: bool) -> None:
-    """Record the finished compression as one MLflow run, however it was started and how often this is called."""
-    compression = Compression(artifacts, reports)
-    try:
-        run_id, new = record(compression)
-    except InputError:
-        raise
-    except Exception as error:  # noqa: BLE001  # any fault of a server
-        message = (
-            f"MLflow did not take the record ({first_line(error)}); record it later with: python -m stages.tracking"
-        )
-        if not allow_offline:
-            raise InputError(message) from None
-        click.echo(f"Warning: {message}", err=True)
-    else:
+def main(artifacts: Path, reports: Path, unsent: Path, *, allow_offline: bool) -> None:
+    """Record the finished compression as one MLflow run, however often this is called, and all that still wait."""
+    latest = keep(Compression(artifacts, reports), unsent)
+    waiting = sorted(path.parent for path in unsent.glob(f"*/{RECORD}") if path.parent.name[0] != ".")
+    for folder in [latest, *(other for other in waiting if other != latest)]:
+        try:
+            run_id, new = send(folder)
+        except InputError:
+            raise
+        except Exception as error:  # noqa: BLE001  # any fault of a server
+            message = (
+                f"MLflow did not take the record ({first_line(error)}); it is kept in {folder} and goes with the next "
+                "one, or by: python -m stages.tracking"
+            )
+            if not allow_offline:
+                raise InputError(message) from None
+            click.echo(f"Warning: {message}", err=True)
+            return
         click.echo(f"MLflow run {run_id}: {'recorded' if new else 'this compression was recorded before'}")
 
 

@@ -1,6 +1,7 @@
 """A real S3 server on loopback, OpenStack Swift with s3api, which refuses wrong checksums and wrong secrets."""
 
 import contextlib
+import secrets
 import socket
 import socketserver
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from stages.storage import Store
 
 BIN = Path(sys.executable).parent
-KEY, SECRET = "test:tester", "testing"
+KEY, SECRET = "test:tester", secrets.token_hex(16)
 KINDS = ("account", "container", "object", "proxy")
 COMMON = """[DEFAULT]
 swift_dir = {root}
@@ -43,7 +44,7 @@ use = egg:swift#catch_errors
 use = egg:swift#s3api
 [filter:tempauth]
 use = egg:swift#tempauth
-user_test_tester = testing .admin
+user_test_tester = {secret} .admin
 [filter:bulk]
 use = egg:swift#bulk
 [filter:slo]
@@ -83,7 +84,7 @@ class Swift:
             "[swift-hash]\nswift_hash_path_suffix = a\n[storage-policy:0]\nname = one\ndefault = yes\n"
         )
         for kind in KINDS:
-            body = PROXY if kind == "proxy" else SERVER.format(kind=kind)
+            body = PROXY.format(secret=SECRET) if kind == "proxy" else SERVER.format(kind=kind)
             head = COMMON.format(root=root, port=self.ports[kind], user=self._user())
             (root / f"{kind}.conf").write_text(head + body)
             if kind != "proxy":

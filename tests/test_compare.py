@@ -6,7 +6,7 @@ from click.testing import CliRunner
 
 from stages.artifacts import write_json
 from stages.compare import main
-from stages.evaluate.intervals import estimate
+from stages.protocol.intervals import estimate
 from stages.protocol.record import METRICS, Cost, Metric, Model, Pair, Record
 
 DRAWS = np.random.default_rng(0)

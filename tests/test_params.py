@@ -93,5 +93,5 @@ def test_a_file_that_is_no_params_file_is_refused(tmp_path, text, words):
 
 def test_a_missing_file_is_refused(tmp_path):
     """The message says how to name another one."""
-    with pytest.raises(InputError, match="give a params file with --params"):
+    with pytest.raises(InputError, match="correct the path to it"):
         load_params(tmp_path / "params.yaml")

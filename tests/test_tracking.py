@@ -1,16 +1,20 @@
 """The record in MLflow."""
 
+import os
+
 import pytest
 import torch
 from click.testing import CliRunner
 from mlflow import MlflowClient
 
 from stages.artifacts import read_json, write_json, write_tensors
+from stages.compression import Compression
 from stages.errors import InputError
 from stages.finetune.checkpoint import CurvePoint
 from stages.finetune.report import write_report
 from stages.provenance import write_run_record
-from stages.tracking import Compression, main, record
+from stages.tracking import main, send
+from stages.tracking import record as record_in
 
 
 @pytest.fixture
@@ -28,9 +32,12 @@ def compression(tmp_path, params, magnitude, monkeypatch):
     evaluated = tmp_path / "reports" / "evaluate"
     write_json(evaluated / "metrics" / "finetuned.json", {"protocol": "0123456789ab", "fid": 1.25})
     write_json(evaluated / "evaluation.json", {"protocol_id": "0123456789ab"})
-    write_tensors(found.released / "unet" / "weights.safetensors", magnitude.saliency)
-    (found.released / "README.md").write_text("# A card")
     return found
+
+
+def record(compression):
+    """Keep it beside its reports and send it."""
+    return record_in(compression, compression.reports.parent / "unsent")
 
 
 def test_one_compression_is_one_run(compression):
@@ -46,12 +53,10 @@ def test_one_compression_is_one_run(compression):
     assert run.data.params["fetch.model.name"] == "digits"
     assert run.data.metrics["evaluate.finetuned.fid"] == 1.25
     assert run.data.tags["espalier.protocol"] == "0123456789ab"
-    assert "model/README.md" in [file.path for file in client.list_artifacts(run_id, "model")]
     curve = client.get_metric_history(run_id, "finetune.heldout_loss")
     assert [(point.step, point.value) for point in curve] == [(0, 0.5), (9, 0.1)]
     assert [point.step for point in client.get_metric_history(run_id, "finetune.train_loss")] == [9]
     assert [point.value for point in client.get_metric_history(run_id, "importance.loss")] == [2.5, 1.5]
-    assert [file.path for file in client.list_artifacts(run_id, "model/unet")] == ["model/unet/weights.safetensors"]
     assert "reports/evaluate" in [file.path for file in client.list_artifacts(run_id, "reports")]
 
 
@@ -76,22 +81,61 @@ def test_where_and_when_it_ran_is_not_what_it_is(compression):
     assert compression.id() != first
 
 
-def test_a_record_that_broke_off_is_written_again(compression, monkeypatch):
-    """The half run is marked as failed and does not count."""
+@pytest.mark.parametrize("call", ["log_batch", "log_artifacts", "set_terminated", "search_runs"])
+def test_a_record_that_broke_off_is_written_again(compression, monkeypatch, call):
+    """Wherever the server died, the record waits; sent again it is there once and whole, and no half run is left."""
 
-    def break_off(*_):
+    def break_off(*_, **__):
+        raise ConnectionError("gone")
+
+    unsent = compression.reports.parent / "unsent"
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, call, break_off)
+        with pytest.raises(ConnectionError):
+            record(compression)
+    assert [path.name for path in unsent.iterdir()] == [compression.id()]
+    record(compression)
+
+    client = MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("espalier").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "finetune.heldout_loss")] == [0, 9]
+    assert not list(unsent.iterdir())
+
+
+def test_an_answer_that_was_lost_doubles_nothing(compression, monkeypatch):
+    """The run was finished but the sender never heard of it: the next try finds it."""
+    finish = MlflowClient.set_terminated
+
+    def finish_and_die(*arguments):
+        finish(*arguments)
         raise ConnectionError("gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(MlflowClient, "log_artifacts", break_off)
+        patch.setattr(MlflowClient, "set_terminated", finish_and_die)
         with pytest.raises(ConnectionError):
             record(compression)
-    _, new = record(compression)
+
+    assert record(compression)[1] is False
+
+
+def test_two_machines_at_once_leave_one_run(compression, monkeypatch):
+    """Both found none and both wrote one: the older stays, and both name it."""
+    found, other = [], []
+    search = MlflowClient.search_runs
+
+    def look(self, *arguments, **options):
+        if not other:  # the other machine writes its run between our look and our own run
+            other.append(None)
+            found.append(record_in(compression, compression.reports.parent / "elsewhere"))
+            return []
+        return search(self, *arguments, **options)
+
+    monkeypatch.setattr(MlflowClient, "search_runs", look)
+    assert record(compression)[0] == found[0][0]
 
     client = MlflowClient()
-    runs = client.search_runs([client.get_experiment_by_name("espalier").experiment_id])
-    assert new
-    assert sorted(run.info.status for run in runs) == ["FAILED", "FINISHED"]
+    assert len(client.search_runs([client.get_experiment_by_name("espalier").experiment_id])) == 1
 
 
 def test_a_server_that_is_away_does_not_stop_the_work(compression, monkeypatch):
@@ -103,7 +147,37 @@ def test_a_server_that_is_away_does_not_stop_the_work(compression, monkeypatch):
 
     assert (lenient.exit_code, strict.exit_code) == (0, 1)
     for result in (lenient, strict):
-        assert "record it later with: python -m stages.tracking" in result.output
+        assert "or by: python -m stages.tracking" in result.output
+
+
+def test_what_waits_goes_with_the_next_record(compression, monkeypatch):
+    """Also when that is of another compression; reports changed since then were kept as they were."""
+    server = os.environ["MLFLOW_TRACKING_URI"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    first, folder = compression.id(), compression.reports.parent
+    monkeypatch.chdir(folder)
+    CliRunner().invoke(main, ["--allow-offline"])
+    write_tensors(compression.model / "unet" / "weights.safetensors", {"other": torch.ones(1)})
+    write_json(compression.reports / "evaluate" / "metrics" / "finetuned.json", {"protocol": "0123456789ab", "fid": 7})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    result = CliRunner().invoke(main, [])
+
+    client = MlflowClient()
+    runs = client.search_runs([client.get_experiment_by_name("espalier").experiment_id])
+    fids = {run.data.tags["espalier.compression"]: run.data.metrics["evaluate.finetuned.fid"] for run in runs}
+    assert result.output.count("recorded") == 2
+    assert fids == {first: 1.25, compression.id(): 7}
+    assert not list((folder / "unsent").iterdir())
+
+
+def test_a_damaged_record_that_waits_is_named(compression):
+    """One line says which, and nothing of it is sent."""
+    folder = compression.reports.parent / "unsent" / ("0" * 64)
+    write_json(folder / "record.json", {"compression": "../../etc"})
+
+    with pytest.raises(InputError, match=r"record\.json is damaged"):
+        send(folder)
 
 
 @pytest.mark.parametrize("text", ["{", "{}"])
@@ -119,3 +193,4 @@ def test_without_a_finished_compression_there_is_nothing_to_record(tmp_path):
     """Also with --allow-offline: this is no fault of a server."""
     with pytest.raises(InputError, match="run the pipeline first"):
         record(Compression(tmp_path / "artifacts", tmp_path / "reports"))
+    assert not (tmp_path / "unsent").exists()

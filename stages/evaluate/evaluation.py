@@ -16,10 +16,10 @@ from stages.diffusion.sampling import draw_strip, image_seeds
 from stages.errors import InputError
 from stages.evaluate.consistency import Pairs, images_to_mse, images_to_ssim
 from stages.evaluate.costs import measure_costs
-from stages.evaluate.intervals import Estimate, estimate, paired_difference
 from stages.evaluate.quality import Judge
 from stages.params import CostParams
 from stages.protocol.extractors import Extractor
+from stages.protocol.intervals import Estimate, estimate, paired_difference
 from stages.protocol.protocol import Protocol
 from stages.protocol.record import DENSE, Cost
 from stages.protocol.reference import Reference, draw_set

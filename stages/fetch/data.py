@@ -17,28 +17,32 @@ from sklearn.datasets import load_digits
 from stages.artifacts import Images, write_images
 from stages.diffusion.families import Denoiser
 from stages.errors import InputError, first_line
-from stages.params import BundledSource, FolderData, HubData
+from stages.params import BundledSource, FolderData, HubData, S3Data
 from stages.seeds import generator
+from stages.storage import Store
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 MODES = {1: "L", 3: "RGB"}
 SPLIT_SEED = 0
 """The split never moves, whatever params.yaml says of the seed: held-out losses of all runs compare."""
 
+Source = BundledSource | FolderData | S3Data | HubData
 Pixels = NDArray[np.uint8]
 
 
-def fetch_data(source: BundledSource | FolderData | HubData, unet: Denoiser, heldout: float, out: Path) -> None:
+def fetch_data(source: Source, unet: Denoiser, heldout: float, out: Path) -> None:
     """Pack the images of `source` for `unet` into the folder `out`.
 
     Raises:
         InputError: There are no images, or they do not fit the model, or they are not the ones asked for.
     """
     channels, size = unet.config["in_channels"], unet.config["sample_size"]
-    pixels = _read(source, channels, size)
+    pixels = _read(source, channels, size, out.parent)
     sha256 = hashlib.sha256(pixels.tobytes()).hexdigest()
-    if isinstance(source, FolderData) and source.sha256 not in (None, sha256):
-        raise InputError(f"the images of {source.path} have sha256 {sha256}, expected {source.sha256}")
+    if isinstance(source, FolderData | S3Data) and source.sha256 not in (None, sha256):
+        home = source.path if isinstance(source, FolderData) else source.uri
+        wrong = f"the images of {home} have sha256 {sha256}, expected {source.sha256}"
+        raise InputError(f"{wrong}; bring back the images or correct fetch.data.sha256")
     write_images(out, split(pixels, heldout), {"source": source.model_dump(mode="json"), "sha256": sha256})
 
 
@@ -57,7 +61,7 @@ def split(pixels: Pixels, heldout: float) -> Images:
     return Images(train=pixels[np.sort(order[num_heldout:])], heldout=pixels[np.sort(order[:num_heldout])])
 
 
-def _read(source: BundledSource | FolderData | HubData, channels: int, size: int) -> Pixels:
+def _read(source: Source, channels: int, size: int, place: Path) -> Pixels:
     match source:
         case BundledSource():
             if (channels, size) != (1, 16):
@@ -65,6 +69,10 @@ def _read(source: BundledSource | FolderData | HubData, channels: int, size: int
             return bundled_digits()
         case FolderData():
             return _pack(_open_folder(source.path), channels, size, source.fit)
+        case S3Data():
+            patterns = [f"*{suffix}" for suffix in sorted(SUFFIXES)]
+            with Store(source.uri).downloaded(patterns, place) as folder:
+                return _pack(_open_folder(folder), channels, size, source.fit)
         case HubData():
             return _pack(_open_hub(source), channels, size, source.fit)
 

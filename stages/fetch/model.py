@@ -1,5 +1,7 @@
 """A model source -> a diffusers folder that is known to load."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -10,11 +12,13 @@ from stages.artifacts import WEIGHTS, copy_file, file_sha256, read_json
 from stages.diffusion.families import Denoiser, example_inputs
 from stages.diffusion.models import component, read_scheduler, read_unet, require_unconditional, write_pipeline
 from stages.errors import InputError, first_line
-from stages.params import BundledSource, FolderModel, HubModel
+from stages.params import BundledSource, FolderModel, HubModel, S3Model
+from stages.storage import Store
 
 BUNDLED = Path(__file__).parent / "bundled"
 BUNDLED_SHA256 = {"digits": "4714527c68bc45b6e608201d3e46c1a527fdd0f95dbb0cc8b5a00671f1de8854"}
 CARD = "README.md"
+Source = BundledSource | FolderModel | S3Model | HubModel
 PARTS = [
     CARD,
     "model_index.json",
@@ -26,22 +30,22 @@ PARTS = [
 ]
 
 
-def fetch_model(source: BundledSource | FolderModel | HubModel, out: Path) -> Denoiser:
+def fetch_model(source: Source, out: Path) -> Denoiser:
     """Bring the model of `source` to the folder `out` in the layout of diffusers, and load it.
 
     Raises:
         InputError: The model is missing, cannot be reached, is damaged or is not the one asked for.
     """
-    folder, sha256 = _locate(source)
-    if sha256 is not None:
-        check_sha256(component(folder, "unet") / WEIGHTS, sha256)
-    check_pixels(folder)
-    unet = read_unet(folder)
-    require_unconditional(unet, folder)
-    try_out(unet, folder)
-    write_pipeline(out, unet, read_scheduler(folder))
-    if (folder / CARD).is_file():  # its licence binds every model made from this one
-        copy_file(folder / CARD, out / CARD)
+    with _located(source, out.parent) as (folder, sha256):
+        if sha256 is not None:
+            check_sha256(component(folder, "unet") / WEIGHTS, sha256)
+        check_pixels(folder)
+        unet = read_unet(folder)
+        require_unconditional(unet, folder)
+        try_out(unet, folder)
+        write_pipeline(out, unet, read_scheduler(folder))
+        if (folder / CARD).is_file():  # its licence binds every model made from this one
+            copy_file(folder / CARD, out / CARD)
     return unet
 
 
@@ -73,14 +77,19 @@ def check_pixels(folder: Path) -> None:
         raise InputError(f"{index} names a {decoders.pop()}: latent diffusion; supported: models that draw pixels")
 
 
-def _locate(source: BundledSource | FolderModel | HubModel) -> tuple[Path, str | None]:
+@contextmanager
+def _located(source: Source, place: Path) -> Iterator[tuple[Path, str | None]]:
+    """Give the folder of a model and the hash that it should have; what must be downloaded first lies in `place`."""
     match source:
         case BundledSource():
-            return BUNDLED / source.name, BUNDLED_SHA256[source.name]
+            yield BUNDLED / source.name, BUNDLED_SHA256[source.name]
         case FolderModel():
-            return source.path, source.sha256
+            yield source.path, source.sha256
+        case S3Model():
+            with Store(source.uri).downloaded(PARTS, place) as folder:
+                yield folder, source.sha256
         case HubModel():
-            return _download(source), None  # the commit pins every file
+            yield _download(source), None  # the commit pins every file
 
 
 def _download(source: HubModel) -> Path:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from stages.diffusion.sampling import check_sampler, make_sampler
 from stages.errors import InputError
 from stages.params import ReferenceParams, SamplerParams
 from stages.protocol.extractors import Extractor
-from stages.schema import Frozen, Sha256
+from stages.schema import Frozen, Sha256, flatten
 
 SSIM_WINDOW = 11
 """Side of its Gaussian window, in pixels."""
@@ -139,19 +138,11 @@ def check_same(one: Protocol, other: Protocol, names: tuple[str, str]) -> None:
     Raises:
         InputError: They differ; every field that does is named with both values.
     """
-    pairs = zip(_fields(one.model_dump(mode="json")), _fields(other.model_dump(mode="json")), strict=True)
+    pairs = zip(flatten(one.model_dump(mode="json")), flatten(other.model_dump(mode="json")), strict=True)
     unlike = [f"{name} is {_brief(left)} and {_brief(right)}" for (name, left), (_, right) in pairs if left != right]
     if unlike:
         found = f"{names[0]} and {names[1]} were measured under protocols {one.id} and {other.id}"
         raise InputError(f"{found}: {'; '.join(unlike)}; measure both under one protocol")
-
-
-def _fields(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _fields(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _brief(value: object) -> str:

@@ -3,7 +3,6 @@
 import base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -22,6 +21,7 @@ from stages.report.table import (
     write_speed_up,
     write_target,
 )
+from stages.schema import flatten
 
 SIGN = b"Made by Espalier."
 """By which a page is known to be ours."""
@@ -72,7 +72,7 @@ def write_page(story: Story, figures: Mapping[str, Mapping[str, bytes]], reports
         speed_up=write_speed_up,
         with_attention=_each(record, lambda model: write_count(model.macs + model.attention_macs)),
         on_disk=_each(record, lambda model: f"{model.size_bytes / 1e6:.2f} MB"),
-        protocol=list(_flatten(record.protocol.model_dump(mode="json"))),
+        protocol=[(key, "–" if it is None else it) for key, it in flatten(record.protocol.model_dump(mode="json"))],
         lineage=list(lineage(story)),
     )
 
@@ -104,14 +104,6 @@ def _tiles(story: Story) -> Iterator[tuple[str, str]]:
     yield f"{finetuned.ssim.mean:.3f}", "SSIM against dense"
     if story.recovered is not None:
         yield f"{story.recovered:.1%}", "of the FID lost by the cut, taken back"
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", "–" if value is None else value
 
 
 def lineage(story: Story) -> Iterator[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """Workspaces: copies of the project in which the whole pipeline runs for real, with small numbers."""
 
 import os
+import pickletools
 import re
 import shutil
 import signal
@@ -59,9 +60,9 @@ class Workspace:
         process.wait()
         assert done, f"{command} did not get there in {seconds} s"
 
-    def repro(self):
+    def repro(self, *options):
         """Run `dvc repro`: the names of the stages that ran."""
-        result = self.run("dvc", "repro")
+        result = self.run("dvc", "repro", *options)
         assert result.returncode == 0, result.stdout + result.stderr
         return re.findall(r"Running stage '(\w+)'", result.stdout)
 
@@ -77,6 +78,22 @@ class Workspace:
         return {
             str(path.relative_to(self.path)): file_sha256(path) for path in self.path.glob(f"{folder}/**/*.safetensors")
         }
+
+
+@pytest.fixture(scope="session")
+def is_pickle():
+    """Say whether bytes are a pickle, of whatever protocol, or a zip, as torch.save makes them of pickles."""
+
+    def ask(content):
+        if content.startswith((b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+            return True
+        try:
+            *_, (_, _, position) = pickletools.genops(content)
+        except ValueError:
+            return False
+        return position == len(content) - 1
+
+    return ask
 
 
 @pytest.fixture(scope="session")

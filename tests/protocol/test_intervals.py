@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from stages.evaluate.intervals import estimate, paired_difference
+from stages.protocol.intervals import estimate, paired_difference
 
 VALUES = [1.0, 1.4, 0.8, 1.1, 1.3]
 

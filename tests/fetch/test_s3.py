@@ -1,0 +1,351 @@
+"""Models and images that lie in a bucket as plain objects, and what goes wrong on the way."""
+
+import subprocess
+import sys
+import threading
+
+import pytest
+from PIL import Image
+
+from stages.artifacts import WEIGHTS, file_sha256, read_json, write_json
+from stages.errors import InputError
+from stages.fetch.data import fetch_data
+from stages.fetch.model import fetch_model
+from stages.params import FolderData, FolderModel, S3Data, S3Model, load_params
+from stages.storage import SETTINGS
+from tests.swift import SECRET
+
+WRONG = "0" * 64
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Give up after the second try, as nobody is there to see what the waiting is for."""
+    monkeypatch.setitem(SETTINGS, "retries", {"mode": "standard", "total_max_attempts": 2})
+
+
+@pytest.fixture
+def model(model_folder):
+    """A model with a card, and with files beside it that fetch has no use for."""
+    (model_folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    (model_folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"a pickle")
+    (model_folder / "notes.txt").touch()
+    return model_folder
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Forty 8×8 pictures in two subfolders, in upper and lower case, and a file that is none."""
+    for index in range(40):
+        home = tmp_path / "pictures" / f"class {index % 2}"
+        home.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((8, 8), 50).save(home / (f"{index}.PNG" if index % 3 else f"{index}.bmp"))
+    (tmp_path / "pictures" / "notes.txt").touch()
+    return tmp_path / "pictures"
+
+
+@pytest.fixture
+def upload(connect):
+    """Put a folder into a bucket as any client does: its address."""
+
+    def put(folder, prefix="of/someone"):
+        store = connect()
+        for path in (path for path in folder.rglob("*") if path.is_file()):
+            store.client.upload_file(str(path), store.bucket, f"{prefix}/{path.relative_to(folder).as_posix()}")
+        store.client.put_object(Bucket=store.bucket, Key=f"{prefix}/", Body=b"")  # as consoles mark folders
+        store.client.put_object(Bucket=store.bucket, Key=f"{prefix}-else/{WEIGHTS}", Body=b"of a neighbour")
+        return f"s3://{store.bucket}/{prefix}"
+
+    return put
+
+
+@pytest.fixture
+def out(tmp_path):
+    """A place for the outputs, with nothing else in it."""
+    (tmp_path / "place" / "out").mkdir(parents=True)
+    return tmp_path / "place" / "out"
+
+
+@pytest.fixture
+def refused(out):
+    """Run something that must be refused: its one line, once it is clear that nothing is left behind."""
+
+    def run(call):
+        with pytest.raises(InputError) as caught:
+            call()
+        assert "\n" not in caught.value.message
+        assert list(out.parent.rglob("*")) == [out]
+        return caught.value.message
+
+    return run
+
+
+def s3_model(uri, sha256=WRONG):
+    """A model in a bucket."""
+    return S3Model(source="s3", uri=uri, sha256=sha256)
+
+
+def s3_data(uri, sha256=WRONG, fit="exact"):
+    """Images in a bucket."""
+    return S3Data(source="s3", uri=uri, sha256=sha256, fit=fit)
+
+
+def test_a_model_comes_as_from_a_folder(upload, model, out, tmp_path, content):
+    """Bit for bit, with its card; nothing is downloaded that fetch has no use for, and nothing is left of it."""
+    sha256 = file_sha256(model / "unet" / WEIGHTS)
+    uri = upload(model)
+    (tmp_path / "folder").mkdir()
+    fetch_model(FolderModel(source="folder", path=model, sha256=sha256), tmp_path / "folder")
+    fetch_model(s3_model(uri + "/", sha256), out)
+
+    assert content(out) == content(tmp_path / "folder")
+    assert "README.md" in content(out)
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_only_what_is_needed_is_downloaded(upload, model, connect, tmp_path):
+    """No pickle comes onto this machine, and nothing of a neighbour whose prefix begins alike."""
+    store = connect(uri=upload(model))
+    with store.downloaded(["unet/*.json", f"*{WEIGHTS}"], tmp_path) as folder:
+        found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+    assert found == {"unet/config.json", f"unet/{WEIGHTS}"}
+    assert not folder.exists()
+
+
+def test_images_come_as_from_a_folder(upload, pictures, unet, out, tmp_path):
+    """The same pixels in the same splits, subfolders and capital letters included."""
+    (tmp_path / "folder").mkdir()
+    fetch_data(FolderData(source="folder", path=pictures), unet, 0.2, tmp_path / "folder")
+    sha256 = read_json(tmp_path / "folder" / "dataset.json")["sha256"]
+    fetch_data(s3_data(upload(pictures), sha256), unet, 0.2, out)
+
+    for name in ("train.npy", "heldout.npy"):
+        assert (out / name).read_bytes() == (tmp_path / "folder" / name).read_bytes()
+    assert read_json(out / "dataset.json")["sha256"] == sha256
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_a_whole_bucket_is_a_source(connect, pictures, unet, out, tmp_path):
+    """Without a prefix, and with images that are cut to the model's size."""
+    store = connect()
+    Image.new("L", (20, 12), 77).save(tmp_path / "large.png")
+    store.client.upload_file(str(tmp_path / "large.png"), store.bucket, "large.png")
+    store.client.upload_file(str(pictures / "class 0" / "0.bmp"), store.bucket, "small.bmp")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "large.png").rename(tmp_path / "folder" / "large.png")
+    (pictures / "class 0" / "0.bmp").rename(tmp_path / "folder" / "small.bmp")
+    fetch_data(FolderData(source="folder", path=tmp_path / "folder", fit="crop"), unet, 0.5, tmp_path)
+    source = s3_data(f"s3://{store.bucket}", read_json(tmp_path / "dataset.json")["sha256"], "crop")
+    fetch_data(source, unet, 0.5, out)
+
+    assert (out / "train.npy").read_bytes() == (tmp_path / "train.npy").read_bytes()
+
+
+def test_other_weights_are_refused(upload, model, out, refused):
+    """With both hashes and the address, not with a folder that is gone."""
+    uri, found = upload(model), file_sha256(model / "unet" / WEIGHTS)
+    message = refused(lambda: fetch_model(s3_model(uri), out))
+
+    assert message.startswith(f"{uri}/unet/{WEIGHTS} has sha256 {found}, expected {WRONG}")
+    assert "correct fetch.model.sha256" in message
+
+
+def test_other_images_are_refused(upload, pictures, unet, out, refused):
+    """Here one more than when they were hashed; they are told with both hashes and the address."""
+    uri = upload(pictures)
+    message = refused(lambda: fetch_data(s3_data(uri), unet, 0.2, out))
+
+    assert message.startswith(f"the images of {uri} have sha256 ")
+    assert f"expected {WRONG}; bring back the images or correct fetch.data.sha256" in message
+
+
+def test_a_model_that_is_not_whole_is_refused(upload, model, out, refused):
+    """Without its weights, or as a config that makes no model."""
+    weights = model / "unet" / WEIGHTS
+    sha256 = file_sha256(weights)
+    write_json(model / "unet" / "config.json", {**read_json(model / "unet" / "config.json"), "norm_num_groups": 0})
+    uri = upload(model, "odd")
+    told = refused(lambda: fetch_model(s3_model(uri, sha256), out))
+    assert told.startswith(f"{uri}/unet")
+
+    weights.unlink()
+    uri = upload(model, "bare")
+    assert f"{WEIGHTS} does not exist" in refused(lambda: fetch_model(s3_model(uri, sha256), out))
+
+
+def test_a_damaged_image_is_named_by_its_address(upload, pictures, unet, out, refused):
+    """The object that is to be replaced."""
+    (pictures / "class 0" / "4.PNG").write_bytes(b"no picture")
+    uri = upload(pictures)
+
+    assert refused(lambda: fetch_data(s3_data(uri), unet, 0.2, out)).startswith(f"{uri}/class 0/4.PNG is not a")
+
+
+def test_a_missing_bucket_is_told(connect, out, refused):
+    """With its address."""
+    connect()
+
+    assert "no-such-bucket/here: there is no such bucket" in refused(
+        lambda: fetch_model(s3_model("s3://no-such-bucket/here"), out)
+    )
+
+
+def test_a_wrong_secret_is_refused(upload, model, out, refused, monkeypatch):
+    """By the server, and told with the variable to correct; the secret itself is not told."""
+    uri = upload(model)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "mistaken")
+    message = refused(lambda: fetch_model(s3_model(uri), out))
+
+    assert "correct AWS_SECRET_ACCESS_KEY" in message
+    assert "mistaken" not in message
+
+
+def test_no_credentials_are_told(upload, model, out, refused, monkeypatch):
+    """Where the environment has none."""
+    uri = upload(model)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+    assert "Unable to locate credentials" in refused(lambda: fetch_model(s3_model(uri), out))
+
+
+def test_a_prefix_with_nothing_of_use_is_refused(upload, pictures, unet, out, refused):
+    """Nothing at all, or nothing that fetch takes."""
+    uri = upload(pictures)
+    message = refused(lambda: fetch_data(s3_data(f"{uri}-or-not"), unet, 0.2, out))
+    assert message == f"{uri}-or-not holds no objects; correct the address"
+
+    message = refused(lambda: fetch_model(s3_model(uri), out))
+    assert message.startswith(f"{uri} holds 42 objects, but none of README.md, model_index.json")
+
+
+@pytest.mark.parametrize("key", ["../x.png", "a/../../x.png", "/x.png", "a//x.png", "a\\x.png", "a\nx.png"])
+def test_no_key_leads_out_of_the_folder(connect, unet, out, refused, monkeypatch, key):
+    """Whatever a bucket holds; its list is made up here, since not every client and server takes such keys."""
+    store = connect()
+    monkeypatch.setattr("stages.storage.Store._keys", lambda _, prefix: [prefix + "fine.png", prefix + key])
+    message = refused(lambda: fetch_data(s3_data(store.uri), unet, 0.2, out))
+
+    assert message == f"an object in {store.uri}: {key!r} leads out of the folder; rename it"
+    assert not (out.parent / "x.png").exists()
+
+
+def test_a_key_above_the_prefix_that_the_server_stores_is_refused(connect, unet, out, refused):
+    """A real object by that name."""
+    store = connect()
+    store.client.put_object(Bucket=store.bucket, Key="some/prefix/../../x.png", Body=b"out")
+
+    assert "leads out of the folder" in refused(lambda: fetch_data(s3_data(store.uri), unet, 0.2, out))
+
+
+def test_an_object_that_is_also_a_folder_is_refused(connect, unet, out, refused):
+    """A bucket can hold both, a disk cannot."""
+    store = connect()
+    for key in ("some/prefix/a.png", "some/prefix/a.png/b.png"):
+        store.client.put_object(Bucket=store.bucket, Key=key, Body=b"a picture")
+
+    assert f"in {store.uri}: " in refused(lambda: fetch_data(s3_data(store.uri), unet, 0.2, out))
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_wire_that_always_breaks_is_told(upload, model, connect, out, refused):
+    """After a few tries."""
+    uri = upload(model)
+    connect(lambda _: ("cut", 1000, "down"))
+
+    assert uri in refused(lambda: fetch_model(s3_model(uri), out))
+
+
+def test_a_wire_that_sometimes_breaks_is_outlasted(upload, pictures, connect, unet, out):
+    """Every third connection ends at once."""
+    (out.parent / "folder").mkdir()
+    fetch_data(FolderData(source="folder", path=pictures), unet, 0.2, out.parent / "folder")
+    sha256 = read_json(out.parent / "folder" / "dataset.json")["sha256"]
+    uri = upload(pictures)
+    connect(lambda n: ("cut", 0, "down") if n % 3 == 0 else None)
+    fetch_data(s3_data(uri, sha256), unet, 0.2, out)
+
+    assert (out / "train.npy").read_bytes() == (out.parent / "folder" / "train.npy").read_bytes()
+
+
+def test_what_is_garbled_on_the_way_is_noticed(upload, model, connect, out, refused):
+    """One bit of the weights, by their hash."""
+    uri, sha256 = upload(model), file_sha256(model / "unet" / WEIGHTS)
+    connect(lambda _: ("garble", 50_000, "down"))
+
+    assert f"expected {sha256}" in refused(lambda: fetch_model(s3_model(uri, sha256), out))
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_server_killed_in_the_middle_leaves_nothing(upload, pictures, connect, swift, unet, out, refused):
+    """One line; with the server back, the images come, and are compared with their hash."""
+    uri = upload(pictures)
+    connect(lambda _: ("slow", 0.1, "down"))
+    timer = threading.Timer(0.5, swift.kill)
+    timer.start()
+    try:
+        assert "have sha256" not in refused(lambda: fetch_data(s3_data(uri), unet, 0.2, out))
+    finally:
+        timer.join()
+        swift.start()
+
+    connect()
+    assert f"the images of {uri} have sha256" in refused(lambda: fetch_data(s3_data(uri), unet, 0.2, out))
+
+
+@pytest.mark.parametrize(
+    ("block", "words"),
+    [
+        ("model: {source: s3, uri: 'bucket/x', sha256: %s}", "is 'bucket/x': give s3://BUCKET or s3://BUCKET/PREFIX"),
+        ("model: {source: s3, uri: 's3://B/x', sha256: %s}", "is 's3://B/x': give s3://BUCKET or s3://BUCKET/PREFIX"),
+        ("model: {source: s3, uri: 's3://bucket/x'}", "sha256: field required"),
+        ("data: {source: s3, uri: 's3://bucket/x', sha256: null}", "sha256 is None"),
+        ("data: {source: s3, uri: 's3://bucket/x', sha256: %s, fit: squeeze}", "fit is 'squeeze'"),
+        ("data: {source: s3, path: x, sha256: %s}", "path is not a known key"),
+    ],
+)
+def test_a_wrong_source_is_refused_before_anything_runs(root, tmp_path, block, words):
+    """The address and the hash are checked when params.yaml is read, in one line."""
+    name = block.split(":")[0]
+    old = f"{name}: {{source: bundled, name: digits}}"
+    text = (root / "params.yaml").read_text()
+    assert old in text
+    (tmp_path / "params.yaml").write_text(text.replace(old, block.replace("%s", WRONG)))
+
+    with pytest.raises(InputError) as caught:
+        load_params(tmp_path / "params.yaml")
+    assert words in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_other_sources_need_no_s3(tmp_path, root):
+    """They import nothing of it, so that it need be neither set up nor there."""
+    code = (
+        "import sys; from stages.fetch.__main__ import main\n"
+        "main(['--model-out', 'model', '--data-out', 'data', '--params', sys.argv[1]], standalone_mode=False)\n"
+        "print([name for name in sys.modules if name.split('.')[0] in ('boto3', 'botocore', 's3transfer')])"
+    )
+    command = [sys.executable, "-c", code, str(root / "params.yaml")]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+
+    assert result.stdout.splitlines()[-1] == "[]"
+    assert (tmp_path / "model" / "unet" / WEIGHTS).is_file()
+
+
+def test_the_stage_fetches_both_from_a_bucket(upload, root, tmp_path, out, content):
+    """As DVC starts it, with params.yaml and the environment; run.json names the sources and no secret."""
+    uri = upload(root / "stages" / "fetch" / "bundled" / "digits", "digits")
+    sha256 = file_sha256(root / "stages" / "fetch" / "bundled" / "digits" / "unet" / WEIGHTS)
+    text = (root / "params.yaml").read_text()
+    source = f"model: {{source: s3, uri: '{uri}', sha256: {sha256}}}"
+    (tmp_path / "params.yaml").write_text(text.replace("model: {source: bundled, name: digits}", source))
+    command = [sys.executable, "-m", "stages.fetch", "--params", str(tmp_path / "params.yaml")]
+    places = ["--model-out", str(out / "model"), "--data-out", str(out / "data")]
+    subprocess.run([*command, *places], cwd=root, capture_output=True, text=True, check=True)
+
+    assert file_sha256(out / "model" / "unet" / WEIGHTS) == sha256
+    assert read_json(out / "model" / "run.json")["params"]["fetch"]["model"]["uri"] == uri
+    assert not [path for path, text in content(out / "model").items() if SECRET.encode() in text]
+    assert sorted(path.name for path in out.iterdir()) == ["data", "model"]
