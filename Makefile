@@ -12,7 +12,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run flow test check format lock base results sizes ui clean
+.PHONY: help setup run flow test check format lock base results sizes ui server audit clean
 
 help: ## Print these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -39,18 +39,22 @@ flow: $(READY) ## The same pipeline as a Prefect flow, with no server
 test: $(READY) ## Run the tests
 	@$(BIN)/python -m pytest
 
-check: $(READY) ## Lint, types, import directions
+check: $(READY) ## Lint, types, import directions, secrets
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	.ci/secrets
+
+audit: $(READY) ## Ask whether a locked version has a known vulnerability (needs the internet)
+	@.ci/audit
 
 format: $(READY) ## Format the code and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 lock: ## Resolve requirements.lock anew from pyproject.toml
-	$(BIN)/uv pip compile --universal --python-version 3.11 --group dev --generate-hashes --no-header --no-emit-index-url --output-file requirements.lock pyproject.toml --upgrade
+	$(BIN)/uv pip compile --universal --python-version 3.11 --group dev --extra server --generate-hashes --no-header --no-emit-index-url --output-file requirements.lock pyproject.toml --upgrade
 
 base: $(READY) ## Retrain the bundled digits model and classifier (about ten minutes)
 	$(BIN)/python recipes/digits.py
@@ -63,6 +67,10 @@ sizes: $(READY) ## Cut each of the paper's models at ratio 0.3 and print paramet
 
 ui: $(READY) ## Look at the recorded compressions in MLflow's UI, on loopback
 	$(BIN)/mlflow ui --host 127.0.0.1
+
+server: $(READY) ## Start the tracking and registry server as mlflow/server.env says
+	@test -f mlflow/server.env || { echo "mlflow/server.env is not there; copy mlflow/server.env.example and fill it in" >&2; exit 1; }
+	@set -a && . mlflow/server.env && exec mlflow/serve
 
 clean: ## Remove what the pipeline made; the environment stays
 	rm -rf artifacts checkpoints reports .dvc/cache .dvc/tmp

@@ -15,7 +15,7 @@ from stages.params import Params, load_params
 from stages.protocol.protocol import Protocol
 
 ROOT = Path(__file__).parents[1]
-pytest_plugins = ["tests.swift"]
+pytest_plugins = ["tests.swift", "tests.servers"]
 
 TINY = {
     "sample_size": 8,

@@ -1,0 +1,153 @@
+"""The server of mlflow/: who gets in, what it keeps, what it gives away."""
+
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.servers import Mlflow, s3_client
+from tests.swift import SECRET
+
+EXAMPLE = dict(
+    line.split("=", 1)
+    for line in (Path(__file__).parents[2] / "mlflow" / "server.env.example").read_text().splitlines()
+    if line and not line.startswith("#")
+)
+WORD = "hush, hush, hush"  # a password nobody has
+SEARCH = "experiments/search?max_results=10"
+
+
+def serve(root, environment):
+    """Run what starts the server, which is to end at once; `timeout` ends its children, too."""
+    command = ["timeout", "30", root / "mlflow" / "serve"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("value", [None, "", EXAMPLE["MLFLOW_AUTH_ADMIN_PASSWORD"], "password1234", "tiny"])
+@pytest.mark.parametrize("name", ["MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY"])
+def test_it_does_not_start_without_a_secret_of_ones_own(root, tmp_path, name, value):
+    """Absent, empty, the example's, MLflow's old default or too short: one line, which names the variable."""
+    environment = {key: found for key, found in Mlflow(tmp_path).environment.items() if key != name}
+    if value is not None:
+        environment[name] = value
+    found = serve(root, environment)
+
+    assert found.returncode == 1
+    assert found.stdout == ""
+    assert len(found.stderr.splitlines()) == 1
+    assert name in found.stderr
+    assert not value or value not in found.stderr.replace(name, "")
+
+
+@pytest.mark.parametrize("name", ["MLFLOW_BACKEND_STORE_URI", "ESPALIER_AUTH_DATABASE_URI"])
+@pytest.mark.parametrize(
+    "uri", [f"postgresql://me:{WORD}/@127.0.0.1/x", f"postgresql://127.0.0.1/x?user=me&password={WORD}"]
+)
+def test_an_address_holds_no_password(root, tmp_path, name, uri):
+    """A password in an address would show in the process list and the log."""
+    environment = {**Mlflow(tmp_path).environment, name: uri}
+    found = serve(root, environment)
+
+    assert found.returncode == 1
+    assert found.stderr == f"mlflow/serve: {name} holds a password; give it as PGPASSWORD instead\n"
+
+
+def test_it_listens_on_loopback_alone(bare_mlflow_server):
+    """Unless told otherwise nobody reaches it from another machine."""
+    listening = {
+        socket.laddr
+        for process in bare_mlflow_server.processes()
+        for socket in process.net_connections()
+        if socket.status == psutil.CONN_LISTEN
+    }
+
+    assert listening == {("127.0.0.1", bare_mlflow_server.port)}
+
+
+def test_only_users_get_in(bare_mlflow_server):
+    """No name, a wrong password and an unknown name are refused alike."""
+    server = bare_mlflow_server
+
+    assert server.ask(SEARCH, server.admin) == 200
+    assert server.ask(SEARCH) == 401
+    assert server.ask(SEARCH, (server.username, "not the password")) == 401
+    assert server.ask(SEARCH, ("nobody", server.password)) == 401
+
+
+def test_it_answers_to_its_own_name_alone(bare_mlflow_server):
+    """A page elsewhere cannot reach it through a name that it made point to loopback."""
+    server = bare_mlflow_server
+
+    assert server.ask(SEARCH, server.admin, f"localhost:{server.port}") == 200
+    assert server.ask(SEARCH, server.admin, f"evil.example:{server.port}") == 403
+
+
+def test_users_read_what_others_made_and_change_nothing(bare_mlflow_server, as_client):
+    """What one user made, another one reads, and only reads; and only the admin makes users."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    server = as_client(bare_mlflow_server)
+    made = MlflowClient(server.uri).create_experiment("of the admin")
+    reader = server.new_user()
+    as_client(server, reader)
+
+    assert MlflowClient(server.uri).get_experiment(made).name == "of the admin"
+    with pytest.raises(MlflowException, match="Permission denied"):
+        MlflowClient(server.uri).create_run(made)
+    assert server.ask("users/create", reader, body={"username": "another", "password": WORD}) == 403
+
+
+def test_a_run_outlives_its_servers(mlflow_server, postgres, swift, as_client, tmp_path):
+    """PostgreSQL goes away in mid-run, then MLflow is killed; what was logged is there, in PostgreSQL and in S3."""
+    from mlflow import MlflowClient
+
+    server = as_client(mlflow_server)
+    client = MlflowClient(server.uri)
+    run_id = client.create_run(client.create_experiment("restarts")).info.run_id
+    (tmp_path / "notes.txt").write_text("kept")
+    client.log_metric(run_id, "loss", 2.0, step=0)
+    client.log_artifact(run_id, str(tmp_path / "notes.txt"))
+    postgres.restart()
+    client.log_metric(run_id, "loss", 1.0, step=1)
+    server.kill()
+    server.start()
+    client.log_metric(run_id, "loss", 0.5, step=2)
+    (tmp_path / "down").mkdir()
+
+    assert [found.value for found in client.get_metric_history(run_id, "loss")] == [2.0, 1.0, 0.5]
+    assert Path(client.download_artifacts(run_id, "notes.txt", str(tmp_path / "down"))).read_text() == "kept"
+    database = server.environment["MLFLOW_BACKEND_STORE_URI"].rpartition("/")[2]
+    assert postgres.query(f"SELECT count(*) FROM metrics WHERE run_uuid = '{run_id}'", database) == [(3,)]
+    bucket = server.environment["MLFLOW_ARTIFACTS_DESTINATION"].split("/")[2]
+    keys = [item["Key"] for item in s3_client(swift).list_objects_v2(Bucket=bucket)["Contents"]]
+    assert [key.rpartition("/")[2] for key in keys if run_id in key] == ["notes.txt"]
+
+
+def test_it_gives_no_secret_away(mlflow_server, postgres):
+    """Passwords and keys stand on no command line and in no log, from the first start on."""
+    mlflow_server.note_command_lines()
+    secrets = {mlflow_server.password, mlflow_server.key, postgres.password, SECRET}
+    lines = "\n".join(mlflow_server.command_lines)
+
+    assert "db upgrade" in lines  # so they were noted from the first process on
+    assert "uvicorn" in lines
+    assert [secret for secret in secrets if secret in lines] == []
+    assert [secret for secret in secrets if secret in mlflow_server.log.read_text()] == []
+    for path in mlflow_server.log.parent.glob("tmp*"):
+        assert [secret for secret in secrets if secret.encode() in path.read_bytes()] == []
+        assert path.stat().st_mode & 0o077 == 0
+
+
+def test_postgres_comes_back_after_a_power_cut(postgres):
+    """The tests' own server recovers what was committed before it was killed, and asks for its password."""
+    import psycopg2
+
+    postgres.query("CREATE TABLE survivor AS SELECT 7 AS number")
+    postgres.kill()
+    postgres.start()
+
+    assert postgres.query("SELECT number FROM survivor") == [(7,)]
+    with pytest.raises(psycopg2.OperationalError, match="password"):
+        psycopg2.connect(host="127.0.0.1", port=postgres.port, user=postgres.user, password=WORD, dbname="postgres")
