@@ -28,7 +28,9 @@ def test_a_stage_is_called_by_one_word_everywhere(monkeypatch):
     assert words == list(YAML(typ="safe").load((ROOT / "params.yaml").read_text()))[1:]
     assert words == list(stage_homes(Path(), Path()))
     assert last == "report"  # it has no params and decides nothing
-    assert sorted([*words, last]) == sorted(path.parent.name for path in (ROOT / "stages").glob("*/__main__.py"))
+    beside = "register"  # writes to a server, not to a file, so DVC cannot know of it
+    folders = {path.parent.name for path in (ROOT / "stages").glob("*/__main__.py")}
+    assert {*words, last, beside} == folders
     assert [*words, last] == stage_names()
 
 

@@ -1,0 +1,232 @@
+"""Two versions and a policy -> checks, each with what was found and what is allowed."""
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from stages.artifacts import PLAN, WEIGHTS, file_sha256
+from stages.errors import InputError
+from stages.protocol.intervals import Estimate, paired_difference
+from stages.protocol.protocol import check_same
+from stages.protocol.record import DENSE, Cost, Metric, Record, read_record
+from stages.register.lineage import read_lineage
+from stages.register.package import check_files, draw
+from stages.register.policy import Latency, Policy
+from stages.register.registry import EVIDENCE, MODEL
+
+OURS = "finetuned"
+"""The model of an evaluation that a version holds."""
+WITHDRAWN_TAG = "espalier.withdrawn"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that a version must show."""
+
+    name: str
+    passed: bool
+    reason: str
+    """What was found, and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A version and what the registry says of it."""
+
+    uri: str
+    folder: Path
+    """Where its files were downloaded to."""
+    tags: dict[str, str]
+
+
+def decide(candidate: Candidate, champion: Candidate | None, policy: Policy) -> list[Check]:
+    """Go through all checks, the cheap ones first; what depends on one that failed is not looked at.
+
+    Args:
+        candidate: The version that wants to be champion.
+        champion: The one that is; None where there is none.
+        policy: What is allowed.
+    """
+    first = [
+        _check("not withdrawn", lambda: _check_withdrawn(candidate)),
+        _check("untampered", lambda: _check_untampered(candidate)),
+    ]
+    if not all(check.passed for check in first):
+        return first
+    second = [
+        _check("lineage", lambda: _check_lineage(candidate)),
+        _check("measured with intervals", lambda: _check_measured(candidate)),
+    ]
+    if not second[-1].passed:
+        return first + second
+    checks = [*first, *second, *_compare(candidate, champion, policy)]
+    if all(check.passed for check in checks):
+        checks.append(_check("canary", lambda: check_canary(candidate, policy.canary.levels)))
+    return checks
+
+
+def _check(name: str, look: Callable[[], str]) -> Check:
+    try:
+        return Check(name, passed=True, reason=look())
+    except InputError as error:
+        return Check(name, passed=False, reason=error.message)
+
+
+def _demand(condition: bool, found: str, allowed: str) -> str:  # noqa: FBT001  # it is what is demanded
+    text = f"{found}; allowed: {allowed}"
+    if not condition:
+        raise InputError(text)
+    return text
+
+
+def _compare(candidate: Candidate, champion: Candidate | None, policy: Policy) -> Iterator[Check]:
+    record = read_record(candidate.folder / EVIDENCE / "evaluation")
+    if champion is not None:
+        yield from _compare_with_champion(record, champion, policy)
+    model, dense = record.models[OURS], record.models[DENSE]
+    above, share = paired_difference(model.fid.sets, dense.fid.sets), model.macs / dense.macs
+    yield _check("FID against dense", lambda: _check_fid(above, policy.dense.fid, "the dense model"))
+    yield _check("SSIM against dense", lambda: _check_ssim(_below_one(model.ssim), policy.dense.ssim, "1"))
+    yield _check(
+        "budget", lambda: _demand(share <= policy.budget.macs, f"{share:.1%} of the MACs", f"{policy.budget.macs:.1%}")
+    )
+    yield _check("latency", lambda: _check_latency(record, policy.latency))
+
+
+def _compare_with_champion(record: Record, champion: Candidate, policy: Policy) -> Iterator[Check]:
+    other = read_record(champion.folder / EVIDENCE / "evaluation")
+    protocol = _check("same protocol", lambda: _check_protocol(record, other, champion.uri))
+    yield protocol
+    if not protocol.passed:
+        return
+    ours, theirs, allowed = record.models[OURS], other.models[OURS], policy.champion
+    fid, ssim = (paired_difference(ours.metric(name).sets, theirs.metric(name).sets) for name in ("fid", "ssim"))
+    yield _check("FID against champion", lambda: _check_fid(fid, allowed.fid, "the champion"))
+    yield _check("SSIM against champion", lambda: _check_ssim(ssim, allowed.ssim, "the champion's"))
+    yield _check("latency against champion", lambda: _check_speed(record, other, policy))
+
+
+def _check_withdrawn(candidate: Candidate) -> str:
+    found = candidate.tags.get(WITHDRAWN_TAG)
+    if found:
+        raise InputError(f"it was rolled back {found}; delete its tag {WITHDRAWN_TAG} to offer it again")
+    return "it was never rolled back"
+
+
+def _check_untampered(candidate: Candidate) -> str:
+    check_files(candidate.folder, candidate.tags.get("espalier.content"))
+    return "every file has the hash under which it was registered"
+
+
+def _check_lineage(candidate: Candidate) -> str:
+    lineage = read_lineage(candidate.folder / EVIDENCE)
+    for name, sha256 in lineage.files.items():
+        if (
+            not (candidate.folder / EVIDENCE / name).is_file()
+            or file_sha256(candidate.folder / EVIDENCE / name) != sha256
+        ):
+            raise InputError(f"the lineage names another {name} than the one beside it")
+    for name in (f"unet/{WEIGHTS}", PLAN):
+        if lineage.outputs.get(f"artifacts/{OURS}/{name}") != file_sha256(candidate.folder / MODEL / name):
+            raise InputError(f"the lineage tells of another {name} than the version holds")
+    return f"commit {lineage.git_commit[:12]}, data {lineage.data_sha256[:12]}"
+
+
+def _check_measured(candidate: Candidate) -> str:
+    record = read_record(candidate.folder / EVIDENCE / "evaluation")
+    if OURS not in record.models:
+        raise InputError(f"the evaluation holds no model {OURS!r}")
+    if record.models[OURS].weights_sha256 != file_sha256(candidate.folder / MODEL / "unet" / WEIGHTS):
+        raise InputError("the evaluation is of other weights than the version holds")
+    if record.protocol.sets == 1:
+        raise InputError("its FID and SSIM have no intervals: one set was drawn; set reference.sets to 2 or more")
+    return f"protocol {record.protocol_id}, {record.protocol.sets} sets of {record.protocol.num_images} images"
+
+
+def _check_protocol(record: Record, other: Record, champion: str) -> str:
+    check_same(other.protocol, record.protocol, (champion, "this version"))
+    if record.dense_sha256 != other.dense_sha256:
+        raise InputError(
+            f"{champion} and this version come from different dense models, so their SSIM does not compare"
+        )
+    return f"both under {record.protocol_id}"
+
+
+def _below_one(ssim: Metric) -> Estimate:
+    return Estimate(ssim.mean - 1, ssim.half_width)
+
+
+def _check_fid(above: Estimate, tolerance: float, what: str) -> str:
+    worst = above.mean + (above.half_width or 0)
+    found = f"{above.mean:+.3g} ± {above.half_width or 0:.2g} above {what}"
+    return _demand(worst <= tolerance, f"{found}, so at most {worst:+.3g}", f"+{tolerance:g}")
+
+
+def _check_ssim(above: Estimate, tolerance: float, what: str) -> str:
+    worst = above.mean - (above.half_width or 0)
+    found = f"{above.mean:+.3g} ± {above.half_width or 0:.2g} above {what}"
+    return _demand(worst >= -tolerance, f"{found}, so at least {worst:+.3g}", f"-{tolerance:g}")
+
+
+def _find_cost(record: Record, row: Latency) -> Cost:
+    for cost in record.costs:
+        if (cost.model, cost.batch, cost.precision, cost.mode) == (OURS, row.batch, row.precision, row.mode):
+            return cost
+    asked = f"batch {row.batch}, {row.precision}, {row.mode}"
+    raise InputError(f"no time was measured at {asked}; add it to evaluate.costs or change the policy")
+
+
+def _speed_up(cost: Cost) -> tuple[float, float]:
+    """The speed-up over the dense model and the lower end of its interval."""
+    if cost.speed_up is None or cost.speed_up_low is None:
+        raise InputError(f"no speed-up was measured at batch {cost.batch} ({cost.left_out or 'too few passes'})")
+    return cost.speed_up, cost.speed_up_low
+
+
+def _check_latency(record: Record, row: Latency) -> str:
+    speed_up, low = _speed_up(_find_cost(record, row))
+    found = f"{speed_up:.2f} times as fast as dense, at least {low:.2f}"
+    return _demand(low >= row.speed_up, found, f"{row.speed_up:.2f} or more")
+
+
+def _check_speed(record: Record, other: Record, policy: Policy) -> str:
+    ours, theirs = (_find_cost(it, policy.latency) for it in (record, other))
+    if ours.device != theirs.device:
+        raise InputError(
+            f"its time was measured on {ours.device}, the champion's on {theirs.device}; measure both on one"
+        )
+    (speed_up, low), (champion, _) = _speed_up(ours), _speed_up(theirs)
+    least = champion * (1 - policy.champion.speed_up)
+    found = f"{speed_up:.2f} times as fast as dense, at least {low:.2f}; the champion {champion:.2f}"
+    return _demand(low >= least, found, f"{least:.2f} or more")
+
+
+def check_canary(candidate: Candidate, levels: float) -> str:
+    """Load a version from the registry as a user would, draw, and compare with what it drew when it was registered.
+
+    Args:
+        candidate: The version.
+        levels: Mean absolute difference that is allowed, in grey levels.
+
+    Raises:
+        InputError: It does not load, does not draw, draws something blank, or something else.
+    """
+    expected = {int(path.stem): path.read_bytes() for path in (candidate.folder / EVIDENCE / "canary").glob("*.png")}
+    if not expected:
+        raise InputError("the version holds no pictures to compare with; register it again")
+    drawn = draw(candidate.uri, tuple(sorted(expected)))
+    worst = 0.0
+    for seed, png in drawn.items():
+        ours, theirs = _to_levels(png), _to_levels(expected[seed])
+        if ours.shape != theirs.shape or ours.std() == 0:
+            raise InputError(f"from seed {seed} it draws nothing, or another size than when it was registered")
+        worst = max(worst, float(np.abs(ours - theirs).mean()))
+    return _demand(worst <= levels, f"{len(drawn)} pictures, off by {worst:.3g} levels", f"{levels:g}")
+
+
+def _to_levels(png: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    return np.asarray(Image.open(io.BytesIO(png)), dtype=np.float64)

@@ -1,0 +1,117 @@
+"""The workspace of a finished compression -> what is needed to make it again, and the hashes that must come out."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from stages.artifacts import PLAN, RUN_RECORD, file_sha256, read_json
+from stages.compression import Compression
+from stages.errors import InputError
+from stages.schema import Commit, Frozen, Sha256
+
+CODE = ("stages", "flows", "dvc.yaml", "requirements.lock", "pyproject.toml")
+"""What must stand in the commit as it is here."""
+FILES = ("params.yaml", "dvc.lock", "dvc.yaml", "requirements.lock")
+"""What travels with a version, as far as it is there."""
+DECISIVE = {".safetensors", ".npy"}
+
+
+class Lineage(Frozen):
+    """Where a version comes from."""
+
+    git_commit: Commit
+    git_remote: str | None
+    """Where the commit can be had, without a password."""
+    files: dict[str, Sha256]
+    """Of params.yaml, dvc.lock, dvc.yaml and the environment's lock, which lie beside this."""
+    data_sha256: Sha256
+    """Of the packed pixels."""
+    outputs: dict[str, Sha256]
+    """Path in the workspace -> hash, of all tensors, arrays and the plan, in the order of the stages."""
+    runs: dict[str, dict[str, Any]]
+    """Stage -> its run.json: params, code, versions, device."""
+    dvc_remotes: list[str]
+    """Where `dvc pull` may find the outputs."""
+    store: str | None = None
+    """Where the store holds the model: s3://BUCKET/PREFIX, manifest."""
+
+
+def take_lineage(compression: Compression) -> Lineage:
+    """Read the lineage off the workspace, here and now.
+
+    Raises:
+        InputError: The code is not committed, the pipeline is not up to date, or something of it is missing.
+    """
+    commit = _git("rev-parse", "--verify", "HEAD")
+    if commit is None or _git("rev-parse", "--show-prefix"):
+        raise InputError(
+            "a version names its git commit, and this is not the top of a repository with one; commit first"
+        )
+    changed = _git("status", "--porcelain", "--", *(part for part in CODE if Path(part).exists()))
+    if changed:
+        found = ", ".join(line[3:] for line in changed.splitlines()[:5])
+        raise InputError(f"{found} is not as in commit {commit[:12]}; commit it, since a version names its commit")
+    if _dvc("status", "--quiet") is None:
+        raise InputError("the pipeline is not up to date, or DVC cannot tell; run it first: make run")
+    dataset = read_json(compression.homes["fetch"].parent / "data" / "dataset.json")
+    return Lineage(
+        git_commit=commit,
+        git_remote=without_password(_git("config", "--get", "remote.origin.url") or "") or None,
+        files={name: file_sha256(Path(name)) for name in FILES if Path(name).is_file()},
+        data_sha256=dataset["sha256"],
+        outputs=hash_outputs(Path()),
+        runs={stage: read_json(home / RUN_RECORD) for stage, home in compression.homes.items()},
+        dvc_remotes=[without_password(line.split()[1]) for line in (_dvc("remote", "list") or "").splitlines()],
+    )
+
+
+def hash_outputs(workspace: Path) -> dict[str, str]:
+    """Hash what decides a model: tensors, arrays and the plan of every stage, in the order of the stages."""
+    folders = ("pretrained", "data", "reference", "importance", "pruned", "finetuned")
+    paths = (path for folder in folders for path in sorted((workspace / "artifacts" / folder).rglob("*")))
+    chosen = [path for path in paths if path.suffix in DECISIVE or path.name == PLAN]
+    return {path.relative_to(workspace).as_posix(): file_sha256(path) for path in chosen}
+
+
+def read_lineage(evidence: Path) -> Lineage:
+    """Read the lineage of a version.
+
+    Raises:
+        InputError: There is none, or it is damaged.
+    """
+    path = evidence / "lineage.json"
+    if not path.is_file():
+        raise InputError("the version has no lineage: nothing says which commit, params and data made it")
+    try:
+        return Lineage.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(
+            f"the version's lineage is damaged ({'.'.join(map(str, first['loc']))}: {first['msg']})"
+        ) from None
+
+
+def without_password(address: str) -> str:
+    """https://user:secret@host/path -> https://host/path."""
+    return re.sub(r"//[^/@]*@", "//", address)
+
+
+def _git(*arguments: str) -> str | None:
+    """Ask git; None where it has no answer."""
+    return _run("git", *arguments)
+
+
+def _dvc(*arguments: str) -> str | None:
+    return _run(sys.executable, "-m", "dvc", *arguments)
+
+
+def _run(*command: str) -> str | None:
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    except OSError:
+        return None
+    return None if result.returncode else result.stdout.rstrip()

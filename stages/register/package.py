@@ -1,0 +1,165 @@
+"""A finished compression -> an MLflow model folder without pickle, and the check that it is still that folder."""
+
+import base64
+import hashlib
+import json
+import shutil
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from stages.artifacts import RUN_RECORD, copy_file, read_bytes, read_json, write_atomically, write_json
+from stages.compression import Compression
+from stages.diffusion.models import read_scheduler
+from stages.diffusion.sampling import make_sampler
+from stages.errors import InputError, first_line
+from stages.params import SamplerParams
+from stages.protocol.record import read_record
+from stages.register.lineage import FILES, Lineage
+from stages.register.registry import EVIDENCE
+from stages.storage import Manifest, describe
+
+FILES_LIST = "files.json"
+ADDED_BY_MLFLOW = "registered_model_meta"
+"""MLflow writes it into what it downloads."""
+REQUIREMENTS = ("diffusers", "mlflow", "numpy", "pillow", "safetensors", "torch")
+CANARY_SEEDS = (0, 1, 2, 3)
+SAMPLER = "sampler.json"
+
+
+def hash_folder(folder: Path) -> str:
+    """Name a folder by its files."""
+    return hashlib.sha256(list_files(folder).model_dump_json().encode()).hexdigest()
+
+
+def list_files(folder: Path) -> Manifest:
+    """Hash every file of a folder."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return Manifest(files=[describe(path, folder) for path in paths])
+
+
+def write_package(compression: Compression, lineage: Lineage, folder: Path) -> str:
+    """Write the version: released model, evidence, and a record of every file.
+
+    Args:
+        compression: Whose model.
+        lineage: Where it comes from.
+        folder: Where to; it must not exist.
+
+    Returns:
+        The sha256 of the list of files.
+
+    Raises:
+        InputError: Something of the compression is missing or damaged.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        model, evidence = Path(temporary) / "model", Path(temporary) / "evidence"
+        shutil.copytree(compression.released, model)
+        _write_evidence(compression, lineage, evidence)
+        _save(model, evidence, folder)
+    for seed, png in draw(folder, CANARY_SEEDS).items():
+        write_atomically(folder / EVIDENCE / "canary" / f"{seed}.png", png)
+    write_json(folder / FILES_LIST, list_files(folder).model_dump(mode="json"))
+    return hash_list(folder)
+
+
+def hash_list(folder: Path) -> str:
+    """Hash the list of files, which stands for them all."""
+    return hashlib.sha256(read_bytes(folder / FILES_LIST)).hexdigest()
+
+
+def check_files(folder: Path, content: str | None) -> None:
+    """Compare every file of a version with the hash under which it was registered.
+
+    Args:
+        folder: The version, downloaded.
+        content: The hash of the list of files, from the registry; None where the registry has none.
+
+    Raises:
+        InputError: A file was changed, added or removed, or the list itself was.
+    """
+    if content is None or not (folder / FILES_LIST).is_file():
+        raise InputError("the version has no list of files with hashes; it was not registered by Espalier")
+    if hash_list(folder) != content:
+        raise InputError(f"{FILES_LIST} is not the one that was registered: the version was tampered with")
+    try:
+        manifest = Manifest.model_validate(read_json(folder / FILES_LIST))
+    except ValidationError as error:
+        raise InputError(f"{FILES_LIST} is damaged ({first_line(error)})") from None
+    expected = {entry.path: entry for entry in manifest.files}
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    added = sorted(present - set(expected) - {FILES_LIST, ADDED_BY_MLFLOW})
+    changed = [name for name in expected if name not in present or describe(folder / name, folder) != expected[name]]
+    if changed or added:
+        found = ", ".join([*(f"{name} changed or gone" for name in changed), *(f"{name} added" for name in added)][:5])
+        raise InputError(f"the version was tampered with: {found}")
+
+
+def draw(location: Path | str, seeds: tuple[int, ...]) -> dict[int, bytes]:
+    """Load a version as a user would, by mlflow.pyfunc, and draw: seed -> PNG.
+
+    Raises:
+        InputError: It does not load or does not draw.
+    """
+    import mlflow
+
+    try:
+        model = mlflow.pyfunc.load_model(str(location))
+        drawn = model.predict({"seed": list(seeds)})
+        return {int(row["seed"]): base64.b64decode(row["png"]) for row in drawn}
+    except Exception as error:  # noqa: BLE001  # whatever a version from anywhere does
+        raise InputError(f"the version does not draw ({first_line(error)})") from None
+
+
+def _write_evidence(compression: Compression, lineage: Lineage, folder: Path) -> None:
+    evaluation = compression.homes["evaluate"]
+    for name in ("evaluation.json", RUN_RECORD):
+        copy_file(evaluation / name, folder / "evaluation" / name)
+    for name in FILES:
+        if Path(name).is_file():
+            copy_file(Path(name), folder / name)
+    write_json(folder / "lineage.json", lineage.model_dump(mode="json"))
+    sampler = read_record(evaluation).protocol.sampler
+    write_json(folder / SAMPLER, _describe_sampler(sampler, compression.released))
+
+
+def _describe_sampler(params: SamplerParams, model: Path) -> dict[str, Any]:
+    """Name class and settings of the sampler as diffusers builds it.
+
+    Quadratic spacing, which is ours, becomes the trailing one of diffusers' own DDIM.
+    """
+    import inspect
+
+    if params.spacing == "quadratic":
+        params = params.model_copy(update={"spacing": "trailing"})
+    sampler = make_sampler(read_scheduler(model), params)
+    known = inspect.signature(type(sampler)).parameters
+    config = {key: value for key, value in sampler.config.items() if key in known}
+    return {
+        "class": type(sampler).__name__,
+        "config": json.loads(json.dumps(config)),
+        "steps": params.steps,
+        "eta": params.eta,
+        "takes": sorted({"generator", "eta"} & set(inspect.signature(sampler.step).parameters)),
+    }
+
+
+def _save(model: Path, evidence: Path, folder: Path) -> None:
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import ColSpec, Schema
+
+    signature = ModelSignature(
+        inputs=Schema([ColSpec("long", "seed")]), outputs=Schema([ColSpec("long", "seed"), ColSpec("string", "png")])
+    )
+    mlflow.pyfunc.save_model(
+        folder,
+        python_model=str(Path(__file__).with_name("draw.py")),
+        artifacts={"model": str(model), "evidence": str(evidence)},
+        signature=signature,
+        input_example={"seed": [0, 1]},
+        pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
+    )

@@ -1,0 +1,32 @@
+"""The address of a version -> a diffusers pipeline."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from stages.register.package import check_files
+from stages.register.registry import CONTENT_TAG, MODEL, Registry
+
+
+def load_pipeline(uri: str) -> DiffusionPipeline:
+    """Open models:/NAME/3 or models:/NAME@champion, its files checked against the registry.
+
+    Raises:
+        InputError: There is no such version, the server is away, or a file is not as it was registered.
+    """
+    registry = Registry()
+    version = registry.find(uri)
+    with tempfile.TemporaryDirectory() as folder:
+        files = registry.download(version, Path(folder))
+        check_files(files, version.tags.get(CONTENT_TAG))
+        pipeline: Any = DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
+            files / MODEL, trust_remote_code=True, low_cpu_mem_usage=False
+        )
+        modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+        for tensor in (tensor for module in modules for tensor in module.parameters()):
+            tensor.data = tensor.data.clone()  # the file that it is mapped from vanishes here
+    opened: DiffusionPipeline = pipeline
+    return opened

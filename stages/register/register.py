@@ -1,0 +1,115 @@
+"""A finished compression -> a version of a model in the registry, with all that proves it."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages import tracking
+from stages.compression import Compression
+from stages.errors import InputError
+from stages.protocol.record import Metric, Record, read_record
+from stages.register.lineage import Lineage, take_lineage
+from stages.register.package import hash_folder, write_package
+from stages.register.registry import CHALLENGER, CONTENT_TAG, Registry, errors
+from stages.storage import open_store
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+MODEL = "finetuned"
+"""Which of the models of a compression becomes a version."""
+
+
+def register(compression: Compression, unsent: Path, name: str | None) -> "tuple[ModelVersion, bool]":
+    """Make sure that the compression is a version, and the challenger if it is new: the version, whether it is new.
+
+    The version is created last, in one call, when all of its files are there: a server that dies on the way leaves none
+    of it, and the next call goes on.
+
+    Args:
+        compression: What to register.
+        unsent: Where its record waits for the server.
+        name: Of the model in the registry; None for one made from the base model's.
+
+    Raises:
+        InputError: The compression is not finished or not reproducible, or a server is away.
+    """
+    lineage = take_lineage(compression)
+    record = read_record(compression.homes["evaluate"])
+    registry, name = Registry(), name or _default_name(lineage)
+    if found := _find(registry, name, compression.id()):
+        return found, False
+    with errors("does not take the record"):
+        run_id, _ = tracking.record(compression, unsent)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "version"
+        lineage = _store(compression, lineage, name)
+        content = write_package(compression, lineage, folder)
+        place = f"versions/{content[:16]}"
+        with errors("does not take the files"):
+            registry.client.log_artifacts(run_id, str(folder), place)
+            source = f"{registry.client.get_run(run_id).info.artifact_uri}/{place}"
+    tags = {tracking.COMPRESSION_TAG: compression.id(), CONTENT_TAG: content, **_describe(record, lineage)}
+    registry.create(name, source, run_id, tags, _tell(record))
+    return _settle(registry, name, compression.id())
+
+
+def _find(registry: Registry, name: str, compression: str) -> "ModelVersion | None":
+    """Find the version of a compression, the oldest if two machines made one at the same moment."""
+    found = [it for it in registry.versions(name) if it.tags.get(tracking.COMPRESSION_TAG) == compression]
+    return found[-1] if found else None
+
+
+def _settle(registry: Registry, name: str, compression: str) -> "tuple[ModelVersion, bool]":
+    """Keep one version of the compression, and let the alias challenger point to it."""
+    first, *others = reversed(
+        [it for it in registry.versions(name) if it.tags.get(tracking.COMPRESSION_TAG) == compression]
+    )
+    for other in others:
+        with errors(f"does not take version {other.version} of {name} back"):
+            registry.client.delete_model_version(name, other.version)
+    registry.point(name, CHALLENGER, first.version)
+    return first, not others
+
+
+def _store(compression: Compression, lineage: Lineage, name: str) -> Lineage:
+    """Keep a copy of the model in the store, where there is one, and note its address."""
+    store = open_store()
+    if store is None:
+        return lineage
+    manifest = f"models/{name}/{hash_folder(compression.released)[:16]}"
+    store.push(compression.released, manifest)
+    return lineage.model_copy(update={"store": f"{store.uri}, {manifest}"})
+
+
+def _default_name(lineage: Lineage) -> str:
+    source = lineage.runs["fetch"]["params"]["fetch"]["model"]
+    base = next((str(source[key]) for key in ("repo", "name", "path", "uri") if source.get(key)), None)
+    if base is None:
+        raise InputError("the base model has no name; give one to the version with --name")
+    return f"espalier-{base.rstrip('/').rsplit('/')[-1]}"
+
+
+def _describe(record: Record, lineage: Lineage) -> dict[str, str]:
+    """Tags for those who look through versions."""
+    model = record.models[MODEL]
+    return {
+        "espalier.protocol": record.protocol_id,
+        "espalier.commit": lineage.git_commit,
+        "espalier.fid": _write(model.fid),
+        "espalier.ssim": _write(model.ssim),
+        "espalier.macs": f"{1 / record.macs_ratio(MODEL):.1%} of the dense model's",
+    }
+
+
+def _write(metric: Metric) -> str:
+    return f"{metric.mean:.4g}" + (f" ± {metric.half_width:.2g}" if metric.half_width is not None else "")
+
+
+def _tell(record: Record) -> str:
+    model = record.models[MODEL]
+    return (
+        f"{1 / record.macs_ratio(MODEL):.1%} of the dense model's MACs; FID {_write(model.fid)}, dense "
+        f"{_write(record.models['dense'].fid)}; SSIM against dense {_write(model.ssim)}; protocol "
+        f"{record.protocol_id}, {record.protocol.sets} sets of {record.protocol.num_images} images."
+    )

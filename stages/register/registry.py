@@ -1,0 +1,134 @@
+"""Names of models -> their versions in MLflow's registry, as a user finds them."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages import tracking
+from stages.errors import InputError, first_line
+from stages.register.lineage import without_password
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+CONTENT_TAG = "espalier.content"
+"""The sha256 of files.json, which holds that of every other file of the version."""
+MODEL, EVIDENCE = "artifacts/model", "artifacts/evidence"
+"""Folders of a version: what diffusers opens, and what proves it."""
+URI = r"models:/([^/@]+)(?:/(\d+)|@([\w-]+))"
+
+
+class Registry:
+    """The registry of the tracking server.
+
+    Every method raises InputError with one line where the server does not do as it is asked.
+    """
+
+    def __init__(self) -> None:
+        with errors("cannot be opened"):
+            self.client = tracking.connect()
+
+    def find(self, uri: str) -> "ModelVersion":
+        """Find models:/NAME/3 or models:/NAME@champion."""
+        found = re.fullmatch(URI, uri)
+        if not found:
+            raise InputError(f"{uri!r} names no version; give models:/NAME/3 or models:/NAME@champion")
+        name, number, alias = found.groups()
+        version = self.by_alias(name, alias) if alias else self._by_number(name, number)
+        if version is None:
+            raise InputError(f"the registry has no {uri}; it has {self._list(name)}")
+        return version
+
+    def by_alias(self, name: str, alias: str) -> "ModelVersion | None":
+        """Find the version that an alias points to; None where it points to none."""
+        return self._ask(f"{name}@{alias}", lambda: self.client.get_model_version_by_alias(name, alias))
+
+    def _by_number(self, name: str, number: str) -> "ModelVersion | None":
+        return self._ask(f"{name}/{number}", lambda: self.client.get_model_version(name, number))
+
+    @staticmethod
+    def _ask(what: str, question: "Callable[[], ModelVersion]") -> "ModelVersion | None":
+        from mlflow.exceptions import MlflowException
+
+        with errors(f"does not say what {what} is"):
+            try:
+                return question()
+            except MlflowException as error:
+                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    return None
+                raise
+
+    def versions(self, name: str) -> "list[ModelVersion]":
+        """List the versions of a model, the newest first; none where there is no such model."""
+        _check_name(name)
+        with errors(f"does not list {name}"):
+            found: list[ModelVersion] = []
+            token = None
+            while True:
+                page = self.client.search_model_versions(f"name = '{name}'", page_token=token)
+                found += page
+                token = page.token
+                if not token:
+                    return sorted(found, key=lambda version: -int(version.version))
+
+    def create(self, name: str, source: str, run_id: str | None, tags: Mapping[str, str], text: str) -> "ModelVersion":
+        """Add a version; the server numbers it, and no two get the same number."""
+        from mlflow.exceptions import MlflowException
+
+        _check_name(name)
+        with errors(f"does not take a version of {name}"):
+            try:
+                self.client.create_registered_model(name)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            return self.client.create_model_version(name, source, run_id, dict(tags), description=text)
+
+    def download(self, version: "ModelVersion", folder: Path) -> Path:
+        """Download a version's files below `folder`, as MLflow does for any user."""
+        import mlflow
+
+        with errors(f"does not give the files of {version.name}/{version.version}"):
+            uri = f"models:/{version.name}/{version.version}"
+            return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
+
+    def tag(self, version: "ModelVersion", **tags: str) -> None:
+        """Set tags espalier.KEY of a version."""
+        with errors(f"does not tag {version.name}/{version.version}"):
+            for key, value in tags.items():
+                self.client.set_model_version_tag(version.name, version.version, f"espalier.{key}", value)
+
+    def point(self, name: str, alias: str, number: str | None) -> None:
+        """Let an alias point to a version, or to none."""
+        with errors(f"does not move {name}@{alias}"):
+            if number is None:
+                self.client.delete_registered_model_alias(name, alias)
+            else:
+                self.client.set_registered_model_alias(name, alias, number)
+
+    def _list(self, name: str) -> str:
+        numbers = [str(version.version) for version in self.versions(name)]
+        return f"{name} in versions {', '.join(reversed(numbers))}" if numbers else f"no model {name}"
+
+
+@contextmanager
+def errors(what: str) -> Iterator[None]:
+    """Turn what MLflow raises into one line that holds no password."""
+    tracking.prepare()
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
+        raise InputError(f"the MLflow registry {what}: {without_password(first_line(error))}") from None
+
+
+def _check_name(name: str) -> None:
+    """Refuse names that MLflow's addresses cannot hold."""
+    if not re.fullmatch(r"[\w.-]+(?: [\w.-]+)*", name):
+        raise InputError(f"{name!r} is no name of a model; use letters, digits, dots, dashes and underscores")

@@ -1,0 +1,115 @@
+"""A finished compression as a version: registered once, promoted, served by its alias, and made again."""
+
+import base64
+import io
+import json
+import shutil
+import subprocess
+
+import pytest
+from mlflow import MlflowClient
+from PIL import Image
+from ruamel.yaml import YAML
+
+NAME = "espalier-digits"
+LENIENT = {
+    "champion": {"fid": 1e6, "ssim": 1e6, "speed_up": 0.99},
+    "dense": {"fid": 1e6, "ssim": 1.0},
+    "budget": {"macs": 0.7},
+    "latency": {"batch": 1, "precision": "float32", "mode": "eager", "speed_up": 0.0},
+    "canary": {"levels": 0.0},
+}
+"""Twelve steps of training make no good model."""
+
+
+def commit(workspace):
+    """Commit what a user would."""
+    for command in (("add", "."), ("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q", "-m", "all")):
+        subprocess.run(["git", *command], cwd=workspace.path, check=True)
+
+
+@pytest.fixture(scope="module")
+def registered(finished, tmp_path_factory):
+    """A committed copy of the finished workspace, and what registering it said."""
+    path = tmp_path_factory.mktemp("registered") / "project"
+    shutil.copytree(finished.path, path, ignore=shutil.ignore_patterns("mlflow.db", "mlruns", "unsent"), symlinks=True)
+    workspace = type(finished)(path)
+    commit(workspace)
+    YAML().dump(LENIENT, path / "lenient.yaml")
+    return workspace, workspace.run("python", "-m", "stages.register")
+
+
+def client(workspace):
+    """The workspace's MLflow."""
+    return MlflowClient(f"sqlite:///{workspace.path}/mlflow.db")
+
+
+def test_a_compression_is_registered_once(registered):
+    """As the challenger, with its lineage; a second call finds it."""
+    workspace, first = registered
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert first.stdout == f"models:/{NAME}/1 registered; decide on it with: python -m flows promote {NAME}\n"
+
+    second = workspace.run("python", "-m", "stages.register")
+    assert second.stdout.startswith(f"models:/{NAME}/1 was registered before;")
+    (version,) = client(workspace).search_model_versions(f"name = '{NAME}'")
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=workspace.path, capture_output=True, text=True, check=True)
+    assert version.tags["espalier.commit"] == head.stdout.strip()
+    assert "sets of 8 images" in version.description
+    assert client(workspace).get_model_version_by_alias(NAME, "challenger").version == version.version
+
+
+def test_code_that_is_not_committed_is_not_registered(registered):
+    """The lineage would lie."""
+    workspace, _ = registered
+    path = workspace.path / "stages" / "seeds.py"
+    before = path.read_text()
+    path.write_text(before + "# a change\n")
+    result = workspace.run("python", "-m", "stages.register")
+    path.write_text(before)
+
+    assert result.returncode == 1
+    assert "stages/seeds.py is not as in commit" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_pipeline_that_is_not_up_to_date_is_not_registered(registered):
+    """params.yaml says something else than what was computed."""
+    workspace, _ = registered
+    before = (workspace.path / "params.yaml").read_text()
+    workspace.set("finetune", steps=13)
+    result = workspace.run("python", "-m", "stages.register")
+    (workspace.path / "params.yaml").write_text(before)
+
+    assert "the pipeline is not up to date" in result.stderr
+
+
+def test_the_champion_draws_from_seeds(registered):
+    """After it passed the gate, by its alias, as a user asks for it: PNGs of the model's size."""
+    workspace, _ = registered
+    promoted = workspace.run("python", "-m", "flows", "promote", NAME, "--policy", "lenient.yaml")
+    assert promoted.returncode == 0, promoted.stdout + promoted.stderr
+    code = (
+        f"import mlflow, json; m = mlflow.pyfunc.load_model('models:/{NAME}@champion');"
+        "print(json.dumps(m.predict({'seed': [3, 4]})))"
+    )
+    drawn = json.loads(workspace.run("python", "-c", code).stdout)
+
+    assert [row["seed"] for row in drawn] == [3, 4]
+    assert [Image.open(io.BytesIO(base64.b64decode(row["png"]))).size for row in drawn] == [(16, 16)] * 2
+
+
+def test_a_version_proves_itself(registered):
+    """Commit, params and data, run again in an empty place without caches, give the same hashes; it is told so."""
+    workspace, _ = registered
+    result = workspace.run("python", "-m", "flows", "reproduce", f"models:/{NAME}/1")
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"models:/{NAME}/1 is identical: " in result.stdout
+    version = client(workspace).get_model_version(NAME, "1")
+    assert version.tags["espalier.reproduced"] == "identical"
+    told = json.loads(version.tags["espalier.reproduction"])
+    assert (told["files"], told["machine"]) == ([], [])
+    assert told["num_files"] > 10
+    (run,) = client(workspace).search_runs([client(workspace).get_experiment_by_name("espalier").experiment_id])
+    assert run.info.status == "FINISHED"

@@ -1,0 +1,400 @@
+"""The gate, the aliases and the ledger."""
+
+import threading
+
+import pytest
+from click.testing import CliRunner
+from mlflow import MlflowClient
+
+from flows.__main__ import main
+from stages.artifacts import read_tensors, write_tensors
+from stages.errors import InputError
+from stages.register import ledger as ledger_module
+from stages.register import promotion
+from stages.register.ledger import Ledger
+from stages.register.promotion import promote, roll_back
+from stages.register.registry import CHAMPION, EVIDENCE, MODEL, Registry
+
+NAME, WEIGHTS = "tiny", "unet/diffusion_pytorch_model.safetensors"
+
+
+def outcomes(registry):
+    """(what, from, to, outcome) of every act, the oldest first."""
+    return [(act.kind, act.start, act.to, act.outcome) for act in reversed(Ledger(registry, NAME).acts())]
+
+
+def refusals(decision):
+    """Check -> reason, of those that failed."""
+    return {check.name: check.reason for check in decision.checks if not check.passed}
+
+
+def test_the_first_version_that_passes_is_the_champion(publish, policy, aliases, registry):
+    """There is nobody to compare with but the dense model."""
+    publish()
+    decision = promote(NAME, None, policy, None)
+
+    assert decision.passed
+    assert aliases() == {"champion": 1}
+    assert outcomes(registry) == [("promote", "none", "1", "done")]
+    assert [check.name for check in decision.checks] == [
+        "not withdrawn",
+        "untampered",
+        "lineage",
+        "measured with intervals",
+        "FID against dense",
+        "SSIM against dense",
+        "budget",
+        "latency",
+        "canary",
+    ]
+
+
+def test_the_next_one_is_compared_with_the_champion(publish, policy, aliases):
+    """Better ones replace it, and it becomes the previous one."""
+    publish()
+    promote(NAME, None, policy, None)
+    publish(fids=[0.95, 1.0, 0.9])
+    decision = promote(NAME, None, policy, None)
+
+    assert decision.passed
+    assert {"same protocol", "FID against champion", "SSIM against champion", "latency against champion"} <= {
+        check.name for check in decision.checks
+    }
+    assert aliases() == {"champion": 2, "previous": 1}
+
+
+@pytest.mark.parametrize(
+    ("worse", "check", "reason"),
+    [
+        ({"fids": [1.3, 1.4, 1.2]}, "FID against champion", "above the champion, so at most +0.3; allowed: +0.2"),
+        ({"fids": [1.0, 1.4, 0.8]}, "FID against champion", "+0.0667 ± 0.52 above the champion"),
+        ({"ssims": [0.92, 0.93, 0.91]}, "SSIM against champion", "so at least -0.03; allowed: -0.02"),
+        ({"ssims": [0.80, 0.90, 0.70]}, "SSIM against dense", "above 1, so at least"),
+        ({"fids": [1.6, 1.7, 1.5]}, "FID against dense", "above the dense model, so at most +0.7; allowed: +0.5"),
+        ({"macs": 80}, "budget", "80.0% of the MACs; allowed: 70.0%"),
+        ({"speed_up": 1.04}, "latency", "1.04 times as fast as dense, at least 0.99; allowed: 1.00 or more"),
+        ({"speed_up": 1.06}, "latency against champion", "the champion 1.20; allowed: 1.08 or more"),
+        ({"device": "another"}, "latency against champion", "measured on another, the champion's on cpu"),
+        ({"changes": {"seed": 9}}, "same protocol", "seed is 3 and 9; measure both under one protocol"),
+        ({"dense": "b"}, "same protocol", "different dense models"),
+    ],
+)
+def test_a_worse_version_is_refused_with_its_reason(publish, policy, aliases, registry, worse, check, reason):
+    """At the worse end of the interval; no alias moves, and the ledger says why."""
+    publish()
+    promote(NAME, None, policy, None)
+    publish(**worse)
+    decision = promote(NAME, None, policy, None)
+
+    assert not decision.passed
+    assert reason in refusals(decision)[check]
+    assert aliases() == {"champion": 1, "challenger": 2}
+    act = Ledger(registry, NAME).acts()[0]
+    assert (act.outcome, act.start, act.to) == ("refused", "1", "2")
+    assert reason in act.why
+    assert registry.find(f"models:/{NAME}/2").tags["espalier.gate"].startswith("refused: ")
+    assert "canary" not in [check.name for check in decision.checks]
+
+
+def test_a_version_without_intervals_is_refused(publish, policy, edit):
+    """One set has none."""
+
+    def draw_one_set(folder):
+        path = folder / EVIDENCE / "evaluation" / "evaluation.json"
+        from stages.artifacts import read_json
+        from stages.protocol.protocol import Protocol
+
+        told = read_json(path)
+        told["protocol"]["sets"] = 1
+        told["protocol_id"] = Protocol.model_validate(told["protocol"]).id
+        for model in told["models"].values():
+            for metric in (it for it in model.values() if isinstance(it, dict) and "sets" in it):
+                metric.update(sets=metric["sets"][:1], half_width=None)
+        edit(path, **told)
+
+    publish(draw_one_set)
+
+    assert (
+        "have no intervals: one set was drawn" in refusals(promote(NAME, None, policy, None))["measured with intervals"]
+    )
+
+
+@pytest.mark.parametrize("how", ["weights", "added", "removed", "list", "evaluation"])
+def test_a_version_that_was_tampered_with_is_refused(publish, policy, how):
+    """A changed, added or removed file, or a list of files made to fit."""
+    from pathlib import Path
+
+    from stages.artifacts import write_json
+    from stages.register.package import list_files
+
+    folder = Path(publish().source)
+    if how in ("weights", "list"):
+        tensors = read_tensors(folder / MODEL / WEIGHTS)
+        write_tensors(folder / MODEL / WEIGHTS, {**tensors, "conv_in.bias": tensors["conv_in.bias"] + 1})
+    if how == "list":
+        (folder / "files.json").unlink()
+        write_json(folder / "files.json", list_files(folder).model_dump(mode="json"))
+    if how == "added":
+        (folder / MODEL / "more.pkl").write_bytes(b"\x80\x04.")
+    if how == "removed":
+        (folder / EVIDENCE / "canary" / "0.png").unlink()
+    if how == "evaluation":
+        path = folder / EVIDENCE / "evaluation" / "evaluation.json"
+        path.write_text(path.read_text().replace("0.95", "0.99"))
+
+    decision = promote(NAME, None, policy, None)
+    assert "tampered with" in refusals(decision)["untampered"]
+    assert len(decision.checks) == 2
+
+
+def test_a_version_without_lineage_is_refused(publish, policy, edit):
+    """Or with one that tells of other weights, or is damaged."""
+    publish(lambda folder: (folder / EVIDENCE / "lineage.json").unlink())
+    assert "no lineage" in refusals(promote(NAME, None, policy, None))["lineage"]
+
+    outputs = {f"artifacts/finetuned/{name}": "0" * 64 for name in (WEIGHTS, "pruning_plan.json")}
+    publish(lambda folder: edit(folder / EVIDENCE / "lineage.json", outputs=outputs))
+    assert "another unet/" in refusals(promote(NAME, None, policy, None))["lineage"]
+
+    publish(lambda folder: edit(folder / EVIDENCE / "lineage.json", git_commit="today"))
+    assert "damaged (git_commit:" in refusals(promote(NAME, None, policy, None))["lineage"]
+
+
+def test_a_version_registered_by_hand_is_refused(registry, publish, policy):
+    """It has no list of files with hashes."""
+    source = publish().source
+    version = registry.create(NAME, source, None, {}, "")
+
+    decision = promote(NAME, f"models:/{NAME}/{version.version}", policy, None)
+    assert "not registered by Espalier" in refusals(decision)["untampered"]
+
+
+def test_the_canary_sees_a_version_that_draws_something_else(publish, policy):
+    """Everything else about it is in order."""
+    from PIL import Image
+
+    def repaint(folder):
+        for path in (folder / EVIDENCE / "canary").glob("*.png"):
+            Image.new("L", (8, 8), 77).save(path)
+
+    publish(repaint)
+    assert "levels; allowed: 1" in refusals(promote(NAME, None, policy, None))["canary"]
+
+    publish(lambda folder: (folder / "draw.py").write_text("raise RuntimeError('no GPU left')"))
+    assert "does not draw (" in refusals(promote(NAME, None, policy, None))["canary"]
+
+
+def test_rollback_is_one_command(publish, policy, aliases, registry):
+    """The champion of before is back, the other is withdrawn and cannot come back unnoticed; it can be done again."""
+    for _ in range(3):
+        publish()
+        assert promote(NAME, None, policy, None).passed
+    roll_back(NAME, policy, "it draws sevens as ones")
+    assert aliases() == {"champion": 2, "previous": 1}
+    assert "it draws sevens as ones" in registry.find(f"models:/{NAME}/3").tags["espalier.withdrawn"]
+
+    decision = promote(NAME, f"models:/{NAME}/3", policy, None)
+    assert "it draws sevens as ones; delete its tag" in refusals(decision)["not withdrawn"]
+
+    roll_back(NAME, policy, "worse still")
+    assert aliases() == {"champion": 1}
+    with pytest.raises(InputError, match="has no previous"):
+        roll_back(NAME, policy, "once more")
+    assert outcomes(registry) == [
+        ("promote", "none", "1", "done"),
+        ("promote", "1", "2", "done"),
+        ("promote", "2", "3", "done"),
+        ("rollback", "3", "2", "done"),
+        ("promote", "2", "3", "refused"),
+        ("rollback", "2", "1", "done"),
+    ]
+
+
+@pytest.mark.parametrize("registry", ["sqlite", "postgresql"], indirect=True)
+def test_of_two_at_once_one_wins(publish, policy, aliases, registry, monkeypatch):
+    """Both passed the gate against the same champion; the other yields, in one line, and the ledger shows both."""
+    publish()
+    promote(NAME, None, policy, None)
+    publish(fids=[0.95, 1.0, 0.9])
+    publish(fids=[0.9, 1.0, 0.85])
+    barrier, decide = threading.Barrier(2), promotion.decide
+
+    def decide_together(*arguments):
+        found = decide(*arguments)
+        barrier.wait(60)
+        return found
+
+    monkeypatch.setattr(promotion, "decide", decide_together)
+    ends = {}
+
+    def run(number):
+        try:
+            promote(NAME, f"models:/{NAME}/{number}", policy, None)
+            ends[number] = "won"
+        except InputError as error:
+            ends[number] = error.message
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in (2, 3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    (winner,) = [number for number, end in ends.items() if end == "won"]
+    loser = 5 - winner
+    assert "nothing was changed" in ends[loser]
+    assert aliases()["champion"] == winner
+    assert aliases()["previous"] == 1
+    assert sorted(outcome for *_, outcome in outcomes(registry)[1:]) == ["done", "yielded"]
+
+
+def test_a_promotion_that_died_blocks_nobody_for_long(publish, policy, aliases, registry, monkeypatch):
+    """Until its lease is over others yield; then it is closed as what it came to, and they go on."""
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    publish()
+    with monkeypatch.context() as patch:
+        patch.setattr(promotion, "_crown", die)
+        with pytest.raises(KeyboardInterrupt):
+            promote(NAME, None, policy, None)
+    assert aliases() == {"challenger": 1}
+    with pytest.raises(InputError, match="is at work on tiny since"):
+        promote(NAME, None, policy, None)
+
+    monkeypatch.setattr(ledger_module, "LEASE_S", 0)
+    monkeypatch.setattr(ledger_module.time, "monotonic", lambda: 0)
+    assert promote(NAME, None, policy, None).passed
+    assert [outcome for *_, outcome in outcomes(registry)] == ["broken off", "yielded", "done"]
+
+
+@pytest.mark.parametrize("call", [0, 1, 2])
+def test_a_server_that_dies_in_the_middle_leaves_a_champion(publish, policy, aliases, registry, monkeypatch, call):
+    """The old one or the new one; the next act closes what was left open, by what it came to."""
+    publish()
+    promote(NAME, None, policy, None)
+    publish()
+    calls = []
+    point = Registry.point
+
+    def die_at(self, *arguments):
+        calls.append(arguments)
+        if len(calls) == call + 1:
+            raise InputError("the MLflow registry is away")
+        point(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, "point", die_at)
+        with pytest.raises(InputError, match="is away"):
+            promote(NAME, None, policy, None)
+    assert aliases()["champion"] == (2 if call == 2 else 1)
+
+    publish()
+    monkeypatch.setattr(ledger_module, "LEASE_S", 0)
+    monkeypatch.setattr(ledger_module.time, "monotonic", lambda: 0)
+    promote(NAME, None, policy, None)
+    assert aliases() == {"champion": 3, "previous": 2 if call == 2 else 1}
+    assert outcomes(registry)[1][-1] == ("done" if call == 2 else "broken off")
+
+
+def test_a_promotion_cannot_overtake_a_champion_that_changed(publish, registry):
+    """It was decided against another one."""
+    publish()
+    publish()
+    act = Ledger(registry, NAME).open("promote", None, registry.find(f"models:/{NAME}/2"), "", [])
+    registry.point(NAME, CHAMPION, "1")
+
+    with pytest.raises(InputError, match="became version 1 while this was decided against none"):
+        Ledger(registry, NAME).enter(act)
+
+
+def test_the_command_line_tells_reasons_and_history(publish, tmp_path, policy):
+    """Promote, refuse, roll back, and who did what when, why, from what, to what."""
+    from ruamel.yaml import YAML
+
+    YAML().dump(policy.model_dump(), tmp_path / "policy.yaml")
+
+    def run(*arguments):
+        return CliRunner().invoke(
+            main, [*arguments, *(["--policy", "policy.yaml"] if arguments[0] != "ledger" else [])]
+        )
+
+    publish()
+    first = run("promote", NAME)
+    assert (first.exit_code, first.output.splitlines()[-1]) == (0, f"models:/{NAME}/1 is the champion")
+    assert run("promote", NAME, "--version", f"models:/{NAME}/1").output == (
+        f"Error: models:/{NAME}/1 is the champion already\n"
+    )
+    publish(macs=90)
+    refused = run("promote", NAME)
+    assert refused.exit_code == 1
+    assert "✗ budget: 90.0% of the MACs; allowed: 70.0%" in refused.output
+    publish()
+    assert run("promote", NAME, "--why", "monthly").exit_code == 0
+    assert f"models:/{NAME}/1 is the champion again" in run("rollback", NAME, "--why", "bad sevens").output
+    lines = run("ledger", NAME).output.splitlines()
+    assert len(lines) == 4
+    assert "rollback 3 -> 1: done, by " in lines[0]
+    assert lines[0].endswith(": bad sevens")
+    assert "promote 1 -> 3: done" in lines[1]
+    assert lines[1].endswith(": monthly")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("promote", "nobody"), "the registry has no models:/nobody@challenger; it has no model nobody"),
+        (("promote", NAME, "--version", f"models:/{NAME}/7"), f"it has {NAME} in versions 1"),
+        (("promote", NAME, "--version", "3"), "'3' names no version; give models:/NAME/3 or models:/NAME@champion"),
+        (("promote", "../../etc"), "names no version"),
+        (("promote", NAME, "--policy", "none.yaml"), "none.yaml: No such file or directory"),
+        (("rollback", NAME, "--why", "x"), f"{NAME} has no champion, so there is nothing to go back to"),
+        (("rollback", "no'body", "--why", "x"), "no'body"),
+        (("ledger", "nobody"), "nothing was promoted yet under the name nobody"),
+    ],
+)
+def test_bad_input_is_one_line(publish, root, arguments, message):
+    """And no traceback."""
+    publish()
+    policy = (
+        [] if "--policy" in arguments or arguments[0] == "ledger" else ["--policy", str(root / "mlflow/promotion.yaml")]
+    )
+    result = CliRunner().invoke(main, [*arguments, *policy])
+
+    assert message in result.output
+    assert result.exit_code == (0 if arguments[0] == "ledger" else 1)
+    assert len(result.output.splitlines()) == 1
+    assert not isinstance(result.exception, Exception) or isinstance(result.exception, SystemExit)
+
+
+def test_a_server_that_is_away_is_one_line(monkeypatch, root):
+    """And it names no password."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:hidden@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    result = CliRunner().invoke(main, ["promote", NAME, "--policy", str(root / "mlflow/promotion.yaml")])
+
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: the MLflow registry ")
+    assert len(result.output.splitlines()) == 1
+    assert "hidden" not in result.output
+
+
+def test_plain_diffusers_and_mlflow_open_a_version(publish, policy, unet):
+    """One function gives the pipeline; pyfunc draws the same image from a seed, whatever else is in the batch."""
+    import mlflow
+    import torch
+
+    from stages.register.pipeline import load_pipeline
+
+    publish()
+    promote(NAME, None, policy, None)
+    model = mlflow.pyfunc.load_model(f"models:/{NAME}@champion")
+    many, one = model.predict({"seed": [5, 6, 7]}), model.predict({"seed": [6]})
+    pipeline = load_pipeline(f"models:/{NAME}@champion")
+
+    assert many[1] == one[0]
+    assert many[0]["png"] != many[1]["png"]
+    sample = torch.zeros(1, 1, 8, 8)
+    assert torch.equal(pipeline.unet(sample, 3).sample, unet(sample, 3).sample)
+    assert MlflowClient().get_registered_model(NAME).aliases == {"champion": 1}
