@@ -12,10 +12,10 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run flow test check format lock base results sizes ui server audit clean
+.PHONY: help setup run flow test e2e-registry check format lock base results sizes ui server audit clean
 
 help: ## Print these targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: $(READY) ## Create .venv with everything in requirements.lock
 
@@ -38,6 +38,9 @@ flow: $(READY) ## The same pipeline as a Prefect flow, with no server
 
 test: $(READY) ## Run the tests
 	@$(BIN)/python -m pytest
+
+e2e-registry: $(READY) ## The whole way on real servers and without any: compress … promote, serve, reproduce (about 20 minutes)
+	@$(BIN)/python -m pytest -m e2e -s tests/pipeline/test_end_to_end.py
 
 check: $(READY) ## Lint, types, import directions, secrets
 	$(BIN)/ruff check .

@@ -65,7 +65,7 @@ def take_lineage(compression: Compression) -> Lineage:
         data_sha256=dataset["sha256"],
         outputs=hash_outputs(Path()),
         runs={stage: read_json(home / RUN_RECORD) for stage, home in compression.homes.items()},
-        dvc_remotes=[without_password(line.split()[1]) for line in (_dvc("remote", "list") or "").splitlines()],
+        dvc_remotes=_list_remotes(),
     )
 
 
@@ -98,6 +98,11 @@ def read_lineage(evidence: Path) -> Lineage:
 def without_password(address: str) -> str:
     """https://user:secret@host/path -> https://host/path."""
     return re.sub(r"//[^/@]*@", "//", address)
+
+
+def _list_remotes() -> list[str]:
+    settings = (line.partition("=") for line in (_dvc("config", "--list") or "").splitlines())
+    return [without_password(value) for key, _, value in settings if re.fullmatch(r"remote\..+\.url", key)]
 
 
 def _git(*arguments: str) -> str | None:

@@ -1,17 +1,29 @@
 """The gate, the aliases and the ledger."""
 
+import base64
+import io
 import threading
+from pathlib import Path
 
+import mlflow
+import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from mlflow import MlflowClient
+from PIL import Image
+from ruamel.yaml import YAML
 
 from flows.__main__ import main
-from stages.artifacts import read_tensors, write_tensors
+from stages.artifacts import read_json, read_tensors, write_json, write_tensors
+from stages.diffusion.sampling import draw
 from stages.errors import InputError
+from stages.protocol.protocol import Protocol
 from stages.register import ledger as ledger_module
 from stages.register import promotion
 from stages.register.ledger import Ledger
+from stages.register.package import list_files
+from stages.register.pipeline import load_pipeline
 from stages.register.promotion import promote, roll_back
 from stages.register.registry import CHAMPION, EVIDENCE, MODEL, Registry
 
@@ -101,9 +113,6 @@ def test_a_version_without_intervals_is_refused(publish, policy, edit):
 
     def draw_one_set(folder):
         path = folder / EVIDENCE / "evaluation" / "evaluation.json"
-        from stages.artifacts import read_json
-        from stages.protocol.protocol import Protocol
-
         told = read_json(path)
         told["protocol"]["sets"] = 1
         told["protocol_id"] = Protocol.model_validate(told["protocol"]).id
@@ -122,11 +131,6 @@ def test_a_version_without_intervals_is_refused(publish, policy, edit):
 @pytest.mark.parametrize("how", ["weights", "added", "removed", "list", "evaluation"])
 def test_a_version_that_was_tampered_with_is_refused(publish, policy, how):
     """A changed, added or removed file, or a list of files made to fit."""
-    from pathlib import Path
-
-    from stages.artifacts import write_json
-    from stages.register.package import list_files
-
     folder = Path(publish().source)
     if how in ("weights", "list"):
         tensors = read_tensors(folder / MODEL / WEIGHTS)
@@ -171,7 +175,6 @@ def test_a_version_registered_by_hand_is_refused(registry, publish, policy):
 
 def test_the_canary_sees_a_version_that_draws_something_else(publish, policy):
     """Everything else about it is in order."""
-    from PIL import Image
 
     def repaint(folder):
         for path in (folder / EVIDENCE / "canary").glob("*.png"):
@@ -311,8 +314,6 @@ def test_a_promotion_cannot_overtake_a_champion_that_changed(publish, registry):
 
 def test_the_command_line_tells_reasons_and_history(publish, tmp_path, policy):
     """Promote, refuse, roll back, and who did what when, why, from what, to what."""
-    from ruamel.yaml import YAML
-
     YAML().dump(policy.model_dump(), tmp_path / "policy.yaml")
 
     def run(*arguments):
@@ -380,19 +381,17 @@ def test_a_server_that_is_away_is_one_line(monkeypatch, root):
     assert "hidden" not in result.output
 
 
-def test_plain_diffusers_and_mlflow_open_a_version(publish, policy, unet):
+def test_plain_diffusers_and_mlflow_open_a_version(publish, policy, unet, scheduler, protocol):
     """One function gives the pipeline; pyfunc draws the same image from a seed, whatever else is in the batch."""
-    import mlflow
-    import torch
-
-    from stages.register.pipeline import load_pipeline
-
     publish()
     promote(NAME, None, policy, None)
     model = mlflow.pyfunc.load_model(f"models:/{NAME}@champion")
     many, one = model.predict({"seed": [5, 6, 7]}), model.predict({"seed": [6]})
     pipeline = load_pipeline(f"models:/{NAME}@champion")
 
+    ours = draw(unet, scheduler, [5, 6, 7], protocol.sampler, batch_size=3, label="ours")
+    theirs = [np.asarray(Image.open(io.BytesIO(base64.b64decode(row["png"])))) for row in many]
+    np.testing.assert_array_equal(np.stack(theirs)[:, None], ours)
     assert many[1] == one[0]
     assert many[0]["png"] != many[1]["png"]
     sample = torch.zeros(1, 1, 8, 8)
