@@ -1,5 +1,7 @@
 """A user's mistake -> one clear line and exit code 1."""
 
+import re
+
 import click
 
 
@@ -11,6 +13,11 @@ class InputError(click.ClickException):
 
 
 def first_line(error: BaseException) -> str:
-    """Say in one line what a library complained about; its name where it said nothing."""
+    """Say in one line what a library complained about, without passwords; its name where it said nothing."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return without_password(lines[0]) if lines else type(error).__name__
+
+
+def without_password(address: str) -> str:
+    """https://user:secret@host/path -> https://host/path, wherever it stands in a text."""
+    return re.sub(r"//[^/\s]*@", "//", address)

@@ -15,22 +15,12 @@ from stages.protocol.protocol import check_same
 from stages.protocol.record import DENSE, Cost, Metric, Record, read_record
 from stages.register.lineage import read_lineage
 from stages.register.package import check_files, draw
-from stages.register.policy import Latency, Policy
+from stages.register.policy import Check, Latency, Policy
 from stages.register.registry import EVIDENCE, MODEL
 
 OURS = "finetuned"
 """The model of an evaluation that a version holds."""
 WITHDRAWN_TAG = "espalier.withdrawn"
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that a version must show."""
-
-    name: str
-    passed: bool
-    reason: str
-    """What was found, and what is allowed."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
 from stages.errors import InputError
-from stages.register.gate import Check
+from stages.register.policy import Check
 from stages.register.registry import CHAMPION, Registry
 
 if TYPE_CHECKING:

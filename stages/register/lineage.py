@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from stages.artifacts import PLAN, RUN_RECORD, file_sha256, read_json
 from stages.compression import Compression
-from stages.errors import InputError
+from stages.errors import InputError, without_password
 from stages.schema import Commit, Frozen, Sha256
 
 CODE = ("stages", "flows", "dvc.yaml", "requirements.lock", "pyproject.toml")
@@ -93,11 +93,6 @@ def read_lineage(evidence: Path) -> Lineage:
         raise InputError(
             f"the version's lineage is damaged ({'.'.join(map(str, first['loc']))}: {first['msg']})"
         ) from None
-
-
-def without_password(address: str) -> str:
-    """https://user:secret@host/path -> https://host/path."""
-    return re.sub(r"//[^/@]*@", "//", address)
 
 
 def _list_remotes() -> list[str]:

@@ -1,5 +1,6 @@
-"""mlflow/promotion.yaml -> frozen, checked types."""
+"""mlflow/promotion.yaml -> frozen, checked types; and what a version showed of it."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -62,6 +63,16 @@ class Policy(Section):
     budget: Budget
     latency: Latency
     canary: Canary
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that a version must show."""
+
+    name: str
+    passed: bool
+    reason: str
+    """What was found, and what is allowed."""
 
 
 def load_policy(path: Path) -> Policy:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.errors import InputError
-from stages.register.gate import WITHDRAWN_TAG, Candidate, Check, check_canary, decide
+from stages.register.gate import WITHDRAWN_TAG, Candidate, check_canary, decide
 from stages.register.ledger import Ledger
 from stages.register.package import check_files
-from stages.register.policy import Policy
+from stages.register.policy import Check, Policy
 from stages.register.registry import CHALLENGER, CHAMPION, CONTENT_TAG, PREVIOUS, Registry
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from stages import tracking
 from stages.errors import InputError, first_line
-from stages.register.lineage import without_password
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -125,7 +124,7 @@ def errors(what: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
-        raise InputError(f"the MLflow registry {what}: {without_password(first_line(error))}") from None
+        raise InputError(f"the MLflow registry {what}: {first_line(error)}") from None
 
 
 def _check_name(name: str) -> None:

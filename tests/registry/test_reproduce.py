@@ -6,8 +6,8 @@ import subprocess
 import pytest
 
 from stages.artifacts import read_json, read_tensors, stage_homes, write_json, write_tensors
-from stages.errors import InputError
-from stages.register.lineage import Lineage, hash_outputs, without_password
+from stages.errors import InputError, without_password
+from stages.register.lineage import Lineage, hash_outputs
 from stages.register.registry import EVIDENCE, MODEL
 from stages.register.reproduce import Reproduction, Value, _clone, _compare, _empty
 
@@ -143,5 +143,6 @@ def test_work_is_done_in_an_empty_place_only(tmp_path):
 def test_addresses_lose_their_password():
     """And nothing else."""
     assert without_password("https://me:secret@host/path") == "https://host/path"
+    assert without_password("https://me:a@b@host/path") == "https://host/path"
     assert without_password("git@host:path") == "git@host:path"
     assert without_password("postgresql://u:p%40@h/d and http://a:b@c") == "postgresql://h/d and http://c"
