@@ -68,12 +68,13 @@ def promote(name: str, uri: str | None, policy: Path, why: str | None) -> None:
 @click.argument("name")
 @policy_option
 @click.option("--why", required=True, help="For the ledger.")
-def rollback(name: str, policy: Path, why: str) -> None:
+@click.option("--unseen", is_flag=True, help="In an emergency: do not look first whether it still draws.")
+def rollback(name: str, policy: Path, why: str, *, unseen: bool) -> None:
     """Make the previous champion of the model NAME the champion again."""
     from stages.register import promotion
     from stages.register.policy import load_policy
 
-    decision = promotion.roll_back(name, load_policy(policy), why)
+    decision = promotion.roll_back(name, None if unseen else load_policy(policy), why)
     _tell(decision)
     click.echo(f"{decision.uri} is the champion again, {decision.replaces} is withdrawn")
 
@@ -96,8 +97,8 @@ def reproduce(uri: str, repository: str | None, workspace: Path | None) -> None:
         click.echo(
             f"{mark} {metric.name}: {metric.then:.6g} then, {metric.now:.6g} now; allowed: ± {metric.allowed:.2g}"
         )
-    same = found.num_files - len(found.files)
-    click.echo(f"{found.uri} is {found.verdict}: {same} of {found.num_files} files have the same hash")
+    same = f"{found.num_files - len(found.files)} of {found.num_files} files have the same hash"
+    click.echo(f"{found.uri} is {found.verdict}: {found.hindrance or same}")
     sys.exit(1 if found.verdict == "different" else 0)
 
 

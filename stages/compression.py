@@ -11,6 +11,7 @@ from typing import Any
 from stages.errors import InputError
 from stages.schema import flatten
 
+CHUNK_BYTES = 2**24
 CONTENT = ("stage", "params", "code_sha256")
 """What names a compression, of each run.json; where and at which commit it ran does not."""
 
@@ -34,7 +35,9 @@ class Compression:
         content = [{key: record[key] for key in CONTENT} for record in self.records()]
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
         for path in sorted(self.model.rglob("*.safetensors")):
-            digest.update(_read(path))
+            with path.open("rb") as file:
+                while chunk := file.read(CHUNK_BYTES):
+                    digest.update(chunk)
         return digest.hexdigest()
 
     def records(self) -> Iterator[dict[str, Any]]:

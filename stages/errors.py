@@ -19,5 +19,5 @@ def first_line(error: BaseException) -> str:
 
 
 def without_password(address: str) -> str:
-    """https://user:secret@host/path -> https://host/path, wherever it stands in a text."""
+    """Take user and password out of every address in a text: //me:…@host becomes //host."""
     return re.sub(r"//[^/\s]*@", "//", address)

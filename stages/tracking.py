@@ -6,6 +6,7 @@ the middle, loses nothing, and nothing is there twice.
 
 import os
 import shutil
+import socket
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ SETTINGS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 """Defaults that the environment may overrule."""
+SENDER_TAG = "espalier.sender"
+"""Which folder of which machine a run was sent from."""
 RECORD = "record.json"
 BATCH = 1000
 """Metrics in a call; MLflow takes no more."""
@@ -68,7 +71,10 @@ def keep(compression: Compression, unsent: Path) -> Path:
         values=compression.values(),
     )
     with writing(folder) as temporary:
-        shutil.copytree(compression.reports, temporary / "reports")
+        try:
+            shutil.copytree(compression.reports, temporary / "reports")
+        except OSError as error:  # shutil.Error is one, too
+            raise InputError(f"{compression.reports} cannot be kept in {unsent} ({first_line(error)})") from None
         write_json(temporary / RECORD, kept.model_dump(mode="json"))
     return folder
 
@@ -79,12 +85,16 @@ def send(folder: Path) -> tuple[str, bool]:
     Raises:
         InputError: The folder is damaged.
     """
-    kept, client = _read_kept(folder), connect()
-    run_id = find_run(client, kept.compression)
-    new = run_id is None
-    if run_id is None:
-        run_id = _write(client, kept, folder / "reports")
-    shutil.rmtree(folder)
+    from filelock import FileLock
+
+    with FileLock(folder.parent / ".lock"):  # one folder is sent by one process at a time
+        kept, client = _read_kept(folder), connect()
+        run_id = find_run(client, kept.compression)
+        new = run_id is None
+        if run_id is None:
+            run_id = _write(client, kept, folder)
+        sent = folder.rename(folder.with_name(f".{folder.name}.sent"))
+        shutil.rmtree(sent, ignore_errors=True)
     return run_id, new
 
 
@@ -124,27 +134,27 @@ def _find_runs(client: "MlflowClient", compression: str) -> list[Any]:
     return list(client.search_runs([experiment.experiment_id], query, order_by=order))
 
 
-def _write(client: "MlflowClient", kept: Kept, reports: Path) -> str:
-    """Write the run whole; what an earlier try left by halves goes, and of two at the same moment the older stays."""
-    from mlflow.entities import Metric, Param, RunStatus
+def _write(client: "MlflowClient", kept: Kept, folder: Path) -> str:
+    """Write the run whole; what this sender left by halves goes, and of two finished at once the older stays."""
+    from mlflow.entities import Metric, Param
 
-    for run in _find_runs(client, kept.compression):
-        if run.info.status != "FINISHED":
-            client.delete_run(run.info.run_id)
-    run = client.create_run(
-        _experiment(client), start_time=kept.finished_ms, tags=dict(kept.tags), run_name=kept.run_name
-    )
+    sender = f"{socket.gethostname()}:{folder.resolve()}"
+    for half in _find_runs(client, kept.compression):
+        if half.info.status != "FINISHED" and half.data.tags.get(SENDER_TAG) == sender:
+            client.delete_run(half.info.run_id)
+    tags = {SENDER_TAG: sender, **kept.tags}
+    run = client.create_run(_experiment(client), start_time=kept.finished_ms, tags=tags, run_name=kept.run_name)
     run_id = str(run.info.run_id)
     client.log_batch(run_id, params=[Param(key, value) for key, value in kept.params.items()])
     rows = [Metric(key, value, kept.finished_ms, step) for key, step, value in kept.values]
     for start in range(0, len(rows), BATCH):
         client.log_batch(run_id, metrics=rows[start : start + BATCH])
-    client.log_artifacts(run_id, str(reports), "reports")
-    client.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED))
-    first = find_run(client, kept.compression) or run_id
-    if first != run_id:
-        client.delete_run(run_id)
-    return first
+    client.log_artifacts(run_id, str(folder / "reports"), "reports")
+    client.set_terminated(run_id, "FINISHED")
+    finished = [run for run in _find_runs(client, kept.compression) if run.info.status == "FINISHED"]
+    for other in finished[1:]:
+        client.delete_run(other.info.run_id)
+    return str((finished or [run])[0].info.run_id)
 
 
 def _experiment(client: "MlflowClient") -> str:

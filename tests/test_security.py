@@ -12,7 +12,7 @@ LOCAL = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
 AWS_KEY = "AKIA" + "Q7XYA2MP" * 2
 PLANTED = {
     "settings.py": f'aws_access_key_id = "{AWS_KEY}"\n',
-    "server.env": "MLFLOW_AUTH_ADMIN_" + "PASSWORD=5f2b9c1d7e8a4036\n",
+    "server.env": "MLFLOW_AUTH_ADMIN_" + "PASSWORD=" + "5f2b9c1d" * 2 + "\n",
     "key.pem": "-----BEGIN RSA " + "PRIVATE KEY-----\n",
     "notes.md": "postgresql://espalier:" + "hunter2hunter2@db.example.org/runs\n",
 }
@@ -63,7 +63,7 @@ def test_this_repository_holds_no_secret(root):
 def test_an_audit_that_asked_nobody_is_none(root, tmp_path, knows_the_bad_one, lock_is_bad, code):
     """It passes only if a service that knows an old bad version knows nothing of ours."""
     stand_in = tmp_path / "pip-audit"
-    told = "echo CVE-2019-10906" if knows_the_bad_one else "echo 'No known vulnerabilities found'"
+    told = "echo CVE-2019-10906; exit 1" if knows_the_bad_one else "echo 'No known vulnerabilities found'"
     stand_in.write_text(f'#!/bin/sh\ncase "$*" in *requirements.lock*) exit {int(lock_is_bad)};; esac\n{told}\n')
     stand_in.chmod(0o755)
     found = subprocess.run(

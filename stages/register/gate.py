@@ -6,21 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from stages.artifacts import PLAN, WEIGHTS, file_sha256
-from stages.errors import InputError
-from stages.protocol.intervals import Estimate, paired_difference
+from stages.errors import InputError, first_line
+from stages.protocol.intervals import Estimate, estimate, paired_difference
 from stages.protocol.protocol import check_same
-from stages.protocol.record import DENSE, Cost, Metric, Record, read_record
+from stages.protocol.record import DENSE, Cost, Record, read_record
+from stages.register.canary import draw
 from stages.register.lineage import read_lineage
-from stages.register.package import check_files, draw
+from stages.register.package import CANARY_SEEDS, check_files, check_formats
 from stages.register.policy import Check, Latency, Policy
-from stages.register.registry import EVIDENCE, MODEL
-
-OURS = "finetuned"
-"""The model of an evaluation that a version holds."""
-WITHDRAWN_TAG = "espalier.withdrawn"
+from stages.register.registry import CONTENT, EVIDENCE, MODEL, OURS, WITHDRAWN
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,7 @@ def decide(candidate: Candidate, champion: Candidate | None, policy: Policy) -> 
     first = [
         _check("not withdrawn", lambda: _check_withdrawn(candidate)),
         _check("untampered", lambda: _check_untampered(candidate)),
+        _check("no pickle", lambda: _check_formats(candidate)),
     ]
     if not all(check.passed for check in first):
         return first
@@ -55,7 +53,7 @@ def decide(candidate: Candidate, champion: Candidate | None, policy: Policy) -> 
         return first + second
     checks = [*first, *second, *_compare(candidate, champion, policy)]
     if all(check.passed for check in checks):
-        checks.append(_check("canary", lambda: check_canary(candidate, policy.canary.levels)))
+        checks.append(_check("canary", lambda: check_canary(candidate.folder, policy.canary.levels)))
     return checks
 
 
@@ -64,6 +62,14 @@ def _check(name: str, look: Callable[[], str]) -> Check:
         return Check(name, passed=True, reason=look())
     except InputError as error:
         return Check(name, passed=False, reason=error.message)
+    except (
+        AttributeError,
+        KeyError,
+        OSError,
+        TypeError,
+        ValueError,
+    ) as error:  # evidence that fits its hash and no type
+        return Check(name, passed=False, reason=f"the evidence is damaged ({first_line(error)})")
 
 
 def _demand(condition: bool, found: str, allowed: str) -> str:  # noqa: FBT001  # it is what is demanded
@@ -80,7 +86,8 @@ def _compare(candidate: Candidate, champion: Candidate | None, policy: Policy) -
     model, dense = record.models[OURS], record.models[DENSE]
     above, share = paired_difference(model.fid.sets, dense.fid.sets), model.macs / dense.macs
     yield _check("FID against dense", lambda: _check_fid(above, policy.dense.fid, "the dense model"))
-    yield _check("SSIM against dense", lambda: _check_ssim(_below_one(model.ssim), policy.dense.ssim, "1"))
+    below = estimate([value - 1 for value in model.ssim.sets])
+    yield _check("SSIM against dense", lambda: _check_ssim(below, policy.dense.ssim, "1"))
     yield _check(
         "budget", lambda: _demand(share <= policy.budget.macs, f"{share:.1%} of the MACs", f"{policy.budget.macs:.1%}")
     )
@@ -88,6 +95,10 @@ def _compare(candidate: Candidate, champion: Candidate | None, policy: Policy) -
 
 
 def _compare_with_champion(record: Record, champion: Candidate, policy: Policy) -> Iterator[Check]:
+    sound = _check("champion untampered", lambda: f"{_check_untampered(champion)}; {_check_measured(champion)}")
+    yield sound
+    if not sound.passed:
+        return
     other = read_record(champion.folder / EVIDENCE / "evaluation")
     protocol = _check("same protocol", lambda: _check_protocol(record, other, champion.uri))
     yield protocol
@@ -101,25 +112,27 @@ def _compare_with_champion(record: Record, champion: Candidate, policy: Policy) 
 
 
 def _check_withdrawn(candidate: Candidate) -> str:
-    found = candidate.tags.get(WITHDRAWN_TAG)
+    found = candidate.tags.get(WITHDRAWN)
     if found:
-        raise InputError(f"it was rolled back {found}; delete its tag {WITHDRAWN_TAG} to offer it again")
+        raise InputError(f"it was rolled back {found}; delete its tag {WITHDRAWN} to offer it again")
     return "it was never rolled back"
 
 
 def _check_untampered(candidate: Candidate) -> str:
-    check_files(candidate.folder, candidate.tags.get("espalier.content"))
+    check_files(candidate.folder, candidate.tags.get(CONTENT))
     return "every file has the hash under which it was registered"
+
+
+def _check_formats(candidate: Candidate) -> str:
+    check_formats(candidate.folder)
+    return "text, pictures and safetensors, opened as code"
 
 
 def _check_lineage(candidate: Candidate) -> str:
     lineage = read_lineage(candidate.folder / EVIDENCE)
-    for name, sha256 in lineage.files.items():
-        if (
-            not (candidate.folder / EVIDENCE / name).is_file()
-            or file_sha256(candidate.folder / EVIDENCE / name) != sha256
-        ):
-            raise InputError(f"the lineage names another {name} than the one beside it")
+    for file, sha256 in lineage.files.items():
+        if file_sha256(candidate.folder / EVIDENCE / file) != sha256:
+            raise InputError(f"the lineage names another {file} than the one beside it")
     for name in (f"unet/{WEIGHTS}", PLAN):
         if lineage.outputs.get(f"artifacts/{OURS}/{name}") != file_sha256(candidate.folder / MODEL / name):
             raise InputError(f"the lineage tells of another {name} than the version holds")
@@ -146,19 +159,23 @@ def _check_protocol(record: Record, other: Record, champion: str) -> str:
     return f"both under {record.protocol_id}"
 
 
-def _below_one(ssim: Metric) -> Estimate:
-    return Estimate(ssim.mean - 1, ssim.half_width)
+def _half_width(found: Estimate) -> float:
+    if found.half_width is None:
+        raise InputError("it has no interval; set reference.sets to 2 or more")
+    return found.half_width
 
 
 def _check_fid(above: Estimate, tolerance: float, what: str) -> str:
-    worst = above.mean + (above.half_width or 0)
-    found = f"{above.mean:+.3g} ± {above.half_width or 0:.2g} above {what}"
+    half_width = _half_width(above)
+    worst = above.mean + half_width
+    found = f"{above.mean:+.3g} ± {half_width:.2g} above {what}"
     return _demand(worst <= tolerance, f"{found}, so at most {worst:+.3g}", f"+{tolerance:g}")
 
 
 def _check_ssim(above: Estimate, tolerance: float, what: str) -> str:
-    worst = above.mean - (above.half_width or 0)
-    found = f"{above.mean:+.3g} ± {above.half_width or 0:.2g} above {what}"
+    half_width = _half_width(above)
+    worst = above.mean - half_width
+    found = f"{above.mean:+.3g} ± {half_width:.2g} above {what}"
     return _demand(worst >= -tolerance, f"{found}, so at least {worst:+.3g}", f"-{tolerance:g}")
 
 
@@ -195,23 +212,25 @@ def _check_speed(record: Record, other: Record, policy: Policy) -> str:
     return _demand(low >= least, found, f"{least:.2f} or more")
 
 
-def check_canary(candidate: Candidate, levels: float) -> str:
-    """Load a version from the registry as a user would, draw, and compare with what it drew when it was registered.
+def check_canary(folder: Path, levels: float) -> str:
+    """Load what the registry gave as a user would, draw, and compare with what it drew when it was registered.
 
     Args:
-        candidate: The version.
+        folder: The version, downloaded.
         levels: Mean absolute difference that is allowed, in grey levels.
 
     Raises:
         InputError: It does not load, does not draw, draws something blank, or something else.
     """
-    expected = {int(path.stem): path.read_bytes() for path in (candidate.folder / EVIDENCE / "canary").glob("*.png")}
-    if not expected:
-        raise InputError("the version holds no pictures to compare with; register it again")
-    drawn = draw(candidate.uri, tuple(sorted(expected)))
+    drawn = draw(folder, CANARY_SEEDS)
+    if set(drawn) != set(CANARY_SEEDS):
+        raise InputError(f"asked for pictures from seeds {CANARY_SEEDS}, it drew {tuple(sorted(drawn)) or 'none'}")
     worst = 0.0
     for seed, png in drawn.items():
-        ours, theirs = _to_levels(png), _to_levels(expected[seed])
+        place = folder / EVIDENCE / "canary" / f"{seed}.png"
+        if not place.is_file():
+            raise InputError("the version lacks pictures to compare with; register it again")
+        ours, theirs = _to_levels(png), _to_levels(place.read_bytes())
         if ours.shape != theirs.shape or ours.std() == 0:
             raise InputError(f"from seed {seed} it draws nothing, or another size than when it was registered")
         worst = max(worst, float(np.abs(ours - theirs).mean()))
@@ -219,4 +238,7 @@ def check_canary(candidate: Candidate, levels: float) -> str:
 
 
 def _to_levels(png: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    return np.asarray(Image.open(io.BytesIO(png)), dtype=np.float64)
+    try:
+        return np.asarray(Image.open(io.BytesIO(png)), dtype=np.float64)
+    except (UnidentifiedImageError, OSError) as error:
+        raise InputError(f"a picture of the canary is none ({first_line(error)})") from None

@@ -1,12 +1,13 @@
 """The workspace of a finished compression -> what is needed to make it again, and the hashes that must come out."""
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from stages.artifacts import PLAN, RUN_RECORD, file_sha256, read_json
 from stages.compression import Compression
@@ -15,8 +16,9 @@ from stages.schema import Commit, Frozen, Sha256
 
 CODE = ("stages", "flows", "dvc.yaml", "requirements.lock", "pyproject.toml")
 """What must stand in the commit as it is here."""
-FILES = ("params.yaml", "dvc.lock", "dvc.yaml", "requirements.lock")
-"""What travels with a version, as far as it is there."""
+FileName = Literal["params.yaml", "dvc.lock", "dvc.yaml", "requirements.lock"]
+FILES: tuple[FileName, ...] = get_args(FileName)
+"""What travels with a version."""
 DECISIVE = {".safetensors", ".npy"}
 
 
@@ -26,8 +28,8 @@ class Lineage(Frozen):
     git_commit: Commit
     git_remote: str | None
     """Where the commit can be had, without a password."""
-    files: dict[str, Sha256]
-    """Of params.yaml, dvc.lock, dvc.yaml and the environment's lock, which lie beside this."""
+    files: dict[FileName, Sha256]
+    """Of those that lie beside this, all of them."""
     data_sha256: Sha256
     """Of the packed pixels."""
     outputs: dict[str, Sha256]
@@ -38,6 +40,12 @@ class Lineage(Frozen):
     """Where `dvc pull` may find the outputs."""
     store: str | None = None
     """Where the store holds the model: s3://BUCKET/PREFIX, manifest."""
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "Lineage":
+        if set(self.files) != set(FILES):
+            raise ValueError(f"it lacks {', '.join(set(FILES) - set(self.files))}")
+        return self
 
 
 def take_lineage(compression: Compression) -> Lineage:
@@ -57,12 +65,15 @@ def take_lineage(compression: Compression) -> Lineage:
         raise InputError(f"{found} is not as in commit {commit[:12]}; commit it, since a version names its commit")
     if _dvc("status", "--quiet") is None:
         raise InputError("the pipeline is not up to date, or DVC cannot tell; run it first: make run")
+    missing = [name for name in FILES if not Path(name).is_file()]
+    if missing:
+        raise InputError(f"{', '.join(missing)} is not here, and a version cannot be made again without; restore it")
     dataset = read_json(compression.homes["fetch"].parent / "data" / "dataset.json")
     return Lineage(
         git_commit=commit,
         git_remote=without_password(_git("config", "--get", "remote.origin.url") or "") or None,
-        files={name: file_sha256(Path(name)) for name in FILES if Path(name).is_file()},
-        data_sha256=dataset["sha256"],
+        files={name: file_sha256(Path(name)) for name in FILES},
+        data_sha256=str(dataset.get("sha256")),
         outputs=hash_outputs(Path()),
         runs={stage: read_json(home / RUN_RECORD) for stage, home in compression.homes.items()},
         dvc_remotes=_list_remotes(),
@@ -100,6 +111,11 @@ def _list_remotes() -> list[str]:
     return [without_password(value) for key, _, value in settings if re.fullmatch(r"remote\..+\.url", key)]
 
 
+def outside_git() -> dict[str, str]:
+    """Give the environment without what git tells its hooks, or a command for one repository would change another."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+
+
 def _git(*arguments: str) -> str | None:
     """Ask git; None where it has no answer."""
     return _run("git", *arguments)
@@ -111,7 +127,7 @@ def _dvc(*arguments: str) -> str | None:
 
 def _run(*command: str) -> str | None:
     try:
-        result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        result = subprocess.run(command, capture_output=True, text=True, check=False, env=outside_git())  # noqa: S603
     except OSError:
         return None
     return None if result.returncode else result.stdout.rstrip()

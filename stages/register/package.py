@@ -1,7 +1,7 @@
 """A finished compression -> an MLflow model folder without pickle, and the check that it is still that folder."""
 
-import base64
 import hashlib
+import inspect
 import json
 import shutil
 import tempfile
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from stages.artifacts import RUN_RECORD, copy_file, read_bytes, read_json, write_atomically, write_json
 from stages.compression import Compression
@@ -18,6 +20,7 @@ from stages.diffusion.sampling import make_sampler
 from stages.errors import InputError, first_line
 from stages.params import SamplerParams
 from stages.protocol.record import read_record
+from stages.register.canary import draw
 from stages.register.lineage import FILES, Lineage
 from stages.register.registry import EVIDENCE
 from stages.storage import Manifest, describe
@@ -27,6 +30,9 @@ ADDED_BY_MLFLOW = "registered_model_meta"
 """MLflow writes it into what it downloads."""
 REQUIREMENTS = ("diffusers", "mlflow", "numpy", "pillow", "safetensors", "torch")
 CANARY_SEEDS = (0, 1, 2, 3)
+CODE = "draw.py"
+ALLOWED = {".csv", ".json", ".lock", ".md", ".png", ".py", ".safetensors", ".svg", ".txt", ".yaml"}
+"""What a version may consist of, beside MLmodel; no format that can hold a pickle."""
 SAMPLER = "sampler.json"
 
 
@@ -98,20 +104,24 @@ def check_files(folder: Path, content: str | None) -> None:
         raise InputError(f"the version was tampered with: {found}")
 
 
-def draw(location: Path | str, seeds: tuple[int, ...]) -> dict[int, bytes]:
-    """Load a version as a user would, by mlflow.pyfunc, and draw: seed -> PNG.
+def check_formats(folder: Path) -> None:
+    """Refuse what could be unpickled: a version is text, pictures and safetensors, and MLflow opens it as code.
 
     Raises:
-        InputError: It does not load or does not draw.
+        InputError: A file has another format, or MLmodel asks for another way to open it.
     """
-    import mlflow
-
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name not in ("MLmodel", ADDED_BY_MLFLOW)]
+    odd = sorted(path.relative_to(folder).as_posix() for path in paths if path.suffix not in ALLOWED)
+    if odd:
+        raise InputError(f"{', '.join(odd[:5])}: a version holds no such format, since it might be a pickle")
     try:
-        model = mlflow.pyfunc.load_model(str(location))
-        drawn = model.predict({"seed": list(seeds)})
-        return {int(row["seed"]): base64.b64decode(row["png"]) for row in drawn}
-    except Exception as error:  # noqa: BLE001  # whatever a version from anywhere does
-        raise InputError(f"the version does not draw ({first_line(error)})") from None
+        tree = YAML(typ="safe").load((folder / "MLmodel").read_text())
+        flavors, opened = set(tree["flavors"]), tree["flavors"]["python_function"]
+        ways = opened["loader_module"], opened["model_code_path"], opened.get("python_model")
+    except (OSError, YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+        raise InputError("MLmodel is damaged; register the compression again") from None
+    if flavors != {"python_function"} or ways != ("mlflow.pyfunc.loaders.code_model", CODE, None):
+        raise InputError("MLmodel is to be opened in another way than as the code beside it; register it again")
 
 
 def _write_evidence(compression: Compression, lineage: Lineage, folder: Path) -> None:
@@ -119,8 +129,7 @@ def _write_evidence(compression: Compression, lineage: Lineage, folder: Path) ->
     for name in ("evaluation.json", RUN_RECORD):
         copy_file(evaluation / name, folder / "evaluation" / name)
     for name in FILES:
-        if Path(name).is_file():
-            copy_file(Path(name), folder / name)
+        copy_file(Path(name), folder / name)
     write_json(folder / "lineage.json", lineage.model_dump(mode="json"))
     sampler = read_record(evaluation).protocol.sampler
     write_json(folder / SAMPLER, _describe_sampler(sampler, compression.released))
@@ -131,8 +140,6 @@ def _describe_sampler(params: SamplerParams, model: Path) -> dict[str, Any]:
 
     Quadratic spacing, which is ours, becomes the trailing one of diffusers' own DDIM.
     """
-    import inspect
-
     if params.spacing == "quadratic":
         params = params.model_copy(update={"spacing": "trailing"})
     sampler = make_sampler(read_scheduler(model), params)
@@ -157,9 +164,23 @@ def _save(model: Path, evidence: Path, folder: Path) -> None:
     )
     mlflow.pyfunc.save_model(
         folder,
-        python_model=str(Path(__file__).with_name("draw.py")),
+        python_model=str(Path(__file__).with_name(CODE)),
         artifacts={"model": str(model), "evidence": str(evidence)},
         signature=signature,
         input_example={"seed": [0, 1]},
         pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
     )
+    _forget_where_and_when(folder / "MLmodel")
+
+
+def _forget_where_and_when(path: Path) -> None:
+    """Take time, random names and this machine's paths out, so that the same compression makes the same version."""
+    tree = YAML(typ="safe").load(path.read_text())
+    flavor = tree["flavors"]["python_function"]
+    for name, artifact in flavor["artifacts"].items():
+        artifact["uri"] = name
+    flavor["model_code_path"] = CODE
+    for key in ("model_uuid", "utc_time_created"):
+        tree.pop(key, None)
+    with path.open("w") as file:
+        YAML(typ="safe").dump(tree, file)

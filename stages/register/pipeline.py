@@ -8,7 +8,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from stages.register.package import check_files
-from stages.register.registry import CONTENT_TAG, MODEL, Registry
+from stages.register.registry import CONTENT, MODEL, Registry
 
 
 def load_pipeline(uri: str) -> DiffusionPipeline:
@@ -21,7 +21,7 @@ def load_pipeline(uri: str) -> DiffusionPipeline:
     version = registry.find(uri)
     with tempfile.TemporaryDirectory() as folder:
         files = registry.download(version, Path(folder))
-        check_files(files, version.tags.get(CONTENT_TAG))
+        check_files(files, version.tags.get(CONTENT))
         pipeline: Any = DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
             files / MODEL, trust_remote_code=True, low_cpu_mem_usage=False
         )

@@ -1,4 +1,4 @@
-"""A version and a policy -> a decision with reasons, a line in the ledger, and moved aliases."""
+"""A version and a policy -> a decision with reasons, an act in the ledger, and moved aliases."""
 
 import tempfile
 from dataclasses import dataclass
@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.errors import InputError
-from stages.register.gate import WITHDRAWN_TAG, Candidate, check_canary, decide
-from stages.register.ledger import Ledger
+from stages.register.gate import Candidate, check_canary, decide
+from stages.register.ledger import Intention, Ledger
 from stages.register.package import check_files
 from stages.register.policy import Check, Policy
-from stages.register.registry import CHALLENGER, CHAMPION, CONTENT_TAG, PREVIOUS, Registry
+from stages.register.registry import CHALLENGER, CHAMPION, CONTENT, PREVIOUS, Registry
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -51,46 +51,65 @@ def promote(name: str, uri: str | None, policy: Policy, why: str | None) -> Deci
         raise InputError(f"{uri} is no version of {name}")
     if champion is not None and champion.version == candidate.version:
         raise InputError(f"{_uri(candidate)} is the champion already")
-    decision = Decision(
-        _uri(candidate), _uri(champion) if champion else None, _look(registry, candidate, champion, policy)
+    checks = _look(registry, candidate, champion, policy)
+    decision = Decision(_uri(candidate), _uri(champion) if champion else None, checks)
+    failed = "; ".join(f"{check.name}: {check.reason}" for check in checks if not check.passed)
+    intention = Intention(
+        kind="promote",
+        start=champion,
+        to=candidate,
+        previous=str(champion.version) if champion else None,
+        why="; ".join(part for part in (why, failed) if part) or "it passed the gate",
+        checks=checks,
+        policy=policy.model_dump_json(),
     )
-    failed = "; ".join(f"{check.name}: {check.reason}" for check in decision.checks if not check.passed)
     ledger = Ledger(registry, name)
-    act = ledger.open("promote", champion, candidate, failed or why or "it passed the gate", decision.checks)
-    registry.tag(candidate, gate=f"refused: {failed}" if failed else "passed")
     if failed:
-        ledger.close(act, "refused")
+        ledger.write(intention, "refused")
     else:
-        ledger.enter(act)
-        _crown(registry, candidate, champion)
-        ledger.close(act, "done")
+        ledger.carry_out(intention)
+    registry.tag(candidate, gate=f"refused: {failed}" if failed else "passed")
     return decision
 
 
-def roll_back(name: str, policy: Policy, why: str) -> Decision:
-    """Make the previous champion the champion again, once it was seen to draw, and withdraw the one that is.
+def roll_back(name: str, policy: Policy | None, why: str) -> Decision:
+    """Make the previous champion the champion again, and withdraw the one that is.
+
+    Args:
+        name: The model.
+        policy: Says how exactly the previous champion must still draw what it drew; None in an emergency, to not look.
+        why: In the user's words.
 
     Raises:
         InputError: There is no previous champion, it no longer draws, another act is at work, or a server is away.
     """
+    if not why.strip():
+        raise InputError("a rollback needs a reason, for those who look for one later; give it with --why")
     registry = Registry()
     champion, previous = (registry.by_alias(name, alias) for alias in (CHAMPION, PREVIOUS))
-    if champion is None or previous is None:
-        raise InputError(
-            f"{name} has no {CHAMPION if champion is None else PREVIOUS}, so there is nothing to go back to"
-        )
-    with tempfile.TemporaryDirectory() as temporary:
-        candidate = _fetch(registry, previous, Path(temporary))
-        check_files(candidate.folder, candidate.tags.get(CONTENT_TAG))
-        check = Check("canary", passed=True, reason=check_canary(candidate, policy.canary.levels))
+    if champion is None or previous is None or champion.version == previous.version:
+        missing = CHAMPION if champion is None else PREVIOUS
+        raise InputError(f"{name} has no {missing}, so there is nothing to go back to")
+    checks = [_see(registry, previous, policy)] if policy else []
     ledger = Ledger(registry, name)
-    act = ledger.open("rollback", champion, previous, why, [check])
-    ledger.enter(act)
-    registry.tag(champion, withdrawn=f"by {act.by} at {act.at}: {why}")
-    registry.point(name, CHAMPION, previous.version)
-    registry.point(name, PREVIOUS, _earlier(registry, ledger, previous))
-    ledger.close(act, "done")
-    return Decision(_uri(previous), _uri(champion), [check])
+    intention = Intention(
+        kind="rollback",
+        start=champion,
+        to=previous,
+        previous=ledger.before(str(previous.version)),
+        why=why,
+        checks=checks,
+        policy=policy.model_dump_json() if policy else "",
+    )
+    ledger.carry_out(intention)
+    return Decision(_uri(previous), _uri(champion), checks)
+
+
+def _see(registry: Registry, version: "ModelVersion", policy: Policy) -> Check:
+    with tempfile.TemporaryDirectory() as temporary:
+        candidate = _fetch(registry, version, Path(temporary))
+        check_files(candidate.folder, candidate.tags.get(CONTENT))
+        return Check("canary", passed=True, reason=check_canary(candidate.folder, policy.canary.levels))
 
 
 def _look(
@@ -105,25 +124,6 @@ def _look(
 def _fetch(registry: Registry, version: "ModelVersion", folder: Path) -> Candidate:
     folder.mkdir(exist_ok=True)
     return Candidate(_uri(version), registry.download(version, folder), dict(version.tags))
-
-
-def _crown(registry: Registry, candidate: "ModelVersion", champion: "ModelVersion | None") -> None:
-    """Move the aliases; whoever asks for the champion in between gets a whole one, the old or the new."""
-    name = candidate.name
-    if champion is not None:
-        registry.point(name, PREVIOUS, champion.version)
-    registry.point(name, CHAMPION, candidate.version)
-    challenger = registry.by_alias(name, CHALLENGER)
-    if challenger is not None and challenger.version == candidate.version:
-        registry.point(name, CHALLENGER, None)
-
-
-def _earlier(registry: Registry, ledger: Ledger, version: "ModelVersion") -> str | None:
-    """Find whom a second rollback would go to: the champion before this one, unless it was withdrawn."""
-    number = ledger.before(str(version.version))
-    if number is None or WITHDRAWN_TAG in registry.find(f"models:/{version.name}/{number}").tags:
-        return None
-    return number
 
 
 def _uri(version: "ModelVersion") -> str:

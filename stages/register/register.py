@@ -8,16 +8,14 @@ from stages import tracking
 from stages.compression import Compression
 from stages.errors import InputError
 from stages.protocol.record import Metric, Record, read_record
+from stages.register.ledger import SUFFIX
 from stages.register.lineage import Lineage, take_lineage
 from stages.register.package import hash_folder, write_package
-from stages.register.registry import CHALLENGER, CONTENT_TAG, Registry, errors
+from stages.register.registry import CHALLENGER, CHAMPION, CONTENT, GATE, OURS, Registry, errors
 from stages.storage import open_store
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
-
-MODEL = "finetuned"
-"""Which of the models of a compression becomes a version."""
 
 
 def register(compression: Compression, unsent: Path, name: str | None) -> "tuple[ModelVersion, bool]":
@@ -36,40 +34,43 @@ def register(compression: Compression, unsent: Path, name: str | None) -> "tuple
     """
     lineage = take_lineage(compression)
     record = read_record(compression.homes["evaluate"])
-    registry, name = Registry(), name or _default_name(lineage)
-    if found := _find(registry, name, compression.id()):
-        return found, False
+    registry, name, content_id = Registry(), name or _default_name(lineage), compression.id()
+    if name.endswith(SUFFIX):
+        raise InputError(f"{name} is the name of a ledger; give a name that does not end in {SUFFIX}")
+    if _find(registry, name, content_id):
+        return _settle(registry, name, content_id), False
     with errors("does not take the record"):
         run_id, _ = tracking.record(compression, unsent)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "version"
-        lineage = _store(compression, lineage, name)
-        content = write_package(compression, lineage, folder)
+        content = write_package(compression, _store(compression, lineage, name), folder)
         place = f"versions/{content[:16]}"
         with errors("does not take the files"):
             registry.client.log_artifacts(run_id, str(folder), place)
             source = f"{registry.client.get_run(run_id).info.artifact_uri}/{place}"
-    tags = {tracking.COMPRESSION_TAG: compression.id(), CONTENT_TAG: content, **_describe(record, lineage)}
+    registry.ensure(f"{name}{SUFFIX}")  # by whoever makes the model, so that nobody else can own its ledger
+    tags = {tracking.COMPRESSION_TAG: content_id, CONTENT: content, **_describe(record, lineage)}
     registry.create(name, source, run_id, tags, _tell(record))
-    return _settle(registry, name, compression.id())
+    return _settle(registry, name, content_id), True
 
 
-def _find(registry: Registry, name: str, compression: str) -> "ModelVersion | None":
-    """Find the version of a compression, the oldest if two machines made one at the same moment."""
+def _find(registry: Registry, name: str, compression: str) -> "list[ModelVersion]":
+    """Find the versions of a compression, the oldest first: one, or more where two machines made one at once."""
     found = [it for it in registry.versions(name) if it.tags.get(tracking.COMPRESSION_TAG) == compression]
-    return found[-1] if found else None
+    return found[::-1]
 
 
-def _settle(registry: Registry, name: str, compression: str) -> "tuple[ModelVersion, bool]":
-    """Keep one version of the compression, and let the alias challenger point to it."""
-    first, *others = reversed(
-        [it for it in registry.versions(name) if it.tags.get(tracking.COMPRESSION_TAG) == compression]
-    )
+def _settle(registry: Registry, name: str, compression: str) -> "ModelVersion":
+    """Keep one version of the compression, and let the alias challenger point to it unless it was decided on."""
+    first, *others = _find(registry, name, compression)
     for other in others:
-        with errors(f"does not take version {other.version} of {name} back"):
-            registry.client.delete_model_version(name, other.version)
-    registry.point(name, CHALLENGER, first.version)
-    return first, not others
+        registry.remove(other)
+    champion, challenger = (registry.by_alias(name, alias) for alias in (CHAMPION, CHALLENGER))
+    newer = challenger is not None and int(challenger.version) > int(first.version)
+    is_champion = champion is not None and champion.version == first.version
+    if GATE not in first.tags and not newer and not is_champion:
+        registry.point(name, CHALLENGER, first.version)
+    return first
 
 
 def _store(compression: Compression, lineage: Lineage, name: str) -> Lineage:
@@ -92,13 +93,13 @@ def _default_name(lineage: Lineage) -> str:
 
 def _describe(record: Record, lineage: Lineage) -> dict[str, str]:
     """Tags for those who look through versions."""
-    model = record.models[MODEL]
+    model = record.models[OURS]
     return {
         "espalier.protocol": record.protocol_id,
         "espalier.commit": lineage.git_commit,
         "espalier.fid": _write(model.fid),
         "espalier.ssim": _write(model.ssim),
-        "espalier.macs": f"{1 / record.macs_ratio(MODEL):.1%} of the dense model's",
+        "espalier.macs": f"{1 / record.macs_ratio(OURS):.1%} of the dense model's",
     }
 
 
@@ -107,9 +108,9 @@ def _write(metric: Metric) -> str:
 
 
 def _tell(record: Record) -> str:
-    model = record.models[MODEL]
+    model = record.models[OURS]
     return (
-        f"{1 / record.macs_ratio(MODEL):.1%} of the dense model's MACs; FID {_write(model.fid)}, dense "
+        f"{1 / record.macs_ratio(OURS):.1%} of the dense model's MACs; FID {_write(model.fid)}, dense "
         f"{_write(record.models['dense'].fid)}; SSIM against dense {_write(model.ssim)}; protocol "
         f"{record.protocol_id}, {record.protocol.sets} sets of {record.protocol.num_images} images."
     )

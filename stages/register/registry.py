@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
-CONTENT_TAG = "espalier.content"
-"""The sha256 of files.json, which holds that of every other file of the version."""
+CONTENT, GATE, WITHDRAWN = "espalier.content", "espalier.gate", "espalier.withdrawn"
+"""Tags: the sha256 of files.json, which holds that of every other file; what the gate said; who rolled it back."""
+OURS = "finetuned"
+"""Which model of a compression becomes a version."""
 MODEL, EVIDENCE = "artifacts/model", "artifacts/evidence"
 """Folders of a version: what diffusers opens, and what proves it."""
-URI = r"models:/([^/@]+)(?:/(\d+)|@([\w-]+))"
+URI = r"models:/([^/@]+)(?:/(\d{1,9})|@([\w-]+))"
 
 
 class Registry:
@@ -75,16 +77,27 @@ class Registry:
 
     def create(self, name: str, source: str, run_id: str | None, tags: Mapping[str, str], text: str) -> "ModelVersion":
         """Add a version; the server numbers it, and no two get the same number."""
+        self.ensure(name)
+        with errors(f"does not take a version of {name}"):
+            return self.client.create_model_version(name, source, run_id, dict(tags), description=text)
+
+    def ensure(self, name: str) -> None:
+        """Make a model without versions, unless it is there; it belongs to whoever made it."""
         from mlflow.exceptions import MlflowException
 
         _check_name(name)
-        with errors(f"does not take a version of {name}"):
+        with errors(f"does not take the name {name}"):
             try:
                 self.client.create_registered_model(name)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-            return self.client.create_model_version(name, source, run_id, dict(tags), description=text)
+
+    def remove(self, version: "ModelVersion") -> None:
+        """Take a version back, unless somebody did."""
+        with errors(f"does not take version {version.version} of {version.name} back"):
+            if self._by_number(version.name, str(version.version)) is not None:
+                self.client.delete_model_version(version.name, version.version)
 
     def download(self, version: "ModelVersion", folder: Path) -> Path:
         """Download a version's files below `folder`, as MLflow does for any user."""
@@ -123,7 +136,7 @@ def errors(what: str) -> Iterator[None]:
 
     try:
         yield
-    except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
+    except (MlflowException, RequestException, SQLAlchemyError, ImportError, OSError) as error:
         raise InputError(f"the MLflow registry {what}: {first_line(error)}") from None
 
 

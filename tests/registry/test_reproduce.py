@@ -7,7 +7,7 @@ import pytest
 
 from stages.artifacts import read_json, read_tensors, stage_homes, write_json, write_tensors
 from stages.errors import InputError, without_password
-from stages.register.lineage import Lineage, hash_outputs
+from stages.register.lineage import FILES, Lineage, hash_outputs
 from stages.register.registry import EVIDENCE, MODEL
 from stages.register.reproduce import Reproduction, Value, _clone, _compare, _empty
 
@@ -28,7 +28,7 @@ def again(package, tmp_path):
     lineage = Lineage(
         git_commit="c" * 40,
         git_remote=None,
-        files={},
+        files=dict.fromkeys(FILES, "e" * 64),
         data_sha256="d" * 64,
         outputs=hash_outputs(place),
         runs=dict.fromkeys(homes, MACHINE),
@@ -87,7 +87,7 @@ def test_a_metric_beyond_its_interval_is_different(again):
 
 def test_without_an_interval_only_the_same_number_is_equal():
     """One set allows nothing."""
-    verdicts = [Reproduction("x", 1, [], [Value("fid", 1.0, now, 0)], []).verdict for now in (1.0, 1.0 + 1e-9)]
+    verdicts = [Reproduction("x", 1, [], [Value("fid", 1.0, now, 0)]).verdict for now in (1.0, 1.0 + 1e-9)]
 
     assert verdicts == ["identical", "different"]
 
@@ -100,18 +100,33 @@ def test_a_file_that_was_not_made_is_named(again):
     found = compare()
 
     assert [(file.path, file.what) for file in found.files] == [("artifacts/finetuned/pruning_plan.json", "not made")]
+    assert found.verdict == "different"
     assert found.machine == ["torch 2, now 3"]
 
 
-def test_other_data_or_code_is_said_at_once(again, protocol):
-    """Its numbers would not compare."""
+def test_other_data_or_code_is_different(again, protocol):
+    """Its numbers do not compare."""
     place, compare = again
     path = place / "reports" / "evaluate" / "evaluation.json"
     other = protocol.model_copy(update={"sets": 3, "real_sha256": "e" * 64})
     write_json(path, {**read_json(path), "protocol": other.model_dump(mode="json"), "protocol_id": other.id})
 
-    with pytest.raises(InputError, match="other data or code"):
-        compare()
+    found = compare()
+    assert found.verdict == "different"
+    assert found.hindrance.startswith(f"the protocol came out as {other.id}, not as ")
+
+
+def test_another_plan_is_different_whatever_the_metrics_say(again):
+    """So are other tensors: only the values of the same numbers may be equal within tolerance."""
+    place, compare = again
+    for name in ("finetuned", "released/finetuned"):
+        write_json(place / "artifacts" / name / "pruning_plan.json", {"kept": [1]})
+    assert compare().verdict == "different"
+
+    tensors = read_tensors(place / "artifacts" / "released" / "finetuned" / WEIGHTS)
+    tensors["conv_in.bias"] = tensors["conv_in.bias"][:1]
+    write_tensors(place / "artifacts" / "released" / "finetuned" / WEIGHTS, tensors)
+    assert "other tensors" in [file.what for file in compare().files]
 
 
 def test_a_commit_that_is_nowhere_is_one_line(tmp_path):
@@ -119,7 +134,7 @@ def test_a_commit_that_is_nowhere_is_one_line(tmp_path):
     lineage = Lineage(
         git_commit="c" * 40,
         git_remote="--upload-pack=touch pwned",
-        files={},
+        files=dict.fromkeys(FILES, "e" * 64),
         data_sha256="d" * 64,
         outputs={},
         runs={},
@@ -127,7 +142,9 @@ def test_a_commit_that_is_nowhere_is_one_line(tmp_path):
     )
     subprocess.run(["git", "init", "-q", tmp_path / "other"], check=True)
     for source in (str(tmp_path / "other"), None, "ext::touch pwned", str(tmp_path / "nothing")):
-        with pytest.raises(InputError, match=r"^commit cccccccccccc cannot be had from [^\n]*$"):
+        with pytest.raises(
+            InputError, match=r"^commit cccccccccccc cannot be had from [^\n]*; name another with --repository$"
+        ):
             _clone(lineage, source, tmp_path / f"place-{source is None}-{len(source or '')}")
     assert not list(tmp_path.rglob("pwned"))
 
@@ -142,7 +159,8 @@ def test_work_is_done_in_an_empty_place_only(tmp_path):
 
 def test_addresses_lose_their_password():
     """And nothing else."""
-    assert without_password("https://me:secret@host/path") == "https://host/path"
-    assert without_password("https://me:a@b@host/path") == "https://host/path"
+    for password in ("secret", "a@b", "p%40"):
+        assert without_password(f"https://me:{password}@host/path") == "https://host/path"
     assert without_password("git@host:path") == "git@host:path"
-    assert without_password("postgresql://u:p%40@h/d and http://a:b@c") == "postgresql://h/d and http://c"
+    two = [f"{kind}://me:{'x' * 9}@host" for kind in ("postgresql", "http")]
+    assert without_password(" and ".join(two)) == "postgresql://host and http://host"
