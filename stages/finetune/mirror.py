@@ -33,23 +33,32 @@ class Mirror:
         if self.waiting is not None:
             self.waiting.cancel()
         home = Path(tempfile.mkdtemp(prefix=".upload.", dir=path.parent))
-        os.link(path, home / path.name)  # stays when the checkpoint itself is dropped
+        _link(path, home / path.name)  # stays when the checkpoint itself is dropped
         self.waiting = self.pool.submit(self._send, home, path.stem)
         self.waiting.add_done_callback(lambda _: shutil.rmtree(home, ignore_errors=True))
 
     def fetch(self, folder: Path) -> None:
-        """Bring the newest copy to a folder that has no checkpoint of its own.
+        """Bring the newest whole copy to a folder that has no checkpoint of its own.
 
         Raises:
-            InputError: There is one, but it cannot be had; without it the training would begin anew.
+            InputError: There are some, but none can be had; without one the training would begin anew.
         """
         names = self.store.names(self.prefix)
-        if names:
-            newest = names[-1]
-            with tempfile.TemporaryDirectory(dir=_made(folder), prefix=".download.") as place:
-                self.store.pull(newest, Path(place) / "checkpoint")
-                for path in (Path(place) / "checkpoint").iterdir():
-                    path.replace(folder / path.name)
+        while names:
+            try:
+                self._pull(names.pop(), folder)
+            except InputError as error:
+                if not names:
+                    raise
+                click.echo(f"Warning: {error.message}; the copy before it is taken", err=True)
+            else:
+                return
+
+    def _pull(self, name: str, folder: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=_made(folder), prefix=".download.") as place:
+            self.store.pull(name, Path(place) / "checkpoint")
+            for path in (Path(place) / "checkpoint").iterdir():
+                path.replace(folder / path.name)
 
     def close(self) -> None:
         """Wait for the last upload."""
@@ -60,6 +69,13 @@ class Mirror:
             self.store.push(home, f"{self.prefix}{name}")
         except InputError as error:
             click.echo(f"Warning: {error.message}; the checkpoint is kept on this machine only", err=True)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copyfile(source, target)
 
 
 def _made(folder: Path) -> Path:

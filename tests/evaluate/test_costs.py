@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stages.diffusion.cost import measure_peak_bytes, weights_bytes
-from stages.evaluate.costs import measure_costs
+from stages.evaluate.costs import cpu_name, measure_costs
 from stages.params import CostParams
 
 QUICK = {"batches": (1, 2), "repeats": 3, "seconds": 0.5}
@@ -89,3 +89,11 @@ def test_a_speed_up_is_a_median_of_ratios_with_its_interval(make_unet):
     assert 1 < small.speed_up_low <= small.speed_up <= small.speed_up_high
     assert dense.passes == small.passes == 10
     assert dense.p95_ms is None
+
+
+def test_the_processor_is_named(tmp_path):
+    """Times on two kinds do not compare; where the system says nothing there is still a name."""
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: Fast One\nmodel name\t: Fast One\n")
+
+    assert cpu_name(tmp_path / "cpuinfo") == "Fast One"
+    assert cpu_name(tmp_path / "nothing")

@@ -1,7 +1,9 @@
 """Checkpoints in the store."""
 
+import pytest
 import torch
 
+from stages.errors import InputError
 from stages.finetune.checkpoint import Checkpoint, Checkpoints, CurvePoint
 from stages.storage import open_store
 
@@ -26,6 +28,42 @@ def test_another_machine_goes_on_from_the_copy(connect, tmp_path):
     assert torch.equal(found.tensors["unet.weight"], torch.full((4,), 6.0))
     assert found.curve == [CurvePoint(0, None, 0.5)]
     assert Checkpoints(tmp_path / "other", "e" * 64, connect()).newest() is None
+
+
+def test_a_damaged_copy_gives_way_to_the_one_before(connect, tmp_path, capsys):
+    """With a warning; only where none is whole is it an error."""
+    store = connect()
+    here = Checkpoints(tmp_path / "here", RUN, store)
+    for step in (2, 4):
+        here.save(checkpoint(step))
+        here.mirror.waiting.result()
+    here.mirror.close()
+
+    def lose(step):
+        (entry,) = store._read(f"checkpoints/{RUN}/step-{step:08}").files
+        store.client.delete_object(Bucket=store.bucket, Key=store._object(entry.sha256))
+
+    lose(4)
+    assert Checkpoints(tmp_path / "there", RUN, connect()).newest().step == 2
+    assert "there is no such object; the copy before it is taken" in capsys.readouterr().err
+
+    lose(2)
+    with pytest.raises(InputError, match="there is no such object"):
+        Checkpoints(tmp_path / "elsewhere", RUN, connect()).newest()
+
+
+def test_a_file_system_without_links_is_good_enough(connect, tmp_path, monkeypatch):
+    """The checkpoint is copied before it is sent."""
+
+    def refuse(*_):
+        raise OSError("Operation not permitted")
+
+    monkeypatch.setattr("os.link", refuse)
+    here = Checkpoints(tmp_path / "here", RUN, connect())
+    here.save(checkpoint(2))
+    here.mirror.close()
+
+    assert Checkpoints(tmp_path / "there", RUN, connect()).newest().step == 2
 
 
 def test_nothing_is_left_of_an_upload_or_a_download(connect, tmp_path):
