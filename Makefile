@@ -40,7 +40,7 @@ test: $(READY) ## Run the tests
 	@$(BIN)/python -m pytest
 
 e2e-registry: $(READY) ## The whole way on real servers and without any: compress … promote, serve, reproduce (about 20 minutes)
-	@$(BIN)/python -m pytest -m e2e -s tests/pipeline/test_end_to_end.py
+	@$(BIN)/python -m pytest -m e2e -s tests/pipeline
 
 check: $(READY) ## Lint, types, import directions, secrets
 	$(BIN)/ruff check .

@@ -99,6 +99,7 @@ def test_the_champion_draws_from_seeds(registered):
     assert [Image.open(io.BytesIO(base64.b64decode(row["png"]))).size for row in drawn] == [(16, 16)] * 2
 
 
+@pytest.mark.e2e  # the pipeline once more
 def test_a_version_proves_itself(registered):
     """Commit, params and data, run again in an empty place without caches, give the same hashes; it is told so."""
     workspace, _ = registered
