@@ -157,15 +157,32 @@ class Ledger:
             raise InputError(f"the registry took longer than {PATIENCE_S} s to answer; nothing was changed, try again")
 
     def _outlive(self, other: Act, act: Act) -> None:
-        """Finish or close an older act that died; yield to one that lives."""
-        age_s = (act.version.creation_timestamp - other.version.creation_timestamp) / 1000
-        if age_s < LEASE_S and not _has_ended(other.process):
+        """Settle an older act that died; yield to one that lives."""
+        if not _is_dead(other, act.version.creation_timestamp):
             found = f"{other.by} is at work on {self.name} since {other.at} ({other.kind} to {other.to})"
             raise InputError(f"{found}; nothing was changed, look at the outcome and try again")
-        if self._champion() == other.to != other.start:
+        if self._settle(other) and act.kind == "rollback":
+            raise InputError(_tell_finished(other))
+
+    def settle(self) -> None:
+        """Finish or close the acts that died, before somebody decides on what they left.
+
+        Raises:
+            InputError: One was finished, so what was asked for may be done already.
+        """
+        now_ms = time.time() * 1000
+        for other in self.acts():
+            if other.outcome == "open" and _is_dead(other, now_ms) and self._settle(other):
+                raise InputError(_tell_finished(other))
+
+    def _settle(self, other: Act) -> bool:
+        """Finish an act that had moved the champion, or close it: whether it was finished."""
+        moved = self._champion() == other.to != other.start
+        if moved:
             self._finish(other)
         else:
             self._close(other, "broken off")
+        return moved
 
     def _finish(self, act: Act) -> None:
         """Do what follows once the champion has moved; doing it twice changes nothing."""
@@ -191,6 +208,15 @@ class Ledger:
         earlier = next((act.start for act in acts), NONE)
         known = {str(version.version): version for version in self.registry.versions(self.name)}
         return earlier if earlier in known and WITHDRAWN not in known[earlier].tags else None
+
+
+def _is_dead(act: Act, now_ms: float) -> bool:
+    return now_ms - act.version.creation_timestamp > 1000 * LEASE_S or _has_ended(act.process)
+
+
+def _tell_finished(act: Act) -> str:
+    found = f"the {act.kind} to version {act.to} that {act.by} began at {act.at} had not ended; it was finished now"
+    return f"{found}; look at the ledger, and ask again if this is still wanted"
 
 
 def _read(version: "ModelVersion") -> Act:

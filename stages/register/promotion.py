@@ -86,12 +86,13 @@ def roll_back(name: str, policy: Policy | None, why: str) -> Decision:
     if not why.strip():
         raise InputError("a rollback needs a reason, for those who look for one later; give it with --why")
     registry = Registry()
+    ledger = Ledger(registry, name)
+    ledger.settle()
     champion, previous = (registry.by_alias(name, alias) for alias in (CHAMPION, PREVIOUS))
     if champion is None or previous is None or champion.version == previous.version:
         missing = CHAMPION if champion is None else PREVIOUS
         raise InputError(f"{name} has no {missing}, so there is nothing to go back to")
     checks = [_see(registry, previous, policy)] if policy else []
-    ledger = Ledger(registry, name)
     intention = Intention(
         kind="rollback",
         start=champion,
