@@ -4,6 +4,7 @@ The record is kept on disk before it is sent, and forgotten once the server has 
 the middle, loses nothing, and nothing is there twice.
 """
 
+import csv
 import os
 import shutil
 import socket
@@ -26,7 +27,7 @@ EXPERIMENT = "espalier"
 COMPRESSION_TAG = "espalier.compression"
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 """Defaults that the environment may overrule."""
@@ -58,18 +59,10 @@ def keep(compression: Compression, unsent: Path) -> Path:
     """
     from stages.artifacts import write_json, writing
 
-    name, params = compression.id(), compression.params()
-    folder = unsent / name
+    kept = _read(compression)
+    folder = unsent / kept.compression
     if (folder / RECORD).is_file():
         return folder
-    kept = Kept(
-        compression=name,
-        run_name=f"{params['importance.criterion']}-{name[:8]}",
-        finished_ms=int(time.time() * 1000),
-        params={key: str(value) for key, value in params.items()},
-        tags={COMPRESSION_TAG: name, **compression.tags()},
-        values=compression.values(),
-    )
     with writing(folder) as temporary:
         try:
             shutil.copytree(compression.reports, temporary / "reports")
@@ -77,6 +70,24 @@ def keep(compression: Compression, unsent: Path) -> Path:
             raise InputError(f"{compression.reports} cannot be kept in {unsent} ({first_line(error)})") from None
         write_json(temporary / RECORD, kept.model_dump(mode="json"))
     return folder
+
+
+def _read(compression: Compression) -> Kept:
+    try:
+        name, params = compression.id(), compression.params()
+        return Kept(
+            compression=name,
+            run_name=f"{params['importance.criterion']}-{name[:8]}",
+            finished_ms=int(time.time() * 1000),
+            params={key: str(value) for key, value in params.items()},
+            tags={COMPRESSION_TAG: name, **compression.tags()},
+            values=compression.values(),
+        )
+    except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError, csv.Error) as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(
+            f"a record of the compression is not what its stage wrote ({reason}); run the pipeline again"
+        ) from None
 
 
 def send(folder: Path) -> tuple[str, bool]:

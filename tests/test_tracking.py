@@ -196,6 +196,32 @@ def test_a_damaged_record_is_no_fault_of_the_server(compression, text):
         record(compression)
 
 
+@pytest.mark.parametrize(
+    "change", [{"params": []}, {"params": {}}, {"git_commit": 7}, {"params": {"importance": {"criterion": {}}}}]
+)
+def test_a_record_of_another_shape_is_one_line(compression, tmp_path, change):
+    """Whatever somebody wrote into it, and nothing is kept."""
+    path = compression.homes["evaluate"] / "run.json"
+    write_json(path, {**read_json(path), **change})
+    importance = compression.homes["importance"] / "run.json"
+    write_json(importance, {**read_json(importance), **({"params": {}} if change == {"params": {}} else {})})
+    if change.get("params", 1) == {"importance": {"criterion": {}}}:
+        (compression.reports / "finetune" / "curve.csv").write_text("step,loss\n1,2,3\n")
+
+    with pytest.raises(InputError, match="is not what its stage wrote"):
+        record(compression)
+    assert not (tmp_path / "unsent").exists() or not waiting(tmp_path / "unsent")
+
+
+def test_reports_that_cannot_be_copied_are_told(compression, tmp_path):
+    """A link into nothing, say; nothing is kept by halves."""
+    (compression.reports / "link").symlink_to(tmp_path / "nothing")
+
+    with pytest.raises(InputError, match="cannot be kept in"):
+        record(compression)
+    assert not waiting(tmp_path / "unsent")
+
+
 def test_without_a_finished_compression_there_is_nothing_to_record(tmp_path):
     """Also with --allow-offline: this is no fault of a server."""
     with pytest.raises(InputError, match="run the pipeline first"):

@@ -29,7 +29,12 @@ def draw(folder: Path, seeds: Sequence[int]) -> dict[int, bytes]:
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "-m", "stages.register.canary", str(folder.resolve()), out, *map(str, seeds)]
         plain = {key: value for key, value in os.environ.items() if not key.startswith(SECRETIVE)}
-        environment = {**plain, "MLFLOW_TRACKING_URI": f"sqlite:///{out}/mlflow.db", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        environment = {
+            **plain,
+            "MLFLOW_TRACKING_URI": f"sqlite:///{out}/mlflow.db",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
         try:
             result = subprocess.run(  # noqa: S603
                 command, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE_S

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from stages import tracking
 from stages.compression import Compression
-from stages.errors import InputError
+from stages.errors import InputError, first_line
 from stages.protocol.record import Metric, Record, read_record
 from stages.register.ledger import SUFFIX
 from stages.register.lineage import Lineage, take_lineage
@@ -43,7 +43,12 @@ def register(compression: Compression, unsent: Path, name: str | None) -> "tuple
         run_id, _ = tracking.record(compression, unsent)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "version"
-        content = write_package(compression, _store(compression, lineage, name), folder)
+        try:
+            content = write_package(compression, _store(compression, lineage, name), folder)
+        except OSError as error:
+            raise InputError(
+                f"the version cannot be packed in {temporary} ({first_line(error)}); free some space"
+            ) from None
         place = f"versions/{content[:16]}"
         with errors("does not take the files"):
             registry.client.log_artifacts(run_id, str(folder), place)

@@ -1,6 +1,7 @@
 """Names of models -> their versions in MLflow's registry, as a user finds them."""
 
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,7 +106,10 @@ class Registry:
 
         with errors(f"does not give the files of {version.name}/{version.version}"):
             uri = f"models:/{version.name}/{version.version}"
-            return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
+            files = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
+            for compiled in files.rglob("__pycache__"):  # who opens a version that lies on this disk leaves it there
+                shutil.rmtree(compiled)
+            return files
 
     def tag(self, version: "ModelVersion", **tags: str) -> None:
         """Set tags espalier.KEY of a version."""
@@ -136,7 +140,7 @@ def errors(what: str) -> Iterator[None]:
 
     try:
         yield
-    except (MlflowException, RequestException, SQLAlchemyError, ImportError, OSError) as error:
+    except (MlflowException, RequestException, SQLAlchemyError, ImportError, OSError, ValueError) as error:
         raise InputError(f"the MLflow registry {what}: {first_line(error)}") from None
 
 

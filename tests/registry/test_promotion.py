@@ -180,6 +180,15 @@ def test_a_version_that_was_tampered_with_is_refused(publish, policy, how):
     assert [check.name for check in decision.checks] == ["not withdrawn", "untampered", "no pickle"]
 
 
+def test_python_leaves_no_trace_that_looks_like_tampering(publish, policy):
+    """A version on this disk is opened where it lies, and what Python compiles stays beside it."""
+    folder = Path(publish().source)
+    (folder / "__pycache__").mkdir()
+    (folder / "__pycache__" / "draw.cpython-311.pyc").write_bytes(b"compiled")
+
+    assert promote(NAME, None, policy, None).passed
+
+
 def test_a_version_without_lineage_is_refused(publish, policy, edit):
     """Or with one that tells of other weights, or is damaged."""
     publish(lambda folder: (folder / EVIDENCE / "lineage.json").unlink())
@@ -567,6 +576,17 @@ def test_a_server_that_is_away_is_one_line(monkeypatch, root):
     assert result.output.startswith("Error: the MLflow registry ")
     assert len(result.output.splitlines()) == 1
     assert "hidden" not in result.output
+
+
+@pytest.mark.parametrize("uri", ["http://[::1", "mysql://h/x", "nothing://h", "sqlite:////dev/null/x"])
+def test_an_address_that_is_none_is_one_line(monkeypatch, uri):
+    """Whatever MLflow makes of it."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    result = CliRunner().invoke(main, ["ledger", NAME])
+
+    assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
+    assert result.stderr.startswith("Error: the MLflow registry ")
 
 
 def test_plain_diffusers_and_mlflow_open_a_version(publish, policy, unet, scheduler, protocol):
