@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stages.artifacts import PLAN, RUN_RECORD, WEIGHTS, copy_file, file_sha256, read_json, read_tensors, stage_homes
-from stages.errors import InputError, without_password
+from stages.errors import InputError, first_line, without_password
 from stages.protocol.record import METRICS, Record, read_record
 from stages.register.ledger import who
 from stages.register.lineage import DECISIVE, Lineage, hash_outputs, outside_git, read_lineage
@@ -103,7 +103,11 @@ def reproduce(uri: str, repository: str | None, workspace: Path | None) -> Repro
 
 
 def _empty(folder: Path) -> Path:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    try:
+        free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    except OSError as error:
+        raise InputError(f"{folder} cannot be looked into ({first_line(error)}); give another place") from None
+    if not free:
         raise InputError(f"{folder} is not empty; give a place where nothing is")
     return folder
 
@@ -114,21 +118,29 @@ def _clone(lineage: Lineage, repository: str | None, place: Path) -> None:
         ["clone", "--quiet", "--no-checkout", "--", source, str(place)],
         ["-C", str(place), "checkout", "--quiet", "--detach", lineage.git_commit],
     ):
-        result = subprocess.run(["git", *command], capture_output=True, text=True, check=False, env=outside_git())  # noqa: S603, S607
-        if result.returncode:
-            reason = " ".join(result.stderr.split()) or "git failed"
-            found = f"commit {lineage.git_commit[:12]} cannot be had from {source}: {reason}"
+        complaint = _git(*command)
+        if complaint is not None:
+            found = f"commit {lineage.git_commit[:12]} cannot be had from {source}: {complaint}"
             raise InputError(f"{without_password(found)}; name another with --repository")
     (place / "dvc.lock").unlink(missing_ok=True)  # it would tell DVC that there is nothing to do
 
 
 def _find_repository(lineage: Lineage) -> str:
-    command = ["git", "cat-file", "-e", f"{lineage.git_commit}^{{commit}}"]
-    if subprocess.run(command, capture_output=True, check=False, env=outside_git()).returncode == 0:  # noqa: S603
+    if _git("cat-file", "-e", f"{lineage.git_commit}^{{commit}}") is None:
         return str(Path.cwd())
     if lineage.git_remote:
         return lineage.git_remote
     raise InputError(f"this checkout has no commit {lineage.git_commit[:12]}; give one that has with --repository")
+
+
+def _git(*arguments: str) -> str | None:
+    """Run git: None if it went well, else what it complained of, in one line."""
+    try:
+        command = ["git", *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, env=outside_git())  # noqa: S603
+    except OSError:
+        return "git is not installed"
+    return (" ".join(result.stderr.split()) or "git failed") if result.returncode else None
 
 
 def _run(place: Path) -> str:
