@@ -126,6 +126,13 @@ def write(folder, tmp_path, unet, scheduler, protocol):
 
 
 @pytest.fixture
+def package_again(registry, tmp_path, unet, scheduler, protocol):  # noqa: ARG001
+    """The version of the same compression, written once more."""
+    write(tmp_path / "again", tmp_path, unet, scheduler, protocol)
+    return tmp_path / "again"
+
+
+@pytest.fixture
 def publish(registry, package, protocol, tmp_path):
     """Register versions that differ in what their evaluation says, or in what `change(folder)` does to them."""
     count = []

@@ -180,6 +180,11 @@ def test_a_version_that_was_tampered_with_is_refused(publish, policy, how):
     assert [check.name for check in decision.checks] == ["not withdrawn", "untampered", "no pickle"]
 
 
+def test_the_same_compression_makes_the_same_version(package, package_again, content):
+    """Byte for byte: neither time nor place nor a random name is in it, so an upload that broke off is not doubled."""
+    assert content(package) == content(package_again)
+
+
 def test_python_leaves_no_trace_that_looks_like_tampering(publish, policy):
     """A version on this disk is opened where it lies, and what Python compiles stays beside it."""
     folder = Path(publish().source)
