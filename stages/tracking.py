@@ -83,7 +83,16 @@ def _read(compression: Compression) -> Kept:
             tags={COMPRESSION_TAG: name, **compression.tags()},
             values=compression.values(),
         )
-    except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError, csv.Error) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        OSError,
+        RecursionError,
+        TypeError,
+        ValueError,
+        csv.Error,
+    ) as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(
             f"a record of the compression is not what its stage wrote ({reason}); run the pipeline again"

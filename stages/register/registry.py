@@ -134,13 +134,11 @@ class Registry:
 def errors(what: str) -> Iterator[None]:
     """Turn what MLflow raises into one line that holds no password."""
     tracking.prepare()
-    from mlflow.exceptions import MlflowException
-    from requests import RequestException
-    from sqlalchemy.exc import SQLAlchemyError
-
     try:
         yield
-    except (MlflowException, RequestException, SQLAlchemyError, ImportError, OSError, ValueError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # noqa: BLE001  # a server may answer anything, and MLflow stumble over it anywhere
         raise InputError(f"the MLflow registry {what}: {first_line(error)}") from None
 
 
