@@ -27,7 +27,7 @@ EXPERIMENT = "espalier"
 COMPRESSION_TAG = "espalier.compression"
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
-    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 """Defaults that the environment may overrule."""
