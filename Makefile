@@ -9,10 +9,11 @@ export DO_NOT_TRACK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export PREFECT_SERVER_UI_V2_ENABLED := false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run flow test e2e-registry check format lock base results sizes ui server audit clean
+.PHONY: help setup run flow test e2e-registry e2e-schedule image stack check format lock base results sizes ui server audit clean
 
 help: ## Print these targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -36,18 +37,28 @@ run: $(READY) ## Prune the bundled model: fetch, importance, prune, finetune, ev
 flow: $(READY) ## The same pipeline as a Prefect flow, with no server
 	@$(BIN)/python -m flows compress
 
-test: $(READY) ## Run the tests
-	@$(BIN)/python -m pytest
+test: $(READY) ## Run the tests, on two cores
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 e2e-registry: $(READY) ## The whole way on real servers and without any: compress … promote, serve, reproduce (about 20 minutes)
-	@$(BIN)/python -m pytest -m e2e -s tests/pipeline
+	@$(BIN)/python -m pytest -m e2e -s tests/pipeline/test_end_to_end.py
 
-check: $(READY) ## Lint, types, import directions, secrets
+e2e-schedule: $(READY) ## Schedules, workers and servers as in production, and what happens when they die (about 15 minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m e2e -s tests/pipeline/test_schedule.py
+
+image: ## Build the image, with buildah where there is no engine, and run the pipeline in it (docs/docker.md)
+	@.ci/image --run
+
+stack: ## Start PostgreSQL, S3, MLflow, Prefect and a worker in containers (docs/docker.md)
+	docker compose --env-file compose.env up --build --detach
+
+check: $(READY) ## Lint, types, import directions, secrets, Dockerfiles
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	.ci/secrets
+	.ci/dockerfiles
 
 audit: $(READY) ## Ask whether a locked version has a known vulnerability (needs the internet)
 	@.ci/audit

@@ -3,16 +3,19 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.commands import stage_names
+from flows.overrides import apply, parse_grid, parse_overrides, plan_cells
 from stages import telemetry
-from stages.params import load_params
+from stages.errors import InputError
 
 if TYPE_CHECKING:
+    from prefect import State
+
     from stages.register.promotion import Decision
+    from stages.register.reproduce import Reproduction
 
 SETTINGS = {
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
@@ -20,8 +23,12 @@ SETTINGS = {
 }
 """Defaults that the environment may overrule; with no PREFECT_API_URL, Prefect starts a server for the run alone."""
 
-policy_option = click.option(
-    "--policy", type=Path, default=Path("mlflow/promotion.yaml"), help="What a version must show."
+RUNNERS = ["threads", "pool", "dask", "ray"]
+
+policy_option = click.option("--policy", default="mlflow/promotion.yaml", help="What a version must show.")
+set_option = click.option("--set", "texts", multiple=True, metavar="KEY=VALUE", help="Overrides a key of params.yaml.")
+limit_option = click.option(
+    "--limit", "limits", multiple=True, metavar="STAGE=MINUTES", help="Ends a stage that takes longer."
 )
 
 
@@ -34,15 +41,61 @@ def main() -> None:
 
 
 @main.command()
-def compress() -> None:
-    """Bring every stage up to date and record the result."""
-    load_params(Path("params.yaml"))
-    stage_names()
+@set_option
+@click.option("--commit", default=None, help="A branch, tag or hash; the folder here as it stands without it.")
+@limit_option
+@click.option("--register", "to_register", is_flag=True, help="Make the result a version in MLflow's registry.")
+def compress(texts: tuple[str, ...], commit: str | None, limits: tuple[str, ...], *, to_register: bool) -> None:
+    """Bring every stage up to date and record the result: here, or in a workspace of its own."""
+    from flows.workspace import here
+
+    overrides = parse_overrides(texts)
+    if commit is None and not overrides:
+        here()
+    elif Path("params.yaml").is_file():
+        apply(overrides, Path("params.yaml"))
 
     from flows.compress import compress as flow
 
-    state = flow(return_state=True)
-    sys.exit(0 if state.is_completed() else 1)
+    commit = commit or ("HEAD" if overrides else None)
+    _leave(flow(overrides, commit, _minutes(limits), to_register=to_register, return_state=True))
+
+
+@main.command()
+@click.option("--grid", "grids", multiple=True, required=True, metavar="KEY=VALUE,…", help="The values of a key.")
+@set_option
+@click.option("--commit", default="HEAD", help="A branch, tag or hash.")
+@click.option(
+    "--runner", type=click.Choice(["threads", "pool", "dask", "ray"]), default="threads", help="Where cells run."
+)
+@click.option("--jobs", type=click.IntRange(1), default=1, help="Cells at once on this machine.")
+@click.option("--address", default=None, help="Of the cluster's scheduler.")
+@limit_option
+@click.option("--best", type=click.IntRange(0), default=1, help="How many of the best become versions.")
+def sweep(grids: tuple[str, ...], texts: tuple[str, ...], limits: tuple[str, ...], **given: Any) -> None:  # noqa: ANN401
+    """Compress every combination of some values: one table, one plot; started again, it goes on where it stopped."""
+    grid, overrides = parse_grid(grids), parse_overrides(texts)
+    for cell in plan_cells(grid):
+        if Path("params.yaml").is_file():
+            apply({**overrides, **cell}, Path("params.yaml"))
+
+    from flows.sweep import sweep as flow
+
+    _leave(flow(grid, overrides, limits=_minutes(limits), return_state=True, **given))
+
+
+@main.command()
+@set_option
+@click.option("--commit", default="HEAD", help="A branch, tag or hash.")
+@policy_option
+@limit_option
+def nightly(texts: tuple[str, ...], commit: str, policy: str, limits: tuple[str, ...]) -> None:
+    """Compress the current base, register the result, and promote it or say why not."""
+    overrides = parse_overrides(texts)
+
+    from flows.nightly import nightly as flow
+
+    _leave(flow(overrides, commit, policy, _minutes(limits), return_state=True))
 
 
 @main.command()
@@ -50,18 +103,20 @@ def compress() -> None:
 @click.option("--version", "uri", default=None, help="models:/NAME/3; the challenger without it.")
 @policy_option
 @click.option("--why", default=None, help="For the ledger.")
-def promote(name: str, uri: str | None, policy: Path, why: str | None) -> None:
+def promote(name: str, uri: str | None, policy: str, why: str | None) -> None:
     """Decide by the policy whether a version of the model NAME becomes its champion."""
-    from stages.register import promotion
-    from stages.register.policy import load_policy
+    if _is_served():
+        from flows.registry import promote as flow
 
-    decision = promotion.promote(name, uri, load_policy(policy), why)
+        decision = _result(flow(name, uri, policy, why, return_state=True))
+    else:
+        from stages.register import promotion
+        from stages.register.policy import load_policy
+
+        decision = promotion.promote(name, uri, load_policy(Path(policy)), why)
     _tell(decision)
-    if not decision.passed:
-        refused = sum(not check.passed for check in decision.checks)
-        click.echo(f"{decision.uri} is refused, by {refused} of {len(decision.checks)} checks; no alias was moved")
-        sys.exit(1)
-    click.echo(f"{decision.uri} is the champion{f', after {decision.replaces}' if decision.replaces else ''}")
+    click.echo(decision.told())
+    sys.exit(0 if decision.passed else 1)
 
 
 @main.command()
@@ -69,12 +124,17 @@ def promote(name: str, uri: str | None, policy: Path, why: str | None) -> None:
 @policy_option
 @click.option("--why", required=True, help="For the ledger.")
 @click.option("--unseen", is_flag=True, help="In an emergency: do not look first whether it still draws.")
-def rollback(name: str, policy: Path, why: str, *, unseen: bool) -> None:
+def rollback(name: str, policy: str, why: str, *, unseen: bool) -> None:
     """Make the previous champion of the model NAME the champion again."""
-    from stages.register import promotion
-    from stages.register.policy import load_policy
+    if _is_served():
+        from flows.registry import rollback as flow
 
-    decision = promotion.roll_back(name, None if unseen else load_policy(policy), why)
+        decision = _result(flow(name, why, policy, unseen=unseen, return_state=True))
+    else:
+        from stages.register import promotion
+        from stages.register.policy import load_policy
+
+        decision = promotion.roll_back(name, None if unseen else load_policy(Path(policy)), why)
     _tell(decision)
     click.echo(f"{decision.uri} is the champion again, {decision.replaces} is withdrawn")
 
@@ -82,12 +142,18 @@ def rollback(name: str, policy: Path, why: str, *, unseen: bool) -> None:
 @main.command()
 @click.argument("uri")
 @click.option("--repository", default=None, help="Where to clone from; this checkout, or the version's own remote.")
-@click.option("--keep", "workspace", type=Path, default=None, help="An empty folder for the work, which stays.")
-def reproduce(uri: str, repository: str | None, workspace: Path | None) -> None:
+@click.option("--keep", "workspace", default=None, help="An empty folder for the work, which stays.")
+def reproduce(uri: str, repository: str | None, workspace: str | None) -> None:
     """Do the work of a version, such as models:/NAME/3, once more, without caches, and say what comes out."""
-    from stages.register.reproduce import reproduce as run_again
+    found: Reproduction
+    if _is_served():
+        from flows.registry import reproduce as flow
 
-    found = run_again(uri, repository, workspace)
+        found = _result(flow(uri, repository, workspace, return_state=True))
+    else:
+        from stages.register.reproduce import reproduce as run_again
+
+        found = run_again(uri, repository, Path(workspace) if workspace else None)
     for line in found.machine:
         click.echo(f"other machine: {line}")
     for file in found.files:
@@ -116,6 +182,47 @@ def ledger(name: str) -> None:
         )
     if not acts:
         click.echo(f"nothing was promoted yet under the name {name}")
+
+
+@main.command()
+@click.option("--file", "path", type=Path, default=Path("prefect.yaml"), help="The deployments.")
+@click.option("--pool", default=None, help="The work pool of all of them; else the one that the file names.")
+def deploy(path: Path, pool: str | None) -> None:
+    """Check the deployments of prefect.yaml, schedules and pools included, and hand them to the Prefect server."""
+    from flows.deploy import deploy as hand_over
+
+    hand_over(path, pool)
+
+
+def _minutes(texts: tuple[str, ...]) -> dict[str, float]:
+    limits = parse_overrides(texts, "--limit", "finetune=90")
+    for name, minutes in limits.items():
+        if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not minutes > 0:
+            raise click.BadParameter(f"{name}={minutes} is no number of minutes above 0")
+    return limits
+
+
+def _is_served() -> bool:
+    """Whether a Prefect server could show the run; without one, an act on the registry needs none of its own."""
+    from prefect.settings import PREFECT_API_URL
+
+    return bool(PREFECT_API_URL.value())
+
+
+def _result(state: "State[Any]") -> Any:  # noqa: ANN401
+    """Give what a flow found.
+
+    Raises:
+        InputError: It failed.
+    """
+    if state.data is None:
+        raise InputError(state.message or f"it ended as {state.name}")
+    return state.result(raise_on_failure=False)
+
+
+def _leave(state: "State[Any]") -> None:
+    click.echo(f"{state.name}: {state.message}")
+    sys.exit(0 if state.is_completed() and state.name == "Completed" else 1)
 
 
 def _tell(decision: "Decision") -> None:

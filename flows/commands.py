@@ -1,54 +1,121 @@
-"""A command line -> its exit code, its lines handed on as they come."""
+"""A command line -> how it ended, its lines handed on as they come."""
 
 import os
-import signal
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+import psutil
 
-from stages.errors import InputError, first_line
+from flows import warden
+
+STAGE_CODE = re.compile(r"failed to run: .*, exited with (-?\d+)")
+"""DVC exits with 255 whatever a stage's own exit code was, but tells it."""
+DVC_FAILED = 255
+"""What DVC says where no stage failed but DVC itself."""
+SIGNALLED = 128
+NETWORK = re.compile(r"(?i)connect|timed? ?out|unavailable|reset by|refused|failed to (?:pull|push|fetch)")
+MARK = "ESPALIER_COMMAND"
+"""Of the environment of all that one command started, by which they can be found."""
+TEMPORARY = 75
+"""Of stages.errors.UnavailableError."""
 
 
-def stage_names() -> list[str]:
-    """Read the names of the stages, in order of flow, from dvc.yaml.
+@dataclass(frozen=True)
+class Ending:
+    """How a command ended."""
 
-    Raises:
-        InputError: There is no dvc.yaml here, or it lists no stages.
+    code: int
+    """Of the stage, where DVC ran one that failed; 128 + n where signal n ended it."""
+    is_late: bool = False
+    """Whether it was ended because its time was over."""
+    lines: tuple[str, ...] = ()
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether another try makes sense: a server was away, or something outside killed it. A mistake stays one."""
+        if self.is_late or self.code == DVC_FAILED:
+            return not self.is_late and any(NETWORK.search(line) for line in self.lines if line.startswith("ERROR"))
+        return self.code == TEMPORARY or self.code < 0 or self.code > SIGNALLED
+
+
+def run(
+    command: list[str],
+    tell: Callable[[str], None],
+    *,
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    limit_s: float | None = None,
+) -> Ending:
+    """Run a program of this environment; all that it starts dies with this call, with this process, or at its limit.
+
+    Args:
+        command: The program and its arguments.
+        tell: Takes every line, without its end.
+        folder: Where it works; here without one.
+        environment: What differs from this process's.
+        limit_s: Its time in seconds; endless without.
     """
-    try:
-        return list(YAML(typ="safe").load(Path("dvc.yaml").read_text())["stages"])
-    except (OSError, YAMLError, KeyError, TypeError) as error:
-        reason = first_line(error)
-        raise InputError(f"dvc.yaml here lists no stages ({reason}); run the flow at the top of the project") from None
-
-
-def run(command: list[str], tell: Callable[[str], None]) -> int:
-    """Run a program of this environment in a process group of its own, which dies with this call."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    mark = uuid.uuid4().hex
     process = subprocess.Popen(
-        command,
+        [sys.executable, "-I", warden.__file__, *command],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "PATH": path},
+        errors="replace",
+        cwd=folder,
+        env={**os.environ, **(environment or {}), "PATH": path, MARK: mark},
         start_new_session=True,
     )
+    assert process.stdin is not None
     assert process.stdout is not None
-    with process.stdout:
-        try:
-            _hand_on(process.stdout, tell)
-            return process.wait()
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGTERM)
-                process.wait()
+    is_over = threading.Event()
+    timer = threading.Timer(limit_s or 0, _end, (process, is_over))
+    guard = threading.Thread(target=_bury, args=(process, mark), daemon=True)
+    guard.start()
+    if limit_s:
+        timer.start()
+    lines: list[str] = []
+    try:
+        for line in process.stdout:
+            if line.strip():
+                lines.append(line.rstrip())
+                tell(lines[-1])
+    finally:
+        timer.cancel()
+        _close(process)
+        guard.join(warden.GRACE_S + 10)
+        process.stdout.close()
+    code = process.wait()
+    found = [int(match[1]) for line in lines if (match := STAGE_CODE.search(line))]
+    return Ending(found[-1] if found and code else code, is_over.is_set(), tuple(lines))
 
 
-def _hand_on(lines: Iterable[str], tell: Callable[[str], None]) -> None:
-    for line in lines:
-        if line.strip():
-            tell(line.rstrip())
+def _end(process: "subprocess.Popen[str]", is_over: threading.Event) -> None:
+    is_over.set()
+    _close(process)
+
+
+def _close(process: "subprocess.Popen[str]") -> None:
+    """Tell the warden to end everything."""
+    assert process.stdin is not None
+    with suppress(OSError, ValueError):
+        process.stdin.close()
+
+
+def _bury(process: "subprocess.Popen[str]", mark: str) -> None:
+    """Wait for the warden, then end whoever outlives it: nobody, unless something killed the warden."""
+    if process.wait() >= 0:
+        return
+    for other in psutil.process_iter():
+        with suppress(psutil.Error):
+            if other.environ().get(MARK) == mark:
+                other.kill()

@@ -1,37 +1,59 @@
-"""The stages of dvc.yaml and a record -> one flow."""
+"""A commit and overrides -> one compression, recorded, and registered if asked."""
 
-from prefect import State, flow, task
-from prefect.cache_policies import NO_CACHE
+from typing import Any
+
+from prefect import State, flow
 from prefect.logging import get_run_logger
-from prefect.states import Completed, Failed
+from prefect.runtime import flow_run
+from prefect.states import Completed
 
-from flows.commands import run, stage_names
-
-
-@flow(log_prints=False, persist_result=False)
-def compress() -> State[None]:
-    """Bring every stage up to date, in the order of dvc.yaml, then make sure that MLflow has the result."""
-    for stage in stage_names():
-        state = reproduce.with_options(task_run_name=stage)(stage, return_state=True)
-        if not state.is_completed():
-            return Failed(message=f"stage {stage} failed")
-    state = record.with_options(task_run_name="record")(return_state=True)
-    return Completed() if state.is_completed() else Failed(message="the result could not be recorded")
+from flows import show
+from flows.cells import describe
+from flows.notify import HOOKS
+from flows.overrides import write
+from flows.pipeline import bring_up_to_date
+from flows.registry import register
+from flows.words import in_words
+from flows.workspace import Workspace, here, open_workspace
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
-def reproduce(stage: str) -> State[None]:
-    """Let DVC run a stage if anything that it depends on has changed."""
-    return _tell(["dvc", "--wait-for-lock", "repro", "--single-item", stage])
+def _name_run() -> str:
+    given = flow_run.parameters
+    overrides = write(given.get("overrides") or {})
+    return f"{given.get('commit') or 'here'}: {overrides or 'as in params.yaml'}"
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
-def record() -> State[None]:
-    """Record the compression in MLflow unless it is there."""
-    return _tell(["python", "-m", "stages.tracking", "--allow-offline"])
+@flow(flow_run_name=_name_run, persist_result=False, log_prints=False, **HOOKS)
+@in_words
+def compress(
+    overrides: dict[str, Any] | None = None,
+    commit: str | None = "HEAD",
+    limits: dict[str, float] | None = None,
+    *,
+    to_register: bool = False,
+) -> State[None]:
+    """Bring every stage up to date, make sure that MLflow has the result, and register it if asked.
+
+    Args:
+        overrides: Dotted keys of params.yaml -> values, such as {"prune.target.macs": "56%"}.
+        commit: A branch, tag or hash, which gets a workspace of its own; null runs in the folder that the flow is
+            started in, as it stands, and takes no overrides.
+        limits: Stage -> minutes after which it is ended.
+        to_register: Whether the result becomes a version in MLflow's registry, the challenger.
+    """
+    tell = get_run_logger().info
+    if commit is None:
+        return _compress(here(), limits or {}, to_register=to_register)
+    with open_workspace(commit, overrides or {}, tell) as place:
+        state = _compress(place, limits or {}, to_register=to_register)
+        place.remove()
+        return state
 
 
-def _tell(command: list[str]) -> State[None]:
-    """Run a command with its lines in the flow's log; a failure is a state and one line, not a traceback."""
-    exit_code = run(command, get_run_logger().info)
-    return Completed() if exit_code == 0 else Failed(message=f"{' '.join(command)} ended with {exit_code}")
+def _compress(place: Workspace, limits: dict[str, float], *, to_register: bool) -> State[None]:
+    outcome = bring_up_to_date(place, limits)
+    show.results(place, outcome)
+    message = describe(outcome)
+    if to_register:
+        message += f"; {register(place)}"
+    return Completed(message=message)

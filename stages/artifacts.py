@@ -29,18 +29,6 @@ PLAN = "pruning_plan.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def stage_homes(artifacts: Path, reports: Path) -> dict[str, Path]:
-    """Say where every stage that decides something leaves its run.json; report only tells of it."""
-    return {
-        "fetch": artifacts / "pretrained",
-        "reference": artifacts / "reference",
-        "importance": artifacts / "importance",
-        "prune": artifacts / "pruned",
-        "finetune": artifacts / "finetuned",
-        "evaluate": reports / "evaluate",
-    }
-
-
 @contextmanager
 def writing(folder: Path) -> Iterator[Path]:
     """Give a temporary folder that becomes `folder` when the block ends well, and vanishes when it does not.

@@ -25,8 +25,6 @@ class Compression:
     """
 
     def __init__(self, artifacts: Path, reports: Path) -> None:
-        from stages.artifacts import stage_homes
-
         self.model, self.released, self.reports = artifacts / "finetuned", artifacts / "released" / "finetuned", reports
         self.homes = stage_homes(artifacts, reports)
 
@@ -89,6 +87,18 @@ class Compression:
             for row in csv.DictReader(_read(self.reports / report / name).decode().splitlines()):
                 step_column, *columns = row
                 yield from ((f"{report}.{key}", int(row[step_column]), float(row[key])) for key in columns if row[key])
+
+
+def stage_homes(artifacts: Path, reports: Path) -> dict[str, Path]:
+    """Say where every stage that decides something leaves its run.json; report only tells of it."""
+    return {
+        "fetch": artifacts / "pretrained",
+        "reference": artifacts / "reference",
+        "importance": artifacts / "importance",
+        "prune": artifacts / "pruned",
+        "finetune": artifacts / "finetuned",
+        "evaluate": reports / "evaluate",
+    }
 
 
 def _read(path: Path) -> bytes:

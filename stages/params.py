@@ -158,8 +158,9 @@ class Target(Section):
     ratio: float | None = Field(None, ge=0, lt=1)
     """Share of the channels to remove; with ranking uniform from every group, as in the paper."""
     macs: Amount | None = None
-    """Multiply-accumulates of one image, without the matrix products inside attention: 3.4e9 or 56%."""
+    """Multiply-accumulates of one image, without the matrix products inside attention: 3.4e9, 56% or 0.56."""
     params: Amount | None = None
+    """As macs: a number below 1 is a share of the dense model's."""
     latency_ms: Amount | None = None
     """Of a forward pass of one image on this device."""
 
@@ -183,7 +184,10 @@ class Target(Section):
         (amount,) = self._given().values()
         if self.ratio is not None:
             return (1 - self.ratio) * dense
-        return float(amount[:-1]) / 100 * dense if isinstance(amount, str) else float(amount)
+        if isinstance(amount, str):
+            return float(amount[:-1]) / 100 * dense
+        is_share = amount < 1 and self.latency_ms is None  # half a millisecond is one, half an operation is not
+        return float(amount) * dense if is_share else float(amount)
 
 
 class CompensateParams(Section):

@@ -46,18 +46,37 @@ def read_yaml(path: Path, model: type[Model]) -> Model:
     Raises:
         InputError: The file is missing, is no YAML, or a value is not allowed; every wrong value is named.
     """
+    return check(read_tree(path, YAML(typ="safe")), model, str(path))
+
+
+def read_tree(path: Path, yaml: YAML) -> Any:  # noqa: ANN401  # YAML may hold anything
+    """Read a YAML file.
+
+    Raises:
+        InputError: The file is missing or no YAML.
+    """
     try:
-        return model.model_validate(YAML(typ="safe").load(path.read_text()))
+        return yaml.load(path.read_text())
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; correct the path to it") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from None
     except YAMLError as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    except ValidationError as error:
-        raise InputError(f"{path}: {'; '.join(_explain(e) for e in error.errors())}") from None
     except (KeyError, RecursionError, ValueError) as error:  # what YAML itself cannot make or nest
         raise InputError(f"{path} is not valid YAML: {first_line(error)}") from None
+
+
+def check(tree: object, model: type[Model], name: str) -> Model:
+    """Make a checked record of what a YAML file holds.
+
+    Raises:
+        InputError: A value is not allowed; every wrong value is named.
+    """
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(f"{name}: {'; '.join(_explain(e) for e in error.errors())}") from None
 
 
 def _explain(error: ErrorDetails) -> str:

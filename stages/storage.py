@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError
 
 from stages.artifacts import check_free, file_sha256, writing
-from stages.errors import InputError, first_line
+from stages.errors import InputError, UnavailableError, first_line
 from stages.params import BUCKET_URI
 from stages.progress import track
 from stages.schema import Frozen, Sha256
@@ -30,6 +30,8 @@ VARIABLE = "ESPALIER_STORE"
 MIB = 1024 * 1024
 PART_BYTES, CONCURRENCY = 16 * MIB, 4
 """Of the transfer manager: it holds no more than their product in memory."""
+SERVER_ERROR = 500
+"""The first status that is the server's fault."""
 FILES_AT_ONCE = 8
 """Small files spend their time waiting for the server."""
 SETTINGS = {
@@ -240,7 +242,13 @@ class Store:
     def _errors(self, what: str, *, missing_is_an_error: bool = True) -> Iterator[None]:
         """Turn what boto3 raises into one line."""
         from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.exceptions import (
+            BotoCoreError,
+            ClientError,
+            NoCredentialsError,
+            PartialCredentialsError,
+            ProfileNotFound,
+        )
 
         try:
             yield
@@ -248,10 +256,16 @@ class Store:
             code = str(error.response["Error"]["Code"])
             if code == "NoSuchKey" and not missing_is_an_error:
                 raise
-            raise InputError(f"{what} in {self.uri}: {ADVICE.get(code, first_line(error))}") from None
+            is_down = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= SERVER_ERROR
+            kind = UnavailableError if is_down else InputError
+            raise kind(f"{what} in {self.uri}: {ADVICE.get(code, first_line(error))}") from None
         except (BotoCoreError, Boto3Error) as error:
-            advice = next((text for code, text in ADVICE.items() if f"({code})" in str(error)), first_line(error))
-            raise InputError(f"{what} in {self.uri}: {advice}") from None
+            advice = next((text for code, text in ADVICE.items() if f"({code})" in str(error)), None)
+            if advice:
+                raise InputError(f"{what} in {self.uri}: {advice}") from None
+            is_ours = isinstance(error, (NoCredentialsError, PartialCredentialsError, ProfileNotFound))
+            kind = InputError if is_ours else UnavailableError
+            raise kind(f"{what} in {self.uri}: {first_line(error)}") from None
         except OSError as error:
             raise InputError(f"{what} in {self.uri}: {error.strerror or error}; free some space") from None
 

@@ -6,9 +6,11 @@ the middle, loses nothing, and nothing is there twice.
 
 import csv
 import os
+import re
 import shutil
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,7 @@ from pydantic import Field, ValidationError
 
 from stages import telemetry
 from stages.compression import Compression
-from stages.errors import InputError, first_line
+from stages.errors import InputError, UnavailableError, first_line
 from stages.schema import Frozen, Sha256
 
 if TYPE_CHECKING:
@@ -108,7 +110,10 @@ def send(folder: Path) -> tuple[str, bool]:
     from filelock import FileLock
 
     with FileLock(folder.parent / ".lock"):  # one folder is sent by one process at a time
-        kept, client = _read_kept(folder), connect()
+        client = connect()
+        if not folder.exists() and (run_id := find_run(client, folder.name)):
+            return run_id, False  # another process sent it while we waited
+        kept = _read_kept(folder)
         run_id = find_run(client, kept.compression)
         new = run_id is None
         if run_id is None:
@@ -123,12 +128,57 @@ def record(compression: Compression, unsent: Path) -> tuple[str, bool]:
     return send(keep(compression, unsent))
 
 
+def fetch_report(run_id: str, name: str, folder: Path) -> Path:
+    """Download a file of a run's reports: where it lies now.
+
+    Raises:
+        UnavailableError: The server does not give it.
+    """
+    try:
+        return Path(connect().download_artifacts(run_id, f"reports/{name}", str(folder)))
+    except Exception as error:  # noqa: BLE001  # any fault of a server
+        raise UnavailableError(f"MLflow does not give {name} of run {run_id} ({first_line(error)})") from None
+
+
+def record_folder(name: str, content: str, params: Mapping[str, str], folder: Path) -> str:
+    """Make sure that a folder is there as the artifacts of a run of its own: the run's id.
+
+    Args:
+        name: Of the run.
+        content: What tells it from others; the same content has one run, which gets the folder anew.
+        params: Of the run.
+        folder: What to send.
+
+    Raises:
+        UnavailableError: The server does not take it.
+    """
+    from mlflow.entities import Param
+
+    try:
+        client = connect()
+        run_id = find_run(client, content)
+        if run_id is None:
+            tags = {COMPRESSION_TAG: content}
+            run_id = str(client.create_run(_experiment(client), tags=tags, run_name=name).info.run_id)
+            client.log_batch(run_id, params=[Param(key, value) for key, value in params.items()])
+        client.log_artifacts(run_id, str(folder))
+        client.set_terminated(run_id, "FINISHED")
+    except Exception as error:  # noqa: BLE001  # any fault of a server
+        raise UnavailableError(f"MLflow does not take {name} ({first_line(error)})") from None
+    return run_id
+
+
 def connect() -> "MlflowClient":
     """Open the tracking server that MLFLOW_TRACKING_URI names; without one, a file here."""
     prepare()
+    from filelock import FileLock
     from mlflow import MlflowClient
 
-    return MlflowClient()
+    file = database()
+    if file is None or file.exists():
+        return MlflowClient()
+    with FileLock(f"{file}.lock"):  # two processes at once would both make its tables
+        return MlflowClient()
 
 
 def prepare() -> None:
@@ -183,12 +233,20 @@ def _experiment(client: "MlflowClient") -> str:
     found = client.get_experiment_by_name(EXPERIMENT)
     if found is None:
         try:
-            return str(client.create_experiment(EXPERIMENT))
+            file = database()
+            beside = (file.parent / "mlruns").as_uri() if file else None  # else the server knows
+            return str(client.create_experiment(EXPERIMENT, artifact_location=beside))
         except MlflowException:  # another process made it between the two calls
             found = client.get_experiment_by_name(EXPERIMENT)
             if found is None:
                 raise
     return str(found.experiment_id)
+
+
+def database() -> Path | None:
+    """Give the file that the record is, where it is a file whose place does not depend on where we are."""
+    found = re.fullmatch(r"sqlite:///(/.+)", os.environ.get("MLFLOW_TRACKING_URI", ""))
+    return Path(found[1]) if found else None
 
 
 def _read_kept(folder: Path) -> Kept:
@@ -221,7 +279,7 @@ def main(artifacts: Path, reports: Path, unsent: Path, *, allow_offline: bool) -
                 "one, or by: python -m stages.tracking"
             )
             if not allow_offline:
-                raise InputError(message) from None
+                raise UnavailableError(message) from None
             click.echo(f"Warning: {message}", err=True)
             return
         click.echo(f"MLflow run {run_id}: {'recorded' if new else 'this compression was recorded before'}")

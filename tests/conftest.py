@@ -1,5 +1,6 @@
 """Small models, images and params that many tests share."""
 
+import fcntl
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from stages.params import Params, load_params
 from stages.protocol.protocol import Protocol
 
 ROOT = Path(__file__).parents[1]
-pytest_plugins = ["tests.swift", "tests.servers"]
+pytest_plugins = ["tests.swift", "tests.servers", "tests.orchestra"]
 
 TINY = {
     "sample_size": 8,
@@ -29,6 +30,35 @@ TINY = {
     "attention_head_dim": None,
     "downsample_padding": 0,
 }
+SLOW = [
+    "pipeline/test_pipeline.py",
+    "storage/test_storage.py",
+    "fetch/test_s3.py",
+    "pipeline/test_faults.py",
+    "pipeline/test_bad_input.py",
+    "pipeline/test_remote.py",
+    "pipeline/test_registry.py",
+    "pipeline/test_page.py",
+]
+"""Workers take whole files in this order: one makes the finished workspace while another does what needs none."""
+
+
+def pytest_collection_modifyitems(config, items):
+    """Let workers begin with the slowest files and end with those that compare times; the order in each file stays."""
+    if hasattr(config, "workerinput"):
+        order = {ROOT / "tests" / name: place for place, name in enumerate(SLOW)}
+        timed = {item.path for item in items if item.get_closest_marker("timed")}
+        items.sort(key=lambda item: order.get(item.path, len(SLOW) + (item.path in timed)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Let a test that compares times wait until no other worker runs a test, and those wait for it."""
+    if not hasattr(item.config, "workerinput"):
+        return (yield)
+    with Path(__file__).open() as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX if item.get_closest_marker("timed") else fcntl.LOCK_SH)
+        return (yield)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+from botocore.retries.standard import ExponentialBackoff
 
 from stages.storage import Store
 
@@ -53,14 +54,15 @@ use = egg:swift#slo
 
 
 def free_ports(count):
-    """Find ports that nobody listens on."""
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+    """Find ports that nobody listens on, below those that the system gives to clients until a server is up."""
+    with contextlib.ExitStack() as stack:
+        ports = []
+        while len(ports) < count:
+            one, port = stack.enter_context(socket.socket()), 20_000 + secrets.randbelow(12_000)
+            with contextlib.suppress(OSError):
+                one.bind(("127.0.0.1", port))
+                ports.append(port)
+        return ports
 
 
 def wait_for(port, seconds=30):
@@ -191,7 +193,9 @@ def swift(tmp_path_factory):
 
 @pytest.fixture
 def credentials(monkeypatch):
-    """Those of the server, and no others of this machine."""
+    """Those of the server, and no others of this machine; between as many tries as ever the waits are short."""
+    delay_amount = ExponentialBackoff.delay_amount
+    monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *of: delay_amount(*of) / 20)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("AWS_REGION", "us-east-1")

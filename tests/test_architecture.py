@@ -10,8 +10,8 @@ import grimp
 import pytest
 from ruamel.yaml import YAML
 
-from flows.commands import stage_names
-from stages.artifacts import stage_homes
+from flows.workspace import here
+from stages.compression import stage_homes
 from stages.params import Params
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +31,7 @@ def test_a_stage_is_called_by_one_word_everywhere(monkeypatch):
     beside = "register"  # writes to a server, not to a file, so DVC cannot know of it
     folders = {path.parent.name for path in (ROOT / "stages").glob("*/__main__.py")}
     assert {*words, last, beside} == folders
-    assert [*words, last] == stage_names()
+    assert [*words, last] == [stage.name for stage in here().stages]
 
 
 @pytest.mark.parametrize("stage", DVC)

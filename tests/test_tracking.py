@@ -152,7 +152,7 @@ def test_a_server_that_is_away_does_not_stop_the_work(compression, monkeypatch):
     assert compression
     lenient, strict = (CliRunner().invoke(main, options) for options in (["--allow-offline"], []))
 
-    assert (lenient.exit_code, strict.exit_code) == (0, 1)
+    assert (lenient.exit_code, strict.exit_code) == (0, 75)  # EX_TEMPFAIL: another try makes sense
     for result in (lenient, strict):
         assert "or by: python -m stages.tracking" in result.output
 

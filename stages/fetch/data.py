@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 
 from stages.artifacts import Images, write_images
 from stages.diffusion.families import Denoiser
-from stages.errors import InputError, first_line
+from stages.errors import InputError, UnavailableError, first_line
 from stages.params import BundledSource, FolderData, HubData, S3Data
 from stages.seeds import generator
 from stages.storage import Store
@@ -107,7 +107,8 @@ def _open_hub(source: HubData) -> Iterator[tuple[str, Image.Image]]:
         rows = load_dataset(source.repo, revision=source.revision, split=source.split)
     except (DatasetsError, OSError, ValueError) as error:
         reason = first_line(error)
-        raise InputError(f"dataset {source.repo} at {source.revision}, split {source.split}: {reason}") from None
+        kind = UnavailableError if isinstance(error, ConnectionError) else InputError
+        raise kind(f"dataset {source.repo} at {source.revision}, split {source.split}: {reason}") from None
     if not isinstance(rows.features.get(source.column), ImageFeature):
         raise InputError(
             f"{source.repo} has no image column {source.column!r}; its columns: {', '.join(rows.features)}"

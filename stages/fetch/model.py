@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.constants import HF_HUB_OFFLINE
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from stages.artifacts import WEIGHTS, copy_file, file_sha256, read_json
 from stages.diffusion.families import Denoiser, example_inputs
 from stages.diffusion.models import component, read_scheduler, read_unet, require_unconditional, write_pipeline
-from stages.errors import InputError, first_line
+from stages.errors import InputError, UnavailableError, first_line
 from stages.params import BundledSource, FolderModel, HubModel, S3Model
 from stages.storage import Store
 
@@ -96,7 +97,9 @@ def _download(source: HubModel) -> Path:
     try:
         return Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=PARTS))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
-        raise InputError(
+        is_down = isinstance(error, LocalEntryNotFoundError) and not HF_HUB_OFFLINE
+        kind = UnavailableError if is_down else InputError
+        raise kind(
             f"{source.repo} at {source.revision} is neither in the Hub's cache nor to be had from the Hub "
             f"({first_line(error)}); "
             "connect, set HF_HOME to a cache that holds it, or set fetch.model to a local folder"

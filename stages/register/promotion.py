@@ -31,6 +31,13 @@ class Decision:
         """Whether the aliases were moved."""
         return all(check.passed for check in self.checks)
 
+    def told(self) -> str:
+        """Say in one line what came of it."""
+        refused = sum(not check.passed for check in self.checks)
+        if refused:
+            return f"{self.uri} is refused, by {refused} of {len(self.checks)} checks; no alias was moved"
+        return f"{self.uri} is the champion{f', after {self.replaces}' if self.replaces else ''}"
+
 
 def promote(name: str, uri: str | None, policy: Policy, why: str | None) -> Decision:
     """Decide whether a version becomes champion, write that down with the reasons, and move the aliases.

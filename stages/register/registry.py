@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages import tracking
-from stages.errors import InputError, first_line
+from stages.errors import InputError, UnavailableError, first_line
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -20,6 +20,8 @@ OURS = "finetuned"
 """Which model of a compression becomes a version."""
 MODEL, EVIDENCE = "artifacts/model", "artifacts/evidence"
 """Folders of a version: what diffusers opens, and what proves it."""
+NETWORK = ("requests.", "urllib3.")
+"""Modules whose errors are those of a network."""
 URI = r"models:/([^/@]+)(?:/(\d{1,9})|@([\w-]+))"
 
 
@@ -139,7 +141,17 @@ def errors(what: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # noqa: BLE001  # a server may answer anything, and MLflow stumble over it anywhere
-        raise InputError(f"the MLflow registry {what}: {first_line(error)}") from None
+        kind = UnavailableError if _is_of_the_network(error) else InputError
+        raise kind(f"the MLflow registry {what}: {first_line(error)}") from None
+
+
+def _is_of_the_network(error: BaseException | None) -> bool:
+    """Say whether an error is, or came of, a server that does not answer."""
+    while error is not None:
+        if isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.startswith(NETWORK):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _check_name(name: str) -> None:

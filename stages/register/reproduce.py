@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from stages.artifacts import PLAN, RUN_RECORD, WEIGHTS, copy_file, file_sha256, read_json, read_tensors, stage_homes
+from stages.artifacts import PLAN, RUN_RECORD, WEIGHTS, copy_file, file_sha256, read_json, read_tensors
+from stages.compression import stage_homes
 from stages.errors import InputError, first_line, without_password
 from stages.protocol.record import METRICS, Record, read_record
 from stages.register.ledger import who

@@ -14,6 +14,7 @@ import click
 def main(models: Path, reports: Path, summary: Path, released: Path, page: Path) -> None:
     """Write the results table, the figures, the page, and a card beside every model."""
     from stages import artifacts
+    from stages.compression import stage_homes
     from stages.provenance import write_run_record
     from stages.report.card import release
     from stages.report.figures import draw_figures
@@ -21,7 +22,7 @@ def main(models: Path, reports: Path, summary: Path, released: Path, page: Path)
     from stages.report.story import read_story
     from stages.report.summary import write_summary
 
-    homes = artifacts.stage_homes(models, reports)
+    homes = stage_homes(models, reports)
     inputs = [*homes.values(), reports / "finetune", reports / "importance"]
     artifacts.check_free(summary, released, inputs=inputs, stage="report")
     check_page(page, [*inputs, summary, released])

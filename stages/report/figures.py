@@ -3,6 +3,8 @@
 import io
 import itertools
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -24,10 +26,18 @@ SIZE_INCHES = (4.8, 3.1)
 
 def draw_figures(story: Story) -> dict[str, dict[str, bytes]]:
     """Draw every figure: name -> theme -> SVG, the same bytes for the same story."""
-    return {name: {theme: _draw(draw, story, theme) for theme in THEMES} for name, draw in FIGURES.items()}
+    return {
+        name: {theme: draw_figure(partial(_tell, draw, story), theme) for theme in THEMES}
+        for name, draw in FIGURES.items()
+    }
 
 
-def _draw(draw: Callable[[Axes, Story], None], story: Story, theme: str) -> bytes:
+def _tell(draw: Callable[[Axes, Story], None], story: Story, axis: Axes) -> None:
+    draw(axis, story)
+
+
+def draw_figure(draw: Callable[[Axes], None], theme: str, kind: Literal["svg", "png"] = "svg") -> bytes:
+    """Draw one figure in the colours of a theme, the same bytes for the same figure."""
     colours = {**THEMES[theme]}
     text = colours["text.color"]
     style = {
@@ -43,12 +53,12 @@ def _draw(draw: Callable[[Axes, Story], None], story: Story, theme: str) -> byte
     }
     with mpl.rc_context(style):  # type: ignore[arg-type]  # it takes any dict of settings
         figure = Figure(figsize=SIZE_INCHES, layout="constrained")
-        figure.patch.set_alpha(0)
         axis = figure.subplots()
         axis.set_axisbelow(True)
-        draw(axis, story)
+        draw(axis)
         target = io.BytesIO()
-        figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None})
+        dates = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
+        figure.savefig(target, format=kind, metadata=dates[kind], dpi=160, transparent=kind == "svg")
     return target.getvalue()
 
 
@@ -69,7 +79,7 @@ def _pareto(axis: Axes, story: Story) -> None:
     where = (0.02, story.record.floor_fid)
     axis.annotate("real halves", where, xycoords=("axes fraction", "data"), va="bottom", fontsize=8)
     axis.set(xlabel="million MACs a pass", ylabel="FID (logarithmic)", xlim=(0, None))
-    _plain_log(axis)
+    plain_log(axis)
     axis.legend()
 
 
@@ -77,7 +87,7 @@ def _recovery(axis: Axes, story: Story) -> None:
     """Held-out loss of the moving average while finetuning."""
     axis.plot(*zip(*story.curve, strict=True), marker="o", markersize=3, color=COLOURS["finetuned"])
     axis.set(xlabel="step", ylabel="held-out loss (logarithmic)")
-    _plain_log(axis)
+    plain_log(axis)
 
 
 def _widths(axis: Axes, story: Story) -> None:
@@ -116,7 +126,7 @@ def _throughput(axis: Axes, story: Story) -> None:
     axis.set(xlabel="batch", ylabel="images per second", xscale="log")
     axis.set_xticks(batches, [str(batch) for batch in batches])
     axis.minorticks_off()
-    _plain_log(axis)
+    plain_log(axis)
     axis.legend()
 
 
@@ -135,7 +145,7 @@ def _speed_up(axis: Axes, story: Story) -> None:
     axis.set(xlabel="times as fast as dense", xlim=(0, None))
 
 
-def _plain_log(axis: Axes) -> None:
+def plain_log(axis: Axes) -> None:
     """Make the vertical axis logarithmic, with plain numbers."""
     axis.set_yscale("log")
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -9,7 +9,8 @@ from huggingface_hub import ModelCard
 from PIL import Image, UnidentifiedImageError
 from pydantic import ValidationError
 
-from stages.artifacts import PLAN, RUN_RECORD, WEIGHTS, file_sha256, read_bytes, read_json, read_shapes, stage_homes
+from stages.artifacts import PLAN, RUN_RECORD, WEIGHTS, file_sha256, read_bytes, read_json, read_shapes
+from stages.compression import stage_homes
 from stages.errors import InputError, first_line
 from stages.params import FinetuneParams, PruneParams
 from stages.protocol.record import DENSE, Record, read_record

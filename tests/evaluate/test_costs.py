@@ -80,6 +80,7 @@ def test_what_fits_is_not_left_out(unet):
     assert row.peak_bytes == many
 
 
+@pytest.mark.timed
 def test_a_speed_up_is_a_median_of_ratios_with_its_interval(make_unet):
     """The model against itself is as fast as itself; a smaller one is faster, within an interval around its median."""
     models = {"dense": make_unet(sample_size=32), "small": make_unet(sample_size=32, block_out_channels=(4, 8))}

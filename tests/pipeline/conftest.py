@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from ruamel.yaml import YAML
 
 from stages.artifacts import file_sha256
@@ -129,8 +130,26 @@ def make_workspace(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def finished(make_workspace):
-    """A workspace in which the pipeline ran once; tests leave it up to date."""
-    workspace = make_workspace("finished")
-    assert workspace.repro() == ["fetch", "reference", "importance", "prune", "finetune", "evaluate", "report"]
+def finished(make_workspace, tmp_path_factory):
+    """A workspace in which the pipeline ran once; tests leave it up to date. Every worker has its own."""
+
+    def make():
+        workspace = make_workspace("finished")
+        assert workspace.repro() == ["fetch", "reference", "importance", "prune", "finetune", "evaluate", "report"]
+        return workspace
+
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return make()
+    pristine = tmp_path_factory.getbasetemp().parent / "finished"  # which all workers share
+    with FileLock(f"{pristine}.lock"):
+        if not pristine.exists():
+            workspace = make()
+            ignore = shutil.ignore_patterns("mlflow.db", "mlruns")  # they name the place where they lie
+            shutil.copytree(workspace.path, f"{pristine}.part", ignore=ignore, symlinks=True)
+            Path(f"{pristine}.part").rename(pristine)
+            return workspace
+    workspace = Workspace(tmp_path_factory.mktemp("finished") / "project")
+    shutil.copytree(pristine, workspace.path, symlinks=True)
+    recorded = workspace.run("python", "-m", "stages.tracking")
+    assert recorded.returncode == 0, recorded.stdout + recorded.stderr
     return workspace

@@ -255,6 +255,7 @@ def test_scores_decide_under_global_ranking(models, magnitude_of):
     assert len(set(shares["global"])) > len(set(shares["uniform"]))
 
 
+@pytest.mark.timed
 def test_a_latency_is_met_on_this_device(models, magnitude_of):
     """Asked relative to the dense model; what was found is a measurement, within 5 % of what was asked."""
     unet = models["several"]

@@ -5,7 +5,8 @@ import subprocess
 
 import pytest
 
-from stages.artifacts import read_json, read_tensors, stage_homes, write_json, write_tensors
+from stages.artifacts import read_json, read_tensors, write_json, write_tensors
+from stages.compression import stage_homes
 from stages.errors import InputError, without_password
 from stages.register.lineage import FILES, Lineage, hash_outputs
 from stages.register.registry import EVIDENCE, MODEL

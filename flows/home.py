@@ -1,0 +1,204 @@
+"""What runs share on one machine: the repository that they are cloned from, and the folder of workspaces and locks."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from flows.git import ask_git, tell_git
+from flows.overrides import Overrides, apply
+from stages.errors import InputError, UnavailableError, without_password
+
+REPOSITORY = "ESPALIER_REPOSITORY"
+"""Of the environment: what runs are cloned from, a folder or an address; without it the folder we are in."""
+HOME = "ESPALIER_HOME"
+"""Of the environment: where workspaces, locks, sweeps and unsent records lie; else .espalier in the repository."""
+NAMES_TOLD = 3
+Tell = Callable[[str], None]
+"""Takes a line for the log."""
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where runs of one repository live on this machine."""
+
+    repository: str
+    root: Path
+
+    @classmethod
+    def find(cls) -> "Home":
+        """Read the environment, and let this process and all that it starts keep one record in MLflow.
+
+        Raises:
+            InputError: The repository is elsewhere, and no folder is named.
+        """
+        repository, root = os.environ.get(REPOSITORY) or str(Path.cwd()), os.environ.get(HOME)
+        if not root and not Path(repository).is_dir():
+            place = without_password(repository)
+            raise InputError(f"{REPOSITORY} is {place}, no folder here; set {HOME} to one for workspaces and cache")
+        home = cls(repository, Path(root).resolve() if root else Path(repository).resolve() / ".espalier")
+        make_folder(home.root / "locks")
+        os.environ["MLFLOW_TRACKING_URI"] = home._tracking_uri()
+        return home
+
+    @property
+    def is_local(self) -> bool:
+        """Whether runs are cloned from a folder of this machine."""
+        return Path(self.repository).is_dir()
+
+    @property
+    def source(self) -> Path:
+        """The folder to clone from: the repository, or its mirror."""
+        return Path(self.repository).resolve() if self.is_local else self.root / "mirrors" / hash_json(self.repository)
+
+    def _tracking_uri(self) -> str:
+        """Give MLflow's address for those who work elsewhere, too: a relative file would be another one there."""
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+        relative = re.fullmatch(r"sqlite:///([^/].*)", uri)
+        base = Path(self.repository).resolve() if self.is_local and not os.environ.get(HOME) else self.root
+        return f"sqlite:///{base / relative[1]}" if relative else uri
+
+    def resolve(self, commit: str, tell: Tell) -> str:
+        """Find the hash of a branch, tag or hash in the repository as it is now.
+
+        Raises:
+            InputError: There is none.
+            UnavailableError: The repository does not answer.
+        """
+        if not self.is_local:
+            self._mirror(tell)
+        found = (
+            None if commit.startswith("-") else ask_git(self.source, "rev-parse", "--verify", f"{commit}^{{commit}}")
+        )
+        if not found:
+            place = without_password(self.repository)
+            raise InputError(f"{place} has no commit {commit!r}; give a branch, tag or hash of it")
+        if self.is_local and commit == "HEAD":
+            self._warn(found, tell)
+        return found
+
+    def params(self, commit: str) -> str:
+        """Read params.yaml as it stands in a commit.
+
+        Raises:
+            InputError: It has none.
+        """
+        params = ask_git(self.source, "show", f"{commit}:params.yaml")
+        if params is None:
+            raise InputError(f"commit {commit[:12]} has no params.yaml; give a commit of this project")
+        return f"{params}\n"
+
+    def check(self, commit: str, cells: list[dict[str, Any]]) -> None:
+        """Check many overrides before anything is cloned.
+
+        Raises:
+            InputError: One of them is not allowed.
+        """
+        with tempfile.TemporaryDirectory() as temporary:
+            path = Path(temporary) / "params.yaml"
+            path.write_text(self.params(commit))
+            for overrides in cells:
+                apply(overrides, path)
+
+    def clone(self, commit: str, path: Path) -> None:
+        """Clone a commit, whole or not at all; whatever of it was there by halves goes.
+
+        Raises:
+            InputError: git cannot.
+        """
+        make_folder(path.parent)
+        for torn in [path, *path.parent.glob(f".{path.name}.*")]:
+            shutil.rmtree(torn, ignore_errors=True)
+        origin = ask_git(self.source, "config", "--get", "remote.origin.url")
+        with _renamed(path) as temporary:
+            for place, command in (
+                (None, ["clone", "--quiet", "--no-checkout", "--", str(self.source), str(temporary)]),
+                (temporary, ["checkout", "--quiet", "--detach", commit]),
+                # Where a version can be had from is told by the repository's own remote, not by a folder of here.
+                (temporary, ["remote", *(["set-url", "origin", origin] if origin else ["remove", "origin"])]),
+            ):
+                if complaint := tell_git(place, *command):
+                    repository = without_password(self.repository)
+                    raise InputError(f"no workspace for {commit[:12]} of {repository}: {complaint}")
+
+    def _mirror(self, tell: Tell) -> None:
+        """Bring the mirror of the repository up to date."""
+        make_folder(self.source.parent)
+        with locked(self.source.with_suffix(".lock"), tell):
+            if self.source.is_dir():
+                complaint = tell_git(self.source, "remote", "update", "--prune")
+            else:
+                temporary = Path(tempfile.mkdtemp(dir=self.source.parent))
+                complaint = tell_git(None, "clone", "--quiet", "--mirror", "--", self.repository, str(temporary))
+                if complaint:
+                    shutil.rmtree(temporary)
+                else:
+                    temporary.rename(self.source)
+        if complaint:
+            raise UnavailableError(f"{without_password(self.repository)} cannot be cloned: {complaint}")
+
+    def _warn(self, found: str, tell: Tell) -> None:
+        """Say where a checkout holds what its commit does not."""
+        changed = ask_git(self.source, "status", "--porcelain", "--untracked-files=no")
+        names = [line[3:] for line in (changed or "").splitlines()]
+        if names:
+            more = f" and {len(names) - NAMES_TOLD} more" if len(names) > NAMES_TOLD else ""
+            some = f"{', '.join(names[:NAMES_TOLD])}{more}"
+            tell(f"Warning: this run takes commit {found[:12]}, since which {some} changed")
+
+
+def hash_overrides(overrides: Overrides) -> str:
+    """Name overrides, in whatever order."""
+    return hash_json(dict(overrides))[:12]
+
+
+def hash_json(content: Any) -> str:  # noqa: ANN401  # whatever JSON takes
+    """Name a value by its content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@contextmanager
+def locked(path: Path, tell: Tell) -> Iterator[None]:
+    """Keep other processes out; the lock dies with its owner."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        tell(f"waiting for another run, which is at the same work ({path.stem[:25]})")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it.
+
+    Raises:
+        InputError: The place cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made ({error.strerror}); set {HOME} to a folder that can") from None
+
+
+@contextmanager
+def _renamed(path: Path) -> Iterator[Path]:
+    """Give a temporary folder that becomes `path` when the block ends well, and vanishes when it does not."""
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield temporary
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

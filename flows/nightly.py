@@ -1,0 +1,61 @@
+"""The base of today -> a version, and a champion if it is better."""
+
+from typing import Any
+
+from prefect import State, flow
+from prefect.logging import get_run_logger
+from prefect.states import Completed, Failed
+
+from flows import show
+from flows.notify import HOOKS, REFUSED
+from flows.overrides import write
+from flows.pipeline import bring_up_to_date
+from flows.registry import POLICY, act, promote, register
+from flows.words import in_words
+from flows.workspace import open_workspace
+
+
+@flow(flow_run_name="{commit}", persist_result=False, on_failure=HOOKS["on_failure"], on_crashed=HOOKS["on_crashed"])
+@in_words
+def nightly(
+    overrides: dict[str, Any] | None = None,
+    commit: str = "HEAD",
+    policy: str = POLICY,
+    limits: dict[str, float] | None = None,
+) -> State[Any]:
+    """Compress the current base, register the result, and promote it, or say why not.
+
+    Args:
+        overrides: Dotted keys of params.yaml -> values.
+        commit: A branch, tag or hash.
+        policy: What a version must show; a path in the commit.
+        limits: Stage -> minutes after which it is ended.
+    """
+    with open_workspace(commit, overrides or {}, get_run_logger().info) as place:
+        outcome = bring_up_to_date(place, limits or {})
+        show.results(place, outcome)
+        uri = register(place)
+        state: State[Any] | None = act("look up", lambda: _decided(uri))
+        if state is None:
+            name = uri.removeprefix("models:/").partition("/")[0]
+            why = f"nightly of {str(place.commit)[:12]}, {write(overrides or {}) or 'as in params.yaml'}"
+            decided = promote(name, uri, str(place.path / policy), why, return_state=True)
+            kind = Completed if decided.is_completed() else Failed
+            state = kind(name=decided.name, message=decided.message)  # a flow's own, or Prefect words it anew
+        place.remove()
+        return state
+
+
+def _decided(uri: str) -> State[None] | None:
+    """Say what became of a version that an earlier run made: nothing was changed since."""
+    from stages.register.registry import CHAMPION, GATE, Registry
+
+    registry = Registry()
+    version = registry.find(uri)
+    champion = registry.by_alias(version.name, CHAMPION)
+    if champion is not None and champion.version == version.version:
+        return Completed(message=f"nothing has changed, {uri} is the champion already")
+    verdict = version.tags.get(GATE, "")
+    if verdict.startswith("refused"):
+        return Completed(name=REFUSED, message=f"nothing has changed since {uri} was {verdict}")
+    return None

@@ -1,0 +1,54 @@
+"""What a run found -> artifacts on Prefect's page: results, pictures, links."""
+
+import base64
+import io
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
+
+from flows.workspace import Workspace
+from stages.errors import without_password
+
+if TYPE_CHECKING:
+    from flows.pipeline import Outcome
+
+PICTURE_PIXELS = 1200
+"""Width of a picture on the page, at most."""
+
+
+def results(place: Workspace, outcome: "Outcome") -> None:
+    """Show the results table, the picture of equal seeds, cost against quality, and the way to MLflow."""
+    summary = place.path / "reports" / "summary"
+    create_markdown_artifact(
+        (summary / "results.md").read_text(), key="results", description="Dense, pruned, finetuned"
+    )
+    picture("samples", summary / "summary.png", "The same seeds drawn by each model")
+    picture("pareto", summary / "pareto.svg", "Quality against cost")
+    if outcome.mlflow_run:
+        link(outcome.mlflow_run)
+
+
+def link(run_id: str) -> None:
+    """Show where in MLflow a run is; without a server there is nothing to link to."""
+    uri = without_password(os.environ.get("MLFLOW_TRACKING_URI", ""))
+    if uri.startswith("http"):
+        create_link_artifact(f"{uri.rstrip('/')}/#/runs/{run_id}", key="mlflow", link_text=f"MLflow run {run_id}")
+
+
+def picture(key: str, path: Path, description: str) -> None:
+    """Show a picture within the page itself, since a browser cannot reach the files of a worker."""
+    kind, content = ("svg+xml", path.read_bytes()) if path.suffix == ".svg" else ("png", _shrink(path))
+    text = f"![{description}](data:image/{kind};base64,{base64.b64encode(content).decode()})"
+    create_markdown_artifact(text, key=key, description=description)
+
+
+def _shrink(path: Path) -> bytes:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        image.thumbnail((PICTURE_PIXELS, 10 * PICTURE_PIXELS))
+        target = io.BytesIO()
+        image.save(target, format="PNG", optimize=True)
+    return target.getvalue()

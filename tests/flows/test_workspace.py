@@ -1,0 +1,661 @@
+"""A commit and overrides -> a workspace: from real git repositories, with the project's own dvc.yaml."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from configobj import ConfigObj
+from hypothesis import given, strategies
+from ruamel.yaml import YAML
+
+from flows.home import HOME, REPOSITORY, Home, hash_overrides
+from flows.workspace import LINKS, here, open_workspace
+from stages.errors import InputError, UnavailableError
+
+AUTHOR = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+TRACKING = "MLFLOW_TRACKING_URI"
+OPEN = """
+import sys
+from flows.workspace import open_workspace
+
+with open_workspace("HEAD", {"finetune.steps": 7}, lambda line: print(line, flush=True)):
+    print("inside", flush=True)
+    sys.stdin.read()
+"""
+ALONE = """
+import sys
+from pathlib import Path
+from flows.workspace import Workspace
+
+place = Workspace(Path(), Path(), "another", locks=Path(sys.argv[1]))
+for key in ("other work", sys.argv[2]):
+    with place.alone(key, print):
+        print(key)
+"""
+
+
+def git(folder, *arguments):
+    """Let git do something: what it says."""
+    said = subprocess.run(["git", *AUTHOR, *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stderr
+    return said.stdout.strip()
+
+
+def commit(folder, message="x"):
+    """Commit everything: the hash."""
+    git(folder, "add", "--all")
+    git(folder, "commit", "-qm", message)
+    return git(folder, "rev-parse", "HEAD")
+
+
+def make_project(root, path):
+    """Make a small project with one commit."""
+    (path / ".dvc").mkdir(parents=True)
+    for name in ("params.yaml", "dvc.yaml", ".gitignore", ".dvc/config"):
+        shutil.copyfile(root / name, path / name)
+    (path / ".dvc" / ".gitignore").write_text("/config.local\n/cache\n/tmp\n")
+    git(path, "init", "-q")
+    commit(path)
+    return path
+
+
+def read(path):
+    """Read YAML."""
+    return YAML(typ="safe").load(path.read_text())
+
+
+def all_files(folder):
+    """Every file of a checkout, with its content; what runs keep of their own is not of it."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and ".espalier" not in path.parts}
+
+
+@pytest.fixture
+def project(root, tmp_path, monkeypatch):
+    """The project that we are in, with no word of others in the environment."""
+    path = make_project(root, tmp_path / "project")
+    for name in (HOME, REPOSITORY):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(TRACKING, "sqlite:///mlflow.db")  # whatever becomes of it, monkeypatch restores what was there
+    monkeypatch.chdir(path)
+    return path
+
+
+@pytest.fixture
+def elsewhere(project, tmp_path, monkeypatch):
+    """The same project as an address; we are in a folder that is none."""
+    here_ = tmp_path / "worker"
+    here_.mkdir()
+    monkeypatch.chdir(here_)
+    monkeypatch.setenv(REPOSITORY, f"file://{project}")
+    monkeypatch.setenv(HOME, str(tmp_path / "home"))
+    return SimpleNamespace(origin=project, home=tmp_path / "home")
+
+
+@pytest.fixture
+def enter():
+    """Open a workspace and leave it: what it was, and what was told."""
+
+    def once(commit_="HEAD", **overrides):
+        said = []
+        with open_workspace(commit_, {key.replace("__", "."): it for key, it in overrides.items()}, said.append) as it:
+            return SimpleNamespace(place=it, path=it.path, said=said, params=read(it.path / "params.yaml"))
+
+    return once
+
+
+def config(place):
+    """Read what DVC is told in a workspace alone."""
+    return ConfigObj(str(place.path / ".dvc" / "config.local"), list_values=False)
+
+
+def test_the_commit_is_cloned_and_not_the_folder(project, enter):
+    """What is not committed stays out, with a warning that names it; the checkout is not touched."""
+    first = git(project, "rev-parse", "HEAD")
+    (project / "dvc.yaml").write_text("stages: {}\n")
+    (project / "new").write_text("new")
+    git(project, "add", "new")
+    before, index = all_files(project), git(project, "status", "--porcelain")
+
+    found = enter(finetune__steps=7)
+
+    assert found.place.commit == first == git(found.path, "rev-parse", "HEAD")
+    assert not (found.path / "new").exists()
+    assert "fetch" in [stage.name for stage in found.place.stages]
+    assert found.said == [f"Warning: this run takes commit {first[:12]}, since which dvc.yaml, new changed"]
+    assert (git(project, "status", "--porcelain"), all_files(project)) == (index, before)
+
+
+def test_an_older_commit_is_had_by_hash_branch_and_tag(project, enter):
+    """All three are the same workspace; a commit by name needs no warning of what changed."""
+    first = git(project, "rev-parse", "HEAD")
+    git(project, "branch", "old")
+    git(project, "tag", "-a", "v1", "-m", "v1")
+    (project / "params.yaml").write_text((project / "params.yaml").read_text().replace("seed: 0", "seed: 5"))
+    commit(project)
+
+    found = [enter(name) for name in (first, first[:9], "old", "v1")]
+
+    assert {it.path for it in found} == {found[0].path}
+    assert [it.params["seed"] for it in found] == [0] * 4
+    assert [it.said for it in found] == [[]] * 4
+    assert enter().params["seed"] == 5
+
+
+def test_overrides_land_in_the_workspace_alone(project, enter):
+    """In its params.yaml; nothing else of it differs from the commit, and the checkout's stays."""
+    before = (project / "params.yaml").read_bytes()
+
+    found = enter(finetune__steps=7, prune__target__macs="56%")
+
+    assert (found.params["finetune"]["steps"], found.params["prune"]["target"]) == (7, {"macs": "56%"})
+    assert (project / "params.yaml").read_bytes() == before
+    assert git(found.path, "status", "--porcelain") == "M params.yaml"
+    assert git(project, "status", "--porcelain") == ""
+
+
+@pytest.mark.usefixtures("project")
+def test_a_workspace_that_was_used_is_as_it_was_asked_for(enter):
+    """Opened again, its params are those of commit and overrides, and what a run left in it is still there."""
+    first = enter(finetune__steps=7)
+    (first.path / "params.yaml").write_text("seed: 9\n")
+    (first.path / "checkpoint").write_text("step 100")
+    again = enter(finetune__steps=7)
+
+    assert again.path == first.path
+    assert again.params == first.params
+    assert (again.path / "checkpoint").read_text() == "step 100"
+
+
+@given(strategies.permutations([("finetune.steps", 7), ("seed", 1), ("prune.target.macs", "56%")]))
+def test_the_order_of_overrides_names_nothing(pairs):
+    """Any order is the same name."""
+    assert hash_overrides(dict(pairs)) == hash_overrides({"finetune.steps": 7, "seed": 1, "prune.target.macs": "56%"})
+
+
+def test_commit_and_overrides_name_a_workspace(project, enter):
+    """The same ones share it, in whatever order; one other value, key or commit has its own."""
+    one = enter(finetune__steps=7, seed=1)
+    other = enter(seed=1, finetune__steps=7)
+    unlike = [enter(), enter(seed=1), enter(finetune__steps=8, seed=1), enter(finetune__steps=7, seed=2)]
+    (project / "another").write_text("x")
+    commit(project)
+    unlike.append(enter(finetune__steps=7, seed=1))
+
+    assert one.path == other.path
+    assert len({it.path for it in (one, *unlike)}) == 6
+
+
+def test_a_torn_clone_is_replaced(project, enter):
+    """What a killed run left by halves goes, whether it lay beside its place or stood in it."""
+    path = enter(finetune__steps=7).path
+    shutil.rmtree(path / ".git")
+    (path / "half").write_text("half")
+    aside = path.with_name(f".{path.name}.abcd")
+    aside.mkdir()
+    (aside / "half").write_text("half")
+    other = path.with_name(".somebody-else.abcd")
+    other.mkdir()
+
+    again = enter(finetune__steps=7)
+
+    assert again.path == path
+    assert git(path, "rev-parse", "HEAD") == git(project, "rev-parse", "HEAD")
+    assert not (path / "half").exists()
+    assert not aside.exists()
+    assert other.exists()
+
+
+def test_a_workspace_at_another_commit_is_replaced(project, enter):
+    """It is no use that a repository stands there; which commit it has is what counts."""
+    path = enter().path
+    head = git(project, "rev-parse", "HEAD")
+    (path / "another").write_text("x")
+    git(path, "add", "another")
+    git(path, "commit", "-qm", "another")
+
+    assert git(enter().path, "rev-parse", "HEAD") == head
+
+
+def test_a_clone_that_fails_leaves_nothing(project, enter):
+    """One line, and no folder by halves; an object of the commit is not there."""
+    content = git(project, "rev-parse", "HEAD:dvc.yaml")
+    blob = project / ".git" / "objects" / content[:2] / content[2:]
+    blob.unlink()
+
+    with pytest.raises(InputError, match=r"no workspace for [0-9a-f]{12} of ") as caught:
+        enter()
+
+    assert len(caught.value.message.splitlines()) == 1
+    assert list((project / ".espalier" / "workspaces").iterdir()) == []
+
+
+@pytest.mark.usefixtures("project")
+def test_a_second_process_waits_for_the_first():
+    """It says so, gets in when the first is out, and also when the first was killed."""
+
+    def start():
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([sys.executable, "-c", OPEN], **pipes)
+
+    processes = [start()]
+    try:
+        assert processes[0].stdout.readline() == "inside\n"
+        for end in ("kill", "finish"):
+            processes.append(start())
+            assert re.match("waiting for another run, which is at the same work", processes[-1].stdout.readline())
+            assert processes[-1].poll() is None
+            if end == "kill":
+                processes[-2].kill()
+            else:
+                processes[-2].stdin.close()
+            assert processes[-1].stdout.readline() == "inside\n"
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                pipe.close()
+
+
+def test_other_overrides_do_not_wait(project, enter):
+    """Two workspaces are open at once."""
+    with open_workspace("HEAD", {"seed": 1}, print) as one:
+        other = enter(seed=2)
+
+    assert one.path != other.path
+    assert one.locks == other.place.locks == project / ".espalier" / "locks"
+
+
+def test_origin_is_where_the_version_can_be_had_from(project, enter):
+    """The repository's own remote, not the folder of this machine; where it has none, none."""
+    assert git(enter(seed=1).path, "remote") == ""
+
+    git(project, "remote", "add", "origin", "git@example.org:me/espalier.git")
+
+    assert git(enter(seed=2).path, "remote", "get-url", "origin") == "git@example.org:me/espalier.git"
+
+
+def test_a_git_hook_starts_no_run_in_its_own_repository(project, tmp_path, enter, monkeypatch):
+    """What git tells its hooks in the environment would lead to another repository."""
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "nowhere"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path / "nowhere"))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "nowhere" / "index"))
+
+    assert (enter().path / "dvc.yaml").read_bytes() == (project / "dvc.yaml").read_bytes()
+
+
+def test_all_share_the_cache_of_the_checkout(project, enter):
+    """By links where the file system has them; a command in the workspace puts nothing elsewhere."""
+    found = config(enter().place)["cache"]
+
+    assert found == {"dir": str(project / ".dvc" / "cache"), "type": LINKS}
+
+
+def test_a_home_has_a_cache_of_its_own(project, tmp_path, enter, monkeypatch):
+    """ESPALIER_HOME holds everything: cache, locks, workspaces, unsent records; the checkout gets nothing."""
+    monkeypatch.setenv(HOME, str(tmp_path / "home"))
+    before = all_files(project)
+
+    found = enter()
+
+    assert config(found.place)["cache"]["dir"] == str(tmp_path / "home" / "cache")
+    assert found.path.parent == tmp_path / "home" / "workspaces"
+    assert (found.place.unsent, found.place.locks) == (tmp_path / "home" / "unsent", tmp_path / "home" / "locks")
+    assert all_files(project) == before
+    assert not (project / ".espalier").exists()
+
+
+def test_settings_of_the_users_own_are_kept(project, enter):
+    """A cache elsewhere, how it links, and secrets of a remote stand in config.local, which no commit has."""
+    local = ConfigObj(str(project / ".dvc" / "config.local"), list_values=False)
+    local["cache"] = {"dir": "../shared/cache", "type": "symlink"}
+    local['remote "store"'] = {"access_key_id": "me", "secret_access_key": "a, b#c"}
+    local["core"] = {"remote": "store"}
+    local.write()
+    before = (project / ".dvc" / "config.local").read_bytes()
+
+    found = enter()
+
+    own = config(found.place)
+    assert own["cache"] == {"dir": str(project / "shared" / "cache"), "type": "symlink"}
+    assert own['remote "store"'] == {"access_key_id": "me", "secret_access_key": "a, b#c"}
+    assert found.place.has_remote
+    assert (project / ".dvc" / "config.local").read_bytes() == before
+
+
+def test_a_relative_remote_is_the_same_folder_from_a_workspace(project, tmp_path, enter):
+    """As DVC itself understands it, which reads a path from the file that it stands in; an address stays as it is."""
+    for name, url in (("near", "../store"), ("far", "s3://bucket/dvc")):
+        subprocess.run(["dvc", "remote", "add", name, url], cwd=project, env=with_bin(), check=True)
+    assert "url = ../../store" in (project / ".dvc" / "config").read_text()
+    subprocess.run(["dvc", "remote", "default", "near"], cwd=project, env=with_bin(), check=True, capture_output=True)
+    commit(project)
+
+    found = enter()
+
+    told = subprocess.run(
+        ["dvc", "remote", "list"], cwd=found.path, env=with_bin(), check=True, capture_output=True, text=True
+    ).stdout
+    remotes = dict(line.split(maxsplit=1) for line in told.splitlines())
+    assert remotes["near"].split()[0] == str(tmp_path / "store")
+    assert remotes["far"].split()[0] == "s3://bucket/dvc"
+    assert found.place.has_remote
+
+
+def with_bin():
+    """This Python's programs first on the path."""
+    return {**os.environ, "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])}  # noqa: PTH120
+
+
+def test_without_a_remote_there_is_none_to_push_to(project, enter):
+    """One that is listed but not the default is none, either."""
+    assert not enter(seed=1).place.has_remote
+
+    with (project / ".dvc" / "config").open("a") as file:
+        file.write("['remote \"store\"']\n    url = s3://bucket/dvc\n")
+    commit(project)
+
+    assert not enter(seed=2).place.has_remote
+
+
+def test_dvc_takes_what_it_is_told(project, enter):
+    """It finds the cache of the checkout from the workspace."""
+    found = enter()
+    told = subprocess.run(
+        ["dvc", "cache", "dir"], cwd=found.path, env=with_bin(), check=True, capture_output=True, text=True
+    )
+
+    assert told.stdout.strip() == str(project / ".dvc" / "cache")
+
+
+def test_a_damaged_config_is_one_line(project, enter):
+    """With what to do."""
+    (project / ".dvc" / "config.local").write_text("[cache\n")
+
+    with pytest.raises(InputError, match=r"DVC's config cannot be read .*; correct \.dvc/config") as caught:
+        enter()
+    assert len(caught.value.message.splitlines()) == 1
+
+
+def test_an_address_is_mirrored(elsewhere, enter):
+    """Cloned once, brought up to date when it has a new commit; the workspace knows the address as its origin."""
+    first = enter()
+    (elsewhere.origin / "new").write_text("new")
+    head = commit(elsewhere.origin)
+    second = enter()
+
+    assert first.path.parent == elsewhere.home / "workspaces"
+    assert second.place.commit == head != first.place.commit
+    assert (second.path / "new").read_text() == "new"
+    assert len([path for path in (elsewhere.home / "mirrors").iterdir() if path.is_dir()]) == 1
+    assert git(second.path, "remote", "get-url", "origin") == f"file://{elsewhere.origin}"
+    assert config(second.place)["cache"]["dir"] == str(elsewhere.home / "cache")
+    assert second.said == []
+
+
+def test_a_branch_that_was_rewritten_is_the_new_one(elsewhere, enter):
+    """A mirror keeps nothing that its origin gave up."""
+    git(elsewhere.origin, "branch", "work")
+    enter("work")
+    (elsewhere.origin / "new").write_text("new")
+    git(elsewhere.origin, "add", "new")
+    git(elsewhere.origin, "commit", "--amend", "-qm", "rewritten")
+    git(elsewhere.origin, "branch", "--force", "work")
+
+    assert enter("work").place.commit == git(elsewhere.origin, "rev-parse", "work")
+
+    git(elsewhere.origin, "branch", "-D", "work")
+    with pytest.raises(InputError, match="has no commit 'work'"):
+        enter("work")
+
+
+def test_a_bare_repository_is_cloned_from(project, tmp_path, enter, monkeypatch):
+    """A folder with no checkout; the user's own settings of DVC are not its own, and nothing is put into it."""
+    bare = tmp_path / "bare.git"
+    git(tmp_path, "clone", "-q", "--bare", str(project), str(bare))
+    monkeypatch.setenv(REPOSITORY, str(bare))
+    monkeypatch.setenv(HOME, str(tmp_path / "home"))
+    before = all_files(bare)
+
+    found = enter(seed=1)
+
+    assert found.place.commit == git(project, "rev-parse", "HEAD")
+    assert found.params["seed"] == 1
+    assert config(found.place)["cache"]["dir"] == str(tmp_path / "home" / "cache")
+    assert all_files(bare) == before
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nowhere", "has no commit 'nowhere'"),
+        ("0" * 40, "has no commit '0000"),
+        ("", "has no commit ''"),
+        ("--output=stolen", "has no commit '--output=stolen'"),
+        ("HEAD:params.yaml", "has no commit 'HEAD:params.yaml'"),
+        ("HEAD\nHEAD", "has no commit"),
+    ],
+)
+def test_an_unknown_commit_is_one_line(project, enter, name, words):
+    """With the repository and what to give; nothing is made for it."""
+    with pytest.raises(InputError, match=words) as caught:
+        enter(name)
+
+    assert "give a branch, tag or hash" in caught.value.message
+    assert len(caught.value.message.splitlines()) == 1
+    assert not isinstance(caught.value, UnavailableError)
+    assert not (project / ".espalier" / "workspaces").exists()
+    assert git(project, "status", "--porcelain") == ""
+
+
+def test_a_commit_of_another_project_is_one_line(project, enter):
+    """It has no params.yaml."""
+    git(project, "rm", "-q", "params.yaml")
+    commit(project)
+
+    with pytest.raises(InputError, match=r"commit [0-9a-f]{12} has no params\.yaml; give a commit of this project"):
+        enter()
+
+
+def test_a_wrong_override_is_refused_before_anything_is_cloned(project, enter):
+    """It is checked against the commit's params."""
+    with pytest.raises(InputError, match=r"finetune\.steps is 'many'"):
+        enter(finetune__steps="many")
+
+    assert not (project / ".espalier" / "workspaces").exists()
+
+
+def test_a_folder_that_is_no_repository_is_one_line(tmp_path, project, enter, monkeypatch):  # noqa: ARG001
+    """It has no commit."""
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    monkeypatch.chdir(tmp_path / "empty")
+
+    with pytest.raises(InputError, match="has no commit 'HEAD'"):
+        enter()
+
+
+def test_a_home_that_cannot_be_made_is_one_line(project, tmp_path, enter, monkeypatch):  # noqa: ARG001
+    """A file stands in its way; root may write everywhere, so rights would not do."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(HOME, str(tmp_path / "file" / "home"))
+
+    with pytest.raises(InputError, match=rf"cannot be made \(Not a directory\); set {HOME} to a folder that can"):
+        enter()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_home_without_rights_is_one_line(project, tmp_path, enter, monkeypatch):  # noqa: ARG001
+    """The same words for rights."""
+    (tmp_path / "closed").mkdir(mode=0o500)
+    monkeypatch.setenv(HOME, str(tmp_path / "closed" / "home"))
+
+    with pytest.raises(InputError, match=rf"cannot be made \(Permission denied\); set {HOME}"):
+        enter()
+
+
+def test_an_address_needs_a_home(elsewhere, enter, monkeypatch):  # noqa: ARG001
+    """There is no folder of its own to put anything into."""
+    monkeypatch.delenv(HOME)
+
+    with pytest.raises(InputError, match=rf"no folder here; set {HOME} to one for workspaces and cache"):
+        enter()
+
+
+def test_a_repository_that_does_not_answer_may_later(elsewhere, tmp_path, enter, monkeypatch):
+    """UnavailableError, by which a flow tries again; no mirror by halves is left, and the next time it works."""
+    monkeypatch.setenv(REPOSITORY, f"file://{tmp_path}/later")
+
+    with pytest.raises(UnavailableError, match=r"/later cannot be cloned: ") as caught:
+        enter()
+    assert len(caught.value.message.splitlines()) == 1
+    assert [path for path in (elsewhere.home / "mirrors").iterdir() if path.is_dir()] == []
+
+    elsewhere.origin.rename(tmp_path / "later")
+    assert enter().place.commit
+
+
+def test_a_mirror_of_a_repository_that_went_away_tells(elsewhere, tmp_path, enter):
+    """What it has may be old, so it is not used instead."""
+    enter()
+    elsewhere.origin.rename(tmp_path / "gone")
+
+    with pytest.raises(UnavailableError, match="cannot be cloned: "):
+        enter()
+
+
+@pytest.mark.parametrize("has_home", [True, False])
+def test_a_password_in_the_address_is_not_told(elsewhere, enter, monkeypatch, has_home):  # noqa: ARG001
+    """Neither by us nor by git; nobody listens at that port."""
+    monkeypatch.setenv(REPOSITORY, "http://me:hunter2@127.0.0.1:9/espalier.git")
+    monkeypatch.setenv("GIT_TERMINAL_PROMPT", "0")
+    if not has_home:
+        monkeypatch.delenv(HOME)
+
+    with pytest.raises(InputError) as caught:
+        enter()
+
+    assert "127.0.0.1:9/espalier.git" in caught.value.message
+    assert "hunter2" not in caught.value.message
+    assert isinstance(caught.value, UnavailableError) == has_home
+
+
+@pytest.fixture
+def keys(project):
+    """Name what each stage would make with some text of params.yaml replaced, in the checkout itself."""
+
+    def name(old="", new=""):
+        file = project / "params.yaml"
+        before = file.read_text()
+        assert old in before
+        file.write_text(before.replace(old, new, 1))
+        found = here().keys()
+        file.write_text(before)
+        return found
+
+    return name
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "changed"),
+    [
+        ("criterion: diff-pruning", "criterion: random", "importance prune finetune evaluate report"),
+        ("steps: 450", "steps: 7", "finetune evaluate report"),
+        ("num_images: 500", "num_images: 300", "reference evaluate report"),
+        ("repeats: 50", "repeats: 5", "evaluate report"),
+        ("heldout: 0.2", "heldout: 0.3", "fetch reference importance prune finetune evaluate report"),
+        ("seed: 0", "seed: 1", "reference importance prune finetune evaluate report"),
+        ("seed: 0", "seed: 0", ""),
+        ("spacing: leading, steps: 50", "steps: 50, spacing: leading", ""),
+    ],
+)
+def test_a_key_changes_with_its_params_and_what_it_needs(keys, old, new, changed):
+    """And with nothing else: stages that would make the same have the same name."""
+    one, other = keys(), keys(old, new)
+
+    assert list(one) == list(other) == ["fetch", "reference", "importance", "prune", "finetune", "evaluate", "report"]
+    assert {stage for stage in one if one[stage] != other[stage]} == set(changed.split())
+
+
+@pytest.mark.usefixtures("project")
+def test_cells_share_what_they_have_in_common(enter):
+    """Two workspaces of one commit have equal names for equal work, which is done by one and awaited by the other."""
+    names = []
+    for overrides in ({"importance__criterion": "random"}, {"importance__criterion": "magnitude"}):
+        with open_workspace("HEAD", {key.replace("__", "."): it for key, it in overrides.items()}, print) as place:
+            names.append(place.keys())
+    one, other = names
+
+    assert [stage for stage in one if one[stage] == other[stage]] == ["fetch", "reference"]
+    assert enter().place.environment == {}
+
+
+def test_another_commit_is_other_work(project, enter):
+    """Its code may differ, so no stage waits for that of another commit."""
+    one = enter(seed=1)
+    first = keys_of(one)
+    (project / "new").write_text("new")
+    commit(project)
+
+    assert set(first.values()).isdisjoint(keys_of(enter(seed=1)).values())
+
+
+def keys_of(found):
+    """Name what the stages of a workspace would make."""
+    return found.place.keys()
+
+
+@pytest.mark.usefixtures("project")
+def test_the_same_work_is_done_once_at_a_time():
+    """By whichever workspace comes first; another says that it waits, and waits for no other work."""
+    with open_workspace("HEAD", {"seed": 1}, print) as place:
+        key = place.keys()["fetch"]
+        with place.alone(key, print):
+            command = [sys.executable, "-uc", ALONE, str(place.locks), key]
+            second = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            assert second.stdout.readline() == "other work\n"
+            assert second.stdout.readline().startswith("waiting for another run")
+            assert second.poll() is None
+    assert second.communicate(timeout=60) == (f"{key}\n", None)
+
+
+def test_only_a_workspace_can_be_removed(project, enter):
+    """The user's own checkout never goes."""
+    found = enter().place
+    assert found.path.is_dir()
+    found.remove()
+    assert not found.path.exists()
+
+    here().remove()
+    assert (project / "params.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("given_", "expected"),
+    [
+        (None, "sqlite:///{base}/mlflow.db"),
+        ("sqlite:///mlflow.db", "sqlite:///{base}/mlflow.db"),
+        ("sqlite:///below/it.db", "sqlite:///{base}/below/it.db"),
+        ("sqlite:////var/mlflow.db", "sqlite:////var/mlflow.db"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("postgresql://me@host/mlflow", "postgresql://me@host/mlflow"),
+    ],
+)
+@pytest.mark.parametrize("has_home", [True, False])
+def test_all_keep_one_record(project, tmp_path, monkeypatch, given_, expected, has_home):
+    """A relative file would be another one in each workspace, so its place is told in full; an address stays."""
+    if has_home:
+        monkeypatch.setenv(HOME, str(tmp_path / "home"))
+    if given_ is None:
+        monkeypatch.delenv(TRACKING)
+    else:
+        monkeypatch.setenv(TRACKING, given_)
+
+    Home.find()
+
+    assert os.environ[TRACKING] == expected.format(base=tmp_path / "home" if has_home else project)
