@@ -1,5 +1,6 @@
 """Registering, promoting, rolling back and reproducing versions -> Prefect flows."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
 from flows.commands import run
+from flows.home import REPOSITORY
 from flows.notify import HOOKS, REFUSED
 from flows.pipeline import PASSING, RETRIED, StageFailedError
 from flows.words import in_words
@@ -67,12 +69,13 @@ def reproduce(uri: str, repository: str | None = None, workspace: str | None = N
 
     Args:
         uri: models:/NAME/3 or models:/NAME@champion.
-        repository: Where to clone from; null takes the folder of the flow, or the version's own remote.
+        repository: Where to clone from; null takes ESPALIER_REPOSITORY, this folder, or the version's own remote.
         workspace: An empty folder for the work, which stays; null takes a temporary one.
     """
     from stages.register.reproduce import reproduce as run_again
 
-    found = act("reproduce", lambda: run_again(uri, repository, Path(workspace) if workspace else None))
+    source = repository or os.environ.get(REPOSITORY)
+    found = act("reproduce", lambda: run_again(uri, source, Path(workspace) if workspace else None))
     rows = [[it.name, f"{it.then:.6g}", f"{it.now:.6g}", f"± {it.allowed:.2g}"] for it in found.metrics]
     _show("reproduction", ["metric", "then", "now", "allowed"], rows, f"{found.uri} is {found.verdict}")
     kind = Failed if found.verdict == "different" else Completed

@@ -3,6 +3,7 @@
 import base64
 import io
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,9 +40,14 @@ def link(run_id: str) -> None:
 
 def picture(key: str, path: Path, description: str) -> None:
     """Show a picture within the page itself, since a browser cannot reach the files of a worker."""
-    kind, content = ("svg+xml", path.read_bytes()) if path.suffix == ".svg" else ("png", _shrink(path))
+    kind, content = ("svg+xml", _on_white(path)) if path.suffix == ".svg" else ("png", _shrink(path))
     text = f"![{description}](data:image/{kind};base64,{base64.b64encode(content).decode()})"
     create_markdown_artifact(text, key=key, description=description)
+
+
+def _on_white(path: Path) -> bytes:
+    """Put paper behind a figure, since the page is dark."""
+    return re.sub(rb"(<svg\b[^>]*>)", rb'\1<rect width="100%" height="100%" fill="white"/>', path.read_bytes(), count=1)
 
 
 def _shrink(path: Path) -> bytes:

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +19,15 @@ from stages.errors import InputError, UnavailableError
 
 AUTHOR = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
 TRACKING = "MLFLOW_TRACKING_URI"
+LOCAL = """[core]
+    remote = store
+[cache]
+    dir = ../shared/cache
+    type = symlink
+['remote "store"']
+    access_key_id = me
+    secret_access_key = "a, b#c"
+"""
 OPEN = """
 import sys
 from flows.workspace import open_workspace
@@ -43,6 +53,15 @@ def git(folder, *arguments):
     said = subprocess.run(["git", *AUTHOR, *arguments], cwd=folder, capture_output=True, text=True, check=False)
     assert said.returncode == 0, said.stderr
     return said.stdout.strip()
+
+
+def dvc(folder, *arguments):
+    """Let DVC do something: what it says."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1"}
+    said = subprocess.run(["dvc", *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stderr
+    return said.stdout
 
 
 def commit(folder, message="x"):
@@ -221,10 +240,9 @@ def test_a_workspace_at_another_commit_is_replaced(project, enter):
 
 
 def test_a_clone_that_fails_leaves_nothing(project, enter):
-    """One line, and no folder by halves; an object of the commit is not there."""
-    content = git(project, "rev-parse", "HEAD:dvc.yaml")
-    blob = project / ".git" / "objects" / content[:2] / content[2:]
-    blob.unlink()
+    """One line, and no folder by halves: an object of the commit is damaged."""
+    tree = git(project, "rev-parse", "HEAD:.dvc")
+    (project / ".git" / "objects" / tree[:2] / tree[2:]).unlink()
 
     with pytest.raises(InputError, match=r"no workspace for [0-9a-f]{12} of ") as caught:
         enter()
@@ -311,44 +329,33 @@ def test_a_home_has_a_cache_of_its_own(project, tmp_path, enter, monkeypatch):
 
 def test_settings_of_the_users_own_are_kept(project, enter):
     """A cache elsewhere, how it links, and secrets of a remote stand in config.local, which no commit has."""
-    local = ConfigObj(str(project / ".dvc" / "config.local"), list_values=False)
-    local["cache"] = {"dir": "../shared/cache", "type": "symlink"}
-    local['remote "store"'] = {"access_key_id": "me", "secret_access_key": "a, b#c"}
-    local["core"] = {"remote": "store"}
-    local.write()
+    (project / ".dvc" / "config.local").write_text(LOCAL)
     before = (project / ".dvc" / "config.local").read_bytes()
 
     found = enter()
 
     own = config(found.place)
     assert own["cache"] == {"dir": str(project / "shared" / "cache"), "type": "symlink"}
-    assert own['remote "store"'] == {"access_key_id": "me", "secret_access_key": "a, b#c"}
+    assert own['remote "store"'] == {"access_key_id": "me", "secret_access_key": '"a, b#c"'}
+    told = dvc(found.path, "config", "--list", "--local")
+    assert "remote.store.secret_access_key=a, b#c" in told.splitlines()
     assert found.place.has_remote
     assert (project / ".dvc" / "config.local").read_bytes() == before
 
 
 def test_a_relative_remote_is_the_same_folder_from_a_workspace(project, tmp_path, enter):
     """As DVC itself understands it, which reads a path from the file that it stands in; an address stays as it is."""
-    for name, url in (("near", "../store"), ("far", "s3://bucket/dvc")):
-        subprocess.run(["dvc", "remote", "add", name, url], cwd=project, env=with_bin(), check=True)
+    dvc(project, "remote", "add", "--default", "near", "../store")
+    dvc(project, "remote", "add", "far", "s3://bucket/dvc")
     assert "url = ../../store" in (project / ".dvc" / "config").read_text()
-    subprocess.run(["dvc", "remote", "default", "near"], cwd=project, env=with_bin(), check=True, capture_output=True)
     commit(project)
 
     found = enter()
 
-    told = subprocess.run(
-        ["dvc", "remote", "list"], cwd=found.path, env=with_bin(), check=True, capture_output=True, text=True
-    ).stdout
-    remotes = dict(line.split(maxsplit=1) for line in told.splitlines())
-    assert remotes["near"].split()[0] == str(tmp_path / "store")
-    assert remotes["far"].split()[0] == "s3://bucket/dvc"
+    remotes = [line.split()[:2] for line in dvc(found.path, "remote", "list").splitlines()]
+    assert ["near", str(tmp_path / "store")] in remotes
+    assert ["far", "s3://bucket/dvc"] in remotes
     assert found.place.has_remote
-
-
-def with_bin():
-    """This Python's programs first on the path."""
-    return {**os.environ, "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])}  # noqa: PTH120
 
 
 def test_without_a_remote_there_is_none_to_push_to(project, enter):
@@ -364,12 +371,7 @@ def test_without_a_remote_there_is_none_to_push_to(project, enter):
 
 def test_dvc_takes_what_it_is_told(project, enter):
     """It finds the cache of the checkout from the workspace."""
-    found = enter()
-    told = subprocess.run(
-        ["dvc", "cache", "dir"], cwd=found.path, env=with_bin(), check=True, capture_output=True, text=True
-    )
-
-    assert told.stdout.strip() == str(project / ".dvc" / "cache")
+    assert dvc(enter().path, "cache", "dir").strip() == str(project / ".dvc" / "cache")
 
 
 def test_a_damaged_config_is_one_line(project, enter):
@@ -460,6 +462,16 @@ def test_a_commit_of_another_project_is_one_line(project, enter):
 
     with pytest.raises(InputError, match=r"commit [0-9a-f]{12} has no params\.yaml; give a commit of this project"):
         enter()
+
+
+def test_a_commit_without_dvc_is_one_line(project, enter):
+    """Outputs would have no place; no workspace is left that looks like one."""
+    git(project, "rm", "-qr", ".dvc")
+    commit(project)
+
+    with pytest.raises(InputError, match="dvc init") as caught:
+        enter()
+    assert len(caught.value.message.splitlines()) == 1
 
 
 def test_a_wrong_override_is_refused_before_anything_is_cloned(project, enter):

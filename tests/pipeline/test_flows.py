@@ -1,0 +1,82 @@
+"""Flows in workspaces of their own, with no server: what they compute, what they share, what they leave."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+from mlflow import MlflowClient
+
+
+@pytest.fixture(scope="module")
+def project(finished, tmp_path_factory):
+    """A committed copy of the finished workspace, cache and all."""
+    path = tmp_path_factory.mktemp("project") / "project"
+    shutil.copytree(finished.path, path, ignore=shutil.ignore_patterns("mlflow.db", "mlruns", "unsent"), symlinks=True)
+    for command in (("add", "."), ("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q", "-m", "all")):
+        subprocess.run(["git", *command], cwd=path, check=True)
+    return type(finished)(path)
+
+
+def runs(project):
+    """List the compressions in the project's MLflow."""
+    client = MlflowClient(f"sqlite:///{project.path}/mlflow.db")
+    found = client.search_runs([client.get_experiment_by_name("espalier").experiment_id])
+    return [run for run in found if not run.info.run_name.startswith("sweep-")]
+
+
+def ran(result):
+    """List the stages that computed."""
+    lines = (result.stdout + result.stderr).splitlines()
+    return [line.split("Running stage '")[1].split("'")[0] for line in lines if "Running stage '" in line]
+
+
+def test_overrides_run_beside_the_checkout(project, finished):
+    """The checkout stays as it is, what is not concerned comes from the cache, and the weights are those of DVC."""
+    before = project.run("git", "status", "--porcelain").stdout
+    result = project.run("python", "-m", "flows", "compress", "--set", "finetune.steps=13")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    assert ran(result) == ["finetune", "evaluate", "report"]
+    assert project.run("git", "status", "--porcelain").stdout == before
+    assert list((project.path / ".espalier" / "workspaces").iterdir()) == []
+    (run,) = runs(project)
+    assert run.data.params["finetune.steps"] == "13"
+    client = MlflowClient(f"sqlite:///{project.path}/mlflow.db")
+    assert client.list_artifacts(run.info.run_id, "reports/evaluate")  # not in the folder that is gone
+
+    finished.set("finetune", steps=13)
+    assert finished.run("dvc", "repro", "finetune").returncode == 0
+    expected = finished.weights()
+    finished.set("finetune", steps=12)
+    assert finished.repro() == []
+    project.set("finetune", steps=13)
+    restored = project.run("dvc", "repro", "finetune")
+    project.set("finetune", steps=12)
+    assert "Running stage" not in restored.stdout
+    assert project.weights() == expected != {}
+    assert project.run("dvc", "repro").returncode == 0
+
+
+def test_a_sweep_loses_nothing_by_a_cell_that_fails(project):
+    """The others finish and are compared; started again, it repeats nothing finished."""
+    command = ["python", "-m", "flows", "sweep", "--grid", "prune.target.ratio=0.2,0.3,0.99", "--best", "1"]
+    result = project.run(*command)
+    said = result.stdout + result.stderr
+    assert result.returncode == 1, said
+    assert "Traceback" not in said
+    assert "2 of 3 cells finished" in said
+    assert "ratio 0.99 failed: stage prune failed: prune.target.ratio 0.99 leaves 0 of" in said
+    assert "is models:/espalier-digits/1" in said
+    assert {"fetch", "reference", "importance"} & set(ran(result)) == set()
+    assert sorted(ran(result)) == ["evaluate", "finetune", "prune", "prune", "report"]
+    (folder,) = (project.path / ".espalier" / "sweeps").glob("*/result")
+    found = json.loads((folder / "frontier.json").read_text())
+    assert [row[0] for row in found["rows"]] == ["0.3", "0.2"]  # the cheaper first
+    assert (folder / "pareto.png").read_bytes().startswith(b"\x89PNG")
+
+    count = len(runs(project))
+    again = project.run(*command)
+    assert "3 cells, 2 of them finished before" in again.stdout + again.stderr
+    assert ran(again) == ["prune"]
+    assert len(runs(project)) == count
