@@ -22,7 +22,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.overrides import Overrides, write
+from flows.overrides import Overrides
 from flows.pipeline import Outcome, bring_up_to_date
 from flows.registry import register
 from flows.words import in_words
@@ -119,14 +119,14 @@ def _gpus() -> list[str]:
 @task(cache_policy=NO_CACHE, persist_result=False)
 @in_words
 def compress_here(
-    overrides: Overrides, commit: str, limits: dict[str, float], slots: Slots | None, *, to_register: bool = False
+    overrides: Overrides, commit: str, limits: dict[str, float], label: str, slots: Slots | None, *, to_register: bool
 ) -> State[None]:
     """Compress one cell in a workspace of its own, in this process."""
     tell = get_run_logger().info
     slot = slots.get() if slots else {}
     try:
         with open_workspace(commit, overrides, tell, slot) as place:
-            outcome = bring_up_to_date(place, limits, f"{write(overrides)}: ")
+            outcome = bring_up_to_date(place, limits, f"{label}: ")
             message = describe(outcome)
             if to_register:
                 message += f"; {register(place)}"
@@ -139,7 +139,7 @@ def compress_here(
 
 @task(cache_policy=NO_CACHE, persist_result=False)
 def compress_on_pool(
-    overrides: Overrides, commit: str, limits: dict[str, float], tag: str, *, to_register: bool = False
+    overrides: Overrides, commit: str, limits: dict[str, float], tag: str, *, to_register: bool
 ) -> State[None]:
     """Let a worker compress one cell, or wait for the one that does since an earlier try."""
     under_way = _find_run(tag)

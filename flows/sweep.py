@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,18 @@ class Sweep:
         home: What runs of the repository share.
         commit: The hash.
         cells: Overrides of each cell.
+        keys: Those that tell cells apart.
     """
 
-    def __init__(self, home: Home, commit: str, cells: list[dict[str, Any]]) -> None:
+    def __init__(self, home: Home, commit: str, cells: list[dict[str, Any]], keys: Iterable[str]) -> None:
         self.commit, self.cells = commit, {hash_json([commit, cell])[:12]: cell for cell in cells}
+        self.keys = tuple(keys)
         self.id = hash_json([commit, cells])
         self.folder = home.root / "sweeps" / self.id[:12]
+
+    def label(self, name: str) -> str:
+        """Write what tells a cell apart."""
+        return write({key: self.cells[name][key] for key in self.keys})
 
     def is_finished(self, name: str) -> bool:
         """Whether a cell needs nothing more."""
@@ -99,7 +106,7 @@ def sweep(
     home = Home.find()
     commit = home.resolve(commit, tell)
     home.check(commit, cells)
-    work = Sweep(home, commit, cells)
+    work = Sweep(home, commit, cells, grid)
     with locked(home.root / "locks" / f"sweep-{work.id}.lock", tell):
         left = [name for name in work.cells if not work.is_finished(name)]
         tell(f"sweep {work.id[:12]}: {len(cells)} cells, {len(cells) - len(left)} of them finished before")
@@ -111,7 +118,7 @@ def sweep(
             versions = [_register(work, name, crew) for name in reversed(chosen)]
     said += [text for text, _ in versions]
     failing = failed or not all(fine for _, fine in versions)
-    said += [f"{write(work.cells[name])} failed: {why}" for name, why in failed.items()]
+    said += [f"{work.label(name)} failed: {why}" for name, why in failed.items()]
     return (Failed if failing else Completed)(message="; ".join(said))
 
 
@@ -126,15 +133,20 @@ class Crew:
     limits: dict[str, float]
     on_pool: bool = False
 
-    def submit(self, name: str, overrides: Overrides, *, to_register: bool = False) -> PrefectFuture[Any]:
+    def submit(self, work: Sweep, name: str, *, to_register: bool = False) -> PrefectFuture[Any]:
         """Start a cell, or let it wait for its turn."""
-        given = {"overrides": overrides, "commit": self.commit, "limits": self.limits, "to_register": to_register}
+        given = {
+            "overrides": work.cells[name],
+            "commit": self.commit,
+            "limits": self.limits,
+            "to_register": to_register,
+        }
         job: Task[..., Any] = compress_here
-        more: dict[str, Any] = {"slots": self.slots}
+        more: dict[str, Any] = {"slots": self.slots, "label": work.label(name)}
         if self.on_pool:
             job, more = compress_on_pool, {"tag": f"cell:{name}{':register' * to_register}"}
         future: PrefectFuture[Any] = self.runner.submit(
-            job.with_options(task_run_name=write(overrides)), {**given, **more}
+            job.with_options(task_run_name=work.label(name)), {**given, **more}
         )
         return future
 
@@ -142,7 +154,7 @@ class Crew:
 def _run_cells(work: Sweep, names: list[str], crew: Crew) -> dict[str, str]:
     """Compress the cells, note each as soon as it is finished, and say why others failed; one takes down no other."""
     logger = get_run_logger()
-    futures = {crew.submit(name, work.cells[name]): name for name in names}
+    futures = {crew.submit(work, name): name for name in names}
     failed: dict[str, str] = {}
     for done, future in enumerate(as_completed(list(futures)), start=1):
         future.wait()  # else the state is what the server last said
@@ -151,10 +163,10 @@ def _run_cells(work: Sweep, names: list[str], crew: Crew) -> dict[str, str]:
             if not state.is_completed():
                 raise StageFailedError(state.message or state.name or "it did not end")
             work.finish(name, state.message or "")
-            logger.info("%s of %s cells: %s, %s", done, len(names), write(work.cells[name]), state.message)
+            logger.info("%s of %s cells: %s, %s", done, len(names), work.label(name), state.message)
         except InputError as error:
             failed[name] = error.message
-            logger.warning("%s of %s cells: %s failed, %s", done, len(names), write(work.cells[name]), error.message)
+            logger.warning("%s of %s cells: %s failed, %s", done, len(names), work.label(name), error.message)
     return failed
 
 
@@ -183,9 +195,9 @@ def _compare(work: Sweep, grid: Overrides) -> list[str]:
 
 def _register(work: Sweep, name: str, crew: Crew) -> tuple[str, bool]:
     """Register a finished cell, whose outputs DVC has: what to say of it, and whether it went well."""
-    future = crew.submit(name, work.cells[name], to_register=True)
+    future = crew.submit(work, name, to_register=True)
     future.wait()
     told = (future.state.message or "").rpartition("; ")[2]
     if not future.state.is_completed():
-        return f"{write(work.cells[name])} was not registered: {told}", False
-    return f"{write(work.cells[name])} is {told}", True
+        return f"{work.label(name)} was not registered: {told}", False
+    return f"{work.label(name)} is {told}", True

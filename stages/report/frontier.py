@@ -63,7 +63,7 @@ class Point:
 
     def label(self) -> str:
         """Write what was set, with the last word of each key."""
-        return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in self.cell.overrides.items())
+        return write_overrides(self.cell.overrides)
 
 
 def read_points(folder: Path) -> list[Point]:
@@ -88,6 +88,17 @@ def read_points(folder: Path) -> list[Point]:
     return sorted(points, key=lambda point: (point.model.macs, point.model.fid.mean))
 
 
+def write_overrides(overrides: Mapping[str, Any]) -> str:
+    """Write overrides with the last word of each key: criterion random, macs 56%."""
+    return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in overrides.items())
+
+
+def _vary(points: Sequence[Point]) -> list[str]:
+    """Name the keys that tell cells apart; all of a single one."""
+    first = points[0].cell.overrides
+    return [key for key in first if len(points) == 1 or any(it.cell.overrides.get(key) != first[key] for it in points)]
+
+
 def find_front(points: Sequence[Point]) -> list[Point]:
     """Give those that no other beats in both MACs and FID, the cheapest first."""
     front: list[Point] = []
@@ -106,10 +117,10 @@ def rank(front: Sequence[Point]) -> list[Point]:
 
 def to_rows(points: Sequence[Point]) -> list[dict[str, str]]:
     """Write one row a cell."""
-    front = {point.name for point in find_front(points)}
+    front, keys = {point.name for point in find_front(points)}, _vary(points)
     return [
         {
-            **{key: str(value) for key, value in point.cell.overrides.items()},
+            **{key: str(point.cell.overrides.get(key)) for key in keys},
             "MACs": f"{write_count(point.model.macs)} ({point.share:.1%})",
             "params": f"{point.model.params / 1e6:.3f} M",
             "FID": write_metric(point.model.fid, 3),
@@ -131,9 +142,11 @@ def to_markdown(points: Sequence[Point]) -> str:
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     record = points[0].record
     dense = record.models[DENSE]
+    same = {key: value for key, value in points[0].cell.overrides.items() if key not in _vary(points)}
+    common = f"All cells: {write_overrides(same)}. " if same else ""
     return (
-        f"{table}\n\n● no other has both fewer MACs and a lower FID. Dense: {write_count(dense.macs)} MACs, FID "
-        f"{write_metric(dense.fid, 3)}. Each cell is one training, so the intervals do not cover what another seed "
+        f"{table}\n\n{common}● no other has both fewer MACs and a lower FID. Dense: {write_count(dense.macs)} MACs, "
+        f"FID {write_metric(dense.fid, 3)}. Each cell is one training, so the intervals do not cover what another seed "
         f"would change. {protocol_to_text(record)}\n"
     )
 
@@ -173,7 +186,7 @@ def draw(axis: Axes, points: Sequence[Point]) -> None:
     )
     families: dict[str, list[Point]] = {}
     for point in points:
-        families.setdefault(str(next(iter(point.cell.overrides.values()), "")), []).append(point)
+        families.setdefault(str(point.cell.overrides.get(next(iter(_vary(points)), ""))), []).append(point)
     palette = mpl.color_sequences["Dark2"]
     for index, (name, members) in enumerate(families.items()):
         aside = (index - (len(families) - 1) / 2) * DODGE * dense.macs / 1e6
