@@ -1,5 +1,6 @@
 """The one door to the flows: python -m flows NAME."""
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.overrides import apply, parse_grid, parse_overrides, plan_cells
+from flows.overrides import check_apart, parse_grid, parse_overrides, plan_cells
 from stages import telemetry
 from stages.errors import InputError
 
@@ -47,18 +48,14 @@ def main() -> None:
 @click.option("--register", "to_register", is_flag=True, help="Make the result a version in MLflow's registry.")
 def compress(texts: tuple[str, ...], commit: str | None, limits: tuple[str, ...], *, to_register: bool) -> None:
     """Bring every stage up to date and record the result: here, or in a workspace of its own."""
-    from flows.workspace import here
-
-    overrides = parse_overrides(texts)
-    if commit is None and not overrides:
-        here()
-    elif Path("params.yaml").is_file():
-        apply(overrides, Path("params.yaml"))
+    overrides, minutes = parse_overrides(texts), _minutes(limits)
+    if commit is None and overrides:
+        commit = "HEAD"
+    _check(commit, [overrides], minutes)
 
     from flows.compress import compress as flow
 
-    commit = commit or ("HEAD" if overrides else None)
-    _leave(flow(overrides, commit, _minutes(limits), to_register=to_register, return_state=True))
+    _leave(flow(overrides, commit, minutes, to_register=to_register, return_state=True))
 
 
 @main.command()
@@ -74,14 +71,13 @@ def compress(texts: tuple[str, ...], commit: str | None, limits: tuple[str, ...]
 @click.option("--best", type=click.IntRange(0), default=1, help="How many of the best become versions.")
 def sweep(grids: tuple[str, ...], texts: tuple[str, ...], limits: tuple[str, ...], **given: Any) -> None:  # noqa: ANN401
     """Compress every combination of some values: one table, one plot; started again, it goes on where it stopped."""
-    grid, overrides = parse_grid(grids), parse_overrides(texts)
-    for cell in plan_cells(grid):
-        if Path("params.yaml").is_file():
-            apply({**overrides, **cell}, Path("params.yaml"))
+    grid, overrides, minutes = parse_grid(grids), parse_overrides(texts), _minutes(limits)
+    check_apart(grid, overrides)
+    _check(given["commit"], [{**overrides, **cell} for cell in plan_cells(grid)], minutes)
 
     from flows.sweep import sweep as flow
 
-    _leave(flow(grid, overrides, limits=_minutes(limits), return_state=True, **given))
+    _leave(flow(grid, overrides, limits=minutes, return_state=True, **given))
 
 
 @main.command()
@@ -91,11 +87,12 @@ def sweep(grids: tuple[str, ...], texts: tuple[str, ...], limits: tuple[str, ...
 @limit_option
 def nightly(texts: tuple[str, ...], commit: str, policy: str, limits: tuple[str, ...]) -> None:
     """Compress the current base, register the result, and promote it or say why not."""
-    overrides = parse_overrides(texts)
+    overrides, minutes = parse_overrides(texts), _minutes(limits)
+    _check(commit, [overrides], minutes)
 
     from flows.nightly import nightly as flow
 
-    _leave(flow(overrides, commit, policy, _minutes(limits), return_state=True))
+    _leave(flow(overrides, commit, policy, minutes, return_state=True))
 
 
 @main.command()
@@ -197,9 +194,27 @@ def deploy(path: Path, pool: str | None) -> None:
 def _minutes(texts: tuple[str, ...]) -> dict[str, float]:
     limits = parse_overrides(texts, "--limit", "finetune=90")
     for name, minutes in limits.items():
-        if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not minutes > 0:
-            raise click.BadParameter(f"{name}={minutes} is no number of minutes above 0")
+        if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not 0 < minutes < math.inf:
+            raise InputError(f"--limit {name}={minutes} is no number of minutes above 0")
     return limits
+
+
+def _check(commit: str | None, cells: list[dict[str, Any]], limits: dict[str, float]) -> None:
+    """Find a mistake before a server is started for it."""
+    from flows.home import Home
+    from flows.workspace import here
+
+    if commit is None:
+        here().check_limits(limits)
+        return
+    home = Home.find()
+    home.check(home.resolve(commit, _say_nothing), cells)
+    if Path("dvc.yaml").is_file():
+        here().check_limits(limits)
+
+
+def _say_nothing(_line: str) -> None:
+    """The flow will say it."""
 
 
 def _is_served() -> bool:

@@ -1,8 +1,6 @@
 """prefect.yaml -> deployments on a Prefect server, after checks of what Prefect itself would take without a word."""
 
-import inspect
 import os
-from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
@@ -14,21 +12,75 @@ from cronsim import CronSim, CronSimError
 from prefect.automations import Automation, ChangeFlowRunState, EventTrigger, Posture, ResourceSpecification
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
+from prefect.utilities.schema_tools.validation import ValidationError, validate
+from pydantic import Field
 from ruamel.yaml import YAML
 
 from flows.commands import run
 from flows.notify import REFUSED
 from flows.overrides import apply, plan_cells
-from stages.errors import InputError, first_line
-from stages.schema import read_tree
+from flows.workspace import here
+from stages.errors import InputError, first_line, without_password
+from stages.schema import Frozen, check, read_tree
 
 POOL = "espalier"
 LOST = "espalier: runs that were lost"
 LOST_AFTER_S = 90
 """Three heartbeats, as the pools' templates set them."""
 PARAMS = Path("params.yaml")
+CRON_FIELDS = 5
+"""With six, Prefect and others disagree where the seconds stand."""
+
+
+class Schedule(Frozen):
+    """When a deployment runs by itself; what Prefect knows of one."""
+
+    cron: str | None = None
+    interval: float | None = Field(None, gt=0)
+    """Seconds."""
+    rrule: str | None = None
+    timezone: str | None = None
+    anchor_date: Any = None
+    day_or: bool | None = None
+    active: bool = True
+    slug: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class PoolOfDeployment(Frozen):
+    """Who runs it."""
+
+    name: str | None = None
+    work_queue_name: str | None = None
+    job_variables: dict[str, Any] | None = None
+
+
+class Deployment(Frozen):
+    """An entry of prefect.yaml; a key that Prefect would not read is refused."""
+
+    name: str = Field(pattern=r"^[^/%&<>]+$")
+    entrypoint: str = Field(pattern=r"^\w+(/\w+)*\.py(:\w+)?$")
+    description: str | None = None
+    version: str | None = None
+    tags: tuple[str, ...] | None = None
+    parameters: dict[str, Any] | None = None
+    work_pool: PoolOfDeployment | None = None
+    schedules: tuple[Schedule, ...] | None = None
+    concurrency_limit: Any = None
+    enforce_parameter_schema: bool = True
+    build: Any = None
+    push: Any = None
+    pull: Any = None
+    triggers: Any = None
+
+
+class Deployments(Frozen):
+    """All of them."""
+
+    deployments: tuple[Deployment, ...]
 
 
 def deploy(path: Path, pool: str | None) -> None:
@@ -41,8 +93,10 @@ def deploy(path: Path, pool: str | None) -> None:
     Raises:
         InputError: A deployment would never run, or not as it is written; or the server or the pool is not there.
     """
-    entries = list(_read(path))
-    pools = {_check(entry, path) or pool or POOL for entry in entries}
+    entries = _read(path)
+    for entry in entries:
+        _check(entry, f"{path}: {entry.name}")
+    pools = {(entry.work_pool and entry.work_pool.name) or pool or POOL for entry in entries}
     if not PREFECT_API_URL.value():
         raise InputError("no Prefect server is named; start one (prefect server start) and set PREFECT_API_URL")
     for name in sorted(pools):
@@ -57,9 +111,9 @@ def deploy(path: Path, pool: str | None) -> None:
         raise InputError(f"Prefect does not take {path}: {' '.join(lines[-3:])}")
     _watch_over()
     for entry in entries:
-        schedules = ", ".join(str(it["cron"]) for it in entry.get("schedules") or [] if "cron" in it)
+        schedules = ", ".join(schedule.cron for schedule in entry.schedules or () if schedule.cron)
         when = f"at {schedules}" if schedules else "when it is asked for"
-        click.echo(f"{entry['entrypoint'].rpartition(':')[2]}/{entry['name']}: {when}")
+        click.echo(f"{entry.entrypoint.rpartition(':')[2]}/{entry.name}: {when}")
 
 
 def _watch_over() -> None:
@@ -88,53 +142,84 @@ def _watch_over() -> None:
     lost.create()
 
 
-def _read(path: Path) -> Iterator[dict[str, Any]]:
+def _read(path: Path) -> tuple[Deployment, ...]:
     tree = read_tree(path, YAML(typ="safe"))
     entries = tree.get("deployments") if isinstance(tree, dict) else None
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{path} lists no deployments")
-    for entry in entries:
-        if not isinstance(entry, dict) or not {"name", "entrypoint"} <= set(entry):
-            raise InputError(f"{path}: a deployment needs a name and an entrypoint such as flows/compress.py:compress")
-        yield entry
+    if not all(isinstance(entry, dict) and {"name", "entrypoint"} <= set(entry) for entry in entries):
+        raise InputError(f"{path}: a deployment needs a name and an entrypoint such as flows/compress.py:compress")
+    found = check({"deployments": entries}, Deployments, str(path)).deployments
+    names = [(entry.entrypoint, entry.name) for entry in found]
+    for entrypoint, name in names:
+        if names.count((entrypoint, name)) > 1:
+            raise InputError(f"{path}: {name} of {entrypoint} stands twice; give each a name of its own")
+    return found
 
 
-def _check(entry: dict[str, Any], path: Path) -> str | None:
-    """Check one deployment: the pool that it names, if it does."""
-    where = f"{path}: {entry['name']}"
-    for schedule in entry.get("schedules") or []:
-        if "cron" in schedule:
-            _check_cron(str(schedule["cron"]), where)
-    given = entry.get("parameters") or {}
-    allowed = _parameters(str(entry["entrypoint"]), where)
-    unknown = sorted(set(given) - set(allowed))
+def _check(entry: Deployment, where: str) -> None:
+    for schedule in entry.schedules or ():
+        _check_schedule(schedule, where)
+    given = entry.parameters or {}
+    schema = _schema(entry.entrypoint, where)
+    unknown = sorted(set(given) - set(schema["properties"]))
     if unknown:
-        raise InputError(f"{where}: {', '.join(unknown)} is no parameter of its flow; it takes {', '.join(allowed)}")
+        allowed = ", ".join(schema["properties"])
+        raise InputError(f"{where}: {', '.join(unknown)} is no parameter of its flow; it takes {allowed}")
+    try:
+        validate(given, schema, raise_on_error=True, preprocess=False, ignore_required=True)
+    except ValidationError as error:
+        raise InputError(f"{where}: {first_line(error)}") from None
+    overrides, grid = given.get("overrides") or {}, given.get("grid", {})
+    if not all(isinstance(key, str) for key in (*overrides, *grid)):
+        raise InputError(f"{where}: a key of overrides or grid is no text; write them as prune.target.macs")
     if PARAMS.is_file():
-        cells = plan_cells(given["grid"]) if "grid" in given else [{}]
-        for cell in cells:
-            apply({**(given.get("overrides") or {}), **cell}, PARAMS)
-    pool = (entry.get("work_pool") or {}).get("name")
-    return str(pool) if pool else None
+        for cell in plan_cells(grid) if "grid" in given else [{}]:
+            apply({**overrides, **cell}, PARAMS)
+        try:
+            here().check_limits(given.get("limits") or {})
+        except InputError as error:
+            raise InputError(f"{where}: {error.message}") from None
+
+
+def _check_schedule(schedule: Schedule, where: str) -> None:
+    """Build it as Prefect will, so that Prefect cannot refuse it halfway through the file."""
+    kinds = [schedule.cron, schedule.interval, schedule.rrule]
+    if sum(kind is not None for kind in kinds) != 1:
+        raise InputError(f"{where}: a schedule is exactly one of cron, interval, rrule")
+    zone = {"timezone": schedule.timezone} if schedule.timezone else {}
+    try:
+        if schedule.cron is not None:
+            _check_cron(schedule.cron, where)
+            CronSchedule(cron=schedule.cron, **zone)
+        elif schedule.interval is not None:
+            IntervalSchedule(interval=timedelta(seconds=schedule.interval), **zone)
+        else:
+            RRuleSchedule(rrule=str(schedule.rrule), **zone)
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{where}: its schedule is none ({reason})") from None
 
 
 def _check_cron(cron: str, where: str) -> None:
+    advice = "write minute hour day month weekday, as 0 2 * * *"
+    if len(cron.split()) != CRON_FIELDS:
+        raise InputError(f"{where}: cron {cron!r} is none; {advice}")
     try:
         next(CronSim(cron, datetime.now(UTC)))
     except CronSimError as error:
-        raise InputError(
-            f"{where}: cron {cron!r} is none ({first_line(error)}); write minute hour day month weekday, as 0 2 * * *"
-        ) from None
+        raise InputError(f"{where}: cron {cron!r} is none ({first_line(error)}); {advice}") from None
     except StopIteration:
         raise InputError(f"{where}: cron {cron!r} never fires, since there is no such day; correct it") from None
 
 
-def _parameters(entrypoint: str, where: str) -> list[str]:
+def _schema(entrypoint: str, where: str) -> dict[str, Any]:
+    """Give the parameters of a flow as a JSON schema."""
     file, _, name = entrypoint.partition(":")
     try:
         flow = getattr(import_module(file.removesuffix(".py").replace("/", ".")), name)
-        return list(inspect.signature(flow.fn).parameters)
-    except (ImportError, AttributeError, ValueError) as error:
+        return dict(flow.parameters.model_dump_for_openapi())
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # a module may do anything as it is imported
         raise InputError(f"{where}: there is no flow {entrypoint} ({first_line(error)})") from None
 
 
@@ -149,6 +234,5 @@ def _require_pool(name: str) -> None:
                 f"--base-job-template {template}"
             ) from None
         except Exception as error:  # noqa: BLE001  # whatever a network does
-            raise InputError(
-                f"the Prefect server {PREFECT_API_URL.value()} does not answer: {first_line(error)}"
-            ) from None
+            server = without_password(str(PREFECT_API_URL.value()))
+            raise InputError(f"the Prefect server {server} does not answer: {first_line(error)}") from None

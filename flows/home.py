@@ -81,7 +81,9 @@ class Home:
         )
         if not found:
             place = without_password(self.repository)
-            raise InputError(f"{place} has no commit {commit!r}; give a branch, tag or hash of it")
+            complaint = tell_git(self.source, "rev-parse", "--git-dir")  # such as that it belongs to another user
+            why = f" ({complaint})" if complaint else ""
+            raise InputError(f"{place} has no commit {commit!r}{why}; give a branch, tag or hash of it")
         if self.is_local and commit == "HEAD":
             self._warn(found, tell)
         return found
@@ -191,6 +193,8 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder} cannot be made ({error.strerror}); set {HOME} to a folder that can") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{folder} cannot be written (Permission denied); set {HOME} to a folder that can")
 
 
 @contextmanager

@@ -44,7 +44,8 @@ def _pairs(texts: Iterable[str], option: str, example: str, *, as_list: bool = F
     seen: set[str] = set()
     for text in texts:
         key, equals, value = text.partition("=")
-        if not equals or not key.strip():
+        key = key.strip()
+        if not equals or not key:
             raise InputError(f"{option} {text} is not KEY=VALUE; write for example {option} {example}")
         if key in seen:
             raise InputError(f"{option} {key} stands twice; give it once")
@@ -52,9 +53,20 @@ def _pairs(texts: Iterable[str], option: str, example: str, *, as_list: bool = F
         if as_list and not value.lstrip().startswith("["):
             value = f"[{value}]"
         try:
-            yield key.strip(), YAML(typ="safe").load(value)
+            yield key, YAML(typ="safe").load(value)
         except (YAMLError, ValueError) as error:
             raise InputError(f"{option} {key}: {value!r} is not valid YAML: {first_line(error)}") from None
+
+
+def check_apart(grid: Iterable[str], overrides: Iterable[str]) -> None:
+    """Refuse keys that a grid and overrides both set.
+
+    Raises:
+        InputError: There is one.
+    """
+    both = sorted(set(grid) & set(overrides))
+    if both:
+        raise InputError(f"{', '.join(both)} stands in --grid and in --set; give it once")
 
 
 def plan_cells(grid: Mapping[str, Any]) -> list[dict[str, Any]]:

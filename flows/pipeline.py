@@ -74,7 +74,7 @@ def bring_up_to_date(place: Workspace, limits: Mapping[str, float], label: str =
     Raises:
         InputError: A stage failed, or a limit is of none.
     """
-    _check(limits, place)
+    place.check_limits(limits)
     ran: list[str] = []
     if place.commit is not None or not _is_current(place):
         ran = list(_run_stages(place, limits, label))
@@ -101,15 +101,6 @@ def _run_stages(place: Workspace, limits: Mapping[str, float], label: str) -> It
         yield name
         if place.has_remote:  # at once, for those on other machines who need it, too
             push.with_options(task_run_name=f"{label}push {name}")(place, [name], return_state=True)
-
-
-def _check(limits: Mapping[str, float], place: Workspace) -> None:
-    names = [stage.name for stage in place.stages]
-    for name, minutes in limits.items():
-        if name not in names:
-            raise InputError(f"a limit is given for {name}, which is no stage; the stages are {', '.join(names)}")
-        if not minutes > 0:
-            raise InputError(f"the limit of {name} is {minutes} minutes; give a number above 0")
 
 
 def _is_current(place: Workspace) -> bool:

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from flows.cells import RunnerName, Slots, compress_here, compress_on_pool, open
 from flows.commands import run
 from flows.home import Home, hash_json, locked
 from flows.notify import HOOKS
-from flows.overrides import Overrides, plan_cells, write
+from flows.overrides import check_apart, plan_cells, write
 from flows.pipeline import StageFailedError
 from flows.words import in_words
 from stages.errors import InputError, UnavailableError
@@ -100,6 +100,7 @@ def sweep(
         best: How many of the best become versions in MLflow's registry, the very best last, as the challenger.
     """
     tell = get_run_logger().info
+    check_apart(grid, overrides or {})
     cells = [{**(overrides or {}), **cell} for cell in plan_cells(grid)]
     if jobs < 1 or best < 0:
         raise InputError(f"jobs is {jobs} and best {best}; give at least 1 and 0")
@@ -170,7 +171,7 @@ def _run_cells(work: Sweep, names: list[str], crew: Crew) -> dict[str, str]:
     return failed
 
 
-def _compare(work: Sweep, grid: Overrides) -> list[str]:
+def _compare(work: Sweep, grid: Mapping[str, Any]) -> list[str]:
     """Make table and plot of what is finished, show them here and in MLflow, and name the best cells in order."""
     from stages import tracking
 

@@ -17,6 +17,8 @@ from flows.overrides import Overrides, apply
 from stages.errors import InputError, first_line
 from stages.params import load_params
 
+LONGEST = 1_000_000
+"""Minutes: two years."""
 LINKS = "reflink,hardlink,copy"
 """How outputs come out of the cache: links, where the file system has them, since data sets may be large."""
 
@@ -76,6 +78,19 @@ class Workspace:
             found[stage.name] = hash_json([self.commit, stage.name, chosen, [found[it] for it in stage.needs]])
         return found
 
+    def check_limits(self, limits: Mapping[str, float]) -> None:
+        """Check minutes of stages.
+
+        Raises:
+            InputError: One is of no stage, or no number of minutes.
+        """
+        names = [stage.name for stage in self.stages]
+        for name, minutes in limits.items():
+            if name not in names:
+                raise InputError(f"a limit is given for {name}, which is no stage; the stages are {', '.join(names)}")
+            if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not 0 < minutes <= LONGEST:
+                raise InputError(f"{name}={minutes} is no number of minutes above 0, and at most {LONGEST}")
+
     @contextmanager
     def alone(self, key: str, tell: Tell) -> Iterator[None]:
         """Wait until no other run that shares our home is at the same work, then keep others from it."""
@@ -88,7 +103,10 @@ class Workspace:
     def remove(self) -> None:
         """Remove what is no longer needed, since the cache has the outputs; never a user's own checkout."""
         if self.commit is not None:
-            shutil.rmtree(self.path, ignore_errors=True)
+            gone = self.path.with_name(f".{self.path.name}.gone")  # a kill in the middle must not leave a half one
+            shutil.rmtree(gone, ignore_errors=True)
+            self.path.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
 
 
 def _needs(deps: list[str], makers: Mapping[str, str]) -> Iterator[str]:
@@ -132,7 +150,7 @@ def open_workspace(
     name = f"{found[:12]}-{hash_overrides(overrides)}"
     path = home.root / "workspaces" / name
     with locked(home.root / "locks" / f"{name}.lock", tell):
-        if ask_git(path, "rev-parse", "--verify", "HEAD") != found:
+        if ask_git(path, "--git-dir=.git", "rev-parse", "--verify", "HEAD") != found:
             home.clone(found, path)
         params = path / "params.yaml"
         params.write_text(home.params(found))
@@ -150,11 +168,16 @@ def open_workspace(
 def _configure(home: Home, path: Path) -> bool:
     """Let DVC use the shared cache, and the repository's remotes; say whether there is one."""
     origin = (Path(home.repository) if home.is_local else path).resolve() / ".dvc"
+    if not (path / ".dvc").is_dir():
+        raise InputError("the commit has no .dvc, so it is no project of DVC; make it one: dvc init")
     try:
-        settings = ConfigObj(str(path / ".dvc" / "config"), list_values=False)
-        local = ConfigObj(str(origin / "config.local") if home.is_local else None, list_values=False)
-    except ConfigObjError as error:
+        settings = ConfigObj(str(path / ".dvc" / "config"), list_values=False, encoding="utf-8")
+        local = ConfigObj(str(origin / "config.local") if home.is_local else None, list_values=False, encoding="utf-8")
+        odd = [name for config in (settings, local) for name in config.scalars]
+    except (ConfigObjError, UnicodeDecodeError) as error:
         raise InputError(f"DVC's config cannot be read ({first_line(error)}); correct .dvc/config") from None
+    if odd:
+        raise InputError(f"DVC's config cannot be read ({odd[0]} is in no section); correct .dvc/config")
     settings.merge(local)
     cache = settings.get("cache", {})
     shared = origin / cache.get("dir", "cache") if home.is_local and not os.environ.get(HOME) else home.root / "cache"

@@ -31,11 +31,16 @@ def pool(prefect_server):
     body = {"name": "pool-deploy", "type": "process", "base_job_template": template}
     prefect_server.ask("work_pools/", body)
     yield "pool-deploy"
-    for found in prefect_server.ask("deployments/filter", {}):
-        if found["work_pool_name"] == "pool-deploy":
-            prefect_server.ask(f"deployments/{found['id']}", method="DELETE")
+    withdraw(prefect_server, "pool-deploy")
     for found in watchers(prefect_server):
         prefect_server.ask(f"automations/{found['id']}", method="DELETE")
+
+
+def withdraw(server, pool):
+    """Delete the deployments of a pool."""
+    for found in server.ask("deployments/filter", {}):
+        if found["work_pool_name"] == pool:
+            server.ask(f"deployments/{found['id']}", method="DELETE")
 
 
 def watchers(server):
@@ -45,8 +50,11 @@ def watchers(server):
 
 @pytest.fixture
 def project(root, tmp_path, monkeypatch):
-    """A folder with params.yaml alone, which we are in."""
-    shutil.copyfile(root / "params.yaml", tmp_path / "params.yaml")
+    """A folder with params.yaml, dvc.yaml and the flows, which we are in."""
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copyfile(root / name, tmp_path / name)
+    for name in ("flows", "stages"):
+        (tmp_path / name).symlink_to(root / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -79,7 +87,7 @@ def names(prefect_server):
 
 
 @pytest.fixture
-def refused(project, deploy, names, prefect_server):
+def refused(project, deploy, names, pool, prefect_server):
     """Deploy what cannot be: the one line that is said of it. The server has nothing more than before."""
 
     def try_(content, *options, **places):
@@ -92,10 +100,11 @@ def refused(project, deploy, names, prefect_server):
         assert code == 1
         assert len(lines) == 1, lines
         assert lines[0].startswith("Error: ")
-        assert not prefect_server.answers() or names() == before
+        assert names() == before
         return lines[0]
 
-    return try_
+    yield try_
+    withdraw(prefect_server, pool)
 
 
 def with_one(**changes):
@@ -140,6 +149,64 @@ def test_what_would_never_run_is_refused(refused, content, words):
     assert words in refused(content)
 
 
+SWEEP = "flows/sweep.py:sweep"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": 3},
+        {"name": "a/b"},
+        {"entrypoint": 3},
+        {"entrypoint": "../x.py:compress"},
+        {"entrypoint": "./nowhere.py:compress"},
+        {"entrypoint": "broken.py:compress"},
+        {"parameters": "commit"},
+        {"parameters": ["commit"]},
+        {"parameters": {1: 2, "comit": 3}},
+        {"parameters": {"overrides": "seed"}},
+        {"parameters": {"overrides": ["seed"]}},
+        {"parameters": {"overrides": {1: 2}}},
+        {"parameters": {"limits": "none"}},
+        {"parameters": {"limits": {"fintune": 5}}},
+        {"parameters": {"limits": {"finetune": 0}}},
+        {"entrypoint": SWEEP, "parameters": {"grid": "seed"}},
+        {"entrypoint": SWEEP, "parameters": {"grid": ["seed"]}},
+        {"entrypoint": SWEEP, "parameters": {"grid": None}},
+        {"entrypoint": SWEEP, "parameters": {"grid": {1: [2]}}},
+        {"entrypoint": SWEEP, "parameters": {"grid": {"seed": [1]}, "runner": "sloth"}},
+        {"entrypoint": SWEEP, "parameters": {"grid": {"seed": [1]}, "jobs": "many"}},
+        {"paramters": {"commit": "HEAD"}},
+        {"work_pool": "espalier"},
+        {"work_pool": ["espalier"]},
+        {"schedules": "daily"},
+        {"schedules": ["daily"]},
+        {"schedules": [None]},
+        {"schedules": {"cron": "0 2 * * *"}},
+        {"schedules": [{"corn": "0 2 * * *"}]},
+        {"schedules": [{"cron": "0 0 2 * * *"}]},  # which Prefect reads with the seconds last, others first
+        {"schedules": [{"cron": "0 2 LW * *"}]},  # which Prefect does not know
+        {"schedules": [{"cron": "0 2 * * *", "timezone": "No/Where"}]},
+        {"schedules": [{"interval": -5}]},
+        {"schedules": [{"rrule": "nonsense"}]},
+    ],
+    ids=str,
+)
+def test_what_is_of_another_form_is_refused(refused, project, pool, monkeypatch, changes):
+    """Before the server is asked, so that nothing of the file is deployed; the deployment is named or counted."""
+    (project / "broken.py").write_text("def (:")
+    monkeypatch.syspath_prepend(project)  # as python -m does
+    told = refused(with_one(**changes), "--pool", pool)
+
+    assert told.startswith("Error: prefect.yaml: ")
+    assert any(word in told for word in ("two", "deployments.1", str(changes.get("name", "two"))))
+
+
+def test_two_deployments_of_one_flow_need_two_names(refused, pool):
+    """The second would take the place of the first without a word."""
+    assert "one" in refused({"deployments": [SILENT, deepcopy(SILENT)]}, "--pool", pool)
+
+
 @pytest.mark.usefixtures("project")
 def test_no_file_is_one_line(refused):
     """With its name."""
@@ -172,6 +239,15 @@ def test_a_server_that_does_not_answer(refused):
     (port,) = free_ports(1)
     told = refused(with_one(), url=f"http://127.0.0.1:{port}/api")
     assert told.startswith(f"Error: the Prefect server http://127.0.0.1:{port}/api does not answer: ")
+
+
+def test_a_password_in_the_servers_address_is_not_told(refused):
+    """The server's name is."""
+    (port,) = free_ports(1)
+    told = refused(with_one(), url=f"http://me:hunter2@127.0.0.1:{port}/api")
+
+    assert f"127.0.0.1:{port}/api does not answer" in told
+    assert "hunter2" not in told
 
 
 def test_the_file_of_the_project_is_deployed_as_it_is(root, monkeypatch, prefect_server, deploy, pool, names):

@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 from flows.home import HOME, REPOSITORY, Home, hash_overrides
 from flows.workspace import LINKS, here, open_workspace
 from stages.errors import InputError, UnavailableError
+from tests.servers import ROOT
 
 AUTHOR = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
 TRACKING = "MLFLOW_TRACKING_URI"
@@ -35,6 +36,23 @@ from flows.workspace import open_workspace
 with open_workspace("HEAD", {"finetune.steps": 7}, lambda line: print(line, flush=True)):
     print("inside", flush=True)
     sys.stdin.read()
+"""
+DOOR = """
+import os
+import click
+from flows.workspace import open_workspace
+
+if os.geteuid() == 0:  # whose Python another user may not even read, so it becomes another user when all is read
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+
+@click.command()
+def main():
+    with open_workspace("HEAD", {}, print):
+        pass
+
+main()
 """
 ALONE = """
 import sys
@@ -374,9 +392,10 @@ def test_dvc_takes_what_it_is_told(project, enter):
     assert dvc(enter().path, "cache", "dir").strip() == str(project / ".dvc" / "cache")
 
 
-def test_a_damaged_config_is_one_line(project, enter):
+@pytest.mark.parametrize("content", [b"[cache\n", b"[cache]\n[cache]\n", b"cache = x\n", b"remote = x\n", b"\xff\xfe"])
+def test_a_damaged_config_is_one_line(project, enter, content):
     """With what to do."""
-    (project / ".dvc" / "config.local").write_text("[cache\n")
+    (project / ".dvc" / "config.local").write_bytes(content)
 
     with pytest.raises(InputError, match=r"DVC's config cannot be read .*; correct \.dvc/config") as caught:
         enter()
@@ -492,6 +511,18 @@ def test_a_folder_that_is_no_repository_is_one_line(tmp_path, project, enter, mo
         enter()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a repository to another user")
+def test_a_repository_of_another_user_is_told_as_such(project, tmp_path, enter, monkeypatch):
+    """As git tells it, which refuses it for safety: that there is no such commit would lead astray."""
+    os.chown(project, 65534, 65534)
+    os.chown(project / ".git", 65534, 65534)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    with pytest.raises(InputError, match="dubious ownership") as caught:
+        enter()
+    assert len(caught.value.message.splitlines()) == 1
+
+
 def test_a_home_that_cannot_be_made_is_one_line(project, tmp_path, enter, monkeypatch):  # noqa: ARG001
     """A file stands in its way; root may write everywhere, so rights would not do."""
     (tmp_path / "file").write_text("")
@@ -501,14 +532,25 @@ def test_a_home_that_cannot_be_made_is_one_line(project, tmp_path, enter, monkey
         enter()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_home_without_rights_is_one_line(project, tmp_path, enter, monkeypatch):  # noqa: ARG001
-    """The same words for rights."""
-    (tmp_path / "closed").mkdir(mode=0o500)
-    monkeypatch.setenv(HOME, str(tmp_path / "closed" / "home"))
+@pytest.mark.parametrize("closed", ["home", "home/locks", "home/workspaces"])
+def test_a_home_without_rights_is_one_line(project, tmp_path, closed):  # noqa: ARG001
+    """Whether it is to be made or there already; root may write everywhere, so another user tries it."""
+    for path in (tmp_path, *tmp_path.parents[:2]):
+        path.chmod(0o755)
+    (tmp_path / closed).mkdir(parents=True)
+    for path in (tmp_path / "home", *(tmp_path / "home").iterdir()):
+        path.chmod(0o777)
+    (tmp_path / closed).chmod(0o555)
+    (tmp_path / ".gitconfig").write_text("[safe]\n\tdirectory = *\n")
+    environment = {**os.environ, "HOME": str(tmp_path), HOME: str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
 
-    with pytest.raises(InputError, match=rf"cannot be made \(Permission denied\); set {HOME}"):
-        enter()
+    command = [sys.executable, "-c", DOOR]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    assert said.returncode == 1
+    assert len(said.stderr.splitlines()) == 1, said.stderr
+    assert "ermission denied" in said.stderr
+    assert HOME in said.stderr
 
 
 def test_an_address_needs_a_home(elsewhere, enter, monkeypatch):  # noqa: ARG001
