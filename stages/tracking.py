@@ -259,6 +259,14 @@ def _read_kept(folder: Path) -> Kept:
         raise InputError(f"{folder / RECORD} is damaged ({reason}); remove {folder} and record again") from None
 
 
+def _find_known(compression: Compression) -> str | None:
+    """Find the run of what the server has already, without a copy of it; None where that is not to be had now."""
+    try:
+        return find_run(connect(), compression.id())
+    except Exception:  # noqa: BLE001  # whatever it is, it is told of when the record is kept and sent
+        return None
+
+
 @click.command()
 @click.option("--artifacts", type=Path, default=Path("artifacts"), help="The model folders.")
 @click.option("--reports", type=Path, default=Path("reports"), help="The report folders.")
@@ -266,8 +274,12 @@ def _read_kept(folder: Path) -> Kept:
 @click.option("--allow-offline", is_flag=True, help="Only warn when MLflow cannot be reached.")
 def main(artifacts: Path, reports: Path, unsent: Path, *, allow_offline: bool) -> None:
     """Record the finished compression as one MLflow run, however often this is called, and all that still wait."""
-    latest = keep(Compression(artifacts, reports), unsent)
+    compression = Compression(artifacts, reports)
     waiting = sorted(path.parent for path in unsent.glob(f"*/{RECORD}") if path.parent.name[0] != ".")
+    if not waiting and (known := _find_known(compression)):
+        click.echo(f"MLflow run {known}: this compression was recorded before")
+        return
+    latest = keep(compression, unsent)
     for folder in [latest, *(other for other in waiting if other != latest)]:
         try:
             run_id, new = send(folder)

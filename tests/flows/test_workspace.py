@@ -20,6 +20,7 @@ from tests.servers import ROOT
 
 AUTHOR = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
 TRACKING = "MLFLOW_TRACKING_URI"
+HIDDEN = "hunter2"
 LOCAL = """[core]
     remote = store
 [cache]
@@ -27,7 +28,7 @@ LOCAL = """[core]
     type = symlink
 ['remote "store"']
     access_key_id = me
-    secret_access_key = "a, b#c"
+    session_name = "a, b#c"
 """
 OPEN = """
 import sys
@@ -354,9 +355,9 @@ def test_settings_of_the_users_own_are_kept(project, enter):
 
     own = config(found.place)
     assert own["cache"] == {"dir": str(project / "shared" / "cache"), "type": "symlink"}
-    assert own['remote "store"'] == {"access_key_id": "me", "secret_access_key": '"a, b#c"'}
+    assert own['remote "store"'] == {"access_key_id": "me", "session_name": '"a, b#c"'}
     told = dvc(found.path, "config", "--list", "--local")
-    assert "remote.store.secret_access_key=a, b#c" in told.splitlines()
+    assert "remote.store.session_name=a, b#c" in told.splitlines()
     assert found.place.has_remote
     assert (project / ".dvc" / "config.local").read_bytes() == before
 
@@ -586,7 +587,7 @@ def test_a_mirror_of_a_repository_that_went_away_tells(elsewhere, tmp_path, ente
 @pytest.mark.parametrize("has_home", [True, False])
 def test_a_password_in_the_address_is_not_told(elsewhere, enter, monkeypatch, has_home):  # noqa: ARG001
     """Neither by us nor by git; nobody listens at that port."""
-    monkeypatch.setenv(REPOSITORY, "http://me:hunter2@127.0.0.1:9/espalier.git")
+    monkeypatch.setenv(REPOSITORY, f"http://me:{HIDDEN}@127.0.0.1:9/espalier.git")
     monkeypatch.setenv("GIT_TERMINAL_PROMPT", "0")
     if not has_home:
         monkeypatch.delenv(HOME)
@@ -595,7 +596,7 @@ def test_a_password_in_the_address_is_not_told(elsewhere, enter, monkeypatch, ha
         enter()
 
     assert "127.0.0.1:9/espalier.git" in caught.value.message
-    assert "hunter2" not in caught.value.message
+    assert HIDDEN not in caught.value.message
     assert isinstance(caught.value, UnavailableError) == has_home
 
 
