@@ -371,9 +371,9 @@ def test_a_relative_remote_is_the_same_folder_from_a_workspace(project, tmp_path
 
     found = enter()
 
-    remotes = [line.split()[:2] for line in dvc(found.path, "remote", "list").splitlines()]
-    assert ["near", str(tmp_path / "store")] in remotes
-    assert ["far", "s3://bucket/dvc"] in remotes
+    told = dvc(found.path, "remote", "list").split()  # which wraps long lines
+    assert told[:2] == ["near", str(tmp_path / "store")]
+    assert told[-2:] == ["far", "s3://bucket/dvc"]
     assert found.place.has_remote
 
 
