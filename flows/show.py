@@ -15,8 +15,8 @@ from stages.errors import without_password
 if TYPE_CHECKING:
     from flows.pipeline import Outcome
 
-PICTURE_PIXELS = 1200
-"""Width of a picture on the page, at most."""
+LIGHT_BYTES, PICTURE_PIXELS = 1_000_000, 1200
+"""A picture that is heavier becomes this wide; the page gets slow beyond two megabytes."""
 
 
 def results(place: Workspace, outcome: "Outcome") -> None:
@@ -51,6 +51,8 @@ def _on_white(path: Path) -> bytes:
 
 
 def _shrink(path: Path) -> bytes:
+    if path.stat().st_size <= LIGHT_BYTES:
+        return path.read_bytes()
     from PIL import Image
 
     with Image.open(path) as image:
