@@ -1,6 +1,5 @@
 """The one door to the flows: python -m flows NAME."""
 
-import math
 import os
 import sys
 from pathlib import Path
@@ -62,9 +61,7 @@ def compress(texts: tuple[str, ...], commit: str | None, limits: tuple[str, ...]
 @click.option("--grid", "grids", multiple=True, required=True, metavar="KEY=VALUE,…", help="The values of a key.")
 @set_option
 @click.option("--commit", default="HEAD", help="A branch, tag or hash.")
-@click.option(
-    "--runner", type=click.Choice(["threads", "pool", "dask", "ray"]), default="threads", help="Where cells run."
-)
+@click.option("--runner", type=click.Choice(RUNNERS), default="threads", help="Where cells run.")
 @click.option("--jobs", type=click.IntRange(1), default=1, help="Cells at once on this machine.")
 @click.option("--address", default=None, help="Of the cluster's scheduler.")
 @limit_option
@@ -138,7 +135,11 @@ def rollback(name: str, policy: str, why: str, *, unseen: bool) -> None:
 
 @main.command()
 @click.argument("uri")
-@click.option("--repository", default=None, help="Where to clone from; this checkout, or the version's own remote.")
+@click.option(
+    "--repository",
+    envvar="ESPALIER_REPOSITORY",
+    help="Where to clone from; without, this checkout or the version's own remote.",
+)
 @click.option("--keep", "workspace", default=None, help="An empty folder for the work, which stays.")
 def reproduce(uri: str, repository: str | None, workspace: str | None) -> None:
     """Do the work of a version, such as models:/NAME/3, once more, without caches, and say what comes out."""
@@ -192,11 +193,7 @@ def deploy(path: Path, pool: str | None) -> None:
 
 
 def _minutes(texts: tuple[str, ...]) -> dict[str, float]:
-    limits = parse_overrides(texts, "--limit", "finetune=90")
-    for name, minutes in limits.items():
-        if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not 0 < minutes < math.inf:
-            raise InputError(f"--limit {name}={minutes} is no number of minutes above 0")
-    return limits
+    return parse_overrides(texts, "--limit", "finetune=90")
 
 
 def _check(commit: str | None, cells: list[dict[str, Any]], limits: dict[str, float]) -> None:
@@ -204,13 +201,11 @@ def _check(commit: str | None, cells: list[dict[str, Any]], limits: dict[str, fl
     from flows.home import Home
     from flows.workspace import here
 
-    if commit is None:
+    if commit is None or (limits and Path("dvc.yaml").is_file()):
         here().check_limits(limits)
-        return
-    home = Home.find()
-    home.check(home.resolve(commit, _say_nothing), cells)
-    if Path("dvc.yaml").is_file():
-        here().check_limits(limits)
+    if commit is not None:
+        home = Home.find()
+        home.render(home.resolve(commit, _say_nothing), cells)
 
 
 def _say_nothing(_line: str) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import queue
-import re
 import shutil
 import subprocess
 import time
@@ -22,9 +21,8 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from flows.compress import compress_at
 from flows.overrides import Overrides
-from flows.pipeline import Outcome, bring_up_to_date
-from flows.registry import register
 from flows.words import in_words
 from flows.workspace import open_workspace
 from stages.errors import InputError
@@ -32,25 +30,8 @@ from stages.errors import InputError
 RunnerName = Literal["threads", "pool", "dask", "ray"]
 DEPLOYMENT = "compress/compress"
 """What a cell is on a work pool."""
-MESSAGE = re.compile(r"(?:ran (?P<ran>[^;]+)|nothing had changed); MLflow run (?P<run>\w+)")
-"""Of a finished compress flow."""
 POLL_S = 2.0
 Slots = queue.Queue[dict[str, str]]
-
-
-def describe(outcome: Outcome) -> str:
-    """Write what a run did, for the list of runs."""
-    did = f"ran {', '.join(outcome.ran)}" if outcome.ran else "nothing had changed"
-    where = f"MLflow run {outcome.mlflow_run}" if outcome.mlflow_run else "MLflow is away, the record waits"
-    return f"{did}; {where}"
-
-
-def understand(message: str) -> Outcome:
-    """Read what `describe` wrote."""
-    found = MESSAGE.search(message)
-    if not found:
-        return Outcome((), None)
-    return Outcome(tuple((found["ran"] or "").replace(" ", "").split(",")) if found["ran"] else (), found["run"])
 
 
 @contextmanager
@@ -122,16 +103,10 @@ def compress_here(
     overrides: Overrides, commit: str, limits: dict[str, float], label: str, slots: Slots | None, *, to_register: bool
 ) -> State[None]:
     """Compress one cell in a workspace of its own, in this process."""
-    tell = get_run_logger().info
     slot = slots.get() if slots else {}
     try:
-        with open_workspace(commit, overrides, tell, slot) as place:
-            outcome = bring_up_to_date(place, limits, f"{label}: ")
-            message = describe(outcome)
-            if to_register:
-                message += f"; {register(place)}"
-            place.remove()
-            return Completed(message=message)
+        with open_workspace(commit, overrides, get_run_logger().info, slot) as place:
+            return compress_at(place, limits, f"{label}: ", to_register=to_register)
     finally:
         if slots:
             slots.put(slot)

@@ -62,20 +62,8 @@ def run(
         environment: What differs from this process's.
         limit_s: Its time in seconds; endless without.
     """
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     mark = uuid.uuid4().hex
-    process = subprocess.Popen(
-        [sys.executable, "-I", warden.__file__, *command],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        cwd=folder,
-        env={**os.environ, **(environment or {}), "PATH": path, MARK: mark},
-        start_new_session=True,
-    )
-    assert process.stdin is not None
+    process = _start(command, folder, {**(environment or {}), MARK: mark})
     assert process.stdout is not None
     is_over = threading.Event()
     timer = threading.Timer(limit_s or 0, _end, (process, is_over))
@@ -97,6 +85,22 @@ def run(
     code = process.wait()
     found = [int(match[1]) for line in lines if (match := STAGE_CODE.search(line))]
     return Ending(found[-1] if found and code else code, is_over.is_set(), tuple(lines))
+
+
+def _start(command: list[str], folder: Path | None, changes: Mapping[str, str]) -> "subprocess.Popen[str]":
+    """Start a command below its warden, this environment first on its path."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return subprocess.Popen(
+        [sys.executable, "-I", warden.__file__, *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        cwd=folder,
+        env={**os.environ, **changes, "PATH": path},
+        start_new_session=True,
+    )
 
 
 def _end(process: "subprocess.Popen[str]", is_over: threading.Event) -> None:

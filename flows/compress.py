@@ -1,5 +1,6 @@
 """A commit and overrides -> one compression, recorded, and registered if asked."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from prefect import State, flow
@@ -8,13 +9,13 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows import show
-from flows.cells import describe
 from flows.notify import HOOKS
 from flows.overrides import write
 from flows.pipeline import bring_up_to_date
 from flows.registry import register
 from flows.words import in_words
 from flows.workspace import Workspace, here, open_workspace
+from stages.errors import InputError
 
 
 def _name_run() -> str:
@@ -41,19 +42,28 @@ def compress(
         limits: Stage -> minutes after which it is ended.
         to_register: Whether the result becomes a version in MLflow's registry, the challenger.
     """
-    tell = get_run_logger().info
     if commit is None:
-        return _compress(here(), limits or {}, to_register=to_register)
-    with open_workspace(commit, overrides or {}, tell) as place:
-        state = _compress(place, limits or {}, to_register=to_register)
-        place.remove()
-        return state
+        if overrides:
+            raise InputError("overrides need a commit, since nobody's params.yaml is changed; give HEAD")
+        return compress_at(here(), limits or {}, to_register=to_register)
+    with open_workspace(commit, overrides or {}, get_run_logger().info) as place:
+        return compress_at(place, limits or {}, to_register=to_register)
 
 
-def _compress(place: Workspace, limits: dict[str, float], *, to_register: bool) -> State[None]:
-    outcome = bring_up_to_date(place, limits)
+def compress_at(place: Workspace, limits: Mapping[str, float], label: str = "", *, to_register: bool) -> State[None]:
+    """Compress in a workspace, show what came of it, and remove what is no longer needed.
+
+    Args:
+        place: Where.
+        limits: Minutes that a stage may take.
+        label: Put before the names of the tasks.
+        to_register: Whether the result becomes a version.
+
+    Raises:
+        InputError: A stage failed, or the result cannot be registered.
+    """
+    outcome = bring_up_to_date(place, limits, label)
     show.results(place, outcome)
-    message = describe(outcome)
-    if to_register:
-        message += f"; {register(place)}"
+    message = f"{outcome}; {register(place)}" if to_register else str(outcome)
+    place.remove()
     return Completed(message=message)

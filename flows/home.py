@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +14,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from flows.git import ask_git, tell_git
 from flows.overrides import Overrides, apply
 from stages.errors import InputError, UnavailableError, without_password
+from stages.git import ask_git, tell_git
 
 REPOSITORY = "ESPALIER_REPOSITORY"
 """Of the environment: what runs are cloned from, a folder or an address; without it the folder we are in."""
@@ -88,28 +88,19 @@ class Home:
             self._warn(found, tell)
         return found
 
-    def params(self, commit: str) -> str:
-        """Read params.yaml as it stands in a commit.
+    def render(self, commit: str, cells: Iterable[Overrides]) -> list[bytes]:
+        """Give params.yaml as it stands in a commit with each cell's overrides, before anything is cloned.
 
         Raises:
-            InputError: It has none.
+            InputError: The commit has none, or an override is not allowed.
         """
         params = ask_git(self.source, "show", f"{commit}:params.yaml")
         if params is None:
             raise InputError(f"commit {commit[:12]} has no params.yaml; give a commit of this project")
-        return f"{params}\n"
-
-    def check(self, commit: str, cells: list[dict[str, Any]]) -> None:
-        """Check many overrides before anything is cloned.
-
-        Raises:
-            InputError: One of them is not allowed.
-        """
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary) / "params.yaml"
-            path.write_text(self.params(commit))
-            for overrides in cells:
-                apply(overrides, path)
+            path.write_text(f"{params}\n")
+            return [apply(overrides, path) for overrides in cells]
 
     def clone(self, commit: str, path: Path) -> None:
         """Clone a commit, whole or not at all; whatever of it was there by halves goes.

@@ -35,27 +35,30 @@ def nightly(
         outcome = bring_up_to_date(place, limits or {})
         show.results(place, outcome)
         uri = register(place)
-        state: State[Any] | None = act("look up", lambda: _decided(uri))
-        if state is None:
-            name = uri.removeprefix("models:/").partition("/")[0]
+        kind = Completed
+        found: tuple[str, str] | None = act("look up", lambda: _look_up(uri))
+        if found:
+            name, message = found
+        else:
+            model = uri.removeprefix("models:/").partition("/")[0]
             why = f"nightly of {str(place.commit)[:12]}, {write(overrides or {}) or 'as in params.yaml'}"
-            decided = promote(name, uri, str(place.path / policy), why, return_state=True)
+            decided = promote(model, uri, str(place.path / policy), why, return_state=True)
             kind = Completed if decided.is_completed() else Failed
-            state = kind(name=decided.name, message=decided.message)  # a flow's own, or Prefect words it anew
+            name, message = decided.name or "", decided.message or ""
         place.remove()
-        return state
+        return kind(name=name, message=message)  # a state of its own, or Prefect words it anew
 
 
-def _decided(uri: str) -> State[None] | None:
-    """Say what became of a version that an earlier run made: nothing was changed since."""
+def _look_up(uri: str) -> tuple[str, str] | None:
+    """Give name and message of what became of a version that an earlier run made: nothing was changed since."""
     from stages.register.registry import CHAMPION, GATE, Registry
 
     registry = Registry()
     version = registry.find(uri)
     champion = registry.by_alias(version.name, CHAMPION)
     if champion is not None and champion.version == version.version:
-        return Completed(message=f"nothing has changed, {uri} is the champion already")
+        return "Completed", f"nothing has changed, {uri} is the champion already"
     verdict = version.tags.get(GATE, "")
     if verdict.startswith("refused"):
-        return Completed(name=REFUSED, message=f"nothing has changed since {uri} was {verdict}")
+        return REFUSED, f"nothing has changed since {uri} was {verdict}"
     return None

@@ -21,6 +21,8 @@ PASSING = "Unavailable"
 """The name of a failed state that another try may mend."""
 NOISE = ("Generating lock file", "Updating lock file", "Use `dvc push`")
 """What DVC says at every stage and nobody needs."""
+MESSAGE = re.compile(r"(?:ran (?P<ran>[^;]+)|nothing had changed); MLflow run (?P<run>\w+)")
+"""Of a finished compression."""
 CACHED = "Cached"
 """The name of a stage's state where DVC had the outputs."""
 
@@ -61,6 +63,19 @@ class Outcome:
     """The stages that computed; DVC had the outputs of the others."""
     mlflow_run: str | None
     """None while MLflow is away; the record waits."""
+
+    def __str__(self) -> str:
+        """Write what a run did, for the list of runs."""
+        did = f"ran {', '.join(self.ran)}" if self.ran else "nothing had changed"
+        return f"{did}; {f'MLflow run {self.mlflow_run}' if self.mlflow_run else 'MLflow is away, the record waits'}"
+
+    @classmethod
+    def read(cls, message: str) -> "Outcome":
+        """Read what a run wrote of itself, on whatever machine."""
+        found = MESSAGE.search(message)
+        if not found:
+            return cls((), None)
+        return cls(tuple(found["ran"].split(", ")) if found["ran"] else (), found["run"])
 
 
 def bring_up_to_date(place: Workspace, limits: Mapping[str, float], label: str = "") -> Outcome:
@@ -129,7 +144,7 @@ def run_stage(name: str, place: Workspace, key: str, limit_minutes: float | None
             limit_s=limit_minutes and limit_minutes * 60,
         )
     if ending.code or ending.is_late:
-        return _fail(ending, limit_minutes)
+        return fail(ending, limit_minutes)
     ran = any(line.startswith(f"Running stage '{name}'") for line in ending.lines)
     return Completed() if ran else Completed(name=CACHED, message="DVC has its outputs")
 
@@ -139,7 +154,7 @@ def push(place: Workspace, stages: list[str]) -> State[None]:
     """Send what DVC's remote lacks of some stages, or of all; what it has is not sent again."""
     command = ["dvc", "push", "--run-cache", *stages]
     ending = run(command, get_run_logger().info, folder=place.path, environment=place.environment)
-    return _fail(ending, None) if ending.code else Completed()
+    return fail(ending) if ending.code else Completed()
 
 
 @task(**RETRIED)
@@ -154,10 +169,11 @@ def record(place: Workspace) -> State[None]:
     for line in ending.lines:
         if ending.code == 0 and (found := re.match(r"MLflow run (\w+):", line)):
             return Completed(message=found[1])
-    return _fail(ending, None)
+    return fail(ending)
 
 
-def _fail(ending: Ending, limit_minutes: float | None) -> State[None]:
+def fail(ending: Ending, limit_minutes: float | None = None) -> State[None]:
+    """Say of a command that failed why, in its own words, and whether another try makes sense."""
     if ending.is_late:
         return Failed(name="TimedOut", message=f"it ran past its limit of {limit_minutes:g} minutes and was ended")
     errors = [line for line in ending.lines if line.startswith(("Error: ", "ERROR: "))]

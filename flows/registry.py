@@ -13,7 +13,7 @@ from prefect.states import Completed, Failed
 from flows.commands import run
 from flows.home import REPOSITORY
 from flows.notify import HOOKS, REFUSED
-from flows.pipeline import PASSING, RETRIED, StageFailedError
+from flows.pipeline import PASSING, RETRIED, StageFailedError, fail
 from flows.words import in_words
 from flows.workspace import Workspace
 from stages.errors import InputError, UnavailableError
@@ -125,10 +125,7 @@ def _register(place: Workspace) -> State[None]:
         folder=place.path,
         environment=place.environment,
     )
-    said = ending.lines[-1] if ending.lines else "it said nothing"
-    if ending.code:
-        return Failed(name=PASSING if ending.may_pass else "Failed", message=said.removeprefix("Error: "))
-    return Completed(message=said.partition(" ")[0])
+    return fail(ending) if ending.code else Completed(message=ending.lines[-1].partition(" ")[0])
 
 
 def _tell(decision: "Decision", message: str) -> State[Any]:

@@ -16,12 +16,12 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import TaskRunner
 
 from flows import show
-from flows.cells import RunnerName, Slots, compress_here, compress_on_pool, open_runner, understand
+from flows.cells import RunnerName, Slots, compress_here, compress_on_pool, open_runner
 from flows.commands import run
 from flows.home import Home, hash_json, locked
 from flows.notify import HOOKS
 from flows.overrides import check_apart, plan_cells, write
-from flows.pipeline import StageFailedError
+from flows.pipeline import Outcome, StageFailedError
 from flows.words import in_words
 from stages.errors import InputError, UnavailableError
 
@@ -63,7 +63,7 @@ class Sweep:
         """
         from stages import tracking
 
-        outcome = understand(message)
+        outcome = Outcome.read(message)
         if outcome.mlflow_run is None:
             raise UnavailableError("MLflow did not take its record; run the sweep again when it is back")
         place = self.folder / "cells" / name
@@ -106,7 +106,7 @@ def sweep(
         raise InputError(f"jobs is {jobs} and best {best}; give at least 1 and 0")
     home = Home.find()
     commit = home.resolve(commit, tell)
-    home.check(commit, cells)
+    home.render(commit, cells)
     work = Sweep(home, commit, cells, grid)
     with locked(home.root / "locks" / f"sweep-{work.id}.lock", tell):
         left = [name for name in work.cells if not work.is_finished(name)]

@@ -11,10 +11,10 @@ from configobj import ConfigObj, ConfigObjError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from flows.git import ask_git
 from flows.home import HOME, Home, Tell, hash_json, hash_overrides, locked
-from flows.overrides import Overrides, apply
+from flows.overrides import Overrides
 from stages.errors import InputError, first_line
+from stages.git import ask_git
 from stages.params import load_params
 
 LONGEST = 1_000_000
@@ -146,15 +146,13 @@ def open_workspace(
     """
     home = Home.find()
     found = home.resolve(commit, tell)
-    home.check(found, [dict(overrides)])
+    (params,) = home.render(found, [overrides])
     name = f"{found[:12]}-{hash_overrides(overrides)}"
     path = home.root / "workspaces" / name
     with locked(home.root / "locks" / f"{name}.lock", tell):
         if ask_git(path, "--git-dir=.git", "rev-parse", "--verify", "HEAD") != found:
             home.clone(found, path)
-        params = path / "params.yaml"
-        params.write_text(home.params(found))
-        params.write_bytes(apply(overrides, params))
+        (path / "params.yaml").write_bytes(params)
         yield Workspace(
             path,
             home.root / "unsent",

@@ -259,14 +259,6 @@ def _read_kept(folder: Path) -> Kept:
         raise InputError(f"{folder / RECORD} is damaged ({reason}); remove {folder} and record again") from None
 
 
-def _find_known(compression: Compression) -> str | None:
-    """Find the run of what the server has already, without a copy of it; None where that is not to be had now."""
-    try:
-        return find_run(connect(), compression.id())
-    except Exception:  # noqa: BLE001  # whatever it is, it is told of when the record is kept and sent
-        return None
-
-
 @click.command()
 @click.option("--artifacts", type=Path, default=Path("artifacts"), help="The model folders.")
 @click.option("--reports", type=Path, default=Path("reports"), help="The report folders.")
@@ -276,7 +268,12 @@ def main(artifacts: Path, reports: Path, unsent: Path, *, allow_offline: bool) -
     """Record the finished compression as one MLflow run, however often this is called, and all that still wait."""
     compression = Compression(artifacts, reports)
     waiting = sorted(path.parent for path in unsent.glob(f"*/{RECORD}") if path.parent.name[0] != ".")
-    if not waiting and (known := _find_known(compression)):
+    try:
+        known = None if waiting else find_run(connect(), compression.id())
+    except Exception as error:  # noqa: BLE001  # any fault of a server; one of the folders is told of by `keep`
+        _tell_of_waiting(keep(compression, unsent), error, allow_offline=allow_offline)
+        return
+    if known:
         click.echo(f"MLflow run {known}: this compression was recorded before")
         return
     latest = keep(compression, unsent)
@@ -286,15 +283,19 @@ def main(artifacts: Path, reports: Path, unsent: Path, *, allow_offline: bool) -
         except InputError:
             raise
         except Exception as error:  # noqa: BLE001  # any fault of a server
-            message = (
-                f"MLflow did not take the record ({first_line(error)}); it is kept in {folder} and goes with the next "
-                "one, or by: python -m stages.tracking"
-            )
-            if not allow_offline:
-                raise UnavailableError(message) from None
-            click.echo(f"Warning: {message}", err=True)
+            _tell_of_waiting(folder, error, allow_offline=allow_offline)
             return
         click.echo(f"MLflow run {run_id}: {'recorded' if new else 'this compression was recorded before'}")
+
+
+def _tell_of_waiting(folder: Path, error: Exception, *, allow_offline: bool) -> None:
+    message = (
+        f"MLflow did not take the record ({first_line(error)}); it is kept in {folder} and goes with the next one, or "
+        "by: python -m stages.tracking"
+    )
+    if not allow_offline:
+        raise UnavailableError(message) from None
+    click.echo(f"Warning: {message}", err=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The workspace of a finished compression -> what is needed to make it again, and the hashes that must come out."""
 
-import os
 import re
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pydantic import ValidationError, model_validator
 from stages.artifacts import PLAN, RUN_RECORD, file_sha256, read_json
 from stages.compression import Compression
 from stages.errors import InputError, without_password
+from stages.git import ask_git, outside_git
 from stages.schema import Commit, Frozen, Sha256
 
 CODE = ("stages", "flows", "dvc.yaml", "requirements.lock", "pyproject.toml")
@@ -54,12 +54,12 @@ def take_lineage(compression: Compression) -> Lineage:
     Raises:
         InputError: The code is not committed, the pipeline is not up to date, or something of it is missing.
     """
-    commit = _git("rev-parse", "--verify", "HEAD")
-    if commit is None or _git("rev-parse", "--show-prefix"):
+    commit = ask_git(Path(), "rev-parse", "--verify", "HEAD")
+    if commit is None or ask_git(Path(), "rev-parse", "--show-prefix"):
         raise InputError(
             "a version names its git commit, and this is not the top of a repository with one; commit first"
         )
-    changed = _git("status", "--porcelain", "--", *(part for part in CODE if Path(part).exists()))
+    changed = ask_git(Path(), "status", "--porcelain", "--", *(part for part in CODE if Path(part).exists()))
     if changed:
         found = ", ".join(line[3:] for line in changed.splitlines()[:5])
         raise InputError(f"{found} is not as in commit {commit[:12]}; commit it, since a version names its commit")
@@ -71,7 +71,7 @@ def take_lineage(compression: Compression) -> Lineage:
     dataset = read_json(compression.homes["fetch"].parent / "data" / "dataset.json")
     return Lineage(
         git_commit=commit,
-        git_remote=without_password(_git("config", "--get", "remote.origin.url") or "") or None,
+        git_remote=without_password(ask_git(Path(), "config", "--get", "remote.origin.url") or "") or None,
         files={name: file_sha256(Path(name)) for name in FILES},
         data_sha256=str(dataset.get("sha256")),
         outputs=hash_outputs(Path()),
@@ -109,16 +109,6 @@ def read_lineage(evidence: Path) -> Lineage:
 def _list_remotes() -> list[str]:
     settings = (line.partition("=") for line in (_dvc("config", "--list") or "").splitlines())
     return [without_password(value) for key, _, value in settings if re.fullmatch(r"remote\..+\.url", key)]
-
-
-def outside_git() -> dict[str, str]:
-    """Give the environment without what git tells its hooks, or a command for one repository would change another."""
-    return {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-
-
-def _git(*arguments: str) -> str | None:
-    """Ask git; None where it has no answer."""
-    return _run("git", *arguments)
 
 
 def _dvc(*arguments: str) -> str | None:

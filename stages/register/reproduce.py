@@ -14,9 +14,10 @@ from typing import Any, Literal
 from stages.artifacts import PLAN, RUN_RECORD, WEIGHTS, copy_file, file_sha256, read_json, read_tensors
 from stages.compression import stage_homes
 from stages.errors import InputError, first_line, without_password
+from stages.git import ask_git, outside_git, tell_git
 from stages.protocol.record import METRICS, Record, read_record
 from stages.register.ledger import who
-from stages.register.lineage import DECISIVE, Lineage, hash_outputs, outside_git, read_lineage
+from stages.register.lineage import DECISIVE, Lineage, hash_outputs, read_lineage
 from stages.register.package import check_files
 from stages.register.registry import CONTENT, EVIDENCE, MODEL, OURS, Registry
 from stages.storage import VARIABLE
@@ -115,33 +116,22 @@ def _empty(folder: Path) -> Path:
 
 def _clone(lineage: Lineage, repository: str | None, place: Path) -> None:
     source = repository or _find_repository(lineage)
-    for command in (
-        ["clone", "--quiet", "--no-checkout", "--", source, str(place)],
-        ["-C", str(place), "checkout", "--quiet", "--detach", lineage.git_commit],
+    for folder, command in (
+        (None, ["clone", "--quiet", "--no-checkout", "--", source, str(place)]),
+        (place, ["checkout", "--quiet", "--detach", lineage.git_commit]),
     ):
-        complaint = _git(*command)
-        if complaint is not None:
+        if complaint := tell_git(folder, *command):
             found = f"commit {lineage.git_commit[:12]} cannot be had from {source}: {complaint}"
             raise InputError(f"{without_password(found)}; name another with --repository")
     (place / "dvc.lock").unlink(missing_ok=True)  # it would tell DVC that there is nothing to do
 
 
 def _find_repository(lineage: Lineage) -> str:
-    if _git("cat-file", "-e", f"{lineage.git_commit}^{{commit}}") is None:
+    if ask_git(Path(), "cat-file", "-e", f"{lineage.git_commit}^{{commit}}") is not None:
         return str(Path.cwd())
     if lineage.git_remote:
         return lineage.git_remote
     raise InputError(f"this checkout has no commit {lineage.git_commit[:12]}; give one that has with --repository")
-
-
-def _git(*arguments: str) -> str | None:
-    """Run git: None if it went well, else what it complained of, in one line."""
-    try:
-        command = ["git", *arguments]
-        result = subprocess.run(command, capture_output=True, text=True, check=False, env=outside_git())  # noqa: S603
-    except OSError:
-        return "git is not installed"
-    return (" ".join(result.stderr.split()) or "git failed") if result.returncode else None
 
 
 def _run(place: Path) -> str:

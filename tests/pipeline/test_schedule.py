@@ -29,14 +29,6 @@ pytestmark = [
 POOL = "espalier"
 STAGES = ["fetch", "reference", "importance", "prune", "finetune", "evaluate", "report"]
 DEPLOYMENTS = ["compress/compress", "sweep/sweep", "nightly/nightly", "reproduce/weekly", "promote/promote"]
-LENIENT = {
-    "champion": {"fid": 1e6, "ssim": 1e6, "speed_up": 0.99},
-    "dense": {"fid": 1e6, "ssim": 1.0},
-    "budget": {"macs": 0.7},
-    "latency": {"batch": 1, "precision": "float32", "mode": "eager", "speed_up": 0.0},
-    "canary": {"levels": 0.0},
-}
-"""A dozen steps of training make no good model."""
 
 
 class Theatre:
@@ -147,7 +139,7 @@ def chat():
 
 
 @pytest.fixture(scope="module")
-def theatre(tmp_path_factory, make_workspace, chat):
+def theatre(tmp_path_factory, make_workspace, lenient, chat):
     """Everything, started once, with all of the project's deployments."""
     root = tmp_path_factory.mktemp("theatre")
     root.chmod(0o755)
@@ -155,7 +147,7 @@ def theatre(tmp_path_factory, make_workspace, chat):
     for name in ("prefect.yaml", "pyproject.toml"):
         shutil.copyfile(ROOT / name, project.path / name)
     shutil.copytree(ROOT / "mlflow", project.path / "mlflow")
-    YAML().dump(LENIENT, project.path / "mlflow" / "promotion.yaml")
+    YAML().dump(lenient, project.path / "mlflow" / "promotion.yaml")
     file = project.path / "prefect.yaml"
     tree = YAML(typ="safe").load(file.read_text())
     for entry in tree["deployments"]:
@@ -241,9 +233,9 @@ def test_a_scheduled_run_makes_a_champion(theatre):
     assert any(key.startswith("progress-") for key in keys)
 
 
-def test_a_refused_promotion_is_told(theatre, chat):
+def test_a_refused_promotion_is_told(theatre, lenient, chat):
     """The chat hears of it, with the reason; the run completes under another name."""
-    strict = LENIENT | {"budget": {"macs": 0.1}}
+    strict = lenient | {"budget": {"macs": 0.1}}
     YAML().dump(strict, theatre.project.path / "strict.yaml")
     theatre.commit("A strict policy")
     run = theatre.prefect.submit("nightly/nightly", overrides={"finetune.steps": 13}, policy="strict.yaml", limits={})

@@ -19,14 +19,17 @@ def tell_git(folder: Path | None, *arguments: str) -> str:
     return without_password(" ".join(complaint.split()) or "git failed") if code else ""
 
 
+def outside_git() -> dict[str, str]:
+    """Give the environment without what git tells its hooks, or a command for one repository would change another."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+
+
 def _call(folder: Path | None, *arguments: str) -> tuple[int, str, str]:
     if folder is not None and not folder.is_dir():
         return 1, "", f"{folder} is not there"
     command = ["git", *(["-C", str(folder)] if folder else []), *arguments]
-    # What git tells its hooks would lead these commands to another repository.
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     try:
-        result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        result = subprocess.run(command, capture_output=True, text=True, check=False, env=outside_git())  # noqa: S603
     except OSError:
         return 1, "", "git is not installed"
     return result.returncode, result.stdout, result.stderr
