@@ -15,7 +15,7 @@ from stages.diffusion.sampling import draw, image_seeds
 from stages.errors import InputError
 from stages.evaluate.consistency import images_to_ssim
 from stages.evaluate.quality import Judge
-from stages.finetune.loss import NoiseLoss
+from stages.finetune.batches import heldout_batch
 from stages.importance.calibration import calibrate
 from stages.params import (
     CompensateParams,
@@ -32,7 +32,7 @@ from stages.protocol.protocol import make_protocol
 from stages.prune.compensate import NoisyImages
 from stages.prune.pruning import prune_unet
 from stages.prune.selection import plan_pruning
-from stages.seeds import derive_seed, generator
+from stages.seeds import derive_seed
 
 MODEL = Path(__file__).parents[1] / "stages" / "fetch" / "bundled" / "digits"
 CRITERIA = (
@@ -67,11 +67,10 @@ class Bench:
         self.unet, self.scheduler = read_unet(MODEL), read_scheduler(MODEL)
         images = artifacts.read_images(data)
         self.pixels = images.train
-        self.heldout = artifacts.to_model_range(images.heldout)
+        self.heldout = heldout_batch(images.heldout, self.scheduler.config["num_train_timesteps"])
         self.extractor = Extractor(QUALITY.extractor, QUALITY.batch_size)
         protocol = make_protocol(QUALITY, 0, self.scheduler, self.pixels, self.extractor)
         self.judge = Judge(self.extractor.features(self.pixels), protocol)
-        self.loss = NoiseLoss(self.scheduler)
         self.dense: dict[int, np.ndarray] = {}
 
     def measure(self, unet: torch.nn.Module, seed: int) -> dict[str, float]:
@@ -79,9 +78,10 @@ class Bench:
         drawn = self.sample(unet, seed)
         if seed not in self.dense:
             self.dense[seed] = self.sample(self.unet, seed)
-        noise, timesteps = self.loss.draw(self.heldout, generator(0, "heldout loss"))
+        images, noise, timesteps = self.heldout.images, self.heldout.noise, self.heldout.timesteps
         with torch.no_grad():
-            loss = self.loss(unet, self.heldout, noise, timesteps).mean()
+            predicted = unet(self.scheduler.add_noise(images, noise, timesteps), timesteps).sample
+        loss = (predicted - noise).square().mean()
         quality = self.judge(self.extractor.features(drawn), seed)
         ssim = images_to_ssim(drawn, self.dense[seed]).mean()
         return {"fid": quality.fid, "ssim": float(ssim), "loss": float(loss)}

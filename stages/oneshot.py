@@ -7,9 +7,9 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from stages.diffusion.families import Condition, Denoiser
+from stages.diffusion.plan import Plan
 from stages.importance.measure import Draw, measure_importance
 from stages.params import CriterionName, FormulaName, PruneParams, Target
-from stages.prune.plan import Plan
 from stages.prune.selection import plan_pruning
 
 

@@ -18,7 +18,16 @@ PACKAGES = ("diffusers", "numpy", "safetensors", "scikit-image", "torch", "torch
 STAGES_ROOT = Path(__file__).parent
 ALSO = {"reference": ["protocol"], "evaluate": ["protocol"]}
 """Packages that only some stages share."""
-DOORS = ("compare.py", "compression.py", "export.py", "oneshot.py", "storage.py", "tracking.py")
+DOORS = (
+    "compare.py",
+    "compression.py",
+    "export.py",
+    "live.py",
+    "mlflow_server.py",
+    "oneshot.py",
+    "storage.py",
+    "tracking.py",
+)
 """Files beside the stages that decide nothing of what a stage computes."""
 
 

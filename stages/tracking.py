@@ -5,8 +5,6 @@ the middle, loses nothing, and nothing is there twice.
 """
 
 import csv
-import os
-import re
 import shutil
 import socket
 import time
@@ -17,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from pydantic import Field, ValidationError
 
-from stages import telemetry
 from stages.compression import Compression
 from stages.errors import InputError, UnavailableError, first_line
+from stages.mlflow_server import connect, find_experiment
 from stages.schema import Frozen, Sha256
 
 if TYPE_CHECKING:
@@ -27,12 +25,6 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "espalier"
 COMPRESSION_TAG = "espalier.compression"
-SETTINGS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
-    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-}
-"""Defaults that the environment may overrule."""
 SENDER_TAG = "espalier.sender"
 """Which folder of which machine a run was sent from."""
 RECORD = "record.json"
@@ -159,33 +151,13 @@ def record_folder(name: str, content: str, params: Mapping[str, str], folder: Pa
         run_id = find_run(client, content)
         if run_id is None:
             tags = {COMPRESSION_TAG: content}
-            run_id = str(client.create_run(_experiment(client), tags=tags, run_name=name).info.run_id)
+            run_id = str(client.create_run(find_experiment(client, EXPERIMENT), tags=tags, run_name=name).info.run_id)
             client.log_batch(run_id, params=[Param(key, value) for key, value in params.items()])
         client.log_artifacts(run_id, str(folder))
         client.set_terminated(run_id, "FINISHED")
     except Exception as error:  # noqa: BLE001  # any fault of a server
         raise UnavailableError(f"MLflow does not take {name} ({first_line(error)})") from None
     return run_id
-
-
-def connect() -> "MlflowClient":
-    """Open the tracking server that MLFLOW_TRACKING_URI names; without one, a file here."""
-    prepare()
-    from filelock import FileLock
-    from mlflow import MlflowClient
-
-    file = database()
-    if file is None or file.exists():
-        return MlflowClient()
-    with FileLock(f"{file}.lock"):  # two processes at once would both make its tables
-        return MlflowClient()
-
-
-def prepare() -> None:
-    """Set what MLflow reads from the environment as it is imported."""
-    telemetry.switch_off()
-    for key, value in SETTINGS.items():
-        os.environ.setdefault(key, value)
 
 
 def find_run(client: "MlflowClient", compression: str) -> str | None:
@@ -213,7 +185,9 @@ def _write(client: "MlflowClient", kept: Kept, folder: Path) -> str:
         if half.info.status != "FINISHED" and half.data.tags.get(SENDER_TAG) == sender:
             client.delete_run(half.info.run_id)
     tags = {SENDER_TAG: sender, **kept.tags}
-    run = client.create_run(_experiment(client), start_time=kept.finished_ms, tags=tags, run_name=kept.run_name)
+    run = client.create_run(
+        find_experiment(client, EXPERIMENT), start_time=kept.finished_ms, tags=tags, run_name=kept.run_name
+    )
     run_id = str(run.info.run_id)
     client.log_batch(run_id, params=[Param(key, value) for key, value in kept.params.items()])
     rows = [Metric(key, value, kept.finished_ms, step) for key, step, value in kept.values]
@@ -225,28 +199,6 @@ def _write(client: "MlflowClient", kept: Kept, folder: Path) -> str:
     for other in finished[1:]:
         client.delete_run(other.info.run_id)
     return str((finished or [run])[0].info.run_id)
-
-
-def _experiment(client: "MlflowClient") -> str:
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(EXPERIMENT)
-    if found is None:
-        try:
-            file = database()
-            beside = (file.parent / "mlruns").as_uri() if file else None  # else the server knows
-            return str(client.create_experiment(EXPERIMENT, artifact_location=beside))
-        except MlflowException:  # another process made it between the two calls
-            found = client.get_experiment_by_name(EXPERIMENT)
-            if found is None:
-                raise
-    return str(found.experiment_id)
-
-
-def database() -> Path | None:
-    """Give the file that the record is, where it is a file whose place does not depend on where we are."""
-    found = re.fullmatch(r"sqlite:///(/.+)", os.environ.get("MLFLOW_TRACKING_URI", ""))
-    return Path(found[1]) if found else None
 
 
 def _read_kept(folder: Path) -> Kept:

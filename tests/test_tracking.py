@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from stages.artifacts import read_json, write_json, write_tensors
 from stages.compression import Compression
 from stages.errors import InputError
-from stages.finetune.checkpoint import CurvePoint
+from stages.finetune.curve import CurvePoint
 from stages.finetune.report import write_report
 from stages.provenance import write_run_record
 from stages.tracking import main, send
@@ -26,7 +26,8 @@ def compression(tmp_path, params, magnitude, monkeypatch):
     for stage in found.homes:
         write_run_record(found.homes[stage], stage, seed=params.seed, **{stage: getattr(params, stage)})
     write_tensors(found.model / "unet" / "weights.safetensors", magnitude.saliency)
-    write_report([CurvePoint(0, None, 0.5), CurvePoint(9, 0.2, 0.1)], tmp_path / "reports" / "finetune")
+    curve = [CurvePoint(0, None, ((0.9, 0.5),)), CurvePoint(9, 0.2, ((0.9, 0.1),))]
+    write_report(curve, {}, {}, tmp_path / "reports" / "finetune")
     (tmp_path / "reports" / "importance").mkdir()
     (tmp_path / "reports" / "importance" / "losses.csv").write_text("timestep,loss\n0,2.5\n1,1.5\n")
     evaluated = tmp_path / "reports" / "evaluate"

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from stages.artifacts import write_atomically, write_json
+from stages.diffusion.pictures import write_grid
 from stages.evaluate.evaluation import Evaluation
-from stages.evaluate.pictures import write_grid
 from stages.evaluate.summary import flat_metrics, summarise
 from stages.protocol.record import DENSE, Cost
 

@@ -2,29 +2,22 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
 
 from stages.artifacts import read_metadata, read_tensors, write_tensors
 from stages.errors import InputError
+from stages.finetune.curve import CurvePoint
 from stages.finetune.mirror import Mirror
 from stages.storage import Store
 
-KEEP_LAST = 2
-
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """One row of the recovery curve."""
-
-    step: int
-    train_loss: float | None
-    """Mean over the steps since the row before; None before the first step."""
-    heldout_loss: float
-    """Of the EMA weights, under noise and timesteps that never change."""
+ABOUT = "checkpoint"
+"""The one key of a file's metadata; safetensors would write several in no fixed order."""
 
 
 @dataclass(frozen=True)
@@ -45,21 +38,22 @@ class Checkpoints:
         root: Where all runs keep theirs.
         run: Fingerprint of everything that decides the outcome of the run.
         store: Where copies go, so that another machine of the same kind can go on; None keeps them here only.
+        keep: How many of them stay.
     """
 
-    def __init__(self, root: Path, run: str, store: Store | None = None) -> None:
-        self.folder = root / run[:16]
+    def __init__(self, root: Path, run: str, store: Store | None = None, keep: int = 2) -> None:
+        self.folder, self.run, self.keep = root / run[:16], run, keep
         self.mirror = Mirror(store, run) if store else None
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint whole or not at all, and drop all but the last ones."""
-        about = {"losses": checkpoint.losses, "curve": [asdict(point) for point in checkpoint.curve]}
-        metadata = {"step": str(checkpoint.step), "about": json.dumps(about)}
+        curve = [asdict(point) for point in checkpoint.curve]
+        about = {"run": self.run, "step": checkpoint.step, "losses": checkpoint.losses, "curve": curve}
         path = self.folder / f"step-{checkpoint.step:08d}.safetensors"
-        write_tensors(path, checkpoint.tensors, metadata)
+        write_tensors(path, checkpoint.tensors, {ABOUT: json.dumps(about)})
         if self.mirror:
             self.mirror.offer(path)
-        for old in self._paths()[:-KEEP_LAST]:
+        for old in self._paths()[: -self.keep]:
             old.unlink()
 
     def newest(self) -> Checkpoint | None:
@@ -68,10 +62,23 @@ class Checkpoints:
             self.mirror.fetch(self.folder)
         for path in reversed(self._paths()):
             try:
-                return _read(path)
+                about, tensors = json.loads(read_metadata(path).get(ABOUT, "{}")), read_tensors(path)
             except InputError as error:
                 click.echo(f"{error.message}: going back to the checkpoint before", err=True)
+            else:
+                self._check_run(about, path)
+                return _unpack(about, tensors)
         return None
+
+    def _check_run(self, about: Mapping[str, Any], path: Path) -> None:
+        """Refuse a checkpoint that somebody put here.
+
+        Raises:
+            InputError: It is that of another run: other params, data, model, code or machine.
+        """
+        if about.get("run") != self.run:
+            found = f"{path} is a checkpoint of run {str(about.get('run'))[:12]}, this is run {self.run[:12]}"
+            raise InputError(f"{found}: other params, inputs, code or machine; remove it to begin anew")
 
     def clear(self) -> None:
         """Remove the checkpoints of a run that has come to its end; copies in the store stay."""
@@ -83,8 +90,7 @@ class Checkpoints:
         return sorted(self.folder.glob("step-*.safetensors"))
 
 
-def _read(path: Path) -> Checkpoint:
-    metadata, tensors = read_metadata(path), read_tensors(path)
-    about = json.loads(metadata["about"])
-    curve = [CurvePoint(**point) for point in about["curve"]]
-    return Checkpoint(int(metadata["step"]), tensors, about["losses"], curve)
+def _unpack(about: Mapping[str, Any], tensors: dict[str, torch.Tensor]) -> Checkpoint:
+    rows = ({**point, "heldout": tuple(tuple(pair) for pair in point["heldout"])} for point in about["curve"])
+    curve = [CurvePoint(**row) for row in rows]
+    return Checkpoint(about["step"], tensors, about["losses"], curve)

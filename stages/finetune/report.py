@@ -1,20 +1,32 @@
-"""A recovery curve -> curve.csv and metrics.json."""
+"""A recovery -> its curve, metrics, cost and pictures as files."""
 
 import csv
 import io
-from dataclasses import asdict, fields
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from stages.artifacts import write_atomically, write_json
-from stages.finetune.checkpoint import CurvePoint
+from stages.diffusion.pictures import write_grid
+from stages.finetune.curve import CurvePoint
+from stages.finetune.forecast import Cost
 
 
-def write_report(curve: list[CurvePoint], folder: Path) -> None:
-    """Write the curve, one row a measurement, and its first and last held-out loss."""
+def write_report(
+    curve: Sequence[CurvePoint], cost: Cost, samples: Mapping[int, NDArray[np.uint8]], folder: Path
+) -> None:
+    """Write curve.csv, metrics.json, cost.json and, where pictures were drawn, samples.png with a row for each time."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(CurvePoint)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(point) for point in curve)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["step", *curve[0].values()])
+    writer.writerows([point.step, *point.values().values()] for point in curve)
     write_atomically(folder / "curve.csv", text.getvalue().encode())
-    first, last = curve[0].heldout_loss, curve[-1].heldout_loss
-    write_json(folder / "metrics.json", {"heldout_loss": {"pruned": first, "finetuned": last}})
+    first, last = curve[0].heldout_loss, curve[-1]
+    losses = {"pruned": first, "finetuned": last.heldout_loss}
+    write_json(folder / "metrics.json", {"heldout_loss": losses, "ema_decay": last.ema_decay})
+    write_json(folder / "cost.json", cost)
+    if samples:
+        rows = [samples[step] for step in sorted(samples)]
+        write_grid(np.concatenate(rows), folder / "samples.png", columns=len(rows[0]))

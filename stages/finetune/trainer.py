@@ -1,132 +1,254 @@
-"""A model, a loss and images -> a recovered model and its curve, resumable at any step."""
+"""A model, losses and images -> a recovered model and its curve, resumable at any step."""
 
-import copy
+import time
+from collections.abc import Callable
 from statistics import fmean
 
 import click
+import numpy as np
 import torch
+from diffusers.optimization import get_scheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from numpy.typing import NDArray
 from torch import nn
 
-from stages.artifacts import Images, to_model_range
+from stages.artifacts import Images
 from stages.diffusion.families import Denoiser
+from stages.diffusion.sampling import draw, image_seeds
 from stages.errors import InputError
-from stages.finetune.checkpoint import Checkpoint, Checkpoints, CurvePoint
-from stages.finetune.loss import NoiseLoss
-from stages.params import FinetuneParams
+from stages.finetune.averages import Averages
+from stages.finetune.batches import Batch, Batches, heldout_batch
+from stages.finetune.checkpoint import Checkpoint, Checkpoints
+from stages.finetune.curve import CurvePoint, check_gate
+from stages.finetune.engine import Engine
+from stages.finetune.forecast import Cost, Forecast, timed
+from stages.finetune.interrupt import Interrupts, StoppedError
+from stages.finetune.loss import Objective, Prediction
+from stages.finetune.teacher import Channels, Classroom
+from stages.params import FinetuneParams, SamplerParams
 from stages.progress import track
-from stages.seeds import derive_seed, generator
+from stages.seeds import derive_seed
 
-EMA_RAMP = 10
+Listener = Callable[[CurvePoint, NDArray[np.uint8] | None], None]
+"""Hears of each row of the curve and of the pictures drawn with it, [N, C, H, W]."""
+SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
+"""In diffusers' words."""
 
 
 class Trainer:
-    """Adam on the noise loss with gradient clipping and an exponential moving average of the weights.
+    """Adam with gradient clipping on the losses of `params`, and moving averages of the weights.
 
     Every draw of step k comes from a seed of its own, so a training that stops and goes on takes the same steps as one
     that never stopped.
+
+    Args:
+        unet: The model; it is trained in place.
+        scheduler: Its noise schedule.
+        images: Packed images.
+        params: The block finetune of params.yaml.
+        seed: The root of every draw.
+        teacher: The dense model and the channels that were kept of its blocks, where the losses need it.
+        engine: Where it computes; the CPU and this process alone unless given.
+
+    Raises:
+        InputError: The batch is larger than the data, or cannot be shared out evenly.
     """
 
     def __init__(
-        self, unet: Denoiser, scheduler: DDPMScheduler, images: Images, params: FinetuneParams, seed: int
+        self,
+        unet: Denoiser,
+        scheduler: DDPMScheduler,
+        images: Images,
+        params: FinetuneParams,
+        seed: int,
+        teacher: tuple[Denoiser, Channels] | None = None,
+        engine: Engine | None = None,
     ) -> None:
-        if params.batch_size > len(images.train):
-            found = f"finetune.batch_size {params.batch_size} is more than the {len(images.train)} training images"
-            raise InputError(f"{found}; lower it in params.yaml")
-        self.unet, self.ema = unet.train(), copy.deepcopy(unet).eval().requires_grad_(requires_grad=False)
-        self.loss = NoiseLoss(scheduler)
-        self.images = images
-        self.params = params
-        self.seed = seed
+        self.engine = engine or Engine(params.engine, unet.device)
+        self.share = self.engine.share(params.batch_size)
+        num_timesteps = int(scheduler.config["num_train_timesteps"])
+        self.batches = Batches(images.train, num_timesteps, params, seed)
+        self.unet, self.scheduler, self.params, self.seed = unet.train(), scheduler, params, seed
+        for module in unet.modules():
+            if isinstance(module, nn.Dropout) and params.dropout is not None:
+                module.p = params.dropout
+        for model in (unet, *([teacher[0]] if teacher else [])):
+            self.engine.lay_out(model)
+        self.averages = Averages(unet, params.ema_decays)
+        self.objective = Objective(scheduler, params.loss)
+        self.heldout_objective = Objective(scheduler, params.loss.without_features())
+        with_features = bool(params.loss.feature)
+        self.model = self.engine.wrap(unet)
+        self.classroom = Classroom(self.model, unet, scheduler, self.engine, teacher, with_features=with_features)
+        heldout = heldout_batch(images.heldout[: params.heldout_images], num_timesteps)
+        self.heldout = self._prepare_heldout(heldout, teacher[0] if teacher and params.loss.output else None)
         self.optimizer = torch.optim.Adam(unet.parameters(), lr=params.learning_rate)
+        rates = get_scheduler(
+            SCHEDULES[params.schedule],
+            self.optimizer,
+            num_warmup_steps=params.warmup_steps,
+            num_training_steps=params.steps,
+        )
+        self.rate = rates.lr_lambdas[0]
         self.done = 0
         self.losses: list[float] = []
         self.curve: list[CurvePoint] = []
+        self.samples: dict[int, NDArray[np.uint8]] = {}
+        self.draw_s = 0.0
+        self.cost: Cost = {}
 
-    def run(self, checkpoints: Checkpoints) -> None:
-        """Train to the last step, going on from the newest checkpoint where there is one."""
-        if (checkpoint := checkpoints.newest()) is not None:
+    @property
+    def ema(self) -> Denoiser:
+        """The average with the lowest held-out loss at the last measurement."""
+        return self.averages.models[self.curve[-1].ema_decay if self.curve else self.params.ema_decays[0]]
+
+    def run(self, checkpoints: Checkpoints, listener: Listener | None = None) -> None:
+        """Train to the last step, going on from the newest checkpoint where there is one.
+
+        Raises:
+            StoppedError: A signal asked for it; a checkpoint is saved.
+            InputError: The loss is not finite, or cannot reach its gate; the last checkpoint stays.
+        """
+        with self.engine.accelerator.main_process_first():  # who else brings it from the store
+            checkpoint = checkpoints.newest()
+        if checkpoint is not None:
             self.restore(checkpoint)
-            click.echo(f"finetune goes on from step {self.done}", err=True)
-        if not self.curve:
-            self.curve.append(CurvePoint(0, None, self.heldout_loss()))
-        steps = range(self.done, self.params.steps)
-        for _ in track(steps, "finetune, step", self.params.steps, done=self.done):
-            self.step()
-            if self.done % self.params.heldout_every == 0 or self.done == self.params.steps:
-                self.note()
-            if self.done % self.params.checkpoint_every == 0 and self.done < self.params.steps:
-                checkpoints.save(self.checkpoint())
+            self._say(f"finetune goes on from step {self.done}")
+        forecast = self._forecast(listener)
+        self._say(forecast.line())
+        with Interrupts() as interrupts:
+            begin = time.perf_counter()
+            for _ in track(range(self.done, self.params.steps), "finetune, step", self.params.steps, done=self.done):
+                self._advance(checkpoints, listener)
+                if self.engine.any(flag=bool(interrupts.number)):
+                    self._save(checkpoints)
+                    raise StoppedError(interrupts.number, self.done)
+        self.cost = forecast.compare(time.perf_counter() - begin, self.params.batch_size)
+        self._say(f"finetune took {self.cost['measured_s']} s, forecast {self.cost['forecast_s']} s")
+
+    def _advance(self, checkpoints: Checkpoints, listener: Listener | None) -> None:
+        """Take a step, and what is due after it."""
+        self.step()
+        is_last = self.done == self.params.steps
+        if self.done % self.params.heldout_every == 0 or is_last or self._draws_at(self.done):
+            self.note(listener)
+        if self.done % self.params.checkpoint_every == 0 and not is_last:
+            self._save(checkpoints)
 
     def step(self) -> None:
         """Take one optimiser step.
 
         Raises:
-            InputError: The loss is not finite.
+            InputError: The loss or its gradient is not finite.
         """
-        draws = generator(self.seed, "finetune", self.done)
-        torch.manual_seed(derive_seed(self.seed, "dropout", self.done))
-        images = self._batch(draws)
-        noise, timesteps = (tensor.to(self.unet.device) for tensor in self.loss.draw(images, draws))
-        loss = self.loss(self.unet, images.to(self.unet.device), noise, timesteps).mean()
-        if not loss.isfinite():
-            raise InputError(f"the loss is {loss.item()} at step {self.done}; lower finetune.learning_rate")
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.unet.parameters(), self.params.clip_norm)
+        loss = self._accumulate(self.done)
+        norm = nn.utils.clip_grad_norm_(self.unet.parameters(), self.params.clip_norm)
+        if not bool(loss.isfinite() & norm.isfinite()):
+            found = f"the loss is {loss.item()} and its gradient's norm {norm.item()} at step {self.done}"
+            raise InputError(f"{found}; lower finetune.learning_rate; the last checkpoint is kept")
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.params.learning_rate * self.rate(self.done)
         self.optimizer.step()
         self.done += 1
         self.losses.append(loss.item())
-        self._follow()
+        self.averages.follow(self.unet, self.done)
 
-    def _batch(self, draws: torch.Generator) -> torch.Tensor:
-        """Take the next images of an endless series of shuffles: [B, C, H, W] in [-1, 1]."""
-        num_images, first = len(self.images.train), self.done * self.params.batch_size
-        positions = range(first, first + self.params.batch_size)
-        shuffles = {epoch: self._shuffle(epoch) for epoch in {position // num_images for position in positions}}
-        chosen = [int(shuffles[position // num_images][position % num_images]) for position in positions]
-        images = to_model_range(self.images.train[chosen])
-        if self.params.flip:
-            mirrored = torch.rand(len(images), generator=draws) < 0.5  # noqa: PLR2004
-            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
-        return images
+    def _accumulate(self, step: int) -> torch.Tensor:
+        """Compute the gradients of a step's batch: its loss."""
+        torch.manual_seed(derive_seed(self.seed, "dropout", step, self.engine.index))
+        batch = self.batches.at(step, self.share)
+        parts = batch.split(len(batch) // self.params.engine.accumulate)
+        self.optimizer.zero_grad()
+        loss = torch.zeros((), device=self.engine.device)
+        for index, part in enumerate(parts, start=1):
+            with self.engine.holding_back(self.model, is_last=index == len(parts)):
+                here = part.to(self.engine.device)
+                part_loss = self.objective(self.classroom.see(here), here.timesteps).mean() / len(parts)
+                part_loss.backward()
+                loss += part_loss.detach()
+        return self.engine.mean(loss)
 
-    def _shuffle(self, epoch: int) -> torch.Tensor:
-        return torch.randperm(len(self.images.train), generator=generator(self.seed, "shuffle", epoch))
+    def note(self, listener: Listener | None = None) -> None:
+        """Add a row to the curve, and one to the pictures where it is due.
 
-    @torch.no_grad()
-    def _follow(self) -> None:
-        """Move the average towards the weights, faster in the first steps."""
-        decay = min(self.params.ema_decay, (1 + self.done) / (EMA_RAMP + self.done))
-        for kept, current in zip(self.ema.parameters(), self.unet.parameters(), strict=True):
-            kept.lerp_(current, 1 - decay)
-
-    def note(self) -> None:
-        """Add a row to the curve."""
-        self.curve.append(CurvePoint(self.done, fmean(self.losses), self.heldout_loss()))
+        Raises:
+            InputError: The curve cannot reach its gate.
+        """
+        losses = tuple((decay, self.heldout_loss(model)) for decay, model in self.averages.models.items())
+        self.curve.append(CurvePoint(self.done, fmean(self.losses) if self.losses else None, losses))
         self.losses = []
+        if self._draws_at(self.done):
+            self.draw_s = timed(lambda: self.samples.update({self.done: self._draw()}))
+        if listener:
+            listener(self.curve[-1], self.samples.get(self.done))
+        check_gate(self.curve, self.params.steps, self.params.gate)
 
     @torch.no_grad()
-    def heldout_loss(self) -> float:
-        """Measure the EMA weights on the held-out images, each under noise and a timestep that never change."""
-        images, draws = to_model_range(self.images.heldout[: self.params.heldout_images]), generator(0, "heldout loss")
-        noise, timesteps = self.loss.draw(images, draws)
-        parts = [tensor.to(self.ema.device).split(self.params.batch_size) for tensor in (images, noise, timesteps)]
-        return float(torch.cat([self.loss(self.ema, *part) for part in zip(*parts, strict=True)]).mean())
+    def heldout_loss(self, unet: Denoiser) -> float:
+        """Take the loss on the held-out images, each under noise that never changes; features are left out of it."""
+        found = []
+        for part, taught in self.heldout:
+            predicted = unet(self.classroom.blur(part), part.timesteps).sample
+            found.append(self.heldout_objective(Prediction(part.noise, predicted, taught), part.timesteps))
+        return float(torch.cat(found).mean())
+
+    @torch.no_grad()
+    def _prepare_heldout(self, batch: Batch, teacher: Denoiser | None) -> list[tuple[Batch, torch.Tensor | None]]:
+        """Cut held-out images into parts that fit into memory, with what the teacher makes of each."""
+        size = max(1, (self.share.stop - self.share.start) // self.params.engine.accumulate)
+        parts = [part.to(self.engine.device) for part in batch.split(size)]
+        return [
+            (part, teacher(self.classroom.blur(part), part.timesteps).sample if teacher else None) for part in parts
+        ]
+
+    def _draws_at(self, step: int) -> bool:
+        samples = self.params.samples
+        return samples is not None and (step % samples.every == 0 or step == self.params.steps)
+
+    def _draw(self) -> NDArray[np.uint8]:
+        """Draw pictures with the best average."""
+        assert self.params.samples is not None
+        sampler, seeds = SamplerParams(steps=self.params.samples.steps), image_seeds(0, self.params.samples.num_images)
+        return draw(self.ema, self.scheduler, seeds, sampler, batch_size=len(seeds), label="samples")
+
+    def _forecast(self, listener: Listener | None) -> Forecast:
+        """Time one of each: the first measurement, and a step that changes nothing, once it is warm."""
+        if not self.curve:
+            self.note(listener)
+        heldout_s = timed(lambda: self.heldout_loss(self.ema)) * len(self.averages.models)
+        step_s = min(timed(lambda: self._accumulate(self.done)) for _ in range(2))
+        if self.params.samples and not self.draw_s:
+            self.draw_s = timed(self._draw)
+        dues = range(self.done + 1, self.params.steps + 1)
+        samples = sum(self._draws_at(step) for step in dues)
+        heldouts = sum(step % self.params.heldout_every == 0 or step == self.params.steps for step in dues)
+        return Forecast(len(dues), step_s, heldouts, heldout_s, samples, self.draw_s)
+
+    def _save(self, checkpoints: Checkpoints) -> None:
+        if self.engine.is_main:
+            checkpoints.save(self.checkpoint())
+
+    def _say(self, line: str) -> None:
+        if self.engine.is_main:
+            click.echo(line, err=True)
 
     def checkpoint(self) -> Checkpoint:
         """Collect everything that the next step depends on."""
         tensors = {f"unet.{name}": tensor for name, tensor in self.unet.state_dict().items()}
-        tensors |= {f"ema.{name}": tensor for name, tensor in self.ema.state_dict().items()}
+        for decay, model in self.averages.models.items():
+            tensors |= {f"ema.{decay}.{name}": tensor for name, tensor in model.state_dict().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": tensor for key, tensor in state.items()}
+        tensors |= {f"samples.{step}": torch.from_numpy(drawn) for step, drawn in self.samples.items()}
         return Checkpoint(self.done, tensors, self.losses, self.curve)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Become the training that wrote `checkpoint`."""
         self.done, self.losses, self.curve = checkpoint.step, list(checkpoint.losses), list(checkpoint.curve)
         self.unet.load_state_dict(_below("unet.", checkpoint.tensors))
-        self.ema.load_state_dict(_below("ema.", checkpoint.tensors))
+        for decay, model in self.averages.models.items():
+            model.load_state_dict(_below(f"ema.{decay}.", checkpoint.tensors))
+        self.samples = {int(step): drawn.numpy() for step, drawn in _below("samples.", checkpoint.tensors).items()}
         moments: dict[int, dict[str, torch.Tensor]] = {}
         for name, tensor in _below("optimizer.", checkpoint.tensors).items():
             index, key = name.split(".")

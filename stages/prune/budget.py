@@ -2,41 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from stages.diffusion.groups import Group
+from stages.diffusion.plan import Budget, show_cost
 from stages.errors import InputError
 from stages.params import PruneParams, Quantity
 from stages.prune.costs import Costs
 from stages.prune.path import Cuts, Step, follow, quantum
-from stages.schema import Frozen
 
 TOLERANCES: dict[Quantity, float] = {"channels": 0.01, "macs": 0.01, "params": 0.01, "latency_ms": 0.05}
-UNITS: dict[Quantity, str] = {"channels": "channels", "macs": "MACs", "params": "parameters", "latency_ms": "ms"}
-
-
-class Budget(Frozen):
-    """What was asked for, what was possible, what was found."""
-
-    quantity: Quantity
-    asked: float
-    found: float
-    smallest: float
-    """With every cut made that round_to, floor, include and exclude allow."""
-    dense: float
-
-    def line(self) -> str:
-        """Write it as one line: what could be had, what was asked for, what was found."""
-        show = partial(show_cost, self.quantity)
-        limits = f"smallest {show(self.smallest)}, asked {show(self.asked)}, largest {show(self.dense)}"
-        return f"{limits}: found {show(self.found)}"
-
-
-def show_cost(quantity: Quantity, cost: float) -> str:
-    """Write a cost with its unit: 3.3919 G MACs."""
-    large = {"G ": 1e9, "M ": 1e6, "K ": 1e3} if quantity in ("macs", "params") else {}
-    prefix, scale = next(((prefix, scale) for prefix, scale in large.items() if cost >= scale), ("", 1.0))
-    return f"{cost / scale:.5g} {prefix}{UNITS[quantity]}"
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from torch import nn
 
 from stages.artifacts import to_model_range
 from stages.diffusion.families import Denoiser
+from stages.diffusion.plan import KeptChannels, Plan
 from stages.errors import InputError
 from stages.params import CompensateParams
 from stages.progress import track
-from stages.prune.plan import KeptChannels, Plan
 from stages.seeds import generator
 
 Reader = nn.Conv2d | nn.Linear

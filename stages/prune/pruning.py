@@ -12,12 +12,12 @@ from stages.artifacts import Importance, read_images, read_importance, tensors_s
 from stages.diffusion.cost import count_macs, count_params
 from stages.diffusion.families import Denoiser
 from stages.diffusion.models import check_images
+from stages.diffusion.plan import Plan, read_plan, show_cost
 from stages.diffusion.pruned_unet import Layers
 from stages.errors import InputError
 from stages.params import CompensateParams, PruneParams, Quantity
-from stages.prune.budget import show_cost
 from stages.prune.compensate import NoisyImages, compensate, difference
-from stages.prune.plan import Plan, check_plan, read_plan
+from stages.prune.kept import check_plan
 from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut
 from stages.seeds import derive_seed

@@ -7,12 +7,13 @@ import torch
 from stages.artifacts import Importance
 from stages.diffusion.families import Denoiser, family_name
 from stages.diffusion.groups import Group, find_groups
+from stages.diffusion.plan import Base, Plan, PlannedGroup, architecture_sha256
 from stages.diffusion.scores import Kept, score_group
 from stages.params import PruneParams
 from stages.prune.budget import meet
 from stages.prune.costs import Costs
+from stages.prune.kept import kept_to_layers, remove
 from stages.prune.path import Cuts, choose, find_path
-from stages.prune.plan import Base, Plan, PlannedGroup, architecture_sha256, kept_to_layers, remove
 
 
 def plan_pruning(unet: Denoiser, importance: Importance, params: PruneParams, seed: int = 0) -> Plan:

@@ -8,8 +8,8 @@ from diffusers.models.attention_processor import Attention
 
 from stages.diffusion.families import Denoiser, example_inputs
 from stages.diffusion.groups import build_graph
+from stages.diffusion.plan import Plan
 from stages.diffusion.pruned_unet import note_widths
-from stages.prune.plan import Plan
 
 
 def cut(unet: Denoiser, plan: Plan) -> Denoiser:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages import tracking
+from stages import mlflow_server
 from stages.errors import InputError, UnavailableError, first_line
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Registry:
 
     def __init__(self) -> None:
         with errors("cannot be opened"):
-            self.client = tracking.connect()
+            self.client = mlflow_server.connect()
 
     def find(self, uri: str) -> "ModelVersion":
         """Find models:/NAME/3 or models:/NAME@champion."""
@@ -135,7 +135,7 @@ class Registry:
 @contextmanager
 def errors(what: str) -> Iterator[None]:
     """Turn what MLflow raises into one line that holds no password."""
-    tracking.prepare()
+    mlflow_server.prepare()
     try:
         yield
     except InputError:

@@ -9,12 +9,19 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from stages.artifacts import copy_file, write_atomically
+from stages.params import LossParams
 from stages.protocol.record import DENSE
 from stages.report.page import environment, lineage, write_worst
 from stages.report.story import Story
 from stages.report.summary import PICTURE
 from stages.report.table import to_markdown, write_count, write_speed_up, write_target
 
+LOSSES = {
+    "noise": "squared error of the noise",
+    "output": "squared distance from the dense model's prediction",
+    "feature": "relative squared distance from its features of the kept channels",
+}
+"""By the names of finetune.loss."""
 RELEASED = {"pruned": "prune", "finetuned": "finetune"}
 """Model -> the stage that made it."""
 TASK = "unconditional-image-generation"
@@ -53,6 +60,7 @@ def write_card(story: Story, name: str) -> str:
             model=record.models[name],
             count=write_count,
             target=write_target(story.prune.target),
+            losses=write_losses(story.finetune.loss),
             results=to_markdown(record),
             worst=write_worst(record.models[name]),
             picture=PICTURE,
@@ -63,6 +71,12 @@ def write_card(story: Story, name: str) -> str:
         )
     )
     return f"---\n{_head(story, name).to_yaml()}\n---\n\n{text}"
+
+
+def write_losses(loss: LossParams) -> str:
+    """Write what a model was trained on."""
+    parts = [f"{getattr(loss, name):g} × {what}" for name, what in LOSSES.items() if getattr(loss, name)]
+    return " + ".join(parts) + (f", min-SNR weights with γ {loss.min_snr:g}" if loss.min_snr else "")
 
 
 def _plain(text: str) -> str:

@@ -54,6 +54,8 @@ def write_page(story: Story, figures: Mapping[str, Mapping[str, bytes]], reports
     names = [*record.models, *(f"{name}-strip" for name in record.models), *(f"{name}-worst" for name in others)]
     images = {name: _embed(read_picture(reports / "evaluate" / f"{name}.png"), "png") for name in names}
     images["importance"] = _embed(read_picture(reports / "importance" / "importance.png"), "png")
+    if story.finetune.samples:
+        images["samples"] = _embed(read_picture(reports / "finetune" / "samples.png"), "png")
     template = environment(autoescape=True).get_template("page.html.j2")
     return template.render(
         story=story,

@@ -37,6 +37,8 @@ class Story:
     record: Record
     curve: list[tuple[float, float]]
     """(step, held-out loss)."""
+    ema_decay: float
+    """Of the moving average that was taken."""
     ssim: dict[str, list[float]]
     """Model -> of every pair."""
     widths: list[Width]
@@ -95,6 +97,7 @@ def read_story(artifacts: Path, reports: Path) -> Story:
         return Story(
             record=record,
             curve=_read_curve(reports / "finetune" / "curve.csv"),
+            ema_decay=float(read_json(reports / "finetune" / "metrics.json")["ema_decay"]),
             ssim=_read_ssim(homes["evaluate"] / "pairs.csv"),
             widths=_widths(shapes[DENSE], shapes["finetuned"]),
             criterion=plan["criterion"],

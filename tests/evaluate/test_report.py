@@ -13,10 +13,10 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from stages.artifacts import write_json
 from stages.diffusion.latency import measure_latencies_ms
+from stages.diffusion.pictures import images_to_grid
 from stages.errors import InputError
 from stages.evaluate.consistency import Pairs, images_to_mse, images_to_ssim
 from stages.evaluate.evaluation import evaluate
-from stages.evaluate.pictures import images_to_grid
 from stages.evaluate.report import write_report
 from stages.evaluate.summary import summarise
 from stages.params import CostParams, PruneParams

@@ -2,27 +2,36 @@
 
 import copy
 import math
+import os
+import signal
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
+from diffusers.models.resnet import ResnetBlock2D
 
 from stages.artifacts import Images, tensors_sha256
 from stages.errors import InputError
+from stages.finetune.batches import Batches, draw_timesteps
 from stages.finetune.checkpoint import Checkpoints
-from stages.finetune.loss import NoiseLoss
+from stages.finetune.interrupt import StoppedError
+from stages.finetune.recovery import fresh
 from stages.finetune.trainer import Trainer
-from stages.params import FinetuneParams
+from stages.params import EngineParams, FinetuneParams, LossParams, PruneParams, SamplesParams, Target
+from stages.prune.pruning import prune_unet
+from stages.prune.selection import plan_pruning
 
 PARAMS = FinetuneParams(
     steps=7,
     batch_size=8,
     learning_rate=1e-3,
-    ema_decay=0.9,
+    ema_decays=(0.5, 0.9),
     clip_norm=1.0,
     flip=True,
     heldout_images=8,
     heldout_every=3,
     checkpoint_every=2,
+    samples=SamplesParams(every=5, num_images=2, steps=2),
 )
 
 
@@ -30,8 +39,10 @@ PARAMS = FinetuneParams(
 def trainer(unet, scheduler, images):
     """Start the same training, as often as wanted; keywords change its params."""
 
-    def start(seed=0, **changes):
-        return Trainer(copy.deepcopy(unet), scheduler, images, PARAMS.model_copy(update=changes), seed)
+    def start(seed=0, teacher=None, **changes):
+        params = FinetuneParams(**{**dict(PARAMS), **changes})
+        AcceleratorState._reset_state()  # the precision of a process is decided once
+        return Trainer(copy.deepcopy(unet), scheduler, images, params, seed, teacher)
 
     return start
 
@@ -40,24 +51,14 @@ class KilledError(Exception):
     """The machine went away."""
 
 
-def test_the_loss_is_the_mean_squared_error_of_the_noise(unet, scheduler):
-    """By hand on x_t = √ᾱ x_0 + √(1 − ᾱ) ε (Ho et al., 2020, eq. 4)."""
-    draws = torch.Generator().manual_seed(0)
-    images, loss = torch.randn(4, 1, 8, 8, generator=draws), NoiseLoss(scheduler)
-    noise, timesteps = loss.draw(images, draws)
-    alpha = scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
-    predicted = unet(alpha.sqrt() * images + (1 - alpha).sqrt() * noise, timesteps).sample
-
-    torch.testing.assert_close(loss(unet, images, noise, timesteps), (predicted - noise).pow(2).mean((1, 2, 3)))
-
-
 def test_training_lowers_the_heldout_loss(trainer, tmp_path):
     """Some steps on a fresh model help, and the curve holds every measurement."""
-    run = trainer(steps=30, heldout_every=10)
+    run = trainer(steps=30, heldout_every=10, samples=None)
     run.run(Checkpoints(tmp_path, "run"))
 
     assert [point.step for point in run.curve] == [0, 10, 20, 30]
     assert run.curve[0].train_loss is None
+    assert run.cost["steps"] == 30
     assert run.curve[-1].heldout_loss < 0.8 * run.curve[0].heldout_loss
 
 
@@ -83,10 +84,15 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(trainer, tmp_path,
     resumed.run(Checkpoints(tmp_path / "killed", "run"))
 
     assert steps == list(range(killed_at // 2 * 2, 7))  # from the last checkpoint, and not from the start
-    for part in ("unet", "ema"):
-        states = [tensors_sha256(getattr(run, part).state_dict()) for run in (undisturbed, resumed)]
-        assert states[0] == states[1]
+    states = [
+        [tensors_sha256(model.state_dict()) for model in (run.unet, *run.averages.models.values())]
+        for run in (undisturbed, resumed)
+    ]
+    assert states[0] == states[1]
     assert resumed.curve == undisturbed.curve
+    assert {step: drawn.tolist() for step, drawn in resumed.samples.items()} == {
+        step: drawn.tolist() for step, drawn in undisturbed.samples.items()
+    }
 
 
 def test_another_seed_is_another_training(trainer, tmp_path):
@@ -106,7 +112,7 @@ def test_an_epoch_sees_every_image_once(trainer, images):
     for _ in range(2):
         batches = []
         for _ in range(3):
-            batches.append(run._batch(torch.Generator()))
+            batches.append(run.batches.at(run.done, run.share).images)
             run.done += 1
         epochs.append(torch.cat(batches))
 
@@ -124,7 +130,17 @@ def test_the_average_follows_by_hand(trainer):
 
     decay = 2 / 11
     expected = decay * before + (1 - decay) * run.unet.conv_in.weight
-    torch.testing.assert_close(run.ema.conv_in.weight.data, expected.data)
+    for average in run.averages.models.values():  # both decays are above the ramp
+        torch.testing.assert_close(average.conv_in.weight.data, expected.data)
+    decays = [0.5, 0.9]
+    for _ in range(10):
+        run.step()
+    before = [average.conv_in.weight.clone() for average in run.averages.models.values()]
+    run.step()
+    now = [min(decay, 13 / 22) for decay in decays]
+    for average, kept, decay in zip(run.averages.models.values(), before, now, strict=True):
+        expected = decay * kept + (1 - decay) * run.unet.conv_in.weight
+        torch.testing.assert_close(average.conv_in.weight.data, expected.data)
 
 
 def test_a_damaged_checkpoint_is_never_read(trainer, tmp_path, capsys):
@@ -162,7 +178,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(images, scheduler, unet):
         unet.conv_in.weight.fill_(math.nan)
     run = Trainer(unet, scheduler, images, PARAMS, 0)
 
-    with pytest.raises(InputError, match=r"the loss is nan at step 0; lower finetune\.learning_rate"):
+    with pytest.raises(InputError, match=r"the loss is nan and its .* nan at step 0; lower finetune\.learning_rate"):
         run.step()
 
 
@@ -171,3 +187,157 @@ def test_a_batch_larger_than_the_data_is_refused(trainer, images):
     assert isinstance(images, Images)
     with pytest.raises(InputError, match=r"finetune\.batch_size 25 is more than the 24 training images"):
         trainer(batch_size=25)
+
+
+def test_half_of_the_timesteps_mirror_the_others():
+    """T − 1 − t, as in the original; with an odd batch one has no partner."""
+    for size in (1, 7, 8):
+        timesteps = draw_timesteps(size, 1000, torch.Generator().manual_seed(0), antithetic=True)
+        half = size // 2 + 1
+        assert len(timesteps) == size
+        assert timesteps[half:].tolist() == (999 - timesteps[: size - half]).tolist()
+    spread = draw_timesteps(4000, 10, torch.Generator().manual_seed(0), antithetic=True)
+    assert spread.bincount().tolist() == pytest.approx([400] * 10, rel=0.2)
+
+
+def test_shares_of_a_step_are_its_batch(images):
+    """Whoever takes which part: images, mirroring, noise and timesteps are those of the whole."""
+    batches = Batches(images.train, 1000, PARAMS, 3)
+    whole = batches.at(5, slice(0, 8))
+    parts = [Batches(images.train, 1000, PARAMS, 3).at(5, part) for part in (slice(0, 2), slice(2, 8))]
+
+    for name in ("images", "noise", "timesteps"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [{"accumulate": 4}, {"gradient_checkpointing": True}, {"channels_last": True}],
+    ids=str,
+)
+def test_the_engine_changes_only_the_last_bits(trainer, unet, engine):
+    """The same steps in parts, with recomputed activations or another layout: within float32's rounding."""
+    channels = {name: None for name, module in unet.named_modules() if isinstance(module, ResnetBlock2D)}
+    loss = LossParams(output=1, feature=0.1)
+    runs = []
+    for given in ({}, engine):
+        teacher = (copy.deepcopy(unet), channels)
+        run = trainer(loss=loss, engine=EngineParams(**given), teacher=teacher)
+        run.unet.conv_out.weight.data.add_(0.01)
+        for _ in range(3):
+            run.step()
+        runs.append(run)
+
+    assert runs[1].losses == pytest.approx(runs[0].losses, rel=1e-5)
+    for mine, theirs in zip(runs[1].unet.parameters(), runs[0].unet.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=2e-4, rtol=1e-3)
+
+
+def test_bfloat16_stays_close_and_keeps_float32_weights(trainer):
+    """The losses of the first steps differ by a percent or two; what is stored does not lose precision."""
+    runs = [trainer(engine=EngineParams(precision=precision)) for precision in ("float32", "bfloat16")]
+    for run in runs:
+        for _ in range(3):
+            run.step()
+
+    assert runs[1].losses != runs[0].losses
+    assert runs[1].losses == pytest.approx(runs[0].losses, rel=0.02)
+    assert {parameter.dtype for parameter in runs[1].unet.parameters()} == {torch.float32}
+
+
+def test_the_learning_rate_follows_its_schedule(trainer):
+    """Up in the warm-up, then down to 0 along a half cosine; a resumed training goes on where it was."""
+    run = trainer(schedule="cosine", warmup_steps=2, steps=6)
+    rates = []
+    for _ in range(6):
+        run.step()
+        rates.append(run.optimizer.param_groups[0]["lr"] / PARAMS.learning_rate)
+
+    assert rates == pytest.approx([0, 0.5, *[0.5 * (1 + math.cos(math.pi * part / 4)) for part in range(4)]])
+
+
+def test_dropout_is_as_asked_for(trainer):
+    """Without a number it leaves what the config has."""
+    given = [module.p for module in trainer(dropout=0.3).unet.modules() if isinstance(module, torch.nn.Dropout)]
+    kept = [module.p for module in trainer().unet.modules() if isinstance(module, torch.nn.Dropout)]
+
+    assert set(given) == {0.3}
+    assert set(kept) == {0.0}
+
+
+def test_pictures_come_from_the_same_noise(trainer, tmp_path):
+    """A row before the first step, one every few steps, one at the end."""
+    run = trainer(samples=SamplesParams(every=4, num_images=2, steps=2))
+    run.run(Checkpoints(tmp_path, "run"))
+
+    assert list(run.samples) == [0, 4, 7]
+    assert {drawn.shape for drawn in run.samples.values()} == {(2, 1, 8, 8)}
+
+
+def test_a_training_that_cannot_reach_its_gate_ends_early(trainer, tmp_path):
+    """And keeps its checkpoints."""
+    run = trainer(steps=40, heldout_every=2, gate=1e-6, samples=None)
+    with pytest.raises(InputError, match=r"finetune\.gate is 1e-06"):
+        run.run(Checkpoints(tmp_path, "run"))
+
+    assert run.done == 8
+    assert Checkpoints(tmp_path, "run").newest().step == 6
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves(trainer, tmp_path, number):
+    """After the step that it came in; the exit code is that of the signal, and the next run goes on from there."""
+    undisturbed = trainer()
+    undisturbed.run(Checkpoints(tmp_path / "undisturbed", "run"))
+    run = trainer()
+    step = run.step
+
+    def step_and_hear():
+        step()
+        if run.done == 5:
+            os.kill(os.getpid(), number)
+
+    run.step = step_and_hear
+    before = signal.getsignal(number)
+    with pytest.raises(StoppedError, match=f"stopped by {number.name} after step 5, which is saved") as stopped:
+        run.run(Checkpoints(tmp_path / "stopped", "run"))
+    resumed = trainer()
+    resumed.run(Checkpoints(tmp_path / "stopped", "run"))
+
+    assert stopped.value.exit_code == 128 + number
+    assert signal.getsignal(number) == before
+    assert tensors_sha256(resumed.unet.state_dict()) == tensors_sha256(undisturbed.unet.state_dict())
+
+
+def test_a_checkpoint_of_another_run_is_refused(trainer, tmp_path):
+    """Where somebody copied it into this run's folder."""
+    run = trainer()
+    run.step()
+    theirs = Checkpoints(tmp_path, "a" * 64)
+    theirs.save(run.checkpoint())
+    mine = Checkpoints(tmp_path, "b" * 64)
+    theirs.folder.rename(mine.folder)
+
+    with pytest.raises(InputError, match=r"is a checkpoint of run a{12}, this is run b{12}: other params"):
+        mine.newest()
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(trainer):
+    """By processes and parts."""
+    run = trainer()
+    run.engine.num_processes = 3
+    with pytest.raises(InputError, match=r"batch_size 8 cannot be shared by 3 processes in 1 parts each; .* of 3"):
+        run.engine.share(8)
+
+
+def test_scratch_has_the_same_widths_and_fresh_weights(unet, magnitude):
+    """The seed decides them."""
+    plan = plan_pruning(unet, magnitude, PruneParams(target=Target(ratio=0.3)), 0)
+    pruned = prune_unet(copy.deepcopy(unet), plan, None)
+    made = [fresh(pruned, seed) for seed in (0, 0, 1)]
+    hashes = [tensors_sha256(one.state_dict()) for one in made]
+
+    shapes = [{name: tensor.shape for name, tensor in one.state_dict().items()} for one in (pruned, *made)]
+    assert all(found == shapes[0] for found in shapes)
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert tensors_sha256(pruned.state_dict()) not in hashes

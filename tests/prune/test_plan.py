@@ -7,10 +7,10 @@ import torch
 
 from stages.artifacts import read_json, write_json
 from stages.diffusion.groups import Group, find_groups
+from stages.diffusion.plan import Plan
 from stages.errors import InputError
 from stages.params import PruneParams
 from stages.prune.path import choose
-from stages.prune.plan import Plan
 from stages.prune.pruning import check_importance
 from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut, prove

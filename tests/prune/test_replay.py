@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from stages.artifacts import write_json
+from stages.diffusion.plan import Plan, read_plan
 from stages.errors import InputError
 from stages.params import PruneParams
-from stages.prune.plan import Plan, check_plan, read_plan
+from stages.prune.kept import check_plan
 from stages.prune.pruning import replay
 from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut

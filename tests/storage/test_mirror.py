@@ -4,15 +4,17 @@ import pytest
 import torch
 
 from stages.errors import InputError
-from stages.finetune.checkpoint import Checkpoint, Checkpoints, CurvePoint
+from stages.finetune.checkpoint import Checkpoint, Checkpoints
+from stages.finetune.curve import CurvePoint
 from stages.storage import open_store
 
 RUN = "f" * 64
+CURVE = [CurvePoint(0, None, ((0.9, 0.5), (0.99, 0.4)))]
 
 
 def checkpoint(step):
     """A small one."""
-    return Checkpoint(step, {"unet.weight": torch.full((4,), float(step))}, [0.1], [CurvePoint(0, None, 0.5)])
+    return Checkpoint(step, {"unet.weight": torch.full((4,), float(step))}, [0.1], CURVE)
 
 
 def test_another_machine_goes_on_from_the_copy(connect, tmp_path):
@@ -26,7 +28,7 @@ def test_another_machine_goes_on_from_the_copy(connect, tmp_path):
 
     assert found.step == 6
     assert torch.equal(found.tensors["unet.weight"], torch.full((4,), 6.0))
-    assert found.curve == [CurvePoint(0, None, 0.5)]
+    assert found.curve == CURVE
     assert Checkpoints(tmp_path / "other", "e" * 64, connect()).newest() is None
 
 

@@ -1,91 +1,15 @@
-"""The record of one pruning: what was kept, why and of what; sealed by a hash, and checked before it is used again."""
+"""Groups and the channels cut from them -> what stays of each layer; and a check that a plan says just that."""
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
 
 import torch
-from pydantic import ValidationError
 
-from stages.artifacts import read_json
 from stages.diffusion.families import Denoiser, family_name
 from stages.diffusion.groups import Group, Member, find_groups
+from stages.diffusion.plan import KeptChannels, Plan, PlannedGroup, architecture_sha256
 from stages.diffusion.scores import Kept
 from stages.errors import InputError
-from stages.params import PruneParams
-from stages.prune.budget import Budget
-from stages.schema import Frozen, Sha256
-
-
-class Base(Frozen):
-    """The dense model."""
-
-    family: str
-    architecture_sha256: Sha256
-    """Of the names and shapes of its parameters, by `architecture_sha256`."""
-    weights_sha256: Sha256
-    """Of its weights, by `tensors_sha256`."""
-
-
-class PlannedGroup(Frozen):
-    """What happens to one group."""
-
-    root: str
-    width: int
-    blocks: int
-    cut: list[int]
-    """Channels that go, ascending, in dense numbering."""
-
-
-class KeptChannels(Frozen):
-    """What stays of one layer, in dense numbering; null where a side is left whole."""
-
-    outputs: list[int] | None = None
-    inputs: list[int] | None = None
-
-
-class Plan(Frozen):
-    """pruning_plan.json; docs/plan.md explains each key."""
-
-    version: Literal[2] = 2
-    base: Base
-    criterion: str
-    formula: str
-    seed: int
-    """Of the scores of the criterion random."""
-    prune: PruneParams
-    budget: Budget
-    groups: list[PlannedGroup]
-    """In the order in which they were visited."""
-    layers: dict[str, KeptChannels]
-    heads: dict[str, int]
-    """Attention -> heads that stay, where whole heads went."""
-    replayed_from: Sha256 | None = None
-    """The plan that was made for another checkpoint of the same architecture."""
-    sha256: str = ""
-    """Of all the rest."""
-
-    def sealed(self) -> "Plan":
-        """Write the hash of all the rest into `sha256`."""
-        return self.model_copy(update={"sha256": self.content_sha256()})
-
-    def content_sha256(self) -> str:
-        """Hash everything but `sha256`."""
-        content = self.model_dump(mode="json", exclude={"sha256"})
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-    def to_json(self) -> dict[str, Any]:
-        """Give the plan as `write_json` takes it."""
-        return self.model_dump(mode="json")
-
-
-def architecture_sha256(unet: Denoiser) -> str:
-    """Hash the names and shapes of a model's parameters, and the class that they belong to."""
-    shapes = {name: list(parameter.shape) for name, parameter in unet.named_parameters()}
-    return hashlib.sha256(json.dumps([family_name(unet), shapes], sort_keys=True).encode()).hexdigest()
 
 
 def cut_to_kept(groups: Sequence[Group], cuts: Sequence[torch.Tensor], unet: Denoiser) -> Kept:
@@ -114,27 +38,6 @@ def kept_to_layers(kept: Kept) -> dict[str, KeptChannels]:
     sides = {layer: [kept.get((layer, dim)) for dim in (0, 1)] for layer, _ in sorted(kept)}
     lists = {layer: [side if side is None else side.tolist() for side in pair] for layer, pair in sides.items()}
     return {layer: KeptChannels(outputs=outputs, inputs=inputs) for layer, (outputs, inputs) in lists.items()}
-
-
-def read_plan(path: Path) -> Plan:
-    """Read a plan and check its hash.
-
-    Raises:
-        InputError: The file is missing, is no plan of a version known here, or was changed after it was sealed.
-    """
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give the pruning_plan.json in it")
-    content = read_json(path)
-    if content.get("version") != Plan.model_fields["version"].default:
-        raise InputError(f"{path} has version {content.get('version')!r}; known: 2; prune again with this program")
-    try:
-        plan = Plan.model_validate(content)
-    except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise InputError(f"{path} is no pruning plan: {where}: {error.errors()[0]['msg']}") from None
-    if plan.sha256 != plan.content_sha256():
-        raise InputError(f"{path} was changed after it was written: its sha256 does not fit; use the original file")
-    return plan
 
 
 def check_plan(plan: Plan, unet: Denoiser) -> None:

@@ -1,0 +1,179 @@
+"""The digits model, pruned -> the time of our training step against a bare loop and one as in diffusers' example.
+
+All take turns on one machine in one run, so that what else the machine does meets them alike. The example's loop is
+written from its description: PIL images through torchvision's transforms and a DataLoader, accelerate, AdamW with a
+cosine schedule, EMAModel, clipping.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+
+import click
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision import transforms
+
+from stages import artifacts
+from stages.diffusion.device import select_device
+from stages.diffusion.models import read_scheduler, read_unet
+from stages.finetune.trainer import Trainer
+from stages.params import EngineParams, FinetuneParams
+
+Step = Callable[[], None]
+ENGINES = {
+    "ours": EngineParams(),
+    "ours, channels_last": EngineParams(channels_last=True),
+    "ours, compiled": EngineParams(compile=True),
+    "ours, bfloat16": EngineParams(precision="bfloat16"),
+    "ours, bfloat16, compiled": EngineParams(precision="bfloat16", compile=True),
+}
+
+
+class Course:
+    """One model and its data, for loops of several kinds."""
+
+    def __init__(self, model: Path, data: Path, batch_size: int) -> None:
+        self.model, self.device, self.batch_size = model, select_device(), batch_size
+        self.images, self.scheduler = artifacts.read_images(data), read_scheduler(model)
+
+    def ours(self, engine: EngineParams) -> Step:
+        """Our trainer, with one average as the example has."""
+        AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001  # a process has one precision
+        params = FinetuneParams(
+            steps=10**6,
+            batch_size=self.batch_size,
+            learning_rate=1e-4,
+            schedule="cosine",
+            ema_decays=(0.9999,),
+            clip_norm=1.0,
+            flip=False,
+            heldout_images=1,
+            heldout_every=10**6,
+            checkpoint_every=10**6,
+            engine=engine,
+        )
+        return Trainer(read_unet(self.model, self.device), self.scheduler, self.images, params, 0).step
+
+    def bare(self) -> Step:
+        """The least that trains: noise, a pass forwards and backwards, Adam."""
+        unet = read_unet(self.model, self.device).train()
+        optimizer = torch.optim.Adam(unet.parameters(), lr=1e-4)
+        pixels = artifacts.to_model_range(np.array(self.images.train)).to(self.device)
+
+        def step() -> None:
+            clean = pixels[torch.randint(len(pixels), (self.batch_size,))]
+            noise = torch.randn(clean.shape, device=self.device)
+            timesteps = torch.randint(1000, (self.batch_size,), device=self.device)
+            predicted = unet(self.scheduler.add_noise(clean, noise, timesteps), timesteps).sample
+            loss = (predicted - noise).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            loss.item()
+
+        return step
+
+    def example(self) -> Step:
+        """As diffusers' example of unconditional training does it."""
+        AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001
+        accelerator = Accelerator(cpu=self.device.type == "cpu")
+        unet = read_unet(self.model, self.device).train()
+        ema = EMAModel(unet.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
+        optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6)
+        side = self.images.train.shape[-1]
+        augment = transforms.Compose(
+            [
+                transforms.Resize(side, interpolation=transforms.InterpolationMode.BILINEAR),
+                transforms.CenterCrop(side),
+                transforms.ToTensor(),
+                transforms.Normalize([0.5], [0.5]),
+            ]
+        )
+        pictures = [Image.fromarray(image.transpose(1, 2, 0).squeeze()) for image in np.array(self.images.train)]
+        loader = DataLoader(
+            pictures,  # type: ignore[arg-type]
+            batch_size=self.batch_size,
+            shuffle=True,
+            drop_last=True,
+            collate_fn=lambda chosen: torch.stack([augment(picture) for picture in chosen]),
+        )
+        rates = get_scheduler("cosine", optimizer, num_warmup_steps=500, num_training_steps=10**6)
+        unet, optimizer, loader, rates = accelerator.prepare(unet, optimizer, loader, rates)
+        batches = _endless(loader)
+
+        def step() -> None:
+            clean = next(batches)
+            noise = torch.randn(clean.shape, device=clean.device)
+            timesteps = torch.randint(0, 1000, (len(clean),), device=clean.device).long()
+            with accelerator.accumulate(unet):
+                predicted = unet(self.scheduler.add_noise(clean, noise, timesteps), timesteps).sample
+                loss = torch.nn.functional.mse_loss(predicted.float(), noise.float())
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(unet.parameters(), 1.0)
+                optimizer.step()
+                rates.step()
+                optimizer.zero_grad()
+            ema.step(unet.parameters())
+            loss.detach().item()
+
+        return step
+
+
+def _endless(loader: DataLoader[torch.Tensor]) -> Iterator[torch.Tensor]:
+    while True:
+        yield from loader
+
+
+def measure(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
+    """Let the loops take turns, step by step: seconds of each."""
+    for step in steps.values():
+        step()
+        step()
+    found: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(rounds):
+        names = list(steps) if turn % 2 else list(reversed(steps))
+        for name in names:
+            begin = time.perf_counter()
+            steps[name]()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            found[name].append(time.perf_counter() - begin)
+    return found
+
+
+def table(found: dict[str, list[float]], batch_size: int) -> str:
+    """Write a Markdown table: medians, and medians of the ratios turn by turn."""
+    lines = ["| loop | ms a step | images/s | over bare | example over it |", "| --- |" + " ---: |" * 4]
+    for name, seconds in found.items():
+        bare = median(mine / other for mine, other in zip(seconds, found["bare"], strict=True))
+        gain = median(other / mine for mine, other in zip(seconds, found["example"], strict=True))
+        middle = median(seconds)
+        lines.append(f"| {name} | {1000 * middle:.1f} | {batch_size / middle:.0f} | {bare:.3f}× | {gain:.2f}× |")
+    return "\n".join(lines)
+
+
+@click.command()
+@click.option("--model", type=Path, default=Path("artifacts/pruned"), help="Model folder.")
+@click.option("--data", type=Path, default=Path("artifacts/data"), help="Packed images.")
+@click.option("--batch-size", default=64)
+@click.option("--rounds", default=60, help="Steps of each loop.")
+@click.option("--engines", default=";".join(ENGINES), help="Which of ours, with ; between.")
+def main(model: Path, data: Path, batch_size: int, rounds: int, engines: str) -> None:
+    """Time the loops in turn and print the table."""
+    course = Course(model, data, batch_size)
+    steps = {"bare": course.bare(), "example": course.example()}
+    steps |= {name: course.ours(ENGINES[name]) for name in engines.split(";")}
+    click.echo(table(measure(steps, rounds), batch_size))
+
+
+if __name__ == "__main__":
+    main()

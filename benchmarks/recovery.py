@@ -1,0 +1,265 @@
+"""A pretrained model, pruned to 56 % of its MACs -> every lever of the recovery at equal steps, over several seeds."""
+
+import csv
+import itertools
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import interpolate
+
+from stages import artifacts
+from stages.diffusion.models import read_scheduler, read_unet
+from stages.diffusion.sampling import draw, image_seeds
+from stages.errors import InputError
+from stages.evaluate.consistency import images_to_ssim
+from stages.evaluate.quality import Judge
+from stages.finetune.batches import heldout_batch
+from stages.finetune.checkpoint import Checkpoints
+from stages.finetune.engine import Engine
+from stages.finetune.recovery import fresh
+from stages.finetune.teacher import kept_channels
+from stages.finetune.trainer import Trainer
+from stages.importance.calibration import calibrate
+from stages.params import (
+    CompensateParams,
+    ExtractorParams,
+    FinetuneParams,
+    ImportanceParams,
+    PruneParams,
+    ReferenceParams,
+    SamplerParams,
+    Target,
+)
+from stages.protocol.digits import DIGITS_SHAPE
+from stages.protocol.extractors import Extractor
+from stages.protocol.intervals import estimate
+from stages.protocol.protocol import make_protocol
+from stages.prune.compensate import NoisyImages
+from stages.prune.pruning import prune_unet
+from stages.prune.selection import plan_pruning
+from stages.seeds import derive_seed
+
+COMPENSATE = CompensateParams(num_images=32, num_timesteps=10, damping=0.1, rounds=6)
+BUDGET = "56%"
+NUM_IMAGES, BATCH_SIZE = 500, 100
+QUALITY = ReferenceParams(
+    sampler=SamplerParams(steps=20),
+    num_images=NUM_IMAGES,
+    batch_size=BATCH_SIZE,
+    extractor=ExtractorParams(name="digits"),
+    kid_subsets=50,
+    kid_subset_size=250,
+)
+PAPER_EMA = 0.9999
+DECAYS = (0.9, 0.95, PAPER_EMA)
+"""In a short run the last is its ramp alone."""
+METRICS = ("fid", "kid", "ssim", "loss")
+COLUMNS = ("variant", "seed", "ema", "ema_decay", *METRICS)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is changed of the paper's recipe: the noise loss, a constant learning rate, one average."""
+
+    loss: Mapping[str, float]
+    schedule: str = "constant"
+    compensate: bool = False
+    init: str = "pruned"
+
+
+NOISE = {"noise": 1.0}
+KD = {"noise": 0.0, "output": 1.0}
+BOTH = {**KD, "feature": 0.1}
+VARIANTS = {
+    "noise": Variant(NOISE),
+    "noise + output": Variant({**NOISE, "output": 1.0}),
+    "noise + feature": Variant({**NOISE, "feature": 0.1}),
+    "output": Variant(KD),
+    "noise, min-SNR": Variant({**NOISE, "min_snr": 5.0}),
+    "noise, cosine": Variant(NOISE, schedule="cosine"),
+    "noise, compensated": Variant(NOISE, compensate=True),
+    "noise, scratch": Variant(NOISE, init="scratch"),
+    "output + feature": Variant(BOTH),
+    "output + feature, cosine": Variant(BOTH, schedule="cosine"),
+    "output + feature, cosine, compensated": Variant(BOTH, schedule="cosine", compensate=True),
+    "output, cosine, scratch": Variant(KD, schedule="cosine", init="scratch"),
+}
+
+
+class Bench:
+    """The dense model, its data, and what is measured on a model recovered from it."""
+
+    def __init__(self, model: Path, data: Path, steps: int, batch_size: int, learning_rate: float) -> None:
+        self.unet, self.scheduler = read_unet(model), read_scheduler(model)
+        self.images = artifacts.read_images(data)
+        self.steps, self.batch_size, self.learning_rate = steps, batch_size, learning_rate
+        self.extractor = Extractor(QUALITY.extractor, BATCH_SIZE)
+        real = to_extractor(self.images.train[: 10 * NUM_IMAGES])
+        self.judge = Judge(
+            self.extractor.features(real), make_protocol(QUALITY, 0, self.scheduler, real, self.extractor)
+        )
+        self.dense: dict[int, NDArray[np.uint8]] = {}
+        self.pruned: dict[tuple[int, bool], tuple[Any, Any]] = {}
+
+    def prune(self, seed: int, *, compensated: bool) -> tuple[Any, Any]:
+        """Prune with the importance of a seed: the model and its plan."""
+        if (seed, compensated) not in self.pruned:
+            chosen = ImportanceParams(
+                criterion="diff-pruning", formula="paper", threshold=0.05, num_images=16, stride=10
+            )
+            importance = calibrate(self.unet, self.scheduler, self.images.train, chosen, seed)
+            params = PruneParams(target=Target(macs=BUDGET), compensate=COMPENSATE if compensated else None)
+            plan = plan_pruning(self.unet, importance, params, derive_seed(seed, "random importance"))
+            noisy = NoisyImages(self.unet, self.scheduler, self.images.train, COMPENSATE, seed)
+            self.pruned[seed, compensated] = prune_unet(self.unet, plan, noisy), plan
+        return self.pruned[seed, compensated]
+
+    def rows(self, name: str, variant: Variant, seed: int, scratch: Path) -> list[dict[str, object]]:
+        """Train one variant on one seed: a row with the paper's average and one with the best."""
+        cut, plan = self.prune(seed, compensated=variant.compensate)
+        params = FinetuneParams(
+            init=variant.init,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            loss=variant.loss,
+            learning_rate=self.learning_rate,
+            schedule=variant.schedule,
+            ema_decays=DECAYS,
+            clip_norm=1.0,
+            flip=False,
+            heldout_images=512,
+            heldout_every=self.steps,
+            checkpoint_every=self.steps,
+        )
+        unet = fresh(cut, derive_seed(seed, "scratch"))
+        if variant.init == "pruned":
+            unet.load_state_dict(cut.state_dict())
+        teacher = (self.unet, kept_channels(self.unet, plan)) if params.loss.needs_teacher else None
+        engine = Engine(params.engine, self.unet.device)
+        trainer = Trainer(unet, self.scheduler, self.images, params, seed, teacher, engine)
+        trainer.run(Checkpoints(scratch, "0" * 64))
+        best = trainer.curve[-1].ema_decay
+        measured = {decay: self.measure(trainer.averages.models[decay], seed) for decay in {PAPER_EMA, best}}
+        return [
+            {"variant": name, "seed": seed, "ema": kind, "ema_decay": decay, **measured[decay]}
+            for kind, decay in (("paper", PAPER_EMA), ("best", best))
+        ]
+
+    def measure(self, unet: torch.nn.Module, seed: int) -> dict[str, float]:
+        """FID, KID, and SSIM against the dense model's images from the same noise."""
+        if seed not in self.dense:
+            self.dense[seed] = self.sample(self.unet, seed)
+        drawn = self.sample(unet, seed)
+        quality = self.judge(self.extractor.features(to_extractor(drawn)), seed)
+        return {
+            "fid": quality.fid,
+            "kid": quality.kid,
+            "ssim": float(images_to_ssim(drawn, self.dense[seed]).mean()),
+            "loss": self.loss(unet),
+        }
+
+    @torch.no_grad()
+    def loss(self, unet: torch.nn.Module) -> float:
+        """Take the squared error of the noise on the held-out images."""
+        batch = heldout_batch(self.images.heldout[:512], self.scheduler.config["num_train_timesteps"])
+        noisy = self.scheduler.add_noise(batch.images, batch.noise, batch.timesteps)
+        return float((unet(noisy, batch.timesteps).sample - batch.noise).square().mean())
+
+    def sample(self, unet: torch.nn.Module, seed: int) -> NDArray[np.uint8]:
+        """Draw the images of a seed."""
+        seeds = image_seeds(seed, NUM_IMAGES)
+        return draw(unet, self.scheduler, seeds, QUALITY.sampler, batch_size=BATCH_SIZE, label="images")
+
+
+def to_extractor(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Bring images to the size that the extractor sees: [N, 1, H, W] -> [N, 1, 16, 16] uint8."""
+    if pixels.shape[-2:] == DIGITS_SHAPE[-2:]:
+        return np.array(pixels)
+    floats = torch.from_numpy(np.array(pixels)).float()
+    small = interpolate(floats, DIGITS_SHAPE[-2:], mode="bilinear", antialias=True)
+    resized: NDArray[np.uint8] = small.round().clamp(0, 255).to(torch.uint8).numpy()
+    return resized
+
+
+def table(path: Path) -> str:
+    """Write a Markdown table of mean ± half the 95 % interval over the seeds, and the difference from the first row."""
+    cells: dict[tuple[str, str], dict[str, dict[str, str]]] = defaultdict(dict)
+    with path.open() as file:
+        for row in csv.DictReader(file):
+            cells[row["variant"], row["ema"]][row["seed"]] = row
+    base = cells["noise", "paper"]
+    lines = [
+        "| recipe | EMA | FID | FID − first | KID·10³ | SSIM | SSIM − first | loss·10³ |",
+        "| --- | --- |" + " ---: |" * 6,
+    ]
+    for (variant, ema), rows in cells.items():
+        seeds = sorted(set(rows) & set(base))
+        values = {key: [float(rows[seed][key]) for seed in seeds] for key in METRICS}
+        deltas = {key: [float(rows[seed][key]) - float(base[seed][key]) for seed in seeds] for key in METRICS}
+        shown = [
+            interval(values["fid"]),
+            interval(deltas["fid"]),
+            interval([1000 * value for value in values["kid"]]),
+            interval(values["ssim"]),
+            interval(deltas["ssim"]),
+            interval([1000 * value for value in values["loss"]]),
+        ]
+        lines.append(f"| {variant} | {ema} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def interval(values: list[float]) -> str:
+    """Write the mean ± half the 95 % interval; the mean alone of a single value."""
+    if len(values) < 2:  # noqa: PLR2004
+        return f"{values[0]:.4g}"
+    found = estimate(values)
+    return f"{found.mean:.4g} ± {found.half_width:.2g}"
+
+
+@click.command()
+@click.option("--model", type=Path, default=Path("artifacts/pretrained"), help="The dense model.")
+@click.option("--data", type=Path, default=Path("artifacts/data"), help="Packed images, as fetch writes them.")
+@click.option("--out", type=Path, default=Path("reports/recovery.csv"), help="One row a measurement; taken up again.")
+@click.option("--steps", default=450, help="Of each training.")
+@click.option("--batch-size", default=64)
+@click.option("--learning-rate", default=5e-4)
+@click.option("--seeds", default="0,1,2,3,4", help="Of pruning, training and drawing.")
+@click.option("--variants", default=";".join(VARIANTS), help="Names with ; between, or JSON of others.")
+def main(
+    model: Path, data: Path, out: Path, steps: int, batch_size: int, learning_rate: float, seeds: str, variants: str
+) -> None:
+    """Measure what is not there yet, then print the table."""
+    chosen = VARIANTS
+    if variants.startswith("{"):
+        chosen = {name: Variant(**given) for name, given in json.loads(variants).items()}
+        names = list(chosen)
+    else:
+        names = variants.split(";")
+    unknown = set(names) - set(chosen)
+    if unknown:
+        raise InputError(f"unknown variants {', '.join(sorted(unknown))}; known: {', '.join(chosen)}")
+    bench = Bench(model, data, steps, batch_size, learning_rate)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("a+", newline="") as file:
+        file.seek(0)
+        done = {(row["variant"], row["seed"]) for row in csv.DictReader(file)}
+        writer = csv.DictWriter(file, COLUMNS)
+        if not done:
+            writer.writeheader()
+        for seed, name in itertools.product(map(int, seeds.split(",")), names):
+            if (name, str(seed)) not in done:
+                writer.writerows(bench.rows(name, chosen[name], seed, out.parent / "recovery"))
+                file.flush()
+    click.echo(table(out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Packed images and a step's number -> its batch, noise and timesteps, the same on every machine."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stages.artifacts import to_model_range
+from stages.errors import InputError
+from stages.params import FinetuneParams
+from stages.seeds import generator
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step, or the part of it that a process computes, is taken on."""
+
+    images: torch.Tensor
+    """[B, C, H, W] in [-1, 1]."""
+    noise: torch.Tensor
+    """[B, C, H, W]."""
+    timesteps: torch.Tensor
+    """[B]."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def split(self, size: int) -> list["Batch"]:
+        """Cut it into parts of `size` images; the last may be smaller."""
+        parts = (tensor.split(size) for tensor in (self.images, self.noise, self.timesteps))
+        return [Batch(*part) for part in zip(*parts, strict=True)]
+
+    def to(self, device: torch.device) -> "Batch":
+        """Bring it to a device."""
+        return Batch(self.images.to(device), self.noise.to(device), self.timesteps.to(device))
+
+
+class Batches:
+    """An endless series of shuffles of the images. Every draw of step k comes from a seed of its own.
+
+    Args:
+        pixels: uint8 [N, C, H, W], memory-mapped as may be: only what a step needs is read.
+        num_timesteps: T of the noise schedule.
+        params: Batch size, flip, antithetic timesteps.
+        seed: The root of every draw.
+
+    Raises:
+        InputError: A batch is larger than the data.
+    """
+
+    def __init__(self, pixels: NDArray[np.uint8], num_timesteps: int, params: FinetuneParams, seed: int) -> None:
+        if params.batch_size > len(pixels):
+            found = f"finetune.batch_size {params.batch_size} is more than the {len(pixels)} training images"
+            raise InputError(f"{found}; lower it in params.yaml")
+        self.pixels, self.num_timesteps, self.params, self.seed = pixels, num_timesteps, params, seed
+        self.epoch, self.order = -1, torch.empty(0, dtype=torch.long)
+
+    def at(self, step: int, share: slice) -> Batch:
+        """Give a share of the batch of a step; shares of one step, put together, are its batch."""
+        size, draws = self.params.batch_size, generator(self.seed, "finetune", step)
+        chosen = self.choose(step)
+        mirrored = torch.rand(size, generator=draws)[share] < 0.5 if self.params.flip else None  # noqa: PLR2004
+        noise = torch.randn((size, *self.pixels.shape[1:]), generator=draws)
+        timesteps = draw_timesteps(size, self.num_timesteps, draws, antithetic=self.params.antithetic)
+        images = to_model_range(self.pixels[chosen[share]])
+        if mirrored is not None:
+            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        return Batch(images, noise[share], timesteps[share])
+
+    def choose(self, step: int) -> list[int]:
+        """Say which images a step takes: every epoch takes each once, in an order of its own."""
+        size, num_images = self.params.batch_size, len(self.pixels)
+        return [self._place(position, num_images) for position in range(step * size, (step + 1) * size)]
+
+    def _place(self, position: int, num_images: int) -> int:
+        epoch, index = divmod(position, num_images)
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self.order = torch.randperm(num_images, generator=generator(self.seed, "shuffle", epoch))
+        return int(self.order[index])
+
+
+def draw_timesteps(size: int, num_timesteps: int, draws: torch.Generator, *, antithetic: bool) -> torch.Tensor:
+    """Draw the timesteps of a batch: [size], of which the second half mirrors the first where antithetic."""
+    if not antithetic:
+        return torch.randint(num_timesteps, (size,), generator=draws)
+    half = torch.randint(num_timesteps, (size // 2 + 1,), generator=draws)
+    return torch.cat([half, num_timesteps - 1 - half])[:size]
+
+
+def heldout_batch(pixels: NDArray[np.uint8], num_timesteps: int) -> Batch:
+    """Give held-out images, each under noise and a timestep that never change, whatever the seed."""
+    draws = generator(0, "heldout loss")
+    images = to_model_range(pixels)
+    noise = torch.randn(images.shape, generator=draws)
+    return Batch(images, noise, draw_timesteps(len(images), num_timesteps, draws, antithetic=False))

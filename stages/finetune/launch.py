@@ -1,0 +1,35 @@
+"""One process -> as many as there are GPUs, which run the same command and know of each other."""
+
+import logging
+import os
+import sys
+
+import torch
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+
+def launch(processes: int | None, device: torch.device) -> int | None:
+    """Run this command in several processes of this machine, where there are several GPUs or the user wants it.
+
+    `accelerate launch` and `torchrun` do the same from outside, over several machines too; on the CPU the former starts
+    one process alone, whatever it is told, unless there is an MPI.
+
+    Returns:
+        The exit code; None where this process is to do the work itself, alone or as one of several.
+    """
+    count = processes or (torch.cuda.device_count() if device.type == "cuda" else 1)
+    if count == 1 or "LOCAL_RANK" in os.environ:
+        return None
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes tell what went wrong
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=count, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "stages.finetune", *sys.argv[1:])
+    except ChildFailedError as error:
+        return max(abs(failure.exitcode) for failure in error.failures.values())
+    except SignalException as error:
+        return 128 + int(error.sigval)
+    return 0

@@ -1,0 +1,92 @@
+"""Folders -> a trainer; what it came to -> folders."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from stages import artifacts
+from stages.diffusion import models
+from stages.diffusion.families import Denoiser
+from stages.diffusion.pruned_unet import Layers
+from stages.errors import InputError
+from stages.finetune.engine import Engine
+from stages.finetune.interrupt import StoppedError
+from stages.finetune.report import write_report
+from stages.finetune.teacher import Channels, read_teacher
+from stages.finetune.trainer import Listener, Trainer
+from stages.live import LiveRun
+from stages.params import FinetuneParams
+from stages.provenance import write_run_record
+from stages.schema import flatten
+from stages.seeds import derive_seed
+
+
+def prepare(
+    model: Path, teacher: Path | None, data: Path, params: FinetuneParams, seed: int, device: torch.device
+) -> Trainer:
+    """Load what a recovery needs, and check that it belongs together.
+
+    Raises:
+        InputError: Something is missing or damaged, or does not fit the rest.
+    """
+    engine = Engine(params.engine, device)
+    unet, scheduler = models.read_unet(model, engine.device), models.read_scheduler(model)
+    images = artifacts.read_images(data)
+    models.require_unconditional(unet, model)
+    models.check_images(unet, images.train, data)
+    taught = _read_teacher(teacher, model, params, engine.device)
+    if params.init == "scratch":
+        unet = fresh(unet, derive_seed(seed, "scratch"))
+    return Trainer(unet, scheduler, images, params, seed, taught, engine)
+
+
+def _read_teacher(
+    teacher: Path | None, model: Path, params: FinetuneParams, device: torch.device
+) -> tuple[Denoiser, Channels] | None:
+    if not params.loss.needs_teacher:
+        return None
+    if teacher is None:
+        raise InputError("finetune.loss distils from the dense model; give it with --teacher, or set its weights to 0")
+    return read_teacher(teacher, model, device)
+
+
+def fresh(unet: Denoiser, seed: int) -> Denoiser:
+    """Build the same widths with weights as they are before any training, by the initialisation of its layers."""
+    made = copy.deepcopy(unet).cpu()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in made.modules():
+            if isinstance(module, Layers):
+                module.reset_parameters()
+    return made.to(unet.device)  # type: ignore[arg-type,no-any-return]  # diffusers wraps away the types
+
+
+@contextmanager
+def watched(run: str, params: FinetuneParams, engine: Engine) -> Iterator[Listener | None]:
+    """Let MLflow show a training while it runs, and how it ended; of several processes one tells."""
+    if not engine.is_main:
+        yield None
+        return
+    live = LiveRun(run, dict(flatten(params.model_dump(mode="json"))))
+    status = "FAILED"
+    try:
+        yield lambda point, pictures: live.tell(point.step, point.values(), pictures)
+        status = "FINISHED"
+    except StoppedError:
+        status = "KILLED"
+        raise
+    finally:
+        live.close(status)
+
+
+def write(trainer: Trainer, model: Path, out: Path, report: Path) -> None:
+    """Write the best average as a model folder, with the plan of the model it came from; and the curve."""
+    with artifacts.writing(out) as model_folder, artifacts.writing(report) as report_folder:
+        models.write_pipeline(model_folder, trainer.ema, trainer.scheduler)
+        models.copy_plan(model, model_folder)
+        write_report(trainer.curve, trainer.cost, trainer.samples, report_folder)
+        for folder in (model_folder, report_folder):
+            write_run_record(folder, "finetune", seed=trainer.seed, finetune=trainer.params)

@@ -1,0 +1,114 @@
+"""The losses of the recovery, by hand."""
+
+import copy
+
+import pytest
+import torch
+from diffusers.models.resnet import ResnetBlock2D
+
+from stages.errors import InputError
+from stages.finetune.loss import LOSSES, Objective, Prediction
+from stages.finetune.teacher import Taps, kept_channels, read_teacher
+from stages.params import LossParams, PruneParams, Target
+from stages.prune.pruning import prune_unet
+from stages.prune.selection import plan_pruning
+
+
+@pytest.fixture
+def seen():
+    """What two models might make of three images."""
+    draws = torch.Generator().manual_seed(0)
+    noise, student, teacher = torch.randn(3, 3, 1, 4, 4, generator=draws)
+    features = tuple((torch.randn(3, 2, 2, 2, generator=draws), torch.randn(3, 2, 2, 2, generator=draws)) for _ in "ab")
+    return Prediction(noise, student, teacher, features)
+
+
+@pytest.fixture
+def pruned(unet, magnitude):
+    """A pruned copy of the tiny UNet, and its plan."""
+    plan = plan_pruning(unet, magnitude, PruneParams(target=Target(ratio=0.3)), 0)
+    return prune_unet(copy.deepcopy(unet), plan, None), plan
+
+
+def test_each_loss_is_its_formula(seen):
+    """‖ε − ε_s‖², ‖ε_t − ε_s‖² and the mean over blocks of ‖f_s − f_t‖² / ‖f_t‖², image by image."""
+    ratios = [(mine - theirs).pow(2).sum((1, 2, 3)) / theirs.pow(2).sum((1, 2, 3)) for mine, theirs in seen.features]
+
+    torch.testing.assert_close(LOSSES["noise"](seen), (seen.noise - seen.student).pow(2).mean((1, 2, 3)))
+    torch.testing.assert_close(LOSSES["output"](seen), (seen.teacher - seen.student).pow(2).mean((1, 2, 3)))
+    torch.testing.assert_close(LOSSES["feature"](seen), (ratios[0] + ratios[1]) / 2)
+
+
+def test_the_objective_is_their_weighted_sum(seen, scheduler):
+    """With γ, times min(SNR, γ) / SNR, where SNR = ᾱ / (1 − ᾱ); a weight of 0 leaves a loss out."""
+    timesteps = torch.tensor([0, 500, 999])
+    weights = {"noise": 1.0, "output": 0.5, "feature": 0.25}
+    total = sum(weight * LOSSES[name](seen) for name, weight in weights.items())
+    alpha = scheduler.alphas_cumprod[timesteps]
+    snr = alpha / (1 - alpha)
+
+    torch.testing.assert_close(Objective(scheduler, LossParams(**weights))(seen, timesteps), total)
+    weighted = Objective(scheduler, LossParams(**weights, min_snr=5))(seen, timesteps)
+    torch.testing.assert_close(weighted, total * torch.minimum(snr, torch.tensor(5.0)) / snr)
+    without = Prediction(seen.noise, seen.student)
+    torch.testing.assert_close(Objective(scheduler, LossParams())(without, timesteps), LOSSES["noise"](seen))
+
+
+def test_a_student_channel_is_compared_with_the_teacher_channel_it_was(unet, pruned):
+    """Before any training, the first block's features differ by what its inputs lost, and channels match by index."""
+    student, plan = pruned
+    channels = kept_channels(unet, plan)
+    blocks = [name for name, module in unet.named_modules() if isinstance(module, ResnetBlock2D)]
+    taps = [Taps(student, dict.fromkeys(channels)), Taps(unet, channels)]
+    images, timesteps = torch.randn(2, 1, 8, 8), torch.tensor([3, 700])
+    for tap, model in zip(taps, (student, unet), strict=True):
+        tap.listen()
+        model(images, timesteps)
+    features = [tap.take() for tap in taps]
+
+    assert list(channels) == blocks
+    assert any(kept for kept in channels.values())
+    for name, mine, theirs in zip(blocks, *features, strict=True):
+        assert mine.shape == theirs.shape
+        kept = plan.layers[f"{name}.conv2"].outputs
+        weight = unet.get_submodule(name).conv2.weight
+        inputs = plan.layers[f"{name}.conv2"].inputs or list(range(weight.shape[1]))
+        expected = weight[kept or list(range(len(weight)))][:, inputs]
+        torch.testing.assert_close(student.get_submodule(name).conv2.weight, expected)
+
+
+def test_an_unpruned_student_has_the_teachers_features(unet):
+    """Identity: the loss of features and outputs of a copy is 0."""
+    channels = {name: None for name, module in unet.named_modules() if isinstance(module, ResnetBlock2D)}
+    taps = [Taps(model, channels) for model in (copy.deepcopy(unet), unet)]
+    images = torch.randn(2, 1, 8, 8)
+    for tap in taps:
+        tap.listen()
+    student = copy.deepcopy(unet)
+    mine = Taps(student, channels)
+    mine.listen()
+    outputs = [model(images, torch.tensor([5, 6])).sample.detach() for model in (student, unet)]
+    features = tuple(zip(mine.take(), taps[1].take(), strict=True))
+
+    seen = Prediction(torch.zeros_like(images), outputs[0], outputs[1], features)
+    assert LOSSES["output"](seen).tolist() == LOSSES["feature"](seen).tolist() == [0, 0]
+
+
+def test_a_teacher_must_be_the_model_that_was_cut(tmp_path, unet, make_unet, pruned, scheduler):
+    """Both hashes, and what to change; likewise a model that was never pruned."""
+    from stages.artifacts import PLAN, write_json
+    from stages.diffusion.models import write_pipeline
+
+    student, plan = pruned
+    write_pipeline(tmp_path / "student", student, scheduler)
+    for name, model in (("right", unet), ("wrong", make_unet(seed=1))):
+        write_pipeline(tmp_path / name, model, scheduler)
+    device = torch.device("cpu")
+
+    with pytest.raises(InputError, match=r"student has no pruning_plan\.json"):
+        read_teacher(tmp_path / "right", tmp_path / "student", device)
+    write_json(tmp_path / "student" / PLAN, plan.to_json())
+    teacher, _ = read_teacher(tmp_path / "right", tmp_path / "student", device)
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    with pytest.raises(InputError, match=r"student was cut from a model with sha256 [0-9a-f]{12}, .*wrong has"):
+        read_teacher(tmp_path / "wrong", tmp_path / "student", device)
