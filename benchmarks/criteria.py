@@ -9,7 +9,7 @@ import click
 import numpy as np
 import torch
 
-from stages import artifacts
+from stages import packed
 from stages.diffusion.models import read_scheduler, read_unet
 from stages.diffusion.sampling import draw, image_seeds
 from stages.errors import InputError
@@ -65,9 +65,9 @@ class Bench:
 
     def __init__(self, data: Path) -> None:
         self.unet, self.scheduler = read_unet(MODEL), read_scheduler(MODEL)
-        images = artifacts.read_images(data)
+        images = packed.read_images(data)
         self.pixels = images.train
-        self.heldout = heldout_batch(images.heldout, self.scheduler.config["num_train_timesteps"])
+        self.heldout = heldout_batch(images, len(images.heldout), self.scheduler.config["num_train_timesteps"])
         self.extractor = Extractor(QUALITY.extractor, QUALITY.batch_size)
         protocol = make_protocol(QUALITY, 0, self.scheduler, self.pixels, self.extractor)
         self.judge = Judge(self.extractor.features(self.pixels), protocol)

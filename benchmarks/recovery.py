@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
-from stages import artifacts
+from stages import packed
 from stages.diffusion.models import read_scheduler, read_unet
 from stages.diffusion.sampling import draw, image_seeds
 from stages.errors import InputError
@@ -99,7 +100,7 @@ class Bench:
 
     def __init__(self, model: Path, data: Path, steps: int, batch_size: int, learning_rate: float) -> None:
         self.unet, self.scheduler = read_unet(model), read_scheduler(model)
-        self.images = artifacts.read_images(data)
+        self.images = packed.read_images(data)
         self.steps, self.batch_size, self.learning_rate = steps, batch_size, learning_rate
         self.extractor = Extractor(QUALITY.extractor, BATCH_SIZE)
         real = to_extractor(self.images.train[: 10 * NUM_IMAGES])
@@ -145,7 +146,9 @@ class Bench:
         teacher = (self.unet, kept_channels(self.unet, plan)) if params.loss.needs_teacher else None
         engine = Engine(params.engine, self.unet.device)
         trainer = Trainer(unet, self.scheduler, self.images, params, seed, teacher, engine)
-        trainer.run(Checkpoints(scratch, "0" * 64))
+        kept = Checkpoints(scratch, sha256(f"{name} {seed}".encode()).hexdigest())
+        kept.clear()  # of a variant that was broken off
+        trainer.run(kept)
         best = trainer.curve[-1].ema_decay
         measured = {decay: self.measure(trainer.averages.models[decay], seed) for decay in {PAPER_EMA, best}}
         return [
@@ -169,7 +172,7 @@ class Bench:
     @torch.no_grad()
     def loss(self, unet: torch.nn.Module) -> float:
         """Take the squared error of the noise on the held-out images."""
-        batch = heldout_batch(self.images.heldout[:512], self.scheduler.config["num_train_timesteps"])
+        batch = heldout_batch(self.images, 512, self.scheduler.config["num_train_timesteps"])
         noisy = self.scheduler.add_noise(batch.images, batch.noise, batch.timesteps)
         return float((unet(noisy, batch.timesteps).sample - batch.noise).square().mean())
 

@@ -13,12 +13,12 @@ from statistics import median
 
 import click
 
-from stages.artifacts import Images
 from stages.diffusion.device import select_device
 from stages.diffusion.models import read_scheduler, read_unet
 from stages.fetch.data import bundled_digits, split
 from stages.finetune.checkpoint import Checkpoints
 from stages.finetune.trainer import Trainer
+from stages.packed import Images
 from stages.params import FinetuneParams, load_params
 from stages.storage import Store
 

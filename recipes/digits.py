@@ -14,13 +14,14 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from sklearn.datasets import load_digits
 from torch.nn.functional import cross_entropy
 
-from stages.artifacts import WEIGHTS, Images, file_sha256, to_model_range, write_tensors, writing
+from stages.artifacts import WEIGHTS, file_sha256, write_tensors, writing
 from stages.diffusion.device import select_device
 from stages.diffusion.models import write_pipeline
 from stages.fetch.data import bundled_digits, split
 from stages.fetch.model import BUNDLED
 from stages.finetune.checkpoint import Checkpoints
 from stages.finetune.trainer import Trainer
+from stages.packed import Images, to_model_range
 from stages.params import FinetuneParams
 from stages.progress import track
 from stages.protocol.digits import DIGITS_WEIGHTS, DigitsClassifier

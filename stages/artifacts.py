@@ -9,7 +9,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -243,43 +242,6 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
         raise _cannot_write(path, error) from None
 
 
-@dataclass(frozen=True)
-class Images:
-    """Packed images: uint8 [N, C, H, W], memory-mapped."""
-
-    train: NDArray[np.uint8]
-    """What finetuning sees, and the reference of FID and KID."""
-    heldout: NDArray[np.uint8]
-    """What it never sees."""
-
-
-def write_images(folder: Path, images: Images, about: Mapping[str, Any]) -> None:
-    """Write both splits as .npy files, and dataset.json with their hash and origin."""
-    write_array(folder / "train.npy", images.train)
-    write_array(folder / "heldout.npy", images.heldout)
-    counts = {"train": len(images.train), "heldout": len(images.heldout), "shape": list(images.train.shape[1:])}
-    write_json(folder / "dataset.json", {**about, **counts})
-
-
-def read_images(folder: Path) -> Images:
-    """Open the packed images of `folder`.
-
-    Raises:
-        InputError: A file is missing or damaged.
-    """
-    try:
-        train, heldout = (
-            np.load(folder / f"{split}.npy", mmap_mode="r", allow_pickle=False) for split in ("train", "heldout")
-        )
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{folder} holds no packed images ({first_line(error)}); run the fetch stage again") from None
-    for split in (train, heldout):
-        packed = isinstance(split, np.ndarray) and split.dtype == np.uint8 and split.ndim == 4 and split.size > 0  # noqa: PLR2004
-        if not packed or split.shape[1:] != train.shape[1:]:
-            raise InputError(f"{folder} holds no packed images, uint8 [N, C, H, W]; run the fetch stage again")
-    return Images(train, heldout)
-
-
 @checked(frozen=True, config=ConfigDict(arbitrary_types_allowed=True, strict=True, extra="forbid"))
 class Importance:
     """What the importance stage found out about a model."""
@@ -321,8 +283,3 @@ def read_importance(folder: Path) -> Importance:
     except (TypeError, ValidationError) as error:
         found = f"{folder / 'importance.json'} does not fit ({' '.join(str(error).split())[:200]})"
         raise InputError(f"{found}; run the importance stage again") from None
-
-
-def to_model_range(images: NDArray[np.uint8]) -> torch.Tensor:
-    """[N, C, H, W] uint8 -> float32 in [-1, 1]."""
-    return torch.from_numpy(images.astype(np.float32)) / 127.5 - 1

@@ -308,6 +308,8 @@ class FinetuneParams(Section):
     """Largest norm of the gradient."""
     flip: bool
     """Mirror half of the images; wrong for digits, right for most photographs."""
+    label_dropout: float = Field(0.1, ge=0, le=1)
+    """Share of the images of a conditional model that are shown without their condition, for guidance."""
     heldout_images: int = Field(ge=1)
     """Held-out images to measure the loss on, at most."""
     heldout_every: int = Field(ge=1)

@@ -9,9 +9,9 @@ import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from stages.artifacts import Images
 from stages.diffusion.models import write_pipeline
 from stages.importance.measure import measure_importance
+from stages.packed import Images
 from stages.params import Params, load_params
 from stages.protocol.protocol import Protocol
 

@@ -11,18 +11,17 @@ import torch
 
 from stages.artifacts import (
     check_free,
-    read_images,
     read_importance,
     read_json,
     read_tensors,
     tensors_sha256,
-    write_images,
     write_importance,
     write_json,
     write_tensors,
     writing,
 )
 from stages.errors import InputError
+from stages.packed import read_images, write_images
 from stages.provenance import fingerprint, write_run_record
 
 

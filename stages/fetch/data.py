@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from sklearn.datasets import load_digits
 
-from stages.artifacts import Images, write_images
 from stages.diffusion.families import Denoiser
 from stages.errors import InputError, UnavailableError, first_line
+from stages.packed import Images, write_images
 from stages.params import BundledSource, FolderData, HubData, S3Data
 from stages.seeds import generator
 from stages.storage import Store

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from stages.artifacts import to_model_range
 from stages.errors import InputError
+from stages.packed import Images, to_model_range
 from stages.params import FinetuneParams
 from stages.seeds import generator
 
@@ -22,25 +21,27 @@ class Batch:
     """[B, C, H, W]."""
     timesteps: torch.Tensor
     """[B]."""
+    labels: torch.Tensor
+    """[B]: rows of the table of conditions; 0 for a model that takes none."""
 
     def __len__(self) -> int:
         return len(self.images)
 
     def split(self, size: int) -> list["Batch"]:
         """Cut it into parts of `size` images; the last may be smaller."""
-        parts = (tensor.split(size) for tensor in (self.images, self.noise, self.timesteps))
+        parts = (tensor.split(size) for tensor in vars(self).values())
         return [Batch(*part) for part in zip(*parts, strict=True)]
 
     def to(self, device: torch.device) -> "Batch":
         """Bring it to a device."""
-        return Batch(self.images.to(device), self.noise.to(device), self.timesteps.to(device))
+        return Batch(*(tensor.to(device) for tensor in vars(self).values()))
 
 
 class Batches:
     """An endless series of shuffles of the images. Every draw of step k comes from a seed of its own.
 
     Args:
-        pixels: uint8 [N, C, H, W], memory-mapped as may be: only what a step needs is read.
+        images: Memory-mapped as may be: only what a step needs is read.
         num_timesteps: T of the noise schedule.
         params: Batch size, flip, antithetic timesteps.
         seed: The root of every draw.
@@ -49,11 +50,12 @@ class Batches:
         InputError: A batch is larger than the data.
     """
 
-    def __init__(self, pixels: NDArray[np.uint8], num_timesteps: int, params: FinetuneParams, seed: int) -> None:
-        if params.batch_size > len(pixels):
-            found = f"finetune.batch_size {params.batch_size} is more than the {len(pixels)} training images"
+    def __init__(self, images: Images, num_timesteps: int, params: FinetuneParams, seed: int) -> None:
+        if params.batch_size > len(images.train):
+            found = f"finetune.batch_size {params.batch_size} is more than the {len(images.train)} training images"
             raise InputError(f"{found}; lower it in params.yaml")
-        self.pixels, self.num_timesteps, self.params, self.seed = pixels, num_timesteps, params, seed
+        self.pixels, self.conditions = images.train, images.conditions
+        self.num_timesteps, self.params, self.seed = num_timesteps, params, seed
         self.epoch, self.order = -1, torch.empty(0, dtype=torch.long)
 
     def at(self, step: int, share: slice) -> Batch:
@@ -63,10 +65,19 @@ class Batches:
         mirrored = torch.rand(size, generator=draws)[share] < 0.5 if self.params.flip else None  # noqa: PLR2004
         noise = torch.randn((size, *self.pixels.shape[1:]), generator=draws)
         timesteps = draw_timesteps(size, self.num_timesteps, draws, antithetic=self.params.antithetic)
+        labels = self._labels(chosen, draws)[share]
         images = to_model_range(self.pixels[chosen[share]])
         if mirrored is not None:
             images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
-        return Batch(images, noise[share], timesteps[share])
+        return Batch(images, noise[share], timesteps[share], labels)
+
+    def _labels(self, chosen: list[int], draws: torch.Generator) -> torch.Tensor:
+        """Give each image's condition, or the empty one by chance."""
+        if self.conditions is None:
+            return torch.zeros(len(chosen), dtype=torch.long)
+        labels, empty = torch.from_numpy(self.conditions.train[chosen]), len(self.conditions.table) - 1
+        is_dropped = torch.rand(len(chosen), generator=draws) < self.params.label_dropout
+        return torch.where(is_dropped, empty, labels)
 
     def choose(self, step: int) -> list[int]:
         """Say which images a step takes: every epoch takes each once, in an order of its own."""
@@ -89,9 +100,11 @@ def draw_timesteps(size: int, num_timesteps: int, draws: torch.Generator, *, ant
     return torch.cat([half, num_timesteps - 1 - half])[:size]
 
 
-def heldout_batch(pixels: NDArray[np.uint8], num_timesteps: int) -> Batch:
-    """Give held-out images, each under noise and a timestep that never change, whatever the seed."""
+def heldout_batch(images: Images, limit: int, num_timesteps: int) -> Batch:
+    """Give held-out images, at most `limit`, under noise and timesteps that never change, whatever the seed."""
     draws = generator(0, "heldout loss")
-    images = to_model_range(pixels)
-    noise = torch.randn(images.shape, generator=draws)
-    return Batch(images, noise, draw_timesteps(len(images), num_timesteps, draws, antithetic=False))
+    clean = to_model_range(images.heldout[:limit])
+    noise = torch.randn(clean.shape, generator=draws)
+    rows = np.array(images.conditions.heldout[:limit]) if images.conditions else np.zeros(len(clean), np.int64)
+    timesteps = draw_timesteps(len(clean), num_timesteps, draws, antithetic=False)
+    return Batch(clean, noise, timesteps, torch.from_numpy(rows))

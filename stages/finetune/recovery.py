@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-from stages import artifacts
+from stages import artifacts, packed
 from stages.diffusion import models
 from stages.diffusion.families import Denoiser
 from stages.diffusion.pruned_unet import Layers
@@ -34,8 +35,8 @@ def prepare(
     """
     engine = Engine(params.engine, device)
     unet, scheduler = models.read_unet(model, engine.device), models.read_scheduler(model)
-    images = artifacts.read_images(data)
-    models.require_unconditional(unet, model)
+    images = packed.read_images(data, pixels_only=False)
+    check_conditions(unet, images.conditions, params, data)
     models.check_images(unet, images.train, data)
     taught = _read_teacher(teacher, model, params, engine.device)
     if params.init == "scratch":
@@ -51,6 +52,22 @@ def _read_teacher(
     if teacher is None:
         raise InputError("finetune.loss distils from the dense model; give it with --teacher, or set its weights to 0")
     return read_teacher(teacher, model, device)
+
+
+def check_conditions(unet: Denoiser, conditions: packed.Conditions | None, params: FinetuneParams, data: Path) -> None:
+    """Make sure that a conditional model has conditions of its width, and no other has any.
+
+    Raises:
+        InputError: It is not so, or pictures of a conditional model are asked for.
+    """
+    width = unet.config.get("cross_attention_dim") if isinstance(unet, UNet2DConditionModel) else None
+    found = conditions.table.shape[-1] if conditions else None
+    if width != found:
+        needed = f"conditions of width {width}" if width else "no conditions"
+        given = f"those of width {found}" if found else "none"
+        raise InputError(f"the model takes {needed}, {data} holds {given}; fetch model and data together")
+    if conditions and params.samples:
+        raise InputError("finetune.samples draws from models without conditions only; set it to null")
 
 
 def fresh(unet: Denoiser, seed: int) -> Denoiser:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -16,6 +17,7 @@ from stages.errors import InputError
 from stages.finetune.batches import Batch
 from stages.finetune.engine import Engine
 from stages.finetune.loss import Prediction
+from stages.packed import Conditions
 
 Channels = Mapping[str, list[int] | None]
 """Block -> its kept channels, in dense numbering; None where all are."""
@@ -84,6 +86,7 @@ class Classroom:
         scheduler: The noise schedule.
         engine: Where they compute.
         teacher: The dense model and the channels that were kept of its blocks; None without distillation.
+        conditions: What the models are told of each image; None for models that take nothing.
         with_features: Whether features are compared.
     """
 
@@ -94,28 +97,32 @@ class Classroom:
         scheduler: DDPMScheduler,
         engine: Engine,
         teacher: tuple[Denoiser, Channels] | None,
+        conditions: Conditions | None,
         *,
         with_features: bool,
     ) -> None:
         self.student, self.scheduler, self.engine = student, scheduler, engine
+        self.table = torch.from_numpy(np.array(conditions.table)).to(engine.device) if conditions else None
         self.teacher = teacher[0] if teacher else None
         tapped = teacher[1] if teacher and with_features else {}
         self.taps = [Taps(unet, dict.fromkeys(tapped))]
         if self.teacher is not None:
             self.taps.append(Taps(self.teacher, tapped))
 
-    def blur(self, batch: Batch) -> torch.Tensor:
-        """x_t = √ᾱ x_0 + √(1 − ᾱ) ε (Ho et al., 2020, eq. 4)."""
-        return self.scheduler.add_noise(batch.images, batch.noise, batch.timesteps)  # type: ignore[arg-type]  # integers
+    def predict(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Let a model predict the noise in x_t = √ᾱ x_0 + √(1 − ᾱ) ε (Ho et al., 2020, eq. 4)."""
+        noisy = self.scheduler.add_noise(batch.images, batch.noise, batch.timesteps)  # type: ignore[arg-type]  # integers
+        told = {} if self.table is None else {"encoder_hidden_states": self.table[batch.labels]}
+        predicted: torch.Tensor = model(noisy, batch.timesteps, **told, return_dict=False)[0]
+        return predicted
 
     def see(self, batch: Batch) -> Prediction:
         """Let both predict the noise of a batch."""
-        noisy = self.blur(batch)
         for tap in self.taps:
             tap.listen()
         with self.engine.autocast():
-            predicted = self.student(noisy, batch.timesteps, return_dict=False)[0]
+            predicted = self.predict(self.student, batch)
             with torch.no_grad():
-                taught = self.teacher(noisy, batch.timesteps).sample if self.teacher else None
+                taught = self.predict(self.teacher, batch) if self.teacher else None
         pairs = tuple(zip(*(tap.take() for tap in self.taps), strict=True)) if self.teacher else ()
         return Prediction(batch.noise, predicted, taught, pairs)

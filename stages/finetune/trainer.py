@@ -12,7 +12,6 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.typing import NDArray
 from torch import nn
 
-from stages.artifacts import Images
 from stages.diffusion.families import Denoiser
 from stages.diffusion.sampling import draw, image_seeds
 from stages.errors import InputError
@@ -25,6 +24,7 @@ from stages.finetune.forecast import Cost, Forecast, timed
 from stages.finetune.interrupt import Interrupts, StoppedError
 from stages.finetune.loss import Objective, Prediction
 from stages.finetune.teacher import Channels, Classroom
+from stages.packed import Images
 from stages.params import FinetuneParams, SamplerParams
 from stages.progress import track
 from stages.seeds import derive_seed
@@ -67,7 +67,7 @@ class Trainer:
         self.engine = engine or Engine(params.engine, unet.device)
         self.share = self.engine.share(params.batch_size)
         num_timesteps = int(scheduler.config["num_train_timesteps"])
-        self.batches = Batches(images.train, num_timesteps, params, seed)
+        self.batches = Batches(images, num_timesteps, params, seed)
         self.unet, self.scheduler, self.params, self.seed = unet.train(), scheduler, params, seed
         for module in unet.modules():
             if isinstance(module, nn.Dropout) and params.dropout is not None:
@@ -79,8 +79,10 @@ class Trainer:
         self.heldout_objective = Objective(scheduler, params.loss.without_features())
         with_features = bool(params.loss.feature)
         self.model = self.engine.wrap(unet)
-        self.classroom = Classroom(self.model, unet, scheduler, self.engine, teacher, with_features=with_features)
-        heldout = heldout_batch(images.heldout[: params.heldout_images], num_timesteps)
+        self.classroom = Classroom(
+            self.model, unet, scheduler, self.engine, teacher, images.conditions, with_features=with_features
+        )
+        heldout = heldout_batch(images, params.heldout_images, num_timesteps)
         self.heldout = self._prepare_heldout(heldout, teacher[0] if teacher and params.loss.output else None)
         self.optimizer = torch.optim.Adam(unet.parameters(), lr=params.learning_rate)
         rates = get_scheduler(
@@ -188,7 +190,7 @@ class Trainer:
         """Take the loss on the held-out images, each under noise that never changes; features are left out of it."""
         found = []
         for part, taught in self.heldout:
-            predicted = unet(self.classroom.blur(part), part.timesteps).sample
+            predicted = self.classroom.predict(unet, part)
             found.append(self.heldout_objective(Prediction(part.noise, predicted, taught), part.timesteps))
         return float(torch.cat(found).mean())
 
@@ -197,9 +199,7 @@ class Trainer:
         """Cut held-out images into parts that fit into memory, with what the teacher makes of each."""
         size = max(1, (self.share.stop - self.share.start) // self.params.engine.accumulate)
         parts = [part.to(self.engine.device) for part in batch.split(size)]
-        return [
-            (part, teacher(self.classroom.blur(part), part.timesteps).sample if teacher else None) for part in parts
-        ]
+        return [(part, self.classroom.predict(teacher, part) if teacher else None) for part in parts]
 
     def _draws_at(self, step: int) -> bool:
         samples = self.params.samples

@@ -17,7 +17,7 @@ def main(params_path: Path, model: Path, data: Path, out: Path, report: Path) ->
 
     params = load_params(params_path)
 
-    from stages import artifacts
+    from stages import artifacts, packed
     from stages.diffusion.device import select_device
     from stages.diffusion.models import check_images, read_scheduler, read_unet
     from stages.importance.calibration import calibrate
@@ -27,7 +27,7 @@ def main(params_path: Path, model: Path, data: Path, out: Path, report: Path) ->
 
     artifacts.check_free(out, report, inputs=[model, data], stage="importance")
     unet, scheduler = read_unet(model, select_device()), read_scheduler(model)
-    images = artifacts.read_images(data)
+    images = packed.read_images(data)
     check_images(unet, images.train, data)
     importance = calibrate(unet, scheduler, images.train, params.importance, params.seed)
     heat, stability = judge(importance, unet, scheduler, images.train, params.importance, params.seed)

@@ -9,11 +9,12 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.typing import NDArray
 
-from stages.artifacts import Importance, to_model_range
+from stages.artifacts import Importance
 from stages.diffusion.families import Denoiser
 from stages.errors import InputError
 from stages.importance.criteria import CRITERIA
 from stages.importance.measure import Draw, measure_importance
+from stages.packed import to_model_range
 from stages.params import ImportanceParams
 from stages.seeds import generator
 

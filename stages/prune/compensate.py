@@ -12,10 +12,10 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.typing import NDArray
 from torch import nn
 
-from stages.artifacts import to_model_range
 from stages.diffusion.families import Denoiser
 from stages.diffusion.plan import KeptChannels, Plan
 from stages.errors import InputError
+from stages.packed import to_model_range
 from stages.params import CompensateParams
 from stages.progress import track
 from stages.seeds import generator

@@ -8,13 +8,14 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import nn
 
-from stages.artifacts import Importance, read_images, read_importance, tensors_sha256
+from stages.artifacts import Importance, read_importance, tensors_sha256
 from stages.diffusion.cost import count_macs, count_params
 from stages.diffusion.families import Denoiser
 from stages.diffusion.models import check_images
 from stages.diffusion.plan import Plan, read_plan, show_cost
 from stages.diffusion.pruned_unet import Layers
 from stages.errors import InputError
+from stages.packed import read_images
 from stages.params import CompensateParams, PruneParams, Quantity
 from stages.prune.compensate import NoisyImages, compensate, difference
 from stages.prune.kept import check_plan

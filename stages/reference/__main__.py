@@ -16,7 +16,7 @@ def main(params_path: Path, model: Path, data: Path, out: Path) -> None:
 
     params = load_params(params_path)
 
-    from stages import artifacts
+    from stages import artifacts, packed
     from stages.diffusion import models
     from stages.diffusion.device import select_device
     from stages.protocol.extractors import Extractor
@@ -27,7 +27,7 @@ def main(params_path: Path, model: Path, data: Path, out: Path) -> None:
 
     artifacts.check_free(out, inputs=[model, data], stage="reference")
     unet, scheduler = models.read_unet(model, select_device()), models.read_scheduler(model)
-    real = artifacts.read_images(data).train
+    real = packed.read_images(data).train
     models.require_unconditional(unet, model)
     models.check_images(unet, real, data)
     extractor = Extractor(params.reference.extractor, params.reference.batch_size)

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.artifacts import read_images, read_json
+from stages.artifacts import read_json
 from stages.errors import InputError
 from stages.fetch.data import bundled_digits, fetch_data, split
+from stages.packed import read_images
 from stages.params import BundledSource, FolderData, HubData
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from stages.artifacts import PLAN, read_tensors, write_images, write_json
+from stages.artifacts import PLAN, read_tensors, write_json
 from stages.diffusion.models import write_pipeline
+from stages.packed import write_images
 from stages.params import PruneParams, Target
 from stages.prune.pruning import prune_unet
 from stages.prune.selection import plan_pruning

@@ -10,13 +10,14 @@ import torch
 from accelerate.state import AcceleratorState
 from diffusers.models.resnet import ResnetBlock2D
 
-from stages.artifacts import Images, tensors_sha256
+from stages.artifacts import tensors_sha256
 from stages.errors import InputError
 from stages.finetune.batches import Batches, draw_timesteps
 from stages.finetune.checkpoint import Checkpoints
 from stages.finetune.interrupt import StoppedError
 from stages.finetune.recovery import fresh
 from stages.finetune.trainer import Trainer
+from stages.packed import Images
 from stages.params import EngineParams, FinetuneParams, LossParams, PruneParams, SamplesParams, Target
 from stages.prune.pruning import prune_unet
 from stages.prune.selection import plan_pruning
@@ -202,9 +203,9 @@ def test_half_of_the_timesteps_mirror_the_others():
 
 def test_shares_of_a_step_are_its_batch(images):
     """Whoever takes which part: images, mirroring, noise and timesteps are those of the whole."""
-    batches = Batches(images.train, 1000, PARAMS, 3)
+    batches = Batches(images, 1000, PARAMS, 3)
     whole = batches.at(5, slice(0, 8))
-    parts = [Batches(images.train, 1000, PARAMS, 3).at(5, part) for part in (slice(0, 2), slice(2, 8))]
+    parts = [Batches(images, 1000, PARAMS, 3).at(5, part) for part in (slice(0, 2), slice(2, 8))]
 
     for name in ("images", "noise", "timesteps"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))

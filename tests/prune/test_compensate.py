@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from stages.artifacts import write_images
 from stages.errors import InputError
+from stages.packed import write_images
 from stages.params import CompensateParams, PruneParams
 from stages.prune.compensate import NoisyImages, compensate, difference, measure_moments, running_order
 from stages.prune.pruning import calibration, prune_unet

@@ -4,9 +4,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from stages.artifacts import PLAN, read_json, write_images, write_importance
+from stages.artifacts import PLAN, read_json, write_importance
 from stages.diffusion.models import read_unet, write_pipeline
 from stages.export import main as export
+from stages.packed import write_images
 from stages.prune.__main__ import main as prune
 
 

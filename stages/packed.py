@@ -1,0 +1,103 @@
+"""Packed images, or latents and conditions in their stead, as memory-mapped .npy files <-> arrays."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stages.artifacts import write_array, write_json
+from stages.errors import InputError, first_line
+
+SPLITS = ("train", "heldout")
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a conditional model is told of each image, of a small number of things: classes, say."""
+
+    table: NDArray[np.float32]
+    """[K, S, D]: its encoder_hidden_states for each; the last row says nothing, as guidance needs it."""
+    train: NDArray[np.int64]
+    """[N]: the row of each training image."""
+    heldout: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Images:
+    """Packed images: uint8 [N, C, H, W], memory-mapped; or latents, float16 or float32, of the scale a model takes."""
+
+    train: NDArray[Any]
+    """What finetuning sees, and the reference of FID and KID."""
+    heldout: NDArray[Any]
+    """What it never sees."""
+    conditions: Conditions | None = None
+
+
+def write_images(folder: Path, images: Images, about: Mapping[str, Any]) -> None:
+    """Write both splits and what is known of them as .npy files, and dataset.json with their hash and origin."""
+    for split in SPLITS:
+        write_array(folder / f"{split}.npy", getattr(images, split))
+        if images.conditions:
+            write_array(folder / f"{split}_labels.npy", getattr(images.conditions, split))
+    if images.conditions:
+        write_array(folder / "conditions.npy", images.conditions.table)
+    counts = {"train": len(images.train), "heldout": len(images.heldout), "shape": list(images.train.shape[1:])}
+    write_json(folder / "dataset.json", {**about, **counts})
+
+
+def read_images(folder: Path, *, pixels_only: bool = True) -> Images:
+    """Open the packed images of `folder`.
+
+    Raises:
+        InputError: A file is missing or damaged, or holds latents where pixels are needed.
+    """
+    train, heldout = (_open(folder, f"{split}.npy") for split in SPLITS)
+    for array in (train, heldout):
+        is_latent = array.dtype in (np.float16, np.float32)
+        if array.ndim != 4 or not array.size or array.shape[1:] != train.shape[1:] or array.dtype != train.dtype:  # noqa: PLR2004
+            raise _no_images(folder, "not [N, C, H, W]")
+        if array.dtype != np.uint8 and not is_latent:
+            raise _no_images(folder, f"{array.dtype}")
+        if is_latent and pixels_only:
+            raise InputError(
+                f"{folder} holds latents, and pixels are needed here; give packed images, uint8 [N, C, H, W]"
+            )
+    return Images(train, heldout, _read_conditions(folder, {"train": len(train), "heldout": len(heldout)}))
+
+
+def _read_conditions(folder: Path, counts: Mapping[str, int]) -> Conditions | None:
+    if not (folder / "conditions.npy").is_file():
+        return None
+    table = _open(folder, "conditions.npy")
+    labels = {split: _open(folder, f"{split}_labels.npy") for split in SPLITS}
+    if table.dtype != np.float32 or table.ndim != 3:  # noqa: PLR2004
+        raise InputError(f"{folder}/conditions.npy is no table of conditions, float32 [K, S, D]; pack the data again")
+    for split, rows in labels.items():
+        if rows.dtype != np.int64 or rows.shape != (counts[split],) or not ((rows >= 0) & (rows < len(table))).all():
+            wanted = f"int64 [{counts[split]}] from 0 to {len(table) - 1}"
+            raise InputError(f"{folder}/{split}_labels.npy names no row of conditions.npy for each image, {wanted}")
+    return Conditions(table, labels["train"], labels["heldout"])
+
+
+def _open(folder: Path, name: str) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = np.load(folder / name, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise _no_images(folder, first_line(error)) from None
+    if not isinstance(array, np.ndarray):
+        raise _no_images(folder, "several arrays in one file")
+    return array
+
+
+def _no_images(folder: Path, why: str) -> InputError:
+    return InputError(f"{folder} holds no packed images, uint8 [N, C, H, W] ({why}); run the fetch stage again")
+
+
+def to_model_range(images: NDArray[Any]) -> torch.Tensor:
+    """[N, C, H, W] uint8 -> float32 in [-1, 1]; latents -> float32 as they are."""
+    floats = torch.from_numpy(images.astype(np.float32))
+    return floats / 127.5 - 1 if images.dtype == np.uint8 else floats
