@@ -84,7 +84,7 @@ class Trainer:
         )
         heldout = heldout_batch(images, params.heldout_images, num_timesteps)
         self.heldout = self._prepare_heldout(heldout, teacher[0] if teacher and params.loss.output else None)
-        self.optimizer = torch.optim.Adam(unet.parameters(), lr=params.learning_rate)
+        self.optimizer = torch.optim.Adam(unet.parameters(), lr=params.learning_rate, fused=True)
         rates = get_scheduler(
             SCHEDULES[params.schedule],
             self.optimizer,
