@@ -120,7 +120,10 @@ class Trainer:
         self._say(forecast.line())
         with Interrupts() as interrupts:
             begin = time.perf_counter()
-            for _ in track(range(self.done, self.params.steps), "finetune, step", self.params.steps, done=self.done):
+            steps = range(self.done, self.params.steps)
+            for _ in (
+                track(steps, "finetune, step", self.params.steps, done=self.done) if self.engine.is_main else steps
+            ):
                 self._advance(checkpoints, listener)
                 if self.engine.any(flag=bool(interrupts.number)):
                     self._save(checkpoints)
@@ -179,7 +182,7 @@ class Trainer:
         losses = tuple((decay, self.heldout_loss(model)) for decay, model in self.averages.models.items())
         self.curve.append(CurvePoint(self.done, fmean(self.losses) if self.losses else None, losses))
         self.losses = []
-        if self._draws_at(self.done):
+        if self._draws_at(self.done) and self.engine.is_main:
             self.draw_s = timed(lambda: self.samples.update({self.done: self._draw()}))
         if listener:
             listener(self.curve[-1], self.samples.get(self.done))
@@ -217,7 +220,7 @@ class Trainer:
             self.note(listener)
         heldout_s = timed(lambda: self.heldout_loss(self.ema)) * len(self.averages.models)
         step_s = min(timed(lambda: self._accumulate(self.done)) for _ in range(2))
-        if self.params.samples and not self.draw_s:
+        if self.params.samples and self.engine.is_main and not self.draw_s:
             self.draw_s = timed(self._draw)
         dues = range(self.done + 1, self.params.steps + 1)
         samples = sum(self._draws_at(step) for step in dues)
