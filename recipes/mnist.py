@@ -1,0 +1,91 @@
+"""MNIST as one file of arrays -> a pretrained DDPM and packed images, for experiments; nothing of it is shipped."""
+
+from hashlib import sha256
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+from stages.artifacts import check_free, file_sha256, writing
+from stages.diffusion.device import select_device
+from stages.diffusion.models import write_pipeline
+from stages.errors import InputError
+from stages.finetune.checkpoint import Checkpoints
+from stages.finetune.trainer import Trainer
+from stages.packed import Images, write_images
+from stages.params import FinetuneParams
+from stages.provenance import fingerprint, write_run_record
+from stages.seeds import derive_seed
+
+SEED = 0
+UNET = {
+    "sample_size": 28,
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": (32, 64, 128),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "attention_head_dim": None,
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "norm_eps": 1e-6,
+}
+TRAINING = FinetuneParams(
+    steps=4000,
+    batch_size=32,
+    antithetic=False,
+    learning_rate=1e-3,
+    ema_decays=(0.998,),
+    clip_norm=1.0,
+    flip=False,
+    heldout_images=512,
+    heldout_every=500,
+    checkpoint_every=500,
+)
+
+
+def read_mnist(path: Path) -> Images:
+    """Read mnist.npz: 60,000 training images, and its 10,000 test images as those held out."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            train, heldout = (np.ascontiguousarray(arrays[f"{part}_images"][:, None]) for part in ("train", "test"))
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(f"{path} is no mnist.npz with train_images and test_images ({error})") from None
+    return Images(train, heldout)
+
+
+@click.command()
+@click.option("--npz", type=Path, required=True, help="mnist.npz, with train_images and test_images.")
+@click.option("--model-out", type=Path, required=True, help="Where the model goes.")
+@click.option("--data-out", type=Path, required=True, help="Where the packed images go.")
+@click.option("--checkpoints", type=Path, default=Path("checkpoints/mnist"), help="Of a training in progress.")
+def main(npz: Path, model_out: Path, data_out: Path, checkpoints: Path) -> None:
+    """Pack the images and train the model: some twenty minutes on two cores."""
+    images = read_mnist(npz)
+    made = {"seed": SEED, "finetune": TRAINING}
+    check_free(model_out, data_out)
+    with writing(data_out) as folder:
+        write_images(folder, images, {"sha256": file_sha256(npz)})
+        write_run_record(folder, "fetch", **made)
+    torch.manual_seed(derive_seed(SEED, "base"))
+    trainer = Trainer(UNet2DModel(**UNET).to(select_device()), DDPMScheduler(), images, TRAINING, SEED)
+    kept = Checkpoints(
+        checkpoints, sha256(f"{fingerprint('finetune', [data_out], **made)} {UNET}".encode()).hexdigest()
+    )
+    trainer.run(kept)
+    for point in trainer.curve:
+        print(point)
+    with writing(model_out) as folder:
+        write_pipeline(folder, trainer.ema, trainer.scheduler)
+        write_run_record(folder, "finetune", **made)
+    kept.clear()
+
+
+if __name__ == "__main__":
+    main()
