@@ -9,6 +9,7 @@ import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
+from recipes import digits
 from stages.artifacts import check_free, file_sha256, writing
 from stages.diffusion.device import select_device
 from stages.diffusion.models import write_pipeline
@@ -16,38 +17,12 @@ from stages.errors import InputError
 from stages.finetune.checkpoint import Checkpoints
 from stages.finetune.trainer import Trainer
 from stages.packed import Images, write_images
-from stages.params import FinetuneParams
 from stages.provenance import fingerprint, write_run_record
 from stages.seeds import derive_seed
 
 SEED = 0
-UNET = {
-    "sample_size": 28,
-    "in_channels": 1,
-    "out_channels": 1,
-    "block_out_channels": (32, 64, 128),
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-    "layers_per_block": 1,
-    "norm_num_groups": 8,
-    "attention_head_dim": None,
-    "downsample_padding": 0,
-    "flip_sin_to_cos": False,
-    "freq_shift": 1,
-    "norm_eps": 1e-6,
-}
-TRAINING = FinetuneParams(
-    steps=4000,
-    batch_size=32,
-    antithetic=False,
-    learning_rate=1e-3,
-    ema_decays=(0.998,),
-    clip_norm=1.0,
-    flip=False,
-    heldout_images=512,
-    heldout_every=500,
-    checkpoint_every=500,
-)
+UNET = {**digits.UNET, "sample_size": 28, "block_out_channels": (32, 64, 128)}
+TRAINING = digits.TRAINING.model_copy(update={"batch_size": 32})
 
 
 def read_mnist(path: Path) -> Images:

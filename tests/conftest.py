@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from stages.diffusion.models import write_pipeline
@@ -82,6 +83,24 @@ def make_unet():
 def unet(make_unet) -> UNet2DModel:
     """A UNet that computes in milliseconds."""
     return make_unet()
+
+
+@pytest.fixture
+def conditional() -> UNet2DConditionModel:
+    """A small latent-diffusion UNet: cross-attention, GEGLU, several heads."""
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(16, 32),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=12,
+        attention_head_dim=2,
+    ).eval()
 
 
 @pytest.fixture

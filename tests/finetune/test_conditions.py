@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from stages.errors import InputError
 from stages.finetune.batches import Batches
@@ -34,26 +33,8 @@ def latents():
     draws = np.random.default_rng(0)
     labels = draws.integers(0, 4, 32)
     values = np.stack([np.full((3, 8, 8), label - 1.5) for label in labels]).astype(np.float16)
-    table = draws.normal(size=(5, 2, 16)).astype(np.float32)
+    table = draws.normal(size=(5, 2, 12)).astype(np.float32)
     return Images(values[:24], values[24:], Conditions(table, labels[:24], labels[24:]))
-
-
-@pytest.fixture
-def conditional():
-    """A conditional UNet that computes in milliseconds."""
-    torch.manual_seed(0)
-    return UNet2DConditionModel(
-        sample_size=8,
-        in_channels=3,
-        out_channels=3,
-        block_out_channels=(16, 32),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=4,
-        cross_attention_dim=16,
-        attention_head_dim=4,
-    )
 
 
 def test_latents_and_conditions_come_back_as_they_were(tmp_path, latents):
@@ -112,8 +93,8 @@ def test_model_and_conditions_must_fit(conditional, unet, latents, tmp_path):
     check_conditions(unet, None, PARAMS, tmp_path)
     narrow = dataclasses.replace(latents.conditions, table=latents.conditions.table[..., :8])
     for model, found, words in (
-        (conditional, None, "takes conditions of width 16, .* holds none"),
-        (conditional, narrow, "takes conditions of width 16, .* holds those of width 8"),
+        (conditional, None, "takes conditions of width 12, .* holds none"),
+        (conditional, narrow, "takes conditions of width 12, .* holds those of width 8"),
         (unet, narrow, "takes no conditions, .* holds those of width 8"),
     ):
         with pytest.raises(InputError, match=words):

@@ -4,7 +4,6 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from diffusers.models.autoencoders.vq_model import VQModel
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -20,24 +19,6 @@ from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut
 
 STEPS = range(0, 1000, 250)
-
-
-@pytest.fixture
-def conditional():
-    """A small latent-diffusion UNet: cross-attention, GEGLU, several heads."""
-    torch.manual_seed(0)
-    return UNet2DConditionModel(
-        sample_size=8,
-        in_channels=3,
-        out_channels=3,
-        block_out_channels=(16, 32),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=4,
-        cross_attention_dim=12,
-        attention_head_dim=2,
-    ).eval()
 
 
 def inputs_of(unet, seed=0):
