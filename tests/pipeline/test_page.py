@@ -55,7 +55,7 @@ def test_the_page_holds_everything_it_shows(opened, width, scheme):
 
     assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
     assert console == []
-    assert len(pictures) == 15
+    assert len(pictures) == 16
     assert min(pictures) > 90
     assert page.evaluate("document.documentElement.scrollWidth") == width
     assert page.evaluate("[...document.images].every(image => image.alt)")
