@@ -204,27 +204,30 @@ def table(path: Path) -> str:
         "| --- | --- |" + " ---: |" * 6,
     ]
     for (variant, ema), rows in cells.items():
+        same = {key: row["ema_decay"] for key, row in cells[variant, "paper"].items()}
+        if ema == "best" and same == {key: row["ema_decay"] for key, row in rows.items()}:
+            continue  # the best was the paper's, every time
         seeds = sorted(set(rows) & set(base))
         values = {key: [float(rows[seed][key]) for seed in seeds] for key in METRICS}
         deltas = {key: [float(rows[seed][key]) - float(base[seed][key]) for seed in seeds] for key in METRICS}
         shown = [
-            interval(values["fid"]),
-            interval(deltas["fid"]),
-            interval([1000 * value for value in values["kid"]]),
-            interval(values["ssim"]),
-            interval(deltas["ssim"]),
-            interval([1000 * value for value in values["loss"]]),
+            interval(values["fid"], 3),
+            interval(deltas["fid"], 3),
+            interval([1000 * value for value in values["kid"]], 1),
+            interval(values["ssim"], 4),
+            interval(deltas["ssim"], 4),
+            interval([1000 * value for value in values["loss"]], 2),
         ]
         lines.append(f"| {variant} | {ema} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
-def interval(values: list[float]) -> str:
+def interval(values: list[float], digits: int) -> str:
     """Write the mean ± half the 95 % interval; the mean alone of a single value."""
-    if len(values) < 2:  # noqa: PLR2004
-        return f"{values[0]:.4g}"
+    if len(values) < 2 or not any(values):  # noqa: PLR2004
+        return f"{values[0]:.{digits}f}"
     found = estimate(values)
-    return f"{found.mean:.4g} ± {found.half_width:.2g}"
+    return f"{found.mean:.{digits}f} ± {found.half_width:.{digits}f}"
 
 
 @click.command()
