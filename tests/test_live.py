@@ -45,7 +45,7 @@ def test_the_curve_is_there_while_the_training_runs(server, watch):
         watch(5, StoppedError(15, 5))
     (run,) = runs(server)
     assert (run.info.status, run.data.tags[TAG]) == ("KILLED", RUN)
-    assert run.data.params["loss.noise"] == "1.0"
+    assert run.data.params["loss.output"] == "1.0"
     watch(10)
     (run,) = runs(server)
 

@@ -321,16 +321,16 @@ def test_a_wrong_source_is_refused_before_anything_runs(root, tmp_path, block, w
 
 
 def test_other_sources_need_no_s3(tmp_path, root):
-    """They import nothing of it, so that it need be neither set up nor there."""
+    """It need be neither set up nor there: without its packages the bundled model and data come all the same."""
     code = (
-        "import sys; from stages.fetch.__main__ import main\n"
-        "main(['--model-out', 'model', '--data-out', 'data', '--params', sys.argv[1]], standalone_mode=False)\n"
-        "print([name for name in sys.modules if name.split('.')[0] in ('boto3', 'botocore', 's3transfer')])"
+        "import sys; sys.modules.update(dict.fromkeys(['boto3', 'botocore', 's3transfer']))  # importing them fails\n"
+        "from stages.fetch.__main__ import main\n"
+        "main(['--model-out', 'model', '--data-out', 'data', '--params', sys.argv[1]], standalone_mode=False)"
     )
     command = [sys.executable, "-c", code, str(root / "params.yaml")]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
 
-    assert result.stdout.splitlines()[-1] == "[]"
+    assert result.returncode == 0, result.stderr
     assert (tmp_path / "model" / "unet" / WEIGHTS).is_file()
 
 
