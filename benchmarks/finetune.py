@@ -165,13 +165,13 @@ def table(found: dict[str, list[float]], batch_size: int) -> str:
 @click.option("--model", type=Path, default=Path("artifacts/pruned"), help="Model folder.")
 @click.option("--data", type=Path, default=Path("artifacts/data"), help="Packed images.")
 @click.option("--batch-size", default=64)
-@click.option("--rounds", default=60, help="Steps of each loop.")
-@click.option("--engines", default=";".join(ENGINES), help="Which of ours, with ; between.")
-def main(model: Path, data: Path, batch_size: int, rounds: int, engines: str) -> None:
+@click.option("--rounds", type=click.IntRange(1), default=60, help="Steps of each loop.")
+@click.option("--engine", "engines", multiple=True, type=click.Choice(list(ENGINES)), default=list(ENGINES))
+def main(model: Path, data: Path, batch_size: int, rounds: int, engines: tuple[str, ...]) -> None:
     """Time the loops in turn and print the table."""
     course = Course(model, data, batch_size)
     steps = {"bare": course.bare(), "example": course.example()}
-    steps |= {name: course.ours(ENGINES[name]) for name in engines.split(";")}
+    steps |= {name: course.ours(ENGINES[name]) for name in engines}
     click.echo(table(measure(steps, rounds), batch_size))
 
 

@@ -2,7 +2,6 @@
 
 import csv
 import itertools
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from torch.nn.functional import interpolate
 from stages import packed
 from stages.diffusion.models import read_scheduler, read_unet
 from stages.diffusion.sampling import draw, image_seeds
-from stages.errors import InputError
 from stages.evaluate.consistency import images_to_ssim
 from stages.evaluate.quality import Judge
 from stages.finetune.batches import heldout_batch
@@ -91,7 +89,6 @@ VARIANTS = {
     "output + feature": Variant(BOTH),
     "output + feature, cosine": Variant(BOTH, schedule="cosine"),
     "output + feature, cosine, compensated": Variant(BOTH, schedule="cosine", compensate=True),
-    "output, cosine, scratch": Variant(KD, schedule="cosine", init="scratch"),
 }
 
 
@@ -234,24 +231,22 @@ def interval(values: list[float], digits: int) -> str:
 @click.option("--model", type=Path, default=Path("artifacts/pretrained"), help="The dense model.")
 @click.option("--data", type=Path, default=Path("artifacts/data"), help="Packed images, as fetch writes them.")
 @click.option("--out", type=Path, default=Path("reports/recovery.csv"), help="One row a measurement; taken up again.")
-@click.option("--steps", default=450, help="Of each training.")
-@click.option("--batch-size", default=64)
+@click.option("--steps", type=click.IntRange(1), default=450, help="Of each training.")
+@click.option("--batch-size", type=click.IntRange(1), default=64)
 @click.option("--learning-rate", default=5e-4)
-@click.option("--seeds", default="0,1,2,3,4", help="Of pruning, training and drawing.")
-@click.option("--variants", default=";".join(VARIANTS), help="Names with ; between, or JSON of others.")
+@click.option("--seed", "seeds", type=int, multiple=True, default=range(5), help="Of pruning, training and drawing.")
+@click.option("--variant", "names", type=click.Choice(list(VARIANTS)), multiple=True, default=list(VARIANTS))
 def main(
-    model: Path, data: Path, out: Path, steps: int, batch_size: int, learning_rate: float, seeds: str, variants: str
+    model: Path,
+    data: Path,
+    out: Path,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    seeds: tuple[int, ...],
+    names: tuple[str, ...],
 ) -> None:
     """Measure what is not there yet, then print the table."""
-    chosen = VARIANTS
-    if variants.startswith("{"):
-        chosen = {name: Variant(**given) for name, given in json.loads(variants).items()}
-        names = list(chosen)
-    else:
-        names = variants.split(";")
-    unknown = set(names) - set(chosen)
-    if unknown:
-        raise InputError(f"unknown variants {', '.join(sorted(unknown))}; known: {', '.join(chosen)}")
     bench = Bench(model, data, steps, batch_size, learning_rate)
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("a+", newline="") as file:
@@ -260,9 +255,9 @@ def main(
         writer = csv.DictWriter(file, COLUMNS)
         if not done:
             writer.writeheader()
-        for seed, name in itertools.product(map(int, seeds.split(",")), names):
+        for seed, name in itertools.product(seeds, names):
             if (name, str(seed)) not in done:
-                writer.writerows(bench.rows(name, chosen[name], seed, out.parent / "recovery"))
+                writer.writerows(bench.rows(name, VARIANTS[name], seed, out.parent / "recovery"))
                 file.flush()
     click.echo(table(out))
 
