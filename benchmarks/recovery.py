@@ -83,7 +83,6 @@ VARIANTS = {
     "noise + feature": Variant({**NOISE, "feature": 0.1}),
     "output": Variant(KD),
     "noise, min-SNR": Variant({**NOISE, "min_snr": 5.0}),
-    "noise, cosine": Variant(NOISE, schedule="cosine"),
     "noise, compensated": Variant(NOISE, compensate=True),
     "noise, scratch": Variant(NOISE, init="scratch"),
     "output + feature": Variant(BOTH),
