@@ -5,13 +5,14 @@ from pathlib import Path
 import click
 import torch
 
+from stages import fetch
 from stages.artifacts import read_json
 from stages.diffusion.cost import count_macs, count_params
 from stages.diffusion.families import FAMILIES, Denoiser
 from stages.oneshot import plan_one_shot
 from stages.prune.surgery import cut
 
-SYSTEMS = Path(__file__).parents[1] / "recipes" / "systems"
+SYSTEMS = Path(fetch.__file__).parent / "systems"
 NAMES = sorted(path.stem for path in SYSTEMS.glob("*.json"))
 
 
@@ -29,7 +30,7 @@ def size(unet: Denoiser) -> str:
 
 
 @click.command()
-@click.option("--system", multiple=True, type=click.Choice(NAMES), help="A config in recipes/systems; without it, all.")
+@click.option("--system", multiple=True, type=click.Choice(NAMES), help="One of stages/fetch/systems; without it, all.")
 @click.option("--ratio", type=click.FloatRange(0, 0.95), default=0.3, help="Share of channels to cut from every group.")
 def main(system: tuple[str, ...], ratio: float) -> None:
     """Print the sizes of the paper's models before and after pruning."""

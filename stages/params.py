@@ -8,100 +8,11 @@ from typing import Annotated, Literal, cast
 import click
 from pydantic import AfterValidator, Field, model_validator
 
-from stages.schema import Commit, Section, Sha256, read_yaml
+from stages.schema import Section, Sha256, read_yaml
+from stages.sources import FetchParams
 
 CriterionName = Literal["random", "magnitude", "taylor", "diff-pruning", "no-cancel-taylor", "fisher", "snr-taylor"]
 FormulaName = Literal["paper", "diffusers"]
-BUCKET_URI = r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(/[^?#]*)?"
-
-
-def _check_uri(uri: str) -> str:
-    if not re.fullmatch(BUCKET_URI, uri):
-        raise ValueError("give s3://BUCKET or s3://BUCKET/PREFIX")
-    return uri
-
-
-class BundledSource(Section):
-    """Something that ships with the repository."""
-
-    source: Literal["bundled"]
-    name: Literal["digits"]
-
-
-class FolderModel(Section):
-    """A diffusers folder on this machine. DVC does not watch it: pin it by its hash, or force `fetch`."""
-
-    source: Literal["folder"]
-    path: Path
-    sha256: Sha256 | None = None
-    """Of the UNet's safetensors file; null trusts the folder."""
-
-
-class HubModel(Section):
-    """A diffusers model on the Hugging Face Hub."""
-
-    source: Literal["hub"]
-    repo: str = Field(min_length=1)
-    """For example google/ddpm-cifar10-32."""
-    revision: Commit
-    """The commit of the repository; a branch name may move and is not allowed."""
-
-
-class S3Source(Section):
-    """Plain objects in a bucket, their keys as paths; endpoint and credentials come from the environment."""
-
-    source: Literal["s3"]
-    uri: Annotated[str, AfterValidator(_check_uri)]
-    """s3://BUCKET/PREFIX; whatever lies below the prefix counts. DVC does not watch it, the hash pins it."""
-
-
-class S3Model(S3Source):
-    """A diffusers folder in a bucket."""
-
-    sha256: Sha256
-    """Of the UNet's safetensors file; needed, because others may write to a bucket."""
-
-
-class FolderData(Section):
-    """A folder of images on this machine; subfolders count. DVC does not watch it: pin it, or force `fetch`."""
-
-    source: Literal["folder"]
-    path: Path
-    fit: Literal["exact", "crop"] = "exact"
-    """exact refuses images that are not of the model's size, crop takes the centre square and resizes it."""
-    sha256: Sha256 | None = None
-    """Of the packed images, as data/dataset.json reports it; null trusts the folder."""
-
-
-class S3Data(S3Source):
-    """Images in a bucket."""
-
-    fit: Literal["exact", "crop"] = "exact"
-    """As of a folder."""
-    sha256: Sha256
-    """Of the packed images, as data/dataset.json reports it for a folder of the same files."""
-
-
-class HubData(Section):
-    """A dataset with an image column on the Hugging Face Hub."""
-
-    source: Literal["hub"]
-    repo: str = Field(min_length=1)
-    """For example uoft-cs/cifar10."""
-    revision: Commit
-    split: str = "train"
-    column: str = "img"
-    """The column that holds the images."""
-    fit: Literal["exact", "crop"] = "exact"
-
-
-class FetchParams(Section):
-    """Where the pretrained model and its data come from."""
-
-    model: Annotated[BundledSource | FolderModel | S3Model | HubModel, Field(discriminator="source")]
-    data: Annotated[BundledSource | FolderData | S3Data | HubData, Field(discriminator="source")]
-    heldout: float = Field(gt=0, lt=1)
-    """Share of the images kept away from finetuning, for the held-out loss."""
 
 
 class ReportParams(Section):

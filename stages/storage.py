@@ -21,9 +21,9 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from stages.artifacts import check_free, file_sha256, writing
 from stages.errors import InputError, UnavailableError, first_line
-from stages.params import BUCKET_URI
 from stages.progress import track
 from stages.schema import Frozen, Sha256
+from stages.sources import BUCKET_URI
 
 VARIABLE = "ESPALIER_STORE"
 """Of the environment: s3://BUCKET/PREFIX."""

@@ -17,8 +17,8 @@ from sklearn.datasets import load_digits
 from stages.diffusion.families import Denoiser
 from stages.errors import InputError, UnavailableError, first_line
 from stages.packed import Images, write_images
-from stages.params import BundledSource, FolderData, HubData, S3Data
 from stages.seeds import generator
+from stages.sources import BundledSource, FolderData, HubData, S3Data
 from stages.storage import Store
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}

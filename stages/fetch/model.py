@@ -13,7 +13,7 @@ from stages.artifacts import WEIGHTS, copy_file, file_sha256, read_json
 from stages.diffusion.families import Denoiser, example_inputs
 from stages.diffusion.models import component, read_scheduler, read_unet, require_unconditional, write_pipeline
 from stages.errors import InputError, UnavailableError, first_line
-from stages.params import BundledSource, FolderModel, HubModel, S3Model
+from stages.sources import BundledSource, FolderModel, HubModel, S3Model
 from stages.storage import Store
 
 BUNDLED = Path(__file__).parent / "bundled"

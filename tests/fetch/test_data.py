@@ -9,7 +9,7 @@ from stages.artifacts import read_json
 from stages.errors import InputError
 from stages.fetch.data import bundled_digits, fetch_data, split
 from stages.packed import read_images
-from stages.params import BundledSource, FolderData, HubData
+from stages.sources import BundledSource, FolderData, HubData
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from stages.artifacts import WEIGHTS, file_sha256, read_json, tensors_sha256, wr
 from stages.diffusion.models import read_unet, write_pipeline
 from stages.errors import InputError
 from stages.fetch.model import BUNDLED, fetch_model
-from stages.params import BundledSource, FolderModel, HubModel
+from stages.sources import BundledSource, FolderModel, HubModel
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -11,7 +11,8 @@ from stages.artifacts import WEIGHTS, file_sha256, read_json, write_json
 from stages.errors import InputError
 from stages.fetch.data import fetch_data
 from stages.fetch.model import fetch_model
-from stages.params import FolderData, FolderModel, S3Data, S3Model, load_params
+from stages.params import load_params
+from stages.sources import FolderData, FolderModel, S3Data, S3Model
 from stages.storage import SETTINGS
 from tests.swift import SECRET
 

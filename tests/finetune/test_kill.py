@@ -4,7 +4,6 @@ import copy
 import os
 import random
 import signal
-import threading
 import time
 import traceback
 
@@ -123,14 +122,18 @@ def test_a_kill_within_an_upload_loses_nothing(start, undisturbed, tmp_path, con
     uri = connect().uri
 
     def die_in_upload(kept):
-        send = kept.mirror._send
+        offer, upload = kept.mirror.offer, kept.mirror.store._upload
 
-        def send_and_die(home, name):
-            if name.endswith("9"):
-                threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGKILL)).start()
-            send(home, name)
+        def offer_and_wait(path):
+            offer(path)
+            kept.mirror.waiting.result()  # a newer checkpoint would take the place of one that waits
 
-        kept.mirror._send = send_and_die
+        def upload_and_die(entry, folder):
+            upload(entry, folder)
+            if "00000009" in entry.path:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        kept.mirror.offer, kept.mirror.store._upload = offer_and_wait, upload_and_die
 
     def store():
         return Store(uri)
