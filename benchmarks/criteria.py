@@ -65,12 +65,13 @@ class Bench:
 
     def __init__(self, data: Path) -> None:
         self.unet, self.scheduler = read_unet(MODEL), read_scheduler(MODEL)
-        images = packed.read_images(data)
-        self.pixels = images.train
-        self.heldout = heldout_batch(images, len(images.heldout), self.scheduler.config["num_train_timesteps"])
+        self.images = packed.read_images(data)
+        self.heldout = heldout_batch(
+            self.images, len(self.images.heldout), self.scheduler.config["num_train_timesteps"]
+        )
         self.extractor = Extractor(QUALITY.extractor, QUALITY.batch_size)
-        protocol = make_protocol(QUALITY, 0, self.scheduler, self.pixels, self.extractor)
-        self.judge = Judge(self.extractor.features(self.pixels), protocol)
+        protocol = make_protocol(QUALITY, 0, self.scheduler, self.images.pixels, self.extractor)
+        self.judge = Judge(self.extractor.features(self.images.pixels), protocol)
         self.dense: dict[int, np.ndarray] = {}
 
     def measure(self, unet: torch.nn.Module, seed: int) -> dict[str, float]:
@@ -94,12 +95,12 @@ class Bench:
     def rows(self, criterion: str, formula: str, seed: int) -> list[dict[str, object]]:
         """Measure one criterion on one seed, at every budget, with and without compensation."""
         chosen = ImportanceParams(criterion=criterion, formula=formula, threshold=0.05, num_images=16, stride=4)
-        importance = calibrate(self.unet, self.scheduler, self.pixels, chosen, seed)
+        importance = calibrate(self.unet, self.scheduler, self.images, chosen, seed)
         rows = []
         for macs, compensated in itertools.product(BUDGETS, (None, COMPENSATE)):
             params = PruneParams(target=Target(macs=macs), floor=0.1, compensate=compensated)
             plan = plan_pruning(self.unet, importance, params, derive_seed(seed, "random importance"))
-            images = NoisyImages(self.unet, self.scheduler, self.pixels, COMPENSATE, seed)
+            images = NoisyImages(self.unet, self.scheduler, self.images, COMPENSATE, seed)
             pruned = prune_unet(self.unet, plan, images)
             named = (criterion, formula, macs, compensated is not None, seed)
             rows.append(dict(zip(COLUMNS, named, strict=False)) | self.measure(pruned, seed))

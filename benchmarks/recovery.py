@@ -13,7 +13,6 @@ import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import interpolate
 
 from stages import packed
 from stages.diffusion.models import read_scheduler, read_unet
@@ -37,7 +36,6 @@ from stages.params import (
     SamplerParams,
     Target,
 )
-from stages.protocol.digits import DIGITS_SHAPE
 from stages.protocol.extractors import Extractor
 from stages.protocol.intervals import estimate
 from stages.protocol.protocol import make_protocol
@@ -99,7 +97,7 @@ class Bench:
         self.images = packed.read_images(data)
         self.steps, self.batch_size, self.learning_rate = steps, batch_size, learning_rate
         self.extractor = Extractor(QUALITY.extractor, BATCH_SIZE)
-        real = to_extractor(self.images.train[: 10 * NUM_IMAGES])
+        real = self.images.train[: 10 * NUM_IMAGES]
         self.judge = Judge(
             self.extractor.features(real), make_protocol(QUALITY, 0, self.scheduler, real, self.extractor)
         )
@@ -112,10 +110,10 @@ class Bench:
             chosen = ImportanceParams(
                 criterion="diff-pruning", formula="paper", threshold=0.05, num_images=16, stride=10
             )
-            importance = calibrate(self.unet, self.scheduler, self.images.train, chosen, seed)
+            importance = calibrate(self.unet, self.scheduler, self.images, chosen, seed)
             params = PruneParams(target=Target(macs=BUDGET), compensate=COMPENSATE if compensated else None)
             plan = plan_pruning(self.unet, importance, params, derive_seed(seed, "random importance"))
-            noisy = NoisyImages(self.unet, self.scheduler, self.images.train, COMPENSATE, seed)
+            noisy = NoisyImages(self.unet, self.scheduler, self.images, COMPENSATE, seed)
             self.pruned[seed, compensated] = prune_unet(self.unet, plan, noisy), plan
         return self.pruned[seed, compensated]
 
@@ -157,7 +155,7 @@ class Bench:
         if seed not in self.dense:
             self.dense[seed] = self.sample(self.unet, seed)
         drawn = self.sample(unet, seed)
-        quality = self.judge(self.extractor.features(to_extractor(drawn)), seed)
+        quality = self.judge(self.extractor.features(drawn), seed)
         return {
             "fid": quality.fid,
             "kid": quality.kid,
@@ -176,16 +174,6 @@ class Bench:
         """Draw the images of a seed."""
         seeds = image_seeds(seed, NUM_IMAGES)
         return draw(unet, self.scheduler, seeds, QUALITY.sampler, batch_size=BATCH_SIZE, label="images")
-
-
-def to_extractor(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Bring images to the size that the extractor sees: [N, 1, H, W] -> [N, 1, 16, 16] uint8."""
-    if pixels.shape[-2:] == DIGITS_SHAPE[-2:]:
-        return np.array(pixels)
-    floats = torch.from_numpy(np.array(pixels)).float()
-    small = interpolate(floats, DIGITS_SHAPE[-2:], mode="bilinear", antialias=True)
-    resized: NDArray[np.uint8] = small.round().clamp(0, 255).to(torch.uint8).numpy()
-    return resized
 
 
 def table(path: Path) -> str:

@@ -15,7 +15,7 @@ from diffusers import DDIMPipeline, DDIMScheduler
 
 from stages.diffusion.device import select_device
 from stages.diffusion.families import Denoiser
-from stages.diffusion.models import read_scheduler, read_unet, require_unconditional
+from stages.diffusion.models import read_scheduler, read_unet
 from stages.diffusion.sampling import cast_model, draw, image_seeds
 from stages.params import SamplerParams
 
@@ -36,7 +36,6 @@ def by_diffusers(pipeline: DDIMPipeline, seeds: list[int], steps: int, batch_siz
 def ways(model: Path, seeds: list[int], steps: int, batch_size: int, *, compiled: bool) -> dict[str, Way]:
     """List what is timed; models are cast, laid out and compiled before."""
     unet, scheduler = read_unet(model, select_device()), read_scheduler(model)
-    require_unconditional(unet, model)
     pipeline = DDIMPipeline(unet, DDIMScheduler.from_config(scheduler.config))
     pipeline.set_progress_bar_config(disable=True)
     half = cast_model(unet, "bfloat16")

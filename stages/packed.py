@@ -35,6 +35,20 @@ class Images:
     heldout: NDArray[Any]
     """What it never sees."""
     conditions: Conditions | None = None
+    decoded: NDArray[np.uint8] | None = None
+    """The training images themselves, where `train` holds latents."""
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """The training images, [N, C, H, W]."""
+        return self.train if self.decoded is None else self.decoded
+
+    def tell(self, chosen: NDArray[np.int64], device: torch.device) -> dict[str, torch.Tensor]:
+        """Give what a conditional model is told of some training images, by the names of its forward."""
+        if self.conditions is None:
+            return {}
+        rows = self.conditions.table[self.conditions.train[chosen]]
+        return {"encoder_hidden_states": torch.from_numpy(rows).to(device)}
 
 
 def write_images(folder: Path, images: Images, about: Mapping[str, Any]) -> None:
@@ -45,15 +59,17 @@ def write_images(folder: Path, images: Images, about: Mapping[str, Any]) -> None
             write_array(folder / f"{split}_labels.npy", getattr(images.conditions, split))
     if images.conditions:
         write_array(folder / "conditions.npy", images.conditions.table)
+    if images.decoded is not None:
+        write_array(folder / "pixels.npy", images.decoded)
     counts = {"train": len(images.train), "heldout": len(images.heldout), "shape": list(images.train.shape[1:])}
     write_json(folder / "dataset.json", {**about, **counts})
 
 
-def read_images(folder: Path, *, pixels_only: bool = True) -> Images:
+def read_images(folder: Path) -> Images:
     """Open the packed images of `folder`.
 
     Raises:
-        InputError: A file is missing or damaged, or holds latents where pixels are needed.
+        InputError: A file is missing or damaged.
     """
     train, heldout = (_open(folder, f"{split}.npy") for split in SPLITS)
     for array in (train, heldout):
@@ -62,20 +78,38 @@ def read_images(folder: Path, *, pixels_only: bool = True) -> Images:
             raise _no_images(folder, "not [N, C, H, W]")
         if array.dtype != np.uint8 and not is_latent:
             raise _no_images(folder, f"{array.dtype}")
-        if is_latent and pixels_only:
-            raise InputError(
-                f"{folder} holds latents, and pixels are needed here; give packed images, uint8 [N, C, H, W]"
-            )
-    return Images(train, heldout, _read_conditions(folder, {"train": len(train), "heldout": len(heldout)}))
+    conditions = _read_conditions(folder, {"train": len(train), "heldout": len(heldout)})
+    return Images(train, heldout, conditions, _read_decoded(folder, train))
 
 
-def _read_conditions(folder: Path, counts: Mapping[str, int]) -> Conditions | None:
+def _read_decoded(folder: Path, train: NDArray[Any]) -> NDArray[np.uint8] | None:
+    if train.dtype == np.uint8:
+        return None
+    pixels = _open(folder, "pixels.npy")
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or len(pixels) != len(train):  # noqa: PLR2004
+        raise _no_images(folder, f"pixels.npy must hold the {len(train)} images whose latents are in train.npy")
+    return pixels
+
+
+def read_table(folder: Path) -> NDArray[np.float32] | None:
+    """Read the table of conditions of a folder; None where there is none.
+
+    Raises:
+        InputError: It is damaged.
+    """
     if not (folder / "conditions.npy").is_file():
         return None
     table = _open(folder, "conditions.npy")
-    labels = {split: _open(folder, f"{split}_labels.npy") for split in SPLITS}
     if table.dtype != np.float32 or table.ndim != 3:  # noqa: PLR2004
-        raise InputError(f"{folder}/conditions.npy is no table of conditions, float32 [K, S, D]; pack the data again")
+        raise InputError(f"{folder}/conditions.npy is no table of conditions, float32 [K, S, D]; make it again")
+    return np.array(table)
+
+
+def _read_conditions(folder: Path, counts: Mapping[str, int]) -> Conditions | None:
+    table = read_table(folder)
+    if table is None:
+        return None
+    labels = {split: _open(folder, f"{split}_labels.npy") for split in SPLITS}
     for split, rows in labels.items():
         if rows.dtype != np.int64 or rows.shape != (counts[split],) or not ((rows >= 0) & (rows < len(table))).all():
             wanted = f"int64 [{counts[split]}] from 0 to {len(table) - 1}"

@@ -289,7 +289,7 @@ class ExtractorParams(Section):
     """What sees the images in place of people."""
 
     name: str = Field(min_length=1)
-    """digits, or one of torch-fidelity whose weights are fixed: inception-v3-compat, vgg16, clip-vit-b-32, ..."""
+    """digits and thumbnail are ours; inception-v3-compat, vgg16 and others are torch-fidelity's, with fixed weights."""
     weights: Path | None = None
     """Its weights on this machine; null takes them from PyTorch's cache or their download page."""
     sha256: Sha256 | None = None
@@ -297,8 +297,8 @@ class ExtractorParams(Section):
 
     @model_validator(mode="after")
     def _has_weights(self) -> "ExtractorParams":
-        if self.name == "digits" and self.weights is not None:
-            raise ValueError("extractor digits brings its own weights; leave weights null")
+        if self.name in ("digits", "thumbnail") and self.weights is not None:
+            raise ValueError(f"extractor {self.name} brings what it needs; leave weights null")
         return self
 
 
@@ -306,6 +306,8 @@ class ReferenceParams(Section):
     """The protocol: how every model's images are drawn, seen and scored."""
 
     sampler: SamplerParams
+    guidance: float | None = Field(None, ge=0)
+    """Scale of classifier-free guidance of a conditional model; 1, as null, draws without."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the model's weights and activations; the sampler computes in float32."""
     num_images: int = Field(ge=2)

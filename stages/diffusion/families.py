@@ -39,12 +39,16 @@ def family_name(unet: Denoiser) -> str:
     return next(name for name, family in FAMILIES.items() if isinstance(unet, family.dense))
 
 
+def sample_shape(unet: Denoiser) -> tuple[int, int, int]:
+    """Channels, height and width of what a model draws: pictures, or latents."""
+    return unet.config["in_channels"], unet.config["sample_size"], unet.config["sample_size"]
+
+
 def example_inputs(unet: Denoiser, batch_size: int = 1) -> dict[str, torch.Tensor]:
     """Zeros of the model's size, timestep 0 and a condition where it takes one, on the model's device."""
-    channels, size = unet.config["in_channels"], unet.config["sample_size"]
     device = unet.device
     inputs = {
-        "sample": torch.zeros(batch_size, channels, size, size, device=device),
+        "sample": torch.zeros(batch_size, *sample_shape(unet), device=device),
         "timestep": torch.zeros(batch_size, device=device).long(),
     }
     if isinstance(unet, UNet2DConditionModel):

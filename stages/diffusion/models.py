@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -20,6 +19,7 @@ from stages.diffusion import pruned_unet
 from stages.diffusion.families import FAMILIES, Denoiser, family_name
 from stages.diffusion.pruned_unet import PRUNED_KEYS, Layers
 from stages.errors import InputError, first_line
+from stages.packed import Conditions
 
 CPU = torch.device("cpu")
 SCHEDULERS = {"DDIMScheduler", "DDPMScheduler", "PNDMScheduler"}
@@ -113,16 +113,6 @@ def check_heads(unet: Denoiser) -> None:
         heads = module.heads if isinstance(module, Attention) else 1
         if type(heads) is not int or heads < 1 or (heads > 1 and module.to_q.out_features % heads):
             raise ValueError(f"{name} cannot have {heads} heads")
-
-
-def require_unconditional(unet: Denoiser, origin: Path) -> None:
-    """Refuse conditional models where nothing gives conditions.
-
-    Raises:
-        InputError: The model is one.
-    """
-    if isinstance(unet, UNet2DConditionModel):
-        raise InputError(f"{origin} holds a conditional model; it can be pruned, but not yet finetuned or drawn from")
 
 
 def rename_attention(name: str) -> str:
@@ -244,18 +234,29 @@ def copy_plan(source: Path, target: Path) -> None:
         copy_file(source / PLAN, target / PLAN)
 
 
-def check_images(unet: Denoiser, images: NDArray[np.uint8], origin: Path) -> None:
-    """Refuse images that the model does not draw.
+def check_conditions(unet: Denoiser, conditions: Conditions | None, origin: Path) -> None:
+    """Make sure that a conditional model has conditions of its width, and no other has any.
+
+    Raises:
+        InputError: It is not so.
+    """
+    width = unet.config["cross_attention_dim"] if isinstance(unet, UNet2DConditionModel) else None
+    found = conditions.table.shape[-1] if conditions else None
+    if width != found:
+        needed = f"conditions of width {width}" if width else "no conditions"
+        given = f"those of width {found}" if found else "none"
+        raise InputError(f"the model takes {needed}, {origin} has {given}; fetch model and data together")
+
+
+def check_images(images: NDArray[Any], shape: tuple[int, int, int], origin: Path) -> None:
+    """Refuse images, or latents, that the model does not draw.
 
     Raises:
         InputError: The shapes differ.
     """
-    channels, size = unet.config["in_channels"], unet.config["sample_size"]
-    if images.shape[1:] != (channels, size, size):
-        found = "×".join(str(length) for length in images.shape[1:])
-        raise InputError(
-            f"{origin} holds {found} images, the model draws {channels}×{size}×{size}; fetch both together"
-        )
+    if images.shape[1:] != shape:
+        found, expected = ("×".join(str(length) for length in lengths) for lengths in (images.shape[1:], shape))
+        raise InputError(f"{origin} holds {found} images, the model draws {expected}; fetch both together")
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import diffusers
@@ -13,14 +14,41 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.typing import NDArray
 from torch import nn
 
-from stages.diffusion.families import Denoiser
+from stages.diffusion.codec import Codec, picture_shape
+from stages.diffusion.families import Denoiser, sample_shape
 from stages.errors import InputError, first_line
 from stages.params import SamplerParams
 from stages.progress import track
-from stages.seeds import derive_seed
+from stages.seeds import derive_seed, generator
 
 REACH = 0.8
 """Share of the timesteps that quadratic spacing covers, as in the original."""
+
+
+@dataclass(frozen=True)
+class Companions:
+    """What some models need beside themselves and their noise schedule to draw pictures."""
+
+    codec: Codec | None = None
+    """Of a model that draws latents."""
+    table: NDArray[np.float32] | None = None
+    """[K, S, D], of a conditional model: its encoder_hidden_states for each class; the last row says nothing."""
+    guidance: float = 1.0
+    """How far to go from what is predicted under no condition to what is under that of the image, and beyond."""
+
+    def labels(self, seed: int, num_images: int, set_index: int = 0) -> list[int]:
+        """Give every image of a set a class, all equally often in an order of the set's own; none without a table."""
+        if self.table is None:
+            return []
+        draws, num_classes = generator(seed, "classes", set_index), len(self.table) - 1
+        rounds = [torch.randperm(num_classes, generator=draws) for _ in range(-(-num_images // num_classes))]
+        return [int(label) for label in torch.cat(rounds)[:num_images]]
+
+
+ALONE = Companions()
+"""For a model that draws pixels and is told nothing."""
+Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Noisy images and a timestep -> their noise, float32."""
 
 
 class Sampler(Protocol):
@@ -76,6 +104,7 @@ def image_seeds(seed: int, num_images: int, set_index: int = 0) -> list[int]:
     return [derive_seed(seed, "sample", set_index, index) for index in range(num_images)]
 
 
+@torch.inference_mode()
 def draw(
     unet: Denoiser,
     scheduler: DDPMScheduler,
@@ -85,6 +114,8 @@ def draw(
     precision: str = "float32",
     batch_size: int,
     label: str,
+    companions: Companions = ALONE,
+    labels: Sequence[int] = (),
 ) -> NDArray[np.uint8]:
     """Draw one image from each seed.
 
@@ -96,6 +127,8 @@ def draw(
         precision: float32 or bfloat16, of weights and activations; the sampler computes in float32.
         batch_size: Images at once.
         label: Whose images they are, for the progress.
+        companions: What the model needs beside itself.
+        labels: The class of each image, for a conditional model.
 
     Returns:
         [N, C, H, W] uint8.
@@ -106,13 +139,12 @@ def draw(
     make_sampler(scheduler, sampler)
     model = _lay_out(cast_model(unet, precision))
     starts = range(0, len(seeds), batch_size)
-    side = unet.config["sample_size"]
-    drawn = np.empty((len(seeds), unet.config["in_channels"], side, side), np.uint8)
+    drawn = np.empty((len(seeds), *picture_shape(unet, companions.codec)), np.uint8)
     for start in track(starts, f"draw {label}, batch", len(starts)):
-        part = seeds[start : start + batch_size]
-        drawn[start : start + len(part)] = _draw_batch(
-            model, make_sampler(scheduler, sampler), part, sampler.eta, label
-        )
+        part = slice(start, start + batch_size)
+        steps = make_sampler(scheduler, sampler)  # anew, since some count their steps
+        *_, images = trajectory(model, steps, seeds[part], sampler.eta, companions, labels[part])
+        drawn[part] = to_pixels(_checked(images, seeds[part], label), companions.codec)
     return drawn
 
 
@@ -187,28 +219,55 @@ def _lay_out(unet: Denoiser) -> Denoiser:
 
 def initial_noise(unet: Denoiser, generators: Sequence[torch.Generator]) -> torch.Tensor:
     """Draw the noise that each image begins with: [N, C, H, W] float32."""
-    shape = (unet.config["in_channels"], unet.config["sample_size"], unet.config["sample_size"])
-    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+    return torch.stack([torch.randn(sample_shape(unet), generator=generator) for generator in generators])
+
+
+def predictor(unet: Denoiser, companions: Companions, labels: Sequence[int]) -> Predict:
+    """Let a model predict noise, under the condition of each image and guided where there are conditions.
+
+    ε = ε(∅) + s · (ε(c) − ε(∅)) (Ho and Salimans, 2022, eq. 6, with s = 1 + w).
+    """
+    if companions.table is None:
+        return lambda seen, timestep: unet(seen.to(unet.dtype), timestep).sample.float()
+    table = torch.from_numpy(companions.table).to(unet.device, unet.dtype)
+    told, blank = table[list(labels)], table[-1:].expand(len(labels), -1, -1)
+
+    def predict(seen: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        seen = seen.to(unet.dtype)
+        if companions.guidance == 1:
+            return unet(seen, timestep, encoder_hidden_states=told).sample.float()  # type: ignore[no-any-return]
+        both = unet(seen.repeat(2, 1, 1, 1), timestep, encoder_hidden_states=torch.cat([blank, told])).sample.float()
+        freely, guided = both.chunk(2)
+        return freely + companions.guidance * (guided - freely)  # type: ignore[no-any-return]
+
+    return predict
 
 
 def trajectory(
-    unet: Denoiser, sampler: Sampler, generators: Sequence[torch.Generator], eta: float = 0.0
+    unet: Denoiser,
+    sampler: Sampler,
+    seeds: Sequence[int],
+    eta: float = 0.0,
+    companions: Companions = ALONE,
+    labels: Sequence[int] = (),
 ) -> Iterator[torch.Tensor]:
     """Denoise a batch step by step: what the model sees before each step, then the images, float32 [N, C, H, W]."""
+    predict = predictor(unet, companions, labels)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     images = (initial_noise(unet, generators) * sampler.init_noise_sigma).to(unet.device)
     accepted = inspect.signature(sampler.step).parameters
-    options = {"generator": list(generators), "eta": eta}
+    options = {"generator": generators, "eta": eta}
     given = {name: value for name, value in options.items() if name in accepted}
     for timestep in sampler.timesteps:
         seen = sampler.scale_model_input(images, timestep)
         yield seen
-        epsilon = unet(seen.to(unet.dtype), timestep).sample.float()
-        (images, *_) = sampler.step(epsilon, timestep, images, **given, return_dict=False)
+        (images, *_) = sampler.step(predict(seen, timestep), timestep, images, **given, return_dict=False)
     yield images
 
 
-def to_pixels(images: torch.Tensor) -> NDArray[np.uint8]:
-    """Round images in [-1, 1] to uint8."""
+def to_pixels(images: torch.Tensor, codec: Codec | None = None) -> NDArray[np.uint8]:
+    """Round images in [-1, 1], or what latents decode to, to uint8."""
+    images = images if codec is None else codec.decode(images)
     pixels: NDArray[np.uint8] = ((images.cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
     return pixels
 
@@ -221,27 +280,23 @@ def draw_strip(
     params: SamplerParams,
     num_frames: int,
     precision: str = "float32",
+    companions: Companions = ALONE,
+    labels: Sequence[int] = (),
 ) -> NDArray[np.uint8]:
     """Show images becoming: [N, frames, C, H, W] uint8 from noise to picture, closer together towards the end."""
     sampler = make_sampler(scheduler, params)
     model = _lay_out(cast_model(unet, precision))
-    states = [to_pixels(state) for state in trajectory(model, sampler, _generators(seeds), params.eta)]
+    states = list(trajectory(model, sampler, seeds, params.eta, companions, labels))
     chosen = ((1 - np.linspace(1, 0, num_frames) ** 2) * (len(states) - 1)).round().astype(int)
-    return np.stack([states[index] for index in chosen], axis=1)
+    return np.stack([to_pixels(states[index], companions.codec) for index in chosen], axis=1)
 
 
-@torch.inference_mode()
-def _draw_batch(unet: Denoiser, sampler: Sampler, seeds: Sequence[int], eta: float, label: str) -> NDArray[np.uint8]:
-    *_, images = trajectory(unet, sampler, _generators(seeds), eta)
+def _checked(images: torch.Tensor, seeds: Sequence[int], label: str) -> torch.Tensor:
     broken = [seed for seed, image in zip(seeds, images, strict=True) if not image.isfinite().all()]
     if broken:
         found = f"{label} draws {len(broken)} of {len(seeds)} images with values that are not finite"
         raise InputError(f"{found} (first: seed {broken[0]}); use other weights or reference.precision float32")
-    return to_pixels(images)
-
-
-def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
+    return images
 
 
 def _noise_like(images: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:

@@ -19,8 +19,9 @@ def main(params_path: Path, dense: Path, pruned: Path, finetuned: Path, referenc
     params = load_params(params_path)
 
     from stages import artifacts
+    from stages.diffusion.codec import picture_shape, read_codec
     from stages.diffusion.device import select_device
-    from stages.diffusion.models import check_images, read_scheduler, read_unet, require_unconditional, weights_file
+    from stages.diffusion.models import check_images, read_scheduler, read_unet, weights_file
     from stages.evaluate.evaluation import evaluate
     from stages.evaluate.report import write_report
     from stages.protocol.extractors import Extractor
@@ -33,14 +34,14 @@ def main(params_path: Path, dense: Path, pruned: Path, finetuned: Path, referenc
     device = select_device()
     models = {name: read_unet(folder, device) for name, folder in folders.items()}
     reference = read_reference(reference_path)
-    for name, unet in models.items():
-        require_unconditional(unet, folders[name])
-        check_images(unet, reference.samples[0], reference_path)
+    codec = read_codec(dense, device)
+    for unet in models.values():
+        check_images(reference.samples[0], picture_shape(unet, codec), reference_path)
     extractor = Extractor(params.reference.extractor, params.reference.batch_size)
     scheduler = read_scheduler(dense)
     check_current(reference.protocol, params.reference, params.seed, scheduler, extractor, reference_path)
     files = {name: weights_file(folder) for name, folder in folders.items()}
-    evaluation = evaluate(models, files, scheduler, reference, extractor, params.evaluate.costs)
+    evaluation = evaluate(models, files, scheduler, reference, extractor, params.evaluate.costs, codec)
     with artifacts.writing(report) as folder:
         write_report(evaluation, folder)
         write_run_record(folder, "evaluate", seed=params.seed, reference=params.reference, evaluate=params.evaluate)

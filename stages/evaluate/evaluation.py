@@ -10,9 +10,10 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.typing import NDArray
 
 from stages.artifacts import file_sha256, tensors_sha256
+from stages.diffusion.codec import Codec
 from stages.diffusion.cost import count_attention_macs, count_macs, count_params
 from stages.diffusion.families import Denoiser
-from stages.diffusion.sampling import draw_strip, image_seeds
+from stages.diffusion.sampling import Companions, draw_strip, image_seeds
 from stages.errors import InputError
 from stages.evaluate.consistency import Pairs, images_to_mse, images_to_ssim
 from stages.evaluate.costs import measure_costs
@@ -83,6 +84,7 @@ def evaluate(
     reference: Reference,
     extractor: Extractor,
     costs: CostParams,
+    codec: Codec | None = None,
 ) -> Evaluation:
     """Measure the dense model, whose images the reference holds, and the others, whose images are drawn here.
 
@@ -93,6 +95,7 @@ def evaluate(
         reference: What the dense model drew.
         extractor: The one that the reference was made with.
         costs: What the truth table covers.
+        codec: Of models that draw latents.
 
     Raises:
         InputError: The reference comes from another dense model, or images are not finite.
@@ -103,8 +106,10 @@ def evaluate(
         raise InputError(f"the dense model has weights of sha256 {found}; run the reference stage again")
     table = measure_costs(models, costs)
     judge = Judge(reference.real_features, reference.protocol)
+    companions = Companions(codec, reference.table, reference.protocol.guidance or 1.0)
     measured = {
-        name: _measure(name, unet, files[name], scheduler, reference, extractor, judge) for name, unet in models.items()
+        name: _measure(name, unet, files[name], scheduler, reference, extractor, judge, companions)
+        for name, unet in models.items()
     }
     return Evaluation(reference.protocol, dense_sha256, judge.floor(), measured, table)
 
@@ -117,6 +122,7 @@ def _measure(
     reference: Reference,
     extractor: Extractor,
     judge: Judge,
+    companions: Companions,
 ) -> Measured:
     protocol = reference.protocol
     gathered = _Gathered()
@@ -124,11 +130,11 @@ def _measure(
         if name == DENSE:
             samples, features = dense_samples, reference.features[index]
         else:
-            samples = draw_set(unet, scheduler, protocol, index, extractor.batch_size, name)
+            samples = draw_set(unet, scheduler, protocol, index, extractor.batch_size, name, companions)
             features = extractor.features(samples)
         gathered.add(samples, dense_samples, features, asdict(judge(features, index)))
     pairs = gathered.pairs()
-    strip_seeds = image_seeds(protocol.seed, STRIP_IMAGES)
+    seeds, labels = image_seeds(protocol.seed, STRIP_IMAGES), companions.labels(protocol.seed, STRIP_IMAGES)
     return Measured(
         params=count_params(unet),
         macs=count_macs(unet),
@@ -140,7 +146,9 @@ def _measure(
         pairs=pairs,
         shown=gathered.shown,
         worst=gathered.worst(pairs),
-        strip=draw_strip(unet, scheduler, strip_seeds, protocol.sampler, STRIP_FRAMES, protocol.precision),
+        strip=draw_strip(
+            unet, scheduler, seeds, protocol.sampler, STRIP_FRAMES, protocol.precision, companions, labels
+        ),
     )
 
 

@@ -11,7 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from stages.artifacts import WEIGHTS, copy_file, file_sha256, read_json
 from stages.diffusion.families import Denoiser, example_inputs
-from stages.diffusion.models import component, read_scheduler, read_unet, require_unconditional, write_pipeline
+from stages.diffusion.models import component, read_scheduler, read_unet, write_pipeline
 from stages.errors import InputError, UnavailableError, first_line
 from stages.sources import BundledSource, FolderModel, HubModel, S3Model
 from stages.storage import Store
@@ -42,7 +42,6 @@ def fetch_model(source: Source, out: Path) -> Denoiser:
             check_sha256(component(folder, "unet") / WEIGHTS, sha256)
         check_pixels(folder)
         unet = read_unet(folder)
-        require_unconditional(unet, folder)
         try_out(unet, folder)
         write_pipeline(out, unet, read_scheduler(folder))
         if (folder / CARD).is_file():  # its licence binds every model made from this one

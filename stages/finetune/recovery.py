@@ -5,13 +5,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from stages import artifacts, packed
 from stages.diffusion import models
-from stages.diffusion.families import Denoiser
+from stages.diffusion.codec import read_codec
+from stages.diffusion.families import Denoiser, sample_shape
 from stages.diffusion.pruned_unet import Layers
+from stages.diffusion.sampling import Companions
 from stages.errors import InputError
 from stages.finetune.engine import Engine
 from stages.finetune.interrupt import StoppedError
@@ -35,13 +37,15 @@ def prepare(
     """
     engine = Engine(params.engine, device)
     unet, scheduler = models.read_unet(model, engine.device), models.read_scheduler(model)
-    images = packed.read_images(data, pixels_only=False)
-    check_conditions(unet, images.conditions, params, data)
-    models.check_images(unet, images.train, data)
+    images = packed.read_images(data)
+    models.check_conditions(unet, images.conditions, data)
+    models.check_images(images.train, sample_shape(unet), data)
     taught = _read_teacher(teacher, model, params, engine.device)
     if params.init == "scratch":
         unet = fresh(unet, derive_seed(seed, "scratch"))
-    return Trainer(unet, scheduler, images, params, seed, taught, engine)
+    table = np.array(images.conditions.table) if images.conditions else None
+    companions = Companions(read_codec(model, engine.device) if params.samples else None, table)
+    return Trainer(unet, scheduler, images, params, seed, taught, engine, companions)
 
 
 def _read_teacher(
@@ -52,22 +56,6 @@ def _read_teacher(
     if teacher is None:
         raise InputError("finetune.loss distils from the dense model; give it with --teacher, or set its weights to 0")
     return read_teacher(teacher, model, device)
-
-
-def check_conditions(unet: Denoiser, conditions: packed.Conditions | None, params: FinetuneParams, data: Path) -> None:
-    """Make sure that a conditional model has conditions of its width, and no other has any.
-
-    Raises:
-        InputError: It is not so, or pictures of a conditional model are asked for.
-    """
-    width = unet.config.get("cross_attention_dim") if isinstance(unet, UNet2DConditionModel) else None
-    found = conditions.table.shape[-1] if conditions else None
-    if width != found:
-        needed = f"conditions of width {width}" if width else "no conditions"
-        given = f"those of width {found}" if found else "none"
-        raise InputError(f"the model takes {needed}, {data} holds {given}; fetch model and data together")
-    if conditions and params.samples:
-        raise InputError("finetune.samples draws from models without conditions only; set it to null")
 
 
 def fresh(unet: Denoiser, seed: int) -> Denoiser:
@@ -102,7 +90,7 @@ def watched(run: str, params: FinetuneParams, engine: Engine) -> Iterator[Listen
 def write(trainer: Trainer, model: Path, out: Path, report: Path) -> None:
     """Write the best average as a model folder, with the plan of the model it came from; and the curve."""
     with artifacts.writing(out) as model_folder, artifacts.writing(report) as report_folder:
-        models.write_pipeline(model_folder, trainer.ema, trainer.scheduler)
+        models.write_pipeline(model_folder, trainer.ema, trainer.scheduler, model)
         models.copy_plan(model, model_folder)
         write_report(trainer.curve, trainer.cost, trainer.samples, report_folder)
         for folder in (model_folder, report_folder):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from stages.diffusion.families import Denoiser
-from stages.diffusion.sampling import draw, image_seeds
+from stages.diffusion.sampling import ALONE, Companions, draw, image_seeds
 from stages.errors import InputError
 from stages.finetune.averages import Averages
 from stages.finetune.batches import Batch, Batches, heldout_batch
@@ -49,6 +49,7 @@ class Trainer:
         seed: The root of every draw.
         teacher: The dense model and the channels that were kept of its blocks, where the losses need it.
         engine: Where it computes; the CPU and this process alone unless given.
+        companions: What the model needs beside itself to draw pictures.
 
     Raises:
         InputError: The batch is larger than the data, or cannot be shared out evenly.
@@ -63,8 +64,9 @@ class Trainer:
         seed: int,
         teacher: tuple[Denoiser, Channels] | None = None,
         engine: Engine | None = None,
+        companions: Companions = ALONE,
     ) -> None:
-        self.engine = engine or Engine(params.engine, unet.device)
+        self.engine, self.companions = engine or Engine(params.engine, unet.device), companions
         self.share = self.engine.share(params.batch_size)
         num_timesteps = int(scheduler.config["num_train_timesteps"])
         self.batches = Batches(images, num_timesteps, params, seed)
@@ -212,7 +214,16 @@ class Trainer:
         """Draw pictures with the best average."""
         assert self.params.samples is not None
         sampler, seeds = SamplerParams(steps=self.params.samples.steps), image_seeds(0, self.params.samples.num_images)
-        return draw(self.ema, self.scheduler, seeds, sampler, batch_size=len(seeds), label="samples")
+        return draw(
+            self.ema,
+            self.scheduler,
+            seeds,
+            sampler,
+            batch_size=len(seeds),
+            label="samples",
+            companions=self.companions,
+            labels=self.companions.labels(0, len(seeds)),
+        )
 
     def _forecast(self, listener: Listener | None) -> Forecast:
         """Time one of each: the first measurement, and a step that changes nothing, once it is warm."""

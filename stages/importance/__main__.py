@@ -19,7 +19,8 @@ def main(params_path: Path, model: Path, data: Path, out: Path, report: Path) ->
 
     from stages import artifacts, packed
     from stages.diffusion.device import select_device
-    from stages.diffusion.models import check_images, read_scheduler, read_unet
+    from stages.diffusion.families import sample_shape
+    from stages.diffusion.models import check_conditions, check_images, read_scheduler, read_unet
     from stages.importance.calibration import calibrate
     from stages.importance.report import write_report
     from stages.importance.stability import judge
@@ -28,9 +29,10 @@ def main(params_path: Path, model: Path, data: Path, out: Path, report: Path) ->
     artifacts.check_free(out, report, inputs=[model, data], stage="importance")
     unet, scheduler = read_unet(model, select_device()), read_scheduler(model)
     images = packed.read_images(data)
-    check_images(unet, images.train, data)
-    importance = calibrate(unet, scheduler, images.train, params.importance, params.seed)
-    heat, stability = judge(importance, unet, scheduler, images.train, params.importance, params.seed)
+    check_conditions(unet, images.conditions, data)
+    check_images(images.train, sample_shape(unet), data)
+    importance = calibrate(unet, scheduler, images, params.importance, params.seed)
+    heat, stability = judge(importance, unet, scheduler, images, params.importance, params.seed)
     with artifacts.writing(out) as out_folder, artifacts.writing(report) as report_folder:
         artifacts.write_importance(out_folder, importance)
         write_report(importance, heat, stability, report_folder)

@@ -5,40 +5,32 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from numpy.typing import NDArray
 
 from stages.artifacts import Importance
 from stages.diffusion.families import Denoiser
 from stages.errors import InputError
-from stages.importance.criteria import CRITERIA
 from stages.importance.measure import Draw, measure_importance
-from stages.packed import to_model_range
+from stages.packed import Images, to_model_range
 from stages.params import ImportanceParams
 from stages.seeds import generator
 
 
 def calibrate(
-    unet: Denoiser, scheduler: DDPMScheduler, pixels: NDArray[np.uint8], params: ImportanceParams, seed: int
+    unet: Denoiser, scheduler: DDPMScheduler, images: Images, params: ImportanceParams, seed: int
 ) -> Importance:
     """Draw the calibration images and their noise, both seeded, and measure on them.
 
     Raises:
-        InputError: There are fewer images than asked for, or the model is conditional and nothing gives conditions.
+        InputError: There are fewer images than asked for, or something is not finite.
     """
-    if params.num_images > len(pixels):
-        found = f"importance.num_images {params.num_images} is more than the {len(pixels)} training images"
+    if params.num_images > len(images.train):
+        found = f"importance.num_images {params.num_images} is more than the {len(images.train)} training images"
         raise InputError(f"{found}; lower it in params.yaml")
-    if isinstance(unet, UNet2DConditionModel) and CRITERIA[params.criterion].gradients:
-        raise InputError(
-            "packed images hold no conditions for a UNet2DConditionModel; set importance.criterion to magnitude or "
-            "random, or call stages.oneshot.plan_one_shot with condition="
-        )
     importance = measure_importance(
         unet,
         scheduler,
-        draw_calibration(unet, pixels, params, seed),
+        draw_calibration(unet, images, params, seed),
         range(0, scheduler.config["num_train_timesteps"], params.stride),
         criterion=params.criterion,
         formula=params.formula,
@@ -52,11 +44,12 @@ def calibrate(
     return importance
 
 
-def draw_calibration(unet: Denoiser, pixels: NDArray[np.uint8], params: ImportanceParams, seed: int) -> Iterator[Draw]:
+def draw_calibration(unet: Denoiser, images: Images, params: ImportanceParams, seed: int) -> Iterator[Draw]:
     """Draw batches of images without replacement within each, and noises for each of them, one at a time."""
     for batch in range(params.batches):
-        chosen = torch.randperm(len(pixels), generator=generator(seed, "calibration images", batch))
-        images = to_model_range(pixels[np.sort(chosen[: params.num_images].numpy())])
+        order = torch.randperm(len(images.train), generator=generator(seed, "calibration images", batch))
+        chosen = np.sort(order[: params.num_images].numpy())
+        clean, condition = to_model_range(images.train[chosen]).to(unet.device), images.tell(chosen, unet.device)
         for index in range(params.noises):
-            noise = torch.randn(images.shape, generator=generator(seed, "calibration noise", batch, index))
-            yield Draw(images.to(unet.device), noise.to(unet.device))
+            noise = torch.randn(clean.shape, generator=generator(seed, "calibration noise", batch, index))
+            yield Draw(clean, noise.to(unet.device), condition)

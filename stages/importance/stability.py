@@ -19,6 +19,7 @@ from stages.diffusion.scores import score_group
 from stages.importance.calibration import draw_calibration
 from stages.importance.criteria import CRITERIA
 from stages.importance.measure import Draw, measure_importance
+from stages.packed import Images
 from stages.params import ImportanceParams
 from stages.progress import track
 from stages.seeds import derive_seed
@@ -53,7 +54,7 @@ def judge(
     importance: Importance,
     unet: Denoiser,
     scheduler: DDPMScheduler,
-    pixels: NDArray[np.uint8],
+    images: Images,
     params: ImportanceParams,
     seed: int,
 ) -> tuple[Heat | None, Stability | None]:
@@ -61,8 +62,8 @@ def judge(
     if params.report is None or not CRITERIA[importance.criterion].gradients or not all(importance.losses):
         return None, None
     timesteps = spaced(importance, params.report.timesteps)
-    heat = measure_heat(unet, scheduler, next(draw_calibration(unet, pixels, params, seed)), timesteps)
-    return heat, measure_stability(unet, scheduler, pixels, params, timesteps, params.report.draws, seed)
+    heat = measure_heat(unet, scheduler, next(draw_calibration(unet, images, params, seed)), timesteps)
+    return heat, measure_stability(unet, scheduler, images, params, timesteps, params.report.draws, seed)
 
 
 def measure_heat(unet: Denoiser, scheduler: DDPMScheduler, draw: Draw, timesteps: Sequence[int]) -> Heat:
@@ -86,7 +87,7 @@ def measure_heat(unet: Denoiser, scheduler: DDPMScheduler, draw: Draw, timesteps
 def measure_stability(
     unet: Denoiser,
     scheduler: DDPMScheduler,
-    pixels: NDArray[np.uint8],
+    images: Images,
     params: ImportanceParams,
     timesteps: Sequence[int],
     num_draws: int,
@@ -97,7 +98,7 @@ def measure_stability(
     groups = find_groups(unet)
     scores = []
     for index in range(num_draws):
-        draws = draw_calibration(unet, pixels, single, derive_seed(seed, "stability", index))
+        draws = draw_calibration(unet, images, single, derive_seed(seed, "stability", index))
         importance = measure_importance(
             unet,
             scheduler,

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.functional import interpolate
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
 from stages.artifacts import read_tensors
@@ -42,7 +43,10 @@ class DigitsClassifier(nn.Module):
 
 
 class DigitsExtractor(FeatureExtractorBase):  # type: ignore[misc]  # torch-fidelity has no types
-    """The last hidden layer of the bundled classifier, as torch-fidelity wants it: [N, 3, 16, 16] uint8 -> [N, 64]."""
+    """The last hidden layer of the bundled classifier, as torch-fidelity wants it: [N, 3, H, W] uint8 -> [N, 64].
+
+    Pictures of another size are brought to 16×16, bilinearly.
+    """
 
     def __init__(self, name: str, features_list: list[str], **_: object) -> None:
         super().__init__(name, features_list)
@@ -71,4 +75,7 @@ class DigitsExtractor(FeatureExtractorBase):  # type: ignore[misc]  # torch-fide
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor]:
         """Extract the features of a batch of RGB images."""
-        return (self.classifier(images[:, :1].float() / 127.5 - 1)[0],)
+        grey = images[:, :1].float()
+        if grey.shape[1:] != DIGITS_SHAPE:
+            grey = interpolate(grey, DIGITS_SHAPE[1:], mode="bilinear", antialias=True)
+        return (self.classifier(grey / 127.5 - 1)[0],)

@@ -16,7 +16,9 @@ from torchvision.models import VGG16_Weights
 from stages.artifacts import file_sha256
 from stages.errors import InputError, first_line
 from stages.params import ExtractorParams
-from stages.protocol.digits import DIGITS_SHAPE, DIGITS_WEIGHTS, DigitsExtractor
+from stages.protocol import thumbnail
+from stages.protocol.digits import DIGITS_WEIGHTS, DigitsExtractor
+from stages.protocol.thumbnail import ThumbnailExtractor
 
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
@@ -48,6 +50,11 @@ def _sources() -> dict[str, Source]:
 
 
 SOURCES = _sources()
+OURS: dict[str, tuple[type, Path]] = {
+    "digits": (DigitsExtractor, DIGITS_WEIGHTS),
+    "thumbnail": (ThumbnailExtractor, Path(thumbnail.__file__)),
+}
+"""Our own extractors, with the file whose hash tells which they are: weights, or the code of one that has none."""
 
 
 class RgbImages(Dataset[torch.Tensor]):
@@ -75,10 +82,11 @@ class Extractor:
     """
 
     def __init__(self, params: ExtractorParams, batch_size: int) -> None:
-        if "digits" not in FEATURE_EXTRACTORS_REGISTRY:
-            register_feature_extractor("digits", DigitsExtractor)
+        for name, (ours, _) in OURS.items():
+            if name not in FEATURE_EXTRACTORS_REGISTRY:
+                register_feature_extractor(name, ours)
         self.name, self.batch_size = params.name, batch_size
-        path = DIGITS_WEIGHTS if params.name == "digits" else _find_weights(params)
+        path = OURS[params.name][1] if params.name in OURS else _find_weights(params)
         self.sha256 = _check_hash(path, params)
         if params.name in SOURCES and not SOURCES[params.name].holds_code:
             _check_tensors(path)
@@ -99,10 +107,10 @@ class Extractor:
         Raises:
             InputError: They are not for this extractor.
         """
-        if self.name == "digits" and pixels.shape[-3:] != DIGITS_SHAPE:
+        if self.name == "digits" and pixels.shape[-3] != 1:
             found = "×".join(map(str, pixels.shape[-3:]))
             raise InputError(
-                f"the extractor digits sees 1×16×16 images, these are {found}; choose another reference.extractor"
+                f"the extractor digits sees grey images, these are {found}; choose another reference.extractor"
             )
 
     def features(self, pixels: NDArray[np.uint8]) -> torch.Tensor:
@@ -119,7 +127,7 @@ def _find_weights(params: ExtractorParams) -> Path:
     """Find the weights: at the path given, in PyTorch's cache, or on their download page."""
     if params.name not in SOURCES:
         reason = ", which runs code of no fixed version" if params.name.startswith("dinov2") else ""
-        known = ", ".join(["digits", *SOURCES])
+        known = ", ".join([*OURS, *SOURCES])
         raise InputError(f"reference.extractor.name is {params.name!r}{reason}; allowed: {known}")
     if params.weights is not None:
         if not _is_file(params.weights):

@@ -28,7 +28,7 @@ class Protocol(Frozen):
     """Everything that two numbers must have in common to be compared; batch size and device are not in it."""
 
     sampler: SamplerParams
-    guidance: None = None
+    guidance: float | None = None
     """Scale of classifier-free guidance; models without conditions have none."""
     precision: Literal["float32", "bfloat16"]
     weights: Literal["stored"] = "stored"
@@ -95,6 +95,7 @@ def _given(params: ReferenceParams, seed: int, scheduler: DDPMScheduler, extract
     return {
         "sampler": params.sampler.model_copy(update={"clip": clip}),
         "schedule_sha256": hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest(),
+        "guidance": params.guidance,
         "precision": params.precision,
         "num_images": params.num_images,
         "sets": params.sets,

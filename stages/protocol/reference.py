@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from stages.artifacts import read_json, read_tensors, write_array, write_json, write_tensors
 from stages.diffusion.families import Denoiser
-from stages.diffusion.sampling import draw, image_seeds
+from stages.diffusion.sampling import ALONE, Companions, draw, image_seeds
 from stages.errors import InputError, first_line
+from stages.packed import read_table
 from stages.protocol.protocol import Protocol
 
 
@@ -30,10 +31,18 @@ class Reference:
     """[sets, N, D] float32 of them."""
     real_features: torch.Tensor
     """[M, D] float32 of the real images."""
+    table: NDArray[np.float32] | None = None
+    """[K, S, D], what a conditional model is told of each class."""
 
 
 def draw_set(
-    unet: Denoiser, scheduler: DDPMScheduler, protocol: Protocol, index: int, batch_size: int, label: str
+    unet: Denoiser,
+    scheduler: DDPMScheduler,
+    protocol: Protocol,
+    index: int,
+    batch_size: int,
+    label: str,
+    companions: Companions = ALONE,
 ) -> NDArray[np.uint8]:
     """Draw the images of one set of the protocol: [N, C, H, W] uint8."""
     return draw(
@@ -44,6 +53,8 @@ def draw_set(
         precision=protocol.precision,
         batch_size=batch_size,
         label=f"{label}, set {index + 1} of {protocol.sets}",
+        companions=companions,
+        labels=companions.labels(protocol.seed, protocol.num_images, index),
     )
 
 
@@ -52,6 +63,8 @@ def write_reference(folder: Path, reference: Reference) -> None:
     write_json(folder / "protocol.json", reference.protocol.model_dump(mode="json"))
     write_json(folder / "reference.json", {"model_sha256": reference.model_sha256})
     write_array(folder / "samples.npy", reference.samples)
+    if reference.table is not None:
+        write_array(folder / "conditions.npy", reference.table)
     write_tensors(folder / "features.safetensors", {"dense": reference.features, "real": reference.real_features})
 
 
@@ -71,7 +84,7 @@ def read_reference(folder: Path) -> Reference:
     packed = isinstance(samples, np.ndarray) and samples.dtype == np.uint8 and samples.ndim == 5  # noqa: PLR2004
     if not (packed and isinstance(model_sha256, str) and _fit(tensors, samples, protocol)):
         raise InputError(f"{folder} does not hold what its protocol.json says; run the reference stage again")
-    return Reference(protocol, model_sha256, samples, tensors["dense"], tensors["real"])
+    return Reference(protocol, model_sha256, samples, tensors["dense"], tensors["real"], read_table(folder))
 
 
 def _fit(tensors: Mapping[str, torch.Tensor], samples: NDArray[np.uint8], protocol: Protocol) -> bool:

@@ -7,15 +7,13 @@ from statistics import fmean
 
 import numpy as np
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from numpy.typing import NDArray
 from torch import nn
 
 from stages.diffusion.families import Denoiser
 from stages.diffusion.plan import KeptChannels, Plan
 from stages.errors import InputError
-from stages.packed import to_model_range
+from stages.packed import Images, to_model_range
 from stages.params import CompensateParams
 from stages.progress import track
 from stages.seeds import generator
@@ -26,8 +24,8 @@ BATCH_SIZE = 16
 SMALLEST = 1e-12
 """Of a layer's mean square input, so that one that is never fed can be inverted."""
 RemovableHandle = torch.utils.hooks.RemovableHandle
-Noisy = tuple[torch.Tensor, torch.Tensor]
-"""Noisy images [B, C, H, W] and their timesteps [B]."""
+Noisy = tuple[torch.Tensor, ...]
+"""Noisy images [B, C, H, W], their timesteps [B] and, for a conditional model, its encoder_hidden_states [B, S, D]."""
 
 
 @dataclass(frozen=True)
@@ -145,35 +143,35 @@ class NoisyImages:
     """Calibration images at evenly spaced timesteps, each under noise of its own, in small batches.
 
     Raises:
-        InputError: There are fewer images than asked for, or the model is conditional and nothing gives conditions.
+        InputError: There are fewer images than asked for.
     """
 
     def __init__(
         self,
         unet: Denoiser,
         scheduler: DDPMScheduler,
-        pixels: NDArray[np.uint8],
+        images: Images,
         params: CompensateParams,
         seed: int,
     ) -> None:
-        if params.num_images > len(pixels):
-            found = f"prune.compensate.num_images {params.num_images} is more than the {len(pixels)} training images"
+        count = len(images.train)
+        if params.num_images > count:
+            found = f"prune.compensate.num_images {params.num_images} is more than the {count} training images"
             raise InputError(f"{found}; lower it in params.yaml")
-        if isinstance(unet, UNet2DConditionModel):
-            raise InputError(
-                "packed images hold no conditions for a UNet2DConditionModel; set prune.compensate to null"
-            )
-        chosen = torch.randperm(len(pixels), generator=generator(seed, "compensation images"))[: params.num_images]
-        self.images = to_model_range(pixels[np.sort(chosen.numpy())])
+        order = torch.randperm(count, generator=generator(seed, "compensation images"))
+        chosen = np.sort(order[: params.num_images].numpy())
+        self.images = to_model_range(images.train[chosen])
+        self.conditions = tuple(images.tell(chosen, unet.device).values())
         last = scheduler.config["num_train_timesteps"] - 1
         self.timesteps = np.linspace(0, last, params.num_timesteps).round().astype(int).tolist()
         self.scheduler, self.seed, self.device = scheduler, seed, unet.device
 
     def __iter__(self) -> Iterator[Noisy]:
-        """Give each batch as noisy images [B, C, H, W] and timesteps [B]."""
+        """Give each batch, on the device."""
         for timestep in self.timesteps:
             noise = torch.randn(self.images.shape, generator=generator(self.seed, "compensation noise", timestep))
-            for images, part in zip(self.images.split(BATCH_SIZE), noise.split(BATCH_SIZE), strict=True):
+            columns = [tensor.split(BATCH_SIZE) for tensor in (self.images, noise, *self.conditions)]
+            for images, part, *condition in zip(*columns, strict=True):
                 moments = torch.full((len(images),), timestep)
                 noisy = self.scheduler.add_noise(images, part, moments)  # type: ignore[arg-type]  # any integers will do
-                yield noisy.to(self.device), moments.to(self.device)
+                yield noisy.to(self.device), moments.to(self.device), *condition

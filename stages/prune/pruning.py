@@ -10,8 +10,8 @@ from torch import nn
 
 from stages.artifacts import Importance, read_importance, tensors_sha256
 from stages.diffusion.cost import count_macs, count_params
-from stages.diffusion.families import Denoiser
-from stages.diffusion.models import check_images
+from stages.diffusion.families import Denoiser, sample_shape
+from stages.diffusion.models import check_conditions, check_images
 from stages.diffusion.plan import Plan, read_plan, show_cost
 from stages.diffusion.pruned_unet import Layers
 from stages.errors import InputError
@@ -67,9 +67,10 @@ def calibration(
         return None
     if data is None:
         raise InputError("prune.compensate needs calibration images; give them with --data")
-    pixels = read_images(data).train
-    check_images(unet, pixels, data)
-    return NoisyImages(unet, scheduler, pixels, params.compensate, seed)
+    images = read_images(data)
+    check_conditions(unet, images.conditions, data)
+    check_images(images.train, sample_shape(unet), data)
+    return NoisyImages(unet, scheduler, images, params.compensate, seed)
 
 
 def prune_unet(unet: Denoiser, plan: Plan, images: NoisyImages | None) -> Denoiser:

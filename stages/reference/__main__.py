@@ -18,21 +18,22 @@ def main(params_path: Path, model: Path, data: Path, out: Path) -> None:
 
     from stages import artifacts, packed
     from stages.diffusion import models
+    from stages.diffusion.codec import picture_shape
     from stages.diffusion.device import select_device
     from stages.protocol.extractors import Extractor
     from stages.protocol.protocol import bias_warning, make_protocol
     from stages.protocol.reference import write_reference
     from stages.provenance import write_run_record
-    from stages.reference.reference import make_reference
+    from stages.reference.reference import find_companions, make_reference
 
     artifacts.check_free(out, inputs=[model, data], stage="reference")
     unet, scheduler = models.read_unet(model, select_device()), models.read_scheduler(model)
-    real = packed.read_images(data).train
-    models.require_unconditional(unet, model)
-    models.check_images(unet, real, data)
+    images = packed.read_images(data)
+    companions = find_companions(unet, model, images.conditions, params.reference.guidance)
+    models.check_images(images.pixels, picture_shape(unet, companions.codec), data)
     extractor = Extractor(params.reference.extractor, params.reference.batch_size)
-    protocol = make_protocol(params.reference, params.seed, scheduler, real, extractor)
-    reference = make_reference(unet, scheduler, real, protocol, extractor)
+    protocol = make_protocol(params.reference, params.seed, scheduler, images.pixels, extractor)
+    reference = make_reference(unet, scheduler, images.pixels, protocol, extractor, companions)
     if warning := bias_warning(protocol, reference.real_features.shape[1]):
         click.echo(f"Warning: {warning}", err=True)
     with artifacts.writing(out) as folder:

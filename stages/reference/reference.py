@@ -1,15 +1,35 @@
 """Dense model, real images and protocol -> samples and features."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.typing import NDArray
 
 from stages.artifacts import tensors_sha256
+from stages.diffusion.codec import read_codec
 from stages.diffusion.families import Denoiser
+from stages.diffusion.models import check_conditions
+from stages.diffusion.sampling import ALONE, Companions
+from stages.errors import InputError
+from stages.packed import Conditions
 from stages.protocol.extractors import Extractor
 from stages.protocol.protocol import Protocol
 from stages.protocol.reference import Reference, draw_set
+
+
+def find_companions(unet: Denoiser, model: Path, conditions: Conditions | None, guidance: float | None) -> Companions:
+    """Load what the dense model needs beside itself to draw, and check that it belongs to it.
+
+    Raises:
+        InputError: It does not, or guidance is asked of a model without conditions.
+    """
+    check_conditions(unet, conditions, model)
+    if guidance is not None and conditions is None:
+        raise InputError(f"reference.guidance is {guidance}, and {model} takes no conditions; set it to null")
+    table = np.array(conditions.table) if conditions else None
+    return Companions(read_codec(model, unet.device), table, 1.0 if guidance is None else guidance)
 
 
 def make_reference(
@@ -18,11 +38,12 @@ def make_reference(
     real: NDArray[np.uint8],
     protocol: Protocol,
     extractor: Extractor,
+    companions: Companions = ALONE,
 ) -> Reference:
     """Draw with the dense model, and look at that and at the real images, once."""
     real_features = extractor.features(real)
     samples = np.empty((protocol.sets, protocol.num_images, *real.shape[1:]), np.uint8)
     for index in range(protocol.sets):
-        samples[index] = draw_set(unet, scheduler, protocol, index, extractor.batch_size, "dense")
+        samples[index] = draw_set(unet, scheduler, protocol, index, extractor.batch_size, "dense", companions)
     features = torch.stack([extractor.features(drawn) for drawn in samples])
-    return Reference(protocol, tensors_sha256(unet.state_dict()), samples, features, real_features)
+    return Reference(protocol, tensors_sha256(unet.state_dict()), samples, features, real_features, companions.table)

@@ -153,9 +153,9 @@ def test_another_kind_of_noise_is_refused(model_folder, change, words):
         read_scheduler(model_folder)
 
 
-def test_images_of_another_size_are_refused(unet, tmp_path):
+def test_images_of_another_size_are_refused(tmp_path):
     """The message gives both sizes."""
     pixels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8).numpy()
 
     with pytest.raises(InputError, match="holds 3×8×8 images, the model draws 1×8×8"):
-        check_images(unet, pixels, tmp_path)
+        check_images(pixels, (1, 8, 8), tmp_path)

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from stages.diffusion.models import check_conditions
 from stages.errors import InputError
 from stages.finetune.batches import Batches
 from stages.finetune.checkpoint import Checkpoints
-from stages.finetune.recovery import check_conditions
 from stages.finetune.trainer import Trainer
 from stages.packed import Conditions, Images, read_images, write_images
-from stages.params import FinetuneParams, SamplesParams
+from stages.params import FinetuneParams
 
 PARAMS = FinetuneParams(
     steps=4,
@@ -34,13 +34,15 @@ def latents():
     labels = draws.integers(0, 4, 32)
     values = np.stack([np.full((3, 8, 8), label - 1.5) for label in labels]).astype(np.float16)
     table = draws.normal(size=(5, 2, 12)).astype(np.float32)
-    return Images(values[:24], values[24:], Conditions(table, labels[:24], labels[24:]))
+    return Images(
+        values[:24], values[24:], Conditions(table, labels[:24], labels[24:]), np.zeros((24, 3, 16, 16), np.uint8)
+    )
 
 
 def test_latents_and_conditions_come_back_as_they_were(tmp_path, latents):
     """Memory-mapped, of the same types."""
     write_images(tmp_path, latents, {})
-    found = read_images(tmp_path, pixels_only=False)
+    found = read_images(tmp_path)
 
     assert isinstance(found.train, np.memmap)
     for mine, theirs in (
@@ -89,19 +91,16 @@ def test_a_share_of_the_conditions_is_left_out(latents):
 
 def test_model_and_conditions_must_fit(conditional, unet, latents, tmp_path):
     """Of the same width, and none for a model that takes none."""
-    check_conditions(conditional, latents.conditions, PARAMS, tmp_path)
-    check_conditions(unet, None, PARAMS, tmp_path)
+    check_conditions(conditional, latents.conditions, tmp_path)
+    check_conditions(unet, None, tmp_path)
     narrow = dataclasses.replace(latents.conditions, table=latents.conditions.table[..., :8])
     for model, found, words in (
-        (conditional, None, "takes conditions of width 12, .* holds none"),
-        (conditional, narrow, "takes conditions of width 12, .* holds those of width 8"),
-        (unet, narrow, "takes no conditions, .* holds those of width 8"),
+        (conditional, None, "takes conditions of width 12, .* has none"),
+        (conditional, narrow, "takes conditions of width 12, .* has those of width 8"),
+        (unet, narrow, "takes no conditions, .* has those of width 8"),
     ):
         with pytest.raises(InputError, match=words):
-            check_conditions(model, found, PARAMS, tmp_path)
-    drawing = PARAMS.model_copy(update={"samples": SamplesParams(every=1)})
-    with pytest.raises(InputError, match=r"finetune\.samples draws from models without conditions only"):
-        check_conditions(conditional, latents.conditions, drawing, tmp_path)
+            check_conditions(model, found, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -121,11 +120,11 @@ def test_damaged_data_is_refused(tmp_path, latents, file, array, words):
         np.save(tmp_path / "heldout.npy", array)
 
     with pytest.raises(InputError, match=words):
-        read_images(tmp_path, pixels_only=False)
+        read_images(tmp_path)
 
 
-def test_latents_are_no_pixels(tmp_path, latents):
-    """Where pictures are compared, they are refused."""
-    write_images(tmp_path, latents, {})
-    with pytest.raises(InputError, match="holds latents, and pixels are needed here"):
+def test_latents_need_their_pictures(tmp_path, latents):
+    """FID is taken against them, one for each latent."""
+    write_images(tmp_path, dataclasses.replace(latents, decoded=latents.pixels[1:]), {})
+    with pytest.raises(InputError, match=r"pixels\.npy must hold the 24 images whose latents are in train\.npy"):
         read_images(tmp_path)

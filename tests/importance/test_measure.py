@@ -167,7 +167,7 @@ def test_measuring_leaves_the_model_as_it_was(unet, scheduler):
 def test_the_same_seed_gives_the_same_importance(unet, scheduler, images, params):
     """And another seed other images and noise."""
     chosen = params.importance.model_copy(update={"stride": 250, "num_images": 4})
-    first, second, other = (calibrate(unet, scheduler, images.train, chosen, seed) for seed in (0, 0, 1))
+    first, second, other = (calibrate(unet, scheduler, images, chosen, seed) for seed in (0, 0, 1))
 
     assert tensors_sha256(first.saliency) == tensors_sha256(second.saliency) != tensors_sha256(other.saliency)
 
@@ -177,4 +177,4 @@ def test_more_calibration_images_than_there_are_is_refused(unet, scheduler, imag
     greedy = params.importance.model_copy(update={"num_images": 25})
 
     with pytest.raises(InputError, match=r"importance\.num_images 25 is more than the 24 training images"):
-        calibrate(unet, scheduler, images.train, greedy, 0)
+        calibrate(unet, scheduler, images, greedy, 0)

@@ -60,7 +60,7 @@ def test_random_rankings_overlap_by_chance():
 
 def test_one_timestep_cancels_nothing_and_opposite_ones_all(unet, scheduler, images, chosen):
     """A share between 0 and 1, 0 for a single timestep; contributions are those of the timesteps alone."""
-    draw = next(draw_calibration(unet, images.train, chosen, 0))
+    draw = next(draw_calibration(unet, images, chosen, 0))
     single, several = (measure_heat(unet, scheduler, draw, steps) for steps in ([100], [100, 500, 900]))
 
     np.testing.assert_allclose(single.cancellation, 0, atol=1e-6)
@@ -71,7 +71,7 @@ def test_one_timestep_cancels_nothing_and_opposite_ones_all(unet, scheduler, ima
 
 def test_timesteps_are_spread_over_those_that_counted(unet, scheduler, images, chosen):
     """From the first to the last, none twice."""
-    importance = calibrate(unet, scheduler, images.train, chosen, 0)
+    importance = calibrate(unet, scheduler, images, chosen, 0)
 
     assert spaced(importance, 4) == [0, 300, 600, 900]
     assert spaced(importance, 99) == list(range(0, 1000, 100))
@@ -80,8 +80,8 @@ def test_timesteps_are_spread_over_those_that_counted(unet, scheduler, images, c
 def test_the_report_holds_curves_layers_figures_and_a_picture(tmp_path, unet, scheduler, images, chosen):
     """One row a timestep, one a layer; everything that DVC and MLflow show."""
     chosen = chosen.model_copy(update={"batches": 2, "noises": 2})
-    importance = calibrate(unet, scheduler, images.train, chosen, 0)
-    write_report(importance, *judge(importance, unet, scheduler, images.train, chosen, 0), tmp_path)
+    importance = calibrate(unet, scheduler, images, chosen, 0)
+    write_report(importance, *judge(importance, unet, scheduler, images, chosen, 0), tmp_path)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     losses, layers = (
         list(csv.DictReader((tmp_path / name).read_text().splitlines())) for name in ("losses.csv", "layers.csv")
@@ -100,8 +100,8 @@ def test_the_report_holds_curves_layers_figures_and_a_picture(tmp_path, unet, sc
 def test_what_looks_at_no_loss_has_a_report_too(tmp_path, unet, scheduler, images, chosen, criterion):
     """An empty one: nothing was drawn, nothing can vary."""
     chosen = chosen.model_copy(update={"criterion": criterion})
-    importance = calibrate(unet, scheduler, images.train, chosen, 0)
-    write_report(importance, *judge(importance, unet, scheduler, images.train, chosen, 0), tmp_path)
+    importance = calibrate(unet, scheduler, images, chosen, 0)
+    write_report(importance, *judge(importance, unet, scheduler, images, chosen, 0), tmp_path)
 
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"timesteps_used": 0}
     assert (tmp_path / "losses.csv").read_text() == "timestep,loss\n"
@@ -109,7 +109,7 @@ def test_what_looks_at_no_loss_has_a_report_too(tmp_path, unet, scheduler, image
 
 def test_several_batches_are_several_draws(unet, images, chosen):
     """Two batches under three noises each: two sets of images, six of noise, one at a time."""
-    draws = list(draw_calibration(unet, images.train, chosen.model_copy(update={"batches": 2, "noises": 3}), 0))
+    draws = list(draw_calibration(unet, images, chosen.model_copy(update={"batches": 2, "noises": 3}), 0))
 
     assert len({draw.images.sum().item() for draw in draws}) == 2
     assert len({draw.noise.sum().item() for draw in draws}) == 6
@@ -120,7 +120,7 @@ def test_scores_serve_every_target(unet, scheduler, images, chosen):
     from stages.params import PruneParams
     from stages.prune.selection import plan_pruning
 
-    importance = calibrate(unet, scheduler, images.train, chosen, 0)
+    importance = calibrate(unet, scheduler, images, chosen, 0)
     small, large = (
         plan_pruning(unet, importance, PruneParams(target={"macs": amount}, order="upfront"))
         for amount in ("80%", "50%")
@@ -130,7 +130,7 @@ def test_scores_serve_every_target(unet, scheduler, images, chosen):
 
 def test_heat_is_of_layers_that_are_scored(unet, scheduler, images, chosen):
     """Convolutions and linear layers, in the order of the model."""
-    draw = next(draw_calibration(unet, images.train, chosen, 0))
+    draw = next(draw_calibration(unet, images, chosen, 0))
     heat = measure_heat(unet, scheduler, draw, [0, 500])
     importance = measure_importance(unet, scheduler, [draw], [0], criterion="taylor", formula="diffusers")
 
@@ -145,8 +145,8 @@ def test_a_model_of_zeros_has_a_report(tmp_path, unet, scheduler, images, chosen
     with torch.no_grad():
         for parameter in unet.parameters():
             parameter.zero_()
-    importance = calibrate(unet, scheduler, images.train, chosen, 0)
-    write_report(importance, *judge(importance, unet, scheduler, images.train, chosen, 0), tmp_path)
+    importance = calibrate(unet, scheduler, images, chosen, 0)
+    write_report(importance, *judge(importance, unet, scheduler, images, chosen, 0), tmp_path)
 
     assert "spearman" not in json.loads((tmp_path / "metrics.json").read_text())
     assert (tmp_path / "importance.png").is_file()
@@ -158,4 +158,4 @@ def test_losses_that_overflow_are_refused(unet, scheduler, images, chosen):
         unet.conv_out.weight.fill_(1e38)
 
     with pytest.raises(InputError, match="losses or gradients are not finite"):
-        calibrate(unet, scheduler, images.train, chosen, 0)
+        calibrate(unet, scheduler, images, chosen, 0)

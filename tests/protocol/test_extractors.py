@@ -47,9 +47,7 @@ def test_features_do_not_depend_on_the_batch(digits):
 
 def test_images_that_the_extractor_does_not_see_are_refused(digits):
     """Colour pictures are no digits."""
-    with pytest.raises(
-        InputError, match=r"sees 1×16×16 images, these are 3×16×16; choose another reference\.extractor"
-    ):
+    with pytest.raises(InputError, match=r"sees grey images, these are 3×16×16; choose another reference\.extractor"):
         digits(4).features(np.zeros((2, 3, 16, 16), np.uint8))
 
 
@@ -62,7 +60,9 @@ def test_every_extractor_knows_where_its_weights_are_and_what_they_must_be():
 
 def test_an_unknown_name_is_refused(refused):
     """With those that are allowed."""
-    assert "reference.extractor.name is 'inception'; allowed: digits, inception-v3-compat" in refused(name="inception")
+    assert "reference.extractor.name is 'inception'; allowed: digits, thumbnail, inception-v3-compat" in refused(
+        name="inception"
+    )
 
 
 def test_an_extractor_that_runs_code_of_no_fixed_version_is_refused(refused):
@@ -134,7 +134,7 @@ def test_tensors_of_another_network_are_refused(refused, tmp_path):
 
 def test_the_bundled_extractor_takes_no_other_weights(tmp_path):
     """Rather than ignoring them."""
-    with pytest.raises(ValidationError, match="brings its own weights"):
+    with pytest.raises(ValidationError, match="brings what it needs"):
         ExtractorParams(name="digits", weights=tmp_path)
 
 

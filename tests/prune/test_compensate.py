@@ -23,7 +23,7 @@ def plan(unet, magnitude):
 @pytest.fixture
 def batches(unet, scheduler, images):
     """Noisy calibration images."""
-    return list(NoisyImages(unet, scheduler, images.train, EASY, 0))
+    return list(NoisyImages(unet, scheduler, images, EASY, 0))
 
 
 def test_one_layer_is_least_squares(unet, plan, batches):
@@ -56,7 +56,7 @@ def test_channels_that_repeat_others_are_made_up_for(make_unet, magnitude_of, sc
         unet.time_embedding.linear_1.weight[32:] *= 1 - 1e-4
     params = PruneParams(target={"ratio": 0.5}, include=("time_embedding.linear_1",), compensate=EASY)
     plan = plan_pruning(unet, magnitude_of(unet), params)
-    batches = list(NoisyImages(unet, scheduler, images.train, EASY, 0))
+    batches = list(NoisyImages(unet, scheduler, images, EASY, 0))
     plain, helped = cut(unet, plan), cut(unet, plan)
     compensate(unet, helped, plan, batches, EASY)
 
@@ -91,7 +91,7 @@ def test_every_layer_with_cut_inputs_is_corrected(unet, plan, batches):
 
 def test_the_same_seed_gives_the_same_weights(unet, scheduler, images, plan):
     """And another seed others."""
-    draws = [NoisyImages(unet, scheduler, images.train, EASY, seed) for seed in (0, 0, 1)]
+    draws = [NoisyImages(unet, scheduler, images, EASY, seed) for seed in (0, 0, 1)]
     found = [prune_unet(unet, plan, drawn).conv_out.weight for drawn in draws]
 
     assert torch.equal(found[0], found[1])
@@ -120,14 +120,14 @@ def test_a_layer_that_is_never_fed_does_no_harm(make_unet, magnitude_of, schedul
         unet.time_embedding.linear_1.bias.zero_()
     params = PruneParams(target={"ratio": 0.3}, compensate=EASY)
     plan = plan_pruning(unet, magnitude_of(unet), params)
-    pruned = prune_unet(unet, plan, NoisyImages(unet, scheduler, images.train, EASY, 0))
+    pruned = prune_unet(unet, plan, NoisyImages(unet, scheduler, images, EASY, 0))
 
     assert all(parameter.isfinite().all() for parameter in pruned.parameters())
 
 
 def test_batches_are_drawn_anew_and_small(unet, scheduler, images):
     """Twice the same, and never more than sixteen images at once."""
-    drawn = NoisyImages(unet, scheduler, images.train, EASY.model_copy(update={"num_images": 24}), 0)
+    drawn = NoisyImages(unet, scheduler, images, EASY.model_copy(update={"num_images": 24}), 0)
     first, second = ([noisy for noisy, _ in drawn] for _ in range(2))
 
     assert [len(noisy) for noisy in first] == [16, 8] * EASY.num_timesteps
@@ -140,7 +140,7 @@ def test_what_does_not_help_is_not_kept(unet, scheduler, images, magnitude, caps
 
     monkeypatch.setattr(pruning, "difference", lambda *_: 1.0)
     plan = plan_pruning(unet, magnitude, PruneParams(target={"ratio": 0.3}, compensate=EASY))
-    kept = prune_unet(unet, plan, NoisyImages(unet, scheduler, images.train, EASY, 0))
+    kept = prune_unet(unet, plan, NoisyImages(unet, scheduler, images, EASY, 0))
 
     assert torch.equal(kept.conv_out.weight, cut(unet, plan).conv_out.weight)
     assert "no closer, so the weights stay as they were cut" in capsys.readouterr().err

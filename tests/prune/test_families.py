@@ -143,16 +143,6 @@ def test_a_pruned_model_can_be_pruned_again(make_unet, magnitude_of, scheduler, 
     assert read_json(tmp_path / "twice/unet/config.json")["block_out_channels"] == [16, 32]
 
 
-@pytest.mark.parametrize("criterion", ["taylor", "diff-pruning"])
-def test_packed_images_cannot_calibrate_a_conditional_model(conditional, scheduler, images, params, criterion):
-    """They hold no conditions; the message says what works."""
-    from stages.importance.calibration import calibrate
-
-    chosen = params.importance.model_copy(update={"criterion": criterion})
-    with pytest.raises(InputError, match=r"hold no conditions .* set importance\.criterion to magnitude or random"):
-        calibrate(conditional, scheduler, images.train, chosen, 0)
-
-
 CONFIGS = st.fixed_dictionaries(
     {
         "widths": st.lists(st.sampled_from([8, 12, 16, 24]), min_size=1, max_size=3),

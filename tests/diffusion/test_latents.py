@@ -1,0 +1,137 @@
+"""Models that draw latents and are told classes: what their pictures come from."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.autoencoders.vq_model import VQModel
+from diffusers.pipelines.deprecated.latent_diffusion_uncond.pipeline_latent_diffusion_uncond import LDMPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+from stages.diffusion.codec import Codec, picture_shape, read_codec
+from stages.diffusion.sampling import Companions, draw, initial_noise, predictor
+from stages.errors import InputError
+from stages.params import SamplerParams
+
+CPU = torch.device("cpu")
+BLOCKS = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "latent_channels": 3,
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "norm_num_groups": 4,
+}
+
+
+@pytest.fixture
+def vq():
+    """An autoencoder of 16×16 pictures and 8×8 latents with a codebook."""
+    torch.manual_seed(1)
+    return VQModel(**BLOCKS, num_vq_embeddings=32, scaling_factor=0.5).eval()
+
+
+@pytest.fixture
+def companions(vq):
+    """Four classes and nothing, and guidance."""
+    table = np.random.default_rng(0).normal(size=(5, 1, 12)).astype(np.float32)
+    return Companions(Codec(vq), table, 2.0)
+
+
+def test_an_unconditional_latent_model_draws_as_diffusers_does(make_unet, scheduler, vq, monkeypatch):
+    """The same pictures as LDMPipeline from the same noise, scale and codebook included, but for rounding."""
+    unet = make_unet(in_channels=3, out_channels=3)
+    sampler = SamplerParams(steps=4, clip=False)
+    drawn = draw(unet, scheduler, [5], sampler, batch_size=1, label="", companions=Companions(Codec(vq)))
+    theirs = LDMPipeline(vq, unet, DDIMScheduler(clip_sample=False))
+    theirs.set_progress_bar_config(disable=True)
+    noise = initial_noise(unet, [torch.Generator().manual_seed(5)])
+    monkeypatch.setattr(f"{LDMPipeline.__module__}.randn_tensor", lambda *_, **__: noise)
+    expected = theirs(num_inference_steps=4, output_type="np").images
+
+    assert drawn.shape == (1, *picture_shape(unet, Codec(vq))) == (1, 3, 16, 16)
+    np.testing.assert_allclose(drawn[0].transpose(1, 2, 0) / 255, expected[0], atol=1.5 / 255)
+
+
+def test_guidance_goes_from_nothing_to_the_class_and_beyond(conditional, companions):
+    """By the formula, from two passes of the model itself."""
+    noisy, moment, labels = torch.randn(2, 3, 8, 8), torch.tensor(10), [3, 1]
+    table = torch.from_numpy(companions.table)
+    with torch.no_grad():
+        told = conditional(noisy, moment, encoder_hidden_states=table[labels]).sample
+        freely = conditional(noisy, moment, encoder_hidden_states=table[[4, 4]]).sample
+        found = {
+            scale: predictor(conditional, Companions(None, companions.table, scale), labels)(noisy, moment)
+            for scale in (0.0, 1.0, 2.0)
+        }
+
+    torch.testing.assert_close(found[2.0], freely + 2 * (told - freely))
+    torch.testing.assert_close(found[1.0], told)
+    torch.testing.assert_close(found[0.0], freely)
+
+
+def test_a_picture_hangs_on_its_seed_and_class_alone(conditional, companions, scheduler):
+    """Not on the batch that it is drawn in; another class is another picture."""
+
+    def pictures(labels, batch_size):
+        sampler = SamplerParams(steps=2, clip=False)
+        seeds = range(len(labels))
+        return draw(
+            conditional,
+            scheduler,
+            seeds,
+            sampler,
+            batch_size=batch_size,
+            label="",
+            companions=companions,
+            labels=labels,
+        )
+
+    whole, single, other = pictures([0, 1, 2], 3), pictures([0, 1, 2], 1), pictures([0, 1, 3], 3)
+    assert np.abs(whole.astype(int) - single).max() <= 1
+    assert np.array_equal(whole[:2], other[:2])
+    assert not np.array_equal(whole[2], other[2])
+
+
+def test_every_class_is_drawn_equally_often(companions):
+    """In an order of each set's own, and never the row that says nothing."""
+    labels = [companions.labels(0, 10, index) for index in (0, 1)]
+
+    assert sorted(labels[0][:8]) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert labels[0] != labels[1]
+    assert Companions().labels(0, 10) == []
+
+
+@pytest.mark.parametrize("kind", ["vqvae", "vae"])
+def test_an_autoencoder_comes_back_as_it_was(tmp_path, vq, kind):
+    """Of both classes: its latents are those of diffusers times their scale, its pictures those of diffusers."""
+    if kind == "vae":
+        torch.manual_seed(1)
+        vq = VQModel(**BLOCKS, num_vq_embeddings=32, scaling_factor=0.5).eval()
+    vq.save_pretrained(tmp_path / kind)
+    codec = read_codec(tmp_path, CPU)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 16, 16)).astype(np.uint8)
+    images = torch.from_numpy(pixels).float() / 127.5 - 1
+    with torch.no_grad():
+        encoded = vq.encode(images)
+        latents = encoded.latents if kind == "vqvae" else encoded.latent_dist.mean
+        expected = vq.decode(latents).sample
+
+    found = torch.from_numpy(codec.encode(pixels)).float()
+    torch.testing.assert_close(found, latents * 0.5, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(codec.decode(latents * 0.5), expected)
+
+
+def test_an_autoencoder_of_another_kind_is_refused(tmp_path, vq):
+    """As is one whose weights are not its own; a folder without one has none."""
+    assert read_codec(tmp_path, CPU) is None
+    vq.save_pretrained(tmp_path / "vqvae")
+    config = tmp_path / "vqvae" / "config.json"
+    text = config.read_text()
+    for old, new, words in (
+        ("VQModel", "AutoencoderDC", "holds a AutoencoderDC; supported: AutoencoderKL, VQModel"),
+        ('"num_vq_embeddings": 32', '"num_vq_embeddings": 16', "the weights do not fit the config"),
+    ):
+        config.write_text(text.replace(old, new))
+        with pytest.raises(InputError, match=words):
+            read_codec(tmp_path, CPU)
