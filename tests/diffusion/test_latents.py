@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.pipelines.deprecated.latent_diffusion_uncond.pipeline_latent_diffusion_uncond import LDMPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
@@ -107,7 +108,7 @@ def test_an_autoencoder_comes_back_as_it_was(tmp_path, vq, kind):
     """Of both classes: its latents are those of diffusers times their scale, its pictures those of diffusers."""
     if kind == "vae":
         torch.manual_seed(1)
-        vq = VQModel(**BLOCKS, num_vq_embeddings=32, scaling_factor=0.5).eval()
+        vq = AutoencoderKL(**BLOCKS, scaling_factor=0.5).eval()
     vq.save_pretrained(tmp_path / kind)
     codec = read_codec(tmp_path, CPU)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 16, 16)).astype(np.uint8)

@@ -1,0 +1,190 @@
+"""Every preset, with an initialised model of its exact config, through all stages on few steps and images."""
+
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from diffusers.models.autoencoders.vq_model import VQModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from PIL import Image
+from ruamel.yaml import YAML
+
+from benchmarks.sizes import SYSTEMS, build
+from flows.overrides import apply
+from stages.artifacts import read_json, write_json, write_tensors
+from stages.diffusion.models import write_pipeline
+
+ROOT = Path(__file__).parents[1]
+PRESETS = ROOT / "recipes" / "presets"
+CLASSES = 10
+"""Of the few that stand in for ImageNet's."""
+LDM_SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0195, "clip_sample": False}
+VQ_F4 = {
+    "block_out_channels": (128, 256, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 3,
+    "up_block_types": ("UpDecoderBlock2D",) * 3,
+    "layers_per_block": 2,
+    "latent_channels": 3,
+    "num_vq_embeddings": 8192,
+    "scaling_factor": 1.0,
+}
+"""The autoencoder of LDM-4."""
+
+
+@dataclass(frozen=True)
+class System:
+    """One preset, and what its sizes must come to: parameters in millions, GMACs, as measured on the original."""
+
+    config: str
+    dense: tuple[float, float]
+    pruned: tuple[float, float]
+    size: int
+    """Of the pictures in the folder that stands in for its data, which the preset then fits."""
+
+
+DENSE_LSUN = (113.6732, 248.6884)
+SYSTEM_OF = {
+    "cifar10": System("cifar10", (35.7463, 6.0641), (19.8512, 3.3919), 32),
+    "celeba-hq-64": System("celeba-hq-64", (78.7008, 23.9216), (43.7350, 13.3211), 178),
+    "lsun-church": System("lsun-256", DENSE_LSUN, (0, 100.7), 300),
+    "lsun-bedroom": System("lsun-256", DENSE_LSUN, (0, 100.7), 300),
+    "imagenet-ldm": System("imagenet-ldm", (400.9206, 99.86), (203.22, 55.2), 300),
+}
+FEW: dict[str, Any] = {
+    "reference.sampler.steps": 4,
+    "reference.num_images": 4,
+    "reference.batch_size": 4,
+    "reference.extractor": {"name": "thumbnail"},
+    "reference.kid_subsets": 2,
+    "reference.kid_subset_size": 4,
+    "reference.neighbours": 2,
+    "importance.num_images": 1,
+    "importance.stride": 500,
+    "importance.report": None,
+    "finetune.steps": 2,
+    "finetune.batch_size": 2,
+    "finetune.loss": {"noise": 0.0, "output": 1.0, "feature": 0.1},
+    "finetune.heldout_images": 2,
+    "finetune.heldout_every": 2,
+    "finetune.checkpoint_every": 2,
+    "finetune.keep_checkpoints": 1,
+    "finetune.samples": None,
+    "finetune.engine": {"accumulate": 2},
+    "evaluate.costs": {"batches": [1], "precisions": ["float32"], "repeats": 3, "seconds": 30.0},
+}
+
+
+@dataclass
+class Run:
+    """What a preset took."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_gib: dict[str, float] = field(default_factory=dict)
+
+    def stage(self, name: str, command: str, folder: Path) -> None:
+        """Run one command of a stage to its end.
+
+        Raises:
+            SystemExit: It failed.
+        """
+        begin = time.monotonic()
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        child = subprocess.Popen(shlex.split(command), cwd=folder, env=environment)  # noqa: S603  # from dvc.yaml
+        _, status, usage = os.wait4(child.pid, 0)
+        if status:
+            sys.exit(f"{name} failed: {command}")
+        self.seconds[name] = self.seconds.get(name, 0) + time.monotonic() - begin
+        self.peak_gib[name] = max(self.peak_gib.get(name, 0), usage.ru_maxrss / 2**20)
+
+
+def make_model(system: System, folder: Path) -> None:
+    """Write a model of random weights in the layout of the Hub."""
+    unet = build(SYSTEMS / f"{system.config}.json")
+    is_latent = system.config == "imagenet-ldm"
+    write_pipeline(folder, unet, DDPMScheduler(**LDM_SCHEDULE) if is_latent else DDPMScheduler())
+    if is_latent:
+        VQModel(**VQ_F4).save_pretrained(folder / "vqvae")
+        index = read_json(folder / "model_index.json")
+        write_json(
+            folder / "model_index.json", {**index, "_class_name": "LDMPipeline", "vqvae": ["diffusers", "VQModel"]}
+        )
+        width = int(unet.config["cross_attention_dim"])
+        write_json(
+            folder / "class_embedding" / "config.json",
+            {"num_classes": CLASSES, "width": width, "unconditional": CLASSES},
+        )
+        table = torch.randn(CLASSES + 1, width, generator=torch.Generator().manual_seed(0))
+        write_tensors(folder / "class_embedding" / "diffusion_pytorch_model.safetensors", {"weight": table})
+
+
+def make_data(system: System, folder: Path, count: int = 20) -> None:
+    """Write pictures of noise as JPEG, in folders of classes; those for CelebA are of its own size."""
+    draws = np.random.default_rng(0)
+    height = 218 if system.config == "celeba-hq-64" else system.size
+    for index in range(count):
+        home = folder / f"class{index % CLASSES}"
+        home.mkdir(parents=True, exist_ok=True)
+        pixels = draws.integers(0, 256, (height, system.size, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(home / f"{index}.jpg")
+
+
+def make_params(name: str, folder: Path) -> None:
+    """Write params.yaml: the preset, but from local folders, and with few of everything."""
+    preset = YAML(typ="safe").load((PRESETS / f"{name}.yaml").read_text())
+    data = {key: value for key, value in preset["fetch"]["data"].items() if key in ("fit", "resample", "labels")}
+    data = data if preset["fetch"]["data"]["source"] == "folder" else {}
+    local = {
+        "fetch.model": {"source": "folder", "path": str(folder / "model")},
+        "fetch.data": {"source": "folder", "path": str(folder / "pictures"), **data},
+        "fetch.heldout": 0.2,
+    }
+    (folder / "params.yaml").write_bytes(apply({**FEW, **local}, PRESETS / f"{name}.yaml"))
+
+
+def measure(name: str, folder: Path) -> str:
+    """Take one preset through the stages, check its sizes and give its row of the table."""
+    system, run = SYSTEM_OF[name], Run()
+    make_model(system, folder / "model")
+    make_data(system, folder / "pictures")
+    make_params(name, folder)
+    for stage, entry in YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"].items():
+        commands = entry["cmd"] if isinstance(entry["cmd"], list) else [entry["cmd"]]
+        run.stage(stage, commands[0].replace("python", sys.executable, 1), folder)
+    models = read_json(folder / "reports" / "evaluate" / "evaluation.json")["models"]
+    sizes = {key: (models[key]["params"] / 1e6, models[key]["macs"] / 1e9) for key in ("dense", "finetuned")}
+    for key, expected in (("dense", system.dense), ("finetuned", system.pruned)):
+        wrong = [(a, b) for a, b in zip(sizes[key], expected, strict=True) if b and not np.isclose(a, b, rtol=1.5e-3)]
+        if wrong:
+            sys.exit(f"{name}: {key} has {wrong[0][0]:.4f}, expected {wrong[0][1]}")
+    cells = [f"{params:.4f} M / {macs:.4f} G" for params, macs in sizes.values()]
+    cells += [f"{run.seconds[stage]:.0f} s, {run.peak_gib[stage]:.1f} GiB" for stage in run.seconds]
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+@click.command()
+@click.option("--preset", "names", multiple=True, type=click.Choice(list(SYSTEM_OF)), default=list(SYSTEM_OF))
+@click.option("--keep", type=click.Path(path_type=Path), help="A folder for what the stages write, which stays.")
+def main(names: tuple[str, ...], keep: Path | None) -> None:
+    """Run the presets and print time and peak memory of each stage, on this machine."""
+    stages = list(YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"])
+    rows = [f"| preset | dense | pruned | {' | '.join(stages)} |", f"|{' --- |' * (3 + len(stages))}"]
+    for name in names:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = (keep or Path(temporary)) / name
+            folder.mkdir(parents=True)
+            rows.append(measure(name, folder.resolve()))
+            click.echo(rows[-1], err=True)
+    click.echo("\n".join(rows))
+
+
+if __name__ == "__main__":
+    main()
