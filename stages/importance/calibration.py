@@ -25,7 +25,8 @@ def calibrate(
     """Draw the calibration images and their noise, both seeded, and measure on them.
 
     Raises:
-        InputError: There are fewer images than asked for, or the model is conditional and nothing gives conditions.
+        InputError: There are fewer images or timesteps than asked for, or the model is conditional and nothing gives
+            conditions.
     """
     if params.num_images > len(pixels):
         found = f"importance.num_images {params.num_images} is more than the {len(pixels)} training images"
@@ -35,11 +36,12 @@ def calibrate(
             "packed images hold no conditions for a UNet2DConditionModel; set importance.criterion to magnitude or "
             "random, or call stages.oneshot.plan_one_shot with condition="
         )
+    timesteps = choose_timesteps(scheduler.config["num_train_timesteps"], params)
     importance = measure_importance(
         unet,
         scheduler,
         draw_calibration(unet, pixels, params, seed),
-        range(0, scheduler.config["num_train_timesteps"], params.stride),
+        timesteps,
         criterion=params.criterion,
         formula=params.formula,
         threshold=params.threshold,
@@ -50,6 +52,23 @@ def calibrate(
     if not finite or not all(values.isfinite().all() for values in importance.saliency.values()):
         raise InputError("losses or gradients are not finite; use another checkpoint, or importance.precision float32")
     return importance
+
+
+def choose_timesteps(total: int, params: ImportanceParams) -> range:
+    """Take the timesteps that may count, ascending.
+
+    Args:
+        total: T, of which the noise schedule has timesteps 0 to T - 1.
+        params: The block importance of params.yaml.
+
+    Raises:
+        InputError: More are asked for than there are.
+    """
+    timesteps = range(0, total, params.stride)
+    if params.num_timesteps is not None and params.num_timesteps > len(timesteps):
+        found = f"importance.num_timesteps {params.num_timesteps} is more than the {len(timesteps)} timesteps"
+        raise InputError(f"{found} that stride {params.stride} takes of {total}; lower one of them in params.yaml")
+    return timesteps[: params.num_timesteps]
 
 
 def draw_calibration(unet: Denoiser, pixels: NDArray[np.uint8], params: ImportanceParams, seed: int) -> Iterator[Draw]:
