@@ -106,12 +106,16 @@ def compare(
     **given: Any,  # noqa: ANN401
 ) -> None:
     """Make the paper's table for a preset, and how far its rows can be told apart."""
-    from flows.rows import check_rows, parse_seeds
+    from flows.home import Base, Home
+    from flows.rows import parse_seeds, plan_comparison
+    from stages.report.published import METHODS
 
     overrides, minutes, numbers = parse_overrides(texts), _minutes(limits), parse_seeds(seeds)
-    names = rows.split(",") if rows is not None else None
-    check_rows(names or [])
-    _check(given["commit"], [{**overrides, "seed": seed} for seed in numbers], minutes, given["preset"])
+    names = list(METHODS) if rows is None else rows.split(",") if rows else []
+    _check(given["commit"], [], minutes, given["preset"])
+    home = Home.find()
+    base = Base(home.resolve(given["commit"], _say_nothing), given["preset"])
+    plan_comparison(home, base, names, numbers, overrides, ablation=given["ablation"])
 
     from flows.compare import compare as flow
 

@@ -11,11 +11,11 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
 from flows.cells import RunnerName
-from flows.home import Home
+from flows.home import Base, Home
 from flows.notify import HOOKS
 from flows.overrides import Overrides
 from flows.rows import plan_comparison
-from flows.series import Base, Cell, Series, describe, open_crew
+from flows.series import Series, describe, open_crew
 from flows.words import in_words
 from stages.report.published import METHODS
 
@@ -61,12 +61,11 @@ def compare(
     """
     home, names = Home.find(), list(METHODS) if rows is None else rows
     base = Base(home.resolve(commit, get_run_logger().info), preset)
-    planned = plan_comparison(home.params(base.commit, preset), names, seeds, overrides or {}, ablation=ablation)
-    home.render(base.commit, [given for _, _, given in planned], preset)
-    series = Series(home, "comparison", base, [Cell(label, given, {"row": row}) for row, label, given in planned])
+    cells = plan_comparison(home, base, names, seeds, overrides or {}, ablation=ablation)
+    series = Series(home, "comparison", base, cells)
     with open_crew(series, runner, jobs, address, limits) as crew:
         failed = crew.compress_all()
-        if len(failed) < len(planned):
+        if len(failed) < len(cells):
             command = shlex.join(_command(base, seeds, names, overrides or {}, ablation=ablation))
             params = {"preset": preset, "seeds": str(seeds), "rows": str(names), "commit": base.commit}
             series.publish("comparison", ["--preset", preset, "--command", command], params, PICTURES)

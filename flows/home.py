@@ -32,6 +32,16 @@ Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
+class Base:
+    """What the overrides of cells change."""
+
+    commit: str
+    """Its hash."""
+    preset: str | None = None
+    """None is the commit's params.yaml."""
+
+
+@dataclass(frozen=True)
 class Home:
     """Where runs of one repository live on this machine."""
 

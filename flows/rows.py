@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from flows.overrides import Overrides
+from flows.home import Base, Home
+from flows.overrides import Cell, Overrides
 from stages.errors import InputError
 from stages.params import Params
 from stages.report.published import ABLATION, METHODS
@@ -86,33 +87,48 @@ def _diff_pruning(threshold: float) -> dict[str, Any]:
 
 
 def plan_comparison(
-    params: Params, names: Sequence[str], seeds: Sequence[int], overrides: Overrides, *, ablation: bool
-) -> list[tuple[str, str, dict[str, Any]]]:
-    """Plan every cell: (row, what tells it from others, overrides).
+    home: Home,
+    base: Base,
+    names: Sequence[str],
+    seeds: Sequence[int],
+    overrides: Overrides,
+    *,
+    ablation: bool,
+) -> list[Cell]:
+    """Plan every cell, and make sure that each is allowed, before anything is cloned.
 
     Args:
-        params: Those of the preset.
+        home: Where the preset is found.
+        base: Commit and preset.
         names: Which rows of `METHODS`.
         seeds: Each row is made with each of them.
         overrides: For all cells; what the ablation fixes it fixes all the same.
         ablation: Whether the number of timesteps used is varied, too.
 
     Raises:
-        InputError: There is nothing to compare, no such row, or the overrides set what rows and seeds differ in.
+        InputError: There is nothing to compare, no such row or preset, the overrides set what rows and seeds differ in,
+            or a value is not allowed.
     """
     check_rows(names)
     if not seeds or not (names or ablation):
         raise InputError("there is nothing to compare; give at least one seed and one row")
+    params = home.params(base.commit, base.preset)
     rows = plan_rows(params)
     _check_free(overrides, rows)
     common = {"finetune.steps": params.finetune.steps, **overrides}
-    cells = [(name, METHODS[name], {**common, **rows[name]}) for name in METHODS if name in names]
+    kinds = [(name, METHODS[name], {**common, **rows[name]}) for name in METHODS if name in names]
     if ablation:
-        cells += [
+        kinds += [
             (ABLATION, f"{count} timesteps", {**common, **ONE_SHOT, "importance.num_timesteps": count})
             for count in TIMESTEPS
         ]
-    return [(row, f"{title}, seed {seed}", {**given, "seed": seed}) for seed in seeds for row, title, given in cells]
+    cells = [
+        Cell(f"{title}, seed {seed}", {**given, "seed": seed}, {"row": row})
+        for seed in seeds
+        for row, title, given in kinds
+    ]
+    home.render(base.commit, [cell.overrides for cell in cells], base.preset)
+    return cells
 
 
 def _check_free(overrides: Overrides, rows: Mapping[str, Overrides]) -> None:

@@ -4,7 +4,7 @@ import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +17,10 @@ from prefect.task_runners import TaskRunner
 from flows import show
 from flows.cells import RunnerName, Slots, compress_here, compress_on_pool, open_runner
 from flows.commands import run
-from flows.home import Home, hash_json, locked
-from flows.overrides import Overrides
+from flows.home import Base, Home, hash_json, locked
+from flows.overrides import Cell
 from flows.pipeline import Outcome, StageFailedError
 from stages.errors import InputError, UnavailableError
-
-
-@dataclass(frozen=True)
-class Base:
-    """What the overrides of cells change."""
-
-    commit: str
-    """Its hash."""
-    preset: str | None = None
-    """None is the commit's params.yaml."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One compression of a series."""
-
-    label: str
-    """For people."""
-    overrides: Overrides
-    about: Mapping[str, Any] = field(default_factory=dict)
-    """What its note says beside that."""
 
 
 class Series:

@@ -8,10 +8,10 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
 from flows.cells import RunnerName
-from flows.home import Home
+from flows.home import Base, Home
 from flows.notify import HOOKS
-from flows.overrides import check_apart, plan_cells, write
-from flows.series import Base, Cell, Crew, Series, describe, open_crew
+from flows.overrides import Cell, check_apart, plan_cells, write
+from flows.series import Crew, Series, describe, open_crew
 from flows.words import in_words
 from stages.errors import InputError
 
