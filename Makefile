@@ -13,7 +13,7 @@ export PREFECT_SERVER_UI_V2_ENABLED := false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run flow test e2e-registry e2e-schedule image stack check format lock base results sizes ui server audit clean
+.PHONY: help setup run flow test e2e-registry e2e-schedule preset image stack check format lock base results sizes ui server audit clean
 
 help: ## Print these targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ run: $(READY) ## Prune the bundled model: fetch, importance, prune, finetune, ev
 	@$(BIN)/dvc repro
 	@cat reports/summary/results.md
 	@echo "Look at it: reports/index.html"
+
+preset: $(READY) ## Make params.yaml one of recipes/presets: make preset NAME=cifar10
+	@$(BIN)/python -m stages.preset $(NAME)
 
 flow: $(READY) ## The same pipeline as a Prefect flow, with no server
 	@$(BIN)/python -m flows compress

@@ -27,6 +27,12 @@ RUNNERS = ["threads", "pool", "dask", "ray"]
 
 policy_option = click.option("--policy", default="mlflow/promotion.yaml", help="What a version must show.")
 set_option = click.option("--set", "texts", multiple=True, metavar="KEY=VALUE", help="Overrides a key of params.yaml.")
+preset_option = click.option(
+    "--preset", default=None, help="Of the commit's recipes/presets, in place of its params.yaml."
+)
+runner_option = click.option("--runner", type=click.Choice(RUNNERS), default="threads", help="Where cells run.")
+jobs_option = click.option("--jobs", type=click.IntRange(1), default=1, help="Cells at once on this machine.")
+address_option = click.option("--address", default=None, help="Of the cluster's scheduler.")
 limit_option = click.option(
     "--limit", "limits", multiple=True, metavar="STAGE=MINUTES", help="Ends a stage that takes longer."
 )
@@ -42,39 +48,78 @@ def main() -> None:
 
 @main.command()
 @set_option
+@preset_option
 @click.option("--commit", default=None, help="A branch, tag or hash; the folder here as it stands without it.")
 @limit_option
 @click.option("--register", "to_register", is_flag=True, help="Make the result a version in MLflow's registry.")
-def compress(texts: tuple[str, ...], commit: str | None, limits: tuple[str, ...], *, to_register: bool) -> None:
+def compress(
+    texts: tuple[str, ...], preset: str | None, commit: str | None, limits: tuple[str, ...], *, to_register: bool
+) -> None:
     """Bring every stage up to date and record the result: here, or in a workspace of its own."""
     overrides, minutes = parse_overrides(texts), _minutes(limits)
-    if commit is None and overrides:
+    if commit is None and (overrides or preset):
         commit = "HEAD"
-    _check(commit, [overrides], minutes)
+    _check(commit, [overrides], minutes, preset)
 
     from flows.compress import compress as flow
 
-    _leave(flow(overrides, commit, minutes, to_register=to_register, return_state=True))
+    _leave(flow(overrides, commit, minutes, preset=preset, to_register=to_register, return_state=True))
 
 
 @main.command()
 @click.option("--grid", "grids", multiple=True, required=True, metavar="KEY=VALUE,…", help="The values of a key.")
 @set_option
+@preset_option
 @click.option("--commit", default="HEAD", help="A branch, tag or hash.")
-@click.option("--runner", type=click.Choice(RUNNERS), default="threads", help="Where cells run.")
-@click.option("--jobs", type=click.IntRange(1), default=1, help="Cells at once on this machine.")
-@click.option("--address", default=None, help="Of the cluster's scheduler.")
+@runner_option
+@jobs_option
+@address_option
 @limit_option
 @click.option("--best", type=click.IntRange(0), default=1, help="How many of the best become versions.")
 def sweep(grids: tuple[str, ...], texts: tuple[str, ...], limits: tuple[str, ...], **given: Any) -> None:  # noqa: ANN401
     """Compress every combination of some values: one table, one plot; started again, it goes on where it stopped."""
     grid, overrides, minutes = parse_grid(grids), parse_overrides(texts), _minutes(limits)
     check_apart(grid, overrides)
-    _check(given["commit"], [{**overrides, **cell} for cell in plan_cells(grid)], minutes)
+    _check(given["commit"], [{**overrides, **cell} for cell in plan_cells(grid)], minutes, given["preset"])
 
     from flows.sweep import sweep as flow
 
     _leave(flow(grid, overrides, limits=minutes, return_state=True, **given))
+
+
+@main.command()
+@click.option("--preset", required=True, help="Of the commit's recipes/presets.")
+@click.option("--seeds", default="0,1,2,3,4", help="Every row is made with each of them.")
+@click.option("--rows", default=None, metavar="ROW,…", help="Some of the table's rows.")
+@set_option
+@click.option("--commit", default="HEAD", help="A branch, tag or hash.")
+@runner_option
+@jobs_option
+@address_option
+@limit_option
+@click.option("--ablation/--no-ablation", default=True, help="Whether the number of timesteps used is varied, too.")
+def compare(
+    seeds: str,
+    rows: str | None,
+    texts: tuple[str, ...],
+    limits: tuple[str, ...],
+    **given: Any,  # noqa: ANN401
+) -> None:
+    """Make the paper's table for a preset, and how far its rows can be told apart."""
+    from flows.home import Base, Home
+    from flows.rows import parse_seeds, plan_comparison
+    from stages.report.published import METHODS
+
+    overrides, minutes, numbers = parse_overrides(texts), _minutes(limits), parse_seeds(seeds)
+    names = list(METHODS) if rows is None else rows.split(",") if rows else []
+    _check(given["commit"], [], minutes, given["preset"])
+    home = Home.find()
+    base = Base(home.resolve(given["commit"], _say_nothing), given["preset"])
+    plan_comparison(home, base, names, numbers, overrides, ablation=given["ablation"])
+
+    from flows.compare import compare as flow
+
+    _leave(flow(seeds=numbers, rows=names, overrides=overrides, limits=minutes, return_state=True, **given))
 
 
 @main.command()
@@ -196,7 +241,9 @@ def _minutes(texts: tuple[str, ...]) -> dict[str, float]:
     return parse_overrides(texts, "--limit", "finetune=90")
 
 
-def _check(commit: str | None, cells: list[dict[str, Any]], limits: dict[str, float]) -> None:
+def _check(
+    commit: str | None, cells: list[dict[str, Any]], limits: dict[str, float], preset: str | None = None
+) -> None:
     """Find a mistake before a server is started for it."""
     from flows.home import Home
     from flows.workspace import here
@@ -205,7 +252,7 @@ def _check(commit: str | None, cells: list[dict[str, Any]], limits: dict[str, fl
         here().check_limits(limits)
     if commit is not None:
         home = Home.find()
-        home.render(home.resolve(commit, _say_nothing), cells)
+        home.render(home.resolve(commit, _say_nothing), cells, preset)
 
 
 def _say_nothing(_line: str) -> None:

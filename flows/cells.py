@@ -1,4 +1,4 @@
-"""The cells of a sweep -> where and how many at once they are compressed."""
+"""The cells of a series -> where and how many at once they are compressed."""
 
 import contextlib
 import os
@@ -100,12 +100,19 @@ def _gpus() -> list[str]:
 @task(cache_policy=NO_CACHE, persist_result=False)
 @in_words
 def compress_here(
-    overrides: Overrides, commit: str, limits: dict[str, float], label: str, slots: Slots | None, *, to_register: bool
+    overrides: Overrides,
+    commit: str,
+    limits: dict[str, float],
+    preset: str | None,
+    label: str,
+    slots: Slots | None,
+    *,
+    to_register: bool,
 ) -> State[None]:
     """Compress one cell in a workspace of its own, in this process."""
     slot = slots.get() if slots else {}
     try:
-        with open_workspace(commit, overrides, get_run_logger().info, slot) as place:
+        with open_workspace(commit, overrides, get_run_logger().info, slot, preset) as place:
             return compress_at(place, limits, f"{label}: ", to_register=to_register)
     finally:
         if slots:
@@ -114,12 +121,18 @@ def compress_here(
 
 @task(cache_policy=NO_CACHE, persist_result=False)
 def compress_on_pool(
-    overrides: Overrides, commit: str, limits: dict[str, float], tag: str, *, to_register: bool
+    overrides: Overrides, commit: str, limits: dict[str, float], preset: str | None, tag: str, *, to_register: bool
 ) -> State[None]:
     """Let a worker compress one cell, or wait for the one that does since an earlier try."""
     under_way = _find_run(tag)
     if under_way is None:
-        parameters = {"overrides": overrides, "commit": commit, "limits": limits, "to_register": to_register}
+        parameters = {
+            "overrides": overrides,
+            "commit": commit,
+            "limits": limits,
+            "preset": preset,
+            "to_register": to_register,
+        }
         under_way = cast("FlowRun", run_deployment(DEPLOYMENT, parameters=parameters, tags=[tag], timeout=0))
     get_run_logger().info("waiting for the run %s", under_way.name)
     state = under_way.state

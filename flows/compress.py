@@ -21,7 +21,8 @@ from stages.errors import InputError
 def _name_run() -> str:
     given = flow_run.parameters
     overrides = write(given.get("overrides") or {})
-    return f"{given.get('commit') or 'here'}: {overrides or 'as in params.yaml'}"
+    base = given.get("preset") or "params.yaml"
+    return f"{given.get('commit') or 'here'}: {f'{base} with {overrides}' if overrides else base}"
 
 
 @flow(flow_run_name=_name_run, persist_result=False, log_prints=False, **HOOKS)
@@ -31,6 +32,7 @@ def compress(
     commit: str | None = "HEAD",
     limits: dict[str, float] | None = None,
     *,
+    preset: str | None = None,
     to_register: bool = False,
 ) -> State[None]:
     """Bring every stage up to date, make sure that MLflow has the result, and register it if asked.
@@ -40,13 +42,14 @@ def compress(
         commit: A branch, tag or hash, which gets a workspace of its own; null runs in the folder that the flow is
             started in, as it stands, and takes no overrides.
         limits: Stage -> minutes after which it is ended.
+        preset: Which of the commit's recipes/presets stands in place of its params.yaml.
         to_register: Whether the result becomes a version in MLflow's registry, the challenger.
     """
     if commit is None:
-        if overrides:
-            raise InputError("overrides need a commit, since nobody's params.yaml is changed; give HEAD")
+        if overrides or preset:
+            raise InputError("overrides and presets need a commit, since nobody's params.yaml is changed; give HEAD")
         return compress_at(here(), limits or {}, to_register=to_register)
-    with open_workspace(commit, overrides or {}, get_run_logger().info) as place:
+    with open_workspace(commit, overrides or {}, get_run_logger().info, preset=preset) as place:
         return compress_at(place, limits or {}, to_register=to_register)
 
 

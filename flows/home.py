@@ -13,18 +13,32 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from ruamel.yaml import YAML
 
 from flows.overrides import Overrides, apply
 from stages.errors import InputError, UnavailableError, without_password
 from stages.git import ask_git, tell_git
+from stages.params import Params
 
 REPOSITORY = "ESPALIER_REPOSITORY"
 """Of the environment: what runs are cloned from, a folder or an address; without it the folder we are in."""
 HOME = "ESPALIER_HOME"
 """Of the environment: where workspaces, locks, sweeps and unsent records lie; else .espalier in the repository."""
+PRESETS = "recipes/presets"
+"""Of a commit: whole params files, which a run may take in place of params.yaml."""
 NAMES_TOLD = 3
 Tell = Callable[[str], None]
 """Takes a line for the log."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """What the overrides of cells change."""
+
+    commit: str
+    """Its hash."""
+    preset: str | None = None
+    """None is the commit's params.yaml."""
 
 
 @dataclass(frozen=True)
@@ -88,19 +102,40 @@ class Home:
             self._warn(found, tell)
         return found
 
-    def render(self, commit: str, cells: Iterable[Overrides]) -> list[bytes]:
-        """Give params.yaml as it stands in a commit with each cell's overrides, before anything is cloned.
+    def render(self, commit: str, cells: Iterable[Overrides], preset: str | None = None) -> list[bytes]:
+        """Give the params of a commit, its params.yaml or a preset, with each cell's overrides, and clone nothing.
 
         Raises:
             InputError: The commit has none, or an override is not allowed.
         """
-        params = ask_git(self.source, "show", f"{commit}:params.yaml")
-        if params is None:
-            raise InputError(f"commit {commit[:12]} has no params.yaml; give a commit of this project")
+        name, params = self._base(commit, preset)
         with tempfile.TemporaryDirectory() as temporary:
-            path = Path(temporary) / "params.yaml"
+            path = Path(temporary) / name
             path.write_text(f"{params}\n")
             return [apply(overrides, path) for overrides in cells]
+
+    def params(self, commit: str, preset: str | None = None) -> Params:
+        """Read the params of a commit, its params.yaml or a preset.
+
+        Raises:
+            InputError: The commit has none, or a value is not allowed.
+        """
+        (text,) = self.render(commit, [{}], preset)
+        return Params.model_validate(YAML(typ="safe").load(text.decode()))
+
+    def _base(self, commit: str, preset: str | None) -> tuple[str, str]:
+        """Find the params file that overrides change: its name and its text."""
+        if preset is not None:
+            listed = ask_git(self.source, "ls-tree", "--name-only", f"{commit}:{PRESETS}") or ""
+            known = [name.removesuffix(".yaml") for name in listed.splitlines() if name.endswith(".yaml")]
+            if preset not in known:
+                found = f"commit {commit[:12]} has no preset {preset!r}"
+                raise InputError(f"{found}; it has {', '.join(known)}" if known else f"{found}, nor any other")
+        path = "params.yaml" if preset is None else f"{PRESETS}/{preset}.yaml"
+        text = ask_git(self.source, "show", f"{commit}:{path}")
+        if text is None:
+            raise InputError(f"commit {commit[:12]} has no params.yaml; give a commit of this project")
+        return Path(path).name, text
 
     def clone(self, commit: str, path: Path) -> None:
         """Clone a commit, whole or not at all; whatever of it was there by halves goes.
@@ -149,9 +184,9 @@ class Home:
             tell(f"Warning: this run takes commit {found[:12]}, since which {some} changed")
 
 
-def hash_overrides(overrides: Overrides) -> str:
-    """Name overrides, in whatever order."""
-    return hash_json(dict(overrides))[:12]
+def hash_overrides(overrides: Overrides, preset: str | None = None) -> str:
+    """Name overrides, in whatever order, of params.yaml or of a preset."""
+    return hash_json(dict(overrides) if preset is None else [preset, dict(overrides)])[:12]
 
 
 def hash_json(content: Any) -> str:  # noqa: ANN401  # whatever JSON takes

@@ -5,6 +5,7 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,17 @@ from stages.schema import check, read_tree
 
 Overrides = Mapping[str, Any]
 """Dotted keys of params.yaml -> values: {"prune.target.macs": "56%"}."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One compression of a series."""
+
+    label: str
+    """For people."""
+    overrides: Overrides
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """What its note says beside that."""
 
 
 def parse_overrides(

@@ -129,25 +129,31 @@ def here() -> Workspace:
 
 @contextmanager
 def open_workspace(
-    commit: str, overrides: Overrides, tell: Tell, environment: Mapping[str, str] | None = None
+    commit: str,
+    overrides: Overrides,
+    tell: Tell,
+    environment: Mapping[str, str] | None = None,
+    preset: str | None = None,
 ) -> Iterator[Workspace]:
     """Clone a commit, put the overrides into its params.yaml, and keep other runs out while the block lasts.
 
-    The same commit and overrides have the same workspace, so a run that was killed goes on from its checkpoints.
+    The same commit, preset and overrides have the same workspace, so a run that was killed goes on from its
+    checkpoints.
 
     Args:
         commit: Anything that git takes for one: HEAD, a branch, a tag, a hash.
         overrides: Of params.yaml as it stands in the commit.
         tell: Takes lines for the log.
         environment: For every command in it, beside this process's.
+        preset: Which of the commit's presets stands in place of its params.yaml.
 
     Raises:
         InputError: The commit cannot be had, or the overrides are not allowed.
     """
     home = Home.find()
     found = home.resolve(commit, tell)
-    (params,) = home.render(found, [overrides])
-    name = f"{found[:12]}-{hash_overrides(overrides)}"
+    (params,) = home.render(found, [overrides], preset)
+    name = f"{found[:12]}-{hash_overrides(overrides, preset)}"
     path = home.root / "workspaces" / name
     with locked(home.root / "locks" / f"{name}.lock", tell):
         if ask_git(path, "--git-dir=.git", "rev-parse", "--verify", "HEAD") != found:

@@ -40,6 +40,8 @@ class ImportanceParams(Section):
     """Noise tensors for each batch."""
     stride: int = Field(ge=1)
     """Distance between the timesteps used; 1 takes every one."""
+    num_timesteps: int | None = Field(None, ge=1)
+    """The first so many of them alone count; null takes all."""
     timesteps_per_pass: int = Field(1, ge=1)
     """Timesteps that share a forward and a backward pass; no-cancel-taylor and fisher need each alone and take 1."""
     precision: Literal["float32", "bfloat16"] = "float32"

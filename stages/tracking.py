@@ -8,7 +8,7 @@ import csv
 import shutil
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,8 @@ COMPRESSION_TAG = "espalier.compression"
 SENDER_TAG = "espalier.sender"
 """Which folder of which machine a run was sent from."""
 RECORD = "record.json"
+TABLE = "rows.json"
+"""As MLflow's evaluation view reads it."""
 BATCH = 1000
 """Metrics in a call; MLflow takes no more."""
 
@@ -132,14 +134,17 @@ def fetch_report(run_id: str, name: str, folder: Path) -> Path:
         raise UnavailableError(f"MLflow does not give {name} of run {run_id} ({first_line(error)})") from None
 
 
-def record_folder(name: str, content: str, params: Mapping[str, str], folder: Path) -> str:
-    """Make sure that a folder is there as the artifacts of a run of its own: the run's id.
+def record_folder(
+    name: str, content: str, params: Mapping[str, str], folder: Path, rows: Sequence[Mapping[str, Any]]
+) -> str:
+    """Make sure that a folder and a table are there as the artifacts of a run of its own: the run's id.
 
     Args:
         name: Of the run.
         content: What tells it from others; the same content has one run, which gets the folder anew.
         params: Of the run.
         folder: What to send.
+        rows: Of the table, all with the same columns.
 
     Raises:
         UnavailableError: The server does not take it.
@@ -153,6 +158,9 @@ def record_folder(name: str, content: str, params: Mapping[str, str], folder: Pa
             tags = {COMPRESSION_TAG: content}
             run_id = str(client.create_run(find_experiment(client, EXPERIMENT), tags=tags, run_name=name).info.run_id)
             client.log_batch(run_id, params=[Param(key, value) for key, value in params.items()])
+            client.log_table(run_id, {key: [row[key] for row in rows] for key in rows[0]}, TABLE)
+        else:  # log_table would put the rows below those of the last time
+            client.log_dict(run_id, {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}, TABLE)
         client.log_artifacts(run_id, str(folder))
         client.set_terminated(run_id, "FINISHED")
     except Exception as error:  # noqa: BLE001  # any fault of a server

@@ -22,16 +22,17 @@ def calibrate(
     """Draw the calibration images and their noise, both seeded, and measure on them.
 
     Raises:
-        InputError: There are fewer images than asked for, or something is not finite.
+        InputError: There are fewer images or timesteps than asked for, or something is not finite.
     """
     if params.num_images > len(images.train):
         found = f"importance.num_images {params.num_images} is more than the {len(images.train)} training images"
         raise InputError(f"{found}; lower it in params.yaml")
+    timesteps = choose_timesteps(scheduler.config["num_train_timesteps"], params)
     importance = measure_importance(
         unet,
         scheduler,
         draw_calibration(unet, images, params, seed),
-        range(0, scheduler.config["num_train_timesteps"], params.stride),
+        timesteps,
         criterion=params.criterion,
         formula=params.formula,
         threshold=params.threshold,
@@ -42,6 +43,23 @@ def calibrate(
     if not finite or not all(values.isfinite().all() for values in importance.saliency.values()):
         raise InputError("losses or gradients are not finite; use another checkpoint, or importance.precision float32")
     return importance
+
+
+def choose_timesteps(total: int, params: ImportanceParams) -> range:
+    """Take the timesteps that may count, ascending.
+
+    Args:
+        total: T, of which the noise schedule has timesteps 0 to T - 1.
+        params: The block importance of params.yaml.
+
+    Raises:
+        InputError: More are asked for than there are.
+    """
+    timesteps = range(0, total, params.stride)
+    if params.num_timesteps is not None and params.num_timesteps > len(timesteps):
+        found = f"importance.num_timesteps {params.num_timesteps} is more than the {len(timesteps)} timesteps"
+        raise InputError(f"{found} that stride {params.stride} takes of {total}; lower one of them in params.yaml")
+    return timesteps[: params.num_timesteps]
 
 
 def draw_calibration(unet: Denoiser, images: Images, params: ImportanceParams, seed: int) -> Iterator[Draw]:

@@ -9,41 +9,23 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
-from pydantic import ValidationError
 
-from stages.artifacts import read_json, write_json, writing
-from stages.errors import InputError
+from stages.artifacts import write_json, writing
 from stages.protocol.protocol import check_same
-from stages.protocol.record import DENSE, METRICS, Model, Record, read_record
+from stages.protocol.record import DENSE, METRICS, Model
 from stages.provenance import write_run_record
+from stages.report.cells import Measured, read_cells
 from stages.report.figures import COLOURS, draw_figure, plain_log
 from stages.report.table import protocol_to_text, write_count, write_metric
-from stages.schema import Frozen
 
 OURS = "finetuned"
-CELL = "cell.json"
 DODGE = 0.01
 """Of the dense model's MACs, between the points of two colours, which would hide each other where budgets are equal."""
 
 
-class Cell(Frozen):
-    """What a sweep notes of a finished cell, beside its evaluation.json."""
-
-    overrides: dict[str, Any]
-    """What of params.yaml was set."""
-    mlflow_run: str
-    ran: tuple[str, ...] = ()
-    """Stages that computed; the others came from DVC's cache."""
-
-
 @dataclass(frozen=True)
-class Point:
-    """One cell with what was measured of it."""
-
-    name: str
-    """Of its folder."""
-    cell: Cell
-    record: Record
+class Point(Measured):
+    """One cell on the plane of quality and cost."""
 
     @property
     def model(self) -> Model:
@@ -72,16 +54,7 @@ def read_points(folder: Path) -> list[Point]:
     Raises:
         InputError: There is none, one is damaged, or they were not measured by one protocol.
     """
-    points = []
-    for path in sorted(folder.glob(f"*/{CELL}")):
-        try:
-            cell = Cell.model_validate(read_json(path))
-        except ValidationError as error:
-            reason = error.errors()[0]["msg"]
-            raise InputError(f"{path} is damaged ({reason}); remove its folder and run the sweep again") from None
-        points.append(Point(path.parent.name, cell, read_record(path.parent)))
-    if not points:
-        raise InputError(f"{folder} holds no finished cell; run the sweep first")
+    points = [Point(**vars(cell)) for cell in read_cells(folder)]
     first = points[0]
     for other in points[1:]:
         check_same(first.record.protocol, other.record.protocol, (first.label(), other.label()))

@@ -1,6 +1,7 @@
 """The record of an evaluation -> the results table and the sentences below it."""
 
 from stages.params import Target
+from stages.protocol.protocol import Protocol
 from stages.protocol.record import Metric, Record
 
 HEADER = ["model", "params", "MACs", "FID", "KID × 10³", "precision", "recall", "SSIM", "latency"]
@@ -53,7 +54,7 @@ def write_target(target: Target) -> str:
 
 def protocol_to_text(record: Record) -> str:
     """Write the protocol in words."""
-    protocol, sampler = record.protocol, record.protocol.sampler
+    protocol = record.protocol
     pooled = ", ".join(f"{name} {model.fid_pooled:.3f}" for name, model in record.models.items())
     intervals = (
         f"± is the 95 % interval over the {protocol.sets} sets; {ALIKE} marks a difference from dense within its own. "
@@ -62,12 +63,20 @@ def protocol_to_text(record: Record) -> str:
         else "One set, so no intervals."
     )
     return (
-        f"Protocol {record.protocol_id}: {protocol.sets} × {protocol.num_images} images, seed {protocol.seed}, "
-        f"{sampler.scheduler} with {sampler.steps} steps ({sampler.spacing}), eta {sampler.eta:g}, "
-        f"{protocol.precision}; features of `{protocol.extractor}` ({protocol.extractor_sha256[:8]}) against "
-        f"{protocol.num_real_images} real images ({protocol.real_sha256[:8]}); KID over {protocol.kid_subsets} subsets "
-        f"of {protocol.kid_subset_size}. SSIM: pairs from the same noise. {intervals} FID of one half of the real "
-        f"images against the other: {record.floor_fid:.3f}."
+        f"Protocol {record.protocol_id}: {conditions_to_text(protocol, f'seed {protocol.seed}')} {intervals} FID of "
+        f"one half of the real images against the other: {record.floor_fid:.3f}."
+    )
+
+
+def conditions_to_text(protocol: Protocol, seeds: str) -> str:
+    """Write what a protocol asks for, with its seed or those of several that differ in nothing else."""
+    sampler = protocol.sampler
+    return (
+        f"{protocol.sets} × {protocol.num_images} images, {seeds}, {sampler.scheduler} with {sampler.steps} steps "
+        f"({sampler.spacing}), eta {sampler.eta:g}, {protocol.precision}; features of `{protocol.extractor}` "
+        f"({protocol.extractor_sha256[:8]}) against {protocol.num_real_images} real images "
+        f"({protocol.real_sha256[:8]}); KID over {protocol.kid_subsets} subsets of {protocol.kid_subset_size}. SSIM: "
+        f"pairs from the same noise."
     )
 
 

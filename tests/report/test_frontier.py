@@ -15,7 +15,8 @@ from stages.errors import InputError
 from stages.frontier import main
 from stages.protocol.protocol import Protocol
 from stages.protocol.record import METRICS, Cost, Difference, Metric, Model, Pair, Record
-from stages.report.frontier import CELL, Cell, Point, find_front, rank, read_points, write_frontier
+from stages.report.cells import CELL, Cell
+from stages.report.frontier import Point, find_front, rank, read_points, write_frontier
 
 DENSE_MACS = 1_000_000
 FILES = {"table.md", "table.csv", "pareto.svg", "pareto.png", "frontier.json", "run.json"}
@@ -208,7 +209,7 @@ def test_no_cell_is_refused(tmp_path, exists):
     result = CliRunner().invoke(main, ["--cells", str(tmp_path / "cells"), "--out", str(tmp_path / "out")])
 
     assert result.exit_code == 1
-    assert result.output == f"Error: {tmp_path}/cells holds no finished cell; run the sweep first\n"
+    assert result.output == f"Error: {tmp_path}/cells holds no finished cell; run the flow first\n"
     assert not (tmp_path / "out").exists()
 
 

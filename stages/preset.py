@@ -1,0 +1,50 @@
+"""A preset's name -> params.yaml: python -m stages.preset cifar10."""
+
+from pathlib import Path
+
+import click
+
+from stages.artifacts import write_atomically
+from stages.errors import InputError
+from stages.git import ask_git
+from stages.params import load_params
+
+PRESETS = Path("recipes/presets")
+PARAMS = Path("params.yaml")
+
+
+def choose_preset(name: str, *, force: bool = False) -> None:
+    """Make params.yaml a preset, byte by byte.
+
+    Args:
+        name: Of a file in recipes/presets.
+        force: Whether a params.yaml that can be had nowhere else is lost.
+
+    Raises:
+        InputError: There is no such preset, it is not allowed, or params.yaml holds changes.
+    """
+    presets = {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))}
+    if name not in presets:
+        known = f"choose one of {', '.join(presets)}" if presets else "run it at the top of the project"
+        raise InputError(f"there is no preset {name!r} in {PRESETS}; {known}")
+    load_params(presets[name])
+    known_texts = {path.read_bytes().strip() for path in presets.values()}
+    committed = ask_git(Path(), "show", f"HEAD:{PARAMS}")
+    if committed is not None:
+        known_texts.add(committed.encode().strip())
+    if PARAMS.exists() and PARAMS.read_bytes().strip() not in known_texts and not force:
+        raise InputError(f"{PARAMS} holds changes that no preset and no commit has; commit them, or give --force")
+    write_atomically(PARAMS, presets[name].read_bytes())
+
+
+@click.command()
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Lose changes of params.yaml that are in no commit.")
+def main(name: str, *, force: bool) -> None:
+    """Make params.yaml the preset NAME of recipes/presets."""
+    choose_preset(name, force=force)
+    click.echo(f"{PARAMS} is now the preset {name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,325 @@
+"""The cells of a comparison -> the paper's table over several seeds, its plots, and what was published beside them."""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+
+from stages.artifacts import write_json, writing
+from stages.errors import InputError
+from stages.protocol.intervals import Estimate, estimate, paired_difference
+from stages.protocol.protocol import check_same
+from stages.protocol.record import DENSE, METRICS, Model
+from stages.provenance import write_run_record
+from stages.report.cells import Measured, read_cells
+from stages.report.figures import COLOURS, draw_figure, plain_log
+from stages.report.published import ABLATION, BASELINE, METHODS, Published, read_published
+from stages.report.table import ALIKE, conditions_to_text, write_count
+
+RESULT, ONE_SHOT = "finetuned", "pruned"
+"""The models that rows and the ablation look at."""
+COMPARED = ("fid", "ssim")
+"""The metrics whose difference from the baseline is told."""
+DODGE = 0.015
+"""Of the dense model's MACs, between two methods, which all have the same."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table: what came of a method with each seed."""
+
+    title: str
+    models: Mapping[int, Model]
+    """By seed."""
+    steps: int | None = None
+    """Of finetuning; None for the dense model."""
+
+    def estimate(self, metric: str) -> Estimate:
+        """Take a metric's mean over the seeds; each seed gives the mean over its sets."""
+        return estimate([model.metric(metric).mean for model in self.models.values()])
+
+    def above(self, other: "Method", metric: str) -> Estimate | None:
+        """Estimate how much a metric is above that of another method, seed by seed; None without a seed in common."""
+        seeds = [seed for seed in self.models if seed in other.models]
+        if not seeds:
+            return None
+        ours, theirs = ([it.models[seed].metric(metric).mean for seed in seeds] for it in (self, other))
+        return paired_difference(ours, theirs)
+
+    @property
+    def first(self) -> Model:
+        """Give the model of the lowest seed; with any other it has the same size."""
+        return self.models[min(self.models)]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that a comparison found."""
+
+    cells: list[Measured]
+    dense: Method
+    methods: dict[str, Method]
+    """In the order of `METHODS`; those of which a cell finished."""
+    ablation: dict[int, Estimate]
+    """Timesteps used -> SSIM of the pruned model, without finetuning."""
+
+    @property
+    def rows(self) -> list[Method]:
+        """Give all rows of the table, the dense model first."""
+        return [self.dense, *self.methods.values()]
+
+    def difference(self, method: Method, metric: str) -> Estimate | None:
+        """Estimate how much a method is above the baseline; None for the baseline itself, or where it is not there."""
+        baseline = self.methods.get(BASELINE)
+        return None if baseline in (None, method) else method.above(baseline, metric)
+
+
+def read_comparison(folder: Path) -> Comparison:
+    """Read all cells below a folder and sort them into rows and seeds.
+
+    Raises:
+        InputError: There is none, one is damaged or of no row, or they differ in more of the protocol than the seed.
+    """
+    cells = sorted(read_cells(folder), key=_seed)
+    first = cells[0].record
+    for cell in cells:
+        if cell.cell.row not in (*METHODS, ABLATION):
+            raise InputError(f"{folder / cell.name} is of no row of a comparison; take the folder of its cells")
+        protocol = cell.record.protocol.model_copy(update={"seed": first.protocol.seed})
+        check_same(first.protocol, protocol, (cells[0].name, cell.name))
+        if cell.record.dense_sha256 != first.dense_sha256:
+            raise InputError(f"{cells[0].name} and {cell.name} were cut from two dense models; compare those of one")
+    return Comparison(
+        cells,
+        Method("pretrained", {_seed(cell): cell.record.models[DENSE] for cell in cells}),
+        {row: _to_method(row, members) for row in METHODS if (members := [it for it in cells if it.cell.row == row])},
+        _to_ablation([cell for cell in cells if cell.cell.row == ABLATION]),
+    )
+
+
+def _seed(cell: Measured) -> int:
+    return cell.record.protocol.seed
+
+
+def _to_method(row: str, cells: Sequence[Measured]) -> Method:
+    steps = cells[0].cell.overrides.get("finetune.steps")
+    return Method(METHODS[row], {_seed(cell): cell.record.models[RESULT] for cell in cells}, steps)
+
+
+def _to_ablation(cells: Iterable[Measured]) -> dict[int, Estimate]:
+    found: dict[int, list[float]] = {}
+    for cell in cells:
+        count = cell.cell.overrides["importance.num_timesteps"]
+        found.setdefault(count, []).append(cell.record.models[ONE_SHOT].ssim.mean)
+    return {count: estimate(found[count]) for count in sorted(found)}
+
+
+def to_rows(comparison: Comparison) -> list[dict[str, str]]:
+    """Write one row a method."""
+    return [
+        {
+            "method": method.title,
+            "params": f"{method.first.params / 1e6:.3f} M",
+            "MACs": write_count(method.first.macs),
+            "FID": write_estimate(method.estimate("fid"), 3),
+            "FID difference": write_difference(comparison.difference(method, "fid"), 3),
+            "KID × 10³": write_estimate(method.estimate("kid"), 2, factor=1e3),
+            "SSIM": write_estimate(method.estimate("ssim"), 4),
+            "SSIM difference": write_difference(comparison.difference(method, "ssim"), 4),
+            "finetune steps": "–" if method.steps is None else f"{method.steps:,}",
+            "seeds": str(len(method.models)),
+        }
+        for method in comparison.rows
+    ]
+
+
+def write_estimate(found: Estimate, digits: int, factor: float = 1, sign: str = "") -> str:
+    """Write a mean over seeds and half of its interval."""
+    text = f"{found.mean * factor:{sign}.{digits}f}"
+    return text if found.half_width is None else f"{text} ± {found.half_width * factor:.{digits}f}"
+
+
+def write_difference(found: Estimate | None, digits: int) -> str:
+    """Write a difference, its interval, and a mark where it cannot be told from zero."""
+    if found is None:
+        return "–"
+    return f"{write_estimate(found, digits, sign='+')}{f' {ALIKE}' if found.is_distinct is False else ''}"
+
+
+def to_markdown(comparison: Comparison, preset: str, command: str) -> str:
+    """Write the tables, ours first, with what each of them is."""
+    published = read_published().get(preset)
+    parts = [
+        f"# {preset}: methods at equal size and equal steps",
+        _to_table(to_rows(comparison)),
+        _explain(comparison, command),
+        *_ablation_to_parts(comparison.ablation),
+        *(_published_to_parts(published) if published else ()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _to_table(rows: Sequence[Mapping[str, str]]) -> str:
+    header = list(rows[0])
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *(list(row.values()) for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _explain(comparison: Comparison, command: str) -> str:
+    records = {_seed(cell): cell.record for cell in comparison.cells}
+    protocol = next(iter(records.values())).protocol
+    names = ", ".join(record.protocol_id for record in records.values())
+    intervals = (
+        f"± is half of the 95 % interval over the seeds: with each of them calibration, training and drawing begin "
+        f"anew, so it covers how much these vary, and nothing of the data or of the bias that FID has from few images. "
+        f"Differences are from {METHODS[BASELINE]}, seed by seed; {ALIKE} marks those that cannot be told from zero. "
+        f"Each interval is for itself: with as many as here, one may miss by chance."
+        if len(records) > 1
+        else "One seed, so no intervals: nothing here says what another training would give."
+    )
+    said = f"{intervals} Protocols, which differ in the seed alone ({names}): "
+    drawn = conditions_to_text(protocol, f"seeds {', '.join(map(str, records))}")
+    made = f"\n\nMade by `{command}`" if command else ""
+    return f"{said}{drawn}{made}"
+
+
+def _ablation_to_parts(ablation: Mapping[int, Estimate]) -> list[str]:
+    if not ablation:
+        return []
+    rows = [{"timesteps used": str(count), "SSIM": write_estimate(it, 4)} for count, it in ablation.items()]
+    said = "Taylor importance summed over the first timesteps alone, ratio .15, the pruned model without finetuning."
+    return ["## SSIM by the number of timesteps used", _to_table(rows), said]
+
+
+def _published_to_parts(published: Published) -> list[str]:
+    def write(value: float | None, text: str) -> str:
+        return "–" if value is None else format(value, text)
+
+    rows = [
+        {
+            "method": row.method,
+            "params": f"{row.params / 1e6:.1f} M",
+            "MACs": write_count(row.macs),
+            "FID": f"{row.fid:g}",
+            "SSIM": write(row.ssim, ".3f"),
+            "steps": write(row.steps, ","),
+        }
+        for row in published.rows
+    ]
+    doubt = " These are recalled and were not checked again." if published.source == "recalled" else ""
+    parts = [
+        "## As published, under another protocol: not to be compared with the tables above",
+        _to_table(rows),
+        f"Fang et al., arXiv 2305.10924; {published.protocol}.{doubt}",
+    ]
+    if published.ablation:
+        found = [{"timesteps used": str(key), "SSIM": f"{ssim:.3f}"} for key, ssim in published.ablation.items()]
+        parts += [_to_table(found), "As published: ratio .15, no finetuning."]
+    return parts
+
+
+def to_csv(comparison: Comparison) -> str:
+    """Write the numbers themselves, one row a cell."""
+    rows = [_numbers(cell) for cell in comparison.cells]
+    target = io.StringIO()
+    header = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(target, header, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return target.getvalue()
+
+
+def _numbers(cell: Measured) -> dict[str, Any]:
+    found: dict[str, Any] = {"row": cell.cell.row, "seed": _seed(cell)}
+    for name, model in cell.record.models.items():
+        found |= {f"{name}.params": model.params, f"{name}.macs": model.macs, f"{name}.fid_pooled": model.fid_pooled}
+        for metric in METRICS:
+            found |= {f"{name}.{metric}": model.metric(metric).mean}
+            found |= {f"{name}.{metric}_interval": model.metric(metric).half_width}
+    about = {"ran": " ".join(cell.cell.ran), "mlflow_run": cell.cell.mlflow_run, "protocol": cell.record.protocol_id}
+    return {**found, **about, **cell.cell.overrides}
+
+
+def to_json(comparison: Comparison, preset: str, command: str) -> dict[str, Any]:
+    """Give what programs read: the table as text, and its estimates as numbers."""
+    rows = to_rows(comparison)
+    return {
+        "preset": preset,
+        "command": command,
+        "baseline": BASELINE,
+        "seeds": sorted(comparison.dense.models),
+        "header": list(rows[0]),
+        "rows": [list(row.values()) for row in rows],
+        "methods": {
+            method.title: {
+                **{name: asdict(method.estimate(name)) for name in METRICS},
+                **{f"{name}_difference": _to_dict(comparison.difference(method, name)) for name in COMPARED},
+            }
+            for method in comparison.rows
+        },
+        "ablation": {str(count): asdict(found) for count, found in comparison.ablation.items()},
+    }
+
+
+def _to_dict(found: Estimate | None) -> dict[str, Any] | None:
+    return None if found is None else {**asdict(found), "is_distinct": found.is_distinct}
+
+
+def draw_pareto(axis: Axes, comparison: Comparison) -> None:
+    """Draw FID over MACs with intervals over the seeds, methods of equal MACs side by side."""
+    palette = [COLOURS[DENSE], *mpl.color_sequences["Dark2"]]
+    step = DODGE * comparison.dense.first.macs / 1e6
+    for index, method in enumerate(comparison.rows):
+        aside = (index - (len(comparison.methods) + 1) / 2) * step if index else 0
+        found = method.estimate("fid")
+        axis.errorbar(
+            method.first.macs / 1e6 + aside,
+            found.mean,
+            yerr=found.half_width,
+            fmt="o",
+            capsize=3,
+            markersize=5,
+            color=palette[index % len(palette)],
+            label=method.title,
+        )
+    axis.set(xlabel="million MACs a pass", ylabel="FID (logarithmic)", xlim=(0, None))
+    plain_log(axis)
+    axis.legend(fontsize=7)
+
+
+def draw_ablation(axis: Axes, ablation: Mapping[int, Estimate]) -> None:
+    """Draw SSIM over the number of timesteps used."""
+    axis.errorbar(
+        list(ablation),
+        [found.mean for found in ablation.values()],
+        yerr=[found.half_width or 0 for found in ablation.values()],
+        fmt="o-",
+        capsize=3,
+        color=COLOURS[ONE_SHOT],
+    )
+    axis.set(xlabel="timesteps used", ylabel="SSIM without finetuning", xlim=(0, None))
+
+
+def write_comparison(cells: Path, out: Path, preset: str, command: str) -> None:
+    """Write table.md, table.csv, comparison.json, and as SVG and PNG pareto and, where it was run, ablation.
+
+    Raises:
+        InputError: The cells cannot be read or compared, or `out` cannot be written.
+    """
+    comparison = read_comparison(cells)
+    plots = {"pareto": lambda axis: draw_pareto(axis, comparison)} if comparison.methods else {}
+    if comparison.ablation:
+        plots["ablation"] = lambda axis: draw_ablation(axis, comparison.ablation)
+    with writing(out) as folder:
+        (folder / "table.md").write_text(to_markdown(comparison, preset, command))
+        (folder / "table.csv").write_text(to_csv(comparison))
+        write_json(folder / "comparison.json", to_json(comparison, preset, command))
+        for name, draw in plots.items():
+            for kind in ("svg", "png"):
+                (folder / f"{name}.{kind}").write_bytes(draw_figure(draw, "light", kind))
+        write_run_record(folder, "report")
