@@ -1,6 +1,6 @@
 """Packed images, or latents and conditions in their stead, as memory-mapped .npy files <-> arrays."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stages.artifacts import write_array, write_json
+from stages.artifacts import write_array, write_blocks, write_json
 from stages.errors import InputError, first_line
 
 SPLITS = ("train", "heldout")
@@ -31,22 +31,56 @@ class Images:
     """Packed images: uint8 [N, C, H, W], memory-mapped; or latents, float16 or float32, of the scale a model takes."""
 
     train: NDArray[Any]
-    """What finetuning sees, and the reference of FID and KID."""
+    """What finetuning sees."""
     heldout: NDArray[Any]
     """What it never sees."""
     conditions: Conditions | None = None
+    decoded: NDArray[np.uint8] | None = None
+    """The images that `train` holds the latents of."""
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """The training images as uint8 [N, C, H, W], the reference of FID and KID.
+
+        Raises:
+            InputError: There are but latents.
+        """
+        if self.decoded is not None:
+            return self.decoded
+        if self.train.dtype != np.uint8:
+            raise InputError("the data hold latents without their images, pixels.npy; run the fetch stage again")
+        return self.train
 
 
 def write_images(folder: Path, images: Images, about: Mapping[str, Any]) -> None:
     """Write both splits and what is known of them as .npy files, and dataset.json with their hash and origin."""
-    for split in SPLITS:
-        write_array(folder / f"{split}.npy", getattr(images, split))
-        if images.conditions:
-            write_array(folder / f"{split}_labels.npy", getattr(images.conditions, split))
-    if images.conditions:
-        write_array(folder / "conditions.npy", images.conditions.table)
-    counts = {"train": len(images.train), "heldout": len(images.heldout), "shape": list(images.train.shape[1:])}
-    write_json(folder / "dataset.json", {**about, **counts})
+    arrays = {split: [getattr(images, split)] for split in SPLITS}
+    if images.decoded is not None:
+        arrays["pixels"] = [images.decoded]
+    write_stream(folder, arrays, images.conditions, about)
+
+
+def write_stream(
+    folder: Path,
+    arrays: Mapping[str, Iterable[NDArray[Any]]],
+    conditions: Conditions | None,
+    about: Mapping[str, Any],
+) -> None:
+    """Write what `write_images` writes, from blocks of images of which one at a time is in memory.
+
+    Args:
+        folder: Where to.
+        arrays: train and heldout; of latents also pixels, the training images themselves.
+        conditions: Of both splits.
+        about: The hash and origin of the images.
+    """
+    shapes = {name: write_blocks(folder / f"{name}.npy", blocks) for name, blocks in arrays.items()}
+    if conditions:
+        write_array(folder / "conditions.npy", conditions.table)
+        for split in SPLITS:
+            write_array(folder / f"{split}_labels.npy", getattr(conditions, split))
+    counts = {split: shapes[split][0] for split in SPLITS}
+    write_json(folder / "dataset.json", {**about, **counts, "shape": list(shapes["train"][1:])})
 
 
 def read_images(folder: Path, *, pixels_only: bool = True) -> Images:
@@ -66,7 +100,17 @@ def read_images(folder: Path, *, pixels_only: bool = True) -> Images:
             raise InputError(
                 f"{folder} holds latents, and pixels are needed here; give packed images, uint8 [N, C, H, W]"
             )
-    return Images(train, heldout, _read_conditions(folder, {"train": len(train), "heldout": len(heldout)}))
+    conditions = _read_conditions(folder, {"train": len(train), "heldout": len(heldout)})
+    return Images(train, heldout, conditions, None if train.dtype == np.uint8 else _read_decoded(folder, len(train)))
+
+
+def _read_decoded(folder: Path, count: int) -> NDArray[np.uint8] | None:
+    if not (folder / "pixels.npy").is_file():
+        return None
+    pixels = _open(folder, "pixels.npy")
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or len(pixels) != count:  # noqa: PLR2004
+        raise InputError(f"{folder}/pixels.npy is not uint8 [{count}, C, H, W]; run the fetch stage again")
+    return pixels
 
 
 def _read_conditions(folder: Path, counts: Mapping[str, int]) -> Conditions | None:
