@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -240,6 +240,35 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
         np.save(path, array, allow_pickle=False)
     except OSError as error:
         raise _cannot_write(path, error) from None
+
+
+def write_blocks(path: Path, blocks: Iterable[NDArray[Any]]) -> tuple[int, ...]:
+    """Write an array as `write_array` does, from blocks of its first axis of which one at a time is in memory.
+
+    Args:
+        path: The .npy file.
+        blocks: [B, …] each, at least one.
+
+    Returns:
+        The shape of the whole.
+
+    Raises:
+        InputError: The place cannot be written, or the disk is full.
+    """
+    coming = iter(blocks)
+    first, length = next(coming), 0
+    header = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False}
+    try:
+        with path.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, {**header, "shape": first.shape})
+            for block in itertools.chain([first], coming):
+                np.ascontiguousarray(block).tofile(file)
+                length += len(block)
+            file.seek(0)  # numpy leaves room for the first axis to grow
+            np.lib.format.write_array_header_1_0(file, {**header, "shape": (length, *first.shape[1:])})
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+    return (length, *first.shape[1:])
 
 
 @checked(frozen=True, config=ConfigDict(arbitrary_types_allowed=True, strict=True, extra="forbid"))

@@ -1,6 +1,6 @@
 """Packed images, or latents and conditions in their stead, as memory-mapped .npy files <-> arrays."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stages.artifacts import write_array, write_json
+from stages.artifacts import write_array, write_blocks, write_json
 from stages.errors import InputError, first_line
 
 SPLITS = ("train", "heldout")
@@ -31,17 +31,25 @@ class Images:
     """Packed images: uint8 [N, C, H, W], memory-mapped; or latents, float16 or float32, of the scale a model takes."""
 
     train: NDArray[Any]
-    """What finetuning sees, and the reference of FID and KID."""
+    """What finetuning sees."""
     heldout: NDArray[Any]
     """What it never sees."""
     conditions: Conditions | None = None
     decoded: NDArray[np.uint8] | None = None
-    """The training images themselves, where `train` holds latents."""
+    """The images that `train` holds the latents of."""
 
     @property
     def pixels(self) -> NDArray[np.uint8]:
-        """The training images, [N, C, H, W]."""
-        return self.train if self.decoded is None else self.decoded
+        """The training images as uint8 [N, C, H, W], the reference of FID and KID.
+
+        Raises:
+            InputError: There are but latents.
+        """
+        if self.decoded is not None:
+            return self.decoded
+        if self.train.dtype != np.uint8:
+            raise InputError("the data hold latents without their images, pixels.npy; run the fetch stage again")
+        return self.train
 
     def tell(self, chosen: NDArray[np.int64], device: torch.device) -> dict[str, torch.Tensor]:
         """Give what a conditional model is told of some training images, by the names of its forward."""
@@ -53,16 +61,33 @@ class Images:
 
 def write_images(folder: Path, images: Images, about: Mapping[str, Any]) -> None:
     """Write both splits and what is known of them as .npy files, and dataset.json with their hash and origin."""
-    for split in SPLITS:
-        write_array(folder / f"{split}.npy", getattr(images, split))
-        if images.conditions:
-            write_array(folder / f"{split}_labels.npy", getattr(images.conditions, split))
-    if images.conditions:
-        write_array(folder / "conditions.npy", images.conditions.table)
+    arrays = {split: [getattr(images, split)] for split in SPLITS}
     if images.decoded is not None:
-        write_array(folder / "pixels.npy", images.decoded)
-    counts = {"train": len(images.train), "heldout": len(images.heldout), "shape": list(images.train.shape[1:])}
-    write_json(folder / "dataset.json", {**about, **counts})
+        arrays["pixels"] = [images.decoded]
+    write_stream(folder, arrays, images.conditions, about)
+
+
+def write_stream(
+    folder: Path,
+    arrays: Mapping[str, Iterable[NDArray[Any]]],
+    conditions: Conditions | None,
+    about: Mapping[str, Any],
+) -> None:
+    """Write what `write_images` writes, from blocks of images of which one at a time is in memory.
+
+    Args:
+        folder: Where to.
+        arrays: train and heldout; of latents also pixels, the training images themselves.
+        conditions: Of both splits.
+        about: The hash and origin of the images.
+    """
+    shapes = {name: write_blocks(folder / f"{name}.npy", blocks) for name, blocks in arrays.items()}
+    if conditions:
+        write_array(folder / "conditions.npy", conditions.table)
+        for split in SPLITS:
+            write_array(folder / f"{split}_labels.npy", getattr(conditions, split))
+    counts = {split: shapes[split][0] for split in SPLITS}
+    write_json(folder / "dataset.json", {**about, **counts, "shape": list(shapes["train"][1:])})
 
 
 def read_images(folder: Path) -> Images:

@@ -3,9 +3,9 @@
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from stages.errors import InputError
 from stages.schema import Commit, Section, Sha256
@@ -147,6 +147,12 @@ class NpzData(Fitted):
     """Of heldout_images."""
     sha256: Sha256 | None = None
     """Of the packed images, as data/dataset.json reports it; null trusts the file."""
+
+    @model_validator(mode="after")
+    def _both_splits_have_labels_or_none(self) -> Self:
+        if (self.heldout_labels is not None) != (None not in (self.labels, self.heldout_images)):
+            raise ValueError("heldout_labels go with labels and heldout_images; give all three or leave them out")
+        return self
 
 
 class HubData(Fitted):

@@ -25,7 +25,8 @@ def main(params_path: Path, model_out: Path, data_out: Path) -> None:
     artifacts.check_free(model_out, data_out, stage="fetch")
     with artifacts.writing(model_out) as model_folder, artifacts.writing(data_out) as data_folder:
         unet = model.fetch_model(params.fetch.model, model_folder)
-        data.fetch_data(params.fetch.data, unet, params.fetch.heldout, data_folder)
+        shape = unet.config["in_channels"], unet.config["sample_size"]
+        data.fetch_data(params.fetch.data, shape, params.fetch.heldout, data_folder)
         for folder in (model_folder, data_folder):
             write_run_record(folder, "fetch", fetch=params.fetch)
 

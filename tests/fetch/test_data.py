@@ -11,6 +11,8 @@ from stages.fetch.data import bundled_digits, fetch_data, split
 from stages.packed import read_images
 from stages.sources import BundledSource, FolderData, HubData
 
+SHAPE = (1, 8)
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -47,72 +49,71 @@ def test_a_split_that_leaves_nothing_is_refused():
         split(np.zeros((2, 1, 1, 1), np.uint8), 0.2)
 
 
-def test_a_folder_is_packed(folder, unet, tmp_path):
+def test_a_folder_is_packed(folder, tmp_path):
     """All pictures of all subfolders, in the channels of the model, and their hash."""
     (tmp_path / "out").mkdir()
-    fetch_data(FolderData(source="folder", path=folder), unet, 0.2, tmp_path / "out")
+    fetch_data(FolderData(source="folder", path=folder), SHAPE, 0.2, tmp_path / "out")
 
     images = read_images(tmp_path / "out")
     levels = sorted(image[0, 0, 0] for image in [*images.train, *images.heldout])
     assert levels == [index * 20 for index in range(10)]
     sha256 = read_json(tmp_path / "out" / "dataset.json")["sha256"]
-    fetch_data(FolderData(source="folder", path=folder, sha256=sha256), unet, 0.2, tmp_path / "out")
+    fetch_data(FolderData(source="folder", path=folder, sha256=sha256), SHAPE, 0.2, tmp_path / "out")
     with pytest.raises(InputError, match="have sha256"):
-        fetch_data(FolderData(source="folder", path=folder, sha256="0" * 64), unet, 0.2, tmp_path / "out")
+        fetch_data(FolderData(source="folder", path=folder, sha256="0" * 64), SHAPE, 0.2, tmp_path / "out")
 
 
-def test_a_dataset_of_the_hub_is_packed(folder, unet, tmp_path):
+def test_a_dataset_of_the_hub_is_packed(folder, tmp_path):
     """Read by the datasets library, here from a folder that it takes for a repository."""
     source = HubData(source="hub", repo=str(folder), revision="0" * 40, column="image")
-    fetch_data(source, unet, 0.2, tmp_path)
+    fetch_data(source, SHAPE, 0.2, tmp_path)
 
     assert len(read_images(tmp_path).train) == 8
     with pytest.raises(InputError, match="has no image column 'label'; its columns: image, label"):
-        fetch_data(source.model_copy(update={"column": "label"}), unet, 0.2, tmp_path)
+        fetch_data(source.model_copy(update={"column": "label"}), SHAPE, 0.2, tmp_path)
 
 
-def test_images_of_the_wrong_size_are_refused_or_cropped(folder, make_unet, tmp_path):
+def test_images_of_the_wrong_size_are_refused_or_cropped(folder, tmp_path):
     """Which one it is, and how to have it resized."""
-    large = make_unet(sample_size=16)
     with pytest.raises(
         InputError, match=r"0\.png is 8×8, the model draws 16×16; resize it or set fetch\.data\.fit: crop"
     ):
-        fetch_data(FolderData(source="folder", path=folder), large, 0.2, tmp_path)
+        fetch_data(FolderData(source="folder", path=folder), (1, 16), 0.2, tmp_path)
 
-    fetch_data(FolderData(source="folder", path=folder, fit="crop"), large, 0.2, tmp_path)
+    fetch_data(FolderData(source="folder", path=folder, fit="crop"), (1, 16), 0.2, tmp_path)
     assert read_images(tmp_path).train.shape == (8, 1, 16, 16)
 
 
-def test_a_folder_without_images_is_refused(tmp_path, unet):
+def test_a_folder_without_images_is_refused(tmp_path):
     """As is one that does not exist."""
     with pytest.raises(InputError, match="no images found"):
-        fetch_data(FolderData(source="folder", path=tmp_path), unet, 0.2, tmp_path)
+        fetch_data(FolderData(source="folder", path=tmp_path), SHAPE, 0.2, tmp_path)
     with pytest.raises(InputError, match="nowhere does not exist"):
-        fetch_data(FolderData(source="folder", path=tmp_path / "nowhere"), unet, 0.2, tmp_path)
+        fetch_data(FolderData(source="folder", path=tmp_path / "nowhere"), SHAPE, 0.2, tmp_path)
 
 
-def test_a_damaged_image_is_named(folder, unet, tmp_path):
+def test_a_damaged_image_is_named(folder, tmp_path):
     """Also when it is damaged behind its header."""
     victim = folder / "class0" / "4.png"
     victim.write_bytes(victim.read_bytes()[:-24])
 
     with pytest.raises(InputError, match=r"4\.png is not a readable image"):
-        fetch_data(FolderData(source="folder", path=folder), unet, 0.2, tmp_path)
+        fetch_data(FolderData(source="folder", path=folder), SHAPE, 0.2, tmp_path)
 
 
-def test_images_of_more_than_eight_bits_are_refused(unet, tmp_path):
+def test_images_of_more_than_eight_bits_are_refused(tmp_path):
     """Pillow would turn them white without a word."""
     (tmp_path / "deep").mkdir()
     Image.fromarray(np.full((8, 8), 30_000, np.uint16)).save(tmp_path / "deep" / "a.png")
 
     with pytest.raises(InputError, match=r"a\.png has more than 8 bits a channel"):
-        fetch_data(FolderData(source="folder", path=tmp_path / "deep"), unet, 0.2, tmp_path)
+        fetch_data(FolderData(source="folder", path=tmp_path / "deep"), SHAPE, 0.2, tmp_path)
 
 
-def test_the_digits_do_not_go_into_another_model(unet, tmp_path):
-    """The tiny UNet draws 8×8."""
+def test_the_digits_do_not_go_into_another_model(tmp_path):
+    """Which is of another size."""
     with pytest.raises(InputError, match="the digits are 1×16×16, the model draws 1×8×8"):
-        fetch_data(BundledSource(source="bundled", name="digits"), unet, 0.2, tmp_path)
+        fetch_data(BundledSource(source="bundled", name="digits"), SHAPE, 0.2, tmp_path)
 
 
 @pytest.fixture(autouse=True)

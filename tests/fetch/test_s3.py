@@ -17,6 +17,7 @@ from stages.storage import SETTINGS
 from tests.swift import SECRET
 
 WRONG = "0" * 64
+SHAPE = (1, 8)
 
 
 @pytest.fixture
@@ -114,12 +115,12 @@ def test_only_what_is_needed_is_downloaded(upload, model, connect, tmp_path):
     assert not folder.exists()
 
 
-def test_images_come_as_from_a_folder(upload, pictures, unet, out, tmp_path):
+def test_images_come_as_from_a_folder(upload, pictures, out, tmp_path):
     """The same pixels in the same splits, subfolders and capital letters included."""
     (tmp_path / "folder").mkdir()
-    fetch_data(FolderData(source="folder", path=pictures), unet, 0.2, tmp_path / "folder")
+    fetch_data(FolderData(source="folder", path=pictures), SHAPE, 0.2, tmp_path / "folder")
     sha256 = read_json(tmp_path / "folder" / "dataset.json")["sha256"]
-    fetch_data(s3_data(upload(pictures), sha256), unet, 0.2, out)
+    fetch_data(s3_data(upload(pictures), sha256), SHAPE, 0.2, out)
 
     for name in ("train.npy", "heldout.npy"):
         assert (out / name).read_bytes() == (tmp_path / "folder" / name).read_bytes()
@@ -127,7 +128,7 @@ def test_images_come_as_from_a_folder(upload, pictures, unet, out, tmp_path):
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
-def test_a_whole_bucket_is_a_source(connect, pictures, unet, out, tmp_path):
+def test_a_whole_bucket_is_a_source(connect, pictures, out, tmp_path):
     """Without a prefix, and with images that are cut to the model's size."""
     store = connect()
     Image.new("L", (20, 12), 77).save(tmp_path / "large.png")
@@ -136,9 +137,9 @@ def test_a_whole_bucket_is_a_source(connect, pictures, unet, out, tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "large.png").rename(tmp_path / "folder" / "large.png")
     (pictures / "class 0" / "0.bmp").rename(tmp_path / "folder" / "small.bmp")
-    fetch_data(FolderData(source="folder", path=tmp_path / "folder", fit="crop"), unet, 0.5, tmp_path)
+    fetch_data(FolderData(source="folder", path=tmp_path / "folder", fit="crop"), SHAPE, 0.5, tmp_path)
     source = s3_data(f"s3://{store.bucket}", read_json(tmp_path / "dataset.json")["sha256"], "crop")
-    fetch_data(source, unet, 0.5, out)
+    fetch_data(source, SHAPE, 0.5, out)
 
     assert (out / "train.npy").read_bytes() == (tmp_path / "train.npy").read_bytes()
 
@@ -152,10 +153,10 @@ def test_other_weights_are_refused(upload, model, out, refused):
     assert "correct fetch.model.sha256" in message
 
 
-def test_other_images_are_refused(upload, pictures, unet, out, refused):
+def test_other_images_are_refused(upload, pictures, out, refused):
     """Here one more than when they were hashed; they are told with both hashes and the address."""
     uri = upload(pictures)
-    message = refused(lambda: fetch_data(s3_data(uri), unet, 0.2, out))
+    message = refused(lambda: fetch_data(s3_data(uri), SHAPE, 0.2, out))
 
     assert message.startswith(f"the images of {uri} have sha256 ")
     assert f"expected {WRONG}; bring back the images or correct fetch.data.sha256" in message
@@ -175,12 +176,12 @@ def test_a_model_that_is_not_whole_is_refused(upload, model, out, refused):
     assert f"{WEIGHTS} does not exist" in refused(lambda: fetch_model(s3_model(uri, sha256), out))
 
 
-def test_a_damaged_image_is_named_by_its_address(upload, pictures, unet, out, refused):
+def test_a_damaged_image_is_named_by_its_address(upload, pictures, out, refused):
     """The object that is to be replaced."""
     (pictures / "class 0" / "4.PNG").write_bytes(b"no picture")
     uri = upload(pictures)
 
-    assert refused(lambda: fetch_data(s3_data(uri), unet, 0.2, out)).startswith(f"{uri}/class 0/4.PNG is not a")
+    assert refused(lambda: fetch_data(s3_data(uri), SHAPE, 0.2, out)).startswith(f"{uri}/class 0/4.PNG is not a")
 
 
 def test_a_missing_bucket_is_told(connect, out, refused):
@@ -212,10 +213,10 @@ def test_no_credentials_are_told(upload, model, out, refused, monkeypatch):
     assert "Unable to locate credentials" in refused(lambda: fetch_model(s3_model(uri), out))
 
 
-def test_a_prefix_with_nothing_of_use_is_refused(upload, pictures, unet, out, refused):
+def test_a_prefix_with_nothing_of_use_is_refused(upload, pictures, out, refused):
     """Nothing at all, or nothing that fetch takes."""
     uri = upload(pictures)
-    message = refused(lambda: fetch_data(s3_data(f"{uri}-or-not"), unet, 0.2, out))
+    message = refused(lambda: fetch_data(s3_data(f"{uri}-or-not"), SHAPE, 0.2, out))
     assert message == f"{uri}-or-not holds no objects; correct the address"
 
     message = refused(lambda: fetch_model(s3_model(uri), out))
@@ -223,31 +224,31 @@ def test_a_prefix_with_nothing_of_use_is_refused(upload, pictures, unet, out, re
 
 
 @pytest.mark.parametrize("key", ["../x.png", "a/../../x.png", "/x.png", "a//x.png", "a\\x.png", "a\nx.png"])
-def test_no_key_leads_out_of_the_folder(connect, unet, out, refused, monkeypatch, key):
+def test_no_key_leads_out_of_the_folder(connect, out, refused, monkeypatch, key):
     """Whatever a bucket holds; its list is made up here, since not every client and server takes such keys."""
     store = connect()
     monkeypatch.setattr("stages.storage.Store._keys", lambda _, prefix: [prefix + "fine.png", prefix + key])
-    message = refused(lambda: fetch_data(s3_data(store.uri), unet, 0.2, out))
+    message = refused(lambda: fetch_data(s3_data(store.uri), SHAPE, 0.2, out))
 
     assert message == f"an object in {store.uri}: {key!r} leads out of the folder; rename it"
     assert not (out.parent / "x.png").exists()
 
 
-def test_a_key_above_the_prefix_that_the_server_stores_is_refused(connect, unet, out, refused):
+def test_a_key_above_the_prefix_that_the_server_stores_is_refused(connect, out, refused):
     """A real object by that name."""
     store = connect()
     store.client.put_object(Bucket=store.bucket, Key="some/prefix/../../x.png", Body=b"out")
 
-    assert "leads out of the folder" in refused(lambda: fetch_data(s3_data(store.uri), unet, 0.2, out))
+    assert "leads out of the folder" in refused(lambda: fetch_data(s3_data(store.uri), SHAPE, 0.2, out))
 
 
-def test_an_object_that_is_also_a_folder_is_refused(connect, unet, out, refused):
+def test_an_object_that_is_also_a_folder_is_refused(connect, out, refused):
     """A bucket can hold both, a disk cannot."""
     store = connect()
     for key in ("some/prefix/a.png", "some/prefix/a.png/b.png"):
         store.client.put_object(Bucket=store.bucket, Key=key, Body=b"a picture")
 
-    assert f"in {store.uri}: " in refused(lambda: fetch_data(s3_data(store.uri), unet, 0.2, out))
+    assert f"in {store.uri}: " in refused(lambda: fetch_data(s3_data(store.uri), SHAPE, 0.2, out))
 
 
 @pytest.mark.usefixtures("impatient")
@@ -259,14 +260,14 @@ def test_a_wire_that_always_breaks_is_told(upload, model, connect, out, refused)
     assert uri in refused(lambda: fetch_model(s3_model(uri), out))
 
 
-def test_a_wire_that_sometimes_breaks_is_outlasted(upload, pictures, connect, unet, out):
+def test_a_wire_that_sometimes_breaks_is_outlasted(upload, pictures, connect, out):
     """Every third connection ends at once."""
     (out.parent / "folder").mkdir()
-    fetch_data(FolderData(source="folder", path=pictures), unet, 0.2, out.parent / "folder")
+    fetch_data(FolderData(source="folder", path=pictures), SHAPE, 0.2, out.parent / "folder")
     sha256 = read_json(out.parent / "folder" / "dataset.json")["sha256"]
     uri = upload(pictures)
     connect(lambda n: ("cut", 0, "down") if n % 3 == 0 else None)
-    fetch_data(s3_data(uri, sha256), unet, 0.2, out)
+    fetch_data(s3_data(uri, sha256), SHAPE, 0.2, out)
 
     assert (out / "train.npy").read_bytes() == (out.parent / "folder" / "train.npy").read_bytes()
 
@@ -280,20 +281,20 @@ def test_what_is_garbled_on_the_way_is_noticed(upload, model, connect, out, refu
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_server_killed_in_the_middle_leaves_nothing(upload, pictures, connect, swift, unet, out, refused):
+def test_a_server_killed_in_the_middle_leaves_nothing(upload, pictures, connect, swift, out, refused):
     """One line; with the server back, the images come, and are compared with their hash."""
     uri = upload(pictures)
     connect(lambda _: ("slow", 0.1, "down"))
     timer = threading.Timer(0.5, swift.kill)
     timer.start()
     try:
-        assert "have sha256" not in refused(lambda: fetch_data(s3_data(uri), unet, 0.2, out))
+        assert "have sha256" not in refused(lambda: fetch_data(s3_data(uri), SHAPE, 0.2, out))
     finally:
         timer.join()
         swift.start()
 
     connect()
-    assert f"the images of {uri} have sha256" in refused(lambda: fetch_data(s3_data(uri), unet, 0.2, out))
+    assert f"the images of {uri} have sha256" in refused(lambda: fetch_data(s3_data(uri), SHAPE, 0.2, out))
 
 
 @pytest.mark.parametrize(
