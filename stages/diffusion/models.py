@@ -15,7 +15,16 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.typing import NDArray
 
-from stages.artifacts import PLAN, WEIGHTS, copy_file, read_json, read_tensors, write_json, write_tensors
+from stages.artifacts import (
+    CLASS_EMBEDDING,
+    PLAN,
+    WEIGHTS,
+    copy_file,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
 from stages.diffusion import pruned_unet
 from stages.diffusion.families import FAMILIES, Denoiser, family_name
 from stages.diffusion.pruned_unet import PRUNED_KEYS, Layers
@@ -230,7 +239,8 @@ def _copy_others(source: Path | None, folder: Path) -> dict[str, Any]:
     path = source / "model_index.json" if source else None
     index = read_json(path) if path and path.is_file() else {}
     others = {name: entry for name, entry in index.items() if isinstance(entry, list) and name not in PIPELINE}
-    for name in others:
+    unlisted = [CLASS_EMBEDDING] if source and (source / CLASS_EMBEDDING).is_dir() else []  # no class of diffusers
+    for name in [*others, *unlisted]:
         if not (name.isidentifier() and source and (source / name).is_dir()):
             raise InputError(f"{path} names a component {name!r}, which is no folder beside it; complete the pipeline")
         for file in sorted(file for suffix in ("json", "safetensors") for file in (source / name).glob(f"*.{suffix}")):
