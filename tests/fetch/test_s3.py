@@ -183,7 +183,8 @@ def test_a_model_that_is_not_whole_is_refused(upload, model, out, refused):
     told = refused(lambda: fetch_model(s3_model(uri, sha256), out))
     assert told.startswith(f"{uri}/unet")
 
-    weights.unlink()
+    for file in (weights, model / "unet" / "diffusion_pytorch_model.bin"):
+        file.unlink()
     uri = upload(model, "bare")
     assert f"{WEIGHTS} does not exist" in refused(lambda: fetch_model(s3_model(uri, sha256), out))
 
