@@ -26,6 +26,8 @@ from stages.params import CriterionName, FormulaName
 RUN_RECORD = "run.json"
 PLAN = "pruning_plan.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+CLASS_EMBEDDING = "class_embedding"
+"""Component of a class-conditional pipeline: config.json {num_classes, width, unconditional} and the table `weight`."""
 
 
 @contextmanager
@@ -49,6 +51,16 @@ def writing(folder: Path) -> Iterator[Path]:
         _replace(folder, temporary)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def stand_in(origin: Path | str, place: Path) -> Iterator[Path]:
+    """Give a temporary folder in `place`; what the block refuses of it is told of `origin`, which can be looked at."""
+    with tempfile.TemporaryDirectory(dir=place, prefix=".stand-in.") as home:
+        try:
+            yield Path(home)
+        except InputError as error:
+            raise type(error)(error.message.replace(home, str(origin))) from None
 
 
 def check_free(*folders: Path, inputs: Sequence[Path] = (), stage: str | None = None) -> None:

@@ -2,10 +2,13 @@
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages import telemetry
+from stages.errors import InputError, UnavailableError, first_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -16,6 +19,10 @@ SETTINGS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 """Defaults that the environment may overrule."""
+MODEL = "artifacts/model"
+"""Folder of a version in the registry: what diffusers opens."""
+NETWORK = ("requests.", "urllib3.")
+"""Modules whose errors are those of a network."""
 
 
 def connect() -> "MlflowClient":
@@ -59,3 +66,38 @@ def database() -> Path | None:
     """Give the file that the record is, where it is a file whose place does not depend on where we are."""
     found = re.fullmatch(r"sqlite:///(/.+)", os.environ.get("MLFLOW_TRACKING_URI", ""))
     return Path(found[1]) if found else None
+
+
+def download_model(uri: str, folder: Path) -> Path:
+    """Download the diffusers folder of a version, models:/NAME/VERSION, below `folder`.
+
+    Raises:
+        InputError: There is no such version, it holds no model, or the server is away.
+    """
+    with errors(f"does not give {uri}"):
+        connect()
+        import mlflow
+
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{uri}/{MODEL}", dst_path=str(folder)))
+
+
+@contextmanager
+def errors(what: str) -> Iterator[None]:
+    """Turn what MLflow raises into one line that holds no password."""
+    prepare()
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # noqa: BLE001  # a server may answer anything, and MLflow stumble over it anywhere
+        kind = UnavailableError if _is_of_the_network(error) else InputError
+        raise kind(f"the MLflow registry {what}: {first_line(error)}") from None
+
+
+def _is_of_the_network(error: BaseException | None) -> bool:
+    """Say whether an error is, or came of, a server that does not answer."""
+    while error is not None:
+        if isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.startswith(NETWORK):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

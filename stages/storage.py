@@ -9,8 +9,7 @@ AWS_PROFILE.
 import json
 import os
 import re
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -19,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 
-from stages.artifacts import check_free, file_sha256, writing
+from stages.artifacts import check_free, file_sha256, stand_in, writing
 from stages.errors import InputError, UnavailableError, first_line
 from stages.progress import track
 from stages.schema import Frozen, Sha256
@@ -60,6 +59,10 @@ def _is_inside(path: str) -> str:
     if pure.is_absolute() or ".." in pure.parts or odd or not pure.parts or str(pure) != path:
         raise ValueError(f"{path!r} leads out of the folder")
     return path
+
+
+def _is_needless(path: PurePosixPath, names: Sequence[str], better: Mapping[str, str]) -> bool:
+    return path.name in better and str(path.with_name(better[path.name])) in names
 
 
 class Entry(Frozen):
@@ -142,7 +145,9 @@ class Store:
         return sorted(key.removeprefix(root).removesuffix(".json") for key in self._keys(root + prefix))
 
     @contextmanager
-    def downloaded(self, patterns: Sequence[str], place: Path) -> Iterator[Path]:
+    def downloaded(
+        self, patterns: Sequence[str], place: Path, better: Mapping[str, str] | None = None
+    ) -> Iterator[Path]:
         """Give a temporary folder with the plain objects below the prefix, as anybody put them there; then it vanishes.
 
         What the block refuses is told with the address in place of the folder, which nobody can look at afterwards.
@@ -150,25 +155,24 @@ class Store:
         Args:
             patterns: Only keys that fit one of them, in upper or lower case; * stands for slashes too.
             place: Where the folder is made.
+            better: Name of a file -> that of one beside it which makes it needless.
 
         Raises:
             InputError: Nothing fits, a key leads out of the folder, or an object cannot be had.
         """
-        with tempfile.TemporaryDirectory(dir=place, prefix=".download.") as home:
-            paths = self._plain(patterns)
+        with stand_in(self.uri, place) as home:
+            paths = self._plain(patterns, better or {})
             with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-                files = pool.map(lambda path: self._get(self._below(path), path, Path(home) / path), paths)
+                files = pool.map(lambda path: self._get(self._below(path), path, home / path), paths)
                 for _ in track(files, f"download {self.uri}, file", len(paths)):
                     pass
-            try:
-                yield Path(home)
-            except InputError as error:
-                raise InputError(error.message.replace(home, self.uri)) from None
+            yield home
 
-    def _plain(self, patterns: Sequence[str]) -> list[str]:
-        """List what lies below the prefix and fits a pattern, as paths."""
+    def _plain(self, patterns: Sequence[str], better: Mapping[str, str]) -> list[str]:
+        """List what lies below the prefix and fits a pattern, as paths, without what something better lies beside."""
         names = [key.removeprefix(self._below("")) for key in self._keys(self._below(""))]
         paths = [name for name in names if any(fnmatchcase(name.lower(), pattern.lower()) for pattern in patterns)]
+        paths = [path for path in paths if not _is_needless(PurePosixPath(path), names, better)]
         if not paths:
             found = f"{len(names)} objects, but none of {', '.join(patterns)}" if names else "no objects"
             raise InputError(f"{self.uri} holds {found}; correct the address")

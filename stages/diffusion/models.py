@@ -14,7 +14,16 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.typing import NDArray
 
-from stages.artifacts import PLAN, WEIGHTS, copy_file, read_json, read_tensors, write_json, write_tensors
+from stages.artifacts import (
+    CLASS_EMBEDDING,
+    PLAN,
+    WEIGHTS,
+    copy_file,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
 from stages.diffusion import pruned_unet
 from stages.diffusion.families import FAMILIES, Denoiser, family_name
 from stages.diffusion.pruned_unet import PRUNED_KEYS, Layers
@@ -220,7 +229,8 @@ def _copy_others(source: Path | None, folder: Path) -> dict[str, Any]:
     path = source / "model_index.json" if source else None
     index = read_json(path) if path and path.is_file() else {}
     others = {name: entry for name, entry in index.items() if isinstance(entry, list) and name not in PIPELINE}
-    for name in others:
+    unlisted = [CLASS_EMBEDDING] if source and (source / CLASS_EMBEDDING).is_dir() else []  # no class of diffusers
+    for name in [*others, *unlisted]:
         if not (name.isidentifier() and source and (source / name).is_dir()):
             raise InputError(f"{path} names a component {name!r}, which is no folder beside it; complete the pipeline")
         for file in sorted(file for suffix in ("json", "safetensors") for file in (source / name).glob(f"*.{suffix}")):
@@ -232,6 +242,24 @@ def copy_plan(source: Path, target: Path) -> None:
     """Hand the record of the kept channels on to a model with the same widths, where there is one."""
     if (source / PLAN).is_file():
         copy_file(source / PLAN, target / PLAN)
+
+
+def read_class_table(folder: Path) -> NDArray[np.float32] | None:
+    """Read what a class-conditional model is told of each class, [K, 1, D], the last row for none.
+
+    That row is zero where the model knows no such thing. None for a folder without class_embedding/.
+
+    Raises:
+        InputError: The embedding is damaged.
+    """
+    home = folder / CLASS_EMBEDDING
+    if not home.is_dir():
+        return None
+    about, weight = read_json(home / "config.json"), read_tensors(home / WEIGHTS)["weight"].float()
+    nothing = weight.new_zeros(1, weight.shape[1])
+    without = nothing if about.get("unconditional") is None else weight[about["unconditional"]][None]
+    table: NDArray[np.float32] = torch.cat([weight[: about["num_classes"]], without])[:, None].numpy()
+    return table
 
 
 def check_conditions(unet: Denoiser, conditions: Conditions | None, origin: Path) -> None:

@@ -1,49 +1,58 @@
 """A model source -> a diffusers folder that is known to load."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from stages.artifacts import WEIGHTS, copy_file, file_sha256, read_json
+from stages import mlflow_server
+from stages.artifacts import CLASS_EMBEDDING, WEIGHTS, copy_file, file_sha256, read_json, read_shapes, stand_in
 from stages.diffusion.families import Denoiser, example_inputs
-from stages.diffusion.models import component, read_scheduler, read_unet, write_pipeline
+from stages.diffusion.models import read_scheduler, read_unet, write_pipeline
 from stages.errors import InputError, UnavailableError, first_line
-from stages.sources import BundledSource, FolderModel, HubModel, S3Model
+from stages.fetch.convert import converted
+from stages.fetch.pickles import BESIDE, BIN, lacking, unpickled, weights_that_count
+from stages.sources import (
+    BundledSource,
+    CheckpointModel,
+    FolderModel,
+    HubModel,
+    ModelSource,
+    RegistryModel,
+    S3Model,
+    locate,
+)
 from stages.storage import Store
 
 BUNDLED = Path(__file__).parent / "bundled"
 BUNDLED_SHA256 = {"digits": "4714527c68bc45b6e608201d3e46c1a527fdd0f95dbb0cc8b5a00671f1de8854"}
 CARD = "README.md"
-Source = BundledSource | FolderModel | S3Model | HubModel
 PARTS = [
     CARD,
     "model_index.json",
     "config.json",
     "scheduler_config.json",
     f"*{WEIGHTS}",
-    "unet/*.json",
-    "scheduler/*.json",
+    *(f"{name}/*.json" for name in ("unet", "scheduler", *BESIDE)),
 ]
 
 
-def fetch_model(source: Source, out: Path) -> Denoiser:
-    """Bring the model of `source` to the folder `out` in the layout of diffusers, and load it.
+def fetch_model(source: ModelSource, out: Path) -> Denoiser:
+    """Bring the model of `source` to the folder `out` in the layout of diffusers, and load its UNet.
 
     Raises:
         InputError: The model is missing, cannot be reached, is damaged or is not the one asked for.
     """
-    with _located(source, out.parent) as (folder, sha256):
-        if sha256 is not None:
-            check_sha256(component(folder, "unet") / WEIGHTS, sha256)
-        check_pixels(folder)
+    with _located(source, out.parent) as folder:
         unet = read_unet(folder)
+        check_class_embedding(unet, folder)
         try_out(unet, folder)
-        write_pipeline(out, unet, read_scheduler(folder))
+        write_pipeline(out, unet, read_scheduler(folder), source=folder)
         if (folder / CARD).is_file():  # its licence binds every model made from this one
             copy_file(folder / CARD, out / CARD)
     return unet
@@ -65,36 +74,67 @@ def try_out(unet: Denoiser, folder: Path) -> None:
         raise InputError(f"{folder}: the model's output is not finite or not of its input's shape")
 
 
-def check_pixels(folder: Path) -> None:
-    """Refuse latent diffusion: a UNet whose pictures only a decoder makes visible.
+def check_class_embedding(unet: Denoiser, folder: Path) -> None:
+    """Make sure that a conditional model comes with the embedding of its classes.
 
     Raises:
-        InputError: The pipeline has an autoencoder.
+        InputError: There is none, or it does not fit the model.
     """
-    index = folder / "model_index.json"
-    decoders = {"vae", "vqvae"} & set(read_json(index) if index.is_file() else {})
-    if decoders:
-        raise InputError(f"{index} names a {decoders.pop()}: latent diffusion; supported: models that draw pixels")
+    if not isinstance(unet, UNet2DConditionModel):
+        return
+    home, width = folder / CLASS_EMBEDDING, unet.config["cross_attention_dim"]
+    if not home.is_dir():
+        raise InputError(f"{home} does not exist; supported: models of pictures or of classes, not of text")
+    config, shape = read_json(home / "config.json"), read_shapes(home / WEIGHTS).get("weight", [])
+    if shape[1:] != [width] or config.get("width") != width:
+        found = f"a weight of shape {shape} and width {config.get('width')} in its config.json"
+        raise InputError(f"{home} has {found}, the model takes {width}; bring both together")
+    classes, without = config.get("num_classes"), config.get("unconditional")
+    if not (isinstance(classes, int) and 0 < classes <= shape[0] and (without is None or without in range(shape[0]))):
+        found = f"{classes} classes and row {without} for none"
+        raise InputError(f"{home} has {shape[0]} rows, but {found} in its config.json; correct it")
 
 
 @contextmanager
-def _located(source: Source, place: Path) -> Iterator[tuple[Path, str | None]]:
-    """Give the folder of a model and the hash that it should have; what must be downloaded first lies in `place`."""
+def _located(source: ModelSource, place: Path) -> Iterator[Path]:
+    """Give the diffusers folder of a model, checked and without pickles; what must be made first lies in `place`."""
+    with ExitStack() as stack:
+        if isinstance(source, CheckpointModel):
+            path = locate(source.path, "fetch.model.path")
+            check_sha256(path, source.sha256)
+            yield stack.enter_context(converted(path, source.layout, source.system, place))
+        else:
+            folder, sha256 = stack.enter_context(_downloaded(source, place))
+            check_sha256(weights_that_count(folder), sha256)
+            yield stack.enter_context(unpickled(folder, place))
+
+
+@contextmanager
+def _downloaded(
+    source: BundledSource | FolderModel | S3Model | HubModel | RegistryModel, place: Path
+) -> Iterator[tuple[Path, str | None]]:
+    """Give the folder of a model and the hash that its weights should have."""
     match source:
         case BundledSource():
             yield BUNDLED / source.name, BUNDLED_SHA256[source.name]
         case FolderModel():
-            yield source.path, source.sha256
+            yield locate(source.path, "fetch.model.path"), source.sha256
         case S3Model():
-            with Store(source.uri).downloaded(PARTS, place) as folder:
+            with Store(source.uri).downloaded([*PARTS, f"*{BIN}"], place, better={BIN: WEIGHTS}) as folder:
                 yield folder, source.sha256
         case HubModel():
             yield _download(source), None  # the commit pins every file
+        case RegistryModel():
+            with stand_in(source.uri, place) as home:
+                yield _download_version(source, home), source.sha256
 
 
 def _download(source: HubModel) -> Path:
+    """Download what is needed into the Hub's cache; of pickles only what has no safetensors beside it."""
     try:
-        return Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=PARTS))
+        folder = Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=PARTS))
+        if pickles := [(home / BIN).relative_to(folder).as_posix() for home in lacking(folder)]:
+            snapshot_download(source.repo, revision=source.revision, allow_patterns=pickles)
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         is_down = isinstance(error, LocalEntryNotFoundError) and not HF_HUB_OFFLINE
         kind = UnavailableError if is_down else InputError
@@ -103,14 +143,24 @@ def _download(source: HubModel) -> Path:
             f"({first_line(error)}); "
             "connect, set HF_HOME to a cache that holds it, or set fetch.model to a local folder"
         ) from None
+    return folder
 
 
-def check_sha256(path: Path, expected: str) -> None:
-    """Compare a file with the hash that it should have.
+def _download_version(source: RegistryModel, home: Path) -> Path:
+    try:
+        return mlflow_server.download_model(source.uri, home)
+    except InputError as error:
+        raise type(error)(f"{error.message}; correct fetch.model.uri or MLFLOW_TRACKING_URI") from None
+
+
+def check_sha256(path: Path, expected: str | None) -> None:
+    """Compare a file with the hash that it should have, where it should have one.
 
     Raises:
         InputError: The file is missing or is another one.
     """
+    if expected is None:
+        return
     if not path.is_file():
         raise InputError(f"{path} does not exist")
     found = file_sha256(path)

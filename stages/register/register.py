@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from stages import tracking
 from stages.compression import Compression
 from stages.errors import InputError, first_line
+from stages.mlflow_server import errors
 from stages.protocol.record import Metric, Record, read_record
 from stages.register.ledger import SUFFIX
 from stages.register.lineage import Lineage, take_lineage
 from stages.register.package import hash_folder, write_package
-from stages.register.registry import CHALLENGER, CHAMPION, CONTENT, GATE, OURS, Registry, errors
+from stages.register.registry import CHALLENGER, CHAMPION, CONTENT, GATE, OURS, Registry
 from stages.storage import open_store
 
 if TYPE_CHECKING:

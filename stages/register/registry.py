@@ -2,13 +2,13 @@
 
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages import mlflow_server
-from stages.errors import InputError, UnavailableError, first_line
+from stages.errors import InputError
+from stages.mlflow_server import errors
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -18,10 +18,8 @@ CONTENT, GATE, WITHDRAWN = "espalier.content", "espalier.gate", "espalier.withdr
 """Tags: the sha256 of files.json, which holds that of every other file; what the gate said; who rolled it back."""
 OURS = "finetuned"
 """Which model of a compression becomes a version."""
-MODEL, EVIDENCE = "artifacts/model", "artifacts/evidence"
+MODEL, EVIDENCE = mlflow_server.MODEL, "artifacts/evidence"
 """Folders of a version: what diffusers opens, and what proves it."""
-NETWORK = ("requests.", "urllib3.")
-"""Modules whose errors are those of a network."""
 URI = r"models:/([^/@]+)(?:/(\d{1,9})|@([\w-]+))"
 
 
@@ -130,28 +128,6 @@ class Registry:
     def _list(self, name: str) -> str:
         numbers = [str(version.version) for version in self.versions(name)]
         return f"{name} in versions {', '.join(reversed(numbers))}" if numbers else f"no model {name}"
-
-
-@contextmanager
-def errors(what: str) -> Iterator[None]:
-    """Turn what MLflow raises into one line that holds no password."""
-    mlflow_server.prepare()
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:  # noqa: BLE001  # a server may answer anything, and MLflow stumble over it anywhere
-        kind = UnavailableError if _is_of_the_network(error) else InputError
-        raise kind(f"the MLflow registry {what}: {first_line(error)}") from None
-
-
-def _is_of_the_network(error: BaseException | None) -> bool:
-    """Say whether an error is, or came of, a server that does not answer."""
-    while error is not None:
-        if isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.startswith(NETWORK):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _check_name(name: str) -> None:

@@ -1,12 +1,26 @@
 """Model sources."""
 
+import shutil
+from fnmatch import fnmatch
+
 import pytest
 import torch
+from diffusers import VQModel
 
-from stages.artifacts import WEIGHTS, file_sha256, read_json, tensors_sha256, write_json
+from stages.artifacts import (
+    CLASS_EMBEDDING,
+    WEIGHTS,
+    file_sha256,
+    read_json,
+    read_tensors,
+    tensors_sha256,
+    write_json,
+    write_tensors,
+)
 from stages.diffusion.models import read_unet, write_pipeline
 from stages.errors import InputError
 from stages.fetch.model import BUNDLED, fetch_model
+from stages.fetch.pickles import BIN
 from stages.sources import BundledSource, FolderModel, HubModel
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -79,12 +93,70 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path, model_folder, unet, s
         fetch_model(FolderModel(source="folder", path=model_folder), tmp_path / "out")
 
 
-def test_latent_diffusion_is_refused(tmp_path, model_folder):
-    """Its UNet draws what only a decoder makes visible."""
-    write_json(model_folder / "model_index.json", {"_class_name": "LDMPipeline", "vqvae": ["diffusers", "VQModel"]})
+@pytest.fixture
+def latent_folder(tmp_path, conditional, scheduler):
+    """A class-conditional latent diffusion model: UNet, autoencoder and class embedding."""
+    folder = tmp_path / "latent"
+    vqvae = VQModel(block_out_channels=(8,), norm_num_groups=4, num_vq_embeddings=8)
+    vqvae.save_pretrained(folder / "vqvae")
+    write_json(folder / "model_index.json", {"_class_name": "LDMPipeline", "vqvae": ["diffusers", "VQModel"]})
+    write_json(folder / CLASS_EMBEDDING / "config.json", {"num_classes": 4, "width": 12, "unconditional": 4})
+    write_tensors(folder / CLASS_EMBEDDING / WEIGHTS, {"weight": torch.randn(5, 12)})
+    write_pipeline(tmp_path / "unet", conditional, scheduler)
+    for part in ("unet", "scheduler"):
+        (tmp_path / "unet" / part).rename(folder / part)
+    return folder
 
-    with pytest.raises(InputError, match="names a vqvae: latent diffusion; supported: models that draw pixels"):
-        fetch_model(FolderModel(source="folder", path=model_folder), tmp_path / "out")
+
+def test_a_latent_model_comes_whole(tmp_path, latent_folder, conditional, content):
+    """UNet, autoencoder and class embedding, whose .bin becomes safetensors with the names of today."""
+    weights = read_tensors(latent_folder / "vqvae" / WEIGHTS)
+    old = {name.replace(".to_out.0.", ".proj_attn."): tensor for name, tensor in weights.items()}
+    torch.save(old, latent_folder / "vqvae" / BIN)
+    (latent_folder / "vqvae" / WEIGHTS).unlink()
+    fetched = fetch_model(FolderModel(source="folder", path=latent_folder), tmp_path / "out")
+
+    assert tensors_sha256(fetched.state_dict()) == tensors_sha256(conditional.state_dict())
+    assert set(content(tmp_path / "out")) == {
+        *(f"{part}/{file}" for part in ("class_embedding", "unet", "vqvae") for file in ("config.json", WEIGHTS)),
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+    }
+    assert tensors_sha256(read_tensors(tmp_path / "out" / "vqvae" / WEIGHTS)) == tensors_sha256(weights)
+    assert VQModel.from_pretrained(tmp_path / "out" / "vqvae").config["num_vq_embeddings"] == 8
+    assert read_json(tmp_path / "out" / "model_index.json")["vqvae"] == ["diffusers", "VQModel"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"width": 16}, r"a weight of shape \[5, 12\] and width 16 in its config\.json, the model takes 12"),
+        ({"num_classes": 6}, "has 5 rows, but 6 classes and row 4 for none"),
+        ({"unconditional": 5}, "has 5 rows, but 4 classes and row 5 for none"),
+        (None, "class_embedding does not exist; supported: models of pictures or of classes, not of text"),
+    ],
+)
+def test_a_class_embedding_that_does_not_fit_is_refused(tmp_path, latent_folder, change, words):
+    """A conditional model needs one, of its own width and with a row for each class."""
+    config = latent_folder / CLASS_EMBEDDING / "config.json"
+    if change:
+        write_json(config, {**read_json(config), **change})
+    else:
+        shutil.rmtree(config.parent)
+
+    with pytest.raises(InputError, match=words) as caught:
+        fetch_model(FolderModel(source="folder", path=latent_folder), tmp_path / "out")
+    assert "\n" not in caught.value.message
+
+
+def test_a_path_is_filled_with_the_environment(tmp_path, model_folder, monkeypatch):
+    """And a variable that is not set is named with the key."""
+    monkeypatch.setenv("HERE", str(model_folder.parent))
+    monkeypatch.delenv("THERE", raising=False)
+    fetch_model(FolderModel(source="folder", path="$HERE/model"), tmp_path / "out")
+
+    with pytest.raises(InputError, match=r"fetch\.model\.path is \$THERE/model and \$THERE is not set"):
+        fetch_model(FolderModel(source="folder", path="$THERE/model"), tmp_path / "out")
 
 
 @pytest.mark.usefixtures("hub_cache")
@@ -104,3 +176,35 @@ def test_a_hub_model_that_cannot_be_had_says_what_would_provide_it(tmp_path):
     with pytest.raises(InputError, match=r"neither in the Hub's cache nor.*HF_HOME.*fetch\.model") as caught:
         fetch_model(source, tmp_path / "out")
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.usefixtures("hub_cache")
+def test_a_hub_model_with_a_bin_alone_comes_from_the_cache(tmp_path, unet):
+    """As google/ddpm-ema-church-256 has it: config and weights at the top, and no safetensors."""
+    snapshot = tmp_path / "hub" / "models--someone--small" / "snapshots" / COMMIT
+    torch.save(unet.state_dict(), snapshot / BIN)
+    (snapshot / "unet" / "config.json").rename(snapshot / "config.json")
+    shutil.rmtree(snapshot / "unet")
+    fetched = fetch_model(HubModel(source="hub", repo="someone/small", revision=COMMIT), tmp_path / "out")
+
+    assert tensors_sha256(fetched.state_dict()) == tensors_sha256(unet.state_dict())
+    assert (tmp_path / "out" / "unet" / WEIGHTS).is_file()
+
+
+def test_the_hub_is_asked_for_a_pickle_only_in_need(monkeypatch, model_folder):
+    """What it is asked for, in patterns; there is no Hub here to ask."""
+    asked = []
+
+    def download(repo, *, revision, allow_patterns):  # noqa: ARG001
+        asked.extend(allow_patterns)
+        return str(model_folder)
+
+    monkeypatch.setattr("stages.fetch.model.snapshot_download", download)
+    source = HubModel(source="hub", repo="someone/small", revision=COMMIT)
+    fetch_model(source, model_folder.parent / "out")
+    assert not [pattern for pattern in asked if fnmatch(f"unet/{BIN}", pattern)]
+
+    torch.save(read_tensors(model_folder / "unet" / WEIGHTS), model_folder / "unet" / BIN)
+    (model_folder / "unet" / WEIGHTS).unlink()
+    fetch_model(source, model_folder.parent / "out")
+    assert asked[-1] == f"unet/{BIN}"

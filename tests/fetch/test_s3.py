@@ -5,9 +5,10 @@ import sys
 import threading
 
 import pytest
+import torch
 from PIL import Image
 
-from stages.artifacts import WEIGHTS, file_sha256, read_json, write_json
+from stages.artifacts import WEIGHTS, file_sha256, read_json, tensors_sha256, write_json
 from stages.errors import InputError
 from stages.fetch.data import fetch_data
 from stages.fetch.model import fetch_model
@@ -108,11 +109,23 @@ def test_a_model_comes_as_from_a_folder(upload, model, out, tmp_path, content):
 def test_only_what_is_needed_is_downloaded(upload, model, connect, tmp_path):
     """No pickle comes onto this machine, and nothing of a neighbour whose prefix begins alike."""
     store = connect(uri=upload(model))
-    with store.downloaded(["unet/*.json", f"*{WEIGHTS}"], tmp_path) as folder:
+    better = {"diffusion_pytorch_model.bin": WEIGHTS}
+    with store.downloaded(["unet/*.json", f"*{WEIGHTS}", "*.bin"], tmp_path, better) as folder:
         found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
     assert found == {"unet/config.json", f"unet/{WEIGHTS}"}
     assert not folder.exists()
+
+
+def test_a_bin_comes_only_in_need(upload, model, out, unet):
+    """Where there are no safetensors, and its hash is the one that counts."""
+    weights, pickle = model / "unet" / WEIGHTS, model / "unet" / "diffusion_pytorch_model.bin"
+    torch.save(unet.state_dict(), pickle)
+    weights.unlink()
+    fetched = fetch_model(s3_model(upload(model), file_sha256(pickle)), out)
+
+    assert tensors_sha256(fetched.state_dict()) == tensors_sha256(unet.state_dict())
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
 def test_images_come_as_from_a_folder(upload, pictures, out, tmp_path):
@@ -171,7 +184,8 @@ def test_a_model_that_is_not_whole_is_refused(upload, model, out, refused):
     told = refused(lambda: fetch_model(s3_model(uri, sha256), out))
     assert told.startswith(f"{uri}/unet")
 
-    weights.unlink()
+    for file in (weights, model / "unet" / "diffusion_pytorch_model.bin"):
+        file.unlink()
     uri = upload(model, "bare")
     assert f"{WEIGHTS} does not exist" in refused(lambda: fetch_model(s3_model(uri, sha256), out))
 

@@ -1,0 +1,438 @@
+"""Checkpoints of the code that models were published with, and weights that lie in pickles."""
+
+import os
+import sys
+from collections import OrderedDict
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, VQModel
+
+from stages.artifacts import CLASS_EMBEDDING, WEIGHTS, file_sha256, read_json, read_tensors, tensors_sha256, write_json
+from stages.diffusion.models import read_scheduler, read_unet
+from stages.errors import InputError
+from stages.fetch.convert import SYSTEMS, VQ_F4, Checkpoint, convert_ddim, convert_ldm, shapes_of
+from stages.fetch.model import fetch_model
+from stages.fetch.names import ddim_name, ldm_name
+from stages.fetch.pickles import BIN
+from stages.sources import CheckpointModel, FolderModel
+from tests import originals
+
+DDIM_WIDTHS, LDM_WIDTHS, VQ_WIDTHS = [8, 16, 24], [8, 16, 24], [8, 16, 16]
+"""No two neighbours alike, so that a name mistaken for its neighbour's does not fit; VQ_WIDTHS has both kinds."""
+CLASSES, CONTEXT = 5, 12
+
+
+@pytest.fixture
+def ddim_config():
+    """As the systems of DDIM, small; attention on the middle one of three levels."""
+    return {
+        **read_json(SYSTEMS / "cifar10.json"),
+        "block_out_channels": DDIM_WIDTHS,
+        "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D"],
+        "norm_num_groups": originals.GROUPS,
+        "sample_size": 8,
+        "up_block_types": ["UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+    }
+
+
+@pytest.fixture
+def ldm_config():
+    """As ImageNet's LDM-4, small and with two heads; no attention on the first level."""
+    return {
+        **read_json(SYSTEMS / "imagenet-ldm.json"),
+        "attention_head_dim": 2,
+        "block_out_channels": LDM_WIDTHS,
+        "cross_attention_dim": CONTEXT,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "norm_num_groups": originals.GROUPS,
+        "sample_size": 8,
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    }
+
+
+@pytest.fixture
+def vq_config():
+    """As LDM-4's autoencoder, small."""
+    return {
+        **VQ_F4,
+        "block_out_channels": VQ_WIDTHS,
+        "norm_num_groups": originals.GROUPS,
+        "num_vq_embeddings": 16,
+        "sample_size": 32,
+    }
+
+
+def randomized(network, seed=0):
+    """Give every tensor values of its own, norms and biases too, and switch training off."""
+    draws = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in network.parameters():
+            tensor.add_(torch.randn(tensor.shape, generator=draws), alpha=0.1)
+    return network.eval().requires_grad_(requires_grad=False)
+
+
+@pytest.fixture
+def ddim():
+    """A UNet of DDIM."""
+    return randomized(originals.DDIM(DDIM_WIDTHS, attended={1}))
+
+
+class LatentDiffusion:
+    """The three networks of a small model of LDM and what Lightning saves of them."""
+
+    def __init__(self):
+        self.unet = randomized(originals.LDM(LDM_WIDTHS, attended={1, 2}, context=CONTEXT, heads=2))
+        self.vq = randomized(originals.VQ(VQ_WIDTHS, latent=3, codes=16))
+        self.table = torch.randn(CLASSES + 1, CONTEXT)
+        self.betas = torch.linspace(0.0015**0.5, 0.0195**0.5, 1000, dtype=torch.float64).square().float()
+
+    def state(self):
+        """Name the tensors as LatentDiffusion does, with those that nothing is made of."""
+        return {
+            "betas": self.betas,
+            "alphas_cumprod": (1 - self.betas).cumprod(0),
+            "posterior_mean_coef1": torch.zeros(1000),
+            "sqrt_recipm1_alphas_cumprod": torch.zeros(1000),
+            "log_one_minus_alphas_cumprod": torch.zeros(1000),
+            "lvlb_weights": torch.zeros(1000),
+            "scale_factor": torch.tensor(1.0),
+            **{f"model.diffusion_model.{name}": tensor for name, tensor in self.unet.state_dict().items()},
+            **{f"first_stage_model.{name}": tensor for name, tensor in self.vq.state_dict().items()},
+            "first_stage_model.loss.discriminator.main.0.weight": torch.zeros(2),
+            "cond_stage_model.embedding.weight": self.table,
+        }
+
+    def averages(self):
+        """Name other weights as LitEma does."""
+        weights = randomized(self.unet, seed=1).state_dict()
+        bare = {f"diffusion_model.{name}".replace(".", ""): tensor.clone() for name, tensor in weights.items()}
+        return {f"model_ema.{name}": tensor for name, tensor in bare.items()} | {
+            "model_ema.decay": torch.tensor(0.9999),
+            "model_ema.num_updates": torch.tensor(7, dtype=torch.int),
+        }
+
+
+@pytest.fixture
+def ldm():
+    """A model of LDM."""
+    torch.manual_seed(0)
+    return LatentDiffusion()
+
+
+@pytest.fixture
+def converted(tmp_path, ddim_config, ldm_config, vq_config):
+    """Save something as the authors do, and convert it: the folder."""
+
+    def convert(content, layout="ddim"):
+        path, folder = tmp_path / "model.ckpt", tmp_path / "converted"
+        torch.save(content, path)
+        if layout == "ddim":
+            convert_ddim(path, ddim_config, folder)
+        else:
+            convert_ldm(path, ldm_config, folder, vq_config, CLASSES)
+        return folder
+
+    return convert
+
+
+def relative_error(ours, theirs):
+    """The largest difference, as a share of the largest value."""
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def check_ddim(folder, network):
+    """Compare the outputs of a converted UNet with the original's."""
+    images, steps = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(2)), torch.tensor([3, 777])
+    with torch.no_grad():
+        error = relative_error(read_unet(folder)(images, steps).sample, network(images, steps))
+    assert error < 1e-5
+
+
+def check_ldm(folder, network):
+    """Compare the outputs of a converted UNet with the original's."""
+    draws = torch.Generator().manual_seed(2)
+    latents, context = torch.randn(2, 3, 8, 8, generator=draws), torch.randn(2, 1, CONTEXT, generator=draws)
+    steps = torch.tensor([3, 777])
+    with torch.no_grad():
+        error = relative_error(
+            read_unet(folder)(latents, steps, encoder_hidden_states=context).sample, network(latents, steps, context)
+        )
+    assert error < 1e-5
+
+
+def test_a_ddim_unet_draws_as_the_original(converted, ddim):
+    """The same noise within 1e-5, from a state dict; the schedule is DDPM's."""
+    folder = converted(ddim.state_dict())
+
+    check_ddim(folder, ddim)
+    scheduler = read_scheduler(folder)
+    assert torch.equal(scheduler.betas, torch.linspace(1e-4, 0.02, 1000))
+    assert scheduler.config["clip_sample"]
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_the_average_of_a_training_counts(tmp_path, ddim_config, ddim, legacy):
+    """DDIM saves a list, its model with names of DataParallel, in the days before PyTorch's zip files."""
+    other = randomized(originals.DDIM(DDIM_WIDTHS, attended={1}), seed=5)
+    model = OrderedDict((f"module.{name}", tensor) for name, tensor in other.state_dict().items())
+    states = [model, {"state": {0: {"step": 3}}, "param_groups": [{"lr": 2e-4}]}, 12, 3400, ddim.state_dict()]
+    torch.save(states, tmp_path / "with.pth", _use_new_zipfile_serialization=not legacy)
+    torch.save(states[:4], tmp_path / "without.pth")
+    convert_ddim(tmp_path / "with.pth", ddim_config, tmp_path / "averaged")
+    convert_ddim(tmp_path / "without.pth", ddim_config, tmp_path / "raw")
+
+    check_ddim(tmp_path / "averaged", ddim)
+    check_ddim(tmp_path / "raw", other)
+
+
+def test_a_latent_diffusion_model_comes_whole(converted, ldm):
+    """UNet, autoencoder and class embedding as the original's; diffusers opens the pipeline."""
+    folder = converted({"state_dict": ldm.state(), "global_step": 7, "callbacks": {}}, "ldm")
+    vqvae = VQModel.from_pretrained(folder / "vqvae")
+    images, latents = torch.randn(2, 3, 32, 32), torch.randn(2, 3, 8, 8)
+
+    check_ldm(folder, ldm.unet)
+    with torch.no_grad():
+        assert relative_error(vqvae.encode(images).latents, ldm.vq.encode(images)) < 1e-5
+        assert relative_error(vqvae.decode(latents).sample, ldm.vq.decode(latents)) < 1e-5
+    assert vqvae.config["scaling_factor"] == 1.0
+    embedding = folder / CLASS_EMBEDDING
+    assert read_json(embedding / "config.json") == {"num_classes": CLASSES, "width": CONTEXT, "unconditional": CLASSES}
+    assert torch.equal(read_tensors(embedding / WEIGHTS)["weight"], ldm.table)
+    scheduler = read_scheduler(folder)
+    torch.testing.assert_close(scheduler.betas, ldm.betas)
+    assert not scheduler.config["clip_sample"]
+    assert set(DiffusionPipeline.from_pretrained(folder).components) == {"unet", "scheduler", "vqvae"}
+
+
+def test_the_averages_of_latent_diffusion_count(converted, ldm):
+    """LitEma's, whose names have no dots; the weights of the last step are left out."""
+    state = {name: tensor.clone() for name, tensor in ldm.state().items()}
+    folder = converted({"state_dict": {**state, **ldm.averages()}}, "ldm")
+
+    check_ldm(folder, ldm.unet)  # which `averages` has changed
+
+
+@pytest.mark.parametrize("system", ["cifar10", "celeba-hq-64", "lsun-256", "imagenet-ldm"])
+def test_every_system_is_that_of_its_authors(system):
+    """At full size, on the meta device: no name and no shape is left over on either side."""
+    config = read_json(SYSTEMS / f"{system}.json")
+    attended = {level for level, kind in enumerate(config["down_block_types"]) if "Attn" in kind}
+    with torch.device("meta"):
+        if system == "imagenet-ldm":
+            network = originals.LDM(config["block_out_channels"], attended, context=512, heads=1)
+        else:
+            network = originals.DDIM(config["block_out_channels"], attended)
+    rename = ldm_name if system == "imagenet-ldm" else ddim_name
+    checkpoint = Checkpoint(network.state_dict(), SYSTEMS)
+    checkpoint.take(shapes_of(config), lambda name: rename(name, config))
+    checkpoint.close()
+
+
+def test_the_autoencoder_is_that_of_its_authors():
+    """LDM-4's, at full size."""
+    with torch.device("meta"):
+        network = originals.VQ([128, 256, 512], latent=3, codes=8192)
+    checkpoint = Checkpoint(network.state_dict(), SYSTEMS)
+    checkpoint.take(shapes_of(VQ_F4), lambda name: ddim_name(name, VQ_F4))
+    checkpoint.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("down.1.attn.0.q.weight", lambda _: None, "it lacks down.1.attn.0.q.weight"),
+        ("up.0.block.2.conv1.weight", lambda tensor: tensor[:, :3], r"up.0.block.2.conv1.weight is of shape \[8, 3, 3"),
+        ("up.3.block.0.conv1.bias", lambda _: torch.zeros(8), "up.3.block.0.conv1.bias belongs to no part of it"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(converted, ddim, name, change, words):
+    """The first tensor that is missing, of another shape or too many is named."""
+    state = ddim.state_dict()
+    changed = {**state, name: change(state.get(name))}
+    refused(lambda: converted({key: tensor for key, tensor in changed.items() if tensor is not None}), words)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"cond_stage_model.embedding.weight": torch.zeros(9, CONTEXT)}, r"embedding.weight is of shape \[9, 12\]"),
+        ({"cond_stage_model.transformer.weight": torch.zeros(2)}, "transformer.weight belongs to no part of it"),
+        (
+            {"model_ema.diffusion_modelout2bias": torch.zeros(3)},
+            "it lacks model_ema.diffusion_modelinput_blocks00weight",
+        ),
+        ({"scale_factor": torch.tensor(0.18215)}, "its scale_factor are not those"),
+        ({"betas": torch.linspace(0.0015, 0.0195, 1000)}, "its betas are not those"),
+    ],
+)
+def test_another_latent_diffusion_model_is_refused(converted, ldm, changes, words):
+    """Every part counts, and so do the numbers of the schedule."""
+    refused(lambda: converted({"state_dict": {**ldm.state(), **changes}}, "ldm"), words)
+
+
+def refused(call, words):
+    """Make sure that something is refused in one line."""
+    with pytest.raises(InputError, match=words) as caught:
+        call()
+    assert "\n" not in caught.value.message
+
+
+class Code:
+    """A pickle that runs a command as it is opened."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.trace}",)
+
+
+def source(path, layout="ddim", system="cifar10", **options):
+    """A checkpoint as params.yaml names it."""
+    return CheckpointModel(source="checkpoint", layout=layout, path=path, system=system, **options)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path, ddim):
+    """It is refused by its name, wherever it hides."""
+    trace, path = tmp_path / "trace", tmp_path / "model.ckpt"
+    for content in ({**ddim.state_dict(), "more": Code(trace)}, {"state_dict": {}, "callbacks": {"hook": Code(trace)}}):
+        torch.save(content, path)
+        refused(lambda: fetch_model(source(path), tmp_path / "out"), "holds posix.system, which might run code")
+    assert not trace.exists()
+
+
+def test_a_callback_of_lightning_is_but_a_name(tmp_path, monkeypatch, ldm, ldm_config, vq_config):
+    """ModelCheckpoint is the key of its state in many a model.ckpt; Lightning itself is not needed."""
+    path, home = tmp_path / "model.ckpt", "pytorch_lightning.callbacks.model_checkpoint"
+    named = type("ModelCheckpoint", (), {"__module__": home})
+    with monkeypatch.context() as installed:
+        for name in ("pytorch_lightning", "pytorch_lightning.callbacks", home):
+            installed.setitem(sys.modules, name, SimpleNamespace(ModelCheckpoint=named))
+        torch.save({"state_dict": ldm.state(), "callbacks": {named: {"best": 1.0}}}, path)
+    convert_ldm(path, ldm_config, tmp_path / "converted", vq_config, CLASSES)
+
+    check_ldm(tmp_path / "converted", ldm.unet)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.9])
+def test_a_truncated_checkpoint_is_refused(tmp_path, ddim, share):
+    """Of either format."""
+    for legacy in (False, True):
+        torch.save(ddim.state_dict(), tmp_path / "whole", _use_new_zipfile_serialization=not legacy)
+        whole = (tmp_path / "whole").read_bytes()
+        (tmp_path / "part").write_bytes(whole[: int(share * len(whole))])
+        refused(lambda: fetch_model(source(tmp_path / "part"), tmp_path / "out"), "is not a whole file of torch.save")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([1, 2], "holds 2 things, DDIM's training saves model, optimizer"),
+        (7, "holds a int in place of a state dict"),
+        ({}, "holds a dict in place of a state dict"),
+        ({"a": 7}, "holds a int under 'a'; supported: tensors alone"),
+        pytest.param(
+            {"a": torch.zeros(2, 2).to_sparse()},
+            "holds a Tensor under 'a'",
+            marks=pytest.mark.filterwarnings("ignore:Validating sparse"),
+        ),
+    ],
+)
+def test_an_odd_checkpoint_is_refused(tmp_path, content, words):
+    """What is no state dict."""
+    torch.save(content, tmp_path / "odd.ckpt")
+    refused(lambda: fetch_model(source(tmp_path / "odd.ckpt"), tmp_path / "out"), words)
+
+
+def test_the_source_says_what_to_correct(tmp_path, monkeypatch, ddim):
+    """A variable that is not set, a file that is not there, another hash, another system, another layout."""
+    path = tmp_path / "model.ckpt"
+    torch.save(ddim.state_dict(), path)
+    monkeypatch.delenv("NOWHERE", raising=False)
+    monkeypatch.setenv("SOMEWHERE", str(tmp_path))
+
+    def fetch(*arguments, **options):
+        return lambda: fetch_model(source(*arguments, **options), tmp_path / "out")
+
+    refused(fetch("$NOWHERE/model.ckpt"), r"fetch\.model\.path is \$NOWHERE/model\.ckpt and \$NOWHERE is not set")
+    refused(fetch("$SOMEWHERE/other.ckpt"), f"{tmp_path}/other.ckpt does not exist")
+    refused(fetch("$SOMEWHERE/model.ckpt", sha256="0" * 64), f"has sha256 {file_sha256(path)}, expected 000")
+    refused(fetch(path), r"model\.ckpt is not that model: .*; correct fetch\.model\.path, \.layout or \.system")
+    refused(fetch(path, "ldm"), "cifar10 has no layout ldm, which is for imagenet-ldm")
+
+
+def test_a_converted_model_is_fetched(tmp_path, monkeypatch, ddim_config, ddim, content):
+    """By a system's name, and nothing is left of the way."""
+    monkeypatch.setattr("stages.fetch.convert.SYSTEMS", tmp_path / "systems")
+    write_json(tmp_path / "systems" / "lsun-256.json", ddim_config)
+    (tmp_path / "place").mkdir()
+    torch.save(ddim.state_dict(), tmp_path / "model.ckpt")
+    options = {"system": "lsun-256", "sha256": file_sha256(tmp_path / "model.ckpt")}
+    fetch_model(source(tmp_path / "model.ckpt", **options), tmp_path / "place" / "out")
+
+    check_ddim(tmp_path / "place" / "out", ddim)
+    assert [path.name for path in (tmp_path / "place").iterdir()] == ["out"]
+    assert set(content(tmp_path / "place" / "out")) == {
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "unet/config.json",
+        f"unet/{WEIGHTS}",
+    }
+
+
+@pytest.fixture
+def pickled(model_folder):
+    """Write a component's weights as the .bin of old, in place of safetensors."""
+
+    def write(name="unet", rename=str):
+        home = model_folder / name
+        tensors = read_tensors(home / WEIGHTS)
+        torch.save({rename(key): tensor for key, tensor in tensors.items()}, home / BIN)
+        (home / WEIGHTS).unlink()
+        return home / BIN
+
+    return write
+
+
+def test_a_bin_is_read_where_there_are_no_safetensors(tmp_path, model_folder, unet, pickled, content):
+    """Its hash is the one that counts, and only safetensors come out; the card comes along."""
+    path = pickled(rename=lambda name: name.replace(".to_q.", ".query."))
+    (model_folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    (tmp_path / "place").mkdir()
+    out = tmp_path / "place" / "out"
+    fetched = fetch_model(FolderModel(source="folder", path=model_folder, sha256=file_sha256(path)), out)
+
+    assert tensors_sha256(fetched.state_dict()) == tensors_sha256(unet.state_dict())
+    assert tensors_sha256(read_unet(out).state_dict()) == tensors_sha256(unet.state_dict())
+    assert "README.md" in content(out)
+    assert not [name for name in content(out) if name.endswith(".bin")]
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_a_bin_beside_safetensors_is_not_opened(tmp_path, model_folder, unet):
+    """Whatever it holds."""
+    torch.save({"code": Code(tmp_path / "trace")}, model_folder / "unet" / BIN)
+    fetched = fetch_model(FolderModel(source="folder", path=model_folder), tmp_path / "out")
+
+    assert tensors_sha256(fetched.state_dict()) == tensors_sha256(unet.state_dict())
+    assert not (tmp_path / "trace").exists()
+
+
+def test_a_bin_with_more_than_tensors_is_refused(tmp_path, model_folder, unet, pickled):
+    """Code, or a number; told of the folder that was given, not of a temporary one."""
+    path = pickled()
+    fetch = lambda: fetch_model(FolderModel(source="folder", path=model_folder), tmp_path / "out")  # noqa: E731
+    torch.save({**unet.state_dict(), "code": Code(tmp_path / "trace")}, path)
+    refused(fetch, f"{path} holds posix.system, which might run code")
+    torch.save({**unet.state_dict(), "step": 7}, path)
+    refused(fetch, f"{path} holds a int under 'step'")
+    torch.save({}, path)
+    refused(fetch, f"{path} holds a dict in place")
+    path.write_bytes(b"no pickle")
+    refused(fetch, f"{path} is not a whole file")
+    torch.save({"conv_in.weight": torch.zeros(1)}, path)
+    refused(fetch, f"{model_folder}/unet: the weights do not fit the config")
+    assert not (tmp_path / "trace").exists()
