@@ -150,15 +150,22 @@ def make_params(name: str, folder: Path) -> None:
     (folder / "params.yaml").write_bytes(apply({**FEW, **local}, PRESETS / f"{name}.yaml"))
 
 
-def measure(name: str, folder: Path) -> str:
-    """Take one preset through the stages, check its sizes and give its row of the table."""
-    system, run = SYSTEM_OF[name], Run()
-    make_model(system, folder / "model")
-    make_data(system, folder / "pictures")
-    make_params(name, folder)
+def run_stages(folder: Path) -> Run:
+    """Take what lies in a folder through every stage of dvc.yaml."""
+    run = Run()
     for stage, entry in YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"].items():
         commands = entry["cmd"] if isinstance(entry["cmd"], list) else [entry["cmd"]]
         run.stage(stage, commands[0].replace("python", sys.executable, 1), folder)
+    return run
+
+
+def measure(name: str, folder: Path) -> str:
+    """Take one preset through the stages, check its sizes and give its row of the table."""
+    system = SYSTEM_OF[name]
+    make_model(system, folder / "model")
+    make_data(system, folder / "pictures")
+    make_params(name, folder)
+    run = run_stages(folder)
     models = read_json(folder / "reports" / "evaluate" / "evaluation.json")["models"]
     sizes = {key: (models[key]["params"] / 1e6, models[key]["macs"] / 1e9) for key in ("dense", "finetuned")}
     for key, expected in (("dense", system.dense), ("finetuned", system.pruned)):
