@@ -112,9 +112,9 @@ def apply(overrides: Overrides, params_path: Path) -> bytes:
             emptied.append(block)
     merged = _merge(tree, overrides, emptied)
     if _count_errors(merged):
-        given = " ".join(f"{key}={value}" for key, value in overrides.items())
+        given = "".join(f" {key}={value}" for key, value in overrides.items())
         # What was not given up is told of as it stood, since that is what the user knows.
-        check(_plain(_merge(tree, overrides)), Params, f"{params_path.name} with {given}")
+        check(_plain(_merge(tree, overrides)), Params, f"{params_path.name}{' with' if given else ''}{given}")
     return _write(merged)
 
 

@@ -53,7 +53,7 @@ def project(root, tmp_path, monkeypatch):
     """A folder with params.yaml, dvc.yaml and the flows, which we are in."""
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copyfile(root / name, tmp_path / name)
-    for name in ("flows", "stages"):
+    for name in ("flows", "recipes", "stages"):
         (tmp_path / name).symlink_to(root / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -139,6 +139,9 @@ def with_one(**changes):
         (with_one(parameters={"comit": "HEAD"}), "two: comit is no parameter of its flow; it takes overrides, commit"),
         (with_one(parameters={"overrides": {"prune.ratio": 0.3}}), "prune.ratio is not a known key"),
         (with_one(parameters={"overrides": {"finetune.steps": "many"}}), "finetune.steps is 'many'"),
+        (with_one(parameters={"preset": "nonsense"}), "presets/nonsense.yaml: No such file or directory"),
+        (with_one(parameters={"preset": "mnist", "overrides": {"seed": "x"}}), "mnist.yaml with seed=x: seed is 'x'"),
+        (with_one(entrypoint="flows/compare.py:compare", parameters={"rows": ["best"]}), "there is no row 'best'"),
         (with_one(entrypoint="flows/sweep.py:sweep", parameters={"grid": {}}), "the grid has no cells"),
         (with_one(entrypoint="flows/sweep.py:sweep", parameters={"grid": {"seed": []}}), "the grid has no cells"),
         (with_one(entrypoint="flows/sweep.py:sweep", parameters={"grid": {"seed": [1, "b"]}}), "seed is 'b'"),

@@ -14,6 +14,7 @@ from tests.servers import ROOT
 
 HEAVY = ["datasets", "diffusers", "dvc", "matplotlib", "mlflow", "prefect", "torch", "torchvision"]
 GRID = ["sweep", "--grid", "seed=1"]
+COMPARE = ["compare", "--preset", "digits"]
 QUICK_S = 20
 """A Prefect server alone takes about as long to start; what is measured here takes one second on a quiet machine."""
 HELP = """
@@ -34,7 +35,8 @@ def project(tmp_path):
     """A small project with one commit."""
     path = tmp_path / "project"
     (path / ".dvc").mkdir(parents=True)
-    for name in ("params.yaml", "dvc.yaml", "prefect.yaml", ".dvc/config"):
+    (path / "recipes" / "presets").mkdir(parents=True)
+    for name in ("params.yaml", "dvc.yaml", "prefect.yaml", ".dvc/config", "recipes/presets/digits.yaml"):
         shutil.copyfile(ROOT / name, path / name)
     author = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
     for command in (["init", "-q"], ["add", "-A"], [*author, "commit", "-qm", "x"]):
@@ -110,6 +112,14 @@ def refused(project, tmp_path):
         (["compress", "--commit", "nowhere"], "has no commit 'nowhere'"),
         (["sweep", "--grid", "seed=1", "--commit", "nowhere"], "has no commit 'nowhere'"),
         (["nightly", "--commit", "nowhere"], "has no commit 'nowhere'"),
+        (["compress", "--preset", "nonsense"], "has no preset 'nonsense'; it has digits"),
+        ([*GRID, "--preset", "nonsense"], "has no preset 'nonsense'; it has digits"),
+        ([*COMPARE[:-1], "nonsense"], "has no preset 'nonsense'; it has digits"),
+        ([*COMPARE, "--rows", "ours,theirs"], "there is no row 'theirs'; the rows are scratch, random"),
+        ([*COMPARE, "--seeds", "0,0"], "--seeds 0,0 is no list of unlike numbers from 0"),
+        ([*COMPARE, "--set", "seed=1"], "seed is what rows and seeds decide"),
+        ([*COMPARE, "--set", "finetune.steps=many"], "finetune.steps is 'many'"),
+        ([*COMPARE, "--limit", "fintune=5"], "fintune"),
         (["deploy", "--file", "nowhere.yaml"], "nowhere.yaml: No such file or directory"),
         (["deploy"], "no Prefect server is named"),
         (["promote", "espalier-digits", "--policy", "nowhere.yaml"], "nowhere.yaml: No such file or directory"),
@@ -135,6 +145,7 @@ def test_a_mistake_is_one_line_at_once(refused, arguments, words):
         ([*GRID, "--best", "-1"], "Invalid value for '--best': -1 is not in the range x>=0"),
         ([*GRID, "--runner", "sloth"], "Invalid value for '--runner': 'sloth' is not one of"),
         (["sweep"], "Missing option '--grid'"),
+        (["compare"], "Missing option '--preset'"),
         (["promote"], "Missing argument 'NAME'"),
         (["rollback", "espalier-digits"], "Missing option '--why'"),
     ],

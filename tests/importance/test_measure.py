@@ -178,3 +178,23 @@ def test_more_calibration_images_than_there_are_is_refused(unet, scheduler, imag
 
     with pytest.raises(InputError, match=r"importance\.num_images 25 is more than the 24 training images"):
         calibrate(unet, scheduler, images, greedy, 0)
+
+
+@pytest.mark.parametrize(
+    ("stride", "count", "expected"), [(1, 3, [0, 1, 2]), (400, 2, [0, 400]), (400, None, [0, 400, 800])]
+)
+def test_the_first_timesteps_alone_may_count(unet, scheduler, images, params, stride, count, expected):
+    """As many as asked for, of those that the stride takes."""
+    chosen = params.importance.model_copy(
+        update={"criterion": "taylor", "stride": stride, "num_timesteps": count, "num_images": 2}
+    )
+
+    assert calibrate(unet, scheduler, images, chosen, 0).timesteps == expected
+
+
+def test_more_timesteps_than_there_are_is_refused(unet, scheduler, images, params):
+    """With both numbers and what to change."""
+    chosen = params.importance.model_copy(update={"stride": 10, "num_timesteps": 101})
+
+    with pytest.raises(InputError, match=r"num_timesteps 101 is more than the 100 timesteps that stride 10 takes"):
+        calibrate(unet, scheduler, images, chosen, 0)

@@ -28,7 +28,14 @@ pytestmark = [
 ]
 POOL = "espalier"
 STAGES = ["fetch", "reference", "importance", "prune", "finetune", "evaluate", "report"]
-DEPLOYMENTS = ["compress/compress", "sweep/sweep", "nightly/nightly", "reproduce/weekly", "promote/promote"]
+DEPLOYMENTS = [
+    "compress/compress",
+    "sweep/sweep",
+    "compare/compare",
+    "nightly/nightly",
+    "reproduce/weekly",
+    "promote/promote",
+]
 
 
 class Theatre:

@@ -1,0 +1,82 @@
+"""A comparison as a flow, on a real Prefect server and a real MLflow: resumed, and with a cell that fails."""
+
+import json
+
+import pytest
+from mlflow import MlflowClient
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+from prefect.states import Completed, Failed
+
+from flows import cells
+from flows.compare import compare
+from stages.artifacts import write_json
+from stages.params import load_params
+from stages.tracking import TABLE, record_folder
+from tests.flows.test_rows import home
+from tests.report.test_comparison import make_record
+
+__all__ = ["home"]
+ROWS = ["random", "diff-pruning-0.05", "ours"]
+
+
+@pytest.fixture
+def compress(protocol, tmp_path, monkeypatch):
+    """In place of minutes of computing in a workspace: an evaluation as it would be, in MLflow, or a failure."""
+    asked, broken = [], set()
+
+    def compress_at(place, _limits, label, *, to_register):
+        label = label.removesuffix(": ")
+        asked.append(label)
+        if label in broken:
+            return Failed(message="the disk is full")
+        params = load_params(place.path / "params.yaml")
+        drawn = protocol.model_copy(update={"seed": params.seed})
+        record = make_record(drawn, 1 + params.seed + len(params.finetune.ema_decays) / 10, 0.5)
+        folder = tmp_path / "recorded" / label
+        write_json(folder / "reports" / "evaluate" / "evaluation.json", record.model_dump(mode="json"))
+        run_id = record_folder(label, label, {}, folder, [{"registered": to_register}])
+        return Completed(message=f"ran prune; MLflow run {run_id}")
+
+    monkeypatch.setattr(cells, "compress_at", compress_at)
+    return asked, broken
+
+
+@pytest.fixture
+def run(prefect_server, home):
+    """Run a comparison of three rows with two seeds: its state, and what programs read of it."""
+
+    def do():
+        settings = {PREFECT_API_URL: prefect_server.uri, PREFECT_API_AUTH_STRING: prefect_server.auth}
+        with temporary_settings(settings):
+            state = compare("digits", [0, 1], ROWS, ablation=False, return_state=True)
+        (folder,) = (home.root / "comparisons").glob("*/result")
+        return state, json.loads((folder / "comparison.json").read_text())
+
+    return do
+
+
+def test_a_failed_cell_is_told_and_made_up_for(run, compress):
+    """The rest is compared meanwhile; the next time it alone is compressed, and MLflow keeps one run of all."""
+    asked, broken = compress
+    broken.add("ours, seed 1")
+    state, found = run()
+
+    assert state.is_failed()
+    assert state.message == "5 of 6 cells finished; ours, seed 1 failed: the disk is full"
+    assert len(asked) == len(set(asked)) == 6
+    assert [row[-1] for row in found["rows"]] == ["2", "2", "2", "1"]
+
+    asked.clear()
+    broken.clear()
+    state, found = run()
+
+    assert (state.is_completed(), asked) == (True, ["ours, seed 1"])
+    assert [row[-1] for row in found["rows"]] == ["2", "2", "2", "2"]
+    assert found["methods"]["ours"]["fid_difference"]["mean"] == pytest.approx(0.2)
+    assert found["command"].startswith("python -m flows compare --preset digits --commit ")
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name("espalier").experiment_id
+    (kept,) = [it for it in client.search_runs([experiment]) if it.info.run_name.startswith("comparison-")]
+    table = client.load_table(experiment, TABLE, [kept.info.run_id])
+    assert list(table["method"]) == ["pretrained", "random", "diff-pruning T = .05", "ours"]
+    assert list(table["seeds"].astype(str)) == ["2"] * 4
