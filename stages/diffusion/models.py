@@ -229,7 +229,10 @@ def _copy_others(source: Path | None, folder: Path) -> dict[str, Any]:
     """
     path = source / "model_index.json" if source else None
     index = read_json(path) if path and path.is_file() else {}
-    others = {name: entry for name, entry in index.items() if isinstance(entry, list) and name not in PIPELINE}
+    given = {
+        name: entry for name, entry in index.items() if isinstance(entry, list) and any(entry)
+    }  # [null, null]: none
+    others = {name: entry for name, entry in given.items() if name not in PIPELINE}
     unlisted = [CLASS_EMBEDDING] if source and (source / CLASS_EMBEDDING).is_dir() else []  # no class of diffusers
     for name in [*others, *unlisted]:
         if not (name.isidentifier() and source and (source / name).is_dir()):

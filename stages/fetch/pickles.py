@@ -75,9 +75,16 @@ def lacking(folder: Path) -> list[Path]:
 
 
 def weights_that_count(folder: Path) -> Path:
-    """Find the file that the weights of a UNet are read from: the .bin only where there is no safetensors."""
+    """Find the file that the weights of a UNet are read from: the .bin only where there are no safetensors.
+
+    Raises:
+        InputError: There is neither.
+    """
     home = component(folder, "unet")
-    return home / BIN if home in lacking(folder) and (home / BIN).is_file() else home / WEIGHTS
+    for name in (WEIGHTS, BIN):
+        if (home / name).is_file():
+            return home / name
+    raise InputError(f"{home / WEIGHTS} does not exist, nor {BIN} in its place; complete the folder")
 
 
 @contextmanager

@@ -99,7 +99,8 @@ def latent_folder(tmp_path, conditional, scheduler):
     folder = tmp_path / "latent"
     vqvae = VQModel(block_out_channels=(8,), norm_num_groups=4, num_vq_embeddings=8)
     vqvae.save_pretrained(folder / "vqvae")
-    write_json(folder / "model_index.json", {"_class_name": "LDMPipeline", "vqvae": ["diffusers", "VQModel"]})
+    components = {"vqvae": ["diffusers", "VQModel"], "safety_checker": [None, None]}
+    write_json(folder / "model_index.json", {"_class_name": "LDMPipeline", **components})
     write_json(folder / CLASS_EMBEDDING / "config.json", {"num_classes": 4, "width": 12, "unconditional": 4})
     write_tensors(folder / CLASS_EMBEDDING / WEIGHTS, {"weight": torch.randn(5, 12)})
     write_pipeline(tmp_path / "unet", conditional, scheduler)
