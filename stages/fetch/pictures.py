@@ -131,7 +131,8 @@ def open_npz(source: NpzData, place: Path) -> Pictures:
     keys = [key for key in (source.images, source.heldout_images) if key]
     parts = [_unpack(path, key, place) for key in keys]
     for key, part in zip(keys, parts, strict=True):
-        if part.dtype != np.uint8 or part.shape[3:] not in ((), (1,), (3,)) or part.ndim not in (3, 4):
+        is_images = part.dtype == np.uint8 and part.ndim in (3, 4) and part.shape[3:] in ((), (1,), (3,))
+        if not (is_images and part.size):
             wanted = "wanted are uint8 [N, H, W], or [N, H, W, C] of 1 or 3 channels"
             raise InputError(f"{path} holds {part.dtype} {list(part.shape)} as {key}; {wanted}")
 

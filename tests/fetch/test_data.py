@@ -164,6 +164,10 @@ def test_more_damaged_images_than_allowed_are_refused(folder, damage, out):
     with pytest.raises(InputError, match=r"4\.png [^;]*; …: 5 of the first 5 .*max_corrupt allows 4; replace") as told:
         fetch_data(from_folder(folder, max_corrupt=4), SHAPE, 0.2, out)
     assert "6.png" not in told.value.message
+    for path in folder.rglob("*.png"):
+        path.write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"fetch\.heldout 0\.2 of 0 images leaves a split empty"):
+        fetch_data(from_folder(folder, max_corrupt=10), SHAPE, 0.2, out)
 
 
 def test_a_stream_is_what_the_whole_would_be(tmp_path, out, monkeypatch):

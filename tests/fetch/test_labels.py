@@ -156,6 +156,7 @@ def test_arrays_have_their_channels_last(from_npz, out, channels):
         ({}, {"images": "images"}, r"arrays\.npz holds no array 'images'; its keys: y, y_test, x, x_test"),
         ({"x": np.zeros((2, 8, 8))}, {}, r"holds float64 \[2, 8, 8\] as x; wanted are uint8"),
         ({"x": np.zeros((2, 64), np.uint8)}, {}, r"holds uint8 \[2, 64\] as x"),
+        ({"x": np.zeros((0, 8, 8), np.uint8)}, {}, r"holds uint8 \[0, 8, 8\] as x"),
         ({"x": np.zeros((2, 8, 8, 4), np.uint8)}, {}, r"holds uint8 \[2, 8, 8, 4\] as x"),
         ({"y": np.zeros(10)}, {"labels": "y"}, r"holds float64 \[10\] as y; wanted is one integer for each of the 10"),
         ({"y": np.zeros(9, int)}, {"labels": "y"}, r"holds int64 \[9\] as y"),
