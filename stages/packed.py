@@ -159,4 +159,4 @@ def _no_images(folder: Path, why: str) -> InputError:
 def to_model_range(images: NDArray[Any]) -> torch.Tensor:
     """[N, C, H, W] uint8 -> float32 in [-1, 1]; latents -> float32 as they are."""
     floats = torch.from_numpy(images.astype(np.float32))
-    return floats / 127.5 - 1 if images.dtype == np.uint8 else floats
+    return floats.div_(127.5).sub_(1) if images.dtype == np.uint8 else floats

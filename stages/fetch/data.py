@@ -4,7 +4,7 @@ Images pass one after the other: as many as a disk holds can be packed, whatever
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -85,8 +85,8 @@ def fetch_data(
             write_blocks(Path(place) / "pixels.npy", packing.blocks(pictures))
         about = {"source": source.model_dump(mode="json"), **packing.describe(pictures)}
         _check_sha256(source, about["sha256"])
-        pixels = np.load(Path(place) / "pixels.npy", mmap_mode="r", allow_pickle=False)
         rows = _rows(pictures, packing.kept, heldout)
+        pixels = np.load(Path(place) / "pixels.npy", mmap_mode="r", allow_pickle=False)
         arrays = {name: _blocks(pixels, chosen, name, encode) for name, chosen in rows.items()}
         if encode:
             arrays["pixels"] = _blocks(pixels, rows["train"], "pixels")
@@ -104,7 +104,7 @@ class Packing:
     def __init__(self, shape: Shape, how: Fitted) -> None:
         self.shape, self.how = shape, how
         self.digest, self.kept = hashlib.sha256(), list[int]()
-        self.faults: dict[int, CorruptError] = {}
+        self.faults: dict[int, str] = {}
 
     def blocks(self, pictures: Pictures) -> Iterator[Pixels]:
         """Give all that can be read.
@@ -127,18 +127,20 @@ class Packing:
             indices = range(begin, min(begin + BLOCK, len(pictures)))
             for index, found in zip(indices, pool.map(read, indices), strict=True):
                 if isinstance(found, CorruptError):
-                    self._leave_out(index, found)
+                    self._leave_out(index, str(found))
                     yield None
                 else:
                     self.kept.append(index)
                     yield found
 
-    def _leave_out(self, index: int, fault: CorruptError) -> None:
+    def _leave_out(self, index: int, fault: str) -> None:
         self.faults[index] = fault
         if len(self.faults) > self.how.max_corrupt:
             count = f"{len(self.faults)} of the first {index + 1} images are corrupt"
             limit = f"fetch.data.max_corrupt allows {self.how.max_corrupt}"
-            raise InputError(f"{_few(self.faults.values())}: {count}, {limit}; replace or remove them, or allow more")
+            raise InputError(
+                f"{_few(list(self.faults.values()))}: {count}, {limit}; replace or remove them, or allow more"
+            )
 
     def describe(self, pictures: Pictures) -> dict[str, Any]:
         """Say what was packed, and warn of what was left out."""
@@ -148,7 +150,7 @@ class Packing:
         if self.faults:
             about["left_out"] = [pictures.names[index] for index in self.faults]
             count = f"{len(self.faults)} of {len(pictures)} images are corrupt and left out"
-            click.echo(f"Warning: {count}: {_few(self.faults.values())}", err=True)
+            click.echo(f"Warning: {count}: {_few(list(self.faults.values()))}", err=True)
         return about
 
 
@@ -159,9 +161,8 @@ def _try(pictures: Pictures, shape: Shape, how: Fitted, index: int) -> Pixels | 
         return error
 
 
-def _few(faults: Iterable[CorruptError]) -> str:
-    told = [str(fault) for fault in faults]
-    return "; ".join(told[:FEW] + ["…"] * (len(told) > FEW))
+def _few(faults: list[str]) -> str:
+    return "; ".join(faults[:FEW] + ["…"] * (len(faults) > FEW))
 
 
 def split(pixels: NDArray[Any], heldout: float) -> Images:

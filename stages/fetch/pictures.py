@@ -75,7 +75,7 @@ def _fit(image: Image.Image, size: int, how: Fitted, name: str) -> Image.Image:
         return ImageOps.fit(image, (size, size), resample)
     if how.fit == "celeba":
         if image.size != CELEBA_SIZE:
-            raise InputError(f"{found}, an aligned CelebA image 178×218; give img_align_celeba or set fetch.data.fit")
+            raise InputError(f"{found}, aligned CelebA is 178×218; give img_align_celeba or set another fetch.data.fit")
         return image.crop(CELEBA_FACE).resize((size, size), resample)
     if image.size != (size, size):
         raise InputError(f"{found}, the model draws {size}×{size}; resize it or set fetch.data.fit: crop")
@@ -131,7 +131,8 @@ def open_npz(source: NpzData, place: Path) -> Pictures:
     keys = [key for key in (source.images, source.heldout_images) if key]
     parts = [_unpack(path, key, place) for key in keys]
     for key, part in zip(keys, parts, strict=True):
-        if part.dtype != np.uint8 or part.shape[3:] not in ((), (1,), (3,)) or part.ndim not in (3, 4):
+        is_images = part.dtype == np.uint8 and part.ndim in (3, 4) and part.shape[3:] in ((), (1,), (3,))
+        if not (is_images and part.size):
             wanted = "wanted are uint8 [N, H, W], or [N, H, W, C] of 1 or 3 channels"
             raise InputError(f"{path} holds {part.dtype} {list(part.shape)} as {key}; {wanted}")
 
@@ -184,9 +185,16 @@ def open_hub(source: HubData) -> Pictures:
     if not len(rows):
         raise InputError(f"no images found in {source.repo}, split {source.split}; choose another")
     images = rows.select_columns([source.column])
+
+    def open_one(index: int) -> Image.Image:
+        image: Image.Image | None = images[index][source.column]
+        if image is None:
+            raise ValueError("the row holds none")
+        return image
+
     names = [f"{source.split}[{index}]" for index in range(len(rows))]
     labels, classes = _hub_labels(source, rows) if source.labels else (None, None)
-    return Pictures(source.repo, names, lambda index: images[index][source.column], labels, classes)
+    return Pictures(source.repo, names, open_one, labels, classes)
 
 
 def _hub_labels(source: HubData, rows: Dataset) -> tuple[NDArray[np.int64], list[str] | None]:

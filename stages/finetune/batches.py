@@ -62,14 +62,14 @@ class Batches:
         """Give a share of the batch of a step; shares of one step, put together, are its batch."""
         size, draws = self.params.batch_size, generator(self.seed, "finetune", step)
         chosen = self.choose(step)
-        mirrored = torch.rand(size, generator=draws)[share] < 0.5 if self.params.flip else None  # noqa: PLR2004
+        mirrored = (torch.rand(size, generator=draws)[share] < 0.5).numpy() if self.params.flip else None  # noqa: PLR2004
         noise = torch.randn((size, *self.pixels.shape[1:]), generator=draws)
         timesteps = draw_timesteps(size, self.num_timesteps, draws, antithetic=self.params.antithetic)
         labels = self._labels(chosen, draws)[share]
-        images = to_model_range(self.pixels[chosen[share]])
+        pixels = self.pixels[chosen[share]]
         if mirrored is not None:
-            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
-        return Batch(images, noise[share], timesteps[share], labels)
+            pixels[mirrored] = pixels[mirrored][..., ::-1]
+        return Batch(to_model_range(pixels), noise[share], timesteps[share], labels)
 
     def _labels(self, chosen: list[int], draws: torch.Generator) -> torch.Tensor:
         """Give each image's condition, or the empty one by chance."""

@@ -1,5 +1,8 @@
 """Data sources."""
 
+import hashlib
+import tracemalloc
+
 import datasets
 import numpy as np
 import pytest
@@ -7,11 +10,24 @@ from PIL import Image
 
 from stages.artifacts import read_json
 from stages.errors import InputError
+from stages.fetch import data
 from stages.fetch.data import bundled_digits, fetch_data, split
 from stages.packed import read_images
 from stages.sources import BundledSource, FolderData, HubData
 
 SHAPE = (1, 8)
+
+
+@pytest.fixture
+def out(tmp_path):
+    """An empty folder for what is packed."""
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out"
+
+
+def from_folder(path, **rest):
+    """A folder as a source."""
+    return FolderData(source="folder", path=path, **rest)
 
 
 @pytest.fixture
@@ -92,22 +108,141 @@ def test_a_folder_without_images_is_refused(tmp_path):
         fetch_data(FolderData(source="folder", path=tmp_path / "nowhere"), SHAPE, 0.2, tmp_path)
 
 
-def test_a_damaged_image_is_named(folder, tmp_path):
-    """Also when it is damaged behind its header."""
-    victim = folder / "class0" / "4.png"
-    victim.write_bytes(victim.read_bytes()[:-24])
+@pytest.fixture
+def damage(folder):
+    """Cut the end off some pictures, which leaves their headers whole."""
 
-    with pytest.raises(InputError, match=r"4\.png is not a readable image"):
-        fetch_data(FolderData(source="folder", path=folder), SHAPE, 0.2, tmp_path)
+    def cut(*names):
+        for name in names:
+            victim = folder / name
+            victim.write_bytes(victim.read_bytes()[:-24])
+
+    return cut
 
 
-def test_images_of_more_than_eight_bits_are_refused(tmp_path):
+def test_a_damaged_image_is_named(folder, damage, out):
+    """Also when it is damaged behind its header; nothing half-written stays."""
+    damage("class0/4.png")
+
+    with pytest.raises(InputError, match=r"^\S+class0/4\.png is not a readable image .*: 1 of the first 3 images are"):
+        fetch_data(from_folder(folder), SHAPE, 0.2, out)
+    assert not list(out.iterdir())
+
+
+def test_images_of_more_than_eight_bits_are_refused(tmp_path, out):
     """Pillow would turn them white without a word."""
     (tmp_path / "deep").mkdir()
     Image.fromarray(np.full((8, 8), 30_000, np.uint16)).save(tmp_path / "deep" / "a.png")
 
     with pytest.raises(InputError, match=r"a\.png has more than 8 bits a channel"):
-        fetch_data(FolderData(source="folder", path=tmp_path / "deep"), SHAPE, 0.2, tmp_path)
+        fetch_data(from_folder(tmp_path / "deep"), SHAPE, 0.2, out)
+
+
+def test_a_few_damaged_images_are_left_out(folder, damage, out, capsys):
+    """They are named in dataset.json and on stderr, and what is left is as if they had never been there."""
+    damage("class0/4.png", "class1/3.png")
+    fetch_data(from_folder(folder, max_corrupt=2), SHAPE, 0.2, out)
+    found, about = read_images(out), read_json(out / "dataset.json")
+    told = capsys.readouterr().err
+
+    assert about["left_out"] == ["class0/4.png", "class1/3.png"]
+    assert "Warning: 2 of 10 images are corrupt and left out: " in told
+    for name in about["left_out"]:
+        assert f"{name} is not a readable image" in told
+        (folder / name).unlink()
+    fetch_data(from_folder(folder), SHAPE, 0.2, out)
+    assert read_json(out / "dataset.json")["sha256"] == about["sha256"]
+    assert np.array_equal(read_images(out).train, found.train)
+
+
+def test_more_damaged_images_than_allowed_are_refused(folder, damage, out):
+    """With the first few, the count and the limit."""
+    damage("class0/0.png", "class0/2.png", "class0/4.png", "class0/6.png", "class0/8.png")
+
+    with pytest.raises(InputError, match=r"0\.png .*2\.png .*: 2 of the first 2 .*max_corrupt allows 1; replace"):
+        fetch_data(from_folder(folder, max_corrupt=1), SHAPE, 0.2, out)
+    with pytest.raises(InputError, match=r"4\.png [^;]*; …: 5 of the first 5 .*max_corrupt allows 4; replace") as told:
+        fetch_data(from_folder(folder, max_corrupt=4), SHAPE, 0.2, out)
+    assert "6.png" not in told.value.message
+    for path in folder.rglob("*.png"):
+        path.write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"fetch\.heldout 0\.2 of 0 images leaves a split empty"):
+        fetch_data(from_folder(folder, max_corrupt=10), SHAPE, 0.2, out)
+
+
+def test_a_stream_is_what_the_whole_would_be(tmp_path, out, monkeypatch):
+    """The same files and hash as of an array in memory, over several blocks, the last of them smaller."""
+    monkeypatch.setattr(data, "BLOCK", 7)
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 3, 8, 8), np.uint8)
+    (tmp_path / "noise").mkdir()
+    for index, image in enumerate(pixels):
+        Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / "noise" / f"{index:02}.png")
+    fetch_data(from_folder(tmp_path / "noise"), (3, 8), 0.3, out)
+
+    for name, whole in vars(split(pixels, 0.3)).items():
+        if whole is not None:
+            np.save(tmp_path / "whole.npy", whole)
+            assert (out / f"{name}.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+    assert read_json(out / "dataset.json")["sha256"] == hashlib.sha256(pixels.tobytes()).hexdigest()
+
+
+def test_the_images_are_never_all_in_memory(tmp_path, out, monkeypatch):
+    """8 MB of them pass through less than 2."""
+    monkeypatch.setattr(data, "BLOCK", 16)
+    (tmp_path / "many").mkdir()
+    for index in range(500):
+        Image.new("L", (128, 128), index % 256).save(tmp_path / "many" / f"{index:03}.bmp")
+    tracemalloc.start()
+    try:
+        fetch_data(from_folder(tmp_path / "many"), (1, 128), 0.3, out)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert read_images(out).train.nbytes > 5e6
+    assert peak < 2e6
+
+
+def test_the_face_of_celeba_is_cut_out(tmp_path, out):
+    """128×128 from 25 pixels to the right and 57 down, as DDIM has it; other sizes are refused."""
+    (tmp_path / "faces").mkdir()
+    photograph = np.random.default_rng(0).integers(0, 256, (218, 178, 3), np.uint8)
+    for index in range(2):
+        Image.fromarray(photograph).save(tmp_path / "faces" / f"{index}.png")
+    fetch_data(from_folder(tmp_path / "faces", fit="celeba"), (3, 128), 0.5, out)
+
+    assert np.array_equal(read_images(out).train[0], photograph[57:185, 25:153].transpose(2, 0, 1))
+    Image.fromarray(photograph[:-1]).save(tmp_path / "faces" / "2.png")
+    with pytest.raises(InputError, match=r"2\.png is 178×217, aligned CelebA is 178×218"):
+        fetch_data(from_folder(tmp_path / "faces", fit="celeba"), (3, 128), 0.5, out)
+
+
+@pytest.mark.parametrize("resample", ["lanczos", "bilinear", "bicubic", "box"])
+@pytest.mark.parametrize("fit", ["crop", "celeba"])
+def test_images_are_resized_by_the_filter_that_is_asked_for(tmp_path, out, fit, resample):
+    """By Pillow's, of what is cut out."""
+    (tmp_path / "faces").mkdir()
+    photograph = Image.fromarray(np.random.default_rng(0).integers(0, 256, (218, 178), np.uint8))
+    for index in range(2):
+        photograph.save(tmp_path / "faces" / f"{index}.png")
+    fetch_data(from_folder(tmp_path / "faces", fit=fit, resample=resample), (1, 64), 0.5, out)
+
+    method = Image.Resampling[resample.upper()]
+    face = photograph.crop((25, 57, 153, 185)).resize((64, 64), method)
+    expected = face if fit == "celeba" else photograph.resize((64, 64), method, box=(0, 20, 178, 198))
+    assert np.array_equal(read_images(out).train[0, 0], np.asarray(expected))
+
+
+def test_a_path_takes_variables(folder, out, monkeypatch):
+    """Of the environment, which dataset.json does not tell; one that is not set is named."""
+    monkeypatch.setenv("ESPALIER_DATA", str(folder.parent))
+    source = from_folder("$ESPALIER_DATA/pictures")
+    fetch_data(source, SHAPE, 0.2, out)
+    assert read_json(out / "dataset.json")["source"]["path"] == "$ESPALIER_DATA/pictures"
+
+    monkeypatch.delenv("ESPALIER_DATA")
+    with pytest.raises(InputError, match=r"fetch\.data\.path is .* and \$ESPALIER_DATA is not set"):
+        fetch_data(source, SHAPE, 0.2, out)
 
 
 def test_the_digits_do_not_go_into_another_model(tmp_path):

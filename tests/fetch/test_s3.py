@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -139,6 +140,23 @@ def test_images_come_as_from_a_folder(upload, pictures, out, tmp_path):
         assert (out / name).read_bytes() == (tmp_path / "folder" / name).read_bytes()
     assert read_json(out / "dataset.json")["sha256"] == sha256
     assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_classes_come_as_from_a_folder(upload, pictures, out, tmp_path):
+    """With what is left out; dataset.json tells the same of both, but for the source."""
+    (pictures / "class 0" / "4.PNG").write_bytes(b"no picture")
+    (tmp_path / "folder").mkdir()
+    table = np.zeros((3, 1, 4), np.float32)
+    rest = {"labels": True, "max_corrupt": 1}
+    fetch_data(FolderData(source="folder", path=pictures, **rest), SHAPE, 0.2, tmp_path / "folder", table=table)
+    about = read_json(tmp_path / "folder" / "dataset.json")
+    source = S3Data(source="s3", uri=upload(pictures), sha256=about["sha256"], **rest)
+    fetch_data(source, SHAPE, 0.2, out, table=table)
+
+    assert about["left_out"] == ["class 0/4.PNG"]
+    assert {**read_json(out / "dataset.json"), "source": about["source"]} == about
+    for name in ("train_labels.npy", "heldout_labels.npy"):
+        assert (out / name).read_bytes() == (tmp_path / "folder" / name).read_bytes()
 
 
 def test_a_whole_bucket_is_a_source(connect, pictures, out, tmp_path):

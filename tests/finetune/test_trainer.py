@@ -5,6 +5,7 @@ import math
 import os
 import signal
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -21,6 +22,7 @@ from stages.packed import Images
 from stages.params import EngineParams, FinetuneParams, LossParams, PruneParams, SamplesParams, Target
 from stages.prune.pruning import prune_unet
 from stages.prune.selection import plan_pruning
+from stages.seeds import generator
 
 PARAMS = FinetuneParams(
     steps=7,
@@ -121,6 +123,18 @@ def test_an_epoch_sees_every_image_once(trainer, images):
     for epoch in epochs:
         assert sorted(map(str, epoch.flatten(1).tolist())) == sorted(map(str, expected.flatten(1).tolist()))
     assert not torch.equal(*epochs)
+
+
+def test_half_of_the_images_are_mirrored(trainer, images):
+    """Left to right, those that the step's own draws choose, and the images on disk stay as they are."""
+    run, before = trainer(), images.train.copy()
+    batch = run.batches.at(0, run.share)
+    plain = torch.from_numpy(images.train[run.batches.choose(0)]).float() / 127.5 - 1
+    mirrored = torch.rand(len(batch), generator=generator(run.seed, "finetune", 0)) < 0.5
+
+    assert 0 < int(mirrored.sum()) < len(batch)
+    assert torch.equal(batch.images, torch.where(mirrored[:, None, None, None], plain.flip(-1), plain))
+    assert np.array_equal(images.train, before)
 
 
 def test_the_average_follows_by_hand(trainer):
