@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from stages.artifacts import WEIGHTS, read_json, read_tensors
 from stages.diffusion.families import Denoiser, sample_shape
+from stages.diffusion.models import rename_attention
 from stages.errors import InputError, first_line
 
 CLASSES: dict[str, type[Any]] = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
@@ -59,11 +60,13 @@ def read_codec(folder: Path, device: torch.device) -> Codec | None:
     name = str(config.get("_class_name"))
     if name not in CLASSES:
         raise InputError(f"{homes[0]} holds a {name}; supported: {', '.join(CLASSES)}")
+    if name == "VQModel":  # those of latent diffusion are not scaled, and configs of 2022 do not say so
+        config = {"scaling_factor": 1.0, **config}
     tensors = read_tensors(homes[0] / WEIGHTS)
     try:
         with torch.device("meta"):
             network = CLASSES[name].from_config(config)
-        network.load_state_dict({key: tensor.float() for key, tensor in tensors.items()}, assign=True)
+        network.load_state_dict({rename_attention(key): tensor.float() for key, tensor in tensors.items()}, assign=True)
     except Exception as error:  # noqa: BLE001  # a config from anywhere can break diffusers anywhere
         raise InputError(f"{homes[0]}: the weights do not fit the config ({first_line(error)})") from None
     return Codec(network.to(device))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages import tracking
+from stages.artifacts import CLASS_EMBEDDING
 from stages.compression import Compression
 from stages.errors import InputError, first_line
 from stages.mlflow_server import errors
@@ -34,6 +35,7 @@ def register(compression: Compression, unsent: Path, name: str | None) -> "tuple
         InputError: The compression is not finished or not reproducible, or a server is away.
     """
     lineage = take_lineage(compression)
+    _check_drawn(compression.released)
     record = read_record(compression.homes["evaluate"])
     registry, name, content_id = Registry(), name or _default_name(lineage), compression.id()
     if name.endswith(SUFFIX):
@@ -91,10 +93,23 @@ def _store(compression: Compression, lineage: Lineage, name: str) -> Lineage:
 
 def _default_name(lineage: Lineage) -> str:
     source = lineage.runs["fetch"]["params"]["fetch"]["model"]
-    base = next((str(source[key]) for key in ("repo", "name", "path", "uri") if source.get(key)), None)
+    base = next((str(source[key]) for key in ("repo", "name", "system", "path", "uri") if source.get(key)), None)
     if base is None:
         raise InputError("the base model has no name; give one to the version with --name")
-    return f"espalier-{base.rstrip('/').rsplit('/')[-1]}"
+    if source["source"] == "registry":
+        base = base.rpartition("/")[0]  # models:/NAME/VERSION
+    return f"espalier-{base.rstrip('/').rsplit('/')[-1].removeprefix('espalier-')}"
+
+
+def _check_drawn(released: Path) -> None:
+    """Refuse what no version can draw, since what it brings along draws pixels from seeds alone.
+
+    Raises:
+        InputError: The model draws latents or is told classes.
+    """
+    beside = [name for name in ("vqvae", "vae", CLASS_EMBEDDING) if (released / name).is_dir()]
+    if beside:
+        raise InputError(f"{released} has a {beside[0]}; versions hold models that draw pixels from seeds alone so far")
 
 
 def _describe(record: Record, lineage: Lineage) -> dict[str, str]:

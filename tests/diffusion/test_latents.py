@@ -8,6 +8,7 @@ from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.pipelines.deprecated.latent_diffusion_uncond.pipeline_latent_diffusion_uncond import LDMPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
+from stages.artifacts import read_json, write_json
 from stages.diffusion.codec import Codec, picture_shape, read_codec
 from stages.diffusion.sampling import Companions, draw, initial_noise, predictor
 from stages.errors import InputError
@@ -136,3 +137,13 @@ def test_an_autoencoder_of_another_kind_is_refused(tmp_path, vq):
         config.write_text(text.replace(old, new))
         with pytest.raises(InputError, match=words):
             read_codec(tmp_path, CPU)
+
+
+def test_latents_with_a_codebook_are_not_scaled_unless_their_config_says_so(tmp_path, vq):
+    """Diffusers would divide them by .18215, which is Stable Diffusion's."""
+    vq.save_pretrained(tmp_path / "vqvae")
+    config = read_json(tmp_path / "vqvae" / "config.json")
+    del config["scaling_factor"]
+    write_json(tmp_path / "vqvae" / "config.json", config)
+
+    assert read_codec(tmp_path, CPU).scale == 1.0
