@@ -13,7 +13,7 @@ export PREFECT_SERVER_UI_V2_ENABLED := false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run flow test e2e-registry e2e-schedule preset image stack check format lock base results sizes ui server audit clean
+.PHONY: help setup run flow test e2e-registry e2e-schedule preset image stack check format lock base results sizes systems ui server audit clean
 
 help: ## Print these targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -81,6 +81,9 @@ results: $(READY) ## Copy the pipeline's results table into README.md
 
 sizes: $(READY) ## Cut each of the paper's models at ratio 0.3 and print parameters and MACs (about a minute)
 	@$(BIN)/python -m benchmarks.sizes
+
+systems: $(READY) ## Take every preset through all stages with an initialised model of its exact config (about half an hour)
+	@$(BIN)/python -m benchmarks.systems
 
 ui: $(READY) ## Look at the recorded compressions in MLflow's UI, on loopback
 	$(BIN)/mlflow ui --host 127.0.0.1
