@@ -12,7 +12,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from stages.diffusion.models import write_pipeline
 from stages.importance.measure import measure_importance
-from stages.packed import Images
+from stages.packed import Conditions, Images
 from stages.params import Params, load_params
 from stages.protocol.protocol import Protocol
 
@@ -115,6 +115,18 @@ def images() -> Images:
     draws = np.random.default_rng(0)
     pixels = draws.integers(0, 256, (32, 1, 4, 4)).repeat(2, axis=2).repeat(2, axis=3).astype(np.uint8)
     return Images(train=pixels[:24], heldout=pixels[24:])
+
+
+@pytest.fixture
+def latents():
+    """Latents of four kinds, which say nothing of their kind but are of its colour; and the empty condition."""
+    draws = np.random.default_rng(0)
+    labels = draws.integers(0, 4, 32)
+    values = np.stack([np.full((3, 8, 8), label - 1.5) for label in labels]).astype(np.float16)
+    table = draws.normal(size=(5, 2, 12)).astype(np.float32)
+    return Images(
+        values[:24], values[24:], Conditions(table, labels[:24], labels[24:]), np.zeros((24, 3, 16, 16), np.uint8)
+    )
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Packed images and a step's number -> its batch, noise and timesteps, the same on every machine."""
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,6 +91,29 @@ class Batches:
             self.epoch = epoch
             self.order = torch.randperm(num_images, generator=generator(self.seed, "shuffle", epoch))
         return int(self.order[index])
+
+
+class Ahead:
+    """Draws the next step's share of a batch in a thread, while the model computes on this one.
+
+    Args:
+        batches: What is drawn depends on the step alone, so neither thread nor order changes a bit.
+        share: Of this process.
+    """
+
+    def __init__(self, batches: Batches, share: slice) -> None:
+        self.batches, self.share = batches, share
+        self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
+        self.coming: dict[int, Future[Batch]] = {}
+
+    def take(self, step: int) -> Batch:
+        """Give the share of a step, drawn before if it follows the last one."""
+        wanted = self.coming.pop(step, None) or self._draw(step)
+        self.coming = {step + 1: self._draw(step + 1)}
+        return wanted.result()
+
+    def _draw(self, step: int) -> "Future[Batch]":
+        return self.pool.submit(self.batches.at, step, self.share)
 
 
 def draw_timesteps(size: int, num_timesteps: int, draws: torch.Generator, *, antithetic: bool) -> torch.Tensor:

@@ -16,7 +16,7 @@ from stages.diffusion.families import Denoiser
 from stages.diffusion.sampling import ALONE, Companions, draw, image_seeds
 from stages.errors import InputError
 from stages.finetune.averages import Averages
-from stages.finetune.batches import Batch, Batches, heldout_batch
+from stages.finetune.batches import Ahead, Batch, Batches, heldout_batch
 from stages.finetune.checkpoint import Checkpoint, Checkpoints
 from stages.finetune.curve import CurvePoint, check_gate
 from stages.finetune.engine import Engine
@@ -70,6 +70,7 @@ class Trainer:
         self.share = self.engine.share(params.batch_size)
         num_timesteps = int(scheduler.config["num_train_timesteps"])
         self.batches = Batches(images, num_timesteps, params, seed)
+        self.ahead = Ahead(self.batches, self.share)
         self.unet, self.scheduler, self.params, self.seed = unet.train(), scheduler, params, seed
         for module in unet.modules():
             if isinstance(module, nn.Dropout) and params.dropout is not None:
@@ -163,7 +164,7 @@ class Trainer:
     def _accumulate(self, step: int) -> torch.Tensor:
         """Compute the gradients of a step's batch: its loss."""
         torch.manual_seed(derive_seed(self.seed, "dropout", step, self.engine.index))
-        batch = self.batches.at(step, self.share)
+        batch = self.ahead.take(step)
         parts = batch.split(len(batch) // self.params.engine.accumulate)
         self.optimizer.zero_grad()
         loss = torch.zeros((), device=self.engine.device)

@@ -1,5 +1,7 @@
 """Models that draw latents and are told classes: what their pictures come from."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -8,11 +10,17 @@ from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.pipelines.deprecated.latent_diffusion_uncond.pipeline_latent_diffusion_uncond import LDMPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
-from stages.artifacts import read_json, write_json
+from stages.artifacts import read_json, tensors_sha256, write_json, write_tensors
 from stages.diffusion.codec import Codec, picture_shape, read_codec
+from stages.diffusion.models import read_class_table
 from stages.diffusion.sampling import Companions, draw, initial_noise, predictor
 from stages.errors import InputError
-from stages.params import SamplerParams
+from stages.importance.calibration import calibrate, draw_calibration
+from stages.params import CompensateParams, PruneParams, SamplerParams
+from stages.prune.compensate import NoisyImages, difference
+from stages.prune.pruning import prune_unet
+from stages.prune.selection import plan_pruning
+from stages.reference.reference import find_companions
 
 CPU = torch.device("cpu")
 BLOCKS = {
@@ -147,3 +155,55 @@ def test_latents_with_a_codebook_are_not_scaled_unless_their_config_says_so(tmp_
     write_json(tmp_path / "vqvae" / "config.json", config)
 
     assert read_codec(tmp_path, CPU).scale == 1.0
+
+
+def test_a_conditional_model_is_calibrated_under_the_classes_of_its_images(conditional, scheduler, latents, params):
+    """Each draw tells the model the rows of its own latents, and the importance hangs on them."""
+    chosen = params.importance.model_copy(update={"stride": 500, "num_images": 4})
+    draw_of = next(draw_calibration(conditional, latents, chosen, 0))
+    told = draw_of.condition["encoder_hidden_states"]
+    others = dataclasses.replace(latents.conditions, train=(latents.conditions.train + 1) % 4)
+    found, other = (
+        calibrate(conditional, scheduler, dataclasses.replace(latents, conditions=conditions), chosen, 0).saliency
+        for conditions in (latents.conditions, others)
+    )
+
+    for image, row in zip(draw_of.images, told, strict=True):
+        expected = latents.conditions.table[round(image.mean().item() + 1.5)]
+        assert torch.equal(row, torch.from_numpy(expected))
+    assert tensors_sha256(found) != tensors_sha256(other)
+
+
+def test_a_conditional_model_is_compensated_under_them_too(conditional, scheduler, latents, magnitude_of):
+    """And comes closer to the dense prediction by it."""
+    easy = CompensateParams(num_images=8, num_timesteps=4, damping=0.1)
+    wanted = PruneParams(target={"ratio": 0.3}, compensate=easy)
+    plan = plan_pruning(conditional, magnitude_of(conditional), wanted)
+    images = NoisyImages(conditional, scheduler, latents, easy, 0)
+    noisy, moments, told = next(iter(images))
+    cut, mended = (prune_unet(conditional, plan, noise) for noise in (None, images))
+
+    assert (noisy.shape, moments.shape, told.shape) == ((8, 3, 8, 8), (8,), (8, 2, 12))
+    assert difference(conditional, mended, images) < difference(conditional, cut, images)
+
+
+def test_what_a_model_needs_to_draw_must_fit_it(conditional, unet, latents, tmp_path):
+    """Conditions for a conditional model, no guidance for another; without guidance none is applied."""
+    assert find_companions(conditional, tmp_path, latents.conditions, None).guidance == 1
+    assert find_companions(conditional, tmp_path, latents.conditions, 3).guidance == 3
+    with pytest.raises(InputError, match=r"takes conditions of width 12, .* has none"):
+        find_companions(conditional, tmp_path, None, None)
+    with pytest.raises(InputError, match=r"reference\.guidance is 2\.0, and .* takes no conditions; set it to null"):
+        find_companions(unet, tmp_path, None, 2.0)
+
+
+@pytest.mark.parametrize(("without", "last"), [(2, 2.0), (None, 0.0)])
+def test_the_last_row_of_a_class_table_says_nothing(tmp_path, without, last):
+    """The row that the embedding names, or zeros where it names none; rows beyond the classes are left out."""
+    assert read_class_table(tmp_path) is None
+    home = tmp_path / "class_embedding"
+    write_json(home / "config.json", {"num_classes": 2, "width": 3, "unconditional": without})
+    weight = torch.arange(4.0)[:, None].expand(4, 3).contiguous()
+    write_tensors(home / "diffusion_pytorch_model.safetensors", {"weight": weight})
+
+    assert read_class_table(tmp_path)[:, 0, 0].tolist() == [0.0, 1.0, last]

@@ -11,7 +11,7 @@ from stages.errors import InputError
 from stages.finetune.batches import Batches
 from stages.finetune.checkpoint import Checkpoints
 from stages.finetune.trainer import Trainer
-from stages.packed import Conditions, Images, read_images, write_images
+from stages.packed import read_images, write_images
 from stages.params import FinetuneParams
 
 PARAMS = FinetuneParams(
@@ -25,18 +25,6 @@ PARAMS = FinetuneParams(
     heldout_every=4,
     checkpoint_every=4,
 )
-
-
-@pytest.fixture
-def latents():
-    """Latents of four kinds, which say nothing of their kind but are of its colour; and the empty condition."""
-    draws = np.random.default_rng(0)
-    labels = draws.integers(0, 4, 32)
-    values = np.stack([np.full((3, 8, 8), label - 1.5) for label in labels]).astype(np.float16)
-    table = draws.normal(size=(5, 2, 12)).astype(np.float32)
-    return Images(
-        values[:24], values[24:], Conditions(table, labels[:24], labels[24:]), np.zeros((24, 3, 16, 16), np.uint8)
-    )
 
 
 def test_latents_and_conditions_come_back_as_they_were(tmp_path, latents):

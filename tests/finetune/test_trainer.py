@@ -13,7 +13,7 @@ from diffusers.models.resnet import ResnetBlock2D
 
 from stages.artifacts import tensors_sha256
 from stages.errors import InputError
-from stages.finetune.batches import Batches, draw_timesteps
+from stages.finetune.batches import Ahead, Batches, draw_timesteps
 from stages.finetune.checkpoint import Checkpoints
 from stages.finetune.interrupt import StoppedError
 from stages.finetune.recovery import fresh
@@ -223,6 +223,14 @@ def test_shares_of_a_step_are_its_batch(images):
 
     for name in ("images", "noise", "timesteps"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
+
+
+def test_what_is_drawn_ahead_is_what_the_step_would_draw(images):
+    """In whatever order the steps are asked for, once or twice."""
+    ahead = Ahead(Batches(images, 1000, PARAMS, 3), slice(2, 8))
+    for step in (0, 1, 2, 7, 7, 8, 3):
+        found, expected = ahead.take(step), Batches(images, 1000, PARAMS, 3).at(step, slice(2, 8))
+        assert all(torch.equal(vars(found)[name], vars(expected)[name]) for name in vars(expected))
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,30 @@ def test_features_do_not_depend_on_the_batch(digits):
     torch.testing.assert_close(features[0], features[2], rtol=1e-5, atol=1e-6)
 
 
+def test_digits_of_another_size_are_brought_to_the_size_that_is_seen(digits):
+    """As bilinear interpolation does it; MNIST's are 28×28."""
+    images = bundled_digits()[:4]
+    floats = torch.from_numpy(images).float()
+    large = torch.nn.functional.interpolate(floats, (32, 32), mode="nearest")
+    found, expected = (digits(4).features(part) for part in (large.to(torch.uint8).numpy(), images))
+
+    assert float((found - expected).norm() / expected.norm()) < 0.35
+    assert float((found - expected.flip(0)).norm() / expected.norm()) > 0.8
+
+
+def test_a_thumbnail_is_the_mean_of_each_block():
+    """Of pictures of any size; what changes within a block is not seen, what changes the block is."""
+    extractor = Extractor(ExtractorParams(name="thumbnail"), 2)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32)).astype(np.uint8)
+    blocks = pixels.reshape(2, 3, 8, 4, 8, 4).mean((3, 5))
+    found = extractor.features(pixels)
+
+    np.testing.assert_allclose(found.numpy(), blocks.reshape(2, -1) / 127.5 - 1, rtol=1e-5, atol=1e-5)
+    assert extractor.features(np.zeros((1, 1, 16, 16), np.uint8)).shape == (1, 192)
+    with pytest.raises(ValidationError, match="extractor thumbnail brings what it needs"):
+        ExtractorParams(name="thumbnail", weights="somewhere")
+
+
 def test_images_that_the_extractor_does_not_see_are_refused(digits):
     """Colour pictures are no digits."""
     with pytest.raises(InputError, match=r"sees grey images, these are 3×16×16; choose another reference\.extractor"):
