@@ -82,7 +82,7 @@ results: $(READY) ## Copy the pipeline's results table into README.md
 sizes: $(READY) ## Cut each of the paper's models at ratio 0.3 and print parameters and MACs (about a minute)
 	@$(BIN)/python -m benchmarks.sizes
 
-systems: $(READY) ## Take every preset through all stages with an initialised model of its exact config (about half an hour)
+systems: $(READY) ## Take the paper's five systems through all stages, initialised from their exact configs (about half an hour)
 	@$(BIN)/python -m benchmarks.systems
 
 ui: $(READY) ## Look at the recorded compressions in MLflow's UI, on loopback

@@ -62,6 +62,8 @@ def forecast(name: str, params: Params) -> Forecast:
 @click.option("--params", "path", type=click.Path(path_type=Path), help="In place of the preset's own file.")
 def main(names: tuple[str, ...], tflops: float, gpus: int, path: Path | None) -> None:
     """Print hours of each stage, and the memory that finetuning takes before any activation."""
+    if path is not None and len(names) != 1:
+        raise click.UsageError("--params is of one preset; name it with --preset")
     print("| preset | reference | importance | finetune | evaluate | together | weights and their like |")
     print("| --- |" + " ---: |" * 6)
     for name in names:

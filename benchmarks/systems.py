@@ -78,7 +78,7 @@ FEW: dict[str, Any] = {
     "finetune.checkpoint_every": 2,
     "finetune.keep_checkpoints": 1,
     "finetune.samples": None,
-    "finetune.engine": {"accumulate": 2},
+    "finetune.engine.accumulate": 2,
     "evaluate.costs": {"batches": [1], "precisions": ["float32"], "repeats": 3, "seconds": 30.0},
 }
 
@@ -187,6 +187,8 @@ def main(names: tuple[str, ...], keep: Path | None) -> None:
     for name in names:
         with tempfile.TemporaryDirectory() as temporary:
             folder = (keep or Path(temporary)) / name
+            if folder.exists():
+                raise click.UsageError(f"{folder} is there; remove it or choose another --keep")
             folder.mkdir(parents=True)
             rows.append(measure(name, folder.resolve()))
             click.echo(rows[-1], err=True)

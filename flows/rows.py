@@ -18,6 +18,7 @@ ONE_SHOT = {
     "importance.stride": 1,
     "prune.target": {"ratio": 0.15},
     "prune.ranking": "uniform",
+    "prune.compensate": None,
     "finetune.init": "pruned",
     "finetune.steps": 1,
     "finetune.loss": {"noise": 1.0},
@@ -78,8 +79,8 @@ def plan_rows(params: Params) -> dict[str, dict[str, Any]]:
     }
 
 
-def _loss(**weights: float) -> dict[str, float]:
-    return {f"finetune.loss.{name}": weight for name, weight in weights.items()}
+def _loss(**weights: float) -> dict[str, float | None]:
+    return {f"finetune.loss.{name}": weight for name, weight in {**weights, "min_snr": None}.items()}
 
 
 def _diff_pruning(threshold: float) -> dict[str, Any]:
@@ -112,6 +113,8 @@ def plan_comparison(
     check_rows(names)
     if not seeds or not (names or ablation):
         raise InputError("there is nothing to compare; give at least one seed and one row")
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f"seeds {', '.join(map(str, seeds))} name one twice; give each once")
     params = home.params(base.commit, base.preset)
     rows = plan_rows(params)
     _check_free(overrides, rows)
@@ -135,7 +138,7 @@ def _check_free(overrides: Overrides, rows: Mapping[str, Overrides]) -> None:
     fixed = {"seed", *(key for row in rows.values() for key in row)}
     taken = [key for key in overrides if any(_overlap(key, other) for other in fixed)]
     if taken:
-        raise InputError(f"{', '.join(taken)} is what rows and seeds decide; leave it out of --set, or use a sweep")
+        raise InputError(f"{', '.join(taken)} is what rows and seeds decide; leave it out of --set (--rows, --seeds)")
 
 
 def _overlap(one: str, other: str) -> bool:

@@ -28,6 +28,8 @@ PLAN = "pruning_plan.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CLASS_EMBEDDING = "class_embedding"
 """Component of a class-conditional pipeline: config.json {num_classes, width, unconditional} and the table `weight`."""
+CODECS = ("vqvae", "vae")
+"""Components that decode latents, as pipelines of diffusers call them."""
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,30 @@ from stages.artifacts import write_array, write_blocks, write_json
 from stages.errors import InputError, first_line
 
 SPLITS = ("train", "heldout")
+
+
+def spread(count: int, limit: int | None) -> NDArray[np.int64]:
+    """Choose at most `limit` of so many, evenly spaced, since neighbours may be of one class; all without a limit."""
+    rows: NDArray[np.int64] = np.linspace(0, count - 1, min(count, limit or count)).round().astype(np.int64)
+    return rows
+
+
+class Chosen:
+    """Some rows of packed images, read when they are asked for: an array as far as those need it who go through all."""
+
+    def __init__(self, pixels: NDArray[np.uint8], rows: NDArray[np.int64]) -> None:
+        self.pixels, self.rows = pixels, rows
+        self.shape = (len(rows), *pixels.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: Any) -> Any:  # noqa: ANN401  # as an array
+        return self.pixels[self.rows[key]]
+
+
+Pixels = NDArray[np.uint8] | Chosen
+"""uint8 [N, C, H, W]."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +65,8 @@ class Images:
 
     @property
     def pixels(self) -> NDArray[np.uint8]:
-        """The training images as uint8 [N, C, H, W], the reference of FID and KID.
-
-        Raises:
-            InputError: There are but latents.
-        """
-        if self.decoded is not None:
-            return self.decoded
-        if self.train.dtype != np.uint8:
-            raise InputError("the data hold latents without their images, pixels.npy; run the fetch stage again")
-        return self.train
+        """The training images as uint8 [N, C, H, W], the reference of FID and KID."""
+        return self.train if self.decoded is None else self.decoded
 
     def tell(self, chosen: NDArray[np.int64], device: torch.device) -> dict[str, torch.Tensor]:
         """Give what a conditional model is told of some training images, by the names of its forward."""
@@ -145,7 +162,7 @@ def _read_conditions(folder: Path, counts: Mapping[str, int]) -> Conditions | No
 def _open(folder: Path, name: str) -> NDArray[Any]:
     try:
         array: NDArray[Any] = np.load(folder / name, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, OverflowError, TokenError, ValueError, EOFError) as error:
         raise _no_images(folder, first_line(error)) from None
     if not isinstance(array, np.ndarray):
         raise _no_images(folder, "several arrays in one file")

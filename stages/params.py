@@ -319,6 +319,8 @@ class ReferenceParams(Section):
     batch_size: int = Field(ge=1, le=1_000_000)
     """Images drawn or seen at once; no part of the protocol, though DVC draws anew when it changes."""
     extractor: ExtractorParams
+    real_images: int | None = Field(None, ge=4)
+    """Training images to compare with, at most, evenly spaced; null takes all, which costs memory for each."""
     kid_subsets: int = Field(ge=1, le=1_000_000)
     kid_subset_size: int = Field(ge=2)
     """Images in each of KID's subsets; at most num_images."""

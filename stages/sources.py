@@ -25,7 +25,10 @@ def locate(path: Path, key: str) -> Path:
     Raises:
         InputError: One is not set.
     """
-    filled = os.path.expandvars(path.expanduser())
+    try:
+        filled = os.path.expandvars(path.expanduser())
+    except RuntimeError:  # ~ of a user that there is none of
+        raise InputError(f"{key} is {path}, and there is no such home folder; give a whole path") from None
     if missing := re.search(r"\$\{?(\w+)", filled):
         raise InputError(f"{key} is {path} and ${missing[1]} is not set; set it to the folder that holds the rest")
     return Path(filled)
@@ -73,6 +76,10 @@ class S3Model(S3Source):
     """Of the UNet's safetensors file; needed, because others may write to a bucket."""
 
 
+System = Literal["cifar10", "celeba-hq-64", "lsun-256", "imagenet-ldm"]
+"""Of the paper."""
+
+
 class CheckpointModel(Section):
     """A checkpoint of the code that a model was published with, converted as it is fetched."""
 
@@ -82,7 +89,7 @@ class CheckpointModel(Section):
     autoencoder and class embedding."""
     path: Path
     """$VARIABLES of the environment are filled in as it is fetched."""
-    system: Literal["cifar10", "celeba-hq-64", "lsun-256", "imagenet-ldm"]
+    system: System
     """What it must hold: a config in stages/fetch/systems."""
     sha256: Sha256 | None = None
     """Of the file; null trusts it to be the one that is meant, never to hold more than tensors."""
@@ -149,9 +156,11 @@ class NpzData(Fitted):
     """Of the packed images, as data/dataset.json reports it; null trusts the file."""
 
     @model_validator(mode="after")
-    def _both_splits_have_labels_or_none(self) -> Self:
+    def _splits_fit(self) -> Self:
         if (self.heldout_labels is not None) != (None not in (self.labels, self.heldout_images)):
             raise ValueError("heldout_labels go with labels and heldout_images; give all three or leave them out")
+        if self.heldout_images == self.images:
+            raise ValueError("heldout_images are the images themselves; give a key of others, or leave it out")
         return self
 
 

@@ -9,14 +9,12 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vq_model import VQModel
 from numpy.typing import NDArray
 
-from stages.artifacts import WEIGHTS, read_json, read_tensors
+from stages.artifacts import CODECS, WEIGHTS, read_json, read_tensors
 from stages.diffusion.families import Denoiser, sample_shape
 from stages.diffusion.models import rename_attention
 from stages.errors import InputError, first_line
 
 CLASSES: dict[str, type[Any]] = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
-NAMES = ("vqvae", "vae")
-"""What pipelines of diffusers call it."""
 
 
 class Codec:
@@ -51,9 +49,9 @@ def read_codec(folder: Path, device: torch.device) -> Codec | None:
     """Load the autoencoder of a pipeline; None where a model draws pixels.
 
     Raises:
-        InputError: It is of a class that is not known here, or damaged.
+        InputError: It is of a class that is not known here, damaged, or holds values that are not finite.
     """
-    homes = [folder / name for name in NAMES if (folder / name).is_dir()]
+    homes = [folder / name for name in CODECS if (folder / name).is_dir()]
     if not homes:
         return None
     config = read_json(homes[0] / "config.json")
@@ -69,6 +67,8 @@ def read_codec(folder: Path, device: torch.device) -> Codec | None:
         network.load_state_dict({rename_attention(key): tensor.float() for key, tensor in tensors.items()}, assign=True)
     except Exception as error:  # noqa: BLE001  # a config from anywhere can break diffusers anywhere
         raise InputError(f"{homes[0]}: the weights do not fit the config ({first_line(error)})") from None
+    if broken := [key for key, tensor in network.state_dict().items() if not tensor.isfinite().all()]:
+        raise InputError(f"{homes[0]}: {broken[0]} holds values that are not finite; use another autoencoder")
     return Codec(network.to(device))
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from stages.artifacts import (
     CLASS_EMBEDDING,
+    CODECS,
     PLAN,
     WEIGHTS,
     copy_file,
@@ -229,10 +230,11 @@ def _copy_others(source: Path | None, folder: Path) -> dict[str, Any]:
     """
     path = source / "model_index.json" if source else None
     index = read_json(path) if path and path.is_file() else {}
-    given = {
-        name: entry for name, entry in index.items() if isinstance(entry, list) and any(entry)
-    }  # [null, null]: none
-    others = {name: entry for name, entry in given.items() if name not in PIPELINE}
+    others = {name: entry for name, entry in index.items() if isinstance(entry, list) and name not in PIPELINE}
+    others = {name: entry for name, entry in others.items() if any(entry)}  # [null, null] is none
+    for name in CODECS:
+        if source and name not in others and (source / name).is_dir():
+            others[name] = ["diffusers", read_json(source / name / "config.json").get("_class_name")]
     unlisted = [CLASS_EMBEDDING] if source and (source / CLASS_EMBEDDING).is_dir() else []  # no class of diffusers
     for name in [*others, *unlisted]:
         if not (name.isidentifier() and source and (source / name).is_dir()):

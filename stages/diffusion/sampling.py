@@ -33,8 +33,11 @@ class Companions:
     """Of a model that draws latents."""
     table: NDArray[np.float32] | None = None
     """[K, S, D], of a conditional model: its encoder_hidden_states for each class; the last row says nothing."""
-    guidance: float = 1.0
-    """How far to go from what is predicted under no condition to what is under that of the image, and beyond."""
+    guidance: float | None = None
+    """How far to go from what is predicted under no condition to what is under that of the image, and beyond.
+
+    None stays at the latter, as 1 does.
+    """
 
     def labels(self, seed: int, num_images: int, set_index: int = 0) -> list[int]:
         """Give every image of a set a class, all equally often in an order of the set's own; none without a table."""
@@ -144,7 +147,7 @@ def draw(
         part = slice(start, start + batch_size)
         steps = make_sampler(scheduler, sampler)  # anew, since some count their steps
         *_, images = trajectory(model, steps, seeds[part], sampler.eta, companions, labels[part])
-        drawn[part] = to_pixels(_checked(images, seeds[part], label), companions.codec)
+        drawn[part] = to_pixels(_checked(decoded(images, companions.codec), seeds[part], label))
     return drawn
 
 
@@ -234,7 +237,7 @@ def predictor(unet: Denoiser, companions: Companions, labels: Sequence[int]) -> 
 
     def predict(seen: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         seen = seen.to(unet.dtype)
-        if companions.guidance == 1:
+        if companions.guidance in (None, 1):
             return unet(seen, timestep, encoder_hidden_states=told).sample.float()  # type: ignore[no-any-return]
         both = unet(seen.repeat(2, 1, 1, 1), timestep, encoder_hidden_states=torch.cat([blank, told])).sample.float()
         freely, guided = both.chunk(2)
@@ -265,9 +268,13 @@ def trajectory(
     yield images
 
 
-def to_pixels(images: torch.Tensor, codec: Codec | None = None) -> NDArray[np.uint8]:
-    """Round images in [-1, 1], or what latents decode to, to uint8."""
-    images = images if codec is None else codec.decode(images)
+def decoded(images: torch.Tensor, codec: Codec | None) -> torch.Tensor:
+    """Give the images themselves, or what latents stand for."""
+    return images if codec is None else codec.decode(images)
+
+
+def to_pixels(images: torch.Tensor) -> NDArray[np.uint8]:
+    """Round images in [-1, 1] to uint8."""
     pixels: NDArray[np.uint8] = ((images.cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
     return pixels
 
@@ -288,7 +295,7 @@ def draw_strip(
     model = _lay_out(cast_model(unet, precision))
     states = list(trajectory(model, sampler, seeds, params.eta, companions, labels))
     chosen = ((1 - np.linspace(1, 0, num_frames) ** 2) * (len(states) - 1)).round().astype(int)
-    return np.stack([to_pixels(states[index], companions.codec) for index in chosen], axis=1)
+    return np.stack([to_pixels(decoded(states[index], companions.codec)) for index in chosen], axis=1)
 
 
 def _checked(images: torch.Tensor, seeds: Sequence[int], label: str) -> torch.Tensor:

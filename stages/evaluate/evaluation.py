@@ -106,7 +106,7 @@ def evaluate(
         raise InputError(f"the dense model has weights of sha256 {found}; run the reference stage again")
     table = measure_costs(models, costs)
     judge = Judge(reference.real_features, reference.protocol)
-    companions = Companions(codec, reference.table, reference.protocol.guidance or 1.0)
+    companions = Companions(codec, reference.table, reference.protocol.guidance)
     measured = {
         name: _measure(name, unet, files[name], scheduler, reference, extractor, judge, companions)
         for name, unet in models.items()

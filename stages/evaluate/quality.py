@@ -10,6 +10,9 @@ from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, p
 from stages.protocol.protocol import Protocol
 from stages.seeds import derive_seed, generator
 
+AT_ONCE, BLOCK_BYTES = 10_000, 2**30
+"""Rows of a block of distances for precision and recall, at most, and its size."""
+
 
 @dataclass(frozen=True)
 class Quality:
@@ -52,7 +55,12 @@ class Judge:
             verbose=False,
         )
         prc = prc_features_to_metric(
-            drawn, self.real, prc_neighborhood=self.protocol.neighbours, save_cpu_ram=True, verbose=False
+            drawn,
+            self.real,
+            prc_neighborhood=self.protocol.neighbours,
+            prc_batch_size=max(1, min(AT_ONCE, BLOCK_BYTES // (8 * max(len(drawn), len(self.real))))),
+            save_cpu_ram=True,
+            verbose=False,
         )
         return Quality(self.fid(drawn), kid[KEY_METRIC_KID_MEAN], prc[KEY_METRIC_PRECISION], prc[KEY_METRIC_RECALL])
 

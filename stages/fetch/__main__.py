@@ -26,6 +26,7 @@ def main(params_path: Path, model_out: Path, data_out: Path) -> None:
     from stages.provenance import write_run_record
 
     artifacts.check_free(model_out, data_out, stage="fetch")
+    data.check_there(params.fetch.data)
     with artifacts.writing(model_out) as model_folder, artifacts.writing(data_out) as data_folder:
         unet = model.fetch_model(params.fetch.model, model_folder)
         codec, table = read_codec(model_folder, select_device()), read_class_table(model_folder)

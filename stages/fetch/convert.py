@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from diffusers.models.autoencoders.vq_model import VQModel
@@ -16,6 +16,7 @@ from stages.diffusion.families import FAMILIES
 from stages.errors import InputError
 from stages.fetch.names import ddim_name, ldm_name
 from stages.fetch.pickles import only_tensors, read_pickle
+from stages.sources import System
 
 SYSTEMS = Path(__file__).parent / "systems"
 Config = Mapping[str, Any]
@@ -126,7 +127,7 @@ def converted(path: Path, layout: str, system: str, place: Path) -> Iterator[Pat
     kind, convert = LAYOUTS[layout]
     config = read_json(SYSTEMS / f"{system}.json")
     if config["_class_name"] != kind:
-        fitting = [it.stem for it in sorted(SYSTEMS.glob("*.json")) if read_json(it)["_class_name"] == kind]
+        fitting = [it for it in get_args(System) if read_json(SYSTEMS / f"{it}.json")["_class_name"] == kind]
         raise InputError(f"fetch.model.system {system} has no layout {layout}, which is for {', '.join(fitting)}")
     with stand_in(path, place) as folder:
         convert(path, config, folder)

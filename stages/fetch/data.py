@@ -52,6 +52,19 @@ Rows = NDArray[np.int64]
 Encode = Callable[[Pixels], NDArray[np.float16]]
 
 
+def check_there(source: DataSource) -> None:
+    """Find a mistake in a path before a model is fetched for nothing.
+
+    Raises:
+        InputError: A variable of the path is not set, or nothing is there.
+    """
+    if isinstance(source, FolderData | NpzData):
+        path = locate(source.path, "fetch.data.path")
+        if not path.exists():
+            what = "image folder" if isinstance(source, FolderData) else "file"
+            raise InputError(f"{what} {path} does not exist; correct fetch.data.path in params.yaml")
+
+
 def fetch_data(
     source: DataSource,
     shape: Shape,
@@ -234,7 +247,7 @@ def _check_labels(pictures: Pictures, table: NDArray[np.float32] | None) -> None
         raise InputError(f"{found}; correct fetch.data.labels or the images")
     if pictures.classes and len(pictures.classes) != num_classes:
         found = f"{pictures.origin} has {len(pictures.classes)} classes, the model {num_classes}"
-        click.echo(f"Warning: {found}; they are numbered by themselves, so make sure that they are the first", err=True)
+        raise InputError(f"{found}; they are numbered in order, so give all of them")
 
 
 def _check_sha256(source: DataSource, sha256: str) -> None:

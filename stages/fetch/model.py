@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from huggingface_hub import snapshot_download
@@ -11,9 +12,11 @@ from huggingface_hub.constants import HF_HUB_OFFLINE
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from stages import mlflow_server
-from stages.artifacts import CLASS_EMBEDDING, WEIGHTS, copy_file, file_sha256, read_json, read_shapes, stand_in
-from stages.diffusion.families import Denoiser, example_inputs
+from stages.artifacts import CLASS_EMBEDDING, WEIGHTS, copy_file, file_sha256, read_json, read_tensors, stand_in
+from stages.diffusion.codec import read_codec
+from stages.diffusion.families import Denoiser, example_inputs, sample_shape
 from stages.diffusion.models import read_scheduler, read_unet, write_pipeline
+from stages.diffusion.sampling import to_pixels
 from stages.errors import InputError, UnavailableError, first_line
 from stages.fetch.convert import converted
 from stages.fetch.pickles import BESIDE, BIN, lacking, unpickled, weights_that_count
@@ -52,6 +55,7 @@ def fetch_model(source: ModelSource, out: Path) -> Denoiser:
         unet = read_unet(folder)
         check_class_embedding(unet, folder)
         try_out(unet, folder)
+        try_codec(unet, folder)
         write_pipeline(out, unet, read_scheduler(folder), source=folder)
         if (folder / CARD).is_file():  # its licence binds every model made from this one
             copy_file(folder / CARD, out / CARD)
@@ -74,25 +78,51 @@ def try_out(unet: Denoiser, folder: Path) -> None:
         raise InputError(f"{folder}: the model's output is not finite or not of its input's shape")
 
 
+def try_codec(unet: Denoiser, folder: Path) -> None:
+    """Decode and encode once, where the model draws latents.
+
+    Raises:
+        InputError: The autoencoder fails, or its latents are not those of the model.
+    """
+    codec = read_codec(folder, unet.device)
+    if codec is None:
+        return
+    shape = sample_shape(unet)
+    try:
+        pictures = codec.decode(torch.zeros(1, *shape, device=unet.device))
+        latents = codec.encode(to_pixels(pictures))
+    except Exception as error:  # noqa: BLE001  # likewise
+        raise InputError(f"{folder}: the autoencoder does not fit the model ({first_line(error)})") from None
+    if latents.shape[1:] != shape or not (pictures.isfinite().all() and np.isfinite(latents).all()):
+        raise InputError(f"{folder}: the autoencoder makes latents {latents.shape[1:]}, the model takes {shape}")
+
+
 def check_class_embedding(unet: Denoiser, folder: Path) -> None:
     """Make sure that a conditional model comes with the embedding of its classes.
 
     Raises:
         InputError: There is none, or it does not fit the model.
     """
+    home = folder / CLASS_EMBEDDING
     if not isinstance(unet, UNet2DConditionModel):
+        if home.is_dir():
+            raise InputError(f"{home} embeds classes, and the model beside it takes none; remove it")
         return
-    home, width = folder / CLASS_EMBEDDING, unet.config["cross_attention_dim"]
+    width = unet.config["cross_attention_dim"]
     if not home.is_dir():
         raise InputError(f"{home} does not exist; supported: models of pictures or of classes, not of text")
-    config, shape = read_json(home / "config.json"), read_shapes(home / WEIGHTS).get("weight", [])
+    config, weight = read_json(home / "config.json"), read_tensors(home / WEIGHTS).get("weight", torch.empty(0))
+    shape = list(weight.shape)
     if shape[1:] != [width] or config.get("width") != width:
         found = f"a weight of shape {shape} and width {config.get('width')} in its config.json"
         raise InputError(f"{home} has {found}, the model takes {width}; bring both together")
     classes, without = config.get("num_classes"), config.get("unconditional")
-    if not (isinstance(classes, int) and 0 < classes <= shape[0] and (without is None or without in range(shape[0]))):
+    fits = type(classes) is int and 0 < classes <= shape[0]
+    if not fits or not (without is None or (type(without) is int and 0 <= without < shape[0])):
         found = f"{classes} classes and row {without} for none"
         raise InputError(f"{home} has {shape[0]} rows, but {found} in its config.json; correct it")
+    if not weight.isfinite().all():
+        raise InputError(f"{home} holds values that are not finite; use another checkpoint")
 
 
 @contextmanager

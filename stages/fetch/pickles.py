@@ -10,13 +10,13 @@ from zipfile import is_zipfile
 
 import torch
 
-from stages.artifacts import CLASS_EMBEDDING, WEIGHTS, stand_in, write_tensors
+from stages.artifacts import CLASS_EMBEDDING, CODECS, WEIGHTS, stand_in, write_tensors
 from stages.diffusion.models import component, rename_attention
 from stages.errors import InputError, first_line
 
 BIN = "diffusion_pytorch_model.bin"
 """How diffusers called the weights before it took to safetensors."""
-BESIDE = ("vqvae", "vae", CLASS_EMBEDDING)
+BESIDE = (*CODECS, CLASS_EMBEDDING)
 """Components that may lie beside a UNet."""
 KEPT = {".json", ".md", ".safetensors"}
 

@@ -2,9 +2,10 @@
 
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,20 @@ from PIL import Image, ImageOps
 from stages.errors import InputError, UnavailableError, first_line
 from stages.sources import Fitted, HubData, NpzData, locate
 
+FORMATS = ("BMP", "JPEG", "PNG", "WEBP")
+"""Of Pillow's: others call foreign programs, as EPS does."""
+UNREADABLE = (
+    EOFError,
+    KeyError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    TokenError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What a damaged .npz file ends in."""
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 MODES = {1: "L", 3: "RGB"}
 CELEBA_SIZE, CELEBA_FACE = (178, 218), (25, 57, 25 + 128, 57 + 128)
@@ -100,22 +115,24 @@ def open_folder(folder: Path, origin: str, *, labels: bool) -> Pictures:
         raise InputError(f"no images found in {origin}; fetch.data wants files with {', '.join(sorted(SUFFIXES))}")
     names = [path.relative_to(folder).as_posix() for path in paths]
     pictures = Pictures(origin, names, lambda index: _load(paths[index]))
-    return _with_classes(pictures) if labels else pictures
+    return _with_classes(pictures, [it.name for it in folder.iterdir() if it.is_dir()]) if labels else pictures
 
 
 def _load(path: Path) -> Image.Image:
-    with Image.open(path) as image:
+    with Image.open(path, formats=FORMATS) as image:
         image.load()
     return image
 
 
-def _with_classes(pictures: Pictures) -> Pictures:
+def _with_classes(pictures: Pictures, folders: Iterable[str]) -> Pictures:
     homes = [name.partition("/") for name in pictures.names]
     if loose := [home for home, slash, _ in homes if not slash]:
         raise InputError(
             f"{pictures.origin}/{loose[0]} lies in no class; give each class a folder, or remove fetch.data.labels"
         )
     classes = sorted({home for home, _, _ in homes})
+    if empty := sorted(set(folders) - set(classes)):
+        raise InputError(f"{pictures.origin}/{empty[0]} holds no images, though each folder is a class; remove it")
     numbers = {name: number for number, name in enumerate(classes)}
     labels = np.array([numbers[home] for home, _, _ in homes], np.int64)
     return Pictures(pictures.origin, pictures.names, pictures.open, labels, classes)
@@ -164,7 +181,7 @@ def _unpack(path: Path, key: str, place: Path) -> NDArray[Any]:
                 raise InputError(f"{path} holds no array {key!r}; its keys: {', '.join(keys)}")
             member = archive.extract(f"{key}.npy", place)
         return np.lib.format.open_memmap(member, mode="r")
-    except (EOFError, KeyError, OSError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path} is no readable .npz file ({first_line(error)}); correct fetch.data.path") from None
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from stages.errors import InputError
-from stages.packed import Images, to_model_range
+from stages.packed import Images, spread, to_model_range
 from stages.params import FinetuneParams
 from stages.seeds import generator
 
@@ -127,8 +127,9 @@ def draw_timesteps(size: int, num_timesteps: int, draws: torch.Generator, *, ant
 def heldout_batch(images: Images, limit: int, num_timesteps: int) -> Batch:
     """Give held-out images, at most `limit`, under noise and timesteps that never change, whatever the seed."""
     draws = generator(0, "heldout loss")
-    clean = to_model_range(images.heldout[:limit])
+    chosen = spread(len(images.heldout), limit)
+    clean = to_model_range(images.heldout[chosen])
     noise = torch.randn(clean.shape, generator=draws)
-    rows = np.array(images.conditions.heldout[:limit]) if images.conditions else np.zeros(len(clean), np.int64)
+    rows = np.array(images.conditions.heldout[chosen]) if images.conditions else np.zeros(len(clean), np.int64)
     timesteps = draw_timesteps(len(clean), num_timesteps, draws, antithetic=False)
     return Batch(clean, noise, timesteps, torch.from_numpy(rows))

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from torch_fidelity.feature_extractor_clip import MODEL_METADATA, MODEL_URLS
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
@@ -15,6 +14,7 @@ from torchvision.models import VGG16_Weights
 
 from stages.artifacts import file_sha256
 from stages.errors import InputError, first_line
+from stages.packed import Pixels
 from stages.params import ExtractorParams
 from stages.protocol import thumbnail
 from stages.protocol.digits import DIGITS_WEIGHTS, DigitsExtractor
@@ -60,7 +60,7 @@ OURS: dict[str, tuple[type, Path]] = {
 class RgbImages(Dataset[torch.Tensor]):
     """Packed images as torch-fidelity wants them: uint8 [3, H, W] each, grey ones repeated."""
 
-    def __init__(self, pixels: NDArray[np.uint8]) -> None:
+    def __init__(self, pixels: Pixels) -> None:
         self.pixels = pixels
 
     def __len__(self) -> int:
@@ -101,7 +101,7 @@ class Extractor:
             found = f"{path} holds no weights of {params.name} ({type(error).__name__})"
             raise InputError(f"{found}; correct reference.extractor") from None
 
-    def check_images(self, pixels: NDArray[np.uint8]) -> None:
+    def check_images(self, pixels: Pixels) -> None:
         """Make sure that the extractor sees such images.
 
         Raises:
@@ -113,7 +113,7 @@ class Extractor:
                 f"the extractor digits sees grey images, these are {found}; choose another reference.extractor"
             )
 
-    def features(self, pixels: NDArray[np.uint8]) -> torch.Tensor:
+    def features(self, pixels: Pixels) -> torch.Tensor:
         """[N, C, H, W] uint8 -> [N, D] float32."""
         self.check_images(pixels)
         found = get_featuresdict_from_dataset(

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import numpy as np
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from numpy.typing import NDArray
 
 from stages.diffusion.sampling import check_sampler, make_sampler
 from stages.errors import InputError
+from stages.packed import Pixels
 from stages.params import ReferenceParams, SamplerParams
 from stages.protocol.extractors import Extractor
 from stages.schema import Frozen, Sha256, flatten
@@ -58,7 +58,7 @@ class Protocol(Frozen):
 
 
 def make_protocol(
-    params: ReferenceParams, seed: int, scheduler: DDPMScheduler, real: NDArray[np.uint8], extractor: Extractor
+    params: ReferenceParams, seed: int, scheduler: DDPMScheduler, real: Pixels, extractor: Extractor
 ) -> Protocol:
     """Fix what params.yaml leaves to model, data and extractor.
 
@@ -126,7 +126,7 @@ def check_current(
     check_same(protocol, asked, (str(origin), "params.yaml"))
 
 
-def _pixels_sha256(pixels: NDArray[np.uint8]) -> str:
+def _pixels_sha256(pixels: Pixels) -> str:
     digest = hashlib.sha256(str(pixels.shape).encode())
     for start in range(0, len(pixels), 1024):
         digest.update(np.ascontiguousarray(pixels[start : start + 1024]).tobytes())

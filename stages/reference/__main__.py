@@ -32,8 +32,9 @@ def main(params_path: Path, model: Path, data: Path, out: Path) -> None:
     companions = find_companions(unet, model, images.conditions, params.reference.guidance)
     models.check_images(images.pixels, picture_shape(unet, companions.codec), data)
     extractor = Extractor(params.reference.extractor, params.reference.batch_size)
-    protocol = make_protocol(params.reference, params.seed, scheduler, images.pixels, extractor)
-    reference = make_reference(unet, scheduler, images.pixels, protocol, extractor, companions)
+    real = packed.Chosen(images.pixels, packed.spread(len(images.pixels), params.reference.real_images))
+    protocol = make_protocol(params.reference, params.seed, scheduler, real, extractor)
+    reference = make_reference(unet, scheduler, real, protocol, extractor, companions)
     if warning := bias_warning(protocol, reference.real_features.shape[1]):
         click.echo(f"Warning: {warning}", err=True)
     with artifacts.writing(out) as folder:

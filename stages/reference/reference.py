@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from numpy.typing import NDArray
 
 from stages.artifacts import tensors_sha256
 from stages.diffusion.codec import read_codec
@@ -13,7 +12,7 @@ from stages.diffusion.families import Denoiser
 from stages.diffusion.models import check_conditions
 from stages.diffusion.sampling import ALONE, Companions
 from stages.errors import InputError
-from stages.packed import Conditions
+from stages.packed import Conditions, Pixels
 from stages.protocol.extractors import Extractor
 from stages.protocol.protocol import Protocol
 from stages.protocol.reference import Reference, draw_set
@@ -29,13 +28,15 @@ def find_companions(unet: Denoiser, model: Path, conditions: Conditions | None, 
     if guidance is not None and conditions is None:
         raise InputError(f"reference.guidance is {guidance}, and {model} takes no conditions; set it to null")
     table = np.array(conditions.table) if conditions else None
-    return Companions(read_codec(model, unet.device), table, 1.0 if guidance is None else guidance)
+    if table is not None and guidance not in (None, 1) and not table[-1].any():
+        raise InputError(f"reference.guidance is {guidance}, and {model} knows no empty condition; set it to null")
+    return Companions(read_codec(model, unet.device), table, guidance)
 
 
 def make_reference(
     unet: Denoiser,
     scheduler: DDPMScheduler,
-    real: NDArray[np.uint8],
+    real: Pixels,
     protocol: Protocol,
     extractor: Extractor,
     companions: Companions = ALONE,

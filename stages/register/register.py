@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages import tracking
-from stages.artifacts import CLASS_EMBEDDING
+from stages.artifacts import CLASS_EMBEDDING, CODECS
 from stages.compression import Compression
 from stages.errors import InputError, first_line
 from stages.mlflow_server import errors
@@ -107,7 +107,7 @@ def _check_drawn(released: Path) -> None:
     Raises:
         InputError: The model draws latents or is told classes.
     """
-    beside = [name for name in ("vqvae", "vae", CLASS_EMBEDDING) if (released / name).is_dir()]
+    beside = [name for name in (*CODECS, CLASS_EMBEDDING) if (released / name).is_dir()]
     if beside:
         raise InputError(f"{released} has a {beside[0]}; versions hold models that draw pixels from seeds alone so far")
 

@@ -94,12 +94,26 @@ def read_comparison(folder: Path) -> Comparison:
         check_same(first.protocol, protocol, (cells[0].name, cell.name))
         if cell.record.dense_sha256 != first.dense_sha256:
             raise InputError(f"{cells[0].name} and {cell.name} were cut from two dense models; compare those of one")
+    _check_sizes([cell for cell in cells if cell.cell.row != ABLATION])
     return Comparison(
         cells,
         Method("pretrained", {_seed(cell): cell.record.models[DENSE] for cell in cells}),
         {row: _to_method(row, members) for row in METHODS if (members := [it for it in cells if it.cell.row == row])},
         _to_ablation([cell for cell in cells if cell.cell.row == ABLATION]),
     )
+
+
+def _check_sizes(cells: Sequence[Measured]) -> None:
+    """Refuse models of unequal size, as a target in milliseconds gives them.
+
+    Raises:
+        InputError: There are two.
+    """
+    sizes = {cell.name: (cell.record.models[RESULT].params, cell.record.models[RESULT].macs) for cell in cells}
+    if len(set(sizes.values())) > 1:
+        one, other = next((a, b) for a in sizes for b in sizes if sizes[a] != sizes[b])
+        found = f"{one} has {sizes[one][1]} MACs and {other} {sizes[other][1]}"
+        raise InputError(f"{found}; give prune.target as a ratio, MACs or parameters, which all methods meet alike")
 
 
 def _seed(cell: Measured) -> int:
@@ -148,7 +162,8 @@ def write_difference(found: Estimate | None, digits: int) -> str:
     """Write a difference, its interval, and a mark where it cannot be told from zero."""
     if found is None:
         return "–"
-    return f"{write_estimate(found, digits, sign='+')}{f' {ALIKE}' if found.is_distinct is False else ''}"
+    marks = {None: " (one seed)", False: f" {ALIKE}", True: ""}
+    return f"{write_estimate(found, digits, sign='+')}{marks[found.is_distinct]}"
 
 
 def to_markdown(comparison: Comparison, preset: str, command: str) -> str:
@@ -177,7 +192,7 @@ def _explain(comparison: Comparison, command: str) -> str:
     intervals = (
         f"± is half of the 95 % interval over the seeds: with each of them calibration, training and drawing begin "
         f"anew, so it covers how much these vary, and nothing of the data or of the bias that FID has from few images. "
-        f"Differences are from {METHODS[BASELINE]}, seed by seed; {ALIKE} marks those that cannot be told from zero. "
+        f"{_tell_of_differences(comparison)}"
         f"Each interval is for itself: with as many as here, one may miss by chance."
         if len(records) > 1
         else "One seed, so no intervals: nothing here says what another training would give."
@@ -186,6 +201,15 @@ def _explain(comparison: Comparison, command: str) -> str:
     drawn = conditions_to_text(protocol, f"seeds {', '.join(map(str, records))}")
     made = f"\n\nMade by `{command}`" if command else ""
     return f"{said}{drawn}{made}"
+
+
+def _tell_of_differences(comparison: Comparison) -> str:
+    name = METHODS[BASELINE]
+    if BASELINE not in comparison.methods:
+        return f"No differences, since {name}, which they are taken from, was left out. "
+    same = {"taylor", "diff-pruning-0"} <= comparison.methods.keys()
+    twice = "Taylor and Diff-Pruning with T = 0 are one computation by the paper's formula. " if same else ""
+    return f"Differences are from {name}, seed by seed; {ALIKE} marks those that cannot be told from zero. {twice}"
 
 
 def _ablation_to_parts(ablation: Mapping[int, Estimate]) -> list[str]:

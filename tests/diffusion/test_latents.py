@@ -189,10 +189,16 @@ def test_a_conditional_model_is_compensated_under_them_too(conditional, schedule
 
 def test_what_a_model_needs_to_draw_must_fit_it(conditional, unet, latents, tmp_path):
     """Conditions for a conditional model, no guidance for another; without guidance none is applied."""
-    assert find_companions(conditional, tmp_path, latents.conditions, None).guidance == 1
+    assert find_companions(conditional, tmp_path, latents.conditions, None).guidance is None
     assert find_companions(conditional, tmp_path, latents.conditions, 3).guidance == 3
     with pytest.raises(InputError, match=r"takes conditions of width 12, .* has none"):
         find_companions(conditional, tmp_path, None, None)
+    table = latents.conditions.table.copy()
+    table[-1] = 0
+    mute = dataclasses.replace(latents.conditions, table=table)
+    assert find_companions(conditional, tmp_path, mute, 1).guidance == 1
+    with pytest.raises(InputError, match="knows no empty condition; set it to null"):
+        find_companions(conditional, tmp_path, mute, 3)
     with pytest.raises(InputError, match=r"reference\.guidance is 2\.0, and .* takes no conditions; set it to null"):
         find_companions(unet, tmp_path, None, 2.0)
 

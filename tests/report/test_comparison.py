@@ -227,7 +227,7 @@ def test_one_seed_has_no_intervals(write_cell, tmp_path):
     (table,) = tables(text)
 
     assert [row["FID"] for row in table] == ["0.500", "2.000", "1.500"]
-    assert table[2]["FID difference"] == "-0.500"
+    assert table[2]["FID difference"] == "-0.500 (one seed)"
     assert "One seed, so no intervals" in text
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
 
