@@ -21,7 +21,7 @@ from stages.artifacts import (
     writing,
 )
 from stages.errors import InputError
-from stages.packed import read_images, write_images
+from stages.packed import Chosen, read_images, spread, write_images
 from stages.provenance import fingerprint, write_run_record
 
 
@@ -224,3 +224,20 @@ def test_a_fingerprint_sees_params_and_inputs(tmp_path, params):
     assert fingerprint("finetune", inputs, seed=0, finetune=section.model_copy(update={"steps": 1})) != before
     write_json(tmp_path / "in" / "a.json", {"a": 2})
     assert fingerprint("finetune", inputs, seed=0, finetune=section) != before
+
+
+def test_of_many_images_some_are_taken_from_all_of_them():
+    """Evenly spaced and each once; all where no fewer are wanted."""
+    assert spread(10, 4).tolist() == [0, 3, 6, 9]
+    assert spread(3, 5).tolist() == spread(3, None).tolist() == [0, 1, 2]
+
+
+def test_chosen_images_are_read_as_an_array_is():
+    """One, a slice, and their number and shape."""
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 1, 2, 2)).astype(np.uint8)
+    rows = spread(10, 4)
+    chosen = Chosen(pixels, rows)
+
+    assert (len(chosen), chosen.shape) == (4, (4, 1, 2, 2))
+    assert np.array_equal(chosen[1], pixels[3])
+    assert np.array_equal(chosen[1:], pixels[rows][1:])

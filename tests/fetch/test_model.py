@@ -23,6 +23,12 @@ from stages.fetch.model import BUNDLED, fetch_model
 from stages.fetch.pickles import BIN
 from stages.sources import BundledSource, FolderModel, HubModel
 
+BLOCKS = {
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "norm_num_groups": 4,
+    "num_vq_embeddings": 16,
+}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -209,3 +215,71 @@ def test_the_hub_is_asked_for_a_pickle_only_in_need(monkeypatch, model_folder):
     (model_folder / "unet" / WEIGHTS).unlink()
     fetch_model(source, model_folder.parent / "out")
     assert asked[-1] == f"unet/{BIN}"
+
+
+@pytest.fixture
+def latent(tmp_path, conditional, scheduler):
+    """A folder of a small latent model of four classes."""
+    folder = tmp_path / "latent"
+    write_pipeline(folder, conditional, scheduler)
+    torch.manual_seed(0)
+    VQModel(block_out_channels=(8, 16), **BLOCKS).save_pretrained(folder / "vqvae")
+    embed(folder, {"num_classes": 4, "width": 12, "unconditional": 4})
+    return folder
+
+
+def embed(folder, config, weight=None):
+    """Write an embedding of classes."""
+    write_json(folder / "class_embedding" / "config.json", config)
+    tensors = {"weight": torch.ones(5, 12) if weight is None else weight}
+    write_tensors(folder / "class_embedding" / WEIGHTS, tensors)
+
+
+def test_an_autoencoder_that_the_index_forgets_comes_along(latent, tmp_path):
+    """As does the embedding of the classes; the index names it from then on."""
+    fetch_model(FolderModel(source="folder", path=latent), tmp_path / "out")
+
+    assert read_json(tmp_path / "out" / "model_index.json")["vqvae"] == ["diffusers", "VQModel"]
+    for file in (f"vqvae/{WEIGHTS}", f"class_embedding/{WEIGHTS}"):
+        assert file_sha256(tmp_path / "out" / file) == file_sha256(latent / file)
+
+
+@pytest.mark.parametrize(
+    ("config", "weight", "words"),
+    [
+        ({"unconditional": True}, None, "has 5 rows, but 4 classes and row True for none"),
+        ({"unconditional": 5}, None, "has 5 rows, but 4 classes and row 5 for none"),
+        ({"num_classes": 9}, None, "has 5 rows, but 9 classes"),
+        ({}, torch.full((5, 12), torch.nan), "holds values that are not finite"),
+        ({}, torch.ones(5, 8), r"a weight of shape \[5, 8\] .* the model takes 12"),
+    ],
+)
+def test_an_embedding_of_classes_that_does_not_fit_is_refused(latent, tmp_path, config, weight, words):
+    """One line, and nothing is written."""
+    embed(latent, {"num_classes": 4, "width": 12, "unconditional": 4, **config}, weight)
+
+    with pytest.raises(InputError, match=words):
+        fetch_model(FolderModel(source="folder", path=latent), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_embedding_beside_a_model_that_takes_none_is_refused(model_folder, tmp_path):
+    """It would make fetch ask for classes that nobody reads."""
+    embed(model_folder, {"num_classes": 4, "width": 12, "unconditional": 4})
+
+    with pytest.raises(InputError, match="embeds classes, and the model beside it takes none; remove it"):
+        fetch_model(FolderModel(source="folder", path=model_folder), tmp_path / "out")
+
+
+def test_an_autoencoder_of_another_model_is_refused(latent, tmp_path):
+    """Of other latents, or broken: it is tried before anything is encoded."""
+    network = VQModel(block_out_channels=(8, 16), latent_channels=4, **BLOCKS)
+    network.save_pretrained(latent / "vqvae")
+    with pytest.raises(InputError, match="the autoencoder does not fit the model"):
+        fetch_model(FolderModel(source="folder", path=latent), tmp_path / "out")
+
+    network = VQModel(block_out_channels=(8, 16), **BLOCKS)
+    torch.nn.init.constant_(network.decoder.conv_out.weight, torch.nan)
+    network.save_pretrained(latent / "vqvae")
+    with pytest.raises(InputError, match=r"decoder\.conv_out\.weight holds values that are not finite"):
+        fetch_model(FolderModel(source="folder", path=latent), tmp_path / "out")
