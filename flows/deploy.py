@@ -20,12 +20,13 @@ from pydantic import Field
 from ruamel.yaml import YAML
 
 from flows.commands import run
-from flows.home import PRESETS
 from flows.notify import REFUSED
 from flows.overrides import apply, plan_cells
-from flows.rows import check_rows
+from flows.rows import check_plan, plan_rows
 from flows.workspace import here
 from stages.errors import InputError, first_line, without_password
+from stages.params import load_params
+from stages.preset import find_preset
 from stages.schema import Frozen, check, read_tree
 
 POOL = "espalier"
@@ -176,11 +177,13 @@ def _check(entry: Deployment, where: str) -> None:
     if not all(isinstance(key, str) for key in (*overrides, *grid)):
         raise InputError(f"{where}: a key of overrides or grid is no text; write them as prune.target.macs")
     if PARAMS.is_file():
-        preset = given.get("preset")
-        for cell in plan_cells(grid) if "grid" in given else [{}]:
-            apply({**overrides, **cell}, Path(PRESETS, f"{preset}.yaml") if preset else PARAMS)
         try:
-            check_rows(given.get("rows") or [])
+            base = PARAMS if given.get("preset") is None else find_preset(given["preset"])
+            for cell in plan_cells(grid) if "grid" in given else [{}]:
+                apply({**overrides, **cell}, base)
+            if "seeds" in schema["properties"]:
+                seeds = given.get("seeds", schema["properties"]["seeds"]["default"])
+                check_plan(plan_rows(load_params(base)), given.get("rows") or [], seeds, overrides)
             here().check_limits(given.get("limits") or {})
         except InputError as error:
             raise InputError(f"{where}: {error.message}") from None

@@ -110,14 +110,11 @@ def plan_comparison(
         InputError: There is nothing to compare, no such row or preset, the overrides set what rows and seeds differ in,
             or a value is not allowed.
     """
-    check_rows(names)
-    if not seeds or not (names or ablation):
-        raise InputError("there is nothing to compare; give at least one seed and one row")
-    if len(set(seeds)) < len(seeds):
-        raise InputError(f"seeds {', '.join(map(str, seeds))} name one twice; give each once")
+    if not (names or ablation):
+        raise InputError("there is nothing to compare; give at least one row")
     params = home.params(base.commit, base.preset)
     rows = plan_rows(params)
-    _check_free(overrides, rows)
+    check_plan(rows, names, seeds, overrides)
     common = {"finetune.steps": params.finetune.steps, **overrides}
     kinds = [(name, METHODS[name], {**common, **rows[name]}) for name in METHODS if name in names]
     if ablation:
@@ -134,7 +131,15 @@ def plan_comparison(
     return cells
 
 
-def _check_free(overrides: Overrides, rows: Mapping[str, Overrides]) -> None:
+def check_plan(rows: Mapping[str, Overrides], names: Iterable[str], seeds: Sequence[int], overrides: Overrides) -> None:
+    """Refuse a comparison that cannot be, before a commit is looked at.
+
+    Raises:
+        InputError: There is no such row, a seed is missing or none, or the overrides set what rows and seeds differ in.
+    """
+    check_rows(names)
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise InputError(f"seeds are {', '.join(map(str, seeds)) or 'none'}; give one or more from 0, each once")
     fixed = {"seed", *(key for row in rows.values() for key in row)}
     taken = [key for key in overrides if any(_overlap(key, other) for other in fixed)]
     if taken:

@@ -101,7 +101,8 @@ def test_the_ablation_varies_the_number_of_timesteps_alone(plan):
         ({"overrides": {"finetune.steps": "many"}}, "finetune.steps is 'many'"),
         ({"names": ["ours", "theirs"]}, "there is no row 'theirs'; the rows are scratch, random"),
         ({"names": [], "ablation": False}, "there is nothing to compare"),
-        ({"seeds": []}, "there is nothing to compare"),
+        ({"seeds": []}, "seeds are none; give one or more from 0, each once"),
+        ({"seeds": [0, 1, 0]}, "seeds are 0, 1, 0; give one or more from 0, each once"),
     ],
 )
 def test_what_cannot_be_compared_is_one_line(plan, given, words):
