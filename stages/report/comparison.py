@@ -1,9 +1,9 @@
-"""The cells of a comparison -> the paper's table over several seeds, its plots, and what was published beside them."""
+"""A comparison of methods -> its table, its plots and its numbers, with what the paper published beside them."""
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,126 +11,19 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 
 from stages.artifacts import write_json, writing
-from stages.errors import InputError
-from stages.protocol.intervals import Estimate, estimate, paired_difference
-from stages.protocol.protocol import check_same
-from stages.protocol.record import DENSE, METRICS, Model
+from stages.protocol.intervals import Estimate
+from stages.protocol.record import DENSE, METRICS
 from stages.provenance import write_run_record
-from stages.report.cells import Measured, read_cells
+from stages.report.cells import Measured
 from stages.report.figures import COLOURS, draw_figure, plain_log
-from stages.report.published import ABLATION, BASELINE, METHODS, Published, read_published
+from stages.report.methods import ONE_SHOT, Comparison, read_comparison, seed_of
+from stages.report.published import BASELINE, METHODS, Published, read_published
 from stages.report.table import ALIKE, conditions_to_text, write_count
 
-RESULT, ONE_SHOT = "finetuned", "pruned"
-"""The models that rows and the ablation look at."""
 COMPARED = ("fid", "ssim")
 """The metrics whose difference from the baseline is told."""
 DODGE = 0.02
 """Of the dense model's MACs, between two methods, which all have the same."""
-
-
-@dataclass(frozen=True)
-class Method:
-    """One row of the table: what came of a method with each seed."""
-
-    title: str
-    models: Mapping[int, Model]
-    """By seed."""
-    steps: int | None = None
-    """Of finetuning; None for the dense model."""
-
-    def estimate(self, metric: str) -> Estimate:
-        """Take a metric's mean over the seeds; each seed gives the mean over its sets."""
-        return estimate([model.metric(metric).mean for model in self.models.values()])
-
-    def above(self, other: "Method", metric: str) -> Estimate | None:
-        """Estimate how much a metric is above that of another method, seed by seed; None without a seed in common."""
-        seeds = [seed for seed in self.models if seed in other.models]
-        if not seeds:
-            return None
-        ours, theirs = ([it.models[seed].metric(metric).mean for seed in seeds] for it in (self, other))
-        return paired_difference(ours, theirs)
-
-    @property
-    def first(self) -> Model:
-        """Give the model of the lowest seed; with any other it has the same size."""
-        return self.models[min(self.models)]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Everything that a comparison found."""
-
-    cells: list[Measured]
-    dense: Method
-    methods: dict[str, Method]
-    """In the order of `METHODS`; those of which a cell finished."""
-    ablation: dict[int, Estimate]
-    """Timesteps used -> SSIM of the pruned model, without finetuning."""
-
-    @property
-    def rows(self) -> list[Method]:
-        """Give all rows of the table, the dense model first."""
-        return [self.dense, *self.methods.values()]
-
-    def difference(self, method: Method, metric: str) -> Estimate | None:
-        """Estimate how much a method is above the baseline; None for the baseline itself, or where it is not there."""
-        baseline = self.methods.get(BASELINE)
-        return None if baseline in (None, method) else method.above(baseline, metric)
-
-
-def read_comparison(folder: Path) -> Comparison:
-    """Read all cells below a folder and sort them into rows and seeds.
-
-    Raises:
-        InputError: There is none, one is damaged or of no row, or they differ in more of the protocol than the seed.
-    """
-    cells = sorted(read_cells(folder), key=_seed)
-    first = cells[0].record
-    for cell in cells:
-        if cell.cell.row not in (*METHODS, ABLATION):
-            raise InputError(f"{folder / cell.name} is of no row of a comparison; take the folder of its cells")
-        protocol = cell.record.protocol.model_copy(update={"seed": first.protocol.seed})
-        check_same(first.protocol, protocol, (cells[0].name, cell.name))
-        if cell.record.dense_sha256 != first.dense_sha256:
-            raise InputError(f"{cells[0].name} and {cell.name} were cut from two dense models; compare those of one")
-    _check_sizes([cell for cell in cells if cell.cell.row != ABLATION])
-    return Comparison(
-        cells,
-        Method("pretrained", {_seed(cell): cell.record.models[DENSE] for cell in cells}),
-        {row: _to_method(row, members) for row in METHODS if (members := [it for it in cells if it.cell.row == row])},
-        _to_ablation([cell for cell in cells if cell.cell.row == ABLATION]),
-    )
-
-
-def _check_sizes(cells: Sequence[Measured]) -> None:
-    """Refuse models of unequal size, as a target in milliseconds gives them.
-
-    Raises:
-        InputError: There are two.
-    """
-    sizes = {cell.name: (cell.record.models[RESULT].params, cell.record.models[RESULT].macs) for cell in cells}
-    if len(set(sizes.values())) > 1:
-        one, other = next((a, b) for a in sizes for b in sizes if sizes[a] != sizes[b])
-        found = f"{one} has {sizes[one][1]} MACs and {other} {sizes[other][1]}"
-        raise InputError(f"{found}; give prune.target as a ratio, MACs or parameters, which all methods meet alike")
-
-
-def _seed(cell: Measured) -> int:
-    return cell.record.protocol.seed
-
-
-def _to_method(row: str, cells: Sequence[Measured]) -> Method:
-    steps = cells[0].cell.overrides.get("finetune.steps")
-    return Method(METHODS[row], {_seed(cell): cell.record.models[RESULT] for cell in cells}, steps)
-
-
-def _to_ablation(cells: Iterable[Measured]) -> dict[int, Estimate]:
-    found: dict[int, list[float]] = {}
-    for cell in cells:
-        count = cell.cell.overrides["importance.num_timesteps"]
-        found.setdefault(count, []).append(cell.record.models[ONE_SHOT].ssim.mean)
-    return {count: estimate(found[count]) for count in sorted(found)}
 
 
 def to_rows(comparison: Comparison) -> list[dict[str, str]]:
@@ -186,7 +79,7 @@ def _to_table(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def _explain(comparison: Comparison, command: str) -> str:
-    records = {_seed(cell): cell.record for cell in comparison.cells}
+    records = {seed_of(cell): cell.record for cell in comparison.cells}
     protocol = next(iter(records.values())).protocol
     names = ", ".join(record.protocol_id for record in records.values())
     intervals = (
@@ -259,7 +152,7 @@ def to_csv(comparison: Comparison) -> str:
 
 
 def _numbers(cell: Measured) -> dict[str, Any]:
-    found: dict[str, Any] = {"row": cell.cell.row, "seed": _seed(cell)}
+    found: dict[str, Any] = {"row": cell.cell.row, "seed": seed_of(cell)}
     for name, model in cell.record.models.items():
         found |= {f"{name}.params": model.params, f"{name}.macs": model.macs, f"{name}.fid_pooled": model.fid_pooled}
         for metric in METRICS:

@@ -15,7 +15,8 @@ from stages.comparison import main
 from stages.errors import InputError
 from stages.protocol.record import Cost, Metric, Record
 from stages.report.cells import CELL, Cell
-from stages.report.comparison import read_comparison, write_comparison
+from stages.report.comparison import write_comparison
+from stages.report.methods import read_comparison
 from stages.report.published import ABLATION, BASELINE
 from tests.report.test_frontier import DENSE_MACS, make_model
 
