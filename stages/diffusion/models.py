@@ -37,6 +37,7 @@ SCHEDULERS = {"DDIMScheduler", "DDPMScheduler", "PNDMScheduler"}
 """They share DDPM's noise schedule, which is all that is used of them."""
 CODE = Path(pruned_unet.__file__)
 CLASSES = {cls.__name__: cls for family in FAMILIES.values() for cls in (family.dense, family.pruned)}
+LATENT_PIPELINE = "LDMPipeline"
 PIPELINE = {
     "_class_name": "DDPMPipeline",
     "unet": ["diffusers", "UNet2DModel"],
@@ -235,6 +236,7 @@ def _copy_others(source: Path | None, folder: Path) -> dict[str, Any]:
     for name in CODECS:
         if source and name not in others and (source / name).is_dir():
             others[name] = ["diffusers", read_json(source / name / "config.json").get("_class_name")]
+            index["_class_name"] = LATENT_PIPELINE
     unlisted = [CLASS_EMBEDDING] if source and (source / CLASS_EMBEDDING).is_dir() else []  # no class of diffusers
     for name in [*others, *unlisted]:
         if not (name.isidentifier() and source and (source / name).is_dir()):

@@ -13,9 +13,10 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from stages.artifacts import RUN_RECORD, copy_file, read_bytes, read_json, write_atomically, write_json
+from stages.artifacts import CLASS_EMBEDDING, RUN_RECORD, copy_file, read_bytes, read_json, write_atomically, write_json
 from stages.compression import Compression
-from stages.diffusion.models import read_scheduler
+from stages.diffusion.codec import read_codec
+from stages.diffusion.models import CPU, read_scheduler
 from stages.diffusion.sampling import make_sampler
 from stages.errors import InputError, first_line
 from stages.params import SamplerParams
@@ -131,8 +132,9 @@ def _write_evidence(compression: Compression, lineage: Lineage, folder: Path) ->
     for name in FILES:
         copy_file(Path(name), folder / name)
     write_json(folder / "lineage.json", lineage.model_dump(mode="json"))
-    sampler = read_record(evaluation).protocol.sampler
-    write_json(folder / SAMPLER, _describe_sampler(sampler, compression.released))
+    protocol = read_record(evaluation).protocol
+    settings = {**_describe_sampler(protocol.sampler, compression.released), "guidance": protocol.guidance}
+    write_json(folder / SAMPLER, {**settings, **_describe_companions(compression.released)})
 
 
 def _describe_sampler(params: SamplerParams, model: Path) -> dict[str, Any]:
@@ -154,13 +156,26 @@ def _describe_sampler(params: SamplerParams, model: Path) -> dict[str, Any]:
     }
 
 
+def _describe_companions(model: Path) -> dict[str, Any]:
+    """Say what latents are scaled by, and how many classes there are and which row of their table is none."""
+    codec, home = read_codec(model, CPU), model / CLASS_EMBEDDING
+    about = read_json(home / "config.json") if home.is_dir() else {}
+    return {
+        "latent_scale": codec.scale if codec else None,
+        "classes": about.get("num_classes"),
+        "without_class": about.get("unconditional"),
+    }
+
+
 def _save(model: Path, evidence: Path, folder: Path) -> None:
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types.schema import ColSpec, Schema
 
+    label = [ColSpec("long", "label", required=False)] if (model / CLASS_EMBEDDING).is_dir() else []
     signature = ModelSignature(
-        inputs=Schema([ColSpec("long", "seed")]), outputs=Schema([ColSpec("long", "seed"), ColSpec("string", "png")])
+        inputs=Schema([ColSpec("long", "seed"), *label]),
+        outputs=Schema([ColSpec("long", "seed"), ColSpec("string", "png")]),
     )
     mlflow.pyfunc.save_model(
         folder,

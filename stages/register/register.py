@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages import tracking
-from stages.artifacts import CLASS_EMBEDDING, CODECS
 from stages.compression import Compression
 from stages.errors import InputError, first_line
 from stages.mlflow_server import errors
@@ -35,7 +34,6 @@ def register(compression: Compression, unsent: Path, name: str | None) -> "tuple
         InputError: The compression is not finished or not reproducible, or a server is away.
     """
     lineage = take_lineage(compression)
-    _check_drawn(compression.released)
     record = read_record(compression.homes["evaluate"])
     registry, name, content_id = Registry(), name or _default_name(lineage), compression.id()
     if name.endswith(SUFFIX):
@@ -99,17 +97,6 @@ def _default_name(lineage: Lineage) -> str:
     if source["source"] == "registry":
         base = base.rpartition("/")[0]  # models:/NAME/VERSION
     return f"espalier-{base.rstrip('/').rsplit('/')[-1].removeprefix('espalier-')}"
-
-
-def _check_drawn(released: Path) -> None:
-    """Refuse what no version can draw, since what it brings along draws pixels from seeds alone.
-
-    Raises:
-        InputError: The model draws latents or is told classes.
-    """
-    beside = [name for name in (*CODECS, CLASS_EMBEDDING) if (released / name).is_dir()]
-    if beside:
-        raise InputError(f"{released} has a {beside[0]}; versions hold models that draw pixels from seeds alone so far")
 
 
 def _describe(record: Record, lineage: Lineage) -> dict[str, str]:

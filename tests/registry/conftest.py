@@ -99,12 +99,13 @@ def package(registry, tmp_path, unet, scheduler, protocol, once):  # noqa: ARG00
     return once("package", lambda folder: write(folder, tmp_path, unet, scheduler, protocol))
 
 
-def write(folder, tmp_path, unet, scheduler, protocol):
-    """Write the package of a compression."""
-    released, evaluated = tmp_path / "released", tmp_path / "evaluated"
+def write(folder, tmp_path, unet, scheduler, protocol, made=None):
+    """Write the package of a compression, of the pipeline in `made` or of a UNet alone."""
+    released, evaluated = made or tmp_path / "released", tmp_path / "evaluated"
     for name in FILES:
         (tmp_path / name).write_text(f"# the {name} of then\n")
-    write_pipeline(released, unet, scheduler)
+    if not made:
+        write_pipeline(released, unet, scheduler)
     write_json(released / "pruning_plan.json", {"kept": []})
     weights = file_sha256(released / WEIGHTS)
     record = make_record(protocol.model_copy(update={"sets": 3}), weights)
