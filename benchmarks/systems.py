@@ -100,6 +100,7 @@ class Run:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         child = subprocess.Popen(shlex.split(command), cwd=folder, env=environment)  # noqa: S603  # from dvc.yaml
         _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)  # else it passes for one that still runs
         if status:
             sys.exit(f"{name} failed: {command}")
         self.seconds[name] = self.seconds.get(name, 0) + time.monotonic() - begin
