@@ -42,7 +42,6 @@ def forecast(name: str, params: Params) -> Forecast:
     finetune = params.finetune
     step = finetune.batch_size * (BACKWARD * pruned + (dense if finetune.loss.needs_teacher else 0))
     copies = 4 + len(finetune.ema_decays)
-    small = system.pruned[0] or system.dense[0] * 0.41  # the paper's LSUN model has 41 % of the parameters
     teacher = system.dense[0] if finetune.loss.needs_teacher else 0
     return Forecast(
         {
@@ -51,7 +50,7 @@ def forecast(name: str, params: Params) -> Forecast:
             "finetune": finetune.steps * step,
             "evaluate": 2 * passes * pruned,
         },
-        (copies * small + teacher) * 1e6 * BYTES,
+        (copies * system.pruned[0] + teacher) * 1e6 * BYTES,
     )
 
 
