@@ -47,7 +47,7 @@ RUN command -v git >/dev/null \
 COPY --from=packages /opt/venv /opt/venv
 COPY . /app
 # State, home and all that a worker keeps lie in one volume; so does the record, unless a server of MLflow is named,
-# since /repository can only be read. Nothing here reports to anyone, as in stages/telemetry.py.
+# since /repository can only be read. Nothing here reports to anyone, as in stages/runtime/telemetry.py.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     HOME=/var/lib/espalier \

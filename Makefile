@@ -35,7 +35,7 @@ run: $(READY) ## Prune the bundled model: fetch, importance, prune, finetune, ev
 	@echo "Look at it: reports/index.html"
 
 preset: $(READY) ## Make params.yaml one of recipes/presets: make preset NAME=cifar10
-	@$(BIN)/python -m stages.preset $(NAME)
+	@$(BIN)/python -m stages.tools preset $(NAME)
 
 flow: $(READY) ## The same pipeline as a Prefect flow, with no server
 	@$(BIN)/python -m flows compress

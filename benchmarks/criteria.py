@@ -9,30 +9,25 @@ import click
 import numpy as np
 import torch
 
-from stages import packed
-from stages.diffusion.models import read_scheduler, read_unet
-from stages.diffusion.sampling import draw, image_seeds
-from stages.errors import InputError
+from stages.data.images import read_images
 from stages.evaluate.consistency import images_to_ssim
-from stages.evaluate.quality import Judge
+from stages.evaluate.quality import QualityMetrics
 from stages.finetune.batches import heldout_batch
 from stages.importance.calibration import calibrate
-from stages.params import (
-    CompensateParams,
-    ExtractorParams,
-    ImportanceParams,
-    PruneParams,
-    ReferenceParams,
-    SamplerParams,
-    Target,
-)
+from stages.importance.params import ImportanceParams
+from stages.models.params import SamplerParams
+from stages.models.pipeline import read_scheduler, read_unet
+from stages.models.sampling import draw, image_seeds
 from stages.protocol.extractors import Extractor
 from stages.protocol.intervals import estimate
+from stages.protocol.params import ExtractorParams, ReferenceParams
 from stages.protocol.protocol import make_protocol
 from stages.prune.compensate import NoisyImages
+from stages.prune.params import CompensateParams, PruneParams, Target
 from stages.prune.pruning import prune_unet
 from stages.prune.selection import plan_pruning
-from stages.seeds import derive_seed
+from stages.runtime.errors import InputError
+from stages.runtime.seeds import derive_seed
 
 MODEL = Path(__file__).parents[1] / "stages" / "fetch" / "bundled" / "digits"
 CRITERIA = (
@@ -65,13 +60,13 @@ class Bench:
 
     def __init__(self, data: Path) -> None:
         self.unet, self.scheduler = read_unet(MODEL), read_scheduler(MODEL)
-        self.images = packed.read_images(data)
+        self.images = read_images(data)
         self.heldout = heldout_batch(
             self.images, len(self.images.heldout), self.scheduler.config["num_train_timesteps"]
         )
         self.extractor = Extractor(QUALITY.extractor, QUALITY.batch_size)
         protocol = make_protocol(QUALITY, 0, self.scheduler, self.images.pixels, self.extractor)
-        self.judge = Judge(self.extractor.features(self.images.pixels), protocol)
+        self.judge = QualityMetrics(self.extractor.features(self.images.pixels), protocol)
         self.dense: dict[int, np.ndarray] = {}
 
     def measure(self, unet: torch.nn.Module, seed: int) -> dict[str, float]:

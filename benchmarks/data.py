@@ -22,13 +22,14 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from stages.diffusion.models import read_scheduler, read_unet
+from stages.data.images import Images, read_images
 from stages.fetch.data import bundled_digits, fetch_data, split
+from stages.fetch.params import FolderData
 from stages.finetune.batches import Batches
+from stages.finetune.params import FinetuneParams, LossParams
 from stages.finetune.trainer import Trainer
-from stages.packed import Images, read_images
-from stages.params import FinetuneParams, LossParams, load_params
-from stages.sources import FolderData
+from stages.models.pipeline import read_scheduler, read_unet
+from stages.params import load_params
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "stages" / "fetch" / "bundled" / "digits"
@@ -111,8 +112,8 @@ def row(images: str, name: str, turns: list[dict[str, float]]) -> str:
     """A row: medians over the turns, least and most."""
     speeds = [turn[name] for turn in turns]
     gains = sorted(turn["packed"] / turn[name] for turn in turns)
-    spread = f"{median(gains):.1f}× ({gains[0]:.1f} to {gains[-1]:.1f})"
-    return f"| {images} | {name} | {median(speeds):.0f} | {min(speeds):.0f} to {max(speeds):.0f} | {spread} |"
+    evenly_spaced = f"{median(gains):.1f}× ({gains[0]:.1f} to {gains[-1]:.1f})"
+    return f"| {images} | {name} | {median(speeds):.0f} | {min(speeds):.0f} to {max(speeds):.0f} | {evenly_spaced} |"
 
 
 def share_of_a_step(rounds: int) -> tuple[float, float, float]:

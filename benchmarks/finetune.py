@@ -21,11 +21,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from stages import packed
-from stages.diffusion.device import select_device
-from stages.diffusion.models import read_scheduler, read_unet
+from stages.data.images import read_images, to_model_range
+from stages.finetune.params import EngineParams, FinetuneParams
 from stages.finetune.trainer import Trainer
-from stages.params import EngineParams, FinetuneParams
+from stages.models.pipeline import read_scheduler, read_unet
+from stages.runtime.device import select_device
 
 Step = Callable[[], None]
 ENGINES = {
@@ -42,7 +42,7 @@ class Course:
 
     def __init__(self, model: Path, data: Path, batch_size: int) -> None:
         self.model, self.device, self.batch_size = model, select_device(), batch_size
-        self.images, self.scheduler = packed.read_images(data), read_scheduler(model)
+        self.images, self.scheduler = read_images(data), read_scheduler(model)
 
     def ours(self, engine: EngineParams) -> Step:
         """Our trainer, with one average as the example has."""
@@ -66,7 +66,7 @@ class Course:
         """The least that trains: noise, a pass forwards and backwards, Adam."""
         unet = read_unet(self.model, self.device).train()
         optimizer = torch.optim.Adam(unet.parameters(), lr=1e-4)
-        pixels = packed.to_model_range(np.array(self.images.train)).to(self.device)
+        pixels = to_model_range(np.array(self.images.train)).to(self.device)
 
         def step() -> None:
             clean = pixels[torch.randint(len(pixels), (self.batch_size,))]

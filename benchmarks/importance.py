@@ -14,15 +14,16 @@ from diffusers.models.attention_processor import Attention, AttnProcessor, AttnP
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from benchmarks.sizes import SYSTEMS, build
-from stages.artifacts import Importance, tensors_sha256
-from stages.diffusion.families import Denoiser
-from stages.diffusion.groups import find_groups
-from stages.diffusion.scores import score_group
 from stages.importance.criteria import squared_taylor
 from stages.importance.measure import Draw, measure_importance
 from stages.importance.stability import Stability, compare_rankings
-from stages.params import PruneParams, Target
+from stages.models.families import Denoiser
+from stages.models.groups import find_groups
+from stages.models.saliency import Importance
+from stages.models.scores import score_group
+from stages.prune.params import PruneParams, Target
 from stages.prune.selection import plan_pruning
+from stages.storage.tensors import tensors_sha256
 
 RATIO = PruneParams(target=Target(ratio=0.3))
 MODES = {

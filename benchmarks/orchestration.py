@@ -17,7 +17,7 @@ from urllib.request import urlopen
 
 import click
 
-from flows.overrides import apply
+from flows.workspaces.overrides import apply
 
 ROOT = Path(__file__).parents[1]
 PARTS = [".dvc/config", ".dvcignore", ".gitignore", "dvc.yaml", "flows", "params.yaml", "requirements.lock", "stages"]

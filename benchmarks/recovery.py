@@ -14,35 +14,30 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stages import packed
-from stages.diffusion.models import read_scheduler, read_unet
-from stages.diffusion.sampling import draw, image_seeds
+from stages.data.images import read_images
 from stages.evaluate.consistency import images_to_ssim
-from stages.evaluate.quality import Judge
+from stages.evaluate.quality import QualityMetrics
 from stages.finetune.batches import heldout_batch
 from stages.finetune.checkpoint import Checkpoints
+from stages.finetune.distillation import kept_channels
 from stages.finetune.engine import Engine
+from stages.finetune.params import FinetuneParams
 from stages.finetune.recovery import fresh
-from stages.finetune.teacher import kept_channels
 from stages.finetune.trainer import Trainer
 from stages.importance.calibration import calibrate
-from stages.params import (
-    CompensateParams,
-    ExtractorParams,
-    FinetuneParams,
-    ImportanceParams,
-    PruneParams,
-    ReferenceParams,
-    SamplerParams,
-    Target,
-)
+from stages.importance.params import ImportanceParams
+from stages.models.params import SamplerParams
+from stages.models.pipeline import read_scheduler, read_unet
+from stages.models.sampling import draw, image_seeds
 from stages.protocol.extractors import Extractor
 from stages.protocol.intervals import estimate
+from stages.protocol.params import ExtractorParams, ReferenceParams
 from stages.protocol.protocol import make_protocol
 from stages.prune.compensate import NoisyImages
+from stages.prune.params import CompensateParams, PruneParams, Target
 from stages.prune.pruning import prune_unet
 from stages.prune.selection import plan_pruning
-from stages.seeds import derive_seed
+from stages.runtime.seeds import derive_seed
 
 COMPENSATE = CompensateParams(num_images=32, num_timesteps=10, damping=0.1, rounds=6)
 BUDGET = "56%"
@@ -94,11 +89,11 @@ class Bench:
 
     def __init__(self, model: Path, data: Path, steps: int, batch_size: int, learning_rate: float) -> None:
         self.unet, self.scheduler = read_unet(model), read_scheduler(model)
-        self.images = packed.read_images(data)
+        self.images = read_images(data)
         self.steps, self.batch_size, self.learning_rate = steps, batch_size, learning_rate
         self.extractor = Extractor(QUALITY.extractor, BATCH_SIZE)
         real = self.images.train[: 10 * NUM_IMAGES]
-        self.judge = Judge(
+        self.judge = QualityMetrics(
             self.extractor.features(real), make_protocol(QUALITY, 0, self.scheduler, real, self.extractor)
         )
         self.dense: dict[int, NDArray[np.uint8]] = {}
@@ -144,7 +139,7 @@ class Bench:
         kept.clear()  # of a variant that was broken off
         trainer.run(kept)
         best = trainer.curve[-1].ema_decay
-        measured = {decay: self.measure(trainer.averages.models[decay], seed) for decay in {PAPER_EMA, best}}
+        measured = {decay: self.measure(trainer.ema_models.models[decay], seed) for decay in {PAPER_EMA, best}}
         return [
             {"variant": name, "seed": seed, "ema": kind, "ema_decay": decay, **measured[decay]}
             for kind, decay in (("paper", PAPER_EMA), ("best", best))

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler
 
-from stages.diffusion.device import select_device
-from stages.diffusion.families import Denoiser
-from stages.diffusion.models import read_scheduler, read_unet
-from stages.diffusion.sampling import cast_model, draw, image_seeds
-from stages.params import SamplerParams
+from stages.models.families import Denoiser
+from stages.models.params import SamplerParams
+from stages.models.pipeline import read_scheduler, read_unet
+from stages.models.sampling import cast_model, draw, image_seeds
+from stages.runtime.device import select_device
 
 MODEL = Path(__file__).parents[1] / "stages" / "fetch" / "bundled" / "digits"
 Way = Callable[[], np.ndarray]

@@ -6,11 +6,11 @@ import click
 import torch
 
 from stages import fetch
-from stages.artifacts import read_json
-from stages.diffusion.cost import count_macs, count_params
-from stages.diffusion.families import FAMILIES, Denoiser
-from stages.oneshot import plan_one_shot
+from stages.models.complexity import count_macs, count_params
+from stages.models.families import FAMILIES, Denoiser
 from stages.prune.surgery import cut
+from stages.storage.files import read_json
+from stages.tools.one_shot import plan_one_shot
 
 SYSTEMS = Path(fetch.__file__).parent / "systems"
 NAMES = sorted(path.stem for path in SYSTEMS.glob("*.json"))

@@ -13,14 +13,15 @@ from statistics import median
 
 import click
 
-from stages.diffusion.device import select_device
-from stages.diffusion.models import read_scheduler, read_unet
+from stages.data.images import Images
 from stages.fetch.data import bundled_digits, split
 from stages.finetune.checkpoint import Checkpoints
+from stages.finetune.params import FinetuneParams
 from stages.finetune.trainer import Trainer
-from stages.packed import Images
-from stages.params import FinetuneParams, load_params
-from stages.storage import Store
+from stages.models.pipeline import read_scheduler, read_unet
+from stages.params import load_params
+from stages.runtime.device import select_device
+from stages.storage.s3 import Store
 
 MIB = 1024 * 1024
 ROOT = Path(__file__).parents[1]

@@ -19,9 +19,10 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from benchmarks.sizes import SYSTEMS, build
-from flows.overrides import apply
-from stages.artifacts import read_json, write_json, write_tensors
-from stages.diffusion.models import write_pipeline
+from flows.workspaces.overrides import apply
+from stages.models.pipeline import write_pipeline
+from stages.storage.files import read_json, write_json
+from stages.storage.tensors import write_tensors
 
 ROOT = Path(__file__).parents[1]
 PRESETS = ROOT / "recipes" / "presets"

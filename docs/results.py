@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from stages.errors import InputError
+from stages.runtime.errors import InputError
 
 BEGIN, END = "<!-- results: written by `make results` -->\n", "<!-- end of results -->"
 

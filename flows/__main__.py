@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.overrides import check_apart, parse_grid, parse_overrides, plan_cells
-from stages import telemetry
-from stages.errors import InputError
+from flows.workspaces.overrides import check_apart, parse_grid, parse_overrides, plan_cells
+from stages.runtime import telemetry
+from stages.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from prefect import State
@@ -106,16 +106,16 @@ def compare(
     **given: Any,  # noqa: ANN401
 ) -> None:
     """Make the paper's table for a preset, and how far its rows can be told apart."""
-    from flows.home import Base, Home
-    from flows.rows import parse_seeds, plan_comparison
-    from stages.report.published import METHODS
+    from flows.workspaces.method_rows import parse_seeds, plan_comparison
+    from flows.workspaces.repository import Base, Repository
+    from stages.tools.published import METHODS
 
     overrides, minutes, numbers = parse_overrides(texts), _minutes(limits), parse_seeds(seeds)
     names = list(METHODS) if rows is None else rows.split(",") if rows else []
     _check(given["commit"], [], minutes, given["preset"])
-    home = Home.find()
-    base = Base(home.resolve(given["commit"], _say_nothing), given["preset"])
-    plan_comparison(home, base, names, numbers, overrides, ablation=given["ablation"])
+    repository = Repository.find()
+    base = Base(repository.resolve(given["commit"], _discard), given["preset"])
+    plan_comparison(repository, base, names, numbers, overrides, ablation=given["ablation"])
 
     from flows.compare import compare as flow
 
@@ -145,7 +145,7 @@ def nightly(texts: tuple[str, ...], commit: str, policy: str, limits: tuple[str,
 def promote(name: str, uri: str | None, policy: str, why: str | None) -> None:
     """Decide by the policy whether a version of the model NAME becomes its champion."""
     if _is_served():
-        from flows.registry import promote as flow
+        from flows.promotion import promote as flow
 
         decision = _result(flow(name, uri, policy, why, return_state=True))
     else:
@@ -153,8 +153,8 @@ def promote(name: str, uri: str | None, policy: str, why: str | None) -> None:
         from stages.register.policy import load_policy
 
         decision = promotion.promote(name, uri, load_policy(Path(policy)), why)
-    _tell(decision)
-    click.echo(decision.told())
+    _print_checks(decision)
+    click.echo(decision.message())
     sys.exit(0 if decision.passed else 1)
 
 
@@ -166,7 +166,7 @@ def promote(name: str, uri: str | None, policy: str, why: str | None) -> None:
 def rollback(name: str, policy: str, why: str, *, unseen: bool) -> None:
     """Make the previous champion of the model NAME the champion again."""
     if _is_served():
-        from flows.registry import rollback as flow
+        from flows.promotion import rollback as flow
 
         decision = _result(flow(name, why, policy, unseen=unseen, return_state=True))
     else:
@@ -174,7 +174,7 @@ def rollback(name: str, policy: str, why: str, *, unseen: bool) -> None:
         from stages.register.policy import load_policy
 
         decision = promotion.roll_back(name, None if unseen else load_policy(Path(policy)), why)
-    _tell(decision)
+    _print_checks(decision)
     click.echo(f"{decision.uri} is the champion again, {decision.replaces} is withdrawn")
 
 
@@ -190,7 +190,7 @@ def reproduce(uri: str, repository: str | None, workspace: str | None) -> None:
     """Do the work of a version, such as models:/NAME/3, once more, without caches, and say what comes out."""
     found: Reproduction
     if _is_served():
-        from flows.registry import reproduce as flow
+        from flows.promotion import reproduce as flow
 
         found = _result(flow(uri, repository, workspace, return_state=True))
     else:
@@ -245,17 +245,17 @@ def _check(
     commit: str | None, cells: list[dict[str, Any]], limits: dict[str, float], preset: str | None = None
 ) -> None:
     """Find a mistake before a server is started for it."""
-    from flows.home import Home
-    from flows.workspace import here
+    from flows.workspaces.repository import Repository
+    from flows.workspaces.workspace import current_checkout
 
     if commit is None or (limits and Path("dvc.yaml").is_file()):
-        here().check_limits(limits)
+        current_checkout().check_limits(limits)
     if commit is not None:
-        home = Home.find()
-        home.render(home.resolve(commit, _say_nothing), cells, preset)
+        repository = Repository.find()
+        repository.render(repository.resolve(commit, _discard), cells, preset)
 
 
-def _say_nothing(_line: str) -> None:
+def _discard(_line: str) -> None:
     """The flow will say it."""
 
 
@@ -282,7 +282,7 @@ def _leave(state: "State[Any]") -> None:
     sys.exit(0 if state.is_completed() and state.name == "Completed" else 1)
 
 
-def _tell(decision: "Decision") -> None:
+def _print_checks(decision: "Decision") -> None:
     for check in decision.checks:
         mark = click.style("✓", fg="green") if check.passed else click.style("✗", fg="red")
         click.echo(f"{mark} {check.name}: {check.reason}")

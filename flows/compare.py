@@ -10,14 +10,14 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
-from flows.cells import RunnerName
-from flows.home import Base, Home
-from flows.notify import HOOKS
-from flows.overrides import Overrides
-from flows.rows import plan_comparison
-from flows.series import Series, describe, open_crew
-from flows.words import in_words
-from stages.report.published import METHODS
+from flows.tasks.errors import fail_on_input_error
+from flows.tasks.notifications import HOOKS
+from flows.tasks.runners import RunnerName
+from flows.tasks.series import Series, describe, open_executor
+from flows.workspaces.method_rows import plan_comparison
+from flows.workspaces.overrides import Overrides
+from flows.workspaces.repository import Base, Repository
+from stages.tools.published import METHODS
 
 PICTURES = {
     "pareto.png": "Quality against cost, with intervals over seeds",
@@ -31,7 +31,7 @@ def _name_run() -> str:
 
 
 @flow(flow_run_name=_name_run, persist_result=False, **HOOKS)
-@in_words
+@fail_on_input_error
 def compare(
     preset: str,
     seeds: list[int] = [0, 1, 2, 3, 4],  # noqa: B006  # Prefect shows it; nobody changes it
@@ -59,16 +59,16 @@ def compare(
         limits: Stage -> minutes after which it is ended.
         ablation: Whether the number of timesteps used is varied, too.
     """
-    home, names = Home.find(), list(METHODS) if rows is None else rows
-    base = Base(home.resolve(commit, get_run_logger().info), preset)
-    cells = plan_comparison(home, base, names, seeds, overrides or {}, ablation=ablation)
-    series = Series(home, "comparison", base, cells)
-    with open_crew(series, runner, jobs, address, limits) as crew:
-        failed = crew.compress_all()
+    repository, names = Repository.find(), list(METHODS) if rows is None else rows
+    base = Base(repository.resolve(commit, get_run_logger().info), preset)
+    cells = plan_comparison(repository, base, names, seeds, overrides or {}, ablation=ablation)
+    series = Series(repository, "comparison", base, cells)
+    with open_executor(series, runner, jobs, address, limits) as executor:
+        failed = executor.compress_all()
         if len(failed) < len(cells):
             command = shlex.join(_command(base, seeds, names, overrides or {}, ablation=ablation))
             params = {"preset": preset, "seeds": str(seeds), "rows": str(names), "commit": base.commit}
-            series.publish("comparison", ["--preset", preset, "--command", command], params, PICTURES)
+            series.publish("method_table", ["--preset", preset, "--command", command], params, PICTURES)
     return (Failed if failed else Completed)(message="; ".join(describe(series, failed)))
 
 

@@ -1,32 +1,28 @@
 """A commit and overrides -> one compression, recorded, and registered if asked."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from prefect import State, flow
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
-from prefect.states import Completed
 
-from flows import show
-from flows.notify import HOOKS
-from flows.overrides import write
-from flows.pipeline import bring_up_to_date
-from flows.registry import register
-from flows.words import in_words
-from flows.workspace import Workspace, here, open_workspace
-from stages.errors import InputError
+from flows.tasks.compression import compress_at
+from flows.tasks.errors import fail_on_input_error
+from flows.tasks.notifications import HOOKS
+from flows.workspaces.overrides import write
+from flows.workspaces.workspace import current_checkout, open_workspace
+from stages.runtime.errors import InputError
 
 
 def _name_run() -> str:
     given = flow_run.parameters
     overrides = write(given.get("overrides") or {})
     base = given.get("preset") or "params.yaml"
-    return f"{given.get('commit') or 'here'}: {f'{base} with {overrides}' if overrides else base}"
+    return f"{given.get('commit') or 'current_checkout'}: {f'{base} with {overrides}' if overrides else base}"
 
 
 @flow(flow_run_name=_name_run, persist_result=False, log_prints=False, **HOOKS)
-@in_words
+@fail_on_input_error
 def compress(
     overrides: dict[str, Any] | None = None,
     commit: str | None = "HEAD",
@@ -48,25 +44,6 @@ def compress(
     if commit is None:
         if overrides or preset:
             raise InputError("overrides and presets need a commit, since nobody's params.yaml is changed; give HEAD")
-        return compress_at(here(), limits or {}, to_register=to_register)
+        return compress_at(current_checkout(), limits or {}, to_register=to_register)
     with open_workspace(commit, overrides or {}, get_run_logger().info, preset=preset) as place:
         return compress_at(place, limits or {}, to_register=to_register)
-
-
-def compress_at(place: Workspace, limits: Mapping[str, float], label: str = "", *, to_register: bool) -> State[None]:
-    """Compress in a workspace, show what came of it, and remove what is no longer needed.
-
-    Args:
-        place: Where.
-        limits: Minutes that a stage may take.
-        label: Put before the names of the tasks.
-        to_register: Whether the result becomes a version.
-
-    Raises:
-        InputError: A stage failed, or the result cannot be registered.
-    """
-    outcome = bring_up_to_date(place, limits, label)
-    show.results(place, outcome)
-    message = f"{outcome}; {register(place)}" if to_register else str(outcome)
-    place.remove()
-    return Completed(message=message)

@@ -19,15 +19,15 @@ from prefect.utilities.schema_tools.validation import ValidationError, validate
 from pydantic import Field
 from ruamel.yaml import YAML
 
-from flows.commands import run
-from flows.notify import REFUSED
-from flows.overrides import apply, plan_cells
-from flows.rows import check_plan, plan_rows
-from flows.workspace import here
-from stages.errors import InputError, first_line, without_password
+from flows.tasks.notifications import REFUSED
+from flows.workspaces.commands import run
+from flows.workspaces.method_rows import check_plan, plan_rows
+from flows.workspaces.overrides import apply, plan_cells
+from flows.workspaces.workspace import current_checkout
 from stages.params import load_params
-from stages.preset import find_preset
-from stages.schema import Frozen, check, read_tree
+from stages.runtime.errors import InputError, first_line, without_password
+from stages.runtime.schema import Frozen, check, read_tree
+from stages.tools.preset import find_preset
 
 POOL = "espalier"
 LOST = "espalier: runs that were lost"
@@ -184,7 +184,7 @@ def _check(entry: Deployment, where: str) -> None:
             if "seeds" in schema["properties"]:
                 seeds = given.get("seeds", schema["properties"]["seeds"]["default"])
                 check_plan(plan_rows(load_params(base)), given.get("rows") or [], seeds, overrides)
-            here().check_limits(given.get("limits") or {})
+            current_checkout().check_limits(given.get("limits") or {})
         except InputError as error:
             raise InputError(f"{where}: {error.message}") from None
 

@@ -6,17 +6,18 @@ from prefect import State, flow
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
-from flows import show
-from flows.notify import HOOKS, REFUSED
-from flows.overrides import write
-from flows.pipeline import bring_up_to_date
-from flows.registry import POLICY, act, promote, register
-from flows.words import in_words
-from flows.workspace import open_workspace
+from flows.promotion import POLICY, act, promote
+from flows.tasks import artifacts
+from flows.tasks.compression import register
+from flows.tasks.errors import fail_on_input_error
+from flows.tasks.notifications import HOOKS, REFUSED
+from flows.tasks.stages import bring_up_to_date
+from flows.workspaces.overrides import write
+from flows.workspaces.workspace import open_workspace
 
 
 @flow(flow_run_name="{commit}", persist_result=False, on_failure=HOOKS["on_failure"], on_crashed=HOOKS["on_crashed"])
-@in_words
+@fail_on_input_error
 def nightly(
     overrides: dict[str, Any] | None = None,
     commit: str = "HEAD",
@@ -33,7 +34,7 @@ def nightly(
     """
     with open_workspace(commit, overrides or {}, get_run_logger().info) as place:
         outcome = bring_up_to_date(place, limits or {})
-        show.results(place, outcome)
+        artifacts.results(place, outcome)
         uri = register(place)
         kind = Completed
         found: tuple[str, str] | None = act("look up", lambda: _look_up(uri))

@@ -7,13 +7,13 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
-from flows.cells import RunnerName
-from flows.home import Base, Home
-from flows.notify import HOOKS
-from flows.overrides import Cell, check_apart, plan_cells, write
-from flows.series import Crew, Series, describe, open_crew
-from flows.words import in_words
-from stages.errors import InputError
+from flows.tasks.errors import fail_on_input_error
+from flows.tasks.notifications import HOOKS
+from flows.tasks.runners import RunnerName
+from flows.tasks.series import CellExecutor, Series, describe, open_executor
+from flows.workspaces.overrides import PlannedCell, check_apart, plan_cells, write
+from flows.workspaces.repository import Base, Repository
+from stages.runtime.errors import InputError
 
 PICTURES = {"pareto.png": "Quality against cost"}
 
@@ -24,7 +24,7 @@ def _name_run() -> str:
 
 
 @flow(flow_run_name=_name_run, persist_result=False, **HOOKS)
-@in_words
+@fail_on_input_error
 def sweep(
     grid: dict[str, list[Any]],
     overrides: dict[str, Any] | None = None,
@@ -53,27 +53,27 @@ def sweep(
     check_apart(grid, overrides or {})
     if best < 0:
         raise InputError(f"best is {best}; give at least 0")
-    cells = [Cell(write(cell), {**(overrides or {}), **cell}) for cell in plan_cells(grid)]
-    home = Home.find()
-    base = Base(home.resolve(commit, get_run_logger().info), preset)
-    home.render(base.commit, [cell.overrides for cell in cells], preset)
-    series = Series(home, "sweep", base, cells)
+    cells = [PlannedCell(write(cell), {**(overrides or {}), **cell}) for cell in plan_cells(grid)]
+    repository = Repository.find()
+    base = Base(repository.resolve(commit, get_run_logger().info), preset)
+    repository.render(base.commit, [cell.overrides for cell in cells], preset)
+    series = Series(repository, "sweep", base, cells)
     versions: list[tuple[str, bool]] = []
-    with open_crew(series, runner, jobs, address, limits) as crew:
-        failed = crew.compress_all()
+    with open_executor(series, runner, jobs, address, limits) as executor:
+        failed = executor.compress_all()
         if len(failed) < len(cells):
             params = {key: str(values) for key, values in grid.items()} | {"commit": base.commit}
-            found = series.publish("frontier", [], params, PICTURES)
-            versions = [_register(crew, name) for name in reversed(found["best"][:best])]
+            found = series.publish("sweep_table", [], params, PICTURES)
+            versions = [_register(executor, name) for name in reversed(found["best"][:best])]
     done, *failures = describe(series, failed)
     failing = failed or not all(fine for _, fine in versions)
     message = "; ".join([done, *(text for text, _ in versions), *failures])
     return (Failed if failing else Completed)(message=message)
 
 
-def _register(crew: Crew, name: str) -> tuple[str, bool]:
+def _register(executor: CellExecutor, name: str) -> tuple[str, bool]:
     """Register a finished cell, whose outputs DVC has: what to say of it, and whether it went well."""
-    future, label = crew.submit(name, to_register=True), crew.series.cells[name].label
+    future, label = executor.submit(name, to_register=True), executor.series.cells[name].label
     future.wait()
     told = (future.state.message or "").rpartition("; ")[2]
     if not future.state.is_completed():

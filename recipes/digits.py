@@ -14,19 +14,21 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from sklearn.datasets import load_digits
 from torch.nn.functional import cross_entropy
 
-from stages.artifacts import WEIGHTS, file_sha256, write_tensors, writing
-from stages.diffusion.device import select_device
-from stages.diffusion.models import write_pipeline
+from stages.data.images import Images, to_model_range
 from stages.fetch.data import bundled_digits, split
 from stages.fetch.model import BUNDLED
 from stages.finetune.checkpoint import Checkpoints
+from stages.finetune.params import FinetuneParams
 from stages.finetune.trainer import Trainer
-from stages.packed import Images, to_model_range
-from stages.params import FinetuneParams
-from stages.progress import track
+from stages.models.layout import WEIGHTS
+from stages.models.pipeline import write_pipeline
 from stages.protocol.digits import DIGITS_WEIGHTS, DigitsClassifier
-from stages.provenance import fingerprint, write_run_record
-from stages.seeds import derive_seed, generator
+from stages.runtime.device import select_device
+from stages.runtime.progress import track
+from stages.runtime.seeds import derive_seed, generator
+from stages.storage.files import file_sha256, writing
+from stages.storage.provenance import fingerprint, write_run_record
+from stages.storage.tensors import write_tensors
 
 SEED = 0
 HELDOUT = 0.2

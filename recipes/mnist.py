@@ -10,15 +10,15 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from recipes import digits
-from stages.artifacts import check_free, file_sha256, writing
-from stages.diffusion.device import select_device
-from stages.diffusion.models import write_pipeline
-from stages.errors import InputError
+from stages.data.images import Images, write_images
 from stages.finetune.checkpoint import Checkpoints
 from stages.finetune.trainer import Trainer
-from stages.packed import Images, write_images
-from stages.provenance import fingerprint, write_run_record
-from stages.seeds import derive_seed
+from stages.models.pipeline import write_pipeline
+from stages.runtime.device import select_device
+from stages.runtime.errors import InputError
+from stages.runtime.seeds import derive_seed
+from stages.storage.files import check_free, file_sha256, writing
+from stages.storage.provenance import fingerprint, write_run_record
 
 SEED = 0
 UNET = {**digits.UNET, "sample_size": 28, "block_out_channels": (32, 64, 128)}

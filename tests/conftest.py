@@ -10,9 +10,9 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from stages.diffusion.models import write_pipeline
+from stages.data.images import Conditions, Images
 from stages.importance.measure import measure_importance
-from stages.packed import Conditions, Images
+from stages.models.pipeline import write_pipeline
 from stages.params import Params, load_params
 from stages.protocol.protocol import Protocol
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from botocore.retries.standard import ExponentialBackoff
 
-from stages.storage import Store
+from stages.storage.s3 import Store
 
 BIN = Path(sys.executable).parent
 KEY, SECRET = "test:tester", secrets.token_hex(16)

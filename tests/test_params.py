@@ -4,8 +4,8 @@ import pytest
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
-from stages.errors import InputError
 from stages.params import load_params
+from stages.runtime.errors import InputError
 
 
 @pytest.fixture

@@ -14,37 +14,41 @@ import click
 @click.option("--report", type=Path, required=True, help="Where metrics, tables and pictures go.")
 def main(params_path: Path, dense: Path, pruned: Path, finetuned: Path, reference_path: Path, report: Path) -> None:
     """Measure how well the models draw, how alike, and what they cost, under the protocol of the reference."""
-    from stages.params import load_params
+    from stages.evaluate.params import EvaluateParams
+    from stages.protocol.params import ReferenceParams
+    from stages.runtime.schema import load_block, load_seed
 
-    params = load_params(params_path)
+    params = load_block(params_path, "evaluate", EvaluateParams)
+    protocol_params = load_block(params_path, "reference", ReferenceParams)
+    seed = load_seed(params_path)
 
-    from stages import artifacts
-    from stages.diffusion.codec import picture_shape, read_codec
-    from stages.diffusion.device import select_device
-    from stages.diffusion.models import check_images, read_scheduler, read_unet, weights_file
     from stages.evaluate.evaluation import evaluate
     from stages.evaluate.report import write_report
+    from stages.models.autoencoder import picture_shape, read_codec
+    from stages.models.pipeline import check_images, read_scheduler, read_unet, weights_file
     from stages.protocol.extractors import Extractor
     from stages.protocol.protocol import check_current
     from stages.protocol.reference import read_reference
-    from stages.provenance import write_run_record
+    from stages.runtime.device import select_device
+    from stages.storage.files import check_free, writing
+    from stages.storage.provenance import write_run_record
 
     folders = {"dense": dense, "pruned": pruned, "finetuned": finetuned}
-    artifacts.check_free(report, inputs=[*folders.values(), reference_path], stage="evaluate")
+    check_free(report, inputs=[*folders.values(), reference_path], stage="evaluate")
     device = select_device()
     models = {name: read_unet(folder, device) for name, folder in folders.items()}
     reference = read_reference(reference_path)
     codec = read_codec(dense, device)
     for unet in models.values():
         check_images(reference.samples[0], picture_shape(unet, codec), reference_path)
-    extractor = Extractor(params.reference.extractor, params.reference.batch_size)
+    extractor = Extractor(protocol_params.extractor, protocol_params.batch_size)
     scheduler = read_scheduler(dense)
-    check_current(reference.protocol, params.reference, params.seed, scheduler, extractor, reference_path)
+    check_current(reference.protocol, protocol_params, seed, scheduler, extractor, reference_path)
     files = {name: weights_file(folder) for name, folder in folders.items()}
-    evaluation = evaluate(models, files, scheduler, reference, extractor, params.evaluate.costs, codec)
-    with artifacts.writing(report) as folder:
+    evaluation = evaluate(models, files, scheduler, reference, extractor, params.costs, codec)
+    with writing(report) as folder:
         write_report(evaluation, folder)
-        write_run_record(folder, "evaluate", seed=params.seed, reference=params.reference, evaluate=params.evaluate)
+        write_run_record(folder, "evaluate", seed=seed, reference=protocol_params, evaluate=params)
 
 
 if __name__ == "__main__":

@@ -9,21 +9,22 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.typing import NDArray
 
-from stages.artifacts import file_sha256, tensors_sha256
-from stages.diffusion.codec import Codec
-from stages.diffusion.cost import count_attention_macs, count_macs, count_params
-from stages.diffusion.families import Denoiser
-from stages.diffusion.sampling import Companions, draw_strip, image_seeds
-from stages.errors import InputError
 from stages.evaluate.consistency import Pairs, images_to_mse, images_to_ssim
-from stages.evaluate.costs import measure_costs
-from stages.evaluate.quality import Judge
-from stages.params import CostParams
+from stages.evaluate.params import CostParams
+from stages.evaluate.quality import QualityMetrics
+from stages.evaluate.timing import measure_costs
+from stages.models.autoencoder import Codec
+from stages.models.complexity import count_attention_macs, count_macs, count_params
+from stages.models.families import Denoiser
+from stages.models.sampling import SamplingContext, draw_strip, image_seeds
+from stages.protocol.evaluation import DENSE, Cost
 from stages.protocol.extractors import Extractor
 from stages.protocol.intervals import Estimate, estimate, paired_difference
 from stages.protocol.protocol import Protocol
-from stages.protocol.record import DENSE, Cost
 from stages.protocol.reference import Reference, draw_set
+from stages.runtime.errors import InputError
+from stages.storage.files import file_sha256
+from stages.storage.tensors import tensors_sha256
 
 STRIP_IMAGES, STRIP_FRAMES = 3, 10
 SHOWN, NUM_WORST = 48, 8
@@ -31,7 +32,7 @@ SHOWN, NUM_WORST = 48, 8
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredModel:
     """What one model was found to be."""
 
     params: int
@@ -59,7 +60,7 @@ class Measured:
         """Take a metric's mean over the sets, with its interval."""
         return estimate(self.sets[metric])
 
-    def above(self, other: "Measured", metric: str) -> Estimate:
+    def above(self, other: "MeasuredModel", metric: str) -> Estimate:
         """Estimate how much a metric is above that of another model."""
         return paired_difference(self.sets[metric], other.sets[metric])
 
@@ -73,7 +74,7 @@ class Evaluation:
     """Of the dense model's weights, by `tensors_sha256`."""
     floor: float
     """FID of one half of the real images against the other."""
-    models: dict[str, Measured]
+    models: dict[str, MeasuredModel]
     costs: list[Cost]
 
 
@@ -105,13 +106,13 @@ def evaluate(
         found = f"{dense_sha256[:8]}…, the reference was drawn by {reference.model_sha256[:8]}…"
         raise InputError(f"the dense model has weights of sha256 {found}; run the reference stage again")
     table = measure_costs(models, costs)
-    judge = Judge(reference.real_features, reference.protocol)
-    companions = Companions(codec, reference.table, reference.protocol.guidance)
+    quality_metrics = QualityMetrics(reference.real_features, reference.protocol)
+    context = SamplingContext(codec, reference.table, reference.protocol.guidance)
     measured = {
-        name: _measure(name, unet, files[name], scheduler, reference, extractor, judge, companions)
+        name: _measure(name, unet, files[name], scheduler, reference, extractor, quality_metrics, context)
         for name, unet in models.items()
     }
-    return Evaluation(reference.protocol, dense_sha256, judge.floor(), measured, table)
+    return Evaluation(reference.protocol, dense_sha256, quality_metrics.floor(), measured, table)
 
 
 def _measure(
@@ -121,34 +122,32 @@ def _measure(
     scheduler: DDPMScheduler,
     reference: Reference,
     extractor: Extractor,
-    judge: Judge,
-    companions: Companions,
-) -> Measured:
+    quality_metrics: QualityMetrics,
+    context: SamplingContext,
+) -> MeasuredModel:
     protocol = reference.protocol
     gathered = _Gathered()
     for index, dense_samples in enumerate(reference.samples):
         if name == DENSE:
             samples, features = dense_samples, reference.features[index]
         else:
-            samples = draw_set(unet, scheduler, protocol, index, extractor.batch_size, name, companions)
+            samples = draw_set(unet, scheduler, protocol, index, extractor.batch_size, name, context)
             features = extractor.features(samples)
-        gathered.add(samples, dense_samples, features, asdict(judge(features, index)))
+        gathered.add(samples, dense_samples, features, asdict(quality_metrics(features, index)))
     pairs = gathered.pairs()
-    seeds, labels = image_seeds(protocol.seed, STRIP_IMAGES), companions.labels(protocol.seed, STRIP_IMAGES)
-    return Measured(
+    seeds, labels = image_seeds(protocol.seed, STRIP_IMAGES), context.labels(protocol.seed, STRIP_IMAGES)
+    return MeasuredModel(
         params=count_params(unet),
         macs=count_macs(unet),
         attention_macs=count_attention_macs(unet),
         size_bytes=file.stat().st_size,
         weights_sha256=file_sha256(file),
         sets=gathered.sets(),
-        fid_pooled=judge.fid(torch.cat(gathered.features)),
+        fid_pooled=quality_metrics.fid(torch.cat(gathered.features)),
         pairs=pairs,
         shown=gathered.shown,
         worst=gathered.worst(pairs),
-        strip=draw_strip(
-            unet, scheduler, seeds, protocol.sampler, STRIP_FRAMES, protocol.precision, companions, labels
-        ),
+        strip=draw_strip(unet, scheduler, seeds, protocol.sampler, STRIP_FRAMES, protocol.precision, context, labels),
     )
 
 

@@ -8,7 +8,7 @@ from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metri
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from stages.protocol.protocol import Protocol
-from stages.seeds import derive_seed, generator
+from stages.runtime.seeds import derive_seed, generator
 
 AT_ONCE, BLOCK_BYTES = 10_000, 2**30
 """Rows of a block of distances for precision and recall, at most, and its size."""
@@ -27,7 +27,7 @@ class Quality:
     """Share of the real images that lie among the drawn ones."""
 
 
-class Judge:
+class QualityMetrics:
     """Compares sets of features with those of the real images, whose mean and covariance are taken once.
 
     Args:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.artifacts import write_atomically, write_json
-from stages.diffusion.pictures import write_grid
+from stages.data.grid import write_grid
 from stages.evaluate.evaluation import Evaluation
 from stages.evaluate.summary import flat_metrics, summarise
-from stages.protocol.record import DENSE, Cost
+from stages.protocol.evaluation import DENSE, Cost
+from stages.storage.files import write_atomically, write_json
 
 
 def write_report(evaluation: Evaluation, folder: Path) -> None:

@@ -4,18 +4,18 @@ from typing import Any
 
 import numpy as np
 
-from stages.evaluate.evaluation import NUM_WORST, Evaluation, Measured
-from stages.protocol.record import DENSE, METRICS, Difference, Metric, Model, Pair, Record
+from stages.evaluate.evaluation import NUM_WORST, Evaluation, MeasuredModel
+from stages.protocol.evaluation import DENSE, METRICS, Difference, EvaluationRecord, Metric, Model, Pair
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 WITH_INTERVAL = ("fid", "kid", "ssim")
 """In the flat files, which are to be read as one table; the record has every interval."""
 
 
-def summarise(evaluation: Evaluation) -> Record:
+def summarise(evaluation: Evaluation) -> EvaluationRecord:
     """Write an evaluation down."""
     dense = evaluation.models[DENSE]
-    return Record(
+    return EvaluationRecord(
         protocol_id=evaluation.protocol.id,
         protocol=evaluation.protocol,
         dense_sha256=evaluation.dense_sha256,
@@ -25,7 +25,7 @@ def summarise(evaluation: Evaluation) -> Record:
     )
 
 
-def _model(measured: Measured, dense: Measured) -> Model:
+def _model(measured: MeasuredModel, dense: MeasuredModel) -> Model:
     pairs = measured.pairs
     return Model(
         params=measured.params,
@@ -43,7 +43,7 @@ def _model(measured: Measured, dense: Measured) -> Model:
     )
 
 
-def _metric(measured: Measured, dense: Measured, metric: str) -> Metric:
+def _metric(measured: MeasuredModel, dense: MeasuredModel, metric: str) -> Metric:
     found = measured.estimate(metric)
     difference = None
     if measured is not dense and metric not in ("ssim", "mse"):
@@ -52,7 +52,7 @@ def _metric(measured: Measured, dense: Measured, metric: str) -> Metric:
     return Metric(sets=measured.sets[metric], mean=found.mean, half_width=found.half_width, above_dense=difference)
 
 
-def flat_metrics(record: Record, name: str) -> dict[str, Any]:
+def flat_metrics(record: EvaluationRecord, name: str) -> dict[str, Any]:
     """One model's numbers on one level, as DVC and MLflow take them."""
     model = record.models[name]
     flat = {

@@ -11,12 +11,14 @@ from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import nn
 
-from stages.artifacts import CLASS_EMBEDDING, WEIGHTS, read_json, stand_in, write_json, write_tensors
-from stages.diffusion.families import FAMILIES
-from stages.errors import InputError
 from stages.fetch.names import ddim_name, ldm_name
+from stages.fetch.params import System
 from stages.fetch.pickles import only_tensors, read_pickle
-from stages.sources import System
+from stages.models.families import FAMILIES
+from stages.models.layout import CLASS_EMBEDDING, WEIGHTS
+from stages.runtime.errors import InputError
+from stages.storage.files import read_json, stand_in, write_json
+from stages.storage.tensors import write_tensors
 
 SYSTEMS = Path(__file__).parent / "systems"
 Config = Mapping[str, Any]

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from stages.artifacts import write_blocks
-from stages.errors import InputError
+from stages.data.images import Conditions, Images, write_stream
+from stages.fetch.params import BundledSource, DataSource, Fitted, FolderData, HubData, NpzData, S3Data, locate
 from stages.fetch.pictures import (
     MODES,
     SUFFIXES,
@@ -33,11 +33,11 @@ from stages.fetch.pictures import (
     open_npz,
     read_picture,
 )
-from stages.packed import Conditions, Images, write_stream
-from stages.progress import track
-from stages.seeds import generator
-from stages.sources import BundledSource, DataSource, Fitted, FolderData, HubData, NpzData, S3Data, locate
-from stages.storage import Store
+from stages.runtime.errors import InputError
+from stages.runtime.progress import track
+from stages.runtime.seeds import generator
+from stages.storage.s3 import Store
+from stages.storage.tensors import write_blocks
 
 SPLIT_SEED = 0
 """The split never moves, whatever params.yaml says of the seed: held-out losses of all runs compare."""

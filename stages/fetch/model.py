@@ -11,16 +11,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from stages import mlflow_server
-from stages.artifacts import CLASS_EMBEDDING, WEIGHTS, copy_file, file_sha256, read_json, read_tensors, stand_in
-from stages.diffusion.codec import read_codec
-from stages.diffusion.families import Denoiser, example_inputs, sample_shape
-from stages.diffusion.models import read_scheduler, read_unet, write_pipeline
-from stages.diffusion.sampling import to_pixels
-from stages.errors import InputError, UnavailableError, first_line
 from stages.fetch.convert import converted
-from stages.fetch.pickles import BESIDE, BIN, lacking, unpickled, weights_that_count
-from stages.sources import (
+from stages.fetch.params import (
     BundledSource,
     CheckpointModel,
     FolderModel,
@@ -30,7 +22,17 @@ from stages.sources import (
     S3Model,
     locate,
 )
-from stages.storage import Store
+from stages.fetch.pickles import BESIDE, BIN, lacking, unpickled, weights_that_count
+from stages.models.autoencoder import read_codec
+from stages.models.families import Denoiser, example_inputs, sample_shape
+from stages.models.layout import CLASS_EMBEDDING, WEIGHTS
+from stages.models.pipeline import read_scheduler, read_unet, write_pipeline
+from stages.models.sampling import to_pixels
+from stages.runtime.errors import InputError, UnavailableError, first_line
+from stages.storage.files import copy_file, file_sha256, read_json, stand_in
+from stages.storage.s3 import Store
+from stages.storage.tensors import read_tensors
+from stages.tracking import mlflow_client
 
 BUNDLED = Path(__file__).parent / "bundled"
 BUNDLED_SHA256 = {"digits": "4714527c68bc45b6e608201d3e46c1a527fdd0f95dbb0cc8b5a00671f1de8854"}
@@ -178,7 +180,7 @@ def _download(source: HubModel) -> Path:
 
 def _download_version(source: RegistryModel, home: Path) -> Path:
     try:
-        return mlflow_server.download_model(source.uri, home)
+        return mlflow_client.download_model(source.uri, home)
     except InputError as error:
         raise type(error)(f"{error.message}; correct fetch.model.uri or MLFLOW_TRACKING_URI") from None
 

@@ -10,9 +10,11 @@ from zipfile import is_zipfile
 
 import torch
 
-from stages.artifacts import CLASS_EMBEDDING, CODECS, WEIGHTS, stand_in, write_tensors
-from stages.diffusion.models import component, rename_attention
-from stages.errors import InputError, first_line
+from stages.models.layout import CLASS_EMBEDDING, CODECS, WEIGHTS
+from stages.models.pipeline import component, rename_attention
+from stages.runtime.errors import InputError, first_line
+from stages.storage.files import stand_in
+from stages.storage.tensors import write_tensors
 
 BIN = "diffusion_pytorch_model.bin"
 """How diffusers called the weights before it took to safetensors."""

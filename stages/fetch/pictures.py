@@ -15,8 +15,8 @@ from datasets.exceptions import DatasetsError
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from stages.errors import InputError, UnavailableError, first_line
-from stages.sources import Fitted, HubData, NpzData, locate
+from stages.fetch.params import Fitted, HubData, NpzData, locate
+from stages.runtime.errors import InputError, UnavailableError, first_line
 
 FORMATS = ("BMP", "JPEG", "PNG", "WEBP")
 """Of Pillow's: others call foreign programs, as EPS does."""

@@ -26,15 +26,17 @@ def main(
     processes: int | None,
 ) -> None:
     """Recover a pruned model by a short training; a stopped training goes on where it was."""
-    from stages.params import load_params
+    from stages.finetune.params import FinetuneParams
+    from stages.runtime.schema import load_block, load_seed
 
-    params = load_params(params_path)
+    params = load_block(params_path, "finetune", FinetuneParams)
+    seed = load_seed(params_path)
 
-    from stages import artifacts
-    from stages.diffusion.device import select_device
+    from stages.runtime.device import select_device
+    from stages.storage.files import check_free
 
     inputs = [path for path in (model, data, checkpoints, teacher) if path]
-    artifacts.check_free(out, report, inputs=inputs, stage="finetune")
+    check_free(out, report, inputs=inputs, stage="finetune")
     device = select_device()
 
     from stages.finetune.launch import launch
@@ -44,16 +46,14 @@ def main(
 
     from stages.finetune.checkpoint import Checkpoints
     from stages.finetune.recovery import prepare, watched, write
-    from stages.provenance import fingerprint
-    from stages.storage import open_store
+    from stages.storage.provenance import fingerprint
+    from stages.storage.s3 import open_store
 
-    trainer = prepare(model, teacher, data, params.finetune, params.seed, device)
+    trainer = prepare(model, teacher, data, params, seed, device)
     read = [path for path in (model, data, teacher) if path]
-    run = fingerprint(
-        "finetune", read, seed=params.seed, finetune=params.finetune, processes=trainer.engine.num_processes
-    )
-    kept = Checkpoints(checkpoints, run, open_store(), params.finetune.keep_checkpoints)
-    with watched(run, params.finetune, trainer.engine) as listener:
+    run = fingerprint("finetune", read, seed=seed, finetune=params, processes=trainer.engine.num_processes)
+    kept = Checkpoints(checkpoints, run, open_store(), params.keep_checkpoints)
+    with watched(run, params, trainer.engine) as listener:
         trainer.run(kept, listener)
     if trainer.engine.is_main:
         write(trainer, model, out, report)

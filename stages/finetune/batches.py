@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from stages.errors import InputError
-from stages.packed import Images, spread, to_model_range
-from stages.params import FinetuneParams
-from stages.seeds import generator
+from stages.data.images import Images, evenly_spaced, to_model_range
+from stages.finetune.params import FinetuneParams
+from stages.runtime.errors import InputError
+from stages.runtime.seeds import generator
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Batches:
         return int(self.order[index])
 
 
-class Ahead:
+class Prefetcher:
     """Draws the next step's share of a batch in a thread, while the model computes on this one.
 
     Args:
@@ -127,7 +127,7 @@ def draw_timesteps(size: int, num_timesteps: int, draws: torch.Generator, *, ant
 def heldout_batch(images: Images, limit: int, num_timesteps: int) -> Batch:
     """Give held-out images, at most `limit`, under noise and timesteps that never change, whatever the seed."""
     draws = generator(0, "heldout loss")
-    chosen = spread(len(images.heldout), limit)
+    chosen = evenly_spaced(len(images.heldout), limit)
     clean = to_model_range(images.heldout[chosen])
     noise = torch.randn(clean.shape, generator=draws)
     rows = np.array(images.conditions.heldout[chosen]) if images.conditions else np.zeros(len(clean), np.int64)

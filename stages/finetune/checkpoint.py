@@ -10,11 +10,11 @@ from typing import Any
 import click
 import torch
 
-from stages.artifacts import read_metadata, read_tensors, write_tensors
-from stages.errors import InputError
+from stages.finetune.checkpoint_upload import CheckpointUploads
 from stages.finetune.curve import CurvePoint
-from stages.finetune.mirror import Mirror
-from stages.storage import Store
+from stages.runtime.errors import InputError
+from stages.storage.s3 import Store
+from stages.storage.tensors import read_metadata, read_tensors, write_tensors
 
 ABOUT = "checkpoint"
 """The one key of a file's metadata; safetensors would write several in no fixed order."""
@@ -43,7 +43,7 @@ class Checkpoints:
 
     def __init__(self, root: Path, run: str, store: Store | None = None, keep: int = 2) -> None:
         self.folder, self.run, self.keep = root / run[:16], run, keep
-        self.mirror = Mirror(store, run) if store else None
+        self.uploads = CheckpointUploads(store, run) if store else None
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint whole or not at all, and drop all but the last ones."""
@@ -51,15 +51,15 @@ class Checkpoints:
         about = {"run": self.run, "step": checkpoint.step, "losses": checkpoint.losses, "curve": curve}
         path = self.folder / f"step-{checkpoint.step:08d}.safetensors"
         write_tensors(path, checkpoint.tensors, {ABOUT: json.dumps(about)})
-        if self.mirror:
-            self.mirror.offer(path)
+        if self.uploads:
+            self.uploads.upload(path)
         for old in self._paths()[: -self.keep]:
             old.unlink()
 
     def newest(self) -> Checkpoint | None:
         """Read the newest checkpoint that is whole, here or else in the store; None where there is none."""
-        if self.mirror and not self._paths():
-            self.mirror.fetch(self.folder)
+        if self.uploads and not self._paths():
+            self.uploads.fetch(self.folder)
         for path in reversed(self._paths()):
             try:
                 about, tensors = json.loads(read_metadata(path).get(ABOUT, "{}")), read_tensors(path)
@@ -82,8 +82,8 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Remove the checkpoints of a run that has come to its end; copies in the store stay."""
-        if self.mirror:
-            self.mirror.close()
+        if self.uploads:
+            self.uploads.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _paths(self) -> list[Path]:

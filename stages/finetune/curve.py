@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stages.errors import InputError
+from stages.runtime.errors import InputError
 
 LOOK_BACK = 3
 """Measurements whose steepest fall is expected to go on."""

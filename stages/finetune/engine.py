@@ -7,9 +7,9 @@ from accelerate import Accelerator
 from accelerate.utils import TorchDynamoPlugin
 from torch import nn
 
-from stages.diffusion.families import Denoiser
-from stages.errors import InputError
-from stages.params import EngineParams
+from stages.finetune.params import EngineParams
+from stages.models.families import Denoiser
+from stages.runtime.errors import InputError
 
 
 class Engine:

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from stages.params import LossParams
+from stages.finetune.params import LossParams
 
 
 @dataclass(frozen=True)

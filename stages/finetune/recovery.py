@@ -8,23 +8,24 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stages import artifacts, packed
-from stages.diffusion import models
-from stages.diffusion.codec import read_codec
-from stages.diffusion.families import Denoiser, sample_shape
-from stages.diffusion.pruned_unet import Layers
-from stages.diffusion.sampling import Companions
-from stages.errors import InputError
+from stages.data.images import read_images
+from stages.finetune.distillation import Channels, read_teacher
 from stages.finetune.engine import Engine
 from stages.finetune.interrupt import StoppedError
+from stages.finetune.params import FinetuneParams
 from stages.finetune.report import write_report
-from stages.finetune.teacher import Channels, read_teacher
 from stages.finetune.trainer import Listener, Trainer
-from stages.live import LiveRun
-from stages.params import FinetuneParams
-from stages.provenance import write_run_record
-from stages.schema import flatten
-from stages.seeds import derive_seed
+from stages.models import pipeline
+from stages.models.autoencoder import read_codec
+from stages.models.families import Denoiser, sample_shape
+from stages.models.pruned_unet import Layers
+from stages.models.sampling import SamplingContext
+from stages.runtime.errors import InputError
+from stages.runtime.schema import flatten
+from stages.runtime.seeds import derive_seed
+from stages.storage.files import writing
+from stages.storage.provenance import write_run_record
+from stages.tracking.live import LiveRun
 
 
 def prepare(
@@ -36,16 +37,16 @@ def prepare(
         InputError: Something is missing or damaged, or does not fit the rest.
     """
     engine = Engine(params.engine, device)
-    unet, scheduler = models.read_unet(model, engine.device), models.read_scheduler(model)
-    images = packed.read_images(data)
-    models.check_conditions(unet, images.conditions, data)
-    models.check_images(images.train, sample_shape(unet), data)
+    unet, scheduler = pipeline.read_unet(model, engine.device), pipeline.read_scheduler(model)
+    images = read_images(data)
+    pipeline.check_conditions(unet, images.conditions, data)
+    pipeline.check_images(images.train, sample_shape(unet), data)
     taught = _read_teacher(teacher, model, params, engine.device)
     if params.init == "scratch":
         unet = fresh(unet, derive_seed(seed, "scratch"))
     table = np.array(images.conditions.table) if images.conditions else None
-    companions = Companions(read_codec(model, engine.device) if params.samples else None, table)
-    return Trainer(unet, scheduler, images, params, seed, taught, engine, companions)
+    context = SamplingContext(read_codec(model, engine.device) if params.samples else None, table)
+    return Trainer(unet, scheduler, images, params, seed, taught, engine, context)
 
 
 def _read_teacher(
@@ -78,7 +79,7 @@ def watched(run: str, params: FinetuneParams, engine: Engine) -> Iterator[Listen
     live = LiveRun(run, dict(flatten(params.model_dump(mode="json"))))
     status = "FAILED"
     try:
-        yield lambda point, pictures: live.tell(point.step, point.values(), pictures)
+        yield lambda point, pictures: live.log(point.step, point.values(), pictures)
         status = "FINISHED"
     except StoppedError:
         status = "KILLED"
@@ -89,9 +90,9 @@ def watched(run: str, params: FinetuneParams, engine: Engine) -> Iterator[Listen
 
 def write(trainer: Trainer, model: Path, out: Path, report: Path) -> None:
     """Write the best average as a model folder, with the plan of the model it came from; and the curve."""
-    with artifacts.writing(out) as model_folder, artifacts.writing(report) as report_folder:
-        models.write_pipeline(model_folder, trainer.ema, trainer.scheduler, model)
-        models.copy_plan(model, model_folder)
+    with writing(out) as model_folder, writing(report) as report_folder:
+        pipeline.write_pipeline(model_folder, trainer.best_ema, trainer.scheduler, model)
+        pipeline.copy_plan(model, model_folder)
         write_report(trainer.curve, trainer.cost, trainer.samples, report_folder)
         for folder in (model_folder, report_folder):
             write_run_record(folder, "finetune", seed=trainer.seed, finetune=trainer.params)

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.artifacts import write_atomically, write_json
-from stages.diffusion.pictures import write_grid
+from stages.data.grid import write_grid
 from stages.finetune.curve import CurvePoint
 from stages.finetune.forecast import Cost
+from stages.storage.files import write_atomically, write_json
 
 
 def write_report(

@@ -12,22 +12,23 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.typing import NDArray
 from torch import nn
 
-from stages.diffusion.families import Denoiser
-from stages.diffusion.sampling import ALONE, Companions, draw, image_seeds
-from stages.errors import InputError
-from stages.finetune.averages import Averages
-from stages.finetune.batches import Ahead, Batch, Batches, heldout_batch
+from stages.data.images import Images
+from stages.finetune.batches import Batch, Batches, Prefetcher, heldout_batch
 from stages.finetune.checkpoint import Checkpoint, Checkpoints
 from stages.finetune.curve import CurvePoint, check_gate
+from stages.finetune.distillation import Channels, Distillation
+from stages.finetune.ema import EmaModels
 from stages.finetune.engine import Engine
 from stages.finetune.forecast import Cost, Forecast, timed
 from stages.finetune.interrupt import Interrupts, StoppedError
 from stages.finetune.loss import Objective, Prediction
-from stages.finetune.teacher import Channels, Classroom
-from stages.packed import Images
-from stages.params import FinetuneParams, SamplerParams
-from stages.progress import track
-from stages.seeds import derive_seed
+from stages.finetune.params import FinetuneParams
+from stages.models.families import Denoiser
+from stages.models.params import SamplerParams
+from stages.models.sampling import PLAIN_CONTEXT, SamplingContext, draw, image_seeds
+from stages.runtime.errors import InputError
+from stages.runtime.progress import track
+from stages.runtime.seeds import derive_seed
 
 Listener = Callable[[CurvePoint, NDArray[np.uint8] | None], None]
 """Hears of each row of the curve and of the pictures drawn with it, [N, C, H, W]."""
@@ -49,7 +50,7 @@ class Trainer:
         seed: The root of every draw.
         teacher: The dense model and the channels that were kept of its blocks, where the losses need it.
         engine: Where it computes; the CPU and this process alone unless given.
-        companions: What the model needs beside itself to draw pictures.
+        context: What the model needs beside itself to draw pictures.
 
     Raises:
         InputError: The batch is larger than the data, or cannot be shared out evenly.
@@ -64,25 +65,25 @@ class Trainer:
         seed: int,
         teacher: tuple[Denoiser, Channels] | None = None,
         engine: Engine | None = None,
-        companions: Companions = ALONE,
+        context: SamplingContext = PLAIN_CONTEXT,
     ) -> None:
-        self.engine, self.companions = engine or Engine(params.engine, unet.device), companions
+        self.engine, self.context = engine or Engine(params.engine, unet.device), context
         self.share = self.engine.share(params.batch_size)
         num_timesteps = int(scheduler.config["num_train_timesteps"])
         self.batches = Batches(images, num_timesteps, params, seed)
-        self.ahead = Ahead(self.batches, self.share)
+        self.prefetcher = Prefetcher(self.batches, self.share)
         self.unet, self.scheduler, self.params, self.seed = unet.train(), scheduler, params, seed
         for module in unet.modules():
             if isinstance(module, nn.Dropout) and params.dropout is not None:
                 module.p = params.dropout
         for model in (unet, *([teacher[0]] if teacher else [])):
             self.engine.lay_out(model)
-        self.averages = Averages(unet, params.ema_decays)
+        self.ema_models = EmaModels(unet, params.ema_decays)
         self.objective = Objective(scheduler, params.loss)
         self.heldout_objective = Objective(scheduler, params.loss.without_features())
         with_features = bool(params.loss.feature)
         self.model = self.engine.wrap(unet)
-        self.classroom = Classroom(
+        self.distillation = Distillation(
             self.model, unet, scheduler, self.engine, teacher, images.conditions, with_features=with_features
         )
         heldout = heldout_batch(images, params.heldout_images, num_timesteps)
@@ -103,9 +104,9 @@ class Trainer:
         self.cost: Cost = {}
 
     @property
-    def ema(self) -> Denoiser:
+    def best_ema(self) -> Denoiser:
         """The average with the lowest held-out loss at the last measurement."""
-        return self.averages.models[self.curve[-1].ema_decay if self.curve else self.params.ema_decays[0]]
+        return self.ema_models.models[self.curve[-1].ema_decay if self.curve else self.params.ema_decays[0]]
 
     def run(self, checkpoints: Checkpoints, listener: Listener | None = None) -> None:
         """Train to the last step, going on from the newest checkpoint where there is one.
@@ -118,9 +119,9 @@ class Trainer:
             checkpoint = checkpoints.newest()
         if checkpoint is not None:
             self.restore(checkpoint)
-            self._say(f"finetune goes on from step {self.done}")
+            self._log(f"finetune goes on from step {self.done}")
         forecast = self._forecast(listener)
-        self._say(forecast.line())
+        self._log(forecast.line())
         with Interrupts() as interrupts:
             begin = time.perf_counter()
             steps = range(self.done, self.params.steps)
@@ -132,7 +133,7 @@ class Trainer:
                     self._save(checkpoints)
                     raise StoppedError(interrupts.number, self.done)
         self.cost = forecast.compare(time.perf_counter() - begin, self.params.batch_size)
-        self._say(f"finetune took {self.cost['measured_s']} s, forecast {self.cost['forecast_s']} s")
+        self._log(f"finetune took {self.cost['measured_s']} s, forecast {self.cost['forecast_s']} s")
 
     def _advance(self, checkpoints: Checkpoints, listener: Listener | None) -> None:
         """Take a step, and what is due after it."""
@@ -159,19 +160,19 @@ class Trainer:
         self.optimizer.step()
         self.done += 1
         self.losses.append(loss.item())
-        self.averages.follow(self.unet, self.done)
+        self.ema_models.update(self.unet, self.done)
 
     def _accumulate(self, step: int) -> torch.Tensor:
         """Compute the gradients of a step's batch: its loss."""
         torch.manual_seed(derive_seed(self.seed, "dropout", step, self.engine.index))
-        batch = self.ahead.take(step)
+        batch = self.prefetcher.take(step)
         parts = batch.split(len(batch) // self.params.engine.accumulate)
         self.optimizer.zero_grad()
         loss = torch.zeros((), device=self.engine.device)
         for index, part in enumerate(parts, start=1):
             with self.engine.holding_back(self.model, is_last=index == len(parts)):
                 here = part.to(self.engine.device)
-                part_loss = self.objective(self.classroom.see(here), here.timesteps).mean() / len(parts)
+                part_loss = self.objective(self.distillation.forward(here), here.timesteps).mean() / len(parts)
                 part_loss.backward()
                 loss += part_loss.detach()
         return self.engine.mean(loss)
@@ -182,7 +183,7 @@ class Trainer:
         Raises:
             InputError: The curve cannot reach its gate.
         """
-        losses = tuple((decay, self.heldout_loss(model)) for decay, model in self.averages.models.items())
+        losses = tuple((decay, self.heldout_loss(model)) for decay, model in self.ema_models.models.items())
         self.curve.append(CurvePoint(self.done, fmean(self.losses) if self.losses else None, losses))
         self.losses = []
         if self._draws_at(self.done) and self.engine.is_main:
@@ -196,7 +197,7 @@ class Trainer:
         """Take the loss on the held-out images, each under noise that never changes; features are left out of it."""
         found = []
         for part, taught in self.heldout:
-            predicted = self.classroom.predict(unet, part)
+            predicted = self.distillation.predict(unet, part)
             found.append(self.heldout_objective(Prediction(part.noise, predicted, taught), part.timesteps))
         return float(torch.cat(found).mean())
 
@@ -205,7 +206,7 @@ class Trainer:
         """Cut held-out images into parts that fit into memory, with what the teacher makes of each."""
         size = max(1, (self.share.stop - self.share.start) // self.params.engine.accumulate)
         parts = [part.to(self.engine.device) for part in batch.split(size)]
-        return [(part, self.classroom.predict(teacher, part) if teacher else None) for part in parts]
+        return [(part, self.distillation.predict(teacher, part) if teacher else None) for part in parts]
 
     def _draws_at(self, step: int) -> bool:
         samples = self.params.samples
@@ -216,21 +217,21 @@ class Trainer:
         assert self.params.samples is not None
         sampler, seeds = SamplerParams(steps=self.params.samples.steps), image_seeds(0, self.params.samples.num_images)
         return draw(
-            self.ema,
+            self.best_ema,
             self.scheduler,
             seeds,
             sampler,
             batch_size=len(seeds),
             label="samples",
-            companions=self.companions,
-            labels=self.companions.labels(0, len(seeds)),
+            context=self.context,
+            labels=self.context.labels(0, len(seeds)),
         )
 
     def _forecast(self, listener: Listener | None) -> Forecast:
         """Time one of each: the first measurement, and a step that changes nothing, once it is warm."""
         if not self.curve:
             self.note(listener)
-        heldout_s = timed(lambda: self.heldout_loss(self.ema)) * len(self.averages.models)
+        heldout_s = timed(lambda: self.heldout_loss(self.best_ema)) * len(self.ema_models.models)
         step_s = min(timed(lambda: self._accumulate(self.done)) for _ in range(2))
         if self.params.samples and self.engine.is_main and not self.draw_s:
             self.draw_s = timed(self._draw)
@@ -243,14 +244,14 @@ class Trainer:
         if self.engine.is_main:
             checkpoints.save(self.checkpoint())
 
-    def _say(self, line: str) -> None:
+    def _log(self, line: str) -> None:
         if self.engine.is_main:
             click.echo(line, err=True)
 
     def checkpoint(self) -> Checkpoint:
         """Collect everything that the next step depends on."""
         tensors = {f"unet.{name}": tensor for name, tensor in self.unet.state_dict().items()}
-        for decay, model in self.averages.models.items():
+        for decay, model in self.ema_models.models.items():
             tensors |= {f"ema.{decay}.{name}": tensor for name, tensor in model.state_dict().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": tensor for key, tensor in state.items()}
@@ -261,7 +262,7 @@ class Trainer:
         """Become the training that wrote `checkpoint`."""
         self.done, self.losses, self.curve = checkpoint.step, list(checkpoint.losses), list(checkpoint.curve)
         self.unet.load_state_dict(_below("unet.", checkpoint.tensors))
-        for decay, model in self.averages.models.items():
+        for decay, model in self.ema_models.models.items():
             model.load_state_dict(_below(f"ema.{decay}.", checkpoint.tensors))
         self.samples = {int(step): drawn.numpy() for step, drawn in _below("samples.", checkpoint.tensors).items()}
         moments: dict[int, dict[str, torch.Tensor]] = {}

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from stages.artifacts import Importance
-from stages.diffusion.families import Denoiser
-from stages.errors import InputError
+from stages.data.images import Images, to_model_range
 from stages.importance.measure import Draw, measure_importance
-from stages.packed import Images, to_model_range
-from stages.params import ImportanceParams
-from stages.seeds import generator
+from stages.importance.params import ImportanceParams
+from stages.models.families import Denoiser
+from stages.models.saliency import Importance
+from stages.runtime.errors import InputError
+from stages.runtime.seeds import generator
 
 
 def calibrate(
@@ -67,7 +67,10 @@ def draw_calibration(unet: Denoiser, images: Images, params: ImportanceParams, s
     for batch in range(params.batches):
         order = torch.randperm(len(images.train), generator=generator(seed, "calibration images", batch))
         chosen = np.sort(order[: params.num_images].numpy())
-        clean, condition = to_model_range(images.train[chosen]).to(unet.device), images.tell(chosen, unet.device)
+        clean, condition = (
+            to_model_range(images.train[chosen]).to(unet.device),
+            images.condition_for(chosen, unet.device),
+        )
         for index in range(params.noises):
             noise = torch.randn(clean.shape, generator=generator(seed, "calibration noise", batch, index))
             yield Draw(clean, noise.to(unet.device), condition)

@@ -9,11 +9,12 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import nn
 
-from stages.artifacts import Importance, tensors_sha256
-from stages.diffusion.families import Condition, Denoiser
 from stages.importance.criteria import CRITERIA, FORMULAS, Layer
-from stages.params import CriterionName, FormulaName
-from stages.progress import track
+from stages.models.families import Condition, Denoiser
+from stages.models.params import CriterionName, FormulaName
+from stages.models.saliency import Importance
+from stages.runtime.progress import track
+from stages.storage.tensors import tensors_sha256
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from stages.artifacts import Importance, write_atomically, write_json
 from stages.importance.stability import Heat, Stability
+from stages.models.saliency import Importance
+from stages.storage.files import write_atomically, write_json
 
 MAX_LABELS = 60
 

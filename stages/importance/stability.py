@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from torch import nn
 
-from stages.artifacts import Importance
-from stages.diffusion.families import Denoiser
-from stages.diffusion.groups import Group, find_groups
-from stages.diffusion.scores import score_group
+from stages.data.images import Images
 from stages.importance.calibration import draw_calibration
 from stages.importance.criteria import CRITERIA
 from stages.importance.measure import Draw, measure_importance
-from stages.packed import Images
-from stages.params import ImportanceParams
-from stages.progress import track
-from stages.seeds import derive_seed
+from stages.importance.params import ImportanceParams
+from stages.models.families import Denoiser
+from stages.models.groups import Group, find_groups
+from stages.models.saliency import Importance
+from stages.models.scores import score_group
+from stages.runtime.progress import track
+from stages.runtime.seeds import derive_seed
 
 REFERENCE_RATIO = 0.3
 """The cut sets that are compared are the lowest 30 % of every group."""
@@ -50,7 +50,7 @@ class Stability:
     """Share of the lowest 30 % that two draws have in common; .3 is chance."""
 
 
-def judge(
+def measure_reliability(
     importance: Importance,
     unet: Denoiser,
     scheduler: DDPMScheduler,

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.functional import interpolate
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
-from stages.artifacts import read_tensors
+from stages.storage.tensors import read_tensors
 
 DIGITS_WEIGHTS = Path(__file__).parent / "digits_classifier.safetensors"
 NUM_FEATURES = 64

@@ -12,13 +12,13 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_featur
 from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
 from torchvision.models import VGG16_Weights
 
-from stages.artifacts import file_sha256
-from stages.errors import InputError, first_line
-from stages.packed import Pixels
-from stages.params import ExtractorParams
+from stages.data.images import Pixels
 from stages.protocol import thumbnail
 from stages.protocol.digits import DIGITS_WEIGHTS, DigitsExtractor
+from stages.protocol.params import ExtractorParams
 from stages.protocol.thumbnail import ThumbnailExtractor
+from stages.runtime.errors import InputError, first_line
+from stages.storage.files import file_sha256
 
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 

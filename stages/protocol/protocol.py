@@ -8,12 +8,13 @@ from typing import Any, Literal
 import numpy as np
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from stages.diffusion.sampling import check_sampler, make_sampler
-from stages.errors import InputError
-from stages.packed import Pixels
-from stages.params import ReferenceParams, SamplerParams
+from stages.data.images import Pixels
+from stages.models.params import SamplerParams
+from stages.models.sampling import check_sampler, make_sampler
 from stages.protocol.extractors import Extractor
-from stages.schema import Frozen, Sha256, flatten
+from stages.protocol.params import ReferenceParams
+from stages.runtime.errors import InputError
+from stages.runtime.schema import Frozen, Sha256, flatten
 
 SSIM_WINDOW = 11
 """Side of its Gaussian window, in pixels."""

@@ -10,12 +10,13 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from stages.artifacts import read_json, read_tensors, write_array, write_json, write_tensors
-from stages.diffusion.families import Denoiser
-from stages.diffusion.sampling import ALONE, Companions, draw, image_seeds
-from stages.errors import InputError, first_line
-from stages.packed import read_table
+from stages.data.images import read_table
+from stages.models.families import Denoiser
+from stages.models.sampling import PLAIN_CONTEXT, SamplingContext, draw, image_seeds
 from stages.protocol.protocol import Protocol
+from stages.runtime.errors import InputError, first_line
+from stages.storage.files import read_json, write_json
+from stages.storage.tensors import read_tensors, write_array, write_tensors
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def draw_set(
     index: int,
     batch_size: int,
     label: str,
-    companions: Companions = ALONE,
+    context: SamplingContext = PLAIN_CONTEXT,
 ) -> NDArray[np.uint8]:
     """Draw the images of one set of the protocol: [N, C, H, W] uint8."""
     return draw(
@@ -53,8 +54,8 @@ def draw_set(
         precision=protocol.precision,
         batch_size=batch_size,
         label=f"{label}, set {index + 1} of {protocol.sets}",
-        companions=companions,
-        labels=companions.labels(protocol.seed, protocol.num_images, index),
+        context=context,
+        labels=context.labels(protocol.seed, protocol.num_images, index),
     )
 
 

@@ -16,26 +16,29 @@ def main(
     params_path: Path, model: Path, importance_path: Path | None, plan_path: Path | None, data: Path | None, out: Path
 ) -> None:
     """Cut a diffusion model down to a smaller one that still runs."""
-    from stages.params import load_params
+    from stages.prune.params import PruneParams
+    from stages.runtime.schema import load_block, load_seed
 
-    params = load_params(params_path)
+    params = load_block(params_path, "prune", PruneParams)
+    seed = load_seed(params_path)
 
-    from stages import artifacts
-    from stages.diffusion.device import select_device
-    from stages.diffusion.models import read_scheduler, read_unet, write_pipeline
-    from stages.provenance import write_run_record
+    from stages.models.layout import PLAN
+    from stages.models.pipeline import read_scheduler, read_unet, write_pipeline
     from stages.prune.pruning import calibration, prepare, prune_unet
+    from stages.runtime.device import select_device
+    from stages.storage.files import check_free, write_json, writing
+    from stages.storage.provenance import write_run_record
 
     inputs = [path for path in (model, importance_path, plan_path, data) if path]
-    artifacts.check_free(out, inputs=inputs, stage="prune")
+    check_free(out, inputs=inputs, stage="prune")
     unet, scheduler = read_unet(model, select_device()), read_scheduler(model)
-    images = calibration(unet, scheduler, data, params.prune, params.seed)
-    plan = prepare(unet, importance_path, plan_path, params.prune, params.seed)
+    images = calibration(unet, scheduler, data, params, seed)
+    plan = prepare(unet, importance_path, plan_path, params, seed)
     pruned = prune_unet(unet, plan, images)
-    with artifacts.writing(out) as folder:
+    with writing(out) as folder:
         write_pipeline(folder, pruned, scheduler, model)
-        artifacts.write_json(folder / artifacts.PLAN, plan.to_json())
-        write_run_record(folder, "prune", seed=params.seed, prune=plan.prune)
+        write_json(folder / PLAN, plan.to_json())
+        write_run_record(folder, "prune", seed=seed, prune=plan.prune)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from stages.diffusion.groups import Group
-from stages.diffusion.plan import Budget, show_cost
-from stages.errors import InputError
-from stages.params import PruneParams, Quantity
-from stages.prune.costs import Costs
+from stages.models.groups import Group
+from stages.models.params import Quantity
+from stages.models.plan import Budget, show_cost
+from stages.prune.params import PruneParams
 from stages.prune.path import Cuts, Step, follow, quantum
+from stages.prune.width_cost import Costs
+from stages.runtime.errors import InputError
 
 TOLERANCES: dict[Quantity, float] = {"channels": 0.01, "macs": 0.01, "params": 0.01, "latency_ms": 0.05}
 
@@ -81,7 +82,9 @@ class Solver:
         return None
 
 
-def meet(params: PruneParams, path: Sequence[Step], groups: Sequence[Group], costs: Costs) -> tuple[Cuts, Budget]:
+def solve_budget(
+    params: PruneParams, path: Sequence[Step], groups: Sequence[Group], costs: Costs
+) -> tuple[Cuts, Budget]:
     """Decide how many channels every group loses.
 
     Raises:

@@ -10,13 +10,13 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import nn
 
-from stages.diffusion.families import Denoiser
-from stages.diffusion.plan import KeptChannels, Plan
-from stages.errors import InputError
-from stages.packed import Images, to_model_range
-from stages.params import CompensateParams
-from stages.progress import track
-from stages.seeds import generator
+from stages.data.images import Images, to_model_range
+from stages.models.families import Denoiser
+from stages.models.plan import KeptChannels, Plan
+from stages.prune.params import CompensateParams
+from stages.runtime.errors import InputError
+from stages.runtime.progress import track
+from stages.runtime.seeds import generator
 
 Reader = nn.Conv2d | nn.Linear
 BATCH_SIZE = 16
@@ -154,14 +154,14 @@ class NoisyImages:
         params: CompensateParams,
         seed: int,
     ) -> None:
-        count = len(images.train)
+        self.params, count = params, len(images.train)
         if params.num_images > count:
             found = f"prune.compensate.num_images {params.num_images} is more than the {count} training images"
             raise InputError(f"{found}; lower it in params.yaml")
         order = torch.randperm(count, generator=generator(seed, "compensation images"))
         chosen = np.sort(order[: params.num_images].numpy())
         self.images = to_model_range(images.train[chosen])
-        self.conditions = tuple(images.tell(chosen, unet.device).values())
+        self.conditions = tuple(images.condition_for(chosen, unet.device).values())
         last = scheduler.config["num_train_timesteps"] - 1
         self.timesteps = np.linspace(0, last, params.num_timesteps).round().astype(int).tolist()
         self.scheduler, self.seed, self.device = scheduler, seed, unet.device

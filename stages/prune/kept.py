@@ -5,35 +5,35 @@ from collections.abc import Sequence
 
 import torch
 
-from stages.diffusion.families import Denoiser, family_name
-from stages.diffusion.groups import Group, Member, find_groups
-from stages.diffusion.plan import KeptChannels, Plan, PlannedGroup, architecture_sha256
-from stages.diffusion.scores import Kept
-from stages.errors import InputError
+from stages.models.families import Denoiser, family_name
+from stages.models.groups import Group, Member, find_groups
+from stages.models.plan import KeptChannels, Plan, PlannedGroup, architecture_sha256
+from stages.models.scores import KeptIndices
+from stages.runtime.errors import InputError
 
 
-def cut_to_kept(groups: Sequence[Group], cuts: Sequence[torch.Tensor], unet: Denoiser) -> Kept:
+def cut_to_kept(groups: Sequence[Group], cuts: Sequence[torch.Tensor], unet: Denoiser) -> KeptIndices:
     """Follow each group's cut channels to the sides of the layers that it runs through."""
-    kept: Kept = {}
+    kept: KeptIndices = {}
     for group, cut in zip(groups, cuts, strict=True):
         remove(kept, group, cut, unet)
     return kept
 
 
-def remove(kept: Kept, group: Group, cut: torch.Tensor, unet: Denoiser) -> None:
+def remove(kept: KeptIndices, group: Group, cut: torch.Tensor, unet: Denoiser) -> None:
     """Take the cut channels of one group out of `kept`."""
     for member in group.members:
         kept[member.layer, member.dim] = _without(kept, member, cut, unet)
 
 
-def _without(kept: Kept, member: Member, cut: torch.Tensor, unet: Denoiser) -> torch.Tensor:
+def _without(kept: KeptIndices, member: Member, cut: torch.Tensor, unet: Denoiser) -> torch.Tensor:
     weight = unet.get_submodule(member.layer).weight
     assert isinstance(weight, torch.Tensor)
     before = kept.get((member.layer, member.dim), torch.arange(weight.shape[member.dim]))
     return before[~torch.isin(before, member.channels[torch.isin(member.roots, cut)])]
 
 
-def kept_to_layers(kept: Kept) -> dict[str, KeptChannels]:
+def kept_to_layers(kept: KeptIndices) -> dict[str, KeptChannels]:
     """Write `kept` as the plan holds it."""
     sides = {layer: [kept.get((layer, dim)) for dim in (0, 1)] for layer, _ in sorted(kept)}
     lists = {layer: [side if side is None else side.tolist() for side in pair] for layer, pair in sides.items()}

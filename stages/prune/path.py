@@ -7,9 +7,9 @@ from fnmatch import fnmatchcase
 
 import torch
 
-from stages.diffusion.groups import Group
-from stages.errors import InputError
-from stages.params import PruneParams
+from stages.models.groups import Group
+from stages.prune.params import PruneParams
+from stages.runtime.errors import InputError
 
 Cuts = list[int]
 """How many channels each group loses, in the order of the groups."""

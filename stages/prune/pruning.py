@@ -8,20 +8,23 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import nn
 
-from stages.artifacts import Importance, read_importance, tensors_sha256
-from stages.diffusion.cost import count_macs, count_params
-from stages.diffusion.families import Denoiser, sample_shape
-from stages.diffusion.models import check_conditions, check_images
-from stages.diffusion.plan import Plan, read_plan, show_cost
-from stages.diffusion.pruned_unet import Layers
-from stages.errors import InputError
-from stages.packed import read_images
-from stages.params import CompensateParams, PruneParams, Quantity
+from stages.data.images import read_images
+from stages.models.complexity import count_macs, count_params
+from stages.models.families import Denoiser, sample_shape
+from stages.models.params import Quantity
+from stages.models.pipeline import check_conditions, check_images
+from stages.models.plan import Plan, read_plan, show_cost
+from stages.models.pruned_unet import Layers
+from stages.models.saliency import Importance, read_importance
 from stages.prune.compensate import NoisyImages, compensate, difference
 from stages.prune.kept import check_plan
+from stages.prune.params import CompensateParams, PruneParams
 from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut
-from stages.seeds import derive_seed
+from stages.runtime.errors import InputError
+from stages.runtime.schema import check
+from stages.runtime.seeds import derive_seed
+from stages.storage.tensors import tensors_sha256
 
 
 def prepare(unet: Denoiser, importance: Path | None, plan: Path | None, params: PruneParams, seed: int) -> Plan:
@@ -49,8 +52,9 @@ def replay(plan: Plan, unet: Denoiser, compensate: CompensateParams | None = Non
     """
     check_plan(plan, unet)
     base = plan.base.model_copy(update={"weights_sha256": tensors_sha256(unet.state_dict())})
-    params = plan.prune.model_copy(update={"compensate": compensate})
-    return plan.model_copy(update={"base": base, "prune": params, "replayed_from": plan.sha256}).sealed()
+    params = check(plan.prune, PruneParams, "the plan's prune").model_copy(update={"compensate": compensate})
+    changes = {"base": base, "prune": params.model_dump(mode="json"), "replayed_from": plan.sha256}
+    return plan.model_copy(update=changes).sealed()
 
 
 def calibration(
@@ -80,9 +84,9 @@ def prune_unet(unet: Denoiser, plan: Plan, images: NoisyImages | None) -> Denois
     for quantity, count in counts.items():
         before, after = count(unet), count(pruned)
         click.echo(f"{show_cost(quantity, before)} -> {show_cost(quantity, after)} ({after / before - 1:+.1%})")
-    if plan.prune.compensate is not None and images is not None:
+    if images is not None:
         gap = difference(unet, pruned, images)
-        compensate(unet, pruned, plan, images, plan.prune.compensate)
+        compensate(unet, pruned, plan, images, images.params)
         left = difference(unet, pruned, images)
         click.echo(f"compensated: mean square difference from the dense prediction {gap:.3g} -> {left:.3g}")
         if not left < gap:

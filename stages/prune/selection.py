@@ -4,16 +4,16 @@ from collections.abc import Sequence
 
 import torch
 
-from stages.artifacts import Importance
-from stages.diffusion.families import Denoiser, family_name
-from stages.diffusion.groups import Group, find_groups
-from stages.diffusion.plan import Base, Plan, PlannedGroup, architecture_sha256
-from stages.diffusion.scores import Kept, score_group
-from stages.params import PruneParams
-from stages.prune.budget import meet
-from stages.prune.costs import Costs
+from stages.models.families import Denoiser, family_name
+from stages.models.groups import Group, find_groups
+from stages.models.plan import Base, Plan, PlannedGroup, architecture_sha256
+from stages.models.saliency import Importance
+from stages.models.scores import KeptIndices, score_group
+from stages.prune.budget import solve_budget
 from stages.prune.kept import kept_to_layers, remove
+from stages.prune.params import PruneParams
 from stages.prune.path import Cuts, choose, find_path
+from stages.prune.width_cost import Costs
 
 
 def plan_pruning(unet: Denoiser, importance: Importance, params: PruneParams, seed: int = 0) -> Plan:
@@ -32,7 +32,7 @@ def plan_pruning(unet: Denoiser, importance: Importance, params: PruneParams, se
     drawn = [torch.rand(group.width, generator=draws) for group in groups]
     dense = [score_group(group, importance, {}) for group in groups] if importance.saliency else drawn
     costs = Costs(unet, groups, heads=params.heads, latency_repeats=params.latency_repeats)
-    counts, budget = meet(params, find_path(groups, dense, params), groups, costs)
+    counts, budget = solve_budget(params, find_path(groups, dense, params), groups, costs)
     interleaved = params.order == "interleaved" and importance.saliency
     cuts, kept = _choose(unet, groups, counts, params, importance if interleaved else None, dense)
     return Plan(
@@ -44,7 +44,7 @@ def plan_pruning(unet: Denoiser, importance: Importance, params: PruneParams, se
         criterion=importance.criterion,
         formula=importance.formula,
         seed=seed,
-        prune=params,
+        prune=params.model_dump(mode="json"),
         budget=budget,
         groups=[
             PlannedGroup(root=group.root, width=group.width, blocks=group.blocks, cut=cut.tolist())
@@ -62,9 +62,9 @@ def _choose(
     params: PruneParams,
     interleaved: Importance | None,
     scores: Sequence[torch.Tensor],
-) -> tuple[list[torch.Tensor], Kept]:
+) -> tuple[list[torch.Tensor], KeptIndices]:
     """Choose that many channels of every group: by `scores`, or scored anew on what the groups before have left."""
-    kept: Kept = {}
+    kept: KeptIndices = {}
     cuts = []
     for group, count, upfront in zip(groups, counts, scores, strict=True):
         current = score_group(group, interleaved, kept) if interleaved else upfront

@@ -6,10 +6,10 @@ from typing import cast
 import torch
 from diffusers.models.attention_processor import Attention
 
-from stages.diffusion.families import Denoiser, example_inputs
-from stages.diffusion.groups import build_graph
-from stages.diffusion.plan import Plan
-from stages.diffusion.pruned_unet import note_widths
+from stages.models.families import Denoiser, example_inputs
+from stages.models.groups import build_graph
+from stages.models.plan import Plan
+from stages.models.pruned_unet import note_widths
 
 
 def cut(unet: Denoiser, plan: Plan) -> Denoiser:

@@ -12,34 +12,37 @@ import click
 @click.option("--out", type=Path, required=True, help="Where samples and features go.")
 def main(params_path: Path, model: Path, data: Path, out: Path) -> None:
     """Draw the dense model's images and extract features of them and of the real ones, under one protocol."""
-    from stages.params import load_params
+    from stages.protocol.params import ReferenceParams
+    from stages.runtime.schema import load_block, load_seed
 
-    params = load_params(params_path)
+    params = load_block(params_path, "reference", ReferenceParams)
+    seed = load_seed(params_path)
 
-    from stages import artifacts, packed
-    from stages.diffusion import models
-    from stages.diffusion.codec import picture_shape
-    from stages.diffusion.device import select_device
+    from stages.data.images import RowSelection, evenly_spaced, read_images
+    from stages.models import pipeline
+    from stages.models.autoencoder import picture_shape
     from stages.protocol.extractors import Extractor
     from stages.protocol.protocol import bias_warning, make_protocol
     from stages.protocol.reference import write_reference
-    from stages.provenance import write_run_record
-    from stages.reference.reference import find_companions, make_reference
+    from stages.reference.reference import load_context, make_reference
+    from stages.runtime.device import select_device
+    from stages.storage.files import check_free, writing
+    from stages.storage.provenance import write_run_record
 
-    artifacts.check_free(out, inputs=[model, data], stage="reference")
-    unet, scheduler = models.read_unet(model, select_device()), models.read_scheduler(model)
-    images = packed.read_images(data)
-    companions = find_companions(unet, model, images.conditions, params.reference.guidance)
-    models.check_images(images.pixels, picture_shape(unet, companions.codec), data)
-    extractor = Extractor(params.reference.extractor, params.reference.batch_size)
-    real = packed.Chosen(images.pixels, packed.spread(len(images.pixels), params.reference.real_images))
-    protocol = make_protocol(params.reference, params.seed, scheduler, real, extractor)
-    reference = make_reference(unet, scheduler, real, protocol, extractor, companions)
+    check_free(out, inputs=[model, data], stage="reference")
+    unet, scheduler = pipeline.read_unet(model, select_device()), pipeline.read_scheduler(model)
+    images = read_images(data)
+    context = load_context(unet, model, images.conditions, params.guidance)
+    pipeline.check_images(images.pixels, picture_shape(unet, context.codec), data)
+    extractor = Extractor(params.extractor, params.batch_size)
+    real = RowSelection(images.pixels, evenly_spaced(len(images.pixels), params.real_images))
+    protocol = make_protocol(params, seed, scheduler, real, extractor)
+    reference = make_reference(unet, scheduler, real, protocol, extractor, context)
     if warning := bias_warning(protocol, reference.real_features.shape[1]):
         click.echo(f"Warning: {warning}", err=True)
-    with artifacts.writing(out) as folder:
+    with writing(out) as folder:
         write_reference(folder, reference)
-        write_run_record(folder, "reference", seed=params.seed, reference=params.reference)
+        write_run_record(folder, "reference", seed=seed, reference=params)
 
 
 if __name__ == "__main__":

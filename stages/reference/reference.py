@@ -6,19 +6,19 @@ import numpy as np
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from stages.artifacts import tensors_sha256
-from stages.diffusion.codec import read_codec
-from stages.diffusion.families import Denoiser
-from stages.diffusion.models import check_conditions
-from stages.diffusion.sampling import ALONE, Companions
-from stages.errors import InputError
-from stages.packed import Conditions, Pixels
+from stages.data.images import Conditions, Pixels
+from stages.models.autoencoder import read_codec
+from stages.models.families import Denoiser
+from stages.models.pipeline import check_conditions
+from stages.models.sampling import PLAIN_CONTEXT, SamplingContext
 from stages.protocol.extractors import Extractor
 from stages.protocol.protocol import Protocol
 from stages.protocol.reference import Reference, draw_set
+from stages.runtime.errors import InputError
+from stages.storage.tensors import tensors_sha256
 
 
-def find_companions(unet: Denoiser, model: Path, conditions: Conditions | None, guidance: float | None) -> Companions:
+def load_context(unet: Denoiser, model: Path, conditions: Conditions | None, guidance: float | None) -> SamplingContext:
     """Load what the dense model needs beside itself to draw, and check that it belongs to it.
 
     Raises:
@@ -30,7 +30,7 @@ def find_companions(unet: Denoiser, model: Path, conditions: Conditions | None, 
     table = np.array(conditions.table) if conditions else None
     if table is not None and guidance not in (None, 1) and not table[-1].any():
         raise InputError(f"reference.guidance is {guidance}, and {model} knows no empty condition; set it to null")
-    return Companions(read_codec(model, unet.device), table, guidance)
+    return SamplingContext(read_codec(model, unet.device), table, guidance)
 
 
 def make_reference(
@@ -39,12 +39,12 @@ def make_reference(
     real: Pixels,
     protocol: Protocol,
     extractor: Extractor,
-    companions: Companions = ALONE,
+    context: SamplingContext = PLAIN_CONTEXT,
 ) -> Reference:
     """Draw with the dense model, and look at that and at the real images, once."""
     real_features = extractor.features(real)
     samples = np.empty((protocol.sets, protocol.num_images, *real.shape[1:]), np.uint8)
     for index in range(protocol.sets):
-        samples[index] = draw_set(unet, scheduler, protocol, index, extractor.batch_size, "dense", companions)
+        samples[index] = draw_set(unet, scheduler, protocol, index, extractor.batch_size, "dense", context)
     features = torch.stack([extractor.features(drawn) for drawn in samples])
-    return Reference(protocol, tensors_sha256(unet.state_dict()), samples, features, real_features, companions.table)
+    return Reference(protocol, tensors_sha256(unet.state_dict()), samples, features, real_features, context.table)

@@ -10,8 +10,8 @@ import click
 @click.option("--unsent", type=Path, default=Path("unsent"), help="Where records wait for the server.")
 def main(name: str | None, unsent: Path) -> None:
     """Register the compression that the pipeline here has finished as the challenger, however often this is called."""
-    from stages.compression import Compression
     from stages.register.register import register
+    from stages.tracking.compression import Compression
 
     version, new = register(Compression(Path("artifacts"), Path("reports")), unsent, name)
     done = "registered" if new else "was registered before"

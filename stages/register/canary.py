@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from stages.errors import InputError
+from stages.runtime.errors import InputError
 
 SECRETIVE = ("AWS_", "AZURE_", "DATABRICKS_", "ESPALIER_", "GOOGLE_", "HF_TOKEN", "MLFLOW_", "PG", "PREFECT_")
 """How variables begin that may hold a secret, or lead to one."""

@@ -8,16 +8,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from stages.artifacts import PLAN, WEIGHTS, file_sha256
-from stages.errors import InputError, first_line
+from stages.models.layout import PLAN, WEIGHTS
+from stages.protocol.evaluation import DENSE, Cost, EvaluationRecord, read_evaluation
 from stages.protocol.intervals import Estimate, estimate, paired_difference
 from stages.protocol.protocol import check_same
-from stages.protocol.record import DENSE, Cost, Record, read_record
 from stages.register.canary import draw
 from stages.register.lineage import read_lineage
 from stages.register.package import CANARY_SEEDS, check_files, check_formats
 from stages.register.policy import Check, Latency, Policy
 from stages.register.registry import CONTENT, EVIDENCE, MODEL, OURS, WITHDRAWN
+from stages.runtime.errors import InputError, first_line
+from stages.storage.files import file_sha256
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def _demand(condition: bool, found: str, allowed: str) -> str:  # noqa: FBT001  
 
 
 def _compare(candidate: Candidate, champion: Candidate | None, policy: Policy) -> Iterator[Check]:
-    record = read_record(candidate.folder / EVIDENCE / "evaluation")
+    record = read_evaluation(candidate.folder / EVIDENCE / "evaluation")
     if champion is not None:
         yield from _compare_with_champion(record, champion, policy)
     model, dense = record.models[OURS], record.models[DENSE]
@@ -94,12 +95,12 @@ def _compare(candidate: Candidate, champion: Candidate | None, policy: Policy) -
     yield _check("latency", lambda: _check_latency(record, policy.latency))
 
 
-def _compare_with_champion(record: Record, champion: Candidate, policy: Policy) -> Iterator[Check]:
+def _compare_with_champion(record: EvaluationRecord, champion: Candidate, policy: Policy) -> Iterator[Check]:
     sound = _check("champion untampered", lambda: f"{_check_untampered(champion)}; {_check_measured(champion)}")
     yield sound
     if not sound.passed:
         return
-    other = read_record(champion.folder / EVIDENCE / "evaluation")
+    other = read_evaluation(champion.folder / EVIDENCE / "evaluation")
     protocol = _check("same protocol", lambda: _check_protocol(record, other, champion.uri))
     yield protocol
     if not protocol.passed:
@@ -140,7 +141,7 @@ def _check_lineage(candidate: Candidate) -> str:
 
 
 def _check_measured(candidate: Candidate) -> str:
-    record = read_record(candidate.folder / EVIDENCE / "evaluation")
+    record = read_evaluation(candidate.folder / EVIDENCE / "evaluation")
     if OURS not in record.models:
         raise InputError(f"the evaluation holds no model {OURS!r}")
     if record.models[OURS].weights_sha256 != file_sha256(candidate.folder / MODEL / "unet" / WEIGHTS):
@@ -150,7 +151,7 @@ def _check_measured(candidate: Candidate) -> str:
     return f"protocol {record.protocol_id}, {record.protocol.sets} sets of {record.protocol.num_images} images"
 
 
-def _check_protocol(record: Record, other: Record, champion: str) -> str:
+def _check_protocol(record: EvaluationRecord, other: EvaluationRecord, champion: str) -> str:
     check_same(other.protocol, record.protocol, (champion, "this version"))
     if record.dense_sha256 != other.dense_sha256:
         raise InputError(
@@ -179,7 +180,7 @@ def _check_ssim(above: Estimate, tolerance: float, what: str) -> str:
     return _demand(worst >= -tolerance, f"{found}, so at least {worst:+.3g}", f"-{tolerance:g}")
 
 
-def _find_cost(record: Record, row: Latency) -> Cost:
+def _find_cost(record: EvaluationRecord, row: Latency) -> Cost:
     for cost in record.costs:
         if (cost.model, cost.batch, cost.precision, cost.mode) == (OURS, row.batch, row.precision, row.mode):
             return cost
@@ -194,13 +195,13 @@ def _speed_up(cost: Cost) -> tuple[float, float]:
     return cost.speed_up, cost.speed_up_low
 
 
-def _check_latency(record: Record, row: Latency) -> str:
+def _check_latency(record: EvaluationRecord, row: Latency) -> str:
     speed_up, low = _speed_up(_find_cost(record, row))
     found = f"{speed_up:.2f} times as fast as dense, at least {low:.2f}"
     return _demand(low >= row.speed_up, found, f"{row.speed_up:.2f} or more")
 
 
-def _check_speed(record: Record, other: Record, policy: Policy) -> str:
+def _check_speed(record: EvaluationRecord, other: EvaluationRecord, policy: Policy) -> str:
     ours, theirs = (_find_cost(it, policy.latency) for it in (record, other))
     if ours.device != theirs.device:
         raise InputError(

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Literal
 
 import psutil
 
-from stages.errors import InputError
 from stages.register.policy import Check
 from stages.register.registry import CHALLENGER, CHAMPION, PREVIOUS, WITHDRAWN, Registry
+from stages.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion

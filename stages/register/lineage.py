@@ -8,11 +8,12 @@ from typing import Any, Literal, get_args
 
 from pydantic import ValidationError, model_validator
 
-from stages.artifacts import PLAN, RUN_RECORD, file_sha256, read_json
-from stages.compression import Compression
-from stages.errors import InputError, without_password
-from stages.git import ask_git, outside_git
-from stages.schema import Commit, Frozen, Sha256
+from stages.models.layout import PLAN
+from stages.runtime.errors import InputError, without_password
+from stages.runtime.git import git_output, outside_git
+from stages.runtime.schema import Commit, Frozen, Sha256
+from stages.storage.files import RUN_RECORD, file_sha256, read_json
+from stages.tracking.compression import Compression
 
 CODE = ("stages", "flows", "dvc.yaml", "requirements.lock", "pyproject.toml")
 """What must stand in the commit as it is here."""
@@ -54,12 +55,12 @@ def take_lineage(compression: Compression) -> Lineage:
     Raises:
         InputError: The code is not committed, the pipeline is not up to date, or something of it is missing.
     """
-    commit = ask_git(Path(), "rev-parse", "--verify", "HEAD")
-    if commit is None or ask_git(Path(), "rev-parse", "--show-prefix"):
+    commit = git_output(Path(), "rev-parse", "--verify", "HEAD")
+    if commit is None or git_output(Path(), "rev-parse", "--show-prefix"):
         raise InputError(
             "a version names its git commit, and this is not the top of a repository with one; commit first"
         )
-    changed = ask_git(Path(), "status", "--porcelain", "--", *(part for part in CODE if Path(part).exists()))
+    changed = git_output(Path(), "status", "--porcelain", "--", *(part for part in CODE if Path(part).exists()))
     if changed:
         found = ", ".join(line[3:] for line in changed.splitlines()[:5])
         raise InputError(f"{found} is not as in commit {commit[:12]}; commit it, since a version names its commit")
@@ -68,14 +69,14 @@ def take_lineage(compression: Compression) -> Lineage:
     missing = [name for name in FILES if not Path(name).is_file()]
     if missing:
         raise InputError(f"{', '.join(missing)} is not here, and a version cannot be made again without; restore it")
-    dataset = read_json(compression.homes["fetch"].parent / "data" / "dataset.json")
+    dataset = read_json(compression.folders["fetch"].parent / "data" / "dataset.json")
     return Lineage(
         git_commit=commit,
-        git_remote=without_password(ask_git(Path(), "config", "--get", "remote.origin.url") or "") or None,
+        git_remote=without_password(git_output(Path(), "config", "--get", "remote.origin.url") or "") or None,
         files={name: file_sha256(Path(name)) for name in FILES},
         data_sha256=str(dataset.get("sha256")),
         outputs=hash_outputs(Path()),
-        runs={stage: read_json(home / RUN_RECORD) for stage, home in compression.homes.items()},
+        runs={stage: read_json(home / RUN_RECORD) for stage, home in compression.folders.items()},
         dvc_remotes=_list_remotes(),
     )
 

@@ -13,18 +13,19 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from stages.artifacts import CLASS_EMBEDDING, RUN_RECORD, copy_file, read_bytes, read_json, write_atomically, write_json
-from stages.compression import Compression
-from stages.diffusion.codec import read_codec
-from stages.diffusion.models import CPU, read_scheduler
-from stages.diffusion.sampling import make_sampler
-from stages.errors import InputError, first_line
-from stages.params import SamplerParams
-from stages.protocol.record import read_record
+from stages.models.autoencoder import read_codec
+from stages.models.layout import CLASS_EMBEDDING
+from stages.models.params import SamplerParams
+from stages.models.pipeline import CPU, read_scheduler
+from stages.models.sampling import make_sampler
+from stages.protocol.evaluation import read_evaluation
 from stages.register.canary import draw
 from stages.register.lineage import FILES, Lineage
 from stages.register.registry import EVIDENCE
-from stages.storage import Manifest, describe
+from stages.runtime.errors import InputError, first_line
+from stages.storage.files import RUN_RECORD, copy_file, read_bytes, read_json, write_atomically, write_json
+from stages.storage.s3 import Manifest, describe
+from stages.tracking.compression import Compression
 
 FILES_LIST = "files.json"
 ADDED_BY_MLFLOW = "registered_model_meta"
@@ -126,15 +127,15 @@ def check_formats(folder: Path) -> None:
 
 
 def _write_evidence(compression: Compression, lineage: Lineage, folder: Path) -> None:
-    evaluation = compression.homes["evaluate"]
+    evaluation = compression.folders["evaluate"]
     for name in ("evaluation.json", RUN_RECORD):
         copy_file(evaluation / name, folder / "evaluation" / name)
     for name in FILES:
         copy_file(Path(name), folder / name)
     write_json(folder / "lineage.json", lineage.model_dump(mode="json"))
-    protocol = read_record(evaluation).protocol
+    protocol = read_evaluation(evaluation).protocol
     settings = {**_describe_sampler(protocol.sampler, compression.released), "guidance": protocol.guidance}
-    write_json(folder / SAMPLER, {**settings, **_describe_companions(compression.released)})
+    write_json(folder / SAMPLER, {**settings, **_describe_context(compression.released)})
 
 
 def _describe_sampler(params: SamplerParams, model: Path) -> dict[str, Any]:
@@ -156,7 +157,7 @@ def _describe_sampler(params: SamplerParams, model: Path) -> dict[str, Any]:
     }
 
 
-def _describe_companions(model: Path) -> dict[str, Any]:
+def _describe_context(model: Path) -> dict[str, Any]:
     """Say what latents are scaled by, and how many classes there are and which row of their table is none."""
     codec, home = read_codec(model, CPU), model / CLASS_EMBEDDING
     about = read_json(home / "config.json") if home.is_dir() else {}

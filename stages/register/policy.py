@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stages.schema import Section, read_yaml
+from stages.runtime.schema import Section, read_yaml
 
 Tolerance = Annotated[float, Field(ge=0)]
 
@@ -31,7 +31,7 @@ class DenseTolerance(Section):
     """SSIM below 1, at the lower end of the interval."""
 
 
-class Budget(Section):
+class CostLimit(Section):
     """What it may cost."""
 
     macs: Annotated[float, Field(gt=0, le=1)]
@@ -60,7 +60,7 @@ class Policy(Section):
 
     champion: ChampionTolerance
     dense: DenseTolerance
-    budget: Budget
+    budget: CostLimit
     latency: Latency
     canary: Canary
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.errors import InputError
 from stages.register.gate import Candidate, check_canary, decide
 from stages.register.ledger import Intention, Ledger
 from stages.register.package import check_files
 from stages.register.policy import Check, Policy
 from stages.register.registry import CHALLENGER, CHAMPION, CONTENT, PREVIOUS, Registry
+from stages.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -31,7 +31,7 @@ class Decision:
         """Whether the aliases were moved."""
         return all(check.passed for check in self.checks)
 
-    def told(self) -> str:
+    def message(self) -> str:
         """Say in one line what came of it."""
         refused = sum(not check.passed for check in self.checks)
         if refused:

@@ -4,16 +4,16 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages import tracking
-from stages.compression import Compression
-from stages.errors import InputError, first_line
-from stages.mlflow_server import errors
-from stages.protocol.record import Metric, Record, read_record
+from stages.protocol.evaluation import EvaluationRecord, Metric, read_evaluation
 from stages.register.ledger import SUFFIX
 from stages.register.lineage import Lineage, take_lineage
 from stages.register.package import hash_folder, write_package
 from stages.register.registry import CHALLENGER, CHAMPION, CONTENT, GATE, OURS, Registry
-from stages.storage import open_store
+from stages.runtime.errors import InputError, first_line
+from stages.storage.s3 import open_store
+from stages.tracking import recording
+from stages.tracking.compression import Compression
+from stages.tracking.mlflow_client import errors
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -34,14 +34,14 @@ def register(compression: Compression, unsent: Path, name: str | None) -> "tuple
         InputError: The compression is not finished or not reproducible, or a server is away.
     """
     lineage = take_lineage(compression)
-    record = read_record(compression.homes["evaluate"])
+    record = read_evaluation(compression.folders["evaluate"])
     registry, name, content_id = Registry(), name or _default_name(lineage), compression.id()
     if name.endswith(SUFFIX):
         raise InputError(f"{name} is the name of a ledger; give a name that does not end in {SUFFIX}")
     if _find(registry, name, content_id):
         return _settle(registry, name, content_id), False
     with errors("does not take the record"):
-        run_id, _ = tracking.record(compression, unsent)
+        run_id, _ = recording.record(compression, unsent)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "version"
         try:
@@ -55,14 +55,14 @@ def register(compression: Compression, unsent: Path, name: str | None) -> "tuple
             registry.client.log_artifacts(run_id, str(folder), place)
             source = f"{registry.client.get_run(run_id).info.artifact_uri}/{place}"
     registry.ensure(f"{name}{SUFFIX}")  # by whoever makes the model, so that nobody else can own its ledger
-    tags = {tracking.COMPRESSION_TAG: content_id, CONTENT: content, **_describe(record, lineage)}
-    registry.create(name, source, run_id, tags, _tell(record))
+    tags = {recording.COMPRESSION_TAG: content_id, CONTENT: content, **_describe(record, lineage)}
+    registry.create(name, source, run_id, tags, _version_description(record))
     return _settle(registry, name, content_id), True
 
 
 def _find(registry: Registry, name: str, compression: str) -> "list[ModelVersion]":
     """Find the versions of a compression, the oldest first: one, or more where two machines made one at once."""
-    found = [it for it in registry.versions(name) if it.tags.get(tracking.COMPRESSION_TAG) == compression]
+    found = [it for it in registry.versions(name) if it.tags.get(recording.COMPRESSION_TAG) == compression]
     return found[::-1]
 
 
@@ -99,7 +99,7 @@ def _default_name(lineage: Lineage) -> str:
     return f"espalier-{base.rstrip('/').rsplit('/')[-1].removeprefix('espalier-')}"
 
 
-def _describe(record: Record, lineage: Lineage) -> dict[str, str]:
+def _describe(record: EvaluationRecord, lineage: Lineage) -> dict[str, str]:
     """Tags for those who look through versions."""
     model = record.models[OURS]
     return {
@@ -115,7 +115,7 @@ def _write(metric: Metric) -> str:
     return f"{metric.mean:.4g}" + (f" ± {metric.half_width:.2g}" if metric.half_width is not None else "")
 
 
-def _tell(record: Record) -> str:
+def _version_description(record: EvaluationRecord) -> str:
     model = record.models[OURS]
     return (
         f"{1 / record.macs_ratio(OURS):.1%} of the dense model's MACs; FID {_write(model.fid)}, dense "

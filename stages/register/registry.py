@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages import mlflow_server
-from stages.errors import InputError
-from stages.mlflow_server import errors
+from stages.runtime.errors import InputError
+from stages.tracking import mlflow_client
+from stages.tracking.mlflow_client import errors
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -18,7 +18,7 @@ CONTENT, GATE, WITHDRAWN = "espalier.content", "espalier.gate", "espalier.withdr
 """Tags: the sha256 of files.json, which holds that of every other file; what the gate said; who rolled it back."""
 OURS = "finetuned"
 """Which model of a compression becomes a version."""
-MODEL, EVIDENCE = mlflow_server.MODEL, "artifacts/evidence"
+MODEL, EVIDENCE = mlflow_client.MODEL, "artifacts/evidence"
 """Folders of a version: what diffusers opens, and what proves it."""
 URI = r"models:/([^/@]+)(?:/(\d{1,9})|@([\w-]+))"
 
@@ -31,7 +31,7 @@ class Registry:
 
     def __init__(self) -> None:
         with errors("cannot be opened"):
-            self.client = mlflow_server.connect()
+            self.client = mlflow_client.connect()
 
     def find(self, uri: str) -> "ModelVersion":
         """Find models:/NAME/3 or models:/NAME@champion."""
@@ -46,13 +46,13 @@ class Registry:
 
     def by_alias(self, name: str, alias: str) -> "ModelVersion | None":
         """Find the version that an alias points to; None where it points to none."""
-        return self._ask(f"{name}@{alias}", lambda: self.client.get_model_version_by_alias(name, alias))
+        return self._query(f"{name}@{alias}", lambda: self.client.get_model_version_by_alias(name, alias))
 
     def _by_number(self, name: str, number: str) -> "ModelVersion | None":
-        return self._ask(f"{name}/{number}", lambda: self.client.get_model_version(name, number))
+        return self._query(f"{name}/{number}", lambda: self.client.get_model_version(name, number))
 
     @staticmethod
-    def _ask(what: str, question: "Callable[[], ModelVersion]") -> "ModelVersion | None":
+    def _query(what: str, question: "Callable[[], ModelVersion]") -> "ModelVersion | None":
         from mlflow.exceptions import MlflowException
 
         with errors(f"does not say what {what} is"):

@@ -11,16 +11,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from stages.artifacts import PLAN, RUN_RECORD, WEIGHTS, copy_file, file_sha256, read_json, read_tensors
-from stages.compression import stage_homes
-from stages.errors import InputError, first_line, without_password
-from stages.git import ask_git, outside_git, tell_git
-from stages.protocol.record import METRICS, Record, read_record
+from stages.models.layout import PLAN, WEIGHTS
+from stages.protocol.evaluation import METRICS, EvaluationRecord, read_evaluation
 from stages.register.ledger import who
 from stages.register.lineage import DECISIVE, Lineage, hash_outputs, read_lineage
 from stages.register.package import check_files
 from stages.register.registry import CONTENT, EVIDENCE, MODEL, OURS, Registry
-from stages.storage import VARIABLE
+from stages.runtime.errors import InputError, first_line, without_password
+from stages.runtime.git import git_error, git_output, outside_git
+from stages.storage.files import RUN_RECORD, copy_file, file_sha256, read_json
+from stages.storage.s3 import VARIABLE
+from stages.storage.tensors import read_tensors
+from stages.tracking.compression import stage_folders
 
 PROVED = ("model_index.json", PLAN, "scheduler/scheduler_config.json", "unet/config.json", f"unet/{WEIGHTS}")
 """Files of the model that must come out again; its card tells of times, which do not."""
@@ -120,14 +122,14 @@ def _clone(lineage: Lineage, repository: str | None, place: Path) -> None:
         (None, ["clone", "--quiet", "--no-checkout", "--", source, str(place)]),
         (place, ["checkout", "--quiet", "--detach", lineage.git_commit]),
     ):
-        if complaint := tell_git(folder, *command):
+        if complaint := git_error(folder, *command):
             found = f"commit {lineage.git_commit[:12]} cannot be had from {source}: {complaint}"
             raise InputError(f"{without_password(found)}; name another with --repository")
     (place / "dvc.lock").unlink(missing_ok=True)  # it would tell DVC that there is nothing to do
 
 
 def _find_repository(lineage: Lineage) -> str:
-    if ask_git(Path(), "cat-file", "-e", f"{lineage.git_commit}^{{commit}}") is not None:
+    if git_output(Path(), "cat-file", "-e", f"{lineage.git_commit}^{{commit}}") is not None:
         return str(Path.cwd())
     if lineage.git_remote:
         return lineage.git_remote
@@ -145,9 +147,9 @@ def _run(place: Path) -> str:
 
 
 def _compare(uri: str, files: Path, lineage: Lineage, place: Path) -> Reproduction:
-    homes = stage_homes(place / "artifacts", place / "reports")
-    then, now = read_record(files / EVIDENCE / "evaluation"), read_record(homes["evaluate"])
-    runs = {stage: read_json(home / RUN_RECORD) for stage, home in homes.items()}
+    folders = stage_folders(place / "artifacts", place / "reports")
+    then, now = read_evaluation(files / EVIDENCE / "evaluation"), read_evaluation(folders["evaluate"])
+    runs = {stage: read_json(home / RUN_RECORD) for stage, home in folders.items()}
     released = place / "artifacts" / "released" / OURS
     found = Reproduction(
         uri=uri,
@@ -190,7 +192,7 @@ def _compare_files(name: str, then: Path, now: Path) -> File | None:
     return File(path, what, is_numeric=True)
 
 
-def _compare_metrics(then: Record, now: Record) -> Iterator[Value]:
+def _compare_metrics(then: EvaluationRecord, now: EvaluationRecord) -> Iterator[Value]:
     for name in METRICS:
         old, new = (it.models[OURS].metric(name) for it in (then, now))
         yield Value(name, old.mean, new.mean, old.half_width or 0)

@@ -13,28 +13,28 @@ import click
 @click.option("--page", type=Path, required=True, help="Where the page goes.")
 def main(models: Path, reports: Path, summary: Path, released: Path, page: Path) -> None:
     """Write the results table, the figures, the page, and a card beside every model."""
-    from stages import artifacts
-    from stages.compression import stage_homes
-    from stages.provenance import write_run_record
     from stages.report.card import release
     from stages.report.figures import draw_figures
     from stages.report.page import check_page, write_page
-    from stages.report.story import read_story
+    from stages.report.report_data import read_report_data
     from stages.report.summary import write_summary
+    from stages.storage.files import check_free, write_atomically, writing
+    from stages.storage.provenance import write_run_record
+    from stages.tracking.compression import stage_folders
 
-    homes = stage_homes(models, reports)
-    inputs = [*homes.values(), reports / "finetune", reports / "importance"]
-    artifacts.check_free(summary, released, inputs=inputs, stage="report")
+    folders = stage_folders(models, reports)
+    inputs = [*folders.values(), reports / "finetune", reports / "importance"]
+    check_free(summary, released, inputs=inputs, stage="report")
     check_page(page, [*inputs, summary, released])
-    story = read_story(models, reports)
-    figures = draw_figures(story)
-    content = write_page(story, figures, reports)
-    with artifacts.writing(released) as released_folder, artifacts.writing(summary) as summary_folder:
-        write_summary(story, figures, reports, summary_folder)
-        release(story, homes, reports, summary_folder, released_folder)
+    report = read_report_data(models, reports)
+    figures = draw_figures(report)
+    content = write_page(report, figures, reports)
+    with writing(released) as released_folder, writing(summary) as summary_folder:
+        write_summary(report, figures, reports, summary_folder)
+        release(report, folders, reports, summary_folder, released_folder)
         for folder in (summary_folder, released_folder):
             write_run_record(folder, "report")
-        artifacts.write_atomically(page, content.encode())
+        write_atomically(page, content.encode())
 
 
 if __name__ == "__main__":

@@ -8,13 +8,12 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from stages.artifacts import copy_file, write_atomically
-from stages.params import LossParams
-from stages.protocol.record import DENSE
+from stages.protocol.evaluation import DENSE
 from stages.report.page import environment, lineage, write_worst
-from stages.report.story import Story
+from stages.report.report_data import ReportData
 from stages.report.summary import PICTURE
 from stages.report.table import to_markdown, write_count, write_speed_up, write_target
+from stages.storage.files import copy_file, write_atomically
 
 LOSSES = {
     "noise": "squared error of the noise",
@@ -28,55 +27,55 @@ TASK = "unconditional-image-generation"
 WORST = "worst-pairs.png"
 
 
-def release(story: Story, homes: Mapping[str, Path], reports: Path, summary: Path, folder: Path) -> None:
+def release(report: ReportData, folders: Mapping[str, Path], reports: Path, summary: Path, folder: Path) -> None:
     """Copy the models' folders and put card and pictures beside each.
 
     Args:
-        story: What happened to them.
-        homes: Stage -> where it left its model.
+        report: What happened to them.
+        folders: Stage -> where it left its model.
         reports: The folder of report folders.
         summary: Where the picture of all models lies.
         folder: Where to.
     """
     for name, stage in RELEASED.items():
-        shutil.copytree(homes[stage], folder / name)
+        shutil.copytree(folders[stage], folder / name)
         copy_file(summary / PICTURE, folder / name / PICTURE)
         copy_file(reports / "evaluate" / f"{name}-worst.png", folder / name / WORST)
-        write_atomically(folder / name / "README.md", write_card(story, name).encode())
+        write_atomically(folder / name / "README.md", write_card(report, name).encode())
 
 
-def write_card(story: Story, name: str) -> str:
+def write_card(report: ReportData, name: str) -> str:
     """Fill the card in: a head that the Hub reads, and the text."""
-    record = story.record
+    record = report.record
     text = (
         environment(autoescape=False)
         .get_template("card.md.j2")
         .render(
-            story=story,
+            report=report,
             record=record,
-            base=_plain(story.base),
+            base=_plain(report.base),
             name=name,
             dense=record.models[DENSE],
             model=record.models[name],
             count=write_count,
-            target=write_target(story.prune.target),
-            losses=write_losses(story.finetune.loss),
+            target=write_target(report.prune.target),
+            losses=write_losses(report.finetune.loss),
             results=to_markdown(record),
             worst=write_worst(record.models[name]),
             picture=PICTURE,
             worst_picture=WORST,
-            speed=_speed(story, name),
-            licence=_plain(" ".join(story.licence.values())),
-            lineage=[(key, _plain(value)) for key, value in lineage(story)],
+            speed=_speed(report, name),
+            licence=_plain(" ".join(report.licence.values())),
+            lineage=[(key, _plain(value)) for key, value in lineage(report)],
         )
     )
-    return f"---\n{_head(story, name).to_yaml()}\n---\n\n{text}"
+    return f"---\n{_head(report, name).to_yaml()}\n---\n\n{text}"
 
 
-def write_losses(loss: LossParams) -> str:
+def write_losses(loss: Mapping[str, float | None]) -> str:
     """Write what a model was trained on."""
-    parts = [f"{getattr(loss, name):g} × {what}" for name, what in LOSSES.items() if getattr(loss, name)]
-    return " + ".join(parts) + (f", min-SNR weights with γ {loss.min_snr:g}" if loss.min_snr else "")
+    parts = [f"{loss[name]:g} × {what}" for name, what in LOSSES.items() if loss.get(name)]
+    return " + ".join(parts) + (f", min-SNR weights with γ {loss['min_snr']:g}" if loss.get("min_snr") else "")
 
 
 def _plain(text: str) -> str:
@@ -84,10 +83,10 @@ def _plain(text: str) -> str:
     return html.escape(text, quote=False).replace("|", "\\|").replace("`", "'").replace("\n", " ")
 
 
-def _head(story: Story, name: str) -> ModelCardData:
-    source, data = story.source, story.runs["fetch"]["params"]["fetch"]["data"]
-    dataset = str(data.get("repo") or data.get("name") or Path(data["path"]).name)
-    protocol, model = story.record.protocol, story.record.models[name]
+def _head(report: ReportData, name: str) -> ModelCardData:
+    source, dataset_source = report.source, report.runs["fetch"]["params"]["fetch"]["data"]
+    dataset = str(dataset_source.get("repo") or dataset_source.get("name") or Path(dataset_source["path"]).name)
+    protocol, model = report.record.protocol, report.record.models[name]
     seen = f"{protocol.extractor} features, sets of {protocol.num_images}"
     scores = {
         "fid": (model.fid, f"FID ({seen})"),
@@ -108,24 +107,24 @@ def _head(story: Story, name: str) -> ModelCardData:
         for key, (metric, label) in scores.items()
     ]
     more = {"base_model": source["repo"], "base_model_relation": "finetune"} if "repo" in source else {}
-    head: dict[str, Any] = {"license": "unknown", **story.licence, **more}
+    head: dict[str, Any] = {"license": "unknown", **report.licence, **more}
     return ModelCardData(
         library_name="diffusers",
         pipeline_tag=TASK,
         tags=["diffusion", "pruning", "espalier"],
-        model_name=f"{story.base}, {name}",
+        model_name=f"{report.base}, {name}",
         eval_results=results,
         ignore_metadata_errors=True,
         **head,
     )
 
 
-def _speed(story: Story, name: str) -> str:
-    cost = story.record.headline(name)
+def _speed(report: ReportData, name: str) -> str:
+    cost = report.record.headline(name)
     if cost.speed_up is None or cost.speed_up_low is None or cost.speed_up_high is None:
         return "no time was measured"
     speed_up = write_speed_up(cost.speed_up, cost.speed_up_low, cost.speed_up_high)
-    ratio = story.record.macs_ratio(name)
+    ratio = report.record.macs_ratio(name)
     return (
         f"{ratio:.2f}× fewer MACs gave {speed_up} the speed at batch {cost.batch} where it was measured ({cost.device})"
     )

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from stages.report.costs import compare_costs
-from stages.report.story import Story
+from stages.report.report_data import ReportData
+from stages.report.speed import compare_costs
 
 THEMES: Mapping[str, Mapping[str, object]] = {
     "light": {"text.color": "#1c2b24", "axes.edgecolor": "#8a978f", "grid.color": "#dfe6e1"},
@@ -24,16 +24,16 @@ LINES = {"float32": "-", "bfloat16": "--"}
 SIZE_INCHES = (4.8, 3.1)
 
 
-def draw_figures(story: Story) -> dict[str, dict[str, bytes]]:
+def draw_figures(report: ReportData) -> dict[str, dict[str, bytes]]:
     """Draw every figure: name -> theme -> SVG, the same bytes for the same story."""
     return {
-        name: {theme: draw_figure(partial(_tell, draw, story), theme) for theme in THEMES}
+        name: {theme: draw_figure(partial(_tell, draw, report), theme) for theme in THEMES}
         for name, draw in FIGURES.items()
     }
 
 
-def _tell(draw: Callable[[Axes, Story], None], story: Story, axis: Axes) -> None:
-    draw(axis, story)
+def _tell(draw: Callable[[Axes, ReportData], None], report: ReportData, axis: Axes) -> None:
+    draw(axis, report)
 
 
 def draw_figure(draw: Callable[[Axes], None], theme: str, kind: Literal["svg", "png"] = "svg") -> bytes:
@@ -62,9 +62,9 @@ def draw_figure(draw: Callable[[Axes], None], theme: str, kind: Literal["svg", "
     return target.getvalue()
 
 
-def _pareto(axis: Axes, story: Story) -> None:
+def _pareto(axis: Axes, report: ReportData) -> None:
     """Quality against cost: below and left is better."""
-    for name, model in story.record.models.items():
+    for name, model in report.record.models.items():
         axis.errorbar(
             model.macs / 1e6,
             model.fid.mean,
@@ -75,27 +75,27 @@ def _pareto(axis: Axes, story: Story) -> None:
             color=COLOURS.get(name),
             label=name,
         )
-    axis.axhline(story.record.floor_fid, linestyle=":", color=mpl.rcParams["axes.edgecolor"])
-    where = (0.02, story.record.floor_fid)
+    axis.axhline(report.record.floor_fid, linestyle=":", color=mpl.rcParams["axes.edgecolor"])
+    where = (0.02, report.record.floor_fid)
     axis.annotate("real halves", where, xycoords=("axes fraction", "data"), va="bottom", fontsize=8)
     axis.set(xlabel="million MACs a pass", ylabel="FID (logarithmic)", xlim=(0, None))
     plain_log(axis)
     axis.legend()
 
 
-def _recovery(axis: Axes, story: Story) -> None:
+def _recovery(axis: Axes, report: ReportData) -> None:
     """Held-out loss of the moving average while finetuning."""
-    axis.plot(*zip(*story.curve, strict=True), marker="o", markersize=3, color=COLOURS["finetuned"])
+    axis.plot(*zip(*report.curve, strict=True), marker="o", markersize=3, color=COLOURS["finetuned"])
     axis.set(xlabel="step", ylabel="held-out loss (logarithmic)")
     plain_log(axis)
 
 
-def _widths(axis: Axes, story: Story) -> None:
+def _widths(axis: Axes, report: ReportData) -> None:
     """Channels that each layer gives, before and after."""
-    dense, kept = ([getattr(width, name) for width in story.widths] for name in ("dense", "kept"))
+    dense, kept = ([getattr(width, name) for width in report.widths] for name in ("dense", "kept"))
     axis.stairs(dense, fill=True, alpha=0.35, color=COLOURS["dense"], label="dense")
     axis.stairs(kept, fill=True, color=COLOURS["finetuned"], label="kept")
-    parts = [width.layer.split("_")[0] for width in story.widths]
+    parts = [width.layer.split("_")[0] for width in report.widths]
     middles = {name: parts.index(name) + parts.count(name) / 2 for name in ("down", "mid", "up") if name in parts}
     axis.set_xticks(list(middles.values()), list(middles))
     for name in middles:
@@ -105,17 +105,17 @@ def _widths(axis: Axes, story: Story) -> None:
     axis.legend(loc="upper right", ncols=2)
 
 
-def _ssim(axis: Axes, story: Story) -> None:
+def _ssim(axis: Axes, report: ReportData) -> None:
     """How alike the pairs are."""
-    for name, values in story.ssim.items():
+    for name, values in report.ssim.items():
         axis.hist(values, bins=40, range=(min(0.0, *values), 1), alpha=0.6, color=COLOURS.get(name), label=name)
     axis.set(xlabel="SSIM against the dense model's image of the same noise", ylabel="pairs")
     axis.legend(loc="upper left")
 
 
-def _throughput(axis: Axes, story: Story) -> None:
+def _throughput(axis: Axes, report: ReportData) -> None:
     """Images per second at each batch, eager."""
-    rows = [row for row in compare_costs(story.record) if row.mode == "eager" and row.images_per_s]
+    rows = [row for row in compare_costs(report.record) if row.mode == "eager" and row.images_per_s]
     for name, (precision, style) in itertools.product(COLOURS, LINES.items()):
         members = [row for row in rows if (row.model, row.precision) == (name, precision)]
         if members:
@@ -130,16 +130,16 @@ def _throughput(axis: Axes, story: Story) -> None:
     axis.legend()
 
 
-def _speed_up(axis: Axes, story: Story) -> None:
+def _speed_up(axis: Axes, report: ReportData) -> None:
     """Speed-up over dense in every setting, with what the operations would promise."""
-    rows = [row for row in compare_costs(story.record) if row.model == "pruned" and row.speed_up]
+    rows = [row for row in compare_costs(report.record) if row.model == "pruned" and row.speed_up]
     names = [f"{row.precision}{' compiled' * (row.mode == 'compiled')}, batch {row.batch}" for row in rows]
     values, lows, highs = (
         np.array([getattr(row, key) for row in rows]) for key in ("speed_up", "speed_up_low", "speed_up_high")
     )
     reach = np.abs([values - lows, highs - values])
     axis.barh(names, values, xerr=reach, color=COLOURS["finetuned"], ecolor=mpl.rcParams["text.color"])
-    axis.axvline(story.record.macs_ratio("pruned"), linestyle=":", color=mpl.rcParams["text.color"])
+    axis.axvline(report.record.macs_ratio("pruned"), linestyle=":", color=mpl.rcParams["text.color"])
     axis.invert_yaxis()
     axis.grid(visible=False, axis="y")
     axis.set(xlabel="times as fast as dense", xlim=(0, None))
@@ -153,7 +153,7 @@ def plain_log(axis: Axes) -> None:
     axis.yaxis.set_minor_formatter(NullFormatter())
 
 
-FIGURES: Mapping[str, Callable[[Axes, Story], None]] = {
+FIGURES: Mapping[str, Callable[[Axes, ReportData], None]] = {
     "pareto": _pareto,
     "recovery": _recovery,
     "widths": _widths,

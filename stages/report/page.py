@@ -6,11 +6,9 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from stages.artifacts import read_bytes
-from stages.errors import InputError
-from stages.protocol.record import DENSE, Model, Record
-from stages.report.costs import compare_costs
-from stages.report.story import Story, read_picture
+from stages.protocol.evaluation import DENSE, EvaluationRecord, Model
+from stages.report.report_data import ReportData, read_picture
+from stages.report.speed import compare_costs
 from stages.report.table import (
     ALIKE,
     HEADER,
@@ -21,7 +19,9 @@ from stages.report.table import (
     write_speed_up,
     write_target,
 )
-from stages.schema import flatten
+from stages.runtime.errors import InputError
+from stages.runtime.schema import flatten
+from stages.storage.files import read_bytes
 
 SIGN = b"Made by Espalier."
 """By which a page is known to be ours."""
@@ -47,21 +47,21 @@ def check_page(page: Path, folders: Sequence[Path]) -> None:
         raise InputError(f"{page} is no page that this stage has written; move it away or choose another --page")
 
 
-def write_page(story: Story, figures: Mapping[str, Mapping[str, bytes]], reports: Path) -> str:
+def write_page(report: ReportData, figures: Mapping[str, Mapping[str, bytes]], reports: Path) -> str:
     """Fill the template in."""
-    record = story.record
+    record = report.record
     others = [name for name in record.models if name != DENSE]
     names = [*record.models, *(f"{name}-strip" for name in record.models), *(f"{name}-worst" for name in others)]
     images = {name: _embed(read_picture(reports / "evaluate" / f"{name}.png"), "png") for name in names}
     images["importance"] = _embed(read_picture(reports / "importance" / "importance.png"), "png")
-    if story.finetune.samples:
+    if report.finetune.samples:
         images["samples"] = _embed(read_picture(reports / "finetune" / "samples.png"), "png")
     template = environment(autoescape=True).get_template("page.html.j2")
     return template.render(
-        story=story,
+        report=report,
         record=record,
-        target=write_target(story.prune.target),
-        tiles=list(_tiles(story)),
+        target=write_target(report.prune.target),
+        tiles=list(_tiles(report)),
         header=HEADER,
         rows=to_rows(record),
         protocol_text=protocol_to_text(record),
@@ -75,7 +75,7 @@ def write_page(story: Story, figures: Mapping[str, Mapping[str, bytes]], reports
         with_attention=_each(record, lambda model: write_count(model.macs + model.attention_macs)),
         on_disk=_each(record, lambda model: f"{model.size_bytes / 1e6:.2f} MB"),
         protocol=[(key, "–" if it is None else it) for key, it in flatten(record.protocol.model_dump(mode="json"))],
-        lineage=list(lineage(story)),
+        lineage=list(lineage(report)),
     )
 
 
@@ -88,35 +88,35 @@ def _embed(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _each(record: Record, write: Callable[[Model], str]) -> str:
+def _each(record: EvaluationRecord, write: Callable[[Model], str]) -> str:
     return ", ".join(f"{name} {write(model)}" for name, model in record.models.items())
 
 
-def _tiles(story: Story) -> Iterator[tuple[str, str]]:
+def _tiles(report: ReportData) -> Iterator[tuple[str, str]]:
     """Give the figures that come first, each with its label."""
-    dense, finetuned = (story.record.models[name] for name in (DENSE, "finetuned"))
+    dense, finetuned = (report.record.models[name] for name in (DENSE, "finetuned"))
     yield f"−{1 - finetuned.macs / dense.macs:.1%}", "MACs"
     yield f"−{1 - finetuned.params / dense.params:.1%}", "parameters"
-    cost = story.record.headline("finetuned")
+    cost = report.record.headline("finetuned")
     if cost.speed_up:
         yield f"{cost.speed_up:.2f}×", f"as fast at batch {cost.batch}, measured"
     above = finetuned.fid.above_dense
     verdict = f", {ALIKE}" if above and above.is_distinct is False else ""
     yield f"{dense.fid.mean:.2f} → {finetuned.fid.mean:.2f}", f"FID, dense → finetuned{verdict}"
     yield f"{finetuned.ssim.mean:.3f}", "SSIM against dense"
-    if story.recovered is not None:
-        yield f"{story.recovered:.1%}", "of the FID lost by the cut, taken back"
+    if report.recovered is not None:
+        yield f"{report.recovered:.1%}", "of the FID lost by the cut, taken back"
 
 
-def lineage(story: Story) -> Iterator[tuple[str, str]]:
+def lineage(report: ReportData) -> Iterator[tuple[str, str]]:
     """Where everything comes from: weights, plan, and the run of every stage."""
-    yield "base", ", ".join(f"{key} {value}" for key, value in story.source.items() if value)
-    for name, model in story.record.models.items():
+    yield "base", ", ".join(f"{key} {value}" for key, value in report.source.items() if value)
+    for name, model in report.record.models.items():
         yield f"weights, {name}", f"sha256 {model.weights_sha256}"
-    yield "pruning plan", f"sha256 {story.plan_sha256}"
-    for stage, run in story.runs.items():
+    yield "pruning plan", f"sha256 {report.plan_sha256}"
+    for stage, run in report.runs.items():
         commit = f"{run['git_commit']}{' with changes' if run['git_dirty'] else ''}" if run["git_commit"] else "none"
         machine = f"{run['device']['name']}, {run['device']['threads']} threads"
         yield stage, f"commit {commit}, code {run['code_sha256'][:12]}, {machine}"
-    run = story.runs["evaluate"]
+    run = report.runs["evaluate"]
     yield "versions", ", ".join([f"python {run['python']}", *(f"{key} {it}" for key, it in run["packages"].items())])

@@ -8,24 +8,24 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from stages.artifacts import write_atomically
-from stages.report.story import Story
+from stages.report.report_data import ReportData
 from stages.report.table import HEADER, to_markdown, to_rows
+from stages.storage.files import write_atomically
 
 PICTURE = "summary.png"
 
 
-def write_summary(story: Story, figures: Mapping[str, Mapping[str, bytes]], reports: Path, folder: Path) -> None:
+def write_summary(report: ReportData, figures: Mapping[str, Mapping[str, bytes]], reports: Path, folder: Path) -> None:
     """Write results.md, the figures for a light page, and summary.png."""
-    write_atomically(folder / "results.md", to_markdown(story.record).encode())
+    write_atomically(folder / "results.md", to_markdown(report.record).encode())
     for name, themes in figures.items():
         write_atomically(folder / f"{name}.svg", themes["light"])
-    draw_summary(story, reports).savefig(folder / PICTURE, metadata={"Software": None})
+    draw_summary(report, reports).savefig(folder / PICTURE, metadata={"Software": None})
 
 
-def draw_summary(story: Story, reports: Path) -> Figure:
+def draw_summary(report: ReportData, reports: Path) -> Figure:
     """Draw the grids of all models side by side, with the results table below them."""
-    names = list(story.record.models)
+    names = list(report.record.models)
     with mpl.rc_context({"font.size": 11, "figure.dpi": 110}):
         figure = Figure(figsize=(4 * len(names), 7.2), layout="constrained")
         pictures, table = figure.subfigures(2, 1, squeeze=False, height_ratios=[5, 1.1])[:, 0]
@@ -36,7 +36,7 @@ def draw_summary(story: Story, reports: Path) -> Figure:
             axis.axis("off")
         axis = table.subplots()
         axis.axis("off")
-        cells = axis.table(to_rows(story.record), colLabels=HEADER, loc="center", cellLoc="center")
+        cells = axis.table(to_rows(report.record), colLabels=HEADER, loc="center", cellLoc="center")
         cells.auto_set_font_size(value=False)
         cells.set_fontsize(10)
         cells.auto_set_column_width(range(len(HEADER)))

@@ -1,20 +1,21 @@
 """The record of an evaluation -> the results table and the sentences below it."""
 
-from stages.params import Target
+from collections.abc import Mapping
+
+from stages.protocol.evaluation import EvaluationRecord, Metric
 from stages.protocol.protocol import Protocol
-from stages.protocol.record import Metric, Record
 
 HEADER = ["model", "params", "MACs", "FID", "KID × 10³", "precision", "recall", "SSIM", "latency"]
 ALIKE = "≈"
 """Marks what does not differ from dense by more than the interval of the difference."""
 
 
-def to_rows(record: Record) -> list[list[str]]:
+def to_rows(record: EvaluationRecord) -> list[list[str]]:
     """Write each model's numbers as text, in the order of `HEADER`."""
     return [_row(name, record) for name in record.models]
 
 
-def _row(name: str, record: Record) -> list[str]:
+def _row(name: str, record: EvaluationRecord) -> list[str]:
     model, latency_ms = record.models[name], record.headline(name).median_ms
     return [
         name,
@@ -47,12 +48,12 @@ def write_speed_up(speed_up: float, low: float, high: float) -> str:
     return f"{speed_up:.2f}× ({low:.2f}–{high:.2f})" if low < high else f"{speed_up:.2f}×"
 
 
-def write_target(target: Target) -> str:
+def write_target(target: Mapping[str, float | str | None]) -> str:
     """Write how small the model was to become."""
-    return ", ".join(f"{key} {value}" for key, value in target if value is not None)
+    return ", ".join(f"{key} {value}" for key, value in target.items() if value is not None)
 
 
-def protocol_to_text(record: Record) -> str:
+def protocol_to_text(record: EvaluationRecord) -> str:
     """Write the protocol in words."""
     protocol = record.protocol
     pooled = ", ".join(f"{name} {model.fid_pooled:.3f}" for name, model in record.models.items())
@@ -80,13 +81,13 @@ def conditions_to_text(protocol: Protocol, seeds: str) -> str:
     )
 
 
-def latency_to_text(record: Record) -> str:
+def latency_to_text(record: EvaluationRecord) -> str:
     """Write what the latency is of."""
     row = record.costs[0]
     return f"Latency: median of a pass, batch {row.batch}, {row.precision}, {row.mode}, {row.device}."
 
 
-def to_markdown(record: Record) -> str:
+def to_markdown(record: EvaluationRecord) -> str:
     """Write the table with the protocol below it."""
     lines = [HEADER, ["---"] + ["---:"] * (len(HEADER) - 1), *to_rows(record)]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

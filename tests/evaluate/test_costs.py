@@ -5,9 +5,9 @@ import shutil
 import pytest
 import torch
 
-from stages.diffusion.cost import measure_peak_bytes, weights_bytes
-from stages.evaluate.costs import cpu_name, measure_costs
-from stages.params import CostParams
+from stages.evaluate.params import CostParams
+from stages.evaluate.timing import cpu_name, measure_costs
+from stages.models.complexity import measure_peak_bytes, weights_bytes
 
 QUICK = {"batches": (1, 2), "repeats": 3, "seconds": 0.5}
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.evaluate.quality import Judge
+from stages.evaluate.quality import QualityMetrics
 from stages.fetch.data import bundled_digits, split
 from stages.protocol.extractors import Extractor
 
@@ -16,7 +16,7 @@ def test_fid_of_gaussians_is_the_closed_form(protocol):
     left = DRAWS.standard_normal((4000, 4))
     left = (left - left.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(left.T)).T)  # moments exactly 0 and 1
     scale, shift = np.array([1.0, 2.0, 3.0, 0.5]), np.array([0.0, 1.0, -2.0, 0.0])
-    quality = Judge(torch.from_numpy(left * scale + shift), protocol)(torch.from_numpy(left))
+    quality = QualityMetrics(torch.from_numpy(left * scale + shift), protocol)(torch.from_numpy(left))
 
     assert quality.fid == pytest.approx(np.sum(shift**2) + np.sum((1 - scale) ** 2), rel=1e-6)
 
@@ -25,7 +25,7 @@ def test_kid_is_the_direct_formula(protocol):
     """The unbiased MMD² with kernel (x·y/d + 1)³, by loops over pairs, when a subset is the whole set."""
     drawn, real = DRAWS.standard_normal((12, 3)), DRAWS.standard_normal((12, 3)) + 0.5
     whole = protocol.model_copy(update={"kid_subsets": 2, "kid_subset_size": 12})
-    quality = Judge(torch.from_numpy(real), whole)(torch.from_numpy(drawn))
+    quality = QualityMetrics(torch.from_numpy(real), whole)(torch.from_numpy(drawn))
 
     def mean(left, right, *, off_diagonal):
         kernel = [
@@ -41,7 +41,7 @@ def test_kid_is_the_direct_formula(protocol):
 def test_precision_and_recall_are_shares_of_neighbourhoods(protocol):
     """By loops: a point counts that is no farther from some other than that one's k-th neighbour is."""
     drawn, real = DRAWS.standard_normal((30, 2)), DRAWS.standard_normal((40, 2)) + 0.7
-    quality = Judge(torch.from_numpy(real), protocol)(torch.from_numpy(drawn))
+    quality = QualityMetrics(torch.from_numpy(real), protocol)(torch.from_numpy(drawn))
 
     def covered(points, others):
         radii = [sorted(np.linalg.norm(others - other, axis=1))[protocol.neighbours] for other in others]
@@ -56,22 +56,24 @@ def test_real_against_real_is_near_nothing_and_noise_is_far(params, protocol):
     """The digits' two splits are close, noise is not; the floor is that of one half against the other."""
     images = split(bundled_digits(), 0.3)
     extractor = Extractor(params.reference.extractor, 100)
-    judge = Judge(extractor.features(images.train), protocol.model_copy(update={"kid_subset_size": 400}))
+    quality_metrics = QualityMetrics(
+        extractor.features(images.train), protocol.model_copy(update={"kid_subset_size": 400})
+    )
     noise = DRAWS.integers(0, 256, images.heldout.shape).astype(np.uint8)
-    near, far = (judge(extractor.features(side)) for side in (images.heldout, noise))
+    near, far = (quality_metrics(extractor.features(side)) for side in (images.heldout, noise))
 
     assert 10 * near.fid < far.fid
     assert 10 * abs(near.kid) < far.kid
     assert near.precision > 0.7
     assert far.precision < 0.1
-    assert 0 < judge.floor() < far.fid / 10
+    assert 0 < quality_metrics.floor() < far.fid / 10
 
 
 def test_statistics_are_taken_in_double_precision(protocol):
     """float32 features with a large common offset give what float64 gives for the same values."""
     drawn, real = ((torch.from_numpy(DRAWS.standard_normal((500, 4))) + 1e3).float() for _ in range(2))
-    expected = Judge(real.double(), protocol)(drawn.double())
+    expected = QualityMetrics(real.double(), protocol)(drawn.double())
 
-    assert Judge(real, protocol)(drawn) == expected
+    assert QualityMetrics(real, protocol)(drawn) == expected
     mean = real.mean(0).double() - drawn.mean(0).double()
     assert expected.fid > float(mean @ mean) / 2

@@ -11,20 +11,21 @@ from PIL import Image
 from skimage.metrics import mean_squared_error
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from stages.artifacts import write_json
-from stages.diffusion.latency import measure_latencies_ms
-from stages.diffusion.pictures import images_to_grid
-from stages.errors import InputError
+from stages.data.grid import images_to_grid
 from stages.evaluate.consistency import Pairs, images_to_mse, images_to_ssim
 from stages.evaluate.evaluation import evaluate
+from stages.evaluate.params import CostParams
 from stages.evaluate.report import write_report
 from stages.evaluate.summary import summarise
-from stages.params import CostParams, PruneParams
+from stages.models.latency import measure_latencies_ms
+from stages.protocol.evaluation import read_evaluation
 from stages.protocol.extractors import Extractor
-from stages.protocol.record import read_record
+from stages.prune.params import PruneParams
 from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut
 from stages.reference.reference import make_reference
+from stages.runtime.errors import InputError
+from stages.storage.files import write_json
 
 DRAWS = np.random.default_rng(0)
 COSTS = CostParams(batches=(1,), repeats=3, seconds=0.5)
@@ -169,7 +170,7 @@ def test_the_record_holds_every_number_with_its_interval(evaluation, tmp_path):
     assert set(pruned["fid"]["above_dense"]) == {"mean", "half_width", "is_distinct"}
     assert pruned["worst_pairs"][0]["ssim"] == evaluation.models["pruned"].pairs.ssim.min()
     assert pruned["weights_sha256"] == sha256(b"pruned").hexdigest()
-    assert read_record(tmp_path) == summarise(evaluation)
+    assert read_evaluation(tmp_path) == summarise(evaluation)
     flat = json.loads((tmp_path / "metrics" / "pruned.json").read_text())
     assert flat["protocol"] == evaluation.protocol.id
     assert flat["fid"] == pruned["fid"]["mean"]
@@ -208,6 +209,6 @@ def test_a_damaged_record_is_refused_in_one_line(evaluation, tmp_path, change, w
     write_json(tmp_path / "evaluation.json", {**content, **change})
 
     with pytest.raises(InputError, match="is no evaluation of this version") as caught:
-        read_record(tmp_path)
+        read_evaluation(tmp_path)
     assert words in caught.value.message
     assert "\n" not in caught.value.message

@@ -9,14 +9,16 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, VQModel
 
-from stages.artifacts import CLASS_EMBEDDING, WEIGHTS, file_sha256, read_json, read_tensors, tensors_sha256, write_json
-from stages.diffusion.models import read_scheduler, read_unet
-from stages.errors import InputError
 from stages.fetch.convert import SYSTEMS, VQ_F4, Checkpoint, convert_ddim, convert_ldm, shapes_of
 from stages.fetch.model import fetch_model
 from stages.fetch.names import ddim_name, ldm_name
+from stages.fetch.params import CheckpointModel, FolderModel
 from stages.fetch.pickles import BIN
-from stages.sources import CheckpointModel, FolderModel
+from stages.models.layout import CLASS_EMBEDDING, WEIGHTS
+from stages.models.pipeline import read_scheduler, read_unet
+from stages.runtime.errors import InputError
+from stages.storage.files import file_sha256, read_json, write_json
+from stages.storage.tensors import read_tensors, tensors_sha256
 from tests import originals
 
 DDIM_WIDTHS, LDM_WIDTHS, VQ_WIDTHS = [8, 16, 24], [8, 16, 24], [8, 16, 16]
@@ -210,7 +212,7 @@ def test_a_latent_diffusion_model_comes_whole(converted, ldm):
 def test_the_averages_of_latent_diffusion_count(converted, ldm):
     """LitEma's, whose names have no dots; the weights of the last step are left out."""
     state = {name: tensor.clone() for name, tensor in ldm.state().items()}
-    folder = converted({"state_dict": {**state, **ldm.averages()}}, "ldm")
+    folder = converted({"state_dict": {**state, **ldm.ema_models()}}, "ldm")
 
     check_ldm(folder, ldm.unet)  # which `averages` has changed
 

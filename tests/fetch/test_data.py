@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.artifacts import read_json
-from stages.errors import InputError
+from stages.data.images import read_images
 from stages.fetch import data
 from stages.fetch.data import bundled_digits, fetch_data, split
-from stages.packed import read_images
-from stages.sources import BundledSource, FolderData, HubData
+from stages.fetch.params import BundledSource, FolderData, HubData
+from stages.runtime.errors import InputError
+from stages.storage.files import read_json
 
 SHAPE = (1, 8)
 

@@ -6,12 +6,12 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from stages.artifacts import read_json
-from stages.errors import InputError
+from stages.data.images import read_images
 from stages.fetch import data
 from stages.fetch.data import fetch_data
-from stages.packed import read_images
-from stages.sources import FolderData, HubData, NpzData
+from stages.fetch.params import FolderData, HubData, NpzData
+from stages.runtime.errors import InputError
+from stages.storage.files import read_json
 
 SHAPE = (1, 8)
 TABLE = np.arange(4 * 2 * 3, dtype=np.float32).reshape(4, 2, 3)

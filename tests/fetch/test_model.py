@@ -7,21 +7,14 @@ import pytest
 import torch
 from diffusers import VQModel
 
-from stages.artifacts import (
-    CLASS_EMBEDDING,
-    WEIGHTS,
-    file_sha256,
-    read_json,
-    read_tensors,
-    tensors_sha256,
-    write_json,
-    write_tensors,
-)
-from stages.diffusion.models import read_unet, write_pipeline
-from stages.errors import InputError
 from stages.fetch.model import BUNDLED, fetch_model
+from stages.fetch.params import BundledSource, FolderModel, HubModel
 from stages.fetch.pickles import BIN
-from stages.sources import BundledSource, FolderModel, HubModel
+from stages.models.layout import CLASS_EMBEDDING, WEIGHTS
+from stages.models.pipeline import read_unet, write_pipeline
+from stages.runtime.errors import InputError
+from stages.storage.files import file_sha256, read_json, write_json
+from stages.storage.tensors import read_tensors, tensors_sha256, write_tensors
 
 BLOCKS = {
     "down_block_types": ("DownEncoderBlock2D",) * 2,

@@ -9,13 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from stages.artifacts import WEIGHTS, file_sha256, read_json, tensors_sha256, write_json
-from stages.errors import InputError
 from stages.fetch.data import fetch_data
 from stages.fetch.model import fetch_model
+from stages.fetch.params import FolderData, FolderModel, S3Data, S3Model
+from stages.models.layout import WEIGHTS
 from stages.params import load_params
-from stages.sources import FolderData, FolderModel, S3Data, S3Model
-from stages.storage import SETTINGS
+from stages.runtime.errors import InputError
+from stages.storage.files import file_sha256, read_json, write_json
+from stages.storage.s3 import SETTINGS
+from stages.storage.tensors import tensors_sha256
 from tests.swift import SECRET
 
 WRONG = "0" * 64
@@ -259,7 +261,7 @@ def test_a_prefix_with_nothing_of_use_is_refused(upload, pictures, out, refused)
 def test_no_key_leads_out_of_the_folder(connect, out, refused, monkeypatch, key):
     """Whatever a bucket holds; its list is made up here, since not every client and server takes such keys."""
     store = connect()
-    monkeypatch.setattr("stages.storage.Store._keys", lambda _, prefix: [prefix + "fine.png", prefix + key])
+    monkeypatch.setattr("stages.storage.s3.Store._keys", lambda _, prefix: [prefix + "fine.png", prefix + key])
     message = refused(lambda: fetch_data(s3_data(store.uri), SHAPE, 0.2, out))
 
     assert message == f"an object in {store.uri}: {key!r} leads out of the folder; rename it"

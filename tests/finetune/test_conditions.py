@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from stages.diffusion.models import check_conditions
-from stages.errors import InputError
+from stages.data.images import read_images, write_images
 from stages.finetune.batches import Batches
 from stages.finetune.checkpoint import Checkpoints
+from stages.finetune.params import FinetuneParams
 from stages.finetune.trainer import Trainer
-from stages.packed import read_images, write_images
-from stages.params import FinetuneParams
+from stages.models.pipeline import check_conditions
+from stages.runtime.errors import InputError
 
 PARAMS = FinetuneParams(
     steps=4,
@@ -46,14 +46,14 @@ def test_a_model_is_told_the_condition_of_each_image(conditional, scheduler, lat
     """What it predicts is that of its own call with the rows of the table; another row is another prediction."""
     trainer = Trainer(conditional, scheduler, latents, PARAMS, 0)
     batch = trainer.batches.at(0, trainer.share)
-    found = trainer.classroom.predict(conditional, batch)
+    found = trainer.distillation.predict(conditional, batch)
     noisy = scheduler.add_noise(batch.images, batch.noise, batch.timesteps)
     rows = torch.from_numpy(latents.conditions.table)[batch.labels]
     others = dataclasses.replace(batch, labels=(batch.labels + 1) % 4)
 
     assert torch.equal(batch.images, torch.from_numpy(latents.train[trainer.batches.choose(0)].astype(np.float32)))
     torch.testing.assert_close(found, conditional(noisy, batch.timesteps, encoder_hidden_states=rows).sample)
-    assert not torch.allclose(found, trainer.classroom.predict(conditional, others))
+    assert not torch.allclose(found, trainer.distillation.predict(conditional, others))
 
 
 def test_a_conditional_model_trains(conditional, scheduler, latents, tmp_path):

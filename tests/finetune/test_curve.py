@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from stages.errors import InputError
 from stages.finetune.curve import CurvePoint, check_gate, lowest_reachable
+from stages.runtime.errors import InputError
 
 
 def curve(*losses, every=10):

@@ -10,11 +10,11 @@ import traceback
 import pytest
 import torch
 
-from stages.artifacts import read_tensors, tensors_sha256, write_tensors
 from stages.finetune.checkpoint import Checkpoints
+from stages.finetune.params import FinetuneParams
 from stages.finetune.trainer import Trainer
-from stages.params import FinetuneParams
-from stages.storage import Store
+from stages.storage.s3 import Store
+from stages.storage.tensors import read_tensors, tensors_sha256, write_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 RUN = "c" * 64
@@ -51,7 +51,7 @@ def start(unet, scheduler, images, tmp_path):
                 meddle(kept)
             os.write(tell, b"!")
             trainer.run(kept)
-            models = {"unet": trainer.unet} | {str(key): model for key, model in trainer.averages.models.items()}
+            models = {"unet": trainer.unet} | {str(key): model for key, model in trainer.ema_models.models.items()}
             states = {
                 f"{key}.{part}": tensor for key, model in models.items() for part, tensor in model.state_dict().items()
             }
@@ -122,18 +122,18 @@ def test_a_kill_within_an_upload_loses_nothing(start, undisturbed, tmp_path, con
     uri = connect().uri
 
     def die_in_upload(kept):
-        offer, upload = kept.mirror.offer, kept.mirror.store._upload
+        offer, upload = kept.uploads.offer, kept.uploads.store._upload
 
         def offer_and_wait(path):
             offer(path)
-            kept.mirror.waiting.result()  # a newer checkpoint would take the place of one that waits
+            kept.uploads.waiting.result()  # a newer checkpoint would take the place of one that waits
 
         def upload_and_die(entry, folder):
             upload(entry, folder)
             if "00000009" in entry.path:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        kept.mirror.offer, kept.mirror.store._upload = offer_and_wait, upload_and_die
+        kept.uploads.offer, kept.uploads.store._upload = offer_and_wait, upload_and_die
 
     def store():
         return Store(uri)

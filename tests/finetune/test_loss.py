@@ -6,12 +6,13 @@ import pytest
 import torch
 from diffusers.models.resnet import ResnetBlock2D
 
-from stages.errors import InputError
+from stages.finetune.distillation import FeatureHooks, kept_channels, read_teacher
 from stages.finetune.loss import LOSSES, Objective, Prediction
-from stages.finetune.teacher import Taps, kept_channels, read_teacher
-from stages.params import LossParams, PruneParams, Target
+from stages.finetune.params import LossParams
+from stages.prune.params import PruneParams, Target
 from stages.prune.pruning import prune_unet
 from stages.prune.selection import plan_pruning
+from stages.runtime.errors import InputError
 
 
 @pytest.fixture
@@ -59,12 +60,12 @@ def test_a_student_channel_is_compared_with_the_teacher_channel_it_was(unet, pru
     student, plan = pruned
     channels = kept_channels(unet, plan)
     blocks = [name for name, module in unet.named_modules() if isinstance(module, ResnetBlock2D)]
-    taps = [Taps(student, dict.fromkeys(channels)), Taps(unet, channels)]
+    hooks = [FeatureHooks(student, dict.fromkeys(channels)), FeatureHooks(unet, channels)]
     images, timesteps = torch.randn(2, 1, 8, 8), torch.tensor([3, 700])
-    for tap, model in zip(taps, (student, unet), strict=True):
-        tap.listen()
+    for hook, model in zip(hooks, (student, unet), strict=True):
+        hook.listen()
         model(images, timesteps)
-    features = [tap.take() for tap in taps]
+    features = [hook.take() for hook in hooks]
 
     assert list(channels) == blocks
     assert any(kept for kept in channels.values())
@@ -80,15 +81,15 @@ def test_a_student_channel_is_compared_with_the_teacher_channel_it_was(unet, pru
 def test_an_unpruned_student_has_the_teachers_features(unet):
     """Identity: the loss of features and outputs of a copy is 0."""
     channels = {name: None for name, module in unet.named_modules() if isinstance(module, ResnetBlock2D)}
-    taps = [Taps(model, channels) for model in (copy.deepcopy(unet), unet)]
+    hooks = [FeatureHooks(model, channels) for model in (copy.deepcopy(unet), unet)]
     images = torch.randn(2, 1, 8, 8)
-    for tap in taps:
-        tap.listen()
+    for hook in hooks:
+        hook.listen()
     student = copy.deepcopy(unet)
-    mine = Taps(student, channels)
+    mine = FeatureHooks(student, channels)
     mine.listen()
     outputs = [model(images, torch.tensor([5, 6])).sample.detach() for model in (student, unet)]
-    features = tuple(zip(mine.take(), taps[1].take(), strict=True))
+    features = tuple(zip(mine.take(), hooks[1].take(), strict=True))
 
     seen = Prediction(torch.zeros_like(images), outputs[0], outputs[1], features)
     assert LOSSES["output"](seen).tolist() == LOSSES["feature"](seen).tolist() == [0, 0]
@@ -96,8 +97,9 @@ def test_an_unpruned_student_has_the_teachers_features(unet):
 
 def test_a_teacher_must_be_the_model_that_was_cut(tmp_path, unet, make_unet, pruned, scheduler):
     """Both hashes, and what to change; likewise a model that was never pruned."""
-    from stages.artifacts import PLAN, write_json
-    from stages.diffusion.models import write_pipeline
+    from stages.models.layout import PLAN
+    from stages.models.pipeline import write_pipeline
+    from stages.storage.files import write_json
 
     student, plan = pruned
     write_pipeline(tmp_path / "student", student, scheduler)

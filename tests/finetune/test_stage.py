@@ -11,12 +11,14 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from stages.artifacts import PLAN, read_tensors, write_json
-from stages.diffusion.models import write_pipeline
-from stages.packed import write_images
-from stages.params import PruneParams, Target
+from stages.data.images import write_images
+from stages.models.layout import PLAN
+from stages.models.pipeline import write_pipeline
+from stages.prune.params import PruneParams, Target
 from stages.prune.pruning import prune_unet
 from stages.prune.selection import plan_pruning
+from stages.storage.files import write_json
+from stages.storage.tensors import read_tensors
 
 
 @pytest.fixture

@@ -11,18 +11,19 @@ import torch
 from accelerate.state import AcceleratorState
 from diffusers.models.resnet import ResnetBlock2D
 
-from stages.artifacts import tensors_sha256
-from stages.errors import InputError
-from stages.finetune.batches import Ahead, Batches, draw_timesteps
+from stages.data.images import Images
+from stages.finetune.batches import Batches, Prefetcher, draw_timesteps
 from stages.finetune.checkpoint import Checkpoints
 from stages.finetune.interrupt import StoppedError
+from stages.finetune.params import EngineParams, FinetuneParams, LossParams, SamplesParams
 from stages.finetune.recovery import fresh
 from stages.finetune.trainer import Trainer
-from stages.packed import Images
-from stages.params import EngineParams, FinetuneParams, LossParams, PruneParams, SamplesParams, Target
+from stages.prune.params import PruneParams, Target
 from stages.prune.pruning import prune_unet
 from stages.prune.selection import plan_pruning
-from stages.seeds import generator
+from stages.runtime.errors import InputError
+from stages.runtime.seeds import generator
+from stages.storage.tensors import tensors_sha256
 
 PARAMS = FinetuneParams(
     steps=7,
@@ -88,7 +89,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(trainer, tmp_path,
 
     assert steps == list(range(killed_at // 2 * 2, 7))  # from the last checkpoint, and not from the start
     states = [
-        [tensors_sha256(model.state_dict()) for model in (run.unet, *run.averages.models.values())]
+        [tensors_sha256(model.state_dict()) for model in (run.unet, *run.ema_models.models.values())]
         for run in (undisturbed, resumed)
     ]
     assert states[0] == states[1]
@@ -145,15 +146,15 @@ def test_the_average_follows_by_hand(trainer):
 
     decay = 2 / 11
     expected = decay * before + (1 - decay) * run.unet.conv_in.weight
-    for average in run.averages.models.values():  # both decays are above the ramp
+    for average in run.ema_models.models.values():  # both decays are above the ramp
         torch.testing.assert_close(average.conv_in.weight.data, expected.data)
     decays = [0.5, 0.9]
     for _ in range(10):
         run.step()
-    before = [average.conv_in.weight.clone() for average in run.averages.models.values()]
+    before = [average.conv_in.weight.clone() for average in run.ema_models.models.values()]
     run.step()
     now = [min(decay, 13 / 22) for decay in decays]
-    for average, kept, decay in zip(run.averages.models.values(), before, now, strict=True):
+    for average, kept, decay in zip(run.ema_models.models.values(), before, now, strict=True):
         expected = decay * kept + (1 - decay) * run.unet.conv_in.weight
         torch.testing.assert_close(average.conv_in.weight.data, expected.data)
 
@@ -211,8 +212,8 @@ def test_half_of_the_timesteps_mirror_the_others():
         half = size // 2 + 1
         assert len(timesteps) == size
         assert timesteps[half:].tolist() == (999 - timesteps[: size - half]).tolist()
-    spread = draw_timesteps(4000, 10, torch.Generator().manual_seed(0), antithetic=True)
-    assert spread.bincount().tolist() == pytest.approx([400] * 10, rel=0.2)
+    evenly_spaced = draw_timesteps(4000, 10, torch.Generator().manual_seed(0), antithetic=True)
+    assert evenly_spaced.bincount().tolist() == pytest.approx([400] * 10, rel=0.2)
 
 
 def test_shares_of_a_step_are_its_batch(images):
@@ -227,7 +228,7 @@ def test_shares_of_a_step_are_its_batch(images):
 
 def test_what_is_drawn_ahead_is_what_the_step_would_draw(images):
     """In whatever order the steps are asked for, once or twice."""
-    ahead = Ahead(Batches(images, 1000, PARAMS, 3), slice(2, 8))
+    ahead = Prefetcher(Batches(images, 1000, PARAMS, 3), slice(2, 8))
     for step in (0, 1, 2, 7, 7, 8, 3):
         found, expected = ahead.take(step), Batches(images, 1000, PARAMS, 3).at(step, slice(2, 8))
         assert all(torch.equal(vars(found)[name], vars(expected)[name]) for name in vars(expected))

@@ -11,7 +11,7 @@ from contextlib import suppress
 import psutil
 import pytest
 
-from flows.commands import run
+from flows.workspaces.commands import run
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="children in other sessions are followed on Linux")
 MARK = "ESPALIER_TEST_MARK"
@@ -48,13 +48,13 @@ def say(_line):
 def test_lines_and_code_come_through():
     """In order, both streams, without empty ones."""
     lines = []
-    ending = run(["sh", "-c", "echo one; echo; echo two >&2; exit 3"], lines.append)
-    assert lines == ["one", "two"] == list(ending.lines)
-    assert (ending.code, ending.may_pass, ending.is_late) == (3, False, False)
+    result = run(["sh", "-c", "echo one; echo; echo two >&2; exit 3"], lines.append)
+    assert lines == ["one", "two"] == list(result.lines)
+    assert (result.code, result.is_transient, result.is_late) == (3, False, False)
 
 
 @pytest.mark.parametrize(
-    ("script", "code", "may_pass"),
+    ("script", "code", "is_transient"),
     [
         ("exit 1", 1, False),
         ("exit 75", 75, True),
@@ -64,19 +64,19 @@ def test_lines_and_code_come_through():
         ("echo 'ERROR: failed to pull'; exit 255", 255, True),
     ],
 )
-def test_only_what_may_pass_is_worth_another_try(script, code, may_pass):
+def test_only_what_may_pass_is_worth_another_try(script, code, is_transient):
     """A mistake stays one, whatever DVC makes of its exit code."""
-    ending = run(["sh", "-c", script], say)
-    assert (ending.code, ending.may_pass) == (code, may_pass)
+    result = run(["sh", "-c", script], say)
+    assert (result.code, result.is_transient) == (code, is_transient)
 
 
 def test_a_limit_ends_everything(monkeypatch):
     """Children in sessions of their own, too; and it is no success."""
     monkeypatch.setenv(MARK, "limit")
-    ending = run([sys.executable, "-c", TREE], say, limit_s=2)
-    assert ending.is_late
-    assert ending.code != 0
-    assert not ending.may_pass
+    result = run([sys.executable, "-c", TREE], say, limit_s=2)
+    assert result.is_late
+    assert result.code != 0
+    assert not result.is_transient
     assert until(lambda: not marked("limit"))
 
 
@@ -115,11 +115,11 @@ def test_an_exception_ends_the_command(monkeypatch):
     class CancelledError(Exception):
         """What arrives."""
 
-    def hear(_line):
+    def on_line(_line):
         raise CancelledError
 
     with pytest.raises(CancelledError):
-        run([sys.executable, "-c", TREE], hear)
+        run([sys.executable, "-c", TREE], on_line)
     assert until(lambda: not marked("exception"))
 
 
@@ -140,11 +140,11 @@ def test_the_warden_hands_a_signal_on(monkeypatch):
     """A worker that cancels a run signals its group."""
     monkeypatch.setenv(MARK, "signal")
 
-    def hear(line):
+    def on_line(line):
         if line == "up":
             (warden,) = (it for it in psutil.Process().children() if "warden.py" in " ".join(it.cmdline()))
             os.killpg(warden.pid, signal.SIGTERM)
 
-    ending = run([sys.executable, "-c", TREE], hear)
-    assert ending.code != 0
+    result = run([sys.executable, "-c", TREE], on_line)
+    assert result.code != 0
     assert until(lambda: not marked("signal"))

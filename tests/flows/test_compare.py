@@ -7,15 +7,15 @@ from mlflow import MlflowClient
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Failed
 
-from flows import cells
 from flows.compare import compare
-from stages.artifacts import write_json
+from flows.tasks import runners
 from stages.params import load_params
-from stages.tracking import TABLE, record_folder
-from tests.flows.test_rows import home
-from tests.report.test_comparison import make_record
+from stages.storage.files import write_json
+from stages.tracking.recording import TABLE, record_folder
+from tests.flows.test_method_rows import repository
+from tests.tools.test_method_table import make_record
 
-__all__ = ["home"]
+__all__ = ["repository"]
 ROWS = ["random", "diff-pruning-0.05", "ours"]
 
 
@@ -37,20 +37,20 @@ def compress(protocol, tmp_path, monkeypatch):
         run_id = record_folder(label, label, {}, folder, [{"registered": to_register}])
         return Completed(message=f"ran prune; MLflow run {run_id}")
 
-    monkeypatch.setattr(cells, "compress_at", compress_at)
+    monkeypatch.setattr(runners, "compress_at", compress_at)
     return asked, broken
 
 
 @pytest.fixture
-def run(prefect_server, home):
+def run(prefect_server, repository):
     """Run a comparison of three rows with two seeds: its state, and what programs read of it."""
 
     def do():
         settings = {PREFECT_API_URL: prefect_server.uri, PREFECT_API_AUTH_STRING: prefect_server.auth}
         with temporary_settings(settings):
             state = compare("digits", [0, 1], ROWS, ablation=False, return_state=True)
-        (folder,) = (home.root / "comparisons").glob("*/result")
-        return state, json.loads((folder / "comparison.json").read_text())
+        (folder,) = (repository.root / "comparisons").glob("*/result")
+        return state, json.loads((folder / "method_table.json").read_text())
 
     return do
 

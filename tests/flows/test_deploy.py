@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 from flows.__main__ import SETTINGS, main
 from flows.deploy import LOST
-from stages import telemetry
+from stages.runtime import telemetry
 from tests.orchestra import until
 from tests.servers import ROOT
 from tests.swift import free_ports

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, strategies
 from ruamel.yaml import YAML
 
-from flows.overrides import apply, parse_grid, parse_overrides, plan_cells
-from stages.errors import InputError
+from flows.workspaces.overrides import apply, parse_grid, parse_overrides, plan_cells
+from stages.runtime.errors import InputError
 
 
 def read(root, *texts):

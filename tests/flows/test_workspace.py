@@ -13,9 +13,9 @@ from configobj import ConfigObj
 from hypothesis import given, strategies
 from ruamel.yaml import YAML
 
-from flows.home import HOME, REPOSITORY, Home, hash_overrides
-from flows.workspace import LINKS, here, open_workspace
-from stages.errors import InputError, UnavailableError
+from flows.workspaces.repository import HOME_VARIABLE, REPOSITORY_VARIABLE, Repository, hash_overrides
+from flows.workspaces.workspace import LINKS, current_checkout, open_workspace
+from stages.runtime.errors import InputError, UnavailableError
 from tests.servers import ROOT
 
 AUTHOR = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
@@ -55,7 +55,7 @@ def main():
 
 main()
 """
-ALONE = """
+PLAIN_CONTEXT = """
 import sys
 from pathlib import Path
 from flows.workspace import Workspace
@@ -115,7 +115,7 @@ def all_files(folder):
 def project(root, tmp_path, monkeypatch):
     """The project that we are in, with no word of others in the environment."""
     path = make_project(root, tmp_path / "project")
-    for name in (HOME, REPOSITORY):
+    for name in (HOME_VARIABLE, REPOSITORY_VARIABLE):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(TRACKING, "sqlite:///mlflow.db")  # whatever becomes of it, monkeypatch restores what was there
     monkeypatch.chdir(path)
@@ -128,9 +128,9 @@ def elsewhere(project, tmp_path, monkeypatch):
     here_ = tmp_path / "worker"
     here_.mkdir()
     monkeypatch.chdir(here_)
-    monkeypatch.setenv(REPOSITORY, f"file://{project}")
-    monkeypatch.setenv(HOME, str(tmp_path / "home"))
-    return SimpleNamespace(origin=project, home=tmp_path / "home")
+    monkeypatch.setenv(REPOSITORY_VARIABLE, f"file://{project}")
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
+    return SimpleNamespace(origin=project, repository=tmp_path / "home")
 
 
 @pytest.fixture
@@ -334,14 +334,17 @@ def test_all_share_the_cache_of_the_checkout(project, enter):
 
 def test_a_home_has_a_cache_of_its_own(project, tmp_path, enter, monkeypatch):
     """ESPALIER_HOME holds everything: cache, locks, workspaces, unsent records; the checkout gets nothing."""
-    monkeypatch.setenv(HOME, str(tmp_path / "home"))
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
     before = all_files(project)
 
     found = enter()
 
     assert config(found.place)["cache"]["dir"] == str(tmp_path / "home" / "cache")
     assert found.path.parent == tmp_path / "home" / "workspaces"
-    assert (found.place.unsent, found.place.locks) == (tmp_path / "home" / "unsent", tmp_path / "home" / "locks")
+    assert (found.place.unsent, found.place.locks) == (
+        tmp_path / "home" / "unsent",
+        tmp_path / "home" / "locks",
+    )
     assert all_files(project) == before
     assert not (project / ".espalier").exists()
 
@@ -410,12 +413,12 @@ def test_an_address_is_mirrored(elsewhere, enter):
     head = commit(elsewhere.origin)
     second = enter()
 
-    assert first.path.parent == elsewhere.home / "workspaces"
+    assert first.path.parent == elsewhere.repository / "workspaces"
     assert second.place.commit == head != first.place.commit
     assert (second.path / "new").read_text() == "new"
-    assert len([path for path in (elsewhere.home / "mirrors").iterdir() if path.is_dir()]) == 1
+    assert len([path for path in (elsewhere.repository / "mirrors").iterdir() if path.is_dir()]) == 1
     assert git(second.path, "remote", "get-url", "origin") == f"file://{elsewhere.origin}"
-    assert config(second.place)["cache"]["dir"] == str(elsewhere.home / "cache")
+    assert config(second.place)["cache"]["dir"] == str(elsewhere.repository / "cache")
     assert second.said == []
 
 
@@ -439,8 +442,8 @@ def test_a_bare_repository_is_cloned_from(project, tmp_path, enter, monkeypatch)
     """A folder with no checkout; the user's own settings of DVC are not its own, and nothing is put into it."""
     bare = tmp_path / "bare.git"
     git(tmp_path, "clone", "-q", "--bare", str(project), str(bare))
-    monkeypatch.setenv(REPOSITORY, str(bare))
-    monkeypatch.setenv(HOME, str(tmp_path / "home"))
+    monkeypatch.setenv(REPOSITORY_VARIABLE, str(bare))
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
     before = all_files(bare)
 
     found = enter(seed=1)
@@ -527,9 +530,11 @@ def test_a_repository_of_another_user_is_told_as_such(project, tmp_path, enter, 
 def test_a_home_that_cannot_be_made_is_one_line(project, tmp_path, enter, monkeypatch):  # noqa: ARG001
     """A file stands in its way; root may write everywhere, so rights would not do."""
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv(HOME, str(tmp_path / "file" / "home"))
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "file" / "home"))
 
-    with pytest.raises(InputError, match=rf"cannot be made \(Not a directory\); set {HOME} to a folder that can"):
+    with pytest.raises(
+        InputError, match=rf"cannot be made \(Not a directory\); set {HOME_VARIABLE} to a folder that can"
+    ):
         enter()
 
 
@@ -543,7 +548,12 @@ def test_a_home_without_rights_is_one_line(project, tmp_path, closed):  # noqa: 
         path.chmod(0o777)
     (tmp_path / closed).chmod(0o555)
     (tmp_path / ".gitconfig").write_text("[safe]\n\tdirectory = *\n")
-    environment = {**os.environ, "HOME": str(tmp_path), HOME: str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    environment = {
+        **os.environ,
+        "HOME": str(tmp_path),
+        HOME_VARIABLE: str(tmp_path / "home"),
+        "PYTHONPATH": str(ROOT),
+    }
 
     command = [sys.executable, "-c", DOOR]
     said = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -551,25 +561,25 @@ def test_a_home_without_rights_is_one_line(project, tmp_path, closed):  # noqa: 
     assert said.returncode == 1
     assert len(said.stderr.splitlines()) == 1, said.stderr
     assert "ermission denied" in said.stderr
-    assert HOME in said.stderr
+    assert HOME_VARIABLE in said.stderr
 
 
 def test_an_address_needs_a_home(elsewhere, enter, monkeypatch):  # noqa: ARG001
     """There is no folder of its own to put anything into."""
-    monkeypatch.delenv(HOME)
+    monkeypatch.delenv(HOME_VARIABLE)
 
-    with pytest.raises(InputError, match=rf"no folder here; set {HOME} to one for workspaces and cache"):
+    with pytest.raises(InputError, match=rf"no folder here; set {HOME_VARIABLE} to one for workspaces and cache"):
         enter()
 
 
 def test_a_repository_that_does_not_answer_may_later(elsewhere, tmp_path, enter, monkeypatch):
     """UnavailableError, by which a flow tries again; no mirror by halves is left, and the next time it works."""
-    monkeypatch.setenv(REPOSITORY, f"file://{tmp_path}/later")
+    monkeypatch.setenv(REPOSITORY_VARIABLE, f"file://{tmp_path}/later")
 
     with pytest.raises(UnavailableError, match=r"/later cannot be cloned: ") as caught:
         enter()
     assert len(caught.value.message.splitlines()) == 1
-    assert [path for path in (elsewhere.home / "mirrors").iterdir() if path.is_dir()] == []
+    assert [path for path in (elsewhere.repository / "mirrors").iterdir() if path.is_dir()] == []
 
     elsewhere.origin.rename(tmp_path / "later")
     assert enter().place.commit
@@ -587,10 +597,10 @@ def test_a_mirror_of_a_repository_that_went_away_tells(elsewhere, tmp_path, ente
 @pytest.mark.parametrize("has_home", [True, False])
 def test_a_password_in_the_address_is_not_told(elsewhere, enter, monkeypatch, has_home):  # noqa: ARG001
     """Neither by us nor by git; nobody listens at that port."""
-    monkeypatch.setenv(REPOSITORY, f"http://me:{HIDDEN}@127.0.0.1:9/espalier.git")
+    monkeypatch.setenv(REPOSITORY_VARIABLE, f"http://me:{HIDDEN}@127.0.0.1:9/espalier.git")
     monkeypatch.setenv("GIT_TERMINAL_PROMPT", "0")
     if not has_home:
-        monkeypatch.delenv(HOME)
+        monkeypatch.delenv(HOME_VARIABLE)
 
     with pytest.raises(InputError) as caught:
         enter()
@@ -609,7 +619,7 @@ def keys(project):
         before = file.read_text()
         assert old in before
         file.write_text(before.replace(old, new, 1))
-        found = here().keys()
+        found = current_checkout().keys()
         file.write_text(before)
         return found
 
@@ -671,7 +681,7 @@ def test_the_same_work_is_done_once_at_a_time():
     with open_workspace("HEAD", {"seed": 1}, print) as place:
         key = place.keys()["fetch"]
         with place.alone(key, print):
-            command = [sys.executable, "-uc", ALONE, str(place.locks), key]
+            command = [sys.executable, "-uc", PLAIN_CONTEXT, str(place.locks), key]
             second = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
             assert second.stdout.readline() == "other work\n"
             assert second.stdout.readline().startswith("waiting for another run")
@@ -686,7 +696,7 @@ def test_only_a_workspace_can_be_removed(project, enter):
     found.remove()
     assert not found.path.exists()
 
-    here().remove()
+    current_checkout().remove()
     assert (project / "params.yaml").is_file()
 
 
@@ -705,12 +715,12 @@ def test_only_a_workspace_can_be_removed(project, enter):
 def test_all_keep_one_record(project, tmp_path, monkeypatch, given_, expected, has_home):
     """A relative file would be another one in each workspace, so its place is told in full; an address stays."""
     if has_home:
-        monkeypatch.setenv(HOME, str(tmp_path / "home"))
+        monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
     if given_ is None:
         monkeypatch.delenv(TRACKING)
     else:
         monkeypatch.setenv(TRACKING, given_)
 
-    Home.find()
+    Repository.find()
 
     assert os.environ[TRACKING] == expected.format(base=tmp_path / "home" if has_home else project)

@@ -4,8 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from stages.artifacts import tensors_sha256
-from stages.errors import InputError
 from stages.importance.calibration import calibrate
 from stages.importance.criteria import (
     CRITERIA,
@@ -17,6 +15,8 @@ from stages.importance.criteria import (
     squared_taylor,
 )
 from stages.importance.measure import Draw, measure_importance
+from stages.runtime.errors import InputError
+from stages.storage.tensors import tensors_sha256
 
 X = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 NOISE = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))

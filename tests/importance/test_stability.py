@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from stages.diffusion.groups import Group, find_groups
-from stages.diffusion.scores import score_group
-from stages.errors import InputError
 from stages.importance.calibration import calibrate, draw_calibration
 from stages.importance.measure import measure_importance
 from stages.importance.report import write_report
-from stages.importance.stability import Heat, compare_rankings, judge, measure_heat, spaced
+from stages.importance.stability import Heat, compare_rankings, measure_heat, measure_reliability, spaced
+from stages.models.groups import Group, find_groups
+from stages.models.scores import score_group
+from stages.runtime.errors import InputError
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_the_report_holds_curves_layers_figures_and_a_picture(tmp_path, unet, sc
     """One row a timestep, one a layer; everything that DVC and MLflow show."""
     chosen = chosen.model_copy(update={"batches": 2, "noises": 2})
     importance = calibrate(unet, scheduler, images, chosen, 0)
-    write_report(importance, *judge(importance, unet, scheduler, images, chosen, 0), tmp_path)
+    write_report(importance, *measure_reliability(importance, unet, scheduler, images, chosen, 0), tmp_path)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     losses, layers = (
         list(csv.DictReader((tmp_path / name).read_text().splitlines())) for name in ("losses.csv", "layers.csv")
@@ -101,7 +101,7 @@ def test_what_looks_at_no_loss_has_a_report_too(tmp_path, unet, scheduler, image
     """An empty one: nothing was drawn, nothing can vary."""
     chosen = chosen.model_copy(update={"criterion": criterion})
     importance = calibrate(unet, scheduler, images, chosen, 0)
-    write_report(importance, *judge(importance, unet, scheduler, images, chosen, 0), tmp_path)
+    write_report(importance, *measure_reliability(importance, unet, scheduler, images, chosen, 0), tmp_path)
 
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"timesteps_used": 0}
     assert (tmp_path / "losses.csv").read_text() == "timestep,loss\n"
@@ -117,7 +117,7 @@ def test_several_batches_are_several_draws(unet, images, chosen):
 
 def test_scores_serve_every_target(unet, scheduler, images, chosen):
     """One measurement ranks the channels once; a bigger target cuts what a smaller one cuts, and more."""
-    from stages.params import PruneParams
+    from stages.prune.params import PruneParams
     from stages.prune.selection import plan_pruning
 
     importance = calibrate(unet, scheduler, images, chosen, 0)
@@ -146,7 +146,7 @@ def test_a_model_of_zeros_has_a_report(tmp_path, unet, scheduler, images, chosen
         for parameter in unet.parameters():
             parameter.zero_()
     importance = calibrate(unet, scheduler, images, chosen, 0)
-    write_report(importance, *judge(importance, unet, scheduler, images, chosen, 0), tmp_path)
+    write_report(importance, *measure_reliability(importance, unet, scheduler, images, chosen, 0), tmp_path)
 
     assert "spearman" not in json.loads((tmp_path / "metrics.json").read_text())
     assert (tmp_path / "importance.png").is_file()

@@ -15,7 +15,7 @@ import pytest
 from filelock import FileLock
 from ruamel.yaml import YAML
 
-from stages.artifacts import file_sha256
+from stages.storage.files import file_sha256
 
 ROOT = Path(__file__).parents[2]
 PARTS = [

@@ -5,7 +5,7 @@ import shutil
 import pytest
 from PIL import Image
 
-from stages.artifacts import WEIGHTS
+from stages.models.layout import WEIGHTS
 
 FETCH = ["--model-out", "out/model", "--data-out", "out/data"]
 PRUNE = ["--model", "artifacts/pretrained", "--importance", "artifacts/importance", "--out", "out/pruned"]

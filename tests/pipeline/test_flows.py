@@ -71,7 +71,7 @@ def test_a_sweep_loses_nothing_by_a_cell_that_fails(project):
     assert {"fetch", "reference", "importance"} & set(ran(result)) == set()
     assert sorted(ran(result)) == ["evaluate", "finetune", "prune", "prune", "report"]
     (folder,) = (project.path / ".espalier" / "sweeps").glob("*/result")
-    found = json.loads((folder / "frontier.json").read_text())
+    found = json.loads((folder / "sweep_table.json").read_text())
     assert [row[0] for row in found["rows"]] == ["0.3", "0.2"]  # the cheaper first
     assert (folder / "pareto.png").read_bytes().startswith(b"\x89PNG")
 

@@ -61,7 +61,7 @@ def test_code_that_is_not_committed_is_not_registered(registered):
     path.write_text(before)
 
     assert result.returncode == 1
-    assert "stages/seeds.py is not as in commit" in result.stderr
+    assert "stages/runtime/seeds.py is not as in commit" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 

@@ -6,10 +6,11 @@ from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from benchmarks import systems
-from stages.artifacts import read_json, write_json, write_tensors
-from stages.diffusion.models import write_pipeline
-from stages.packed import read_images
+from stages.data.images import read_images
+from stages.models.pipeline import write_pipeline
 from stages.protocol.reference import read_reference
+from stages.storage.files import read_json, write_json
+from stages.storage.tensors import write_tensors
 
 
 def test_cifar10_has_the_sizes_of_the_paper_after_every_stage(tmp_path):

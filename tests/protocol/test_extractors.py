@@ -9,11 +9,11 @@ import torch
 from pydantic import ValidationError
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from stages.artifacts import file_sha256
-from stages.errors import InputError
 from stages.fetch.data import bundled_digits
-from stages.params import ExtractorParams
 from stages.protocol.extractors import INCEPTION_SHA256, SOURCES, Extractor
+from stages.protocol.params import ExtractorParams
+from stages.runtime.errors import InputError
+from stages.storage.files import file_sha256
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from diffusers import DDPMScheduler
 
-from stages.errors import InputError
-from stages.params import SamplerParams, SchedulerName
+from stages.models.params import SamplerParams, SchedulerName
 from stages.protocol.extractors import Extractor
 from stages.protocol.protocol import Protocol, bias_warning, check_current, check_same, make_protocol
+from stages.runtime.errors import InputError
 
 REAL = np.zeros((600, 1, 16, 16), np.uint8)
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from stages.artifacts import read_json, write_json, write_tensors
-from stages.errors import InputError
 from stages.protocol.reference import Reference, draw_set, read_reference, write_reference
+from stages.runtime.errors import InputError
+from stages.storage.files import read_json, write_json
+from stages.storage.tensors import write_tensors
 
 
 @pytest.fixture

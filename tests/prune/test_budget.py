@@ -7,18 +7,18 @@ import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-from stages.diffusion.cost import count_macs, count_params
-from stages.diffusion.groups import Group, Member, find_groups
-from stages.diffusion.latency import measure_latencies_ms
-from stages.diffusion.models import read_unet
-from stages.errors import InputError
 from stages.fetch.model import BUNDLED
-from stages.params import PruneParams
+from stages.models.complexity import count_macs, count_params
+from stages.models.groups import Group, Member, find_groups
+from stages.models.latency import measure_latencies_ms
+from stages.models.pipeline import read_unet
 from stages.prune.budget import TOLERANCES
-from stages.prune.costs import Costs
+from stages.prune.params import PruneParams
 from stages.prune.path import choose_groups, find_path, follow, quantum, widths
 from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut
+from stages.prune.width_cost import Costs
+from stages.runtime.errors import InputError
 
 CONDITIONAL = {
     "sample_size": 16,
@@ -161,7 +161,7 @@ def test_an_impossible_budget_says_what_is_possible(models, magnitude_of, target
 
 def test_whole_heads_leave_the_width_of_a_head(models, magnitude_of, tmp_path, scheduler):
     """Fewer heads, each as wide as before, in memory and after loading."""
-    from stages.diffusion.models import write_pipeline
+    from stages.models.pipeline import write_pipeline
 
     unet = models["several"]
     plan = plan_pruning(unet, magnitude_of(unet), PruneParams(target={"ratio": 0.5}, heads="whole"))

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from stages.errors import InputError
-from stages.packed import write_images
-from stages.params import CompensateParams, PruneParams
+from stages.data.images import write_images
 from stages.prune.compensate import NoisyImages, compensate, difference, measure_moments, running_order
+from stages.prune.params import CompensateParams, PruneParams
 from stages.prune.pruning import calibration, prune_unet
 from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut
+from stages.runtime.errors import InputError
 
 EASY = CompensateParams(num_images=8, num_timesteps=4, damping=1e-6, rounds=100)
 

@@ -7,16 +7,16 @@ from diffusers.models.autoencoders.vq_model import VQModel
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from stages.artifacts import read_json, write_json
-from stages.diffusion.families import example_inputs, skeleton
-from stages.diffusion.groups import find_groups
-from stages.diffusion.models import read_unet, write_pipeline
-from stages.errors import InputError
 from stages.importance.measure import Draw, measure_importance
-from stages.oneshot import plan_one_shot
-from stages.params import PruneParams
+from stages.models.families import example_inputs, skeleton
+from stages.models.groups import find_groups
+from stages.models.pipeline import read_unet, write_pipeline
+from stages.prune.params import PruneParams
 from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut
+from stages.runtime.errors import InputError
+from stages.storage.files import read_json, write_json
+from stages.tools.one_shot import plan_one_shot
 
 STEPS = range(0, 1000, 250)
 

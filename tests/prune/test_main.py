@@ -4,11 +4,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from stages.artifacts import PLAN, read_json, write_importance
-from stages.diffusion.models import read_unet, write_pipeline
-from stages.export import main as export
-from stages.packed import write_images
+from stages.data.images import write_images
+from stages.models.layout import PLAN
+from stages.models.pipeline import read_unet, write_pipeline
+from stages.models.saliency import write_importance
 from stages.prune.__main__ import main as prune
+from stages.storage.files import read_json
+from stages.tools.__main__ import main as tools
 
 
 @pytest.fixture
@@ -118,7 +120,7 @@ def test_mistakes_get_one_line_and_leave_nothing(
 
 def test_export_writes_a_stock_folder_or_nothing(run, tmp_path, make_unet, scheduler, magnitude_of):
     """A uniform cut of a wide model is exported; the same at another ratio is refused in one line."""
-    from stages.params import PruneParams
+    from stages.prune.params import PruneParams
     from stages.prune.selection import plan_pruning
     from stages.prune.surgery import cut
 
@@ -127,7 +129,8 @@ def test_export_writes_a_stock_folder_or_nothing(run, tmp_path, make_unet, sched
         plan = plan_pruning(unet, magnitude_of(unet), PruneParams(target={"ratio": ratio}))
         write_pipeline(tmp_path / name, cut(unet, plan), scheduler)
     even, uneven = (
-        run(export, "--model", tmp_path / name, "--out", tmp_path / f"{name}-stock") for name in ("even", "uneven")
+        run(tools, "export", "--model", tmp_path / name, "--out", tmp_path / f"{name}-stock")
+        for name in ("even", "uneven")
     )
 
     assert (even.exit_code, uneven.exit_code) == (0, 1)

@@ -10,12 +10,12 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from stages.diffusion.cost import count_params
 from stages.importance.measure import Draw, measure_importance
-from stages.oneshot import plan_one_shot
-from stages.params import PruneParams, Target
+from stages.models.complexity import count_params
+from stages.prune.params import PruneParams, Target
 from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut
+from stages.tools.one_shot import plan_one_shot
 
 ORACLE = sorted((Path(__file__).parents[1] / "oracle").glob("*.json"))
 FORMULA = {"ddpm_exp": "paper", "ddpm_prune": "diffusers"}

@@ -5,15 +5,15 @@ import itertools
 import pytest
 import torch
 
-from stages.artifacts import read_json, write_json
-from stages.diffusion.groups import Group, find_groups
-from stages.diffusion.plan import Plan
-from stages.errors import InputError
-from stages.params import PruneParams
+from stages.models.groups import Group, find_groups
+from stages.models.plan import Plan
+from stages.prune.params import PruneParams
 from stages.prune.path import choose
 from stages.prune.pruning import check_importance
 from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut, prove
+from stages.runtime.errors import InputError
+from stages.storage.files import read_json, write_json
 
 
 def at(ratio, **more):

@@ -5,14 +5,14 @@ import json
 import pytest
 import torch
 
-from stages.artifacts import write_json
-from stages.diffusion.plan import Plan, read_plan
-from stages.errors import InputError
-from stages.params import PruneParams
+from stages.models.plan import Plan, read_plan
 from stages.prune.kept import check_plan
+from stages.prune.params import PruneParams
 from stages.prune.pruning import replay
 from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut
+from stages.runtime.errors import InputError
+from stages.storage.files import write_json
 
 
 @pytest.fixture

@@ -1,0 +1,114 @@
+"""Registering, promoting, rolling back and reproducing versions -> Prefect flows."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefect import State, flow, task
+from prefect.artifacts import create_table_artifact
+from prefect.states import Completed, Failed
+
+from flows.tasks.errors import fail_on_input_error
+from flows.tasks.notifications import HOOKS, REFUSED
+from flows.tasks.stages import RETRIED, UNAVAILABLE
+from flows.workspaces.repository import REPOSITORY_VARIABLE
+from stages.runtime.errors import InputError, UnavailableError
+
+if TYPE_CHECKING:
+    from stages.register.promotion import Decision
+
+POLICY = "mlflow/promotion.yaml"
+
+
+@flow(flow_run_name="{name} {uri}", persist_result=False, **HOOKS)
+@fail_on_input_error
+def promote(name: str, uri: str | None = None, policy: str = POLICY, why: str | None = None) -> State[Any]:
+    """Decide by the policy whether a version becomes the champion; a refusal completes, under the name Refused.
+
+    Args:
+        name: Of the model in the registry.
+        uri: models:/NAME/3; null takes the challenger.
+        policy: What a version must show.
+        why: For the ledger.
+    """
+    from stages.register import promotion
+    from stages.register.policy import load_policy
+
+    rules = load_policy(Path(policy))
+    decision = act("promote", lambda: promotion.promote(name, uri, rules, why))
+    return _show_decision(decision, decision.message())
+
+
+@flow(flow_run_name="{name}", persist_result=False, **HOOKS)
+@fail_on_input_error
+def rollback(name: str, why: str, policy: str = POLICY, *, unseen: bool = False) -> State[Any]:
+    """Make the previous champion the champion again.
+
+    Args:
+        name: Of the model in the registry.
+        why: For the ledger.
+        policy: Says how exactly the previous champion must still draw what it drew.
+        unseen: In an emergency: do not look first whether it still draws.
+    """
+    from stages.register import promotion
+    from stages.register.policy import load_policy
+
+    rules = None if unseen else load_policy(Path(policy))
+    decision = act("rollback", lambda: promotion.roll_back(name, rules, why))
+    return _show_decision(decision, f"{decision.uri} is the champion again, {decision.replaces} is withdrawn")
+
+
+@flow(flow_run_name="{uri}", persist_result=False, **HOOKS)
+@fail_on_input_error
+def reproduce(uri: str, repository: str | None = None, workspace: str | None = None) -> State[Any]:
+    """Do the work of a version once more, without caches, and compare; different results fail.
+
+    Args:
+        uri: models:/NAME/3 or models:/NAME@champion.
+        repository: Where to clone from; null takes ESPALIER_REPOSITORY, this folder, or the version's own remote.
+        workspace: An empty folder for the work, which stays; null takes a temporary one.
+    """
+    from stages.register.reproduce import reproduce as run_again
+
+    source = repository or os.environ.get(REPOSITORY_VARIABLE)
+    found = act("reproduce", lambda: run_again(uri, source, Path(workspace) if workspace else None))
+    rows = [[it.name, f"{it.then:.6g}", f"{it.now:.6g}", f"± {it.allowed:.2g}"] for it in found.metrics]
+    _show("reproduction", ["metric", "then", "now", "allowed"], rows, f"{found.uri} is {found.verdict}")
+    kind = Failed if found.verdict == "different" else Completed
+    return kind(message=f"{found.uri} is {found.verdict}", data=found)
+
+
+def act(name: str, function: Callable[[], Any]) -> Any:  # noqa: ANN401  # whatever it gives
+    """Do something as a task: it is tried again while MLflow is away.
+
+    Raises:
+        InputError: It cannot be done.
+    """
+    state = _act.with_options(task_run_name=name)(function, return_state=True)
+    if not state.is_completed():
+        raise InputError(state.message or f"{name} failed")
+    return state.result()
+
+
+@task(**RETRIED)
+def _act(function: Callable[[], Any]) -> State[Any]:
+    try:
+        return Completed(data=function())
+    except UnavailableError as error:
+        return Failed(name=UNAVAILABLE, message=error.message)
+    except InputError as error:
+        return Failed(message=error.message)
+
+
+def _show_decision(decision: "Decision", message: str) -> State[Any]:
+    """Show what was decided and why."""
+    rows = [["✓" if check.passed else "✗", check.name, check.reason] for check in decision.checks]
+    _show("decision", ["", "check", "reason"], rows, message)
+    return Completed(name="Completed" if decision.passed else REFUSED, message=message, data=decision)
+
+
+def _show(key: str, header: list[str], rows: list[list[str]], description: str) -> None:
+    table = [dict(zip(header, row, strict=True)) for row in rows]
+    if table:
+        create_table_artifact(table, key=key, description=description)

@@ -1,0 +1,1 @@
+"""Prefect glue: tasks, runners, artifacts, notifications, progress."""

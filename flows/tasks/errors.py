@@ -1,0 +1,27 @@
+"""A flow's InputError -> its Failed state in one line, without a traceback."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec
+
+from prefect import State
+from prefect.logging import get_run_logger
+from prefect.states import Failed
+
+from stages.runtime.errors import InputError
+
+P = ParamSpec("P")
+
+
+def fail_on_input_error(function: Callable[P, State[Any]]) -> Callable[P, State[Any]]:
+    """Let a flow or task that meets a user's mistake fail with one line."""
+
+    @wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> State[Any]:
+        try:
+            return function(*args, **kwargs)
+        except InputError as error:
+            get_run_logger().error(error.message)
+            return Failed(message=error.message)
+
+    return wrapped

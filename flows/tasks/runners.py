@@ -1,0 +1,164 @@
+"""The cells of a series -> where and how many at once they are compressed."""
+
+import contextlib
+import os
+import queue
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, cast
+
+from prefect import State, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType, FlowRunFilterTags
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
+from prefect.logging import get_run_logger
+from prefect.states import Completed, Failed
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+from flows.tasks.compression import compress_at
+from flows.tasks.errors import fail_on_input_error
+from flows.workspaces.overrides import Overrides
+from flows.workspaces.workspace import open_workspace
+from stages.runtime.errors import InputError
+
+RunnerName = Literal["threads", "pool", "dask", "ray"]
+DEPLOYMENT = "compress/compress"
+"""What a cell is on a work pool."""
+POLL_S = 2.0
+Slots = queue.Queue[dict[str, str]]
+
+
+@contextmanager
+def open_runner(name: RunnerName, jobs: int, address: str | None) -> Iterator[tuple[TaskRunner[Any], Slots | None]]:
+    """Start what runs cells side by side, and give a slot of this machine to each where they run on it.
+
+    Args:
+        name: threads of this process, workers of a work pool, or a cluster.
+        jobs: How many at once, on threads; the others have limits of their own.
+        address: Of a cluster's scheduler; None starts a small one on this machine.
+
+    Raises:
+        InputError: The cluster's package is not installed, or there is no such deployment.
+    """
+    runner: TaskRunner[Any]
+    slots: Slots | None = None
+    match name:
+        case "threads":
+            runner, slots = ThreadPoolTaskRunner(max_workers=jobs), _slots(jobs)
+        case "pool":
+            _require_deployment()
+            runner = ThreadPoolTaskRunner(max_workers=1000)  # each only waits
+        case "dask" | "ray":
+            runner = _cluster(name, jobs, address)
+    with runner:
+        yield runner, slots
+
+
+def _cluster(name: Literal["dask", "ray"], jobs: int, address: str | None) -> Any:  # noqa: ANN401  # one of two extras
+    try:
+        if name == "dask":
+            from prefect_dask import DaskTaskRunner
+
+            local = {"n_workers": jobs, "threads_per_worker": 1}
+            return DaskTaskRunner(address=address) if address else DaskTaskRunner(cluster_kwargs=local)
+        from prefect_ray import RayTaskRunner
+
+        return RayTaskRunner(address=address) if address else RayTaskRunner(init_kwargs={"num_cpus": jobs})
+    except ImportError:
+        raise InputError(f"the runner {name} needs its package; install it: pip install 'espalier[{name}]'") from None
+
+
+def _slots(jobs: int) -> Slots:
+    """Share the cores and GPUs of this machine out: two processes that take all cores hinder each other."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    gpus = _gpus()
+    slots: Slots = queue.Queue()
+    for index in range(jobs):
+        slot = {} if jobs == 1 else {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // jobs)))}
+        if gpus and jobs > 1:
+            slot["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
+        slots.put(slot)
+    return slots
+
+
+def _gpus() -> list[str]:
+    """Name the GPUs that this process may use."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
+    if not shutil.which("nvidia-smi"):
+        return []
+    told = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)  # noqa: S607
+    return [str(index) for index in range(len(told.stdout.splitlines()))]
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+@fail_on_input_error
+def compress_here(
+    overrides: Overrides,
+    commit: str,
+    limits: dict[str, float],
+    preset: str | None,
+    label: str,
+    slots: Slots | None,
+    *,
+    to_register: bool,
+) -> State[None]:
+    """Compress one cell in a workspace of its own, in this process."""
+    slot = slots.get() if slots else {}
+    try:
+        with open_workspace(commit, overrides, get_run_logger().info, slot, preset) as place:
+            return compress_at(place, limits, f"{label}: ", to_register=to_register)
+    finally:
+        if slots:
+            slots.put(slot)
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def compress_on_pool(
+    overrides: Overrides, commit: str, limits: dict[str, float], preset: str | None, tag: str, *, to_register: bool
+) -> State[None]:
+    """Let a worker compress one cell, or wait for the one that does since an earlier try."""
+    under_way = _find_run(tag)
+    if under_way is None:
+        parameters = {
+            "overrides": overrides,
+            "commit": commit,
+            "limits": limits,
+            "preset": preset,
+            "to_register": to_register,
+        }
+        under_way = cast("FlowRun", run_deployment(DEPLOYMENT, parameters=parameters, tags=[tag], timeout=0))
+    get_run_logger().info("waiting for the run %s", under_way.name)
+    state = under_way.state
+    with get_client(sync_client=True) as client:
+        while state is None or not state.is_final():
+            time.sleep(POLL_S)
+            state = client.read_flow_run(under_way.id).state
+    if state.is_completed():
+        return Completed(message=state.message)
+    return Failed(message=state.message or f"its run was {state.name}")
+
+
+def _find_run(tag: str) -> FlowRun | None:
+    """Find the run of a cell that was started and has not ended."""
+    open_states = [kind for kind in StateType if kind.name in ("SCHEDULED", "PENDING", "RUNNING", "PAUSED")]
+    asked = FlowRunFilter(
+        tags=FlowRunFilterTags(all_=[tag]),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=open_states)),
+    )
+    with get_client(sync_client=True) as client:
+        found = client.read_flow_runs(flow_run_filter=asked, limit=1)
+    return found[0] if found else None
+
+
+def _require_deployment() -> None:
+    with get_client(sync_client=True) as client, contextlib.suppress(ObjectNotFound):
+        client.read_deployment_by_name(DEPLOYMENT)
+        return
+    raise InputError(f"the server has no deployment {DEPLOYMENT}; deploy it first: python -m flows deploy")

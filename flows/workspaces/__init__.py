@@ -1,0 +1,1 @@
+"""Where and with which params a run takes place; no Prefect."""

@@ -1,0 +1,1 @@
+"""The code of each stage as it runs -> one hash a stage."""

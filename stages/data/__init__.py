@@ -1,0 +1,1 @@
+"""Packed images, latents and conditions."""

@@ -1,0 +1,180 @@
+"""Packed images, or latents and conditions in their stead, as memory-mapped .npy files <-> arrays."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tokenize import TokenError
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stages.runtime.errors import InputError, first_line
+from stages.storage.files import write_json
+from stages.storage.tensors import write_array, write_blocks
+
+SPLITS = ("train", "heldout")
+
+
+def evenly_spaced(count: int, limit: int | None) -> NDArray[np.int64]:
+    """Choose at most `limit` of so many, evenly spaced, since neighbours may be of one class; all without a limit."""
+    rows: NDArray[np.int64] = np.linspace(0, count - 1, min(count, limit or count)).round().astype(np.int64)
+    return rows
+
+
+class RowSelection:
+    """Some rows of packed images, read when they are asked for: an array as far as those need it who go through all."""
+
+    def __init__(self, pixels: NDArray[np.uint8], rows: NDArray[np.int64]) -> None:
+        self.pixels, self.rows = pixels, rows
+        self.shape = (len(rows), *pixels.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: Any) -> Any:  # noqa: ANN401  # as an array
+        return self.pixels[self.rows[key]]
+
+
+Pixels = NDArray[np.uint8] | RowSelection
+"""uint8 [N, C, H, W]."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a conditional model is told of each image, of a small number of things: classes, say."""
+
+    table: NDArray[np.float32]
+    """[K, S, D]: its encoder_hidden_states for each; the last row says nothing, as guidance needs it."""
+    train: NDArray[np.int64]
+    """[N]: the row of each training image."""
+    heldout: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Images:
+    """Packed images: uint8 [N, C, H, W], memory-mapped; or latents, float16 or float32, of the scale a model takes."""
+
+    train: NDArray[Any]
+    """What finetuning sees."""
+    heldout: NDArray[Any]
+    """What it never sees."""
+    conditions: Conditions | None = None
+    decoded: NDArray[np.uint8] | None = None
+    """The images that `train` holds the latents of."""
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """The training images as uint8 [N, C, H, W], the reference of FID and KID."""
+        return self.train if self.decoded is None else self.decoded
+
+    def condition_for(self, chosen: NDArray[np.int64], device: torch.device) -> dict[str, torch.Tensor]:
+        """Give what a conditional model is told of some training images, by the names of its forward."""
+        if self.conditions is None:
+            return {}
+        rows = self.conditions.table[self.conditions.train[chosen]]
+        return {"encoder_hidden_states": torch.from_numpy(rows).to(device)}
+
+
+def write_images(folder: Path, images: Images, about: Mapping[str, Any]) -> None:
+    """Write both splits and what is known of them as .npy files, and dataset.json with their hash and origin."""
+    arrays = {split: [getattr(images, split)] for split in SPLITS}
+    if images.decoded is not None:
+        arrays["pixels"] = [images.decoded]
+    write_stream(folder, arrays, images.conditions, about)
+
+
+def write_stream(
+    folder: Path,
+    arrays: Mapping[str, Iterable[NDArray[Any]]],
+    conditions: Conditions | None,
+    about: Mapping[str, Any],
+) -> None:
+    """Write what `write_images` writes, from blocks of images of which one at a time is in memory.
+
+    Args:
+        folder: Where to.
+        arrays: train and heldout; of latents also pixels, the training images themselves.
+        conditions: Of both splits.
+        about: The hash and origin of the images.
+    """
+    shapes = {name: write_blocks(folder / f"{name}.npy", blocks) for name, blocks in arrays.items()}
+    if conditions:
+        write_array(folder / "conditions.npy", conditions.table)
+        for split in SPLITS:
+            write_array(folder / f"{split}_labels.npy", getattr(conditions, split))
+    counts = {split: shapes[split][0] for split in SPLITS}
+    write_json(folder / "dataset.json", {**about, **counts, "shape": list(shapes["train"][1:])})
+
+
+def read_images(folder: Path) -> Images:
+    """Open the packed images of `folder`.
+
+    Raises:
+        InputError: A file is missing or damaged.
+    """
+    train, heldout = (_open(folder, f"{split}.npy") for split in SPLITS)
+    for array in (train, heldout):
+        is_latent = array.dtype in (np.float16, np.float32)
+        if array.ndim != 4 or not array.size or array.shape[1:] != train.shape[1:] or array.dtype != train.dtype:  # noqa: PLR2004
+            raise _no_images(folder, "not [N, C, H, W]")
+        if array.dtype != np.uint8 and not is_latent:
+            raise _no_images(folder, f"{array.dtype}")
+    conditions = _read_conditions(folder, {"train": len(train), "heldout": len(heldout)})
+    return Images(train, heldout, conditions, _read_decoded(folder, train))
+
+
+def _read_decoded(folder: Path, train: NDArray[Any]) -> NDArray[np.uint8] | None:
+    if train.dtype == np.uint8:
+        return None
+    pixels = _open(folder, "pixels.npy")
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or len(pixels) != len(train):  # noqa: PLR2004
+        raise _no_images(folder, f"pixels.npy must hold the {len(train)} images whose latents are in train.npy")
+    return pixels
+
+
+def read_table(folder: Path) -> NDArray[np.float32] | None:
+    """Read the table of conditions of a folder; None where there is none.
+
+    Raises:
+        InputError: It is damaged.
+    """
+    if not (folder / "conditions.npy").is_file():
+        return None
+    table = _open(folder, "conditions.npy")
+    if table.dtype != np.float32 or table.ndim != 3:  # noqa: PLR2004
+        raise InputError(f"{folder}/conditions.npy is no table of conditions, float32 [K, S, D]; make it again")
+    return np.array(table)
+
+
+def _read_conditions(folder: Path, counts: Mapping[str, int]) -> Conditions | None:
+    table = read_table(folder)
+    if table is None:
+        return None
+    labels = {split: _open(folder, f"{split}_labels.npy") for split in SPLITS}
+    for split, rows in labels.items():
+        if rows.dtype != np.int64 or rows.shape != (counts[split],) or not ((rows >= 0) & (rows < len(table))).all():
+            wanted = f"int64 [{counts[split]}] from 0 to {len(table) - 1}"
+            raise InputError(f"{folder}/{split}_labels.npy names no row of conditions.npy for each image, {wanted}")
+    return Conditions(table, labels["train"], labels["heldout"])
+
+
+def _open(folder: Path, name: str) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = np.load(folder / name, mmap_mode="r", allow_pickle=False)
+    except (OSError, OverflowError, TokenError, ValueError, EOFError) as error:
+        raise _no_images(folder, first_line(error)) from None
+    if not isinstance(array, np.ndarray):
+        raise _no_images(folder, "several arrays in one file")
+    return array
+
+
+def _no_images(folder: Path, why: str) -> InputError:
+    return InputError(f"{folder} holds no packed images, uint8 [N, C, H, W] ({why}); run the fetch stage again")
+
+
+def to_model_range(images: NDArray[Any]) -> torch.Tensor:
+    """[N, C, H, W] uint8 -> float32 in [-1, 1]; latents -> float32 as they are."""
+    floats = torch.from_numpy(images.astype(np.float32))
+    return floats.div_(127.5).sub_(1) if images.dtype == np.uint8 else floats

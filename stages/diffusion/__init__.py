@@ -1,1 +1,0 @@
-"""What several stages must know of diffusion: models, noise, sampling, cost."""

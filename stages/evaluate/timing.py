@@ -1,0 +1,141 @@
+"""Models -> the truth table of speed: time, throughput and memory at several batches, precisions and modes."""
+
+import itertools
+import platform
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import psutil
+import torch
+from scipy.stats import bootstrap
+
+from stages.evaluate.params import CostParams
+from stages.models.complexity import measure_peak_bytes, weights_bytes
+from stages.models.families import Denoiser
+from stages.models.latency import forward_pass, time_in_turns
+from stages.models.pipeline import describe
+from stages.models.sampling import cast_model
+from stages.protocol.evaluation import Cost
+from stages.runtime.progress import track
+
+PASSES = 3
+"""Timed at least."""
+ENOUGH_PASSES = 20
+"""For a 95th percentile."""
+MEMORY_SHARE = 0.8
+"""Of what is free, which a pass may take."""
+
+
+def measure_costs(models: Mapping[str, Denoiser], params: CostParams) -> list[Cost]:
+    """Time the models in turn, in every setting that fits into time and memory; speed-ups are over the first.
+
+    Models of equal widths compute the same, so they are timed once and share their rows.
+    """
+    descriptions = {name: str(describe(unet)) for name, unet in models.items()}
+    first = {text: name for name, text in reversed(list(descriptions.items()))}
+    distinct = {name: models[name] for name in dict.fromkeys(first[text] for text in descriptions.values())}
+    rows = list(_measure(distinct, params))
+    named = ((name, row) for name, text in descriptions.items() for row in rows if row.model == first[text])
+    return [row.model_copy(update={"model": name}) for name, row in named]
+
+
+def _measure(models: Mapping[str, Denoiser], params: CostParams) -> Iterator[Cost]:
+    modes = ["eager", "compiled"] if params.compiled else ["eager"]
+    settings = list(itertools.product(params.precisions, modes))
+    for precision, mode in track(settings, "time passes, setting", len(settings)):
+        cast = {name: cast_model(unet, precision) for name, unet in models.items()}
+        pace_ms = 0.0
+        for batch in params.batches:
+            rows = [
+                Cost(model=name, batch=batch, precision=precision, mode=mode, device=_device_name()) for name in cast
+            ]
+            try:
+                with warnings.catch_warnings(action="ignore"):  # of the compiler, about diffusers
+                    rows = _time_rows(rows, cast, pace_ms, params)
+            except Exception as error:  # noqa: BLE001  # a compiler can fail in many ways, and a GPU run out of memory
+                rows = _leave_out(rows, f"failed with {type(error).__name__}")
+            yield from rows
+            pace_ms = sum(row.median_ms or 0.0 for row in rows) / batch or pace_ms
+
+
+def _time_rows(rows: list[Cost], models: Mapping[str, Denoiser], pace_ms: float, params: CostParams) -> list[Cost]:
+    """Fill the rows of one setting, the models taking turns."""
+    batch, mode = rows[0].batch, rows[0].mode
+    if PASSES * pace_ms * batch > params.seconds * 1e3:
+        return _leave_out(rows, f"three passes would take more than {params.seconds:g} s")
+    if reason := _too_large(next(iter(models.values())), batch):
+        return _leave_out(rows, reason)
+    times_ms = _time(models, batch, mode, params)
+    reference_ms = next(iter(times_ms.values()))
+    return [_fill(row, times_ms[row.model], reference_ms, models[row.model]) for row in rows]
+
+
+def _leave_out(rows: list[Cost], reason: str) -> list[Cost]:
+    return [row.model_copy(update={"left_out": reason}) for row in rows]
+
+
+def _too_large(unet: Denoiser, batch: int) -> str:
+    """Say why a batch would not fit into memory, from what a single image takes; empty where it fits."""
+    weights = weights_bytes(unet)
+    needed = weights + batch * (measure_peak_bytes(unet, 1) - weights)
+    if unet.device.type == "cuda":
+        kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        free = torch.cuda.mem_get_info()[0] + kept
+    else:
+        free = psutil.virtual_memory().available
+    if needed <= MEMORY_SHARE * free:
+        return ""
+    return f"needs {needed / 2**30:.0f} GiB, {free / 2**30:.0f} are free"
+
+
+@torch.inference_mode()
+def _time(models: Mapping[str, Denoiser], batch: int, mode: str, params: CostParams) -> dict[str, list[float]]:
+    device = next(iter(models.values())).device
+    runs: dict[str, Callable[[], object]] = {name: forward_pass(unet, batch) for name, unet in models.items()}
+    if mode == "compiled":
+        torch.compiler.reset()
+        runs = {name: torch.compile(run, dynamic=False) for name, run in runs.items()}
+    tried = time_in_turns(runs, device, repeats=1, warm_up=2 if mode == "compiled" else 1)
+    round_ms = sum(times[0] for times in tried.values())
+    repeats = int(min(params.repeats, max(PASSES, params.seconds * 1e3 / round_ms)))
+    return time_in_turns(runs, device, repeats)
+
+
+def _fill(row: Cost, times_ms: list[float], reference_ms: list[float], unet: Denoiser) -> Cost:
+    typical = median(times_ms)
+    ratios = np.array(reference_ms) / times_ms
+    low, high = _interval_of_median(ratios)
+    found = {
+        "passes": len(times_ms),
+        "median_ms": typical,
+        "p95_ms": float(np.percentile(times_ms, 95)) if len(times_ms) >= ENOUGH_PASSES else None,
+        "images_per_s": row.batch / typical * 1e3,
+        "speed_up": float(np.median(ratios)),
+        "speed_up_low": low,
+        "speed_up_high": high,
+        "peak_bytes": measure_peak_bytes(unet, row.batch) if row.mode == "eager" else None,
+    }
+    return row.model_copy(update=found)
+
+
+def _interval_of_median(values: np.ndarray) -> tuple[float, float]:
+    if np.ptp(values) == 0:  # a model against itself
+        return float(values[0]), float(values[0])
+    found = bootstrap((values,), np.median, n_resamples=999, method="percentile", rng=np.random.default_rng(0))
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def _device_name() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{cpu_name()}, {torch.get_num_threads()} threads"
+
+
+def cpu_name(source: Path = Path("/proc/cpuinfo")) -> str:
+    """Name the processor, since times on two kinds do not compare; CPU where the system does not say."""
+    lines = source.read_text().splitlines() if source.is_file() else []
+    found = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(found, "") or platform.processor() or "CPU"

@@ -1,0 +1,1 @@
+"""Diffusion models: families, load and save, groups and their scores, plan, cost, sampling, autoencoder."""

@@ -1,0 +1,8 @@
+"""Names of the files and components of a model folder."""
+
+PLAN = "pruning_plan.json"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+CLASS_EMBEDDING = "class_embedding"
+"""Component of a class-conditional pipeline: config.json {num_classes, width, unconditional} and the table `weight`."""
+CODECS = ("vqvae", "vae")
+"""Components that decode latents, as pipelines of diffusers call them."""

@@ -1,0 +1,124 @@
+"""A dense UNet and how many channels each of its groups loses -> what the smaller one would cost."""
+
+import copy
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from stages.models.complexity import count_macs, count_params
+from stages.models.families import Denoiser, example_inputs, skeleton
+from stages.models.groups import Group
+from stages.models.latency import measure_latencies_ms
+from stages.models.pruned_unet import Layers, narrow
+from stages.prune.path import Cuts
+
+
+class Costs:
+    """Counts channels, MACs and parameters by formula, and times a model of those widths."""
+
+    def __init__(self, unet: Denoiser, groups: Sequence[Group], *, heads: str, latency_repeats: int) -> None:
+        self.unet, self.groups, self.heads, self.repeats = unet, groups, heads, latency_repeats
+        self.bare = skeleton(unet)
+        self.reference_ms: float | None = None
+        self.layers = {name: layer for name, layer in self.bare.named_modules() if isinstance(layer, Layers)}
+        self.positions = _count_positions(self.bare)
+        self.shares = [
+            (index, member.layer, member.dim, len(member.channels) // group.width)
+            for index, group in enumerate(groups)
+            for member in group.members
+        ]
+        none = [0] * len(groups)
+        self.other_macs = count_macs(self.bare) - self._layer_macs(none)
+        self.other_params = count_params(self.bare) - self._layer_params(none)
+
+    def channels(self, cuts: Cuts) -> float:
+        """Count the channels that stay, over all groups."""
+        return sum(group.width - cut for group, cut in zip(self.groups, cuts, strict=True))
+
+    def macs(self, cuts: Cuts) -> float:
+        """Count the multiply-accumulates as `count_macs` does."""
+        return self._layer_macs(cuts) + self.other_macs
+
+    def params(self, cuts: Cuts) -> float:
+        """Count the parameters."""
+        return self._layer_params(cuts) + self.other_params
+
+    def latency_ms(self, cuts: Cuts) -> float:
+        """Time a forward pass of one image on this device: the median, in milliseconds.
+
+        The candidate takes turns with the dense model, and its time is scaled by how much slower or faster the machine
+        has become since the dense model was first timed, so that a busy moment does not pass for a large model.
+        """
+        times_ms = measure_latencies_ms({"dense": self.unet, "candidate": self._leading(cuts)}, self.repeats)
+        self.reference_ms = self.reference_ms or times_ms["dense"]
+        return times_ms["candidate"] * self.reference_ms / times_ms["dense"]
+
+    def _leading(self, cuts: Cuts) -> Denoiser:
+        """Build a model of these widths from the leading channels of every layer: its values are ordinary ones."""
+        changed = {name: width for name, width in self.widths(cuts).items() if width != self._dense(name)}
+        unet = narrow(copy.deepcopy(self.bare), changed, self.num_heads(cuts))
+        dense = self.unet.state_dict()
+        shapes = {name: tensor.shape for name, tensor in unet.state_dict().items()}
+        leading = {name: dense[name][tuple(slice(size) for size in shape)].clone() for name, shape in shapes.items()}
+        unet.load_state_dict(leading, assign=True)
+        return unet
+
+    def widths(self, cuts: Cuts) -> dict[str, tuple[int, ...]]:
+        """Find every layer's width: [outputs, inputs], or [channels] of a norm."""
+        left = {name: list(self._dense(name)) for name in self.layers}
+        for group, layer, dim, multiplicity in self.shares:
+            left[layer][dim] -= multiplicity * cuts[group]
+        return {name: tuple(width) for name, width in left.items()}
+
+    def num_heads(self, cuts: Cuts) -> dict[str, int]:
+        """Find how many heads the attentions have left that lose whole ones."""
+        return {
+            attention: (group.width - cut) * group.blocks // group.width
+            for group, cut in zip(self.groups, cuts, strict=True)
+            for attention in group.attentions
+            if self.heads == "whole" and cut
+        }
+
+    def _dense(self, name: str) -> tuple[int, ...]:
+        return tuple(self.layers[name].weight.shape[:2])
+
+    def _layer_macs(self, cuts: Cuts) -> int:
+        widths = self.widths(cuts)
+        return sum(_macs(layer, widths[name], self.positions.get(name, 0)) for name, layer in self.layers.items())
+
+    def _layer_params(self, cuts: Cuts) -> int:
+        widths = self.widths(cuts)
+        return sum(_params(layer, widths[name]) for name, layer in self.layers.items())
+
+
+def _count_positions(unet: Denoiser) -> dict[str, int]:
+    """Count how many positions each layer is applied to for one image."""
+    positions, hooks = {}, []
+    for name, layer in unet.named_modules():
+        if isinstance(layer, Layers):
+
+            def note(layer: nn.Module, _: object, output: torch.Tensor, name: str = name) -> None:
+                positions[name] = output.numel() // len(layer.weight)  # type: ignore[arg-type]
+
+            hooks.append(layer.register_forward_hook(note))
+    unet(**example_inputs(unet))
+    for hook in hooks:
+        hook.remove()
+    return positions
+
+
+def _macs(layer: nn.Module, width: tuple[int, ...], positions: int) -> int:
+    """torch-pruning's formula: biases of convolutions at every position, of linear layers once; norms two a value."""
+    if isinstance(layer, nn.Conv2d):
+        kernel = math.prod(layer.kernel_size)
+        return positions * width[0] * (kernel * width[1] + (layer.bias is not None))
+    if isinstance(layer, nn.Linear):
+        return width[0] * (positions * width[1] + (layer.bias is not None))
+    return 2 * positions * width[0]
+
+
+def _params(layer: nn.Module, width: tuple[int, ...]) -> int:
+    kernel = math.prod(layer.kernel_size) if isinstance(layer, nn.Conv2d) else 1
+    return math.prod(width) * kernel + (width[0] if layer.bias is not None else 0)

@@ -1,0 +1,209 @@
+"""The model_folders of a finished compression -> everything that page and cards tell of it."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard
+from PIL import Image, UnidentifiedImageError
+from pydantic import BaseModel, ValidationError
+
+from stages.models.layout import PLAN, WEIGHTS
+from stages.protocol.evaluation import DENSE, EvaluationRecord, read_evaluation
+from stages.runtime.errors import InputError, first_line
+from stages.storage.files import RUN_RECORD, file_sha256, read_bytes, read_json
+from stages.storage.tensors import read_shapes
+from stages.tracking.compression import stage_folders
+
+MODELS = (DENSE, "pruned", "finetuned")
+LICENCE_KEYS = ("license", "license_name", "license_link")
+PARTS = ("time_embedding", "conv_in", "down_blocks", "mid_block", "up_blocks", "conv_norm_out", "conv_out")
+"""Of a UNet, in the order in which they run."""
+
+
+class PruneRecord(BaseModel, frozen=True, extra="ignore"):
+    """What the page shows of the block prune that made a plan."""
+
+    target: dict[str, float | str | None]
+    ranking: str
+    order: str
+    compensate: dict[str, Any] | None
+
+
+class FinetuneRecord(BaseModel, frozen=True, extra="ignore"):
+    """What the page shows of the block finetune that a recovery ran with."""
+
+    init: str
+    steps: int
+    batch_size: int
+    learning_rate: float
+    schedule: str
+    loss: dict[str, float | None]
+    ema_decays: list[float]
+    samples: dict[str, int] | None
+
+
+@dataclass(frozen=True)
+class Width:
+    """How many channels a layer gives, before and after."""
+
+    layer: str
+    dense: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """What happened to one model."""
+
+    record: EvaluationRecord
+    curve: list[tuple[float, float]]
+    """(step, held-out loss)."""
+    ema_decay: float
+    """Of the moving average that was taken."""
+    ssim: dict[str, list[float]]
+    """Model -> of every pair."""
+    widths: list[Width]
+    """In the order of the model."""
+    criterion: str
+    formula: str
+    prune: PruneRecord
+    finetune: FinetuneRecord
+    plan_sha256: str
+    runs: dict[str, dict[str, Any]]
+    """Stage -> its run.json."""
+    licence: dict[str, str]
+    """Of the base model, by the keys of its card's head; empty where it names none."""
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """Where the base model came from, without the place on some machine."""
+        found: dict[str, Any] = self.runs["fetch"]["params"]["fetch"]["model"]
+        return {**found, "path": Path(found["path"]).name} if "path" in found else found
+
+    @property
+    def base(self) -> str:
+        """Name the base model: its repository, the last part of its folder, or what it is bundled as."""
+        return str(self.source.get("repo") or self.source.get("name") or self.source["path"])
+
+    @property
+    def recovered(self) -> float | None:
+        """Share of the FID lost by pruning that finetuning took back; None where pruning lost nothing for certain."""
+        dense, pruned, finetuned = (self.record.models[name].fid for name in MODELS)
+        if not (pruned.above_dense and pruned.above_dense.is_distinct and pruned.mean > dense.mean):
+            return None
+        return (pruned.mean - finetuned.mean) / (pruned.mean - dense.mean)
+
+
+def read_report_data(artifacts: Path, reports: Path) -> ReportData:
+    """Read what the stages left.
+
+    Args:
+        artifacts: The folder of model folders.
+        reports: The folder of report folders.
+
+    Raises:
+        InputError: Something is missing, damaged, or tells of other weights.
+    """
+    folders = stage_folders(artifacts, reports)
+    model_folders = dict(zip(MODELS, (folders[stage] for stage in ("fetch", "prune", "finetune")), strict=True))
+    record = _read_ordered(folders["evaluate"])
+    files = {name: folder / "unet" / WEIGHTS for name, folder in model_folders.items()}
+    shapes = {name: read_shapes(file) for name, file in files.items()}
+    for name, file in files.items():
+        if record.models[name].weights_sha256 != file_sha256(file):
+            raise InputError(f"{folders['evaluate']} tells of other weights than {file}; run the evaluate stage first")
+    runs = {stage: read_json(home / RUN_RECORD) for stage, home in folders.items()}
+    plan = read_json(folders["finetune"] / PLAN)
+    try:
+        return ReportData(
+            record=record,
+            curve=_read_curve(reports / "finetune" / "curve.csv"),
+            ema_decay=float(read_json(reports / "finetune" / "metrics.json")["ema_decay"]),
+            ssim=_read_ssim(folders["evaluate"] / "pairs.csv"),
+            widths=_widths(shapes[DENSE], shapes["finetuned"]),
+            criterion=plan["criterion"],
+            formula=plan["formula"],
+            prune=PruneRecord.model_validate(plan["prune"]),
+            finetune=FinetuneRecord.model_validate(runs["finetune"]["params"]["finetune"]),
+            plan_sha256=file_sha256(folders["finetune"] / PLAN),
+            runs=runs,
+            licence=_read_licence(folders["fetch"] / "README.md"),
+        )
+    except (KeyError, TypeError, ValidationError) as error:
+        raise InputError(
+            f"a plan or run.json below {artifacts} is not what its stage wrote ({first_line(error)})"
+        ) from None
+
+
+def _read_ordered(folder: Path) -> EvaluationRecord:
+    """Read the record with the models in the order of the pipeline; JSON keeps them in that of the alphabet."""
+    record = read_evaluation(folder)
+    if set(record.models) != set(MODELS):
+        raise InputError(f"{folder} holds {', '.join(record.models)}; the page tells of {', '.join(MODELS)}")
+    return record.model_copy(update={"models": {name: record.models[name] for name in MODELS}})
+
+
+def _widths(before: dict[str, list[int]], after: dict[str, list[int]]) -> list[Width]:
+    """Compare how many channels each layer gives."""
+    layers = {name.removesuffix(".weight"): shape[0] for name, shape in before.items() if len(shape) > 1}
+    places = {layer: PARTS.index(part) if (part := layer.split(".")[0]) in PARTS else len(PARTS) for layer in layers}
+    ordered = sorted(layers, key=lambda layer: places[layer])
+    return [Width(layer, layers[layer], after[f"{layer}.weight"][0]) for layer in ordered]
+
+
+def _read_curve(path: Path) -> list[tuple[float, float]]:
+    rows = _read_csv(path, ("step", "heldout_loss"))
+    return [(float(row["step"]), float(row["heldout_loss"])) for row in rows if row["heldout_loss"]]
+
+
+def _read_ssim(path: Path) -> dict[str, list[float]]:
+    rows = _read_csv(path, ("model", "ssim"))
+    return {name: [float(row["ssim"]) for row in rows if row["model"] == name] for name in MODELS[1:]}
+
+
+def _read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    """Read rows whose columns, but for the model's name, are numbers or empty.
+
+    Raises:
+        InputError: There are none, or other ones.
+    """
+    rows = list(csv.DictReader(read_bytes(path).decode(errors="replace").splitlines()))
+    try:
+        numbers = [float(row[column] or 0) for row in rows for column in columns if column != "model"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is not what its stage wrote ({first_line(error)}); run that stage again") from None
+    if not numbers:
+        raise InputError(f"{path} holds no rows; run its stage again")
+    return rows
+
+
+def _read_licence(card: Path) -> dict[str, str]:
+    """Read the licence off a card's head; cards come from anywhere and hold anything."""
+    if not card.is_file():
+        return {}
+    try:
+        text = read_bytes(card).decode(errors="replace")
+        head = ModelCard(text, ignore_metadata_errors=True).data.to_dict()
+    except Exception as error:  # noqa: BLE001
+        raise InputError(f"{card} has a head that is no YAML ({first_line(error)}); correct or remove it") from None
+    found = {key: head[key] for key in LICENCE_KEYS if head.get(key)}
+    return {
+        key: " or ".join(map(str, value)) if isinstance(value, list) else str(value) for key, value in found.items()
+    }
+
+
+def read_picture(path: Path) -> bytes:
+    """Read a PNG, and make sure that it is one.
+
+    Raises:
+        InputError: It is missing or damaged.
+    """
+    content = read_bytes(path)
+    try:
+        with Image.open(path) as image:
+            image.verify()
+    except (OSError, SyntaxError, UnidentifiedImageError) as error:
+        raise InputError(f"{path} is no picture ({first_line(error)}); run its stage again") from None
+    return content

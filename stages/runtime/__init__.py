@@ -1,0 +1,1 @@
+"""This process: errors, seeds, progress, device, telemetry, git, checked records."""

@@ -1,0 +1,105 @@
+"""Tensors and arrays <-> safetensors and .npy files, written whole and read with checks."""
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+
+from stages.runtime.errors import InputError
+from stages.storage.files import cannot_write, write_atomically
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as one safetensors file; equal tensors make equal files."""
+    content = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    write_atomically(path, save(content, metadata=metadata))
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read all tensors of a safetensors file.
+
+    Raises:
+        InputError: The file is missing, truncated or no safetensors.
+    """
+    with _safetensors_errors(path):
+        return load_file(path)
+
+
+def read_shapes(path: Path) -> dict[str, list[int]]:
+    """Read the shapes of a safetensors file, without its tensors."""
+    with _safetensors_errors(path), safe_open(path, framework="pt") as file:
+        return {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # it is no dict
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read the metadata of a safetensors file, without its tensors."""
+    with _safetensors_errors(path), safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
+
+
+@contextmanager
+def _safetensors_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a whole safetensors file ({error}); fetch or write it again") from None
+
+
+def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Hash tensors by name, type, shape and content, however they are stored."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_array(path: Path, array: NDArray[Any]) -> None:
+    """Write an array as .npy, without pickle.
+
+    Raises:
+        InputError: The place cannot be written, or the disk is full.
+    """
+    try:
+        np.save(path, array, allow_pickle=False)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
+def write_blocks(path: Path, blocks: Iterable[NDArray[Any]]) -> tuple[int, ...]:
+    """Write an array as `write_array` does, from blocks of its first axis of which one at a time is in memory.
+
+    Args:
+        path: The .npy file.
+        blocks: [B, …] each, at least one.
+
+    Returns:
+        The shape of the whole.
+
+    Raises:
+        InputError: The place cannot be written, or the disk is full.
+    """
+    coming = iter(blocks)
+    first, length = next(coming), 0
+    header = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False}
+    try:
+        with path.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, {**header, "shape": first.shape})
+            for block in itertools.chain([first], coming):
+                np.ascontiguousarray(block).tofile(file)
+                length += len(block)
+            file.seek(0)  # numpy leaves room for the first axis to grow
+            np.lib.format.write_array_header_1_0(file, {**header, "shape": (length, *first.shape[1:])})
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    return (length, *first.shape[1:])

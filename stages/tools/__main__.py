@@ -1,0 +1,79 @@
+"""The commands beside the pipeline: python -m stages.tools NAME."""
+
+from pathlib import Path
+
+import click
+
+
+@click.group()
+def main() -> None:
+    """Commands beside the pipeline."""
+
+
+@main.command()
+@click.argument("one", type=Path)
+@click.argument("other", type=Path)
+@click.option("--model", default="finetuned", help="Name of the model to compare.")
+def diff(one: Path, other: Path, model: str) -> None:
+    """Compare a model in two evaluation folders, ONE and OTHER: how far each metric of OTHER is above that of ONE."""
+    from stages.tools.diff import diff_evaluations, version_warning
+
+    differences = diff_evaluations(one, other, model)
+    if warning := version_warning(one, other):
+        click.echo(f"Warning: {warning}", err=True)
+    for name, difference in differences.items():
+        text = f"{name:<10} {difference.mean:+.6g}"
+        if difference.half_width is not None:
+            verdict = "differs" if difference.is_distinct else "no difference beyond the interval"
+            text += f" ± {difference.half_width:.3g}, {verdict}"
+        click.echo(text)
+
+
+@main.command()
+@click.option("--model", type=Path, required=True, help="Pruned model folder.")
+@click.option("--out", type=Path, required=True, help="Output folder of the stock model.")
+def export(model: Path, out: Path) -> None:
+    """Write a pruned model as a stock UNet2DModel, where its widths allow it."""
+    from stages.tools.export import export_stock
+
+    error = export_stock(model, out)
+    click.echo(f"largest difference of an output, relative to the largest output: {error:.1e}")
+
+
+@main.command()
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Overwrite changes of params.yaml that are in no commit.")
+def preset(name: str, *, force: bool) -> None:
+    """Make params.yaml the preset NAME of recipes/presets."""
+    from stages.tools.preset import PARAMS, choose_preset
+
+    choose_preset(name, force=force)
+    click.echo(f"{PARAMS} is now the preset {name}")
+
+
+@main.command()
+@click.option("--cells", type=Path, required=True, help="Folder with one folder for each finished cell.")
+@click.option("--out", type=Path, required=True, help="Output folder of table and plot.")
+def sweep_table(cells: Path, out: Path) -> None:
+    """Compare the finished cells of a sweep, all measured under one protocol."""
+    from stages.tools.sweep_table import write_sweep_table
+
+    write_sweep_table(cells, out)
+    click.echo((out / "table.md").read_text(), nl=False)
+
+
+@main.command()
+@click.option("--cells", type=Path, required=True, help="Folder with one folder for each finished cell.")
+@click.option("--out", type=Path, required=True, help="Output folder of table and plots.")
+@click.option("--preset", required=True, help="Preset whose published numbers are shown beside ours.")
+@click.option("--command", default="", help="Command that made the cells, printed below the table.")
+def method_table(cells: Path, out: Path, preset: str, command: str) -> None:
+    """Compare pruning methods over several seeds, paired seed by seed."""
+    from stages.tools.method_table import write_method_table
+
+    write_method_table(cells, out, preset, command)
+    click.echo((out / "table.md").read_text(), nl=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""A preset -> the cells of the paper's table, each allowed, at equal size and equal steps."""
+
+import shutil
+
+import pytest
+from ruamel.yaml import YAML
+
+from flows.workspaces.method_rows import ONE_SHOT, TIMESTEPS, parse_seeds, plan_comparison
+from flows.workspaces.repository import HOME_VARIABLE, REPOSITORY_VARIABLE, Base, Repository
+from flows.workspaces.workspace import open_workspace
+from stages.params import Params, load_params
+from stages.runtime.errors import InputError
+from stages.tools.published import ABLATION, BASELINE, METHODS, read_published
+from tests.flows.test_workspace import commit, git
+from tests.servers import ROOT
+
+PRESETS = sorted(path.stem for path in (ROOT / "recipes" / "presets").glob("*.yaml"))
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A project of one commit with all presets, which we are in."""
+    project = tmp_path / "project"
+    (project / ".dvc").mkdir(parents=True)
+    for name in ("params.yaml", "dvc.yaml", ".dvc/config"):
+        shutil.copyfile(ROOT / name, project / name)
+    shutil.copytree(ROOT / "recipes" / "presets", project / "recipes" / "presets")
+    git(project, "init", "-q")
+    commit(project)
+    for name in (HOME_VARIABLE, REPOSITORY_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    monkeypatch.chdir(project)
+    return Repository.find()
+
+
+@pytest.fixture
+def plan(repository):
+    """Plan a comparison: its cells, with the params of each."""
+
+    def do(preset, names=tuple(METHODS), seeds=(0, 1), overrides=None, *, ablation=True):
+        base = Base(repository.resolve("HEAD", print), preset)
+        cells = plan_comparison(repository, base, names, seeds, overrides or {}, ablation=ablation)
+        texts = repository.render(base.commit, [cell.overrides for cell in cells], preset)
+        return cells, [Params.model_validate(YAML(typ="safe").load(text.decode())) for text in texts]
+
+    return do
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_row_is_allowed_for_every_preset(plan, preset):
+    """Every row with every seed, of one size and as many steps, and each unlike all others."""
+    cells, params = plan(preset)
+    base = load_params(ROOT / "recipes" / "presets" / f"{preset}.yaml")
+    rows = [(cell.about["row"], it) for cell, it in zip(cells, params, strict=True) if cell.about["row"] != ABLATION]
+
+    assert [it.seed for _, it in rows] == [0] * len(METHODS) + [1] * len(METHODS)
+    assert [name for name, _ in rows] == [*METHODS, *METHODS]
+    assert {(str(it.prune), it.finetune.steps) for _, it in rows} == {(str(base.prune), base.finetune.steps)}
+    assert {str(it.reference) for it in params} == {str(base.reference)}
+    assert len({str(it) for it in params}) == len(cells) == len({cell.label for cell in cells})
+
+
+def test_rows_differ_in_what_they_are_called_by(plan, params):
+    """The paper's recovery learns from the noise alone and keeps one average; ours distils and keeps three."""
+    cells, found = plan("digits", seeds=[3], ablation=False)
+    rows = {cell.about["row"]: it for cell, it in zip(cells, found, strict=True)}
+
+    assert [it.importance.criterion for it in rows.values()] == [
+        *("diff-pruning", "random", "magnitude", "taylor"),
+        *["diff-pruning"] * 4,
+    ]
+    thresholds = {name: it.importance.threshold for name, it in rows.items() if it.importance.criterion[:4] == "diff"}
+    assert list(thresholds.values()) == [params.importance.threshold, 0, 0.02, 0.05, params.importance.threshold]
+    assert [name for name, it in rows.items() if it.finetune.init == "scratch"] == ["scratch"]
+    ours = rows.pop("ours").finetune
+    assert (ours.loss.noise, ours.loss.output, ours.loss.feature) == (0, 1, 0.1)
+    assert ours.ema_decays == (0.9, 0.95, 0.9999)
+    theirs = {(str(it.finetune.loss), it.finetune.ema_decays) for it in rows.values()}
+    assert theirs == {("noise=1.0 output=0.0 feature=0.0 min_snr=None", (0.9999,))}
+
+
+def test_the_ablation_varies_the_number_of_timesteps_alone(plan):
+    """All else of it is fixed, whatever is set for the rows."""
+    cells, params = plan("mnist", [], [7], {"finetune.steps": 9, "importance.stride": 200, "reference.sets": 2})
+
+    assert [it.importance.num_timesteps for it in params] == list(TIMESTEPS)
+    assert {cell.about["row"] for cell in cells} == {ABLATION}
+    first = params[0]
+    assert (first.seed, first.reference.sets, first.finetune.steps, first.prune.target.ratio) == (7, 2, 1, 0.15)
+    assert len({str(it.importance.model_copy(update={"num_timesteps": None})) for it in params}) == 1
+    assert ONE_SHOT["importance.stride"] == first.importance.stride == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"overrides": {"seed": 1}}, "seed is what rows and seeds decide"),
+        ({"overrides": {"finetune.loss": {"noise": 1}}}, "finetune.loss is what rows and seeds decide"),
+        ({"overrides": {"importance.criterion": "random"}}, "importance.criterion is what rows and seeds decide"),
+        ({"overrides": {"finetune.steps": "many"}}, "finetune.steps is 'many'"),
+        ({"names": ["ours", "theirs"]}, "there is no row 'theirs'; the rows are scratch, random"),
+        ({"names": [], "ablation": False}, "there is nothing to compare"),
+        ({"seeds": []}, "seeds are none; give one or more from 0, each once"),
+        ({"seeds": [0, 1, 0]}, "seeds are 0, 1, 0; give one or more from 0, each once"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(plan, given, words):
+    """Before anything is cloned."""
+    with pytest.raises(InputError, match=words) as caught:
+        plan("digits", **given)
+    assert len(caught.value.message.splitlines()) == 1
+
+
+def test_an_unknown_preset_is_told_with_those_that_there_are(plan):
+    """Those of the commit, not of the checkout."""
+    with pytest.raises(InputError, match=r"commit [0-9a-f]{12} has no preset 'nonsense'; it has ") as caught:
+        plan("nonsense")
+    assert caught.value.message.endswith(f"it has {', '.join(PRESETS)}")
+
+
+@pytest.mark.parametrize("text", ["", "a", "1,", "1,1", "0,00", "-1", "1.5"])
+def test_seeds_are_unlike_numbers(text):
+    """Each once."""
+    with pytest.raises(InputError, match="is no list of unlike numbers from 0"):
+        parse_seeds(text)
+    assert parse_seeds("0, 3,1") == [0, 3, 1]
+
+
+@pytest.mark.usefixtures("repository")
+def test_a_preset_has_a_workspace_of_its_own():
+    """Its params stand in it with the overrides, and neither params.yaml nor another preset shares it."""
+    found = {}
+    for preset in (None, "digits", "mnist"):
+        with open_workspace("HEAD", {"seed": 5}, print, preset=preset) as place:
+            found[place.path] = load_params(place.path / "params.yaml")
+
+    assert len(found) == 3
+    assert [it.seed for it in found.values()] == [5] * 3
+    assert [it.finetune.steps for it in found.values()] == [450, 450, 200]
+
+
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name not in ("digits", "mnist")])
+def test_the_paper_published_numbers_of_its_presets(preset):
+    """With how they were measured, the dense model first."""
+    found = read_published()[preset]
+
+    assert found.rows[0].method == "pretrained"
+    assert found.rows[0].params > found.rows[-1].params
+    assert found.protocol
+    assert (found.source == "recalled") == (preset == "imagenet-ldm")
+
+
+def test_published_methods_are_called_as_ours():
+    """So that the two tables can be read side by side."""
+    titles = {"pretrained", "diff-pruning", *METHODS.values()}
+
+    assert {row.method for it in read_published().values() for row in it.rows} <= titles
+    assert set(read_published()["celeba-hq-64"].ablation) == set(TIMESTEPS)
+    assert BASELINE in METHODS

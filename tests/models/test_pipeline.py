@@ -1,0 +1,163 @@
+"""Diffusers folders."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+
+from stages.models.layout import WEIGHTS
+from stages.models.pipeline import check_images, read_scheduler, read_unet, write_pipeline
+from stages.prune.params import PruneParams
+from stages.prune.selection import plan_pruning
+from stages.prune.surgery import cut
+from stages.runtime.errors import InputError
+from stages.storage.files import read_json, write_json
+from stages.storage.tensors import read_tensors, write_tensors
+
+X, T = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 700])
+
+
+def test_a_dense_folder_is_a_plain_diffusers_folder(model_folder, unet):
+    """Diffusers itself opens it, and so do we, bit for bit."""
+    theirs = UNet2DModel.from_pretrained(model_folder, subfolder="unet", low_cpu_mem_usage=False)
+
+    for loaded in (theirs, read_unet(model_folder)):
+        assert torch.equal(loaded(X, T).sample, unet(X, T).sample)
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.5])
+def test_a_pruned_folder_loads_bit_for_bit(tmp_path, unet, scheduler, magnitude, ratio):
+    """The config is the dense one, the widths come from the tensors."""
+    pruned = cut(unet, plan_pruning(unet, magnitude, PruneParams(target={"ratio": ratio})))
+    write_pipeline(tmp_path / "pruned", pruned, scheduler)
+    loaded = read_unet(tmp_path / "pruned")
+
+    assert torch.equal(loaded(X, T).sample, pruned(X, T).sample)
+    assert {name: tensor.shape for name, tensor in loaded.state_dict().items()} == {
+        name: tensor.shape for name, tensor in pruned.state_dict().items()
+    }
+    assert all(not tensor.is_meta for tensor in [*loaded.parameters(), *loaded.buffers()])
+    assert read_json(tmp_path / "pruned/unet/config.json")["block_out_channels"] == [16, 32]
+
+
+def test_every_remembered_width_is_the_real_one(tmp_path, unet, scheduler, magnitude):
+    """The layers of a loaded model say of themselves what their tensors are."""
+    write_pipeline(
+        tmp_path / "pruned", cut(unet, plan_pruning(unet, magnitude, PruneParams(target={"ratio": 0.3}))), scheduler
+    )
+
+    for name, module in read_unet(tmp_path / "pruned").named_modules():
+        if isinstance(module, torch.nn.Conv2d):
+            assert (module.out_channels, module.in_channels) == module.weight.shape[:2], name
+        elif isinstance(module, torch.nn.Linear):
+            assert (module.out_features, module.in_features) == module.weight.shape, name
+        elif isinstance(module, torch.nn.GroupNorm):
+            assert (module.num_channels,) == module.weight.shape, name
+
+
+def test_loading_needs_no_torch_pruning(model_folder):
+    """Whoever uses a pruned model need not be able to prune."""
+    code = (
+        "import sys; sys.modules['torch_pruning'] = None\n"
+        "from pathlib import Path; from stages.models.pipeline import read_unet\n"
+        f"read_unet(Path({str(model_folder)!r}))"
+    )
+    root = Path(__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=root).returncode == 0
+
+
+def test_the_old_layout_of_the_hub_loads(tmp_path, model_folder, unet):
+    """google/ddpm-cifar10-32 keeps UNet and scheduler at the top of its folder."""
+    for part in ("unet", "scheduler"):
+        shutil.copytree(model_folder / part, tmp_path / "flat", dirs_exist_ok=True)
+
+    assert torch.equal(read_unet(tmp_path / "flat")(X, T).sample, unet(X, T).sample)
+    assert read_scheduler(tmp_path / "flat").config["num_train_timesteps"] == 1000
+
+
+def test_attention_of_2022_loads(model_folder, unet):
+    """The Hub's DDPM UNets call their projections query, key, value and proj_attn."""
+    path = model_folder / "unet" / WEIGHTS
+    today = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = read_tensors(path)
+    for now, then in today.items():
+        tensors = {name.replace(f".{now}.", f".{then}."): tensor for name, tensor in tensors.items()}
+    assert sum("proj_attn" in name for name in tensors) == 8  # four attentions, weight and bias
+    write_tensors(path, tensors)
+
+    assert torch.equal(read_unet(model_folder)(X, T).sample, unet(X, T).sample)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_read_as_float32(model_folder, dtype):
+    """Importance and training want float32, whatever the folder holds."""
+    path = model_folder / "unet" / WEIGHTS
+    write_tensors(path, {name: tensor.to(dtype) for name, tensor in read_tensors(path).items()})
+
+    loaded = read_unet(model_folder)
+    assert {tensor.dtype for tensor in loaded.state_dict().values()} == {torch.float32}
+    assert loaded(X, T).sample.isfinite().all()
+
+
+def test_a_missing_model_folder_is_named(tmp_path):
+    """One line with the path."""
+    with pytest.raises(InputError, match="nowhere does not exist"):
+        read_unet(tmp_path / "nowhere")
+
+
+def test_weights_of_another_model_are_refused(model_folder, make_unet, scheduler, tmp_path):
+    """A config and tensors that do not belong together do not load half-way."""
+    write_pipeline(tmp_path / "other", make_unet(layers_per_block=2), scheduler)
+    shutil.copyfile(tmp_path / "other/unet" / WEIGHTS, model_folder / "unet" / WEIGHTS)
+
+    with pytest.raises(InputError, match="the weights do not fit the config") as caught:
+        read_unet(model_folder)
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"_class_name": "DiTTransformer2DModel"}, "describes a DiTTransformer2DModel; supported: UNet2DModel"),
+        ({"addition_embed_type": "text"}, "describes a model with further conditions"),
+        ({"num_class_embeds": 10}, "with class labels; supported: none, or cross-attention"),
+        ({"out_channels": 2}, "from 1 channels to 2; supported: as many out as in"),
+        ({"sample_size": [8, 16]}, r"sample_size \[8, 16\]; supported: one number"),
+    ],
+)
+def test_another_kind_of_model_is_refused(model_folder, change, words):
+    """What was found and what is supported stand in the message."""
+    config = json.loads((model_folder / "unet/config.json").read_text())
+    write_json(model_folder / "unet/config.json", {**config, **change})
+
+    with pytest.raises(InputError, match=words):
+        read_unet(model_folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"prediction_type": "v_prediction"}, "prediction_type v_prediction; supported: epsilon"),
+        ({"_class_name": "ScoreSdeVeScheduler"}, "describes a ScoreSdeVeScheduler; supported: DDIMScheduler, DDPM"),
+    ],
+)
+def test_another_kind_of_noise_is_refused(model_folder, change, words):
+    """The losses are those of ε under DDPM's schedule."""
+    path = model_folder / "scheduler/scheduler_config.json"
+    write_json(path, {**read_json(path), **change})
+
+    with pytest.raises(InputError, match=words):
+        read_scheduler(model_folder)
+
+
+def test_images_of_another_size_are_refused(tmp_path):
+    """The message gives both sizes."""
+    pixels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8).numpy()
+
+    with pytest.raises(InputError, match="holds 3×8×8 images, the model draws 1×8×8"):
+        check_images(pixels, (1, 8, 8), tmp_path)

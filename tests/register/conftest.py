@@ -1,0 +1,177 @@
+"""Versions of a tiny model in a registry of the test's own."""
+
+import shutil
+from types import SimpleNamespace
+
+import pytest
+
+from stages.models.pipeline import write_pipeline
+from stages.protocol.evaluation import METRICS, Cost, EvaluationRecord, Metric, Model, Pair
+from stages.protocol.intervals import estimate
+from stages.register.lineage import FILES, Lineage
+from stages.register.package import FILES_LIST, hash_list, list_files, write_package
+from stages.register.policy import Policy
+from stages.register.registry import CHALLENGER, CONTENT, EVIDENCE, MODEL, Registry
+from stages.storage.files import file_sha256, read_json, write_json
+
+NAME = "tiny"
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+FIDS, SSIMS = [1.0, 1.1, 0.9], [0.95, 0.96, 0.94]
+
+
+def make_record(protocol, weights, fids=FIDS, ssims=SSIMS, macs=60, speed_up=1.2, dense="a", device="cpu"):
+    """An evaluation whose finetuned model is as given and whose dense one has a FID of 0.9, 1.0, 0.8."""
+
+    def model(values, similar, count):
+        found = {"fid": values, "ssim": similar}
+        metrics = {
+            name: Metric(sets=found.get(name, [0.5] * 3), **vars(estimate(found.get(name, [0.5] * 3))))
+            for name in METRICS
+        }
+        size = {"params": 1, "macs": count, "attention_macs": 0, "size_bytes": 1, "fid_pooled": 1}
+        pair = Pair(set=0, index=0, ssim=0.5, mse=0.1)
+        return Model(**size, weights_sha256=weights, ssim_quantiles={}, worst_pairs=[pair], **metrics)
+
+    def cost(name, times):
+        low = {"speed_up_low": times - 0.05, "speed_up_high": times + 0.05}
+        row = {"batch": 1, "precision": "float32", "mode": "eager", "device": device}
+        return Cost(model=name, **row, passes=30, median_ms=1, speed_up=times, **low)
+
+    return EvaluationRecord(
+        protocol_id=protocol.id,
+        protocol=protocol,
+        dense_sha256=dense * 64,
+        floor_fid=0.4,
+        models={"dense": model([0.9, 1.0, 0.8], [1.0] * 3, 100), "finetuned": model(fids, ssims, macs)},
+        costs=[cost("dense", 1.0), cost("finetuned", speed_up)],
+    )
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory):
+    """Make what many tests share once in a session, and say where it lies."""
+    home = tmp_path_factory.mktemp("once")
+
+    def make_once(name, make):
+        if not (home / name).exists():
+            make(home / name)
+        return home / name
+
+    return make_once
+
+
+@pytest.fixture
+def registry(tmp_path, monkeypatch, once, request):
+    """An empty registry of the test's own: in a file, or in the real database where a test asks for it."""
+
+    def make(path):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
+        Registry().versions(NAME)
+
+    shutil.copyfile(once("mlflow.db", make), tmp_path / "mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    if getattr(request, "param", None) == "postgresql":
+        postgres = request.getfixturevalue("postgres")
+        monkeypatch.setenv("PGPASSWORD", postgres.password)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", postgres.new_database())
+    monkeypatch.delenv("MLFLOW_TRACKING_USERNAME", raising=False)
+    return Registry()
+
+
+@pytest.fixture
+def policy():
+    """What a version must show here."""
+    return Policy.model_validate(
+        {
+            "champion": {"fid": 0.2, "ssim": 0.02, "speed_up": 0.1},
+            "dense": {"fid": 0.5, "ssim": 0.15},
+            "budget": {"macs": 0.7},
+            "latency": {"batch": 1, "precision": "float32", "mode": "eager", "speed_up": 1.0},
+            "canary": {"levels": 1.0},
+        }
+    )
+
+
+@pytest.fixture
+def package(registry, tmp_path, unet, scheduler, protocol, once):  # noqa: ARG001  # MLflow wants a registry to write
+    """A version as it is registered."""
+    return once("package", lambda folder: write(folder, tmp_path, unet, scheduler, protocol))
+
+
+def write(folder, tmp_path, unet, scheduler, protocol, made=None):
+    """Write the package of a compression, of the pipeline in `made` or of a UNet alone."""
+    released, evaluated = made or tmp_path / "released", tmp_path / "evaluated"
+    for name in FILES:
+        (tmp_path / name).write_text(f"# the {name} of then\n")
+    if not made:
+        write_pipeline(released, unet, scheduler)
+    write_json(released / "pruning_plan.json", {"kept": []})
+    weights = file_sha256(released / WEIGHTS)
+    record = make_record(protocol.model_copy(update={"sets": 3}), weights)
+    write_json(evaluated / "evaluation.json", record.model_dump(mode="json"))
+    write_json(evaluated / "run.json", {"stage": "evaluate"})
+    lineage = Lineage(
+        git_commit="c" * 40,
+        git_remote=None,
+        files={name: file_sha256(tmp_path / name) for name in FILES},
+        data_sha256="d" * 64,
+        outputs={
+            f"artifacts/finetuned/{name}": file_sha256(released / name) for name in (WEIGHTS, "pruning_plan.json")
+        },
+        runs={},
+        dvc_remotes=[],
+    )
+    compression = SimpleNamespace(released=released, folders={"evaluate": evaluated})
+    write_package(compression, lineage, folder)
+
+
+@pytest.fixture
+def package_again(registry, tmp_path, unet, scheduler, protocol):  # noqa: ARG001
+    """The version of the same compression, written once more."""
+    write(tmp_path / "again", tmp_path, unet, scheduler, protocol)
+    return tmp_path / "again"
+
+
+@pytest.fixture
+def publish(registry, package, protocol, tmp_path):
+    """Register versions that differ in what their evaluation says, or in what `change(folder)` does to them."""
+    count = []
+
+    def publish_one(change=None, changes=None, **record):
+        count.append(None)
+        folder = tmp_path / f"published-{len(count)}"
+        shutil.copytree(package, folder)
+        (folder / FILES_LIST).unlink()
+        under = protocol.model_copy(update={"sets": 3} | (changes or {}))
+        told = make_record(under, file_sha256(folder / MODEL / WEIGHTS), **record)
+        write_json(folder / EVIDENCE / "evaluation" / "evaluation.json", told.model_dump(mode="json"))
+        if change:
+            change(folder)
+        write_json(folder / FILES_LIST, list_files(folder).model_dump(mode="json"))
+        version = registry.create(NAME, str(folder), None, {CONTENT: hash_list(folder)}, "")
+        registry.point(NAME, CHALLENGER, version.version)
+        return version
+
+    return publish_one
+
+
+@pytest.fixture
+def aliases(registry):
+    """Read where the aliases point."""
+
+    def read():
+        found = {alias: registry.by_alias(NAME, alias) for alias in ("champion", "challenger", "previous")}
+        return {alias: int(version.version) for alias, version in found.items() if version}
+
+    return read
+
+
+@pytest.fixture
+def edit():
+    """Change a JSON file."""
+
+    def change(path, **values):
+        write_json(path, {**read_json(path), **values})
+
+    return change

@@ -1,0 +1,75 @@
+"""What a version is called unless told, and how one draws that needs more than a seed."""
+
+import base64
+import io
+from types import SimpleNamespace
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from diffusers import VQModel
+from PIL import Image
+
+from stages.models.autoencoder import read_codec
+from stages.models.pipeline import CPU, read_class_table, write_pipeline
+from stages.models.sampling import SamplingContext, draw
+from stages.prune.params import PruneParams
+from stages.prune.selection import plan_pruning
+from stages.prune.surgery import cut
+from stages.register.register import _default_name
+from stages.storage.files import write_json
+from stages.storage.tensors import write_tensors
+from tests.register.conftest import write
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ({"source": "bundled", "name": "digits"}, "espalier-digits"),
+        ({"source": "hub", "repo": "google/ddpm-cifar10-32"}, "espalier-ddpm-cifar10-32"),
+        ({"source": "folder", "path": "/models/mine/"}, "espalier-mine"),
+        ({"source": "checkpoint", "system": "celeba-hq-64", "path": "$DATA/ckpt.pth"}, "espalier-celeba-hq-64"),
+        ({"source": "registry", "uri": "models:/espalier-digits/3"}, "espalier-digits"),
+        ({"source": "registry", "uri": "models:/faces/3"}, "espalier-faces"),
+    ],
+)
+def test_a_version_is_named_after_the_base_model(source, name):
+    """By what people call it, whatever it came from."""
+    lineage = SimpleNamespace(runs={"fetch": {"params": {"fetch": {"model": source}}}})
+
+    assert _default_name(lineage) == name
+
+
+def test_a_latent_model_of_classes_draws_as_a_version(tmp_path, conditional, scheduler, magnitude_of, protocol):
+    """Under guidance, decoded, of the class that is asked for or that the seed chooses: the pictures of `draw`."""
+    released, package = tmp_path / "released", tmp_path / "package"
+    plan = plan_pruning(conditional, magnitude_of(conditional), PruneParams(target={"ratio": 0.25}))
+    pruned, clear = cut(conditional, plan), protocol.sampler.model_copy(update={"clip": False})
+    dense = tmp_path / "dense"
+    write_pipeline(dense, conditional, scheduler)
+    torch.manual_seed(0)
+    network = VQModel(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        num_vq_embeddings=32,
+        scaling_factor=0.5,
+    )
+    network.save_pretrained(dense / "vqvae")
+    write_json(dense / "class_embedding" / "config.json", {"num_classes": 4, "width": 12, "unconditional": 4})
+    write_tensors(dense / "class_embedding" / "diffusion_pytorch_model.safetensors", {"weight": torch.randn(5, 12)})
+    write_pipeline(released, pruned, scheduler, dense)
+    guided = protocol.model_copy(update={"sampler": clear, "guidance": 2.0, "sets": 3})
+    write(package, tmp_path, pruned, scheduler, guided, released)
+    model = mlflow.pyfunc.load_model(str(package))
+    chosen, asked = model.predict({"seed": [5, 6]}), model.predict({"seed": [5, 6], "label": [3, 0]})
+    context = SamplingContext(read_codec(released, CPU), read_class_table(released), 2.0)
+
+    for found, labels in ((chosen, [1, 2]), (asked, [3, 0])):
+        ours = draw(pruned, scheduler, [5, 6], clear, batch_size=2, label="ours", context=context, labels=labels)
+        theirs = [np.asarray(Image.open(io.BytesIO(base64.b64decode(row["png"])))) for row in found]
+        assert np.abs(np.stack(theirs).transpose(0, 3, 1, 2).astype(int) - ours).max() <= 1
+    with pytest.raises(ValueError, match="label 4 is no class; give 0 to 3"):
+        model.predict({"seed": [5], "label": [4]})

@@ -1,0 +1,76 @@
+"""A preset's name -> params.yaml, and nothing is lost by it."""
+
+import shutil
+import subprocess
+
+import pytest
+from click.testing import CliRunner
+
+from stages.params import load_params
+from stages.tools.__main__ import main
+from tests.servers import ROOT
+
+PRESETS = sorted((ROOT / "recipes" / "presets").glob("*.yaml"))
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project with a params.yaml that is committed, which we are in."""
+    shutil.copytree(ROOT / "recipes" / "presets", tmp_path / "recipes" / "presets")
+    (tmp_path / "params.yaml").write_text("seed: 1\n")
+    author = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    for command in (["init", "-q"], ["add", "-A"], [*author, "commit", "-qm", "x"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_is_a_params_file(path):
+    """Whole and allowed."""
+    assert load_params(path)
+
+
+def test_the_project_stands_at_its_own_preset():
+    """params.yaml is digits, byte by byte."""
+    assert (ROOT / "params.yaml").read_bytes() == (ROOT / "recipes" / "presets" / "digits.yaml").read_bytes()
+
+
+def test_a_preset_becomes_the_params(project):
+    """From what is committed, and from one preset to another."""
+    for name in ("cifar10", "mnist", "digits"):
+        result = CliRunner().invoke(main, ["preset", name])
+        assert (result.exit_code, result.output) == (0, f"params.yaml is now the preset {name}\n")
+        assert (project / "params.yaml").read_bytes() == (ROOT / "recipes" / "presets" / f"{name}.yaml").read_bytes()
+
+
+def test_a_missing_params_file_is_made(project):
+    """There is nothing to lose."""
+    (project / "params.yaml").unlink()
+
+    assert CliRunner().invoke(main, ["preset", "mnist"]).exit_code == 0
+    assert (project / "params.yaml").is_file()
+
+
+def test_changes_are_not_lost_unless_told(project):
+    """What no preset and no commit has can be had nowhere else."""
+    (project / "params.yaml").write_text("seed: 2\n")
+    refused = CliRunner().invoke(main, ["preset", "mnist"])
+
+    assert refused.exit_code == 1
+    assert refused.output.endswith("commit them, or give --force\n")
+    assert (project / "params.yaml").read_text() == "seed: 2\n"
+    assert CliRunner().invoke(main, ["preset", "mnist", "--force"]).exit_code == 0
+
+
+def test_an_unknown_preset_is_one_line(project):
+    """With those that there are; one that is not allowed is not taken, either."""
+    (project / "recipes" / "presets" / "odd.yaml").write_text("seed: -1\n")
+
+    unknown, odd = (CliRunner().invoke(main, ["preset", name]) for name in ("nonsense", "odd"))
+
+    assert unknown.output.startswith("Error: there is no preset 'nonsense' in recipes/presets; choose one of celeba-")
+    assert len(unknown.output.splitlines()) == 1
+    assert "seed is -1" in odd.output
+    assert (unknown.exit_code, odd.exit_code) == (1, 1)
+    assert (project / "params.yaml").read_text() == "seed: 1\n"
