@@ -25,8 +25,8 @@ WORK = {
     "importance.stride": 10,
     "finetune.steps": 200,
     "reference.sets": 2,
-    "evaluate.costs.batches": [1],
-    "evaluate.costs.precisions": ["float32"],
+    "costs.batches": [1],
+    "costs.precisions": ["float32"],
 }
 """Some two minutes on two cores."""
 FLOW = [sys.executable, "-m", "flows", "compress"]

@@ -81,7 +81,7 @@ FEW: dict[str, Any] = {
     "finetune.keep_checkpoints": 1,
     "finetune.samples": None,
     "finetune.engine.accumulate": 2,
-    "evaluate.costs": {"batches": [1], "precisions": ["float32"], "repeats": 3, "seconds": 30.0},
+    "costs": {"batches": [1], "precisions": ["float32"], "repeats": 3, "seconds": 30.0},
 }
 
 

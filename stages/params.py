@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 from pydantic import Field
 
-from stages.evaluate.params import EvaluateParams
+from stages.costs.params import CostsParams
 from stages.fetch.params import FetchParams
 from stages.finetune.params import FinetuneParams
 from stages.importance.params import ImportanceParams
@@ -24,7 +24,7 @@ class Params(Section):
     importance: ImportanceParams
     prune: PruneParams
     finetune: FinetuneParams
-    evaluate: EvaluateParams
+    costs: CostsParams
 
 
 def load_params(path: Path) -> Params:

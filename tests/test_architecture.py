@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import grimp
 import pytest
 from ruamel.yaml import YAML
 
@@ -22,31 +21,30 @@ HEAVY = {"diffusers", "mlflow", "prefect", "torch"}
 def test_a_stage_is_called_by_one_word_everywhere(monkeypatch):
     """The words of dvc.yaml, params.yaml, the folders with a __main__, the record and the flow are the same."""
     monkeypatch.chdir(ROOT)
-    *words, last = list(DVC)
+    stages = list(DVC)
+    blocks = [name for name in Params.model_fields if name != "seed"]
 
-    assert words == [name for name in Params.model_fields if name != "seed"]
-    assert words == list(YAML(typ="safe").load((ROOT / "params.yaml").read_text()))[1:]
-    assert words == list(stage_folders(Path(), Path()))
-    assert last == "report"  # it has no params and decides nothing
-    beside = {"register", "tracking", "tools"}  # commands that DVC does not run
-    folders = {path.parent.name for path in (ROOT / "stages").glob("*/__main__.py")}
-    assert {*words, last} == folders - beside
-    assert [*words, last] == [stage.name for stage in current_checkout().stages]
+    assert blocks == [stage for stage in stages if stage in DVC[stage].get("params", [])]
+    assert blocks == list(YAML(typ="safe").load((ROOT / "params.yaml").read_text()))[1:]
+    assert [stage for stage in stages if stage not in ("code", "report")] == list(stage_folders(Path(), Path()))
+    commands = {"register", "tracking", "tools"}  # which DVC does not run
+    assert {path.parent.name for path in (ROOT / "stages").glob("*/__main__.py")} == {*stages, *commands}
+    assert stages == [stage.name for stage in current_checkout().stages]
 
 
-@pytest.mark.parametrize("stage", DVC)
-def test_deps_cover_everything_a_stage_imports(stage):
-    """Whatever code a stage runs stands in its deps: change the algorithm and dvc repro notices."""
-    graph = grimp.build_graph("stages")
-    commands = DVC[stage]["cmd"] if isinstance(DVC[stage]["cmd"], list) else [DVC[stage]["cmd"]]
-    entries = [command.split()[2] for command in commands]
-    entries = [f"{entry}.__main__" if f"{entry}.__main__" in graph.modules else entry for entry in entries]
-    needed = {module for entry in entries for module in {entry, *graph.find_upstream_modules(entry)}}
-    files = {(ROOT / name.replace(".", "/")).with_suffix(".py") for name in needed} - {ROOT / "stages.py"}
-    covered = [ROOT / dep for dep in DVC[stage]["deps"]]
+def test_stages_holds_packages_and_the_whole_of_params():
+    """Every line of code has a package; no loose module stands beside them."""
+    assert {path.name for path in (ROOT / "stages").glob("*.py")} == {"__init__.py", "params.py"}
 
-    uncovered = [file for file in files if file.exists() and not any(file.is_relative_to(dep) for dep in covered)]
-    assert uncovered == []
+
+@pytest.mark.parametrize("stage", [stage for stage in DVC if stage != "code"])
+def test_a_stage_depends_on_its_own_code_and_on_data(stage):
+    """Its source is in the hash that the stage code writes, so no file of stages/ is a dependency itself."""
+    deps = DVC[stage]["deps"]
+
+    assert f"artifacts/code/{stage}.json" in deps
+    assert [dep for dep in deps if dep.startswith(("stages", "artifacts/code/"))] == [f"artifacts/code/{stage}.json"]
+    assert DVC[stage]["cmd"].startswith(f"python -m stages.{stage} ")
 
 
 def test_import_mlflow_is_the_real_one():

@@ -65,7 +65,7 @@ def test_scientific_notation_is_a_number(tmp_path, root):
         ("reference.sampler", {"scheduler": "PNDM", "steps": 5, "eta": 0.5}, "scheduler PNDM has neither eta nor"),
         ("reference.sampler", {"scheduler": "UniPCMultistep", "steps": 5, "clip": True}, "does not clip"),
         ("reference.extractor.sha256", "6726825d", "reference.extractor.sha256 is '6726825d'"),
-        ("evaluate.costs.batches", [], "evaluate.costs.batches is []"),
+        ("costs.batches", [], "costs.batches is []"),
         ("fetch.model.source", "ftp", "fetch.model: "),
     ],
 )

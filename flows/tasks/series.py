@@ -59,7 +59,10 @@ class Series:
         place = self.folder / "cells" / name
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.folder) as temporary:
-            found = recording.fetch_report(outcome.mlflow_run, "evaluate/evaluation.json", Path(temporary))
+            found = Path(temporary) / "cell"
+            found.mkdir()
+            for file in ("evaluate/evaluation.json", "costs/costs.json"):
+                recording.fetch_report(outcome.mlflow_run, file, Path(temporary)).rename(found / Path(file).name)
             cell = self.cells[name]
             about = {
                 **cell.about,
@@ -67,8 +70,8 @@ class Series:
                 "mlflow_run": outcome.mlflow_run,
                 "ran": outcome.ran,
             }
-            (found.parent / "cell.json").write_text(json.dumps(about, indent=2))
-            found.parent.rename(place)
+            (found / "cell.json").write_text(json.dumps(about, indent=2))
+            found.rename(place)
 
     def publish(
         self, table: str, options: Iterable[str], params: Mapping[str, str], pictures: Mapping[str, str]

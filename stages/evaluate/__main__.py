@@ -13,13 +13,11 @@ import click
 @click.option("--reference", "reference_path", type=Path, required=True, help="What the dense model drew.")
 @click.option("--report", type=Path, required=True, help="Where metrics, tables and pictures go.")
 def main(params_path: Path, dense: Path, pruned: Path, finetuned: Path, reference_path: Path, report: Path) -> None:
-    """Measure how well the models draw, how alike, and what they cost, under the protocol of the reference."""
-    from stages.evaluate.params import EvaluateParams
+    """Measure how well the models draw and how alike, under the protocol of the reference."""
     from stages.protocol.params import ReferenceParams
     from stages.runtime.schema import load_block, load_seed
 
-    params = load_block(params_path, "evaluate", EvaluateParams)
-    protocol_params = load_block(params_path, "reference", ReferenceParams)
+    params = load_block(params_path, "reference", ReferenceParams)
     seed = load_seed(params_path)
 
     from stages.evaluate.evaluation import evaluate
@@ -31,7 +29,7 @@ def main(params_path: Path, dense: Path, pruned: Path, finetuned: Path, referenc
     from stages.protocol.reference import read_reference
     from stages.runtime.device import select_device
     from stages.storage.files import check_free, writing
-    from stages.storage.provenance import write_run_record
+    from stages.storage.provenance import write_provenance, write_run_record
 
     folders = {"dense": dense, "pruned": pruned, "finetuned": finetuned}
     check_free(report, inputs=[*folders.values(), reference_path], stage="evaluate")
@@ -41,14 +39,15 @@ def main(params_path: Path, dense: Path, pruned: Path, finetuned: Path, referenc
     codec = read_codec(dense, device)
     for unet in models.values():
         check_images(reference.samples[0], picture_shape(unet, codec), reference_path)
-    extractor = Extractor(protocol_params.extractor, protocol_params.batch_size)
+    extractor = Extractor(params.extractor, params.batch_size)
     scheduler = read_scheduler(dense)
-    check_current(reference.protocol, protocol_params, seed, scheduler, extractor, reference_path)
+    check_current(reference.protocol, params, seed, scheduler, extractor, reference_path)
     files = {name: weights_file(folder) for name, folder in folders.items()}
-    evaluation = evaluate(models, files, scheduler, reference, extractor, params.costs, codec)
+    evaluation = evaluate(models, files, scheduler, reference, extractor, codec)
     with writing(report) as folder:
         write_report(evaluation, folder)
-        write_run_record(folder, "evaluate", seed=seed, reference=protocol_params, evaluate=params)
+        write_run_record(folder, "evaluate", seed=seed, reference=params)
+    write_provenance(report)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,12 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.typing import NDArray
 
 from stages.evaluate.consistency import Pairs, images_to_mse, images_to_ssim
-from stages.evaluate.params import CostParams
 from stages.evaluate.quality import QualityMetrics
-from stages.evaluate.timing import measure_costs
 from stages.models.autoencoder import Codec
 from stages.models.complexity import count_attention_macs, count_macs, count_params
 from stages.models.families import Denoiser
 from stages.models.sampling import SamplingContext, draw_strip, image_seeds
-from stages.protocol.evaluation import DENSE, Cost
+from stages.protocol.evaluation import DENSE
 from stages.protocol.extractors import Extractor
 from stages.protocol.intervals import Estimate, estimate, paired_difference
 from stages.protocol.protocol import Protocol
@@ -75,7 +73,6 @@ class Evaluation:
     floor: float
     """FID of one half of the real images against the other."""
     models: dict[str, MeasuredModel]
-    costs: list[Cost]
 
 
 def evaluate(
@@ -84,7 +81,6 @@ def evaluate(
     scheduler: DDPMScheduler,
     reference: Reference,
     extractor: Extractor,
-    costs: CostParams,
     codec: Codec | None = None,
 ) -> Evaluation:
     """Measure the dense model, whose images the reference holds, and the others, whose images are drawn here.
@@ -95,7 +91,6 @@ def evaluate(
         scheduler: The noise schedule.
         reference: What the dense model drew.
         extractor: The one that the reference was made with.
-        costs: What the truth table covers.
         codec: Of models that draw latents.
 
     Raises:
@@ -105,14 +100,13 @@ def evaluate(
     if dense_sha256 != reference.model_sha256:
         found = f"{dense_sha256[:8]}…, the reference was drawn by {reference.model_sha256[:8]}…"
         raise InputError(f"the dense model has weights of sha256 {found}; run the reference stage again")
-    table = measure_costs(models, costs)
     quality_metrics = QualityMetrics(reference.real_features, reference.protocol)
     context = SamplingContext(codec, reference.table, reference.protocol.guidance)
     measured = {
         name: _measure(name, unet, files[name], scheduler, reference, extractor, quality_metrics, context)
         for name, unet in models.items()
     }
-    return Evaluation(reference.protocol, dense_sha256, quality_metrics.floor(), measured, table)
+    return Evaluation(reference.protocol, dense_sha256, quality_metrics.floor(), measured)
 
 
 def _measure(

@@ -1,30 +1,27 @@
 """An evaluation -> its record, as JSON, CSV and PNG."""
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from stages.data.grid import write_grid
 from stages.evaluate.evaluation import Evaluation
 from stages.evaluate.summary import flat_metrics, summarise
-from stages.protocol.evaluation import DENSE, Cost
-from stages.storage.files import write_atomically, write_json
+from stages.protocol.evaluation import DENSE
+from stages.storage.files import write_csv, write_json
 
 
 def write_report(evaluation: Evaluation, folder: Path) -> None:
-    """Write what was found, for people and other programs.
+    """Write evaluation.json, metrics/MODEL.json, pairs.csv, and a grid, a strip and the worst pairs of each model.
 
-    evaluation.json is the whole record, metrics/MODEL.json what DVC and MLflow show, costs.csv the truth table of
-    speed, pairs.csv every pair; a grid, a strip and the worst pairs of each model are PNG.
+    metrics/MODEL.json is for DVC and MLflow.
     """
     record = summarise(evaluation)
     write_json(folder / "evaluation.json", record.model_dump(mode="json"))
-    rows = (cost.model_dump().values() for cost in record.costs)
-    _write_csv(folder / "costs.csv", list(Cost.model_fields), rows)
-    _write_csv(folder / "pairs.csv", ("model", "set", "index", "ssim", "mse"), _pairs(evaluation))
+    pairs = pd.DataFrame(_pairs(evaluation), columns=["model", "set", "index", "ssim", "mse"])
+    write_csv(folder / "pairs.csv", pairs)
     for name, measured in evaluation.models.items():
         write_json(folder / "metrics" / f"{name}.json", flat_metrics(record, name))
         write_grid(measured.shown, folder / f"{name}.png")
@@ -38,11 +35,3 @@ def _pairs(evaluation: Evaluation) -> Iterable[Sequence[object]]:
         if name != DENSE:
             for place, ssim in np.ndenumerate(measured.pairs.ssim):
                 yield (name, *place, f"{ssim:.6f}", f"{measured.pairs.mse[place]:.8f}")
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode())

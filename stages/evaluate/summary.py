@@ -21,7 +21,6 @@ def summarise(evaluation: Evaluation) -> EvaluationRecord:
         dense_sha256=evaluation.dense_sha256,
         floor_fid=evaluation.floor,
         models={name: _model(measured, dense) for name, measured in evaluation.models.items()},
-        costs=evaluation.costs,
     )
 
 
@@ -60,11 +59,10 @@ def flat_metrics(record: EvaluationRecord, name: str) -> dict[str, Any]:
         "params": model.params,
         "macs": model.macs,
         "size_bytes": model.size_bytes,
-        "latency_ms": record.headline(name).median_ms,
     }
     for metric in METRICS:
         found = model.metric(metric)
         flat[metric] = found.mean
         if metric in WITH_INTERVAL and found.half_width is not None:
             flat[f"{metric}_interval"] = found.half_width
-    return {key: value for key, value in flat.items() if value is not None}
+    return flat

@@ -25,7 +25,7 @@ def main(params_path: Path, model_out: Path, data_out: Path) -> None:
     from stages.models.autoencoder import picture_shape, read_codec
     from stages.models.pipeline import read_class_table
     from stages.runtime.device import select_device
-    from stages.storage.provenance import write_run_record
+    from stages.storage.provenance import write_provenance, write_run_record
 
     check_free(model_out, data_out, stage="fetch")
     data.check_there(params.data)
@@ -37,6 +37,7 @@ def main(params_path: Path, model_out: Path, data_out: Path) -> None:
         data.fetch_data(params.data, (channels, size), params.heldout, data_folder, table=table, encode=encode)
         for folder in (model_folder, data_folder):
             write_run_record(folder, "fetch", fetch=params)
+    write_provenance(model_out)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from stages.runtime.errors import InputError
 from stages.runtime.schema import flatten
 from stages.runtime.seeds import derive_seed
 from stages.storage.files import writing
-from stages.storage.provenance import write_run_record
+from stages.storage.provenance import write_provenance, write_run_record
 from stages.tracking.live import LiveRun
 
 
@@ -93,6 +93,7 @@ def write(trainer: Trainer, model: Path, out: Path, report: Path) -> None:
     with writing(out) as model_folder, writing(report) as report_folder:
         pipeline.write_pipeline(model_folder, trainer.best_ema, trainer.scheduler, model)
         pipeline.copy_plan(model, model_folder)
-        write_report(trainer.curve, trainer.cost, trainer.samples, report_folder)
+        write_report(trainer.curve, trainer.samples, report_folder)
         for folder in (model_folder, report_folder):
             write_run_record(folder, "finetune", seed=trainer.seed, finetune=trainer.params)
+    write_provenance(out, cost=trainer.cost)

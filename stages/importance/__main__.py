@@ -28,7 +28,7 @@ def main(params_path: Path, model: Path, data: Path, out: Path, report: Path) ->
     from stages.models.saliency import write_importance
     from stages.runtime.device import select_device
     from stages.storage.files import check_free, writing
-    from stages.storage.provenance import write_run_record
+    from stages.storage.provenance import write_provenance, write_run_record
 
     check_free(out, report, inputs=[model, data], stage="importance")
     unet, scheduler = read_unet(model, select_device()), read_scheduler(model)
@@ -42,6 +42,7 @@ def main(params_path: Path, model: Path, data: Path, out: Path, report: Path) ->
         write_report(importance, heat, stability, report_folder)
         for folder in (out_folder, report_folder):
             write_run_record(folder, "importance", seed=seed, importance=params)
+    write_provenance(out)
 
 
 if __name__ == "__main__":

@@ -41,32 +41,6 @@ class Pair(Frozen):
     mse: float
 
 
-class Cost(Frozen):
-    """What a forward pass of one model costs in one setting; without times where it was left out."""
-
-    model: str
-    batch: int
-    precision: str
-    mode: str
-    """eager or compiled."""
-    device: str
-    passes: int = 0
-    """How often it was timed."""
-    median_ms: float | None = None
-    p95_ms: float | None = None
-    """None from fewer than 20 passes."""
-    images_per_s: float | None = None
-    speed_up: float | None = None
-    """Over the first model: the median of the ratios of passes that were timed in turn."""
-    speed_up_low: float | None = None
-    """Ends of its 95 % interval, by the bootstrap."""
-    speed_up_high: float | None = None
-    peak_bytes: int | None = None
-    """Eager only."""
-    left_out: str = ""
-    """Why there are no times."""
-
-
 class Model(Frozen):
     """One model."""
 
@@ -106,22 +80,17 @@ class EvaluationRecord(Frozen):
     floor_fid: float
     """Of one half of the real images against the other."""
     models: dict[str, Model]
-    costs: list[Cost] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _fits_together(self) -> "EvaluationRecord":
         if self.protocol_id != self.protocol.id:
             raise ValueError(f"protocol_id is {self.protocol_id}, that of the protocol beside it {self.protocol.id}")
-        if DENSE not in self.models or {cost.model for cost in self.costs} != set(self.models):
-            raise ValueError("the models and those of the costs are not the same")
+        if DENSE not in self.models:
+            raise ValueError(f"models has no {DENSE}")
         metrics = [model.metric(name) for model in self.models.values() for name in METRICS]
         if any(len(metric.sets) != self.protocol.sets for metric in metrics):
             raise ValueError("a metric has not as many values as there are sets")
         return self
-
-    def headline(self, name: str) -> Cost:
-        """Give the row of the truth table that stands in the results: the model's first."""
-        return next(cost for cost in self.costs if cost.model == name)
 
     def macs_ratio(self, name: str) -> float:
         """Give the dense model's MACs over those of another."""

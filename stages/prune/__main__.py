@@ -27,7 +27,7 @@ def main(
     from stages.prune.pruning import calibration, prepare, prune_unet
     from stages.runtime.device import select_device
     from stages.storage.files import check_free, write_json, writing
-    from stages.storage.provenance import write_run_record
+    from stages.storage.provenance import write_provenance, write_run_record
 
     inputs = [path for path in (model, importance_path, plan_path, data) if path]
     check_free(out, inputs=inputs, stage="prune")
@@ -39,6 +39,7 @@ def main(
         write_pipeline(folder, pruned, scheduler, model)
         write_json(folder / PLAN, plan.to_json())
         write_run_record(folder, "prune", seed=seed, prune=plan.prune)
+    write_provenance(out)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def main(params_path: Path, model: Path, data: Path, out: Path) -> None:
     from stages.reference.reference import load_context, make_reference
     from stages.runtime.device import select_device
     from stages.storage.files import check_free, writing
-    from stages.storage.provenance import write_run_record
+    from stages.storage.provenance import write_provenance, write_run_record
 
     check_free(out, inputs=[model, data], stage="reference")
     unet, scheduler = pipeline.read_unet(model, select_device()), pipeline.read_scheduler(model)
@@ -43,6 +43,7 @@ def main(params_path: Path, model: Path, data: Path, out: Path) -> None:
     with writing(out) as folder:
         write_reference(folder, reference)
         write_run_record(folder, "reference", seed=seed, reference=params)
+    write_provenance(out)
 
 
 if __name__ == "__main__":

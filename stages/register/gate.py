@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from stages.models.layout import PLAN, WEIGHTS
-from stages.protocol.evaluation import DENSE, Cost, EvaluationRecord, read_evaluation
+from stages.protocol.costs import Cost, CostsRecord, read_costs
+from stages.protocol.evaluation import DENSE, EvaluationRecord, read_evaluation
 from stages.protocol.intervals import Estimate, estimate, paired_difference
 from stages.protocol.protocol import check_same
 from stages.register.canary import draw
@@ -83,7 +84,7 @@ def _demand(condition: bool, found: str, allowed: str) -> str:  # noqa: FBT001  
 def _compare(candidate: Candidate, champion: Candidate | None, policy: Policy) -> Iterator[Check]:
     record = read_evaluation(candidate.folder / EVIDENCE / "evaluation")
     if champion is not None:
-        yield from _compare_with_champion(record, champion, policy)
+        yield from _compare_with_champion(candidate, record, champion, policy)
     model, dense = record.models[OURS], record.models[DENSE]
     above, share = paired_difference(model.fid.sets, dense.fid.sets), model.macs / dense.macs
     yield _check("FID against dense", lambda: _check_fid(above, policy.dense.fid, "the dense model"))
@@ -92,10 +93,12 @@ def _compare(candidate: Candidate, champion: Candidate | None, policy: Policy) -
     yield _check(
         "budget", lambda: _demand(share <= policy.budget.macs, f"{share:.1%} of the MACs", f"{policy.budget.macs:.1%}")
     )
-    yield _check("latency", lambda: _check_latency(record, policy.latency))
+    yield _check("latency", lambda: _check_latency(_read_costs(candidate), policy.latency))
 
 
-def _compare_with_champion(record: EvaluationRecord, champion: Candidate, policy: Policy) -> Iterator[Check]:
+def _compare_with_champion(
+    candidate: Candidate, record: EvaluationRecord, champion: Candidate, policy: Policy
+) -> Iterator[Check]:
     sound = _check("champion untampered", lambda: f"{_check_untampered(champion)}; {_check_measured(champion)}")
     yield sound
     if not sound.passed:
@@ -109,7 +112,9 @@ def _compare_with_champion(record: EvaluationRecord, champion: Candidate, policy
     fid, ssim = (paired_difference(ours.metric(name).sets, theirs.metric(name).sets) for name in ("fid", "ssim"))
     yield _check("FID against champion", lambda: _check_fid(fid, allowed.fid, "the champion"))
     yield _check("SSIM against champion", lambda: _check_ssim(ssim, allowed.ssim, "the champion's"))
-    yield _check("latency against champion", lambda: _check_speed(record, other, policy))
+    yield _check(
+        "latency against champion", lambda: _check_speed(_read_costs(candidate), _read_costs(champion), policy)
+    )
 
 
 def _check_withdrawn(candidate: Candidate) -> str:
@@ -180,12 +185,19 @@ def _check_ssim(above: Estimate, tolerance: float, what: str) -> str:
     return _demand(worst >= -tolerance, f"{found}, so at least {worst:+.3g}", f"-{tolerance:g}")
 
 
-def _find_cost(record: EvaluationRecord, row: Latency) -> Cost:
-    for cost in record.costs:
+def _read_costs(candidate: Candidate) -> CostsRecord:
+    costs = read_costs(candidate.folder / EVIDENCE / "costs")
+    if costs.weights_sha256.get(OURS) != file_sha256(candidate.folder / MODEL / "unet" / WEIGHTS):
+        raise InputError(f"the costs of {candidate.uri} were measured on other weights than the version holds")
+    return costs
+
+
+def _find_cost(costs: CostsRecord, row: Latency) -> Cost:
+    for cost in costs.costs:
         if (cost.model, cost.batch, cost.precision, cost.mode) == (OURS, row.batch, row.precision, row.mode):
             return cost
     asked = f"batch {row.batch}, {row.precision}, {row.mode}"
-    raise InputError(f"no time was measured at {asked}; add it to evaluate.costs or change the policy")
+    raise InputError(f"no time was measured at {asked}; add it to costs.batches or change the policy")
 
 
 def _speed_up(cost: Cost) -> tuple[float, float]:
@@ -195,14 +207,14 @@ def _speed_up(cost: Cost) -> tuple[float, float]:
     return cost.speed_up, cost.speed_up_low
 
 
-def _check_latency(record: EvaluationRecord, row: Latency) -> str:
-    speed_up, low = _speed_up(_find_cost(record, row))
+def _check_latency(costs: CostsRecord, row: Latency) -> str:
+    speed_up, low = _speed_up(_find_cost(costs, row))
     found = f"{speed_up:.2f} times as fast as dense, at least {low:.2f}"
     return _demand(low >= row.speed_up, found, f"{row.speed_up:.2f} or more")
 
 
-def _check_speed(record: EvaluationRecord, other: EvaluationRecord, policy: Policy) -> str:
-    ours, theirs = (_find_cost(it, policy.latency) for it in (record, other))
+def _check_speed(costs: CostsRecord, other: CostsRecord, policy: Policy) -> str:
+    ours, theirs = (_find_cost(it, policy.latency) for it in (costs, other))
     if ours.device != theirs.device:
         raise InputError(
             f"its time was measured on {ours.device}, the champion's on {theirs.device}; measure both on one"

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,6 +14,7 @@ from stages.runtime.errors import InputError, without_password
 from stages.runtime.git import git_output, outside_git
 from stages.runtime.schema import Commit, Frozen, Sha256
 from stages.storage.files import RUN_RECORD, file_sha256, read_json
+from stages.storage.provenance import read_provenance
 from stages.tracking.compression import Compression
 
 CODE = ("stages", "flows", "dvc.yaml", "requirements.lock", "pyproject.toml")
@@ -76,9 +78,17 @@ def take_lineage(compression: Compression) -> Lineage:
         files={name: file_sha256(Path(name)) for name in FILES},
         data_sha256=str(dataset.get("sha256")),
         outputs=hash_outputs(Path()),
-        runs={stage: read_json(home / RUN_RECORD) for stage, home in compression.folders.items()},
+        runs=read_runs(compression.folders),
         dvc_remotes=_list_remotes(),
     )
+
+
+def read_runs(folders: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+    """Read the run.json of each stage, with the provenance beside it; null where its output came out of DVC's cache."""
+    return {
+        stage: {**read_json(folder / RUN_RECORD), "provenance": read_provenance(folder)}
+        for stage, folder in folders.items()
+    }
 
 
 def hash_outputs(workspace: Path) -> dict[str, str]:

@@ -130,6 +130,7 @@ def _write_evidence(compression: Compression, lineage: Lineage, folder: Path) ->
     evaluation = compression.folders["evaluate"]
     for name in ("evaluation.json", RUN_RECORD):
         copy_file(evaluation / name, folder / "evaluation" / name)
+    copy_file(compression.folders["costs"] / "costs.json", folder / "costs" / "costs.json")
     for name in FILES:
         copy_file(Path(name), folder / name)
     write_json(folder / "lineage.json", lineage.model_dump(mode="json"))

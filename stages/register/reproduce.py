@@ -14,12 +14,12 @@ from typing import Any, Literal
 from stages.models.layout import PLAN, WEIGHTS
 from stages.protocol.evaluation import METRICS, EvaluationRecord, read_evaluation
 from stages.register.ledger import who
-from stages.register.lineage import DECISIVE, Lineage, hash_outputs, read_lineage
+from stages.register.lineage import DECISIVE, Lineage, hash_outputs, read_lineage, read_runs
 from stages.register.package import check_files
 from stages.register.registry import CONTENT, EVIDENCE, MODEL, OURS, Registry
 from stages.runtime.errors import InputError, first_line, without_password
 from stages.runtime.git import git_error, git_output, outside_git
-from stages.storage.files import RUN_RECORD, copy_file, file_sha256, read_json
+from stages.storage.files import copy_file, file_sha256
 from stages.storage.s3 import VARIABLE
 from stages.storage.tensors import read_tensors
 from stages.tracking.compression import stage_folders
@@ -149,7 +149,7 @@ def _run(place: Path) -> str:
 def _compare(uri: str, files: Path, lineage: Lineage, place: Path) -> Reproduction:
     folders = stage_folders(place / "artifacts", place / "reports")
     then, now = read_evaluation(files / EVIDENCE / "evaluation"), read_evaluation(folders["evaluate"])
-    runs = {stage: read_json(home / RUN_RECORD) for stage, home in folders.items()}
+    runs = read_runs(folders)
     released = place / "artifacts" / "released" / OURS
     found = Reproduction(
         uri=uri,
@@ -208,4 +208,5 @@ def _machine(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _describe(run: Mapping[str, Any]) -> dict[str, Any]:
-    return {"python": run.get("python"), **run.get("packages", {}), **run.get("device", {})}
+    device = (run.get("provenance") or {}).get("device", {})
+    return {"python": run.get("python"), **run.get("packages", {}), **device}

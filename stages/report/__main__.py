@@ -20,7 +20,8 @@ def main(models: Path, reports: Path, summary: Path, released: Path, page: Path)
     from stages.report.summary import write_summary
     from stages.storage.files import check_free, write_atomically, writing
     from stages.storage.provenance import write_run_record
-    from stages.tracking.compression import stage_folders
+    from stages.tracking.compression import Compression, stage_folders
+    from stages.tracking.recording import record_all
 
     folders = stage_folders(models, reports)
     inputs = [*folders.values(), reports / "finetune", reports / "importance"]
@@ -35,6 +36,7 @@ def main(models: Path, reports: Path, summary: Path, released: Path, page: Path)
         for folder in (summary_folder, released_folder):
             write_run_record(folder, "report")
         write_atomically(page, content.encode())
+    record_all(Compression(models, reports), Path("unsent"), allow_offline=True)
 
 
 if __name__ == "__main__":

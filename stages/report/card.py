@@ -60,7 +60,7 @@ def write_card(report: ReportData, name: str) -> str:
             count=write_count,
             target=write_target(report.prune.target),
             losses=write_losses(report.finetune.loss),
-            results=to_markdown(record),
+            results=to_markdown(record, report.costs),
             worst=write_worst(record.models[name]),
             picture=PICTURE,
             worst_picture=WORST,
@@ -120,7 +120,7 @@ def _head(report: ReportData, name: str) -> ModelCardData:
 
 
 def _speed(report: ReportData, name: str) -> str:
-    cost = report.record.headline(name)
+    cost = report.costs.first(name)
     if cost.speed_up is None or cost.speed_up_low is None or cost.speed_up_high is None:
         return "no time was measured"
     speed_up = write_speed_up(cost.speed_up, cost.speed_up_low, cost.speed_up_high)

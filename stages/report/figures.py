@@ -115,7 +115,7 @@ def _ssim(axis: Axes, report: ReportData) -> None:
 
 def _throughput(axis: Axes, report: ReportData) -> None:
     """Images per second at each batch, eager."""
-    rows = [row for row in compare_costs(report.record) if row.mode == "eager" and row.images_per_s]
+    rows = [row for row in compare_costs(report.costs) if row.mode == "eager" and row.images_per_s]
     for name, (precision, style) in itertools.product(COLOURS, LINES.items()):
         members = [row for row in rows if (row.model, row.precision) == (name, precision)]
         if members:
@@ -132,7 +132,7 @@ def _throughput(axis: Axes, report: ReportData) -> None:
 
 def _speed_up(axis: Axes, report: ReportData) -> None:
     """Speed-up over dense in every setting, with what the operations would promise."""
-    rows = [row for row in compare_costs(report.record) if row.model == "pruned" and row.speed_up]
+    rows = [row for row in compare_costs(report.costs) if row.model == "pruned" and row.speed_up]
     names = [f"{row.precision}{' compiled' * (row.mode == 'compiled')}, batch {row.batch}" for row in rows]
     values, lows, highs = (
         np.array([getattr(row, key) for row in rows]) for key in ("speed_up", "speed_up_low", "speed_up_high")

@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -63,14 +64,14 @@ def write_page(report: ReportData, figures: Mapping[str, Mapping[str, bytes]], r
         target=write_target(report.prune.target),
         tiles=list(_tiles(report)),
         header=HEADER,
-        rows=to_rows(record),
+        rows=to_rows(record, report.costs),
         protocol_text=protocol_to_text(record),
-        latency_text=latency_to_text(record),
+        latency_text=latency_to_text(report.costs),
         figures={name: {theme: _embed(svg, "svg+xml") for theme, svg in one.items()} for name, one in figures.items()},
         images=images,
         others=others,
         worst={name: write_worst(record.models[name]) for name in others},
-        costs=list(compare_costs(record)),
+        costs=list(compare_costs(report.costs)),
         speed_up=write_speed_up,
         with_attention=_each(record, lambda model: write_count(model.macs + model.attention_macs)),
         on_disk=_each(record, lambda model: f"{model.size_bytes / 1e6:.2f} MB"),
@@ -97,7 +98,7 @@ def _tiles(report: ReportData) -> Iterator[tuple[str, str]]:
     dense, finetuned = (report.record.models[name] for name in (DENSE, "finetuned"))
     yield f"−{1 - finetuned.macs / dense.macs:.1%}", "MACs"
     yield f"−{1 - finetuned.params / dense.params:.1%}", "parameters"
-    cost = report.record.headline("finetuned")
+    cost = report.costs.first("finetuned")
     if cost.speed_up:
         yield f"{cost.speed_up:.2f}×", f"as fast at batch {cost.batch}, measured"
     above = finetuned.fid.above_dense
@@ -115,8 +116,13 @@ def lineage(report: ReportData) -> Iterator[tuple[str, str]]:
         yield f"weights, {name}", f"sha256 {model.weights_sha256}"
     yield "pruning plan", f"sha256 {report.plan_sha256}"
     for stage, run in report.runs.items():
-        commit = f"{run['git_commit']}{' with changes' if run['git_dirty'] else ''}" if run["git_commit"] else "none"
-        machine = f"{run['device']['name']}, {run['device']['threads']} threads"
-        yield stage, f"commit {commit}, code {run['code_sha256'][:12]}, {machine}"
+        yield stage, f"code {run['code_sha256'][:12]}, {_describe_provenance(report.provenance.get(stage))}"
     run = report.runs["evaluate"]
     yield "versions", ", ".join([f"python {run['python']}", *(f"{key} {it}" for key, it in run["packages"].items())])
+
+
+def _describe_provenance(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "output from DVC's cache"
+    commit = f"{found['git_commit']}{' with changes' if found['git_dirty'] else ''}" if found["git_commit"] else "none"
+    return f"commit {commit}, {found['device']['name']}, {found['device']['threads']} threads"

@@ -10,9 +10,11 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ValidationError
 
 from stages.models.layout import PLAN, WEIGHTS
+from stages.protocol.costs import CostsRecord, read_costs
 from stages.protocol.evaluation import DENSE, EvaluationRecord, read_evaluation
 from stages.runtime.errors import InputError, first_line
 from stages.storage.files import RUN_RECORD, file_sha256, read_bytes, read_json
+from stages.storage.provenance import read_provenance
 from stages.storage.tensors import read_shapes
 from stages.tracking.compression import stage_folders
 
@@ -58,6 +60,7 @@ class ReportData:
     """What happened to one model."""
 
     record: EvaluationRecord
+    costs: CostsRecord
     curve: list[tuple[float, float]]
     """(step, held-out loss)."""
     ema_decay: float
@@ -73,6 +76,8 @@ class ReportData:
     plan_sha256: str
     runs: dict[str, dict[str, Any]]
     """Stage -> its run.json."""
+    provenance: dict[str, dict[str, Any]]
+    """Stage -> where and at which commit it ran; without those whose output came out of DVC's cache."""
     licence: dict[str, str]
     """Of the base model, by the keys of its card's head; empty where it names none."""
 
@@ -114,11 +119,13 @@ def read_report_data(artifacts: Path, reports: Path) -> ReportData:
     for name, file in files.items():
         if record.models[name].weights_sha256 != file_sha256(file):
             raise InputError(f"{folders['evaluate']} tells of other weights than {file}; run the evaluate stage first")
-    runs = {stage: read_json(home / RUN_RECORD) for stage, home in folders.items()}
+    runs = {stage: read_json(folder / RUN_RECORD) for stage, folder in folders.items()}
+    provenance = {stage: found for stage, folder in folders.items() if (found := read_provenance(folder))}
     plan = read_json(folders["finetune"] / PLAN)
     try:
         return ReportData(
             record=record,
+            costs=_read_costs(folders["costs"], record),
             curve=_read_curve(reports / "finetune" / "curve.csv"),
             ema_decay=float(read_json(reports / "finetune" / "metrics.json")["ema_decay"]),
             ssim=_read_ssim(folders["evaluate"] / "pairs.csv"),
@@ -129,6 +136,7 @@ def read_report_data(artifacts: Path, reports: Path) -> ReportData:
             finetune=FinetuneRecord.model_validate(runs["finetune"]["params"]["finetune"]),
             plan_sha256=file_sha256(folders["finetune"] / PLAN),
             runs=runs,
+            provenance=provenance,
             licence=_read_licence(folders["fetch"] / "README.md"),
         )
     except (KeyError, TypeError, ValidationError) as error:
@@ -143,6 +151,18 @@ def _read_ordered(folder: Path) -> EvaluationRecord:
     if set(record.models) != set(MODELS):
         raise InputError(f"{folder} holds {', '.join(record.models)}; the page tells of {', '.join(MODELS)}")
     return record.model_copy(update={"models": {name: record.models[name] for name in MODELS}})
+
+
+def _read_costs(folder: Path, record: EvaluationRecord) -> CostsRecord:
+    """Read the costs of the models that the evaluation is of.
+
+    Raises:
+        InputError: The costs are missing, damaged, or of other weights.
+    """
+    costs = read_costs(folder)
+    if costs.weights_sha256 != {name: model.weights_sha256 for name, model in record.models.items()}:
+        raise InputError(f"{folder} holds the costs of other weights than the evaluation; run the costs stage first")
+    return costs
 
 
 def _widths(before: dict[str, list[int]], after: dict[str, list[int]]) -> list[Width]:

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 
-from stages.protocol.evaluation import Cost, EvaluationRecord
+from stages.protocol.costs import Cost, CostsRecord
 
 TWIN = "finetuned"
 """It has the widths of pruned, and so its rows: shown once."""
 
 
-def compare_costs(record: EvaluationRecord) -> Iterator[Cost]:
+def compare_costs(record: CostsRecord) -> Iterator[Cost]:
     """Give every setting's rows one after the other."""
     rows = [row for row in record.costs if row.model != TWIN]
     for setting in dict.fromkeys(_setting(row) for row in rows):

@@ -17,7 +17,7 @@ PICTURE = "summary.png"
 
 def write_summary(report: ReportData, figures: Mapping[str, Mapping[str, bytes]], reports: Path, folder: Path) -> None:
     """Write results.md, the figures for a light page, and summary.png."""
-    write_atomically(folder / "results.md", to_markdown(report.record).encode())
+    write_atomically(folder / "results.md", to_markdown(report.record, report.costs).encode())
     for name, themes in figures.items():
         write_atomically(folder / f"{name}.svg", themes["light"])
     draw_summary(report, reports).savefig(folder / PICTURE, metadata={"Software": None})
@@ -36,7 +36,7 @@ def draw_summary(report: ReportData, reports: Path) -> Figure:
             axis.axis("off")
         axis = table.subplots()
         axis.axis("off")
-        cells = axis.table(to_rows(report.record), colLabels=HEADER, loc="center", cellLoc="center")
+        cells = axis.table(to_rows(report.record, report.costs), colLabels=HEADER, loc="center", cellLoc="center")
         cells.auto_set_font_size(value=False)
         cells.set_fontsize(10)
         cells.auto_set_column_width(range(len(HEADER)))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from stages.protocol.costs import CostsRecord
 from stages.protocol.evaluation import EvaluationRecord, Metric
 from stages.protocol.protocol import Protocol
 
@@ -10,13 +11,13 @@ ALIKE = "≈"
 """Marks what does not differ from dense by more than the interval of the difference."""
 
 
-def to_rows(record: EvaluationRecord) -> list[list[str]]:
+def to_rows(record: EvaluationRecord, costs: CostsRecord) -> list[list[str]]:
     """Write each model's numbers as text, in the order of `HEADER`."""
-    return [_row(name, record) for name in record.models]
+    return [_row(name, record, costs) for name in record.models]
 
 
-def _row(name: str, record: EvaluationRecord) -> list[str]:
-    model, latency_ms = record.models[name], record.headline(name).median_ms
+def _row(name: str, record: EvaluationRecord, costs: CostsRecord) -> list[str]:
+    model, latency_ms = record.models[name], costs.first(name).median_ms
     return [
         name,
         f"{model.params / 1e6:.3f} M",
@@ -81,14 +82,14 @@ def conditions_to_text(protocol: Protocol, seeds: str) -> str:
     )
 
 
-def latency_to_text(record: EvaluationRecord) -> str:
+def latency_to_text(costs: CostsRecord) -> str:
     """Write what the latency is of."""
-    row = record.costs[0]
+    row = costs.costs[0]
     return f"Latency: median of a pass, batch {row.batch}, {row.precision}, {row.mode}, {row.device}."
 
 
-def to_markdown(record: EvaluationRecord) -> str:
+def to_markdown(record: EvaluationRecord, costs: CostsRecord) -> str:
     """Write the table with the protocol below it."""
-    lines = [HEADER, ["---"] + ["---:"] * (len(HEADER) - 1), *to_rows(record)]
+    lines = [HEADER, ["---"] + ["---:"] * (len(HEADER) - 1), *to_rows(record, costs)]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    return f"{table}\n\n{protocol_to_text(record)} {latency_to_text(record)}\n"
+    return f"{table}\n\n{protocol_to_text(record)} {latency_to_text(costs)}\n"

@@ -10,9 +10,12 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stages.runtime.errors import InputError, first_line
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 RUN_RECORD = "run.json"
 
@@ -158,6 +161,11 @@ def read_bytes(path: Path) -> bytes:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write `value` with sorted keys, so that equal values are equal files."""
     write_atomically(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+
+def write_csv(path: Path, table: "DataFrame") -> None:
+    """Write a table as CSV, with a header and without its index."""
+    write_atomically(path, table.to_csv(index=False, lineterminator="\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:

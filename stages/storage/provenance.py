@@ -1,96 +1,100 @@
-"""A stage, its params and its inputs -> the record and the hash of what made a folder."""
+"""A stage and its params -> run.json in what it writes, the provenance beside it, and the fingerprint of a training.
+
+run.json holds what decides an output and nothing that varies: the same work leaves the same folder. Where, when and at
+which commit a stage ran stands in NAME.provenance.json beside its output folder NAME, which DVC does not track.
+"""
 
 import hashlib
 import json
 import platform
-import subprocess
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
+from stages.runtime.code_hash import STAGES, hash_code
+from stages.runtime.errors import InputError
+from stages.runtime.git import git_output
 from stages.runtime.schema import Section
-from stages.storage.files import RUN_RECORD, file_sha256, write_json
+from stages.storage.files import RUN_RECORD, file_sha256, read_json, write_json
 
 PACKAGES = ("diffusers", "numpy", "safetensors", "scikit-image", "torch", "torch-fidelity", "torch-pruning")
-STAGES_ROOT = Path(__file__).parent
-ALSO = {"reference": ["protocol"], "evaluate": ["protocol"]}
-"""Packages that only some stages share."""
-DOORS = (
-    "compare.py",
-    "compression.py",
-    "export.py",
-    "live.py",
-    "mlflow_server.py",
-    "oneshot.py",
-    "storage.py",
-    "tracking.py",
-)
-"""Files beside the stages that decide nothing of what a stage computes."""
+Params = Section | dict[str, Any] | int
 
 
-def write_run_record(folder: Path, stage: str, **params: Section | int | dict[str, Any]) -> None:
-    """Write run.json: what made this folder (the params that the stage read, commit, code, versions, device).
+def write_run_record(folder: Path, stage: str, **params: Params) -> None:
+    """Write run.json into the output of a stage: its params, the hash of its code, and the versions of packages."""
+    write_json(folder / RUN_RECORD, {"stage": stage, **_decisive(stage, params)})
 
-    It holds no time of day, so the same work leaves the same folder.
+
+def write_provenance(folder: Path, **found: Any) -> None:  # noqa: ANN401  # any JSON
+    """Write where, when and at which commit the stage ran that has just written a folder, beside that folder.
+
+    Args:
+        folder: The output, with its run.json.
+        found: What else varies from run to run, such as how long a training took.
     """
+    began = psutil.Process().create_time()
     record = {
-        "stage": stage,
-        "params": _plain(params),
-        "git_commit": _git("rev-parse", "--verify", "--quiet", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain", "--", str(STAGES_ROOT))),
-        "code_sha256": code_sha256(stage),
-        **_machine(),
+        "run_sha256": file_sha256(folder / RUN_RECORD),
+        "git_commit": git_output(STAGES, "rev-parse", "--verify", "--quiet", "HEAD"),
+        "git_dirty": bool(git_output(STAGES, "status", "--porcelain", "--", ".")),
+        "device": _device(),
+        "began_at": datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.time() - began, 3),
+        **found,
     }
-    write_json(folder / RUN_RECORD, record)
+    write_json(_provenance_path(folder), record)
 
 
-def fingerprint(stage: str, inputs: Iterable[Path], **params: Section | int) -> str:
-    """Hash all that decides the outcome of a stage: code, params, inputs (but for their run.json), versions, device."""
-    digest = hashlib.sha256(code_sha256(stage).encode())
-    digest.update(json.dumps([_plain(params), _machine()]).encode())
+def read_provenance(folder: Path) -> dict[str, Any] | None:
+    """Read where, when and at which commit the stage ran that wrote a folder.
+
+    Returns:
+        None where that is not known: the folder came out of DVC's cache, or was written by another run.
+    """
+    path = _provenance_path(folder)
+    try:
+        record = read_json(path)
+    except InputError:
+        return None
+    return record if record.get("run_sha256") == file_sha256(folder / RUN_RECORD) else None
+
+
+def _provenance_path(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.provenance.json")
+
+
+def fingerprint(stage: str, inputs: Iterable[Path], **params: Params) -> str:
+    """Hash all that decides the outcome of a stage: code, params, inputs without their run.json, versions and device.
+
+    The number of threads decides the order of sums on a CPU and counts only there.
+    """
+    device = _device()
+    if device["cuda"]:
+        del device["threads"]
+    digest = hashlib.sha256(json.dumps([_decisive(stage, params), device], sort_keys=True).encode())
     for path in (path for folder in inputs for path in sorted(folder.rglob("*"))):
         if path.is_file() and path.name != RUN_RECORD:
             digest.update(file_sha256(path).encode())
     return digest.hexdigest()
 
 
-def _plain(params: Mapping[str, Section | int | dict[str, Any]]) -> dict[str, Any]:
-    return {key: part.model_dump(mode="json") if isinstance(part, Section) else part for key, part in params.items()}
-
-
-def code_sha256(stage: str) -> str:
-    """Hash the code of a stage and all that the computing stages share; a changed line is another hash."""
-    own = sorted(path for name in (stage, *ALSO.get(stage, ())) for path in (STAGES_ROOT / name).rglob("*.py"))
-    doors = {STAGES_ROOT / name for name in DOORS}
-    shared = sorted({*STAGES_ROOT.glob("*.py"), *(STAGES_ROOT / "diffusion").glob("*.py")} - doors)
-    digest = hashlib.sha256()
-    for path in own + shared:
-        digest.update(path.relative_to(STAGES_ROOT).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
-
-
-def _machine() -> dict[str, Any]:
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu {platform.machine()}"
+def _decisive(stage: str, params: dict[str, Params]) -> dict[str, Any]:
     return {
+        "params": {key: it.model_dump(mode="json") if isinstance(it, Section) else it for key, it in params.items()},
+        "code_sha256": hash_code(stage),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
-        "device": {"name": name, "threads": torch.get_num_threads()},
     }
 
 
-def _git(*arguments: str) -> str | None:
-    """Ask git about the checkout; None where there is none, or it has nothing to say."""
-    try:
-        result = subprocess.run(  # noqa: S603
-            ["git", *arguments],  # noqa: S607
-            cwd=STAGES_ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except OSError:  # no git on this machine
-        return None
-    return result.stdout.strip() or None
+def _device() -> dict[str, Any]:
+    cuda = torch.cuda.is_available()
+    name = torch.cuda.get_device_name() if cuda else f"cpu {platform.machine()}"
+    return {"name": name, "cuda": cuda, "threads": torch.get_num_threads()}

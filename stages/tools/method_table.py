@@ -239,4 +239,4 @@ def write_method_table(cells: Path, out: Path, preset: str, command: str) -> Non
         for name, draw in plots.items():
             for kind in ("svg", "png"):
                 (folder / f"{name}.{kind}").write_bytes(draw_figure(draw, "light", kind))
-        write_run_record(folder, "report")
+        write_run_record(folder, "tools")

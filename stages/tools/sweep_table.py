@@ -99,7 +99,7 @@ def to_rows(points: Sequence[Point]) -> list[dict[str, str]]:
             "FID": write_metric(point.model.fid, 3),
             "KID × 10³": write_metric(point.model.kid, 2, factor=1e3),
             "SSIM": write_metric(point.model.ssim, 3),
-            "latency": "–" if (ms := point.record.headline(OURS).median_ms) is None else f"{ms:.2f} ms",
+            "latency": "–" if (ms := point.costs.first(OURS).median_ms) is None else f"{ms:.2f} ms",
             "front": "●" if point.name in front else "",
             "MLflow run": point.cell.mlflow_run,
         }
@@ -143,7 +143,7 @@ def _numbers(point: Point) -> Mapping[str, Any]:
         "params": point.model.params,
         **{name: metric.mean for name, metric in found.items()},
         **{f"{name}_interval": metric.half_width for name, metric in found.items()},
-        "latency_ms": point.record.headline(OURS).median_ms,
+        "latency_ms": point.costs.first(OURS).median_ms,
         "ran": " ".join(point.cell.ran),
         "mlflow_run": point.cell.mlflow_run,
         "protocol": point.record.protocol_id,
@@ -198,4 +198,4 @@ def write_sweep_table(cells: Path, out: Path) -> None:
         write_json(folder / "sweep_table.json", about)
         for kind in ("svg", "png"):
             (folder / f"pareto.{kind}").write_bytes(draw_figure(lambda axis: draw(axis, points), "light", kind))
-        write_run_record(folder, "report")
+        write_run_record(folder, "tools")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.runtime.errors import InputError
+from stages.runtime.git import git_output
 from stages.runtime.schema import flatten
 
 CHUNK_BYTES = 2**24
@@ -30,7 +31,11 @@ class Compression:
 
     def id(self) -> str:
         """Name the compression by its content: the params and code that made it and the weights that came of it."""
-        content = [{key: record[key] for key in CONTENT} for record in self.records()]
+        content = [
+            {key: record[key] for key in CONTENT}
+            for stage, record in self.records().items()
+            if stage != "costs"  # times vary: the same compression timed twice is one
+        ]
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
         for path in sorted(self.model.rglob("*.safetensors")):
             with path.open("rb") as file:
@@ -38,13 +43,13 @@ class Compression:
                     digest.update(chunk)
         return digest.hexdigest()
 
-    def records(self) -> Iterator[dict[str, Any]]:
-        """Read every stage's run.json, in order."""
-        return (_read_json(home / "run.json", {*CONTENT, "git_commit", "device"}) for home in self.folders.values())
+    def records(self) -> dict[str, dict[str, Any]]:
+        """Read the run.json of each stage, in order."""
+        return {stage: _read_json(folder / "run.json", CONTENT) for stage, folder in self.folders.items()}
 
     def params(self) -> dict[str, Any]:
         """Flatten the params of all stages to `prune.ratio: 0.3`."""
-        return {key: value for record in self.records() for key, value in flatten(record["params"])}
+        return {key: value for record in self.records().values() for key, value in flatten(record["params"])}
 
     def metrics(self) -> dict[str, float]:
         """Flatten the metrics of all reports to `evaluate.finetuned.fid: 1.2`."""
@@ -55,16 +60,16 @@ class Compression:
         return {key: value for key, value in flatten(found) if isinstance(value, int | float)}
 
     def tags(self) -> dict[str, str]:
-        """Name the protocol, the commit and the device of what was measured."""
+        """Name the protocol, the commit of the checkout, and the device on which the costs were measured."""
         record = _read_json(self.reports / "evaluate" / "evaluation.json", {"protocol_id"})
-        *_, last = self.records()
+        costs = _read_json(self.folders["costs"] / "costs.json", {"costs"})
         try:
-            device = str(last["device"]["name"])
-        except (KeyError, TypeError):
-            raise InputError(f"{self.folders['evaluate'] / 'run.json'} is not what its stage wrote") from None
+            device = str(costs["costs"][0]["device"])
+        except (LookupError, TypeError):
+            raise InputError(f"{self.folders['costs'] / 'costs.json'} is not what its stage wrote") from None
         return {
             "espalier.protocol": str(record["protocol_id"]),
-            "mlflow.source.git.commit": last["git_commit"] or "",
+            "mlflow.source.git.commit": git_output(Path(), "rev-parse", "--verify", "--quiet", "HEAD") or "",
             "device": device,
         }
 
@@ -98,6 +103,7 @@ def stage_folders(artifacts: Path, reports: Path) -> dict[str, Path]:
         "prune": artifacts / "pruned",
         "finetune": artifacts / "finetuned",
         "evaluate": reports / "evaluate",
+        "costs": reports / "costs",
     }
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
 from pydantic import Field, ValidationError
 
 from stages.runtime.errors import InputError, UnavailableError, first_line
@@ -216,3 +217,51 @@ def _read_kept(folder: Path) -> RunRecord:
     except ValidationError as error:
         reason = f"{error.errors()[0]['loc']}: {error.errors()[0]['msg']}"
         raise InputError(f"{folder / RECORD} is damaged ({reason}); remove {folder} and record again") from None
+
+
+def record_all(compression: Compression, unsent: Path, *, allow_offline: bool) -> tuple[str, bool] | None:
+    """Record a finished compression in MLflow, however often this is called, and all that still wait to be sent.
+
+    Args:
+        compression: What to record.
+        unsent: The folder in which records wait for the server.
+        allow_offline: Whether a server that is away is only warned of.
+
+    Returns:
+        The id of the compression's run, and whether it is new; None while the server is away.
+
+    Raises:
+        InputError: The compression is not finished, or a record is damaged.
+        UnavailableError: The server is away, which is not allowed.
+    """
+    waiting = sorted(path.parent for path in unsent.glob(f"*/{RECORD}") if path.parent.name[0] != ".")
+    try:
+        known = None if waiting else find_run(connect(), compression.id())
+    except Exception as error:  # noqa: BLE001  # any fault of a server; a fault of a folder is raised by save_record
+        _warn_of_unsent(save_record(compression, unsent), error, allow_offline=allow_offline)
+        return None
+    if known:
+        click.echo(f"MLflow run {known}: this compression was recorded before")
+        return known, False
+    latest = save_record(compression, unsent)
+    sent: dict[Path, tuple[str, bool]] = {}
+    for folder in [latest, *(other for other in waiting if other != latest)]:
+        try:
+            sent[folder] = run_id, new = send_record(folder)
+        except InputError:
+            raise
+        except Exception as error:  # noqa: BLE001  # any fault of a server
+            _warn_of_unsent(folder, error, allow_offline=allow_offline)
+            return None
+        click.echo(f"MLflow run {run_id}: {'recorded' if new else 'this compression was recorded before'}")
+    return sent[latest]
+
+
+def _warn_of_unsent(folder: Path, error: Exception, *, allow_offline: bool) -> None:
+    message = (
+        f"MLflow did not take the record ({first_line(error)}); it is kept in {folder} and goes with the next one, or "
+        "by: python -m stages.tracking"
+    )
+    if not allow_offline:
+        raise UnavailableError(message) from None
+    click.echo(f"Warning: {message}", err=True)

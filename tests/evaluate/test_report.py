@@ -14,7 +14,6 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from stages.data.grid import images_to_grid
 from stages.evaluate.consistency import Pairs, images_to_mse, images_to_ssim
 from stages.evaluate.evaluation import evaluate
-from stages.evaluate.params import CostParams
 from stages.evaluate.report import write_report
 from stages.evaluate.summary import summarise
 from stages.models.latency import measure_latencies_ms
@@ -28,7 +27,6 @@ from stages.runtime.errors import InputError
 from stages.storage.files import write_json
 
 DRAWS = np.random.default_rng(0)
-COSTS = CostParams(batches=(1,), repeats=3, seconds=0.5)
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 16), (3, 32, 32)])
@@ -111,7 +109,7 @@ def reference(models, scheduler, protocol, extractor):
 @pytest.fixture
 def evaluation(models, files, scheduler, reference, extractor):
     """Both, measured."""
-    return evaluate(models, files, scheduler, reference, extractor, COSTS)
+    return evaluate(models, files, scheduler, reference, extractor)
 
 
 def test_the_dense_model_is_like_itself(evaluation):
@@ -125,10 +123,10 @@ def test_the_dense_model_is_like_itself(evaluation):
 
 
 def test_a_second_evaluation_draws_no_dense_image(models, files, scheduler, reference, extractor, evaluation):
-    """Counted on the model itself: it draws its strip, and is timed, but never draws a set."""
+    """Counted on the model itself: it draws its strip, but never a set."""
     calls = []
     handle = models["dense"].register_forward_hook(lambda _, __, output: calls.append(len(output.sample)))
-    again = evaluate(models, files, scheduler, reference, extractor, COSTS)
+    again = evaluate(models, files, scheduler, reference, extractor)
     handle.remove()
 
     assert again.models["dense"].sets == evaluation.models["dense"].sets
@@ -143,7 +141,7 @@ def test_a_reference_of_another_dense_model_is_refused(models, files, make_unet,
     others = {**models, "dense": make_unet(seed=5, sample_size=16)}
 
     with pytest.raises(InputError, match=r"the dense model has weights of sha256 .*; run the reference stage again"):
-        evaluate(others, files, scheduler, reference, extractor, COSTS)
+        evaluate(others, files, scheduler, reference, extractor)
 
 
 def test_a_model_that_draws_no_numbers_is_refused(models, files, scheduler, reference, extractor):
@@ -154,11 +152,11 @@ def test_a_model_that_draws_no_numbers_is_refused(models, files, scheduler, refe
     with pytest.raises(
         InputError, match=r"pruned, set 1 of 2 draws 4 of 4 images with values that are not finite \(first: seed \d+\)"
     ):
-        evaluate(models, files, scheduler, reference, extractor, COSTS)
+        evaluate(models, files, scheduler, reference, extractor)
 
 
 def test_the_record_holds_every_number_with_its_interval(evaluation, tmp_path):
-    """JSON for programs, a flat file a model for DVC, every pair, the truth table, and pictures that open."""
+    """JSON for programs, a flat file a model for DVC, every pair, and pictures that open."""
     write_report(evaluation, tmp_path)
     record = json.loads((tmp_path / "evaluation.json").read_text())
 
@@ -177,8 +175,6 @@ def test_the_record_holds_every_number_with_its_interval(evaluation, tmp_path):
     assert all(not isinstance(value, dict) for value in flat.values())
     with (tmp_path / "pairs.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 2 * evaluation.protocol.num_images
-    with (tmp_path / "costs.csv").open() as file:
-        assert [row["model"] for row in csv.DictReader(file)] == ["dense", "pruned"]
     for name in ("dense", "pruned", "dense-strip", "pruned-worst"):
         with Image.open(tmp_path / f"{name}.png") as image:
             assert min(image.size) >= 60
@@ -196,10 +192,9 @@ def test_the_worst_pictures_are_those_of_the_worst_pairs(evaluation, reference):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"models": {}}, "the models and those of the costs are not the same"),
+        ({"models": {}}, "models has no dense"),
         ({"protocol_id": "0" * 12}, "protocol_id is 000000000000, that of the protocol beside it"),
         ({"floor_fid": "a lot"}, "floor_fid: "),
-        ({"costs": []}, "costs: "),
         ({"surprise": 1}, "surprise: "),
     ],
 )

@@ -13,6 +13,7 @@ from stages.params import load_params
 from stages.storage.files import write_json
 from stages.tracking.recording import TABLE, record_folder
 from tests.flows.test_method_rows import repository
+from tests.records import make_costs
 from tests.tools.test_method_table import make_record
 
 __all__ = ["repository"]
@@ -34,6 +35,7 @@ def compress(protocol, tmp_path, monkeypatch):
         record = make_record(drawn, 1 + params.seed + len(params.finetune.ema_decays) / 10, 0.5)
         folder = tmp_path / "recorded" / label
         write_json(folder / "reports" / "evaluate" / "evaluation.json", record.model_dump(mode="json"))
+        write_json(folder / "reports" / "costs" / "costs.json", make_costs(record).model_dump(mode="json"))
         run_id = record_folder(label, label, {}, folder, [{"registered": to_register}])
         return Completed(message=f"ran prune; MLflow run {run_id}")
 

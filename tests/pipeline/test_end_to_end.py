@@ -25,7 +25,7 @@ NAME = "espalier-digits"
 SIZES = {
     "reference": {"num_images": 200, "sets": 5, "kid_subset_size": 100, "sampler": {"steps": 20}},
     "finetune": {"steps": 300},
-    "evaluate": {"costs": {"batches": [1], "repeats": 100, "seconds": 4.0}},
+    "costs": {"batches": [1], "repeats": 100, "seconds": 4.0},
 }
 """Smaller than the defaults, so that it takes minutes."""
 IMAGES = ".png", ".svg"

@@ -6,20 +6,21 @@ from types import SimpleNamespace
 import pytest
 
 from stages.models.pipeline import write_pipeline
-from stages.protocol.evaluation import METRICS, Cost, EvaluationRecord, Metric, Model, Pair
+from stages.protocol.evaluation import METRICS, EvaluationRecord, Metric, Model, Pair
 from stages.protocol.intervals import estimate
 from stages.register.lineage import FILES, Lineage
 from stages.register.package import FILES_LIST, hash_list, list_files, write_package
 from stages.register.policy import Policy
 from stages.register.registry import CHALLENGER, CONTENT, EVIDENCE, MODEL, Registry
 from stages.storage.files import file_sha256, read_json, write_json
+from tests.records import make_costs
 
 NAME = "tiny"
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 FIDS, SSIMS = [1.0, 1.1, 0.9], [0.95, 0.96, 0.94]
 
 
-def make_record(protocol, weights, fids=FIDS, ssims=SSIMS, macs=60, speed_up=1.2, dense="a", device="cpu"):
+def make_record(protocol, weights, fids=FIDS, ssims=SSIMS, macs=60, dense="a"):
     """An evaluation whose finetuned model is as given and whose dense one has a FID of 0.9, 1.0, 0.8."""
 
     def model(values, similar, count):
@@ -32,18 +33,12 @@ def make_record(protocol, weights, fids=FIDS, ssims=SSIMS, macs=60, speed_up=1.2
         pair = Pair(set=0, index=0, ssim=0.5, mse=0.1)
         return Model(**size, weights_sha256=weights, ssim_quantiles={}, worst_pairs=[pair], **metrics)
 
-    def cost(name, times):
-        low = {"speed_up_low": times - 0.05, "speed_up_high": times + 0.05}
-        row = {"batch": 1, "precision": "float32", "mode": "eager", "device": device}
-        return Cost(model=name, **row, passes=30, median_ms=1, speed_up=times, **low)
-
     return EvaluationRecord(
         protocol_id=protocol.id,
         protocol=protocol,
         dense_sha256=dense * 64,
         floor_fid=0.4,
         models={"dense": model([0.9, 1.0, 0.8], [1.0] * 3, 100), "finetuned": model(fids, ssims, macs)},
-        costs=[cost("dense", 1.0), cost("finetuned", speed_up)],
     )
 
 
@@ -111,6 +106,7 @@ def write(folder, tmp_path, unet, scheduler, protocol, made=None):
     record = make_record(protocol.model_copy(update={"sets": 3}), weights)
     write_json(evaluated / "evaluation.json", record.model_dump(mode="json"))
     write_json(evaluated / "run.json", {"stage": "evaluate"})
+    write_json(tmp_path / "costs" / "costs.json", make_costs(record).model_dump(mode="json"))
     lineage = Lineage(
         git_commit="c" * 40,
         git_remote=None,
@@ -122,7 +118,7 @@ def write(folder, tmp_path, unet, scheduler, protocol, made=None):
         runs={},
         dvc_remotes=[],
     )
-    compression = SimpleNamespace(released=released, folders={"evaluate": evaluated})
+    compression = SimpleNamespace(released=released, folders={"evaluate": evaluated, "costs": tmp_path / "costs"})
     write_package(compression, lineage, folder)
 
 
@@ -138,7 +134,7 @@ def publish(registry, package, protocol, tmp_path):
     """Register versions that differ in what their evaluation says, or in what `change(folder)` does to them."""
     count = []
 
-    def publish_one(change=None, changes=None, **record):
+    def publish_one(change=None, changes=None, costs=None, **record):
         count.append(None)
         folder = tmp_path / f"published-{len(count)}"
         shutil.copytree(package, folder)
@@ -146,6 +142,8 @@ def publish(registry, package, protocol, tmp_path):
         under = protocol.model_copy(update={"sets": 3} | (changes or {}))
         told = make_record(under, file_sha256(folder / MODEL / WEIGHTS), **record)
         write_json(folder / EVIDENCE / "evaluation" / "evaluation.json", told.model_dump(mode="json"))
+        timed = make_costs(told, **(costs or {}))
+        write_json(folder / EVIDENCE / "costs" / "costs.json", timed.model_dump(mode="json"))
         if change:
             change(folder)
         write_json(folder / FILES_LIST, list_files(folder).model_dump(mode="json"))

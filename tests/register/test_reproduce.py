@@ -14,7 +14,8 @@ from stages.storage.tensors import read_tensors, write_tensors
 from stages.tracking.compression import stage_folders
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
-MACHINE = {"python": "3.11", "packages": {"torch": "2"}, "device": {"name": "cpu", "threads": 2}}
+PROVENANCE = {"device": {"name": "cpu", "threads": 2}}
+MACHINE = {"python": "3.11", "packages": {"torch": "2"}, "provenance": PROVENANCE}
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from stages.data.images import RowSelection, evenly_spaced, read_images, write_i
 from stages.models.saliency import read_importance, write_importance
 from stages.runtime.errors import InputError
 from stages.storage.files import check_free, read_json, write_json, writing
-from stages.storage.provenance import fingerprint, write_run_record
+from stages.storage.provenance import fingerprint, read_provenance, write_provenance, write_run_record
 from stages.storage.tensors import read_tensors, tensors_sha256, write_tensors
 
 
@@ -177,7 +177,7 @@ def test_the_hash_of_tensors_sees_names_types_shapes_and_values():
 
 
 def test_a_run_record_explains_the_folder(tmp_path, params):
-    """Params, code, versions and device stand in it, and no time of day: twice is the same."""
+    """run.json holds what decides an output and nothing that varies: a second run writes the same bytes."""
     write_run_record(tmp_path, "prune", seed=params.seed, prune=params.prune)
     first = (tmp_path / "run.json").read_bytes()
     write_run_record(tmp_path, "prune", seed=params.seed, prune=params.prune)
@@ -185,7 +185,7 @@ def test_a_run_record_explains_the_folder(tmp_path, params):
     record = json.loads(first)
     assert record["params"] == {"seed": 0, "prune": params.prune.model_dump(mode="json")}
     assert record["params"]["prune"]["target"]["ratio"] == 0.3
-    assert set(record) == {"stage", "params", "git_commit", "git_dirty", "code_sha256", "python", "packages", "device"}
+    assert set(record) == {"stage", "params", "code_sha256", "python", "packages"}
     assert (tmp_path / "run.json").read_bytes() == first
 
 
@@ -217,6 +217,38 @@ def test_a_fingerprint_sees_params_and_inputs(tmp_path, params):
     assert fingerprint("finetune", inputs, seed=0, finetune=section.model_copy(update={"steps": 1})) != before
     write_json(tmp_path / "in" / "a.json", {"a": 2})
     assert fingerprint("finetune", inputs, seed=0, finetune=section) != before
+
+
+def test_threads_decide_a_training_on_the_cpu_alone(tmp_path, params, monkeypatch):
+    """Another number of threads sums in another order there; a GPU does not care."""
+
+    def prints():
+        found = []
+        for threads in (1, 2):
+            monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+            found.append(fingerprint("finetune", [tmp_path], finetune=params.finetune))
+        return len(set(found))
+
+    assert prints() == 2
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    assert prints() == 1
+
+
+def test_provenance_stands_beside_the_output(tmp_path, params):
+    """Commit, device and times are in a file beside the folder, and belong to one run.json."""
+    out = tmp_path / "out"
+    write_run_record(out, "prune", prune=params.prune)
+    before = sorted(path.name for path in out.iterdir())
+    write_provenance(out, cost={"steps": 3})
+
+    found = read_provenance(out)
+    assert sorted(path.name for path in out.iterdir()) == before
+    assert found["device"]["threads"] == torch.get_num_threads()
+    assert found["cost"] == {"steps": 3}
+    assert found["seconds"] > 0
+    write_run_record(out, "prune", prune=params.prune.model_copy(update={"round_to": 8}))
+    assert read_provenance(out) is None
 
 
 def test_of_many_images_some_are_taken_from_all_of_them():

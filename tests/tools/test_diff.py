@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from stages.protocol.evaluation import METRICS, Cost, EvaluationRecord, Metric, Model, Pair
+from stages.protocol.evaluation import METRICS, EvaluationRecord, Metric, Model, Pair
 from stages.protocol.intervals import estimate
 from stages.storage.files import write_json
 from stages.tools.__main__ import main
@@ -25,9 +25,8 @@ def make_record(protocol, fids, dense="a"):
         return Model(**same, ssim_quantiles={}, worst_pairs=[pair], **metrics)
 
     models = {"dense": model([0.1] * 3), "pruned": model(fids)}
-    costs = [Cost(model=name, batch=1, precision="float32", mode="eager", device="none") for name in models]
     return EvaluationRecord(
-        protocol_id=protocol.id, protocol=protocol, dense_sha256=dense * 64, floor_fid=0.4, models=models, costs=costs
+        protocol_id=protocol.id, protocol=protocol, dense_sha256=dense * 64, floor_fid=0.4, models=models
     )
 
 

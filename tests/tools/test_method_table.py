@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from stages.protocol.evaluation import Cost, EvaluationRecord, Metric
+from stages.protocol.evaluation import EvaluationRecord, Metric
 from stages.runtime.errors import InputError
 from stages.storage.files import write_json
 from stages.tools.__main__ import main
@@ -18,6 +18,7 @@ from stages.tools.cells import CELL, CellRecord
 from stages.tools.method_table import write_method_table
 from stages.tools.methods import read_comparison
 from stages.tools.published import ABLATION, BASELINE
+from tests.records import make_costs
 from tests.tools.test_sweep_table import DENSE_MACS, make_model
 
 T_OF_TWO, T_OF_THREE = 12.7062, 4.3027
@@ -32,14 +33,12 @@ def make_record(protocol, fid, ssim):
     models["finetuned"] = make_model(500_000, fid)
     alike = Metric(sets=[ssim, ssim], mean=ssim, half_width=0.0)
     models["pruned"] = models["pruned"].model_copy(update={"ssim": alike})
-    setting = {"batch": 1, "precision": "float32", "mode": "eager", "device": "none", "median_ms": 2.5}
     return EvaluationRecord(
         protocol_id=protocol.id,
         protocol=protocol,
         dense_sha256="a" * 64,
         floor_fid=0.1,
         models=models,
-        costs=[Cost(model=name, **setting) for name in models],
     )
 
 
@@ -53,6 +52,7 @@ def write_cell(protocol, tmp_path):
         if dense:
             record = record.model_copy(update={"dense_sha256": dense})
         write_json(folder / "evaluation.json", record.model_dump(mode="json"))
+        write_json(folder / "costs.json", make_costs(record).model_dump(mode="json"))
         given = {"finetune.steps": 450, "seed": seed} | {key.replace("__", "."): it for key, it in overrides.items()}
         cell = CellRecord(overrides=given, mlflow_run=f"run-{row}-{seed}", ran=("prune",), row=row)
         write_json(folder / CELL, cell.model_dump(mode="json"))

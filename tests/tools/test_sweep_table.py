@@ -10,13 +10,14 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings, strategies
 from PIL import Image
 
-from stages.protocol.evaluation import METRICS, Cost, Difference, EvaluationRecord, Metric, Model, Pair
+from stages.protocol.evaluation import METRICS, Difference, EvaluationRecord, Metric, Model, Pair
 from stages.protocol.protocol import Protocol
 from stages.runtime.errors import InputError
 from stages.storage.files import write_json
 from stages.tools.__main__ import main
 from stages.tools.cells import CELL, CellRecord
 from stages.tools.sweep_table import Point, find_front, rank, read_points, write_sweep_table
+from tests.records import make_costs
 
 DENSE_MACS = 1_000_000
 FILES = {"table.md", "table.csv", "pareto.svg", "pareto.png", "sweep_table.json", "run.json"}
@@ -46,14 +47,12 @@ def make_model(macs, fid, *, is_distinct=True):
 def make_record(protocol, macs, fid, **how):
     """An evaluation whose finetuned model is such."""
     models = {"dense": make_model(DENSE_MACS, 0.5), "finetuned": make_model(macs, fid, **how)}
-    setting = {"batch": 1, "precision": "float32", "mode": "eager", "device": "none", "median_ms": 2.5}
     return EvaluationRecord(
         protocol_id=protocol.id,
         protocol=protocol,
         dense_sha256="a" * 64,
         floor_fid=0.1,
         models=models,
-        costs=[Cost(model=name, **setting) for name in models],
     )
 
 
@@ -75,6 +74,7 @@ def write_cell(a_protocol, tmp_path):
         folder = tmp_path / "cells" / name
         record = make_record(protocol or a_protocol, macs, fid, **how)
         write_json(folder / "evaluation.json", record.model_dump(mode="json"))
+        write_json(folder / "costs.json", make_costs(record).model_dump(mode="json"))
         cell = CellRecord(overrides=overrides or {"prune.target.macs": macs}, mlflow_run=f"run-{name}", ran=("prune",))
         write_json(folder / CELL, cell.model_dump(mode="json"))
         return folder
@@ -100,8 +100,9 @@ def to_points(protocol, values):
     """Make points of (MACs, FID, whether it differs from dense)."""
     cell = CellRecord(overrides={}, mlflow_run="")
     return [
-        Point(str(index), cell, make_record(protocol, macs, fid, is_distinct=is_distinct))
+        Point(str(index), cell, record, make_costs(record))
         for index, (macs, fid, is_distinct) in enumerate(values)
+        for record in [make_record(protocol, macs, fid, is_distinct=is_distinct)]
     ]
 
 

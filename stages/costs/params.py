@@ -1,4 +1,4 @@
-"""The block evaluate of params.yaml."""
+"""The block costs of params.yaml."""
 
 from typing import Annotated, Literal
 
@@ -7,8 +7,8 @@ from pydantic import Field, model_validator
 from stages.runtime.schema import Section
 
 
-class CostParams(Section):
-    """What the truth table of speed covers."""
+class CostsParams(Section):
+    """Which forward passes are timed."""
 
     batches: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 16, 128), min_length=1)
     """Images a pass; the first is the one whose latency stands in the results."""
@@ -21,15 +21,9 @@ class CostParams(Section):
     """Time for a row. Three passes are taken at least; where they would not fit, by the row before, it is left out."""
 
     @model_validator(mode="after")
-    def _are_settings(self) -> "CostParams":
+    def _are_settings(self) -> "CostsParams":
         for name in ("batches", "precisions"):
             chosen = getattr(self, name)
             if len(set(chosen)) < len(chosen):
                 raise ValueError(f"{name} names a setting twice")
         return self
-
-
-class EvaluateParams(Section):
-    """What is measured beside the protocol's quality and consistency."""
-
-    costs: CostParams

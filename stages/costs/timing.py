@@ -12,13 +12,13 @@ import psutil
 import torch
 from scipy.stats import bootstrap
 
-from stages.evaluate.params import CostParams
+from stages.costs.params import CostsParams
 from stages.models.complexity import measure_peak_bytes, weights_bytes
 from stages.models.families import Denoiser
 from stages.models.latency import forward_pass, time_in_turns
 from stages.models.pipeline import describe
 from stages.models.sampling import cast_model
-from stages.protocol.evaluation import Cost
+from stages.protocol.costs import Cost
 from stages.runtime.progress import track
 
 PASSES = 3
@@ -29,7 +29,7 @@ MEMORY_SHARE = 0.8
 """Of what is free, which a pass may take."""
 
 
-def measure_costs(models: Mapping[str, Denoiser], params: CostParams) -> list[Cost]:
+def measure_costs(models: Mapping[str, Denoiser], params: CostsParams) -> list[Cost]:
     """Time the models in turn, in every setting that fits into time and memory; speed-ups are over the first.
 
     Models of equal widths compute the same, so they are timed once and share their rows.
@@ -42,7 +42,7 @@ def measure_costs(models: Mapping[str, Denoiser], params: CostParams) -> list[Co
     return [row.model_copy(update={"model": name}) for name, row in named]
 
 
-def _measure(models: Mapping[str, Denoiser], params: CostParams) -> Iterator[Cost]:
+def _measure(models: Mapping[str, Denoiser], params: CostsParams) -> Iterator[Cost]:
     modes = ["eager", "compiled"] if params.compiled else ["eager"]
     settings = list(itertools.product(params.precisions, modes))
     for precision, mode in track(settings, "time passes, setting", len(settings)):
@@ -61,7 +61,7 @@ def _measure(models: Mapping[str, Denoiser], params: CostParams) -> Iterator[Cos
             pace_ms = sum(row.median_ms or 0.0 for row in rows) / batch or pace_ms
 
 
-def _time_rows(rows: list[Cost], models: Mapping[str, Denoiser], pace_ms: float, params: CostParams) -> list[Cost]:
+def _time_rows(rows: list[Cost], models: Mapping[str, Denoiser], pace_ms: float, params: CostsParams) -> list[Cost]:
     """Fill the rows of one setting, the models taking turns."""
     batch, mode = rows[0].batch, rows[0].mode
     if PASSES * pace_ms * batch > params.seconds * 1e3:
@@ -92,7 +92,7 @@ def _too_large(unet: Denoiser, batch: int) -> str:
 
 
 @torch.inference_mode()
-def _time(models: Mapping[str, Denoiser], batch: int, mode: str, params: CostParams) -> dict[str, list[float]]:
+def _time(models: Mapping[str, Denoiser], batch: int, mode: str, params: CostsParams) -> dict[str, list[float]]:
     device = next(iter(models.values())).device
     runs: dict[str, Callable[[], object]] = {name: forward_pass(unet, batch) for name, unet in models.items()}
     if mode == "compiled":

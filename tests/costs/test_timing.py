@@ -5,8 +5,8 @@ import shutil
 import pytest
 import torch
 
-from stages.evaluate.params import CostParams
-from stages.evaluate.timing import cpu_name, measure_costs
+from stages.costs.params import CostsParams
+from stages.costs.timing import cpu_name, measure_costs
 from stages.models.complexity import measure_peak_bytes, weights_bytes
 
 QUICK = {"batches": (1, 2), "repeats": 3, "seconds": 0.5}
@@ -16,7 +16,7 @@ def test_every_setting_has_a_row_for_every_model(unet, make_unet):
     """Each with a time, its throughput, and in eager mode the memory that it took."""
     costs = measure_costs(
         {"dense": make_unet(), "small": make_unet(block_out_channels=(8, 16))},
-        CostParams(**QUICK, precisions=("float32", "bfloat16")),
+        CostsParams(**QUICK, precisions=("float32", "bfloat16")),
     )
 
     assert {(cost.model, cost.batch, cost.precision, cost.mode) for cost in costs} == {
@@ -36,7 +36,7 @@ def test_every_setting_has_a_row_for_every_model(unet, make_unet):
 
 def test_equal_widths_share_their_rows(unet, make_unet):
     """A finetuned model computes what the pruned one does, so it is not timed again."""
-    costs = measure_costs({"one": unet, "two": make_unet(seed=1)}, CostParams(**QUICK))
+    costs = measure_costs({"one": unet, "two": make_unet(seed=1)}, CostsParams(**QUICK))
     rows = {model: [vars(cost) | {"model": ""} for cost in costs if cost.model == model] for model in ("one", "two")}
 
     assert rows["one"] == rows["two"] != []
@@ -44,7 +44,7 @@ def test_equal_widths_share_their_rows(unet, make_unet):
 
 def test_what_takes_too_long_is_left_out_in_words(unet):
     """A batch whose three passes would not fit into the time of a row says so."""
-    (small, large) = measure_costs({"dense": unet}, CostParams(batches=(1, 100_000), repeats=3, seconds=0.5))
+    (small, large) = measure_costs({"dense": unet}, CostsParams(batches=(1, 100_000), repeats=3, seconds=0.5))
 
     assert small.median_ms
     assert large.median_ms is None
@@ -53,7 +53,7 @@ def test_what_takes_too_long_is_left_out_in_words(unet):
 
 def test_what_does_not_fit_into_memory_is_left_out_in_words(unet):
     """Found out from a single image, before anything is allocated."""
-    (row,) = measure_costs({"dense": unet}, CostParams(batches=(10**9,), repeats=3))
+    (row,) = measure_costs({"dense": unet}, CostsParams(batches=(10**9,), repeats=3))
 
     assert "GiB" in row.left_out
     assert row.median_ms is None
@@ -61,7 +61,7 @@ def test_what_does_not_fit_into_memory_is_left_out_in_words(unet):
 
 def test_a_compiled_model_has_a_row_of_its_own(unet):
     """Or, where there is no compiler, a row that says so; either way the evaluation goes on."""
-    rows = measure_costs({"dense": unet}, CostParams(batches=(1,), repeats=3, seconds=0.5, compiled=True))
+    rows = measure_costs({"dense": unet}, CostsParams(batches=(1,), repeats=3, seconds=0.5, compiled=True))
 
     assert [row.mode for row in rows] == ["eager", "compiled"]
     if shutil.which("g++"):
@@ -75,7 +75,7 @@ def test_what_fits_is_not_left_out(unet):
     weights, one, many = weights_bytes(unet), measure_peak_bytes(unet, 1), measure_peak_bytes(unet, 64)
 
     assert many - weights == pytest.approx(64 * (one - weights), rel=0.05)
-    (row,) = measure_costs({"dense": unet}, CostParams(batches=(64,), repeats=3))
+    (row,) = measure_costs({"dense": unet}, CostsParams(batches=(64,), repeats=3))
     assert row.median_ms
     assert row.peak_bytes == many
 
@@ -84,7 +84,7 @@ def test_what_fits_is_not_left_out(unet):
 def test_a_speed_up_is_a_median_of_ratios_with_its_interval(make_unet):
     """The model against itself is as fast as itself; a smaller one is faster, within an interval around its median."""
     models = {"dense": make_unet(sample_size=32), "small": make_unet(sample_size=32, block_out_channels=(4, 8))}
-    dense, small = measure_costs(models, CostParams(batches=(16,), repeats=10))
+    dense, small = measure_costs(models, CostsParams(batches=(16,), repeats=10))
 
     assert (dense.speed_up_low, dense.speed_up, dense.speed_up_high) == (1, 1, 1)
     assert 1 < small.speed_up_low <= small.speed_up <= small.speed_up_high

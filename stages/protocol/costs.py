@@ -1,0 +1,69 @@
+"""costs.json: what a forward pass of each model costs on one device."""
+
+from pathlib import Path
+
+from pydantic import Field, ValidationError, model_validator
+
+from stages.protocol.evaluation import DENSE
+from stages.runtime.errors import InputError
+from stages.runtime.schema import Frozen, Sha256
+from stages.storage.files import read_json
+
+
+class Cost(Frozen):
+    """What a forward pass of one model costs in one setting; without times where it was left out."""
+
+    model: str
+    batch: int
+    precision: str
+    mode: str
+    """eager or compiled."""
+    device: str
+    passes: int = 0
+    """How often it was timed."""
+    median_ms: float | None = None
+    p95_ms: float | None = None
+    """None from fewer than 20 passes."""
+    images_per_s: float | None = None
+    speed_up: float | None = None
+    """Over the first model: the median of the ratios of passes that were timed in turn."""
+    speed_up_low: float | None = None
+    """Ends of its 95 % interval, by the bootstrap."""
+    speed_up_high: float | None = None
+    peak_bytes: int | None = None
+    """Eager only."""
+    left_out: str = ""
+    """Why there are no times."""
+
+
+class CostsRecord(Frozen):
+    """The time and memory of the models' forward passes, measured in one run on one device."""
+
+    weights_sha256: dict[str, Sha256]
+    """Model -> the hash of its weights' file."""
+    costs: list[Cost] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _has_rows_of_all_models(self) -> "CostsRecord":
+        if DENSE not in self.weights_sha256 or {cost.model for cost in self.costs} != set(self.weights_sha256):
+            raise ValueError("the models of weights_sha256 and those of the costs are not the same")
+        return self
+
+    def first(self, model: str) -> Cost:
+        """Return the row of a model that the results table shows: that of the first batch and precision."""
+        return next(cost for cost in self.costs if cost.model == model)
+
+
+def read_costs(folder: Path) -> CostsRecord:
+    """Read costs.json, which the costs stage writes.
+
+    Raises:
+        InputError: costs.json is missing, damaged or of another version.
+    """
+    path = folder / "costs.json"
+    try:
+        return CostsRecord.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise InputError(f"{path} is invalid ({where}: {first['msg']}); run the costs stage again") from None

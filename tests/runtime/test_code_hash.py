@@ -1,0 +1,127 @@
+"""The hash of a stage's code: what it depends on, and what it does not."""
+
+import shutil
+
+import pytest
+
+from stages.runtime import code_hash
+from stages.runtime.code_hash import hash_code, import_closure, normalise, stage_files
+
+SOURCE = '''
+"""Module."""
+NAME = "weights"
+"""Of a file."""
+
+
+def function(x, errors):
+    """Do something."""
+    found = f"{x} is {'odd' if x % 2 else 'even'}"
+    key = "length"
+    if errors[key] == "none":
+        raise InputError(f"{found}; correct {errors['which']}")  # reason
+    for index in track(range(3), f"step of {x}", 3):
+        pass
+    text = "result"
+    text += " written"
+    click.echo(text)
+    raise kind("; ".join(str(it) for it in x) + " at the end")
+'''
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"""Module."""', '"""Another docstring."""'),
+        ('"""Of a file."""', '"""Name of a file."""'),
+        ("Do something", "Do it"),
+        ("# reason", "# another reason"),
+        (" is {", " was {"),
+        ("'odd'", "'uneven'"),
+        ("{errors['which']}", "{errors['which']} now"),
+        ("step of", "step"),
+        ('"result"', '"outcome"'),
+        (" written", " saved"),
+        ('"; "', '", "'),
+        ("at the end", "in the end"),
+        ("range(3)", "range( 3 )"),
+    ],
+)
+def test_prose_does_not_count(old, new):
+    """Docstrings, comments, spaces and the text of messages leave the normalised source as it is."""
+    assert old in SOURCE
+    assert normalise(SOURCE.replace(old, new)) == normalise(SOURCE)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"weights"', '"weight"'),
+        ("% 2", "% 3"),
+        ('"length"', '"width"'),
+        ('== "none"', '== "null"'),
+        ("range(3)", "range(4)"),
+        ("raise InputError", "raise UnavailableError"),
+        ("errors[key]", "errors[x]"),
+    ],
+)
+def test_code_counts(old, new):
+    """Operators, numbers, names and strings that are compared or looked up change the normalised source."""
+    assert old in SOURCE
+    assert normalise(SOURCE.replace(old, new)) != normalise(SOURCE)
+
+
+@pytest.fixture
+def copy(tmp_path, root, monkeypatch):
+    """A copy of stages/ whose files may be edited: a function that replaces text in one of them."""
+    shutil.copytree(root / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(code_hash, "STAGES", tmp_path / "stages")
+    monkeypatch.setattr(code_hash, "COPIED", tmp_path / "stages" / "models" / "pruned_unet.py")
+
+    def edit(name, old, new):
+        path = tmp_path / "stages" / name
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new))
+        code_hash._hash_module.cache_clear()
+        code_hash._hash_bytes.cache_clear()
+
+    yield edit
+    code_hash._hash_module.cache_clear()
+    code_hash._hash_bytes.cache_clear()
+
+
+STAGES = ("fetch", "reference", "importance", "prune", "finetune", "evaluate", "costs", "report")
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "changed"),
+    [
+        ("runtime/schema.py", '"""A block of params.yaml."""', '"""Other words."""', ()),
+        ("prune/surgery.py", "import torch", "import torch as pytorch", ("prune",)),
+        ("fetch/params.py", "ge=0", "ge=1", ("fetch",)),
+        ("models/pruned_unet.py", "with a width of its own for each layer", "of any widths", STAGES),
+        ("report/page.html.j2", "</html>", "</html> ", ("report",)),
+        ("runtime/seeds.py", '"/"', '"."', STAGES),
+    ],
+)
+def test_a_change_reaches_the_stages_that_run_it(copy, file, old, new, changed):
+    """A stage's hash moves with its own closure, with files that are copied as they are, and with templates."""
+    before = {stage: hash_code(stage) for stage in STAGES}
+    copy(file, old, new)
+
+    after = {stage: hash_code(stage) for stage in STAGES}
+    moved = tuple(stage for stage in STAGES if after[stage] != before[stage])
+    assert set(moved) >= set(changed)
+    if changed != STAGES:
+        assert set(moved) == set(changed)
+
+
+def test_imports_inside_functions_count():
+    """The stages' mains import what is heavy late."""
+    assert "stages.prune.surgery" in import_closure("stages.prune.__main__")
+
+
+def test_a_stage_runs_no_other_stages_code():
+    """So that a change in one stage makes only it and what follows stale."""
+    for stage in STAGES:
+        others = [f"{other}/" for other in STAGES if other != stage]
+        assert not [file for file in stage_files(stage) if file.startswith(tuple(others))]
