@@ -11,14 +11,15 @@ class CostsParams(Section):
     """Which forward passes are timed."""
 
     batches: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 16, 128), min_length=1)
-    """Images a pass; the first is the one whose latency stands in the results."""
+    """Batch sizes that are timed; the results table shows the first."""
     precisions: tuple[Literal["float32", "bfloat16"], ...] = Field(("float32",), min_length=1)
+    """Precisions that are timed; the results table shows the first."""
     compiled: bool = False
-    """Time torch.compile too; compiling takes up to minutes a row."""
+    """Whether to time torch.compile as well, which takes up to minutes for each row."""
     repeats: int = Field(50, ge=3, le=100_000)
-    """Timed passes a row, at most."""
+    """Largest number of timed passes for each row."""
     seconds: float = Field(10, gt=0)
-    """Time for a row. Three passes are taken at least; where they would not fit, by the row before, it is left out."""
+    """Seconds for each row. A row in which three passes would not fit, by the time of the row before, is left out."""
 
     @model_validator(mode="after")
     def _are_settings(self) -> "CostsParams":

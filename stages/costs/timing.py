@@ -1,4 +1,4 @@
-"""Models -> the truth table of speed: time, throughput and memory at several batches, precisions and modes."""
+"""Models -> time, throughput and memory of a forward pass at several batch sizes, precisions and modes."""
 
 import itertools
 import platform
@@ -22,17 +22,17 @@ from stages.protocol.costs import Cost
 from stages.runtime.progress import track
 
 PASSES = 3
-"""Timed at least."""
+"""Smallest number of timed passes."""
 ENOUGH_PASSES = 20
-"""For a 95th percentile."""
+"""Smallest number of passes for a 95th percentile."""
 MEMORY_SHARE = 0.8
-"""Of what is free, which a pass may take."""
+"""Share of the free memory that a pass may take."""
 
 
 def measure_costs(models: Mapping[str, Denoiser], params: CostsParams) -> list[Cost]:
-    """Time the models in turn, in every setting that fits into time and memory; speed-ups are over the first.
+    """Time the models in turn in each setting that fits into time and memory; speed-ups are relative to the first.
 
-    Models of equal widths compute the same, so they are timed once and share their rows.
+    Models of equal widths compute the same and are timed once: they get the same rows.
     """
     descriptions = {name: str(describe(unet)) for name, unet in models.items()}
     first = {text: name for name, text in reversed(list(descriptions.items()))}
@@ -53,7 +53,7 @@ def _measure(models: Mapping[str, Denoiser], params: CostsParams) -> Iterator[Co
                 Cost(model=name, batch=batch, precision=precision, mode=mode, device=_device_name()) for name in cast
             ]
             try:
-                with warnings.catch_warnings(action="ignore"):  # of the compiler, about diffusers
+                with warnings.catch_warnings(action="ignore"):  # the compiler warns about diffusers
                     rows = _time_rows(rows, cast, pace_ms, params)
             except Exception as error:  # noqa: BLE001  # a compiler can fail in many ways, and a GPU run out of memory
                 rows = _leave_out(rows, f"failed with {type(error).__name__}")
@@ -62,7 +62,7 @@ def _measure(models: Mapping[str, Denoiser], params: CostsParams) -> Iterator[Co
 
 
 def _time_rows(rows: list[Cost], models: Mapping[str, Denoiser], pace_ms: float, params: CostsParams) -> list[Cost]:
-    """Fill the rows of one setting, the models taking turns."""
+    """Fill the rows of one setting; the models are timed in turn."""
     batch, mode = rows[0].batch, rows[0].mode
     if PASSES * pace_ms * batch > params.seconds * 1e3:
         return _leave_out(rows, f"three passes would take more than {params.seconds:g} s")
@@ -78,7 +78,7 @@ def _leave_out(rows: list[Cost], reason: str) -> list[Cost]:
 
 
 def _too_large(unet: Denoiser, batch: int) -> str:
-    """Say why a batch would not fit into memory, from what a single image takes; empty where it fits."""
+    """Reason why a batch does not fit into memory, estimated from one image; empty where it fits."""
     weights = weights_bytes(unet)
     needed = weights + batch * (measure_peak_bytes(unet, 1) - weights)
     if unet.device.type == "cuda":
@@ -135,7 +135,7 @@ def _device_name() -> str:
 
 
 def cpu_name(source: Path = Path("/proc/cpuinfo")) -> str:
-    """Name the processor, since times on two kinds do not compare; CPU where the system does not say."""
+    """Name of the processor, since times on different processors do not compare; "CPU" where it is unknown."""
     lines = source.read_text().splitlines() if source.is_file() else []
     found = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(found, "") or platform.processor() or "CPU"

@@ -6,14 +6,14 @@ import click
 
 
 @click.command()
-@click.option("--params", "params_path", type=Path, default=Path("params.yaml"), help="Numbers and choices.")
+@click.option("--params", "params_path", type=Path, default=Path("params.yaml"), help="Params file.")
 @click.option("--dense", type=Path, required=True, help="Pretrained model folder.")
 @click.option("--pruned", type=Path, required=True, help="Pruned model folder.")
 @click.option("--finetuned", type=Path, required=True, help="Finetuned model folder.")
-@click.option("--reference", "reference_path", type=Path, required=True, help="What the dense model drew.")
-@click.option("--report", type=Path, required=True, help="Where metrics, tables and pictures go.")
+@click.option("--reference", "reference_path", type=Path, required=True, help="Folder that the reference stage wrote.")
+@click.option("--report", type=Path, required=True, help="Output folder.")
 def main(params_path: Path, dense: Path, pruned: Path, finetuned: Path, reference_path: Path, report: Path) -> None:
-    """Measure how well the models draw and how alike, under the protocol of the reference."""
+    """Measure image quality and similarity to the dense model under the protocol of the reference."""
     from stages.protocol.params import ReferenceParams
     from stages.runtime.schema import load_block, load_seed
 

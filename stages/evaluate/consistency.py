@@ -1,4 +1,4 @@
-"""Images of two models from the same noise -> how alike they are, pair by pair."""
+"""Images of two models from the same noise -> SSIM and MSE of each pair."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,30 +8,30 @@ from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
 SIGMA = 1.5
-"""Of the Gaussian window, in pixels; scikit-image cuts it off at 3.5 σ, which makes it 11×11."""
+"""Standard deviation of the Gaussian window in pixels; scikit-image truncates it at 3.5 σ, so the window is 11×11."""
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """How alike the n-th images of two models are, for every set: [sets, N] each."""
+    """SSIM and MSE between the n-th images of two models: [sets, N] each."""
 
     ssim: NDArray[np.float64]
     mse: NDArray[np.float64]
 
     def worst(self, count: int) -> list[tuple[int, int]]:
-        """Find the (set, index) of the pairs with the lowest SSIM, the worst first."""
+        """Return (set, index) of the pairs with the lowest SSIM, lowest first."""
         order = np.argsort(self.ssim, axis=None, kind="stable")[:count]
         return [(int(row), int(column)) for row, column in zip(*np.unravel_index(order, self.ssim.shape), strict=True)]
 
 
 def images_to_ssim(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Compare pairs, [N, C, H, W] uint8 each -> SSIM [N] (Wang et al., 2004, eq. 13), over windows wholly inside."""
+    """SSIM of pairs, [N, C, H, W] uint8 each -> [N] (Wang et al., 2004, eq. 13), over windows inside the image."""
     settings = {"gaussian_weights": True, "sigma": SIGMA, "use_sample_covariance": False, "data_range": 255}
     return np.array([structural_similarity(x, y, channel_axis=0, **settings) for x, y in _as_floats(images, others)])
 
 
 def images_to_mse(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Compare pairs, [N, C, H, W] uint8 each -> mean squared difference [N] of pixels scaled to [0, 1]."""
+    """MSE of pairs, [N, C, H, W] uint8 each -> [N], of pixels scaled to [0, 1]."""
     return np.array([(((x - y) / 255) ** 2).mean() for x, y in _as_floats(images, others)])
 
 

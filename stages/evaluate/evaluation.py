@@ -1,4 +1,4 @@
-"""Reference and models -> everything that is measured of them, under one protocol."""
+"""Reference and models -> quality and consistency of each model, under one protocol."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -26,50 +26,50 @@ from stages.storage.tensors import tensors_sha256
 
 STRIP_IMAGES, STRIP_FRAMES = 3, 10
 SHOWN, NUM_WORST = 48, 8
-"""Images of a model, and its least alike pairs, that are kept to be looked at."""
+"""Number of images, and of least similar pairs, that are kept for the pictures."""
 
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """What one model was found to be."""
+    """The measurements of one model."""
 
     params: int
     macs: int
-    """Without the products inside attention, as in the paper's tables."""
+    """Without the matrix products inside attention, as in the paper's tables."""
     attention_macs: int
     size_bytes: int
-    """Of the weights on disk."""
+    """Size of the weights' file."""
     weights_sha256: str
-    """Of that file."""
+    """Hash of the weights' file."""
     sets: dict[str, list[float]]
-    """Metric -> its value on each set."""
+    """Metric -> value of each set."""
     fid_pooled: float
-    """FID of all sets as one, which has less bias and no interval."""
+    """FID of all sets together, which is less biased and has no interval."""
     pairs: Pairs
-    """Against the dense model's images."""
+    """Compared with the dense model's images."""
     shown: NDArray[np.uint8]
-    """[images, C, H, W], the first of the first set."""
+    """First images of the first set: [images, C, H, W]."""
     worst: NDArray[np.uint8]
-    """[2, pairs, C, H, W]: the dense model's images and this one's, in the order of `pairs.worst`."""
+    """Dense and own images of the least similar pairs, in the order of `pairs.worst`: [2, pairs, C, H, W]."""
     strip: NDArray[np.uint8]
-    """[images, frames, C, H, W], from noise to picture."""
+    """Denoising from noise to image: [images, frames, C, H, W]."""
 
     def estimate(self, metric: str) -> Estimate:
-        """Take a metric's mean over the sets, with its interval."""
+        """Mean of a metric over the sets, with its interval."""
         return estimate(self.sets[metric])
 
     def above(self, other: "MeasuredModel", metric: str) -> Estimate:
-        """Estimate how much a metric is above that of another model."""
+        """Difference of a metric from that of another model, with its interval."""
         return paired_difference(self.sets[metric], other.sets[metric])
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the models were found to be, the dense one first."""
+    """The measurements of all models, the dense one first."""
 
     protocol: Protocol
     dense_sha256: str
-    """Of the dense model's weights, by `tensors_sha256`."""
+    """Hash of the dense model's weights, by `tensors_sha256`."""
     floor: float
     """FID of one half of the real images against the other."""
     models: dict[str, MeasuredModel]
@@ -83,14 +83,14 @@ def evaluate(
     extractor: Extractor,
     codec: Codec | None = None,
 ) -> Evaluation:
-    """Measure the dense model, whose images the reference holds, and the others, whose images are drawn here.
+    """Measure the dense model on the images in the reference, and the other models on images that are drawn now.
 
     Args:
         models: By name; the dense model is called dense.
         files: The file of each model's weights.
         scheduler: The noise schedule.
-        reference: What the dense model drew.
-        extractor: The one that the reference was made with.
+        reference: Images and features of the dense model.
+        extractor: The extractor of the reference.
         codec: Of models that draw latents.
 
     Raises:
@@ -146,7 +146,7 @@ def _measure(
 
 
 class _Gathered:
-    """What is kept of one set after the other: numbers of all images, pictures of a few."""
+    """Measurements of the sets so far: numbers of all images, pictures of a few."""
 
     def __init__(self) -> None:
         self.shown: NDArray[np.uint8] = np.empty(0, np.uint8)
@@ -163,7 +163,7 @@ class _Gathered:
         features: torch.Tensor,
         quality: dict[str, float],
     ) -> None:
-        """Take the next set in."""
+        """Add the next set."""
         if not self.ssim:
             self.shown = np.array(samples[:SHOWN])
         self.features.append(features)
@@ -174,14 +174,14 @@ class _Gathered:
             self.pictures[len(self.ssim) - 1, int(index)] = np.stack([dense_samples[index], samples[index]])
 
     def pairs(self) -> Pairs:
-        """Put the pairs of all sets together."""
+        """Pairs of all sets."""
         return Pairs(np.stack(self.ssim), np.stack(self.mse))
 
     def sets(self) -> dict[str, list[float]]:
-        """Give every metric's value on each set."""
+        """Value of each metric on each set."""
         found = {key: [row[key] for row in self.quality] for key in self.quality[0]}
         return {**found, "ssim": [float(s.mean()) for s in self.ssim], "mse": [float(s.mean()) for s in self.mse]}
 
     def worst(self, pairs: Pairs) -> NDArray[np.uint8]:
-        """Give the pictures of the least alike pairs: [2, pairs, C, H, W]."""
+        """Pictures of the least similar pairs: [2, pairs, C, H, W]."""
         return np.stack([self.pictures[place] for place in pairs.worst(NUM_WORST)], axis=1)

@@ -11,28 +11,28 @@ from stages.protocol.protocol import Protocol
 from stages.runtime.seeds import derive_seed, generator
 
 AT_ONCE, BLOCK_BYTES = 10_000, 2**30
-"""Rows of a block of distances for precision and recall, at most, and its size."""
+"""Largest number of rows, and size in bytes, of a block of distances for precision and recall."""
 
 
 @dataclass(frozen=True)
 class Quality:
-    """How close a set of drawn images is to the real ones."""
+    """Distance of a set of drawn images from the real images."""
 
     fid: float
     kid: float
     """Mean over the subsets."""
     precision: float
-    """Share of the drawn images that lie among the real ones."""
+    """Share of the drawn images inside the manifold of the real images, in [0, 1]."""
     recall: float
-    """Share of the real images that lie among the drawn ones."""
+    """Share of the real images inside the manifold of the drawn images, in [0, 1]."""
 
 
 class QualityMetrics:
-    """Compares sets of features with those of the real images, whose mean and covariance are taken once.
+    """FID, KID, precision and recall of sets of features; the statistics of the real images are computed once.
 
     Args:
-        real: [M, D], of the real images.
-        protocol: Subsets of KID and neighbours of precision and recall.
+        real: Features of the real images, [M, D].
+        protocol: Gives the subsets of KID and the neighbours of precision and recall.
     """
 
     def __init__(self, real: torch.Tensor, protocol: Protocol) -> None:
@@ -40,7 +40,7 @@ class QualityMetrics:
         self.statistics = fid_features_to_statistics(self.real)
 
     def __call__(self, drawn: torch.Tensor, set_index: int = 0) -> Quality:
-        """[N, D] -> the quality of one set, all in float64.
+        """Measure one set of features, [N, D], in float64.
 
         FID: Heusel et al., 2017, eq. 6; KID: Bińkowski et al., 2018, eq. 4; precision and recall: Kynkäänniemi et al.,
         2019, eq. 1 and 2.
@@ -65,12 +65,12 @@ class QualityMetrics:
         return Quality(self.fid(drawn), kid[KEY_METRIC_KID_MEAN], prc[KEY_METRIC_PRECISION], prc[KEY_METRIC_RECALL])
 
     def fid(self, drawn: torch.Tensor) -> float:
-        """[N, D] -> FID alone."""
+        """FID of features, [N, D]."""
         statistics = fid_features_to_statistics(drawn.double())
         return float(fid_statistics_to_metric(statistics, self.statistics, verbose=False)[KEY_METRIC_FID])
 
     def floor(self) -> float:
-        """FID of one random half of the real images against the other: a scale, biased as any FID of so few images."""
+        """FID between two random halves of the real images, as a scale; biased upwards, since each half is small."""
         order = torch.randperm(len(self.real), generator=generator(self.protocol.seed, "floor"))
         halves = [fid_features_to_statistics(self.real[half]) for half in order.chunk(2)]
         return float(fid_statistics_to_metric(*halves, verbose=False)[KEY_METRIC_FID])

@@ -1,4 +1,4 @@
-"""An evaluation -> its record, as JSON, CSV and PNG."""
+"""An evaluation -> JSON, CSV and PNG files."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""An evaluation -> the record of it: every number with its interval, and what its difference from dense is worth."""
+"""An evaluation -> its record: each number with its interval, and its difference from the dense model."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from stages.protocol.evaluation import DENSE, METRICS, Difference, EvaluationRec
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 WITH_INTERVAL = ("fid", "kid", "ssim")
-"""In the flat files, which are to be read as one table; the record has every interval."""
+"""Metrics whose interval is in the flat files; evaluation.json has all intervals."""
 
 
 def summarise(evaluation: Evaluation) -> EvaluationRecord:
-    """Write an evaluation down."""
+    """Make the record of an evaluation."""
     dense = evaluation.models[DENSE]
     return EvaluationRecord(
         protocol_id=evaluation.protocol.id,
@@ -52,7 +52,7 @@ def _metric(measured: MeasuredModel, dense: MeasuredModel, metric: str) -> Metri
 
 
 def flat_metrics(record: EvaluationRecord, name: str) -> dict[str, Any]:
-    """One model's numbers on one level, as DVC and MLflow take them."""
+    """Numbers of one model without nesting, for DVC and MLflow."""
     model = record.models[name]
     flat = {
         "protocol": record.protocol_id,

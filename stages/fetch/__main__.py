@@ -6,9 +6,9 @@ import click
 
 
 @click.command()
-@click.option("--params", "params_path", type=Path, default=Path("params.yaml"), help="Numbers and choices.")
-@click.option("--model-out", type=Path, required=True, help="Where the pretrained model goes.")
-@click.option("--data-out", type=Path, required=True, help="Where the packed images go.")
+@click.option("--params", "params_path", type=Path, default=Path("params.yaml"), help="Params file.")
+@click.option("--model-out", type=Path, required=True, help="Output folder of the model.")
+@click.option("--data-out", type=Path, required=True, help="Output folder of the packed images.")
 def main(params_path: Path, model_out: Path, data_out: Path) -> None:
     """Fetch the pretrained model and its data, and check both."""
     from stages.fetch.params import FetchParams

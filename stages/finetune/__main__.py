@@ -7,14 +7,20 @@ import click
 
 
 @click.command()
-@click.option("--params", "params_path", type=Path, default=Path("params.yaml"), help="Numbers and choices.")
+@click.option("--params", "params_path", type=Path, default=Path("params.yaml"), help="Params file.")
 @click.option("--model", type=Path, required=True, help="Model folder to train.")
-@click.option("--teacher", type=Path, help="The dense model that it was cut from, for distillation.")
+@click.option("--teacher", type=Path, help="Dense model that it was pruned from, for distillation.")
 @click.option("--data", type=Path, required=True, help="Packed images.")
-@click.option("--checkpoints", type=Path, required=True, help="Where a stopped training is picked up again.")
-@click.option("--out", type=Path, required=True, help="Where the finetuned model goes.")
-@click.option("--report", type=Path, required=True, help="Where the recovery curve goes.")
-@click.option("--processes", type=click.IntRange(1), help="That share every batch; one for each GPU unless given.")
+@click.option(
+    "--checkpoints", type=Path, required=True, help="Folder of checkpoints, from which a stopped training resumes."
+)
+@click.option("--out", type=Path, required=True, help="Output folder of the model.")
+@click.option("--report", type=Path, required=True, help="Output folder of the recovery curve.")
+@click.option(
+    "--processes",
+    type=click.IntRange(1),
+    help="Number of processes that share each batch; by default one for each GPU.",
+)
 def main(
     params_path: Path,
     model: Path,
@@ -25,7 +31,7 @@ def main(
     report: Path,
     processes: int | None,
 ) -> None:
-    """Recover a pruned model by a short training; a stopped training goes on where it was."""
+    """Finetune a pruned model; a stopped training resumes from its last checkpoint."""
     from stages.finetune.params import FinetuneParams
     from stages.runtime.schema import load_block, load_seed
 

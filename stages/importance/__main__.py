@@ -6,13 +6,13 @@ import click
 
 
 @click.command()
-@click.option("--params", "params_path", type=Path, default=Path("params.yaml"), help="Numbers and choices.")
+@click.option("--params", "params_path", type=Path, default=Path("params.yaml"), help="Params file.")
 @click.option("--model", type=Path, required=True, help="Pretrained model folder.")
 @click.option("--data", type=Path, required=True, help="Packed images to calibrate on.")
-@click.option("--out", type=Path, required=True, help="Where the saliencies go.")
-@click.option("--report", type=Path, required=True, help="Where the losses over the timesteps go.")
+@click.option("--out", type=Path, required=True, help="Output folder of the saliencies.")
+@click.option("--report", type=Path, required=True, help="Output folder of losses and figures.")
 def main(params_path: Path, model: Path, data: Path, out: Path, report: Path) -> None:
-    """Measure how much each weight matters to the denoising loss."""
+    """Measure how much the denoising loss depends on each weight."""
     from stages.importance.params import ImportanceParams
     from stages.runtime.schema import load_block, load_seed
 

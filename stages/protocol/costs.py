@@ -11,7 +11,7 @@ from stages.storage.files import read_json
 
 
 class Cost(Frozen):
-    """What a forward pass of one model costs in one setting; without times where it was left out."""
+    """Time and memory of a forward pass of one model in one setting; times are None where it was left out."""
 
     model: str
     batch: int
@@ -20,20 +20,21 @@ class Cost(Frozen):
     """eager or compiled."""
     device: str
     passes: int = 0
-    """How often it was timed."""
+    """Number of timed passes."""
     median_ms: float | None = None
     p95_ms: float | None = None
-    """None from fewer than 20 passes."""
+    """95th percentile; None for fewer than 20 passes."""
     images_per_s: float | None = None
     speed_up: float | None = None
-    """Over the first model: the median of the ratios of passes that were timed in turn."""
+    """Relative to the first model: the median ratio of passes that were timed in turn."""
     speed_up_low: float | None = None
-    """Ends of its 95 % interval, by the bootstrap."""
+    """Lower end of the 95 % interval of speed_up, by the bootstrap."""
     speed_up_high: float | None = None
+    """Upper end of the interval."""
     peak_bytes: int | None = None
-    """Eager only."""
+    """Peak memory; None for compiled passes."""
     left_out: str = ""
-    """Why there are no times."""
+    """Reason why there are no times; empty where there are."""
 
 
 class CostsRecord(Frozen):

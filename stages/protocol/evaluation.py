@@ -1,4 +1,4 @@
-"""evaluation.json: what an evaluation found, as every other program reads it; docs/metrics.md explains each key."""
+"""evaluation.json: the record of an evaluation; docs/metrics.md explains each key."""
 
 from pathlib import Path
 
@@ -13,45 +13,49 @@ DENSE = "dense"
 
 
 class Difference(Frozen):
-    """How much a metric is above that of the dense model, set by set."""
+    """Difference of a metric from that of the dense model, paired set by set."""
 
     mean: float
     half_width: float | None
-    """Of the 95 % interval; None for a single set."""
+    """Half of the width of the 95 % interval; None for a single set."""
     is_distinct: bool | None
-    """Whether zero lies outside the interval."""
+    """Whether zero lies outside the interval; None for a single set."""
 
 
 class Metric(Frozen):
     """One metric of one model."""
 
     sets: list[float] = Field(min_length=1)
+    """Value of each set."""
     mean: float
     half_width: float | None
+    """Half of the width of the 95 % interval over the sets; None for a single set."""
     above_dense: Difference | None = None
-    """None for the dense model, and for SSIM and MSE, which are differences themselves."""
+    """Difference from the dense model; None for the dense model, and for SSIM and MSE, which compare with it anyway."""
 
 
 class Pair(Frozen):
-    """One pair of images from the same noise."""
+    """Similarity of one pair of images from the same noise."""
 
     set: int
     index: int
+    """Position in the set."""
     ssim: float
     mse: float
 
 
 class Model(Frozen):
-    """One model."""
+    """Size, quality and consistency of one model."""
 
     params: int = Field(gt=0)
     macs: int = Field(gt=0)
-    """Without the products inside attention, as in the paper's tables."""
+    """Multiply-accumulates for one image, without the matrix products inside attention, as in the paper's tables."""
     attention_macs: int
+    """Multiply-accumulates of these products."""
     size_bytes: int
-    """Of the weights on disk."""
+    """Size of the weights' file."""
     weights_sha256: Sha256
-    """Of that file."""
+    """Hash of the weights' file."""
     fid: Metric
     kid: Metric
     precision: Metric
@@ -59,41 +63,41 @@ class Model(Frozen):
     ssim: Metric
     mse: Metric
     fid_pooled: float
-    """FID of all sets as one, which has less bias and no interval."""
+    """FID of all sets together, which is less biased and has no interval."""
     ssim_quantiles: dict[str, float]
     worst_pairs: list[Pair] = Field(min_length=1)
-    """The lowest SSIM first."""
+    """Pairs with the lowest SSIM, lowest first."""
 
     def metric(self, name: str) -> Metric:
-        """Give a metric by its name."""
+        """Return the metric of a name."""
         found: Metric = getattr(self, name)
         return found
 
 
 class EvaluationRecord(Frozen):
-    """An evaluation of a dense model and others under one protocol."""
+    """Evaluation of a dense model and of models pruned from it, under one protocol."""
 
     protocol_id: str
     protocol: Protocol
     dense_sha256: Sha256
-    """Of the dense model's weights, by `tensors_sha256`."""
+    """Hash of the dense model's weights, by `tensors_sha256`."""
     floor_fid: float
-    """Of one half of the real images against the other."""
+    """FID between two halves of the real images."""
     models: dict[str, Model]
 
     @model_validator(mode="after")
     def _fits_together(self) -> "EvaluationRecord":
         if self.protocol_id != self.protocol.id:
-            raise ValueError(f"protocol_id is {self.protocol_id}, that of the protocol beside it {self.protocol.id}")
+            raise ValueError(f"protocol_id is {self.protocol_id}, but the protocol has the id {self.protocol.id}")
         if DENSE not in self.models:
             raise ValueError(f"models has no {DENSE}")
         metrics = [model.metric(name) for model in self.models.values() for name in METRICS]
         if any(len(metric.sets) != self.protocol.sets for metric in metrics):
-            raise ValueError("a metric has not as many values as there are sets")
+            raise ValueError(f"a metric does not have one value for each of the {self.protocol.sets} sets")
         return self
 
     def macs_ratio(self, name: str) -> float:
-        """Give the dense model's MACs over those of another."""
+        """Ratio of the dense model's MACs to those of another model."""
         return self.models[DENSE].macs / self.models[name].macs
 
 
@@ -101,7 +105,7 @@ METRICS = tuple(name for name, field in Model.model_fields.items() if field.anno
 
 
 def read_evaluation(folder: Path) -> EvaluationRecord:
-    """Read what the evaluate stage wrote.
+    """Read evaluation.json, which the evaluate stage writes.
 
     Raises:
         InputError: evaluation.json is missing, damaged or of another version.
@@ -112,4 +116,4 @@ def read_evaluation(folder: Path) -> EvaluationRecord:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise InputError(f"{path} is no evaluation of this version ({where}: {first['msg']}); evaluate again") from None
+        raise InputError(f"{path} is invalid ({where}: {first['msg']}); run the evaluate stage again") from None

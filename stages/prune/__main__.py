@@ -6,16 +6,18 @@ import click
 
 
 @click.command()
-@click.option("--params", "params_path", type=Path, default=Path("params.yaml"), help="Numbers and choices.")
+@click.option("--params", "params_path", type=Path, default=Path("params.yaml"), help="Params file.")
 @click.option("--model", type=Path, required=True, help="Model folder to prune.")
 @click.option("--importance", "importance_path", type=Path, help="Saliencies of that model.")
-@click.option("--replay", "plan_path", type=Path, help="A plan made before, for this architecture, in their stead.")
+@click.option(
+    "--replay", "plan_path", type=Path, help="Plan of an earlier pruning of this architecture, instead of --importance."
+)
 @click.option("--data", type=Path, help="Packed images, for prune.compensate.")
-@click.option("--out", type=Path, required=True, help="Where the smaller model goes.")
+@click.option("--out", type=Path, required=True, help="Output folder of the smaller model.")
 def main(
     params_path: Path, model: Path, importance_path: Path | None, plan_path: Path | None, data: Path | None, out: Path
 ) -> None:
-    """Cut a diffusion model down to a smaller one that still runs."""
+    """Prune a diffusion model to the target size."""
     from stages.prune.params import PruneParams
     from stages.runtime.schema import load_block, load_seed
 

@@ -1,4 +1,4 @@
-"""Draw with the dense model what all others are compared with."""
+"""Draw the reference images of the dense model."""
 
 from pathlib import Path
 
@@ -6,12 +6,12 @@ import click
 
 
 @click.command()
-@click.option("--params", "params_path", type=Path, default=Path("params.yaml"), help="Numbers and choices.")
+@click.option("--params", "params_path", type=Path, default=Path("params.yaml"), help="Params file.")
 @click.option("--model", type=Path, required=True, help="Pretrained model folder.")
-@click.option("--data", type=Path, required=True, help="Packed images to compare with.")
-@click.option("--out", type=Path, required=True, help="Where samples and features go.")
+@click.option("--data", type=Path, required=True, help="Packed real images.")
+@click.option("--out", type=Path, required=True, help="Output folder of samples and features.")
 def main(params_path: Path, model: Path, data: Path, out: Path) -> None:
-    """Draw the dense model's images and extract features of them and of the real ones, under one protocol."""
+    """Draw the dense model's images, and extract features of them and of the real images, under one protocol."""
     from stages.protocol.params import ReferenceParams
     from stages.runtime.schema import load_block, load_seed
 

@@ -1,4 +1,4 @@
-"""Tell the story of a finished compression."""
+"""Report on a finished compression."""
 
 from pathlib import Path
 
@@ -6,13 +6,13 @@ import click
 
 
 @click.command()
-@click.option("--artifacts", "models", type=Path, required=True, help="The folder of model folders.")
-@click.option("--reports", type=Path, required=True, help="The folder of report folders.")
-@click.option("--summary", type=Path, required=True, help="Where results table and figures go.")
-@click.option("--released", type=Path, required=True, help="Where the models with their cards go.")
-@click.option("--page", type=Path, required=True, help="Where the page goes.")
+@click.option("--artifacts", "models", type=Path, required=True, help="Folder of the model folders.")
+@click.option("--reports", type=Path, required=True, help="Folder of the report folders.")
+@click.option("--summary", type=Path, required=True, help="Output folder of the results table and the figures.")
+@click.option("--released", type=Path, required=True, help="Output folder of the models with their cards.")
+@click.option("--page", type=Path, required=True, help="Output file of the page.")
 def main(models: Path, reports: Path, summary: Path, released: Path, page: Path) -> None:
-    """Write the results table, the figures, the page, and a card beside every model."""
+    """Write the results table, the figures, the page and the model cards, and record the compression in MLflow."""
     from stages.report.card import release
     from stages.report.figures import draw_figures
     from stages.report.page import check_page, write_page

@@ -1,4 +1,4 @@
-"""A story -> model folders with their cards, in the format of the Hugging Face Hub."""
+"""Report data -> model folders with model cards in the format of the Hugging Face Hub."""
 
 import html
 import shutil
@@ -20,22 +20,22 @@ LOSSES = {
     "output": "squared distance from the dense model's prediction",
     "feature": "relative squared distance from its features of the kept channels",
 }
-"""By the names of finetune.loss."""
+"""Key of finetune.loss -> its description."""
 RELEASED = {"pruned": "prune", "finetuned": "finetune"}
-"""Model -> the stage that made it."""
+"""Model -> the stage that writes it."""
 TASK = "unconditional-image-generation"
 WORST = "worst-pairs.png"
 
 
 def release(report: ReportData, folders: Mapping[str, Path], reports: Path, summary: Path, folder: Path) -> None:
-    """Copy the models' folders and put card and pictures beside each.
+    """Copy the model folders, and add a card and pictures to each.
 
     Args:
-        report: What happened to them.
-        folders: Stage -> where it left its model.
-        reports: The folder of report folders.
-        summary: Where the picture of all models lies.
-        folder: Where to.
+        report: Data of the compression.
+        folders: Stage -> its output folder.
+        reports: Folder of the report folders.
+        summary: Folder of the picture of all models.
+        folder: Output folder.
     """
     for name, stage in RELEASED.items():
         shutil.copytree(folders[stage], folder / name)
@@ -45,7 +45,7 @@ def release(report: ReportData, folders: Mapping[str, Path], reports: Path, summ
 
 
 def write_card(report: ReportData, name: str) -> str:
-    """Fill the card in: a head that the Hub reads, and the text."""
+    """Write a model card: metadata for the Hub, and the text."""
     record = report.record
     text = (
         environment(autoescape=False)
@@ -73,13 +73,13 @@ def write_card(report: ReportData, name: str) -> str:
 
 
 def write_losses(loss: Mapping[str, float | None]) -> str:
-    """Write what a model was trained on."""
+    """Describe the training loss: weight × loss, for each loss in use."""
     parts = [f"{loss[name]:g} × {what}" for name, what in LOSSES.items() if loss.get(name)]
     return " + ".join(parts) + (f", min-SNR weights with γ {loss['min_snr']:g}" if loss.get("min_snr") else "")
 
 
 def _plain(text: str) -> str:
-    """Make sure that words from elsewhere are words in Markdown."""
+    """Escape text from outside so that Markdown shows it as it is."""
     return html.escape(text, quote=False).replace("|", "\\|").replace("`", "'").replace("\n", " ")
 
 
@@ -125,6 +125,4 @@ def _speed(report: ReportData, name: str) -> str:
         return "no time was measured"
     speed_up = write_speed_up(cost.speed_up, cost.speed_up_low, cost.speed_up_high)
     ratio = report.record.macs_ratio(name)
-    return (
-        f"{ratio:.2f}× fewer MACs gave {speed_up} the speed at batch {cost.batch} where it was measured ({cost.device})"
-    )
+    return f"{ratio:.2f}× fewer MACs gave {speed_up} the speed at batch {cost.batch} on {cost.device}"

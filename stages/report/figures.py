@@ -1,4 +1,4 @@
-"""A story -> its figures as SVG, each in colours for a light and for a dark page."""
+"""Report data -> figures as SVG, in colours for light and for dark pages."""
 
 import io
 import itertools
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from stages.report.report_data import ReportData
-from stages.report.speed import compare_costs
+from stages.report.speed import rows_by_setting
 
 THEMES: Mapping[str, Mapping[str, object]] = {
     "light": {"text.color": "#1c2b24", "axes.edgecolor": "#8a978f", "grid.color": "#dfe6e1"},
@@ -25,19 +25,15 @@ SIZE_INCHES = (4.8, 3.1)
 
 
 def draw_figures(report: ReportData) -> dict[str, dict[str, bytes]]:
-    """Draw every figure: name -> theme -> SVG, the same bytes for the same story."""
+    """Draw all figures: name -> theme -> SVG; equal data give equal bytes."""
     return {
-        name: {theme: draw_figure(partial(_tell, draw, report), theme) for theme in THEMES}
+        name: {theme: draw_figure(partial(draw, report=report), theme) for theme in THEMES}
         for name, draw in FIGURES.items()
     }
 
 
-def _tell(draw: Callable[[Axes, ReportData], None], report: ReportData, axis: Axes) -> None:
-    draw(axis, report)
-
-
 def draw_figure(draw: Callable[[Axes], None], theme: str, kind: Literal["svg", "png"] = "svg") -> bytes:
-    """Draw one figure in the colours of a theme, the same bytes for the same figure."""
+    """Draw one figure in the colours of a theme; equal data give equal bytes."""
     colours = {**THEMES[theme]}
     text = colours["text.color"]
     style = {
@@ -62,8 +58,8 @@ def draw_figure(draw: Callable[[Axes], None], theme: str, kind: Literal["svg", "
     return target.getvalue()
 
 
-def _pareto(axis: Axes, report: ReportData) -> None:
-    """Quality against cost: below and left is better."""
+def _pareto(axis: Axes, *, report: ReportData) -> None:
+    """FID over MACs."""
     for name, model in report.record.models.items():
         axis.errorbar(
             model.macs / 1e6,
@@ -83,15 +79,15 @@ def _pareto(axis: Axes, report: ReportData) -> None:
     axis.legend()
 
 
-def _recovery(axis: Axes, report: ReportData) -> None:
-    """Held-out loss of the moving average while finetuning."""
+def _recovery(axis: Axes, *, report: ReportData) -> None:
+    """Held-out loss of the EMA weights during finetuning."""
     axis.plot(*zip(*report.curve, strict=True), marker="o", markersize=3, color=COLOURS["finetuned"])
     axis.set(xlabel="step", ylabel="held-out loss (logarithmic)")
     plain_log(axis)
 
 
-def _widths(axis: Axes, report: ReportData) -> None:
-    """Channels that each layer gives, before and after."""
+def _widths(axis: Axes, *, report: ReportData) -> None:
+    """Output channels of each layer before and after pruning."""
     dense, kept = ([getattr(width, name) for width in report.widths] for name in ("dense", "kept"))
     axis.stairs(dense, fill=True, alpha=0.35, color=COLOURS["dense"], label="dense")
     axis.stairs(kept, fill=True, color=COLOURS["finetuned"], label="kept")
@@ -105,17 +101,17 @@ def _widths(axis: Axes, report: ReportData) -> None:
     axis.legend(loc="upper right", ncols=2)
 
 
-def _ssim(axis: Axes, report: ReportData) -> None:
-    """How alike the pairs are."""
+def _ssim(axis: Axes, *, report: ReportData) -> None:
+    """SSIM of all pairs."""
     for name, values in report.ssim.items():
         axis.hist(values, bins=40, range=(min(0.0, *values), 1), alpha=0.6, color=COLOURS.get(name), label=name)
     axis.set(xlabel="SSIM against the dense model's image of the same noise", ylabel="pairs")
     axis.legend(loc="upper left")
 
 
-def _throughput(axis: Axes, report: ReportData) -> None:
-    """Images per second at each batch, eager."""
-    rows = [row for row in compare_costs(report.costs) if row.mode == "eager" and row.images_per_s]
+def _throughput(axis: Axes, *, report: ReportData) -> None:
+    """Images per second of eager passes at each batch size."""
+    rows = [row for row in rows_by_setting(report.costs) if row.mode == "eager" and row.images_per_s]
     for name, (precision, style) in itertools.product(COLOURS, LINES.items()):
         members = [row for row in rows if (row.model, row.precision) == (name, precision)]
         if members:
@@ -130,9 +126,9 @@ def _throughput(axis: Axes, report: ReportData) -> None:
     axis.legend()
 
 
-def _speed_up(axis: Axes, report: ReportData) -> None:
-    """Speed-up over dense in every setting, with what the operations would promise."""
-    rows = [row for row in compare_costs(report.costs) if row.model == "pruned" and row.speed_up]
+def _speed_up(axis: Axes, *, report: ReportData) -> None:
+    """Speed-up relative to dense in each setting, and the MACs ratio."""
+    rows = [row for row in rows_by_setting(report.costs) if row.model == "pruned" and row.speed_up]
     names = [f"{row.precision}{' compiled' * (row.mode == 'compiled')}, batch {row.batch}" for row in rows]
     values, lows, highs = (
         np.array([getattr(row, key) for row in rows]) for key in ("speed_up", "speed_up_low", "speed_up_high")
@@ -146,14 +142,14 @@ def _speed_up(axis: Axes, report: ReportData) -> None:
 
 
 def plain_log(axis: Axes) -> None:
-    """Make the vertical axis logarithmic, with plain numbers."""
+    """Make the vertical axis logarithmic, with plain numbers as labels."""
     axis.set_yscale("log")
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_formatter(NullFormatter())
 
 
-FIGURES: Mapping[str, Callable[[Axes, ReportData], None]] = {
+FIGURES: Mapping[str, Callable[..., None]] = {
     "pareto": _pareto,
     "recovery": _recovery,
     "widths": _widths,

@@ -1,4 +1,4 @@
-"""A story -> reports/index.html: one page that needs no other file and no network."""
+"""Report data -> reports/index.html, one page that needs no other file and no network."""
 
 import base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from stages.protocol.evaluation import DENSE, EvaluationRecord, Model
 from stages.report.report_data import ReportData, read_picture
-from stages.report.speed import compare_costs
+from stages.report.speed import rows_by_setting
 from stages.report.table import (
     ALIKE,
     HEADER,
@@ -25,11 +25,11 @@ from stages.runtime.schema import flatten
 from stages.storage.files import read_bytes
 
 SIGN = b"Made by Espalier."
-"""By which a page is known to be ours."""
+"""Marks a page as written by this stage."""
 
 
 def environment(*, autoescape: bool) -> Environment:
-    """Give the templates of this folder; a name that is missing is an error. HTML is escaped, Markdown is not."""
+    """Load the templates of this folder; an undefined name is an error. HTML is escaped, Markdown is not."""
     folder = FileSystemLoader(Path(__file__).parent)
     templates = Environment(loader=folder, autoescape=autoescape, undefined=StrictUndefined)  # noqa: S701
     templates.trim_blocks = templates.lstrip_blocks = True
@@ -37,19 +37,19 @@ def environment(*, autoescape: bool) -> Environment:
 
 
 def check_page(page: Path, folders: Sequence[Path]) -> None:
-    """Refuse to write the page over something else, or into a folder that some stage owns.
+    """Check that the page overwrites nothing else and lies in no folder that a stage writes.
 
     Raises:
-        InputError: It would be.
+        InputError: It would overwrite another file, or lies in such a folder.
     """
     if any(page.resolve().is_relative_to(folder.resolve()) for folder in folders):
-        raise InputError(f"{page} lies in a folder that a stage writes whole; choose another --page")
+        raise InputError(f"{page} lies in an output folder of a stage; choose another --page")
     if not page.name or page.is_dir() or (page.exists() and SIGN not in read_bytes(page)):
-        raise InputError(f"{page} is no page that this stage has written; move it away or choose another --page")
+        raise InputError(f"{page} was not written by this stage; move it away or choose another --page")
 
 
 def write_page(report: ReportData, figures: Mapping[str, Mapping[str, bytes]], reports: Path) -> str:
-    """Fill the template in."""
+    """Render the page."""
     record = report.record
     others = [name for name in record.models if name != DENSE]
     names = [*record.models, *(f"{name}-strip" for name in record.models), *(f"{name}-worst" for name in others)]
@@ -71,7 +71,7 @@ def write_page(report: ReportData, figures: Mapping[str, Mapping[str, bytes]], r
         images=images,
         others=others,
         worst={name: write_worst(record.models[name]) for name in others},
-        costs=list(compare_costs(report.costs)),
+        costs=list(rows_by_setting(report.costs)),
         speed_up=write_speed_up,
         with_attention=_each(record, lambda model: write_count(model.macs + model.attention_macs)),
         on_disk=_each(record, lambda model: f"{model.size_bytes / 1e6:.2f} MB"),
@@ -81,7 +81,7 @@ def write_page(report: ReportData, figures: Mapping[str, Mapping[str, bytes]], r
 
 
 def write_worst(model: Model) -> str:
-    """Write the SSIM of the least alike pairs."""
+    """Format the SSIM of the least similar pairs."""
     return ", ".join(f"{pair.ssim:.2f}" for pair in model.worst_pairs)
 
 
@@ -94,23 +94,23 @@ def _each(record: EvaluationRecord, write: Callable[[Model], str]) -> str:
 
 
 def _tiles(report: ReportData) -> Iterator[tuple[str, str]]:
-    """Give the figures that come first, each with its label."""
+    """Headline numbers, each with its label."""
     dense, finetuned = (report.record.models[name] for name in (DENSE, "finetuned"))
     yield f"−{1 - finetuned.macs / dense.macs:.1%}", "MACs"
     yield f"−{1 - finetuned.params / dense.params:.1%}", "parameters"
     cost = report.costs.first("finetuned")
     if cost.speed_up:
-        yield f"{cost.speed_up:.2f}×", f"as fast at batch {cost.batch}, measured"
+        yield f"{cost.speed_up:.2f}×", f"speed at batch {cost.batch}, measured"
     above = finetuned.fid.above_dense
     verdict = f", {ALIKE}" if above and above.is_distinct is False else ""
     yield f"{dense.fid.mean:.2f} → {finetuned.fid.mean:.2f}", f"FID, dense → finetuned{verdict}"
     yield f"{finetuned.ssim.mean:.3f}", "SSIM against dense"
     if report.recovered is not None:
-        yield f"{report.recovered:.1%}", "of the FID lost by the cut, taken back"
+        yield f"{report.recovered:.1%}", "of the FID lost by pruning, recovered"
 
 
 def lineage(report: ReportData) -> Iterator[tuple[str, str]]:
-    """Where everything comes from: weights, plan, and the run of every stage."""
+    """Hashes of weights and plan, and code, commit and device of each stage."""
     yield "base", ", ".join(f"{key} {value}" for key, value in report.source.items() if value)
     for name, model in report.record.models.items():
         yield f"weights, {name}", f"sha256 {model.weights_sha256}"
@@ -123,6 +123,6 @@ def lineage(report: ReportData) -> Iterator[tuple[str, str]]:
 
 def _describe_provenance(found: Mapping[str, Any] | None) -> str:
     if found is None:
-        return "output from DVC's cache"
+        return "output restored from DVC's cache"
     commit = f"{found['git_commit']}{' with changes' if found['git_dirty'] else ''}" if found["git_commit"] else "none"
     return f"commit {commit}, {found['device']['name']}, {found['device']['threads']} threads"

@@ -1,10 +1,12 @@
-"""The model_folders of a finished compression -> everything that page and cards tell of it."""
+"""The folders of a finished compression -> the data of page, figures and cards."""
 
-import csv
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from huggingface_hub import ModelCard
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ValidationError
@@ -21,7 +23,7 @@ from stages.tracking.compression import stage_folders
 MODELS = (DENSE, "pruned", "finetuned")
 LICENCE_KEYS = ("license", "license_name", "license_link")
 PARTS = ("time_embedding", "conv_in", "down_blocks", "mid_block", "up_blocks", "conv_norm_out", "conv_out")
-"""Of a UNet, in the order in which they run."""
+"""Parts of a UNet in the order in which they run."""
 
 
 class PruneRecord(BaseModel, frozen=True, extra="ignore"):
@@ -48,7 +50,7 @@ class FinetuneRecord(BaseModel, frozen=True, extra="ignore"):
 
 @dataclass(frozen=True)
 class Width:
-    """How many channels a layer gives, before and after."""
+    """Number of output channels of a layer in the dense and in the pruned model."""
 
     layer: str
     dense: int
@@ -57,18 +59,18 @@ class Width:
 
 @dataclass(frozen=True)
 class ReportData:
-    """What happened to one model."""
+    """All data of one compression that page, figures and cards show."""
 
     record: EvaluationRecord
     costs: CostsRecord
     curve: list[tuple[float, float]]
-    """(step, held-out loss)."""
+    """(step, held-out loss) of the recovery."""
     ema_decay: float
-    """Of the moving average that was taken."""
+    """Decay of the EMA weights that were chosen."""
     ssim: dict[str, list[float]]
-    """Model -> of every pair."""
+    """Model -> SSIM of each pair."""
     widths: list[Width]
-    """In the order of the model."""
+    """Widths in the order in which the layers run."""
     criterion: str
     formula: str
     prune: PruneRecord
@@ -77,24 +79,24 @@ class ReportData:
     runs: dict[str, dict[str, Any]]
     """Stage -> its run.json."""
     provenance: dict[str, dict[str, Any]]
-    """Stage -> where and at which commit it ran; without those whose output came out of DVC's cache."""
+    """Stage -> its provenance; a stage whose output was restored from DVC's cache has none."""
     licence: dict[str, str]
-    """Of the base model, by the keys of its card's head; empty where it names none."""
+    """Licence of the base model by the keys of its card's metadata; empty where the card names none."""
 
     @property
     def source(self) -> dict[str, Any]:
-        """Where the base model came from, without the place on some machine."""
+        """Source of the base model, without the path on this machine."""
         found: dict[str, Any] = self.runs["fetch"]["params"]["fetch"]["model"]
         return {**found, "path": Path(found["path"]).name} if "path" in found else found
 
     @property
     def base(self) -> str:
-        """Name the base model: its repository, the last part of its folder, or what it is bundled as."""
+        """Name of the base model: its repository, the last part of its folder, or its name as a bundled model."""
         return str(self.source.get("repo") or self.source.get("name") or self.source["path"])
 
     @property
     def recovered(self) -> float | None:
-        """Share of the FID lost by pruning that finetuning took back; None where pruning lost nothing for certain."""
+        """Share of the FID lost by pruning that finetuning recovered; None where the loss is within the interval."""
         dense, pruned, finetuned = (self.record.models[name].fid for name in MODELS)
         if not (pruned.above_dense and pruned.above_dense.is_distinct and pruned.mean > dense.mean):
             return None
@@ -102,14 +104,14 @@ class ReportData:
 
 
 def read_report_data(artifacts: Path, reports: Path) -> ReportData:
-    """Read what the stages left.
+    """Read the outputs of all stages.
 
     Args:
-        artifacts: The folder of model folders.
-        reports: The folder of report folders.
+        artifacts: Folder of the model folders.
+        reports: Folder of the report folders.
 
     Raises:
-        InputError: Something is missing, damaged, or tells of other weights.
+        InputError: A file is missing, damaged, or of other weights.
     """
     folders = stage_folders(artifacts, reports)
     model_folders = dict(zip(MODELS, (folders[stage] for stage in ("fetch", "prune", "finetune")), strict=True))
@@ -118,7 +120,9 @@ def read_report_data(artifacts: Path, reports: Path) -> ReportData:
     shapes = {name: read_shapes(file) for name, file in files.items()}
     for name, file in files.items():
         if record.models[name].weights_sha256 != file_sha256(file):
-            raise InputError(f"{folders['evaluate']} tells of other weights than {file}; run the evaluate stage first")
+            raise InputError(
+                f"{folders['evaluate']} was measured on other weights than {file}; run the evaluate stage first"
+            )
     runs = {stage: read_json(folder / RUN_RECORD) for stage, folder in folders.items()}
     provenance = {stage: found for stage, folder in folders.items() if (found := read_provenance(folder))}
     plan = read_json(folders["finetune"] / PLAN)
@@ -141,15 +145,15 @@ def read_report_data(artifacts: Path, reports: Path) -> ReportData:
         )
     except (KeyError, TypeError, ValidationError) as error:
         raise InputError(
-            f"a plan or run.json below {artifacts} is not what its stage wrote ({first_line(error)})"
+            f"a plan or run.json below {artifacts} is invalid ({first_line(error)}); run its stage again"
         ) from None
 
 
 def _read_ordered(folder: Path) -> EvaluationRecord:
-    """Read the record with the models in the order of the pipeline; JSON keeps them in that of the alphabet."""
+    """Read the evaluation with the models in the order of the pipeline; JSON keeps them in alphabetical order."""
     record = read_evaluation(folder)
     if set(record.models) != set(MODELS):
-        raise InputError(f"{folder} holds {', '.join(record.models)}; the page tells of {', '.join(MODELS)}")
+        raise InputError(f"{folder} holds {', '.join(record.models)}; expected {', '.join(MODELS)}")
     return record.model_copy(update={"models": {name: record.models[name] for name in MODELS}})
 
 
@@ -166,7 +170,7 @@ def _read_costs(folder: Path, record: EvaluationRecord) -> CostsRecord:
 
 
 def _widths(before: dict[str, list[int]], after: dict[str, list[int]]) -> list[Width]:
-    """Compare how many channels each layer gives."""
+    """Compare the number of output channels of each layer."""
     layers = {name.removesuffix(".weight"): shape[0] for name, shape in before.items() if len(shape) > 1}
     places = {layer: PARTS.index(part) if (part := layer.split(".")[0]) in PARTS else len(PARTS) for layer in layers}
     ordered = sorted(layers, key=lambda layer: places[layer])
@@ -174,40 +178,41 @@ def _widths(before: dict[str, list[int]], after: dict[str, list[int]]) -> list[W
 
 
 def _read_curve(path: Path) -> list[tuple[float, float]]:
-    rows = _read_csv(path, ("step", "heldout_loss"))
-    return [(float(row["step"]), float(row["heldout_loss"])) for row in rows if row["heldout_loss"]]
+    rows = _read_csv(path, ["step", "heldout_loss"])
+    return list(zip(rows["step"], rows["heldout_loss"], strict=True))
 
 
 def _read_ssim(path: Path) -> dict[str, list[float]]:
-    rows = _read_csv(path, ("model", "ssim"))
-    return {name: [float(row["ssim"]) for row in rows if row["model"] == name] for name in MODELS[1:]}
+    rows = _read_csv(path, ["ssim"], texts=["model"])
+    return {name: rows["ssim"][rows["model"] == name].tolist() for name in MODELS[1:]}
 
 
-def _read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    """Read rows whose columns, but for the model's name, are numbers or empty.
+def _read_csv(path: Path, numbers: list[str], texts: Sequence[str] = ()) -> pd.DataFrame:
+    """Read columns of a CSV; rows in which a number is missing are left out.
 
     Raises:
-        InputError: There are none, or other ones.
+        InputError: There are no rows, no such columns, or a value is no number.
     """
-    rows = list(csv.DictReader(read_bytes(path).decode(errors="replace").splitlines()))
     try:
-        numbers = [float(row[column] or 0) for row in rows for column in columns if column != "model"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is not what its stage wrote ({first_line(error)}); run that stage again") from None
-    if not numbers:
+        table = pd.read_csv(io.BytesIO(read_bytes(path)), dtype=dict.fromkeys(numbers, float))[
+            [*texts, *numbers]
+        ].dropna()
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{path} is invalid ({first_line(error)}); run its stage again") from None
+    if table.empty:
         raise InputError(f"{path} holds no rows; run its stage again")
-    return rows
+    return table
 
 
 def _read_licence(card: Path) -> dict[str, str]:
-    """Read the licence off a card's head; cards come from anywhere and hold anything."""
+    """Read the licence from a card's metadata; a card may hold anything."""
     if not card.is_file():
         return {}
     try:
         text = read_bytes(card).decode(errors="replace")
         head = ModelCard(text, ignore_metadata_errors=True).data.to_dict()
     except Exception as error:  # noqa: BLE001
-        raise InputError(f"{card} has a head that is no YAML ({first_line(error)}); correct or remove it") from None
+        raise InputError(f"{card} has invalid YAML metadata ({first_line(error)}); correct or remove it") from None
     found = {key: head[key] for key in LICENCE_KEYS if head.get(key)}
     return {
         key: " or ".join(map(str, value)) if isinstance(value, list) else str(value) for key, value in found.items()
@@ -215,7 +220,7 @@ def _read_licence(card: Path) -> dict[str, str]:
 
 
 def read_picture(path: Path) -> bytes:
-    """Read a PNG, and make sure that it is one.
+    """Read and verify a PNG.
 
     Raises:
         InputError: It is missing or damaged.
@@ -225,5 +230,5 @@ def read_picture(path: Path) -> bytes:
         with Image.open(path) as image:
             image.verify()
     except (OSError, SyntaxError, UnidentifiedImageError) as error:
-        raise InputError(f"{path} is no picture ({first_line(error)}); run its stage again") from None
+        raise InputError(f"{path} is no valid image ({first_line(error)}); run its stage again") from None
     return content

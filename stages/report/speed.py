@@ -1,15 +1,15 @@
-"""The truth table of speed -> the rows of each setting together."""
+"""The costs of the models -> rows grouped by setting."""
 
 from collections.abc import Iterator
 
 from stages.protocol.costs import Cost, CostsRecord
 
 TWIN = "finetuned"
-"""It has the widths of pruned, and so its rows: shown once."""
+"""Has the widths of pruned, so its rows are the same and are left out."""
 
 
-def compare_costs(record: CostsRecord) -> Iterator[Cost]:
-    """Give every setting's rows one after the other."""
+def rows_by_setting(record: CostsRecord) -> Iterator[Cost]:
+    """List the rows, those of one setting together."""
     rows = [row for row in record.costs if row.model != TWIN]
     for setting in dict.fromkeys(_setting(row) for row in rows):
         yield from (row for row in rows if _setting(row) == setting)

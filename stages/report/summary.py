@@ -1,4 +1,4 @@
-"""A story -> the results table and the pictures that README, cards and DVC show."""
+"""Report data -> the results table and the pictures for README, cards and DVC."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +24,7 @@ def write_summary(report: ReportData, figures: Mapping[str, Mapping[str, bytes]]
 
 
 def draw_summary(report: ReportData, reports: Path) -> Figure:
-    """Draw the grids of all models side by side, with the results table below them."""
+    """Draw the image grids of all models side by side, and the results table below."""
     names = list(report.record.models)
     with mpl.rc_context({"font.size": 11, "figure.dpi": 110}):
         figure = Figure(figsize=(4 * len(names), 7.2), layout="constrained")

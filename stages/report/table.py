@@ -1,4 +1,4 @@
-"""The record of an evaluation -> the results table and the sentences below it."""
+"""The records of evaluation and costs -> the results table and the sentences below it."""
 
 from collections.abc import Mapping
 
@@ -8,11 +8,11 @@ from stages.protocol.protocol import Protocol
 
 HEADER = ["model", "params", "MACs", "FID", "KID × 10³", "precision", "recall", "SSIM", "latency"]
 ALIKE = "≈"
-"""Marks what does not differ from dense by more than the interval of the difference."""
+"""Marks a metric whose difference from dense lies within the interval of the difference."""
 
 
 def to_rows(record: EvaluationRecord, costs: CostsRecord) -> list[list[str]]:
-    """Write each model's numbers as text, in the order of `HEADER`."""
+    """Format the numbers of each model, in the order of `HEADER`."""
     return [_row(name, record, costs) for name in record.models]
 
 
@@ -32,12 +32,12 @@ def _row(name: str, record: EvaluationRecord, costs: CostsRecord) -> list[str]:
 
 
 def write_count(macs: float) -> str:
-    """Write operations in millions or billions."""
+    """Format a number of operations in millions or billions."""
     return f"{macs / 1e9:.2f} G" if macs >= 1e9 else f"{macs / 1e6:.1f} M"  # noqa: PLR2004
 
 
 def write_metric(found: Metric, digits: int, factor: float = 1) -> str:
-    """Write a mean, its interval, and a mark where it does not differ from dense by more than the interval."""
+    """Format a mean, its interval, and the mark `ALIKE` where it applies."""
     text = f"{found.mean * factor:.{digits}f}"
     if found.half_width:
         text += f" ± {found.half_width * factor:.{digits}f}"
@@ -45,17 +45,17 @@ def write_metric(found: Metric, digits: int, factor: float = 1) -> str:
 
 
 def write_speed_up(speed_up: float, low: float, high: float) -> str:
-    """Write a speed-up with its interval."""
+    """Format a speed-up with its interval."""
     return f"{speed_up:.2f}× ({low:.2f}–{high:.2f})" if low < high else f"{speed_up:.2f}×"
 
 
 def write_target(target: Mapping[str, float | str | None]) -> str:
-    """Write how small the model was to become."""
+    """Format a pruning target."""
     return ", ".join(f"{key} {value}" for key, value in target.items() if value is not None)
 
 
 def protocol_to_text(record: EvaluationRecord) -> str:
-    """Write the protocol in words."""
+    """Describe the protocol, and what the intervals cover."""
     protocol = record.protocol
     pooled = ", ".join(f"{name} {model.fid_pooled:.3f}" for name, model in record.models.items())
     intervals = (
@@ -71,7 +71,7 @@ def protocol_to_text(record: EvaluationRecord) -> str:
 
 
 def conditions_to_text(protocol: Protocol, seeds: str) -> str:
-    """Write what a protocol asks for, with its seed or those of several that differ in nothing else."""
+    """Describe the sampling and the metrics of a protocol; `seeds` describes the seeds of one or more protocols."""
     sampler = protocol.sampler
     return (
         f"{protocol.sets} × {protocol.num_images} images, {seeds}, {sampler.scheduler} with {sampler.steps} steps "
@@ -83,13 +83,13 @@ def conditions_to_text(protocol: Protocol, seeds: str) -> str:
 
 
 def latency_to_text(costs: CostsRecord) -> str:
-    """Write what the latency is of."""
+    """Describe the setting of the latency column."""
     row = costs.costs[0]
     return f"Latency: median of a pass, batch {row.batch}, {row.precision}, {row.mode}, {row.device}."
 
 
 def to_markdown(record: EvaluationRecord, costs: CostsRecord) -> str:
-    """Write the table with the protocol below it."""
+    """Write the table as Markdown, with the protocol below it."""
     lines = [HEADER, ["---"] + ["---:"] * (len(HEADER) - 1), *to_rows(record, costs)]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     return f"{table}\n\n{protocol_to_text(record)} {latency_to_text(costs)}\n"
