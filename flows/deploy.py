@@ -26,7 +26,7 @@ from flows.workspaces.overrides import apply, plan_cells
 from flows.workspaces.workspace import current_checkout
 from stages.params import load_params
 from stages.runtime.errors import InputError, first_line, without_password
-from stages.runtime.schema import Frozen, check, read_tree
+from stages.runtime.schema import Frozen, read_tree, validate_tree
 from stages.tools.preset import find_preset
 
 POOL = "espalier"
@@ -152,7 +152,7 @@ def _read(path: Path) -> tuple[Deployment, ...]:
         raise InputError(f"{path} lists no deployments")
     if not all(isinstance(entry, dict) and {"name", "entrypoint"} <= set(entry) for entry in entries):
         raise InputError(f"{path}: a deployment needs a name and an entrypoint such as flows/compress.py:compress")
-    found = check({"deployments": entries}, Deployments, str(path)).deployments
+    found = validate_tree({"deployments": entries}, Deployments, str(path)).deployments
     names = [(entry.entrypoint, entry.name) for entry in found]
     for entrypoint, name in names:
         if names.count((entrypoint, name)) > 1:

@@ -15,10 +15,10 @@ def changed(root, tmp_path):
     def change(key, value):
         tree = YAML(typ="safe").load((root / "params.yaml").read_text())
         *path, last = key.split(".")
-        home = tree
+        block = tree
         for part in path:
-            home = home[part]
-        home[last] = value
+            block = block[part]
+        block[last] = value
         YAML(typ="safe").dump(tree, tmp_path / "params.yaml")
         return tmp_path / "params.yaml"
 
@@ -26,13 +26,13 @@ def changed(root, tmp_path):
 
 
 def test_params_are_frozen(params):
-    """Nobody changes a number on its way to the mathematics."""
+    """An assignment to a loaded value is an error."""
     with pytest.raises(ValidationError, match="frozen"):
         params.seed = 1
 
 
 def test_scientific_notation_is_a_number(tmp_path, root):
-    """1e-4 is a float for DVC, and so it is for us."""
+    """1e-4 is a float, as DVC reads it."""
     text = (root / "params.yaml").read_text().replace("learning_rate: 5.0e-4", "learning_rate: 1e-4")
     (tmp_path / "params.yaml").write_text(text)
 
@@ -40,7 +40,7 @@ def test_scientific_notation_is_a_number(tmp_path, root):
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "words"),
+    ("key", "value", "expected"),
     [
         ("prune.target.ratio", 1.5, "prune.target.ratio is 1.5: input should be less than 1"),
         ("prune.ratoi", 0.3, "prune.ratoi is not a known key"),
@@ -69,29 +69,29 @@ def test_scientific_notation_is_a_number(tmp_path, root):
         ("fetch.model.source", "ftp", "fetch.model: "),
     ],
 )
-def test_a_wrong_value_is_named_in_one_line(changed, key, value, words):
-    """The message says which key, what was found and what is allowed."""
+def test_a_wrong_value_is_named_in_one_line(changed, key, value, expected):
+    """The message names the key, the value and what is allowed."""
     with pytest.raises(InputError) as caught:
         load_params(changed(key, value))
 
-    assert words in caught.value.message
+    assert expected in caught.value.message
     assert "\n" not in caught.value.message
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "expected"),
     [("seed: [", "is not valid YAML"), ("seed: 2024-99-99", "is not valid YAML"), ("", "the file is None")],
 )
-def test_a_file_that_is_no_params_file_is_refused(tmp_path, text, words):
-    """Broken and empty files are told apart."""
+def test_an_invalid_params_file_is_refused(tmp_path, text, expected):
+    """Broken and empty files give different messages."""
     (tmp_path / "params.yaml").write_text(text)
 
-    with pytest.raises(InputError, match=words) as caught:
+    with pytest.raises(InputError, match=expected) as caught:
         load_params(tmp_path / "params.yaml")
     assert "\n" not in caught.value.message
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    """The message says how to name another one."""
+    """The message asks to correct the path."""
     with pytest.raises(InputError, match="correct the path to it"):
         load_params(tmp_path / "params.yaml")

@@ -1,4 +1,4 @@
-"""What .ci/ lets through: no secret in a file that git tracks, no version with a known vulnerability."""
+"""The scans in .ci/ refuse secrets in tracked files and versions with known vulnerabilities."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 from tests.swift import BIN
 
 LOCAL = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-# Put together here, or this file would not pass the scan itself.
+# The secrets are in pieces, so that this file passes the scan.
 AWS_KEY = "AKIA" + "Q7XYA2MP" * 2
 PLANTED = {
     "settings.py": f'aws_access_key_id = "{AWS_KEY}"\n',
@@ -20,27 +20,27 @@ PLANTED = {
 
 @pytest.fixture
 def repository(tmp_path):
-    """Make a repository with one harmless file."""
+    """Create a repository with one file without secrets."""
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
     (tmp_path / "run.json").write_text('{"sha256": "' + "0123456789abcdef" * 4 + '"}\n')
     return tmp_path
 
 
 def scan(root, repository):
-    """Scan what git tracks there."""
+    """Scan the tracked files of a repository."""
     subprocess.run(["git", "add", "--all"], cwd=repository, check=True)
     command = [root / ".ci" / "secrets"]
     return subprocess.run(command, cwd=repository, env=LOCAL, capture_output=True, text=True, check=False)
 
 
-def test_hashes_are_no_secrets(root, repository):
-    """A repository that holds none passes."""
+def test_hashes_pass_the_scan(root, repository):
+    """A repository without secrets passes."""
     assert scan(root, repository).returncode == 0
 
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_secret_is_found(root, repository, name):
-    """A key or password in a tracked file fails the scan, which names the file and not the secret."""
+    """A key or password in a tracked file fails the scan; the output names the file and does not show the secret."""
     (repository / name).write_text(PLANTED[name])
     found = scan(root, repository)
 
@@ -50,7 +50,7 @@ def test_a_planted_secret_is_found(root, repository, name):
 
 
 def test_this_repository_holds_no_secret(root):
-    """Nothing that is tracked here looks like one."""
+    """The tracked files of this repository pass the scan."""
     command = [root / ".ci" / "secrets"]
     found = subprocess.run(command, cwd=root, env=LOCAL, capture_output=True, text=True, check=False)
 
@@ -58,14 +58,14 @@ def test_this_repository_holds_no_secret(root):
 
 
 @pytest.mark.parametrize(
-    ("knows_the_bad_one", "lock_is_bad", "code"), [(True, False, 0), (True, True, 1), (False, False, 3)]
+    ("service_works", "lock_is_bad", "code"), [(True, False, 0), (True, True, 1), (False, False, 3)]
 )
-def test_an_audit_that_asked_nobody_is_none(root, tmp_path, knows_the_bad_one, lock_is_bad, code):
-    """It passes only if a service that knows an old bad version knows nothing of ours."""
-    stand_in = tmp_path / "pip-audit"
-    told = "echo CVE-2019-10906; exit 1" if knows_the_bad_one else "echo 'No known vulnerabilities found'"
-    stand_in.write_text(f'#!/bin/sh\ncase "$*" in *requirements.lock*) exit {int(lock_is_bad)};; esac\n{told}\n')
-    stand_in.chmod(0o755)
+def test_an_audit_without_a_working_service_fails(root, tmp_path, service_works, lock_is_bad, code):
+    """The audit passes only if the service reports a known bad version and reports none of the locked versions."""
+    fake_audit = tmp_path / "pip-audit"
+    report = "echo CVE-2019-10906; exit 1" if service_works else "echo 'No known vulnerabilities found'"
+    fake_audit.write_text(f'#!/bin/sh\ncase "$*" in *requirements.lock*) exit {int(lock_is_bad)};; esac\n{report}\n')
+    fake_audit.chmod(0o755)
     found = subprocess.run(
         [root / ".ci" / "audit"],
         env={**LOCAL, "PATH": f"{tmp_path}{os.pathsep}{LOCAL['PATH']}"},

@@ -15,7 +15,7 @@ from ruamel.yaml.error import YAMLError
 
 from stages.params import Params
 from stages.runtime.errors import InputError, first_line
-from stages.runtime.schema import check, read_tree
+from stages.runtime.schema import read_tree, validate_tree
 
 Overrides = Mapping[str, Any]
 """Dotted keys of params.yaml -> values: {"prune.target.macs": "56%"}."""
@@ -114,7 +114,7 @@ def apply(overrides: Overrides, params_path: Path) -> bytes:
     if _count_errors(merged):
         given = "".join(f" {key}={value}" for key, value in overrides.items())
         # What was not given up is told of as it stood, since that is what the user knows.
-        check(_plain(_merge(tree, overrides)), Params, f"{params_path.name}{' with' if given else ''}{given}")
+        validate_tree(_plain(_merge(tree, overrides)), Params, f"{params_path.name}{' with' if given else ''}{given}")
     return _write(merged)
 
 

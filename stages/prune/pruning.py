@@ -22,7 +22,7 @@ from stages.prune.params import CompensateParams, PruneParams
 from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut
 from stages.runtime.errors import InputError
-from stages.runtime.schema import check
+from stages.runtime.schema import validate_tree
 from stages.runtime.seeds import derive_seed
 from stages.storage.tensors import tensors_sha256
 
@@ -52,7 +52,7 @@ def replay(plan: Plan, unet: Denoiser, compensate: CompensateParams | None = Non
     """
     check_plan(plan, unet)
     base = plan.base.model_copy(update={"weights_sha256": tensors_sha256(unet.state_dict())})
-    params = check(plan.prune, PruneParams, "the plan's prune").model_copy(update={"compensate": compensate})
+    params = validate_tree(plan.prune, PruneParams, "the plan's prune").model_copy(update={"compensate": compensate})
     changes = {"base": base, "prune": params.model_dump(mode="json"), "replayed_from": plan.sha256}
     return plan.model_copy(update=changes).sealed()
 

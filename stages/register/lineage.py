@@ -11,7 +11,7 @@ from pydantic import ValidationError, model_validator
 
 from stages.models.layout import PLAN
 from stages.runtime.errors import InputError, without_password
-from stages.runtime.git import git_output, outside_git
+from stages.runtime.git import git_output, without_git_variables
 from stages.runtime.schema import Commit, Frozen, Sha256
 from stages.storage.files import RUN_RECORD, file_sha256, read_json
 from stages.storage.provenance import read_provenance
@@ -128,7 +128,7 @@ def _dvc(*arguments: str) -> str | None:
 
 def _run(*command: str) -> str | None:
     try:
-        result = subprocess.run(command, capture_output=True, text=True, check=False, env=outside_git())  # noqa: S603
+        result = subprocess.run(command, capture_output=True, text=True, check=False, env=without_git_variables())  # noqa: S603
     except OSError:
         return None
     return None if result.returncode else result.stdout.rstrip()

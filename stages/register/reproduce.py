@@ -18,8 +18,8 @@ from stages.register.lineage import DECISIVE, Lineage, hash_outputs, read_lineag
 from stages.register.package import check_files
 from stages.register.registry import CONTENT, EVIDENCE, MODEL, OURS, Registry
 from stages.runtime.errors import InputError, first_line, without_password
-from stages.runtime.git import git_error, git_output, outside_git
-from stages.storage.files import copy_file, file_sha256
+from stages.runtime.git import git_error, git_output, outside_git, without_git_variables
+from stages.storage.files import RUN_RECORD, copy_file, file_sha256, read_json
 from stages.storage.s3 import VARIABLE
 from stages.storage.tensors import read_tensors
 from stages.tracking.compression import stage_folders
@@ -138,7 +138,9 @@ def _find_repository(lineage: Lineage) -> str:
 
 def _run(place: Path) -> str:
     """Run every stage anew, with a record of its own; say what stopped it, if anything did."""
-    environment = {key: value for key, value in outside_git().items() if key != VARIABLE and key[:7] != "MLFLOW_"}
+    environment = {
+        key: value for key, value in without_git_variables().items() if key != VARIABLE and key[:7] != "MLFLOW_"
+    }
     environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{place.resolve()}/mlflow.db"
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     command = [sys.executable, "-m", "dvc", "repro", "--force", "--no-run-cache"]

@@ -1,4 +1,4 @@
-"""This machine -> the device to compute on, set to repeat itself."""
+"""This machine -> the device to compute on, with deterministic kernels."""
 
 import os
 
@@ -6,10 +6,10 @@ import torch
 
 
 def select_device() -> torch.device:
-    """Choose the GPU where there is one, and deterministic kernels everywhere they exist."""
+    """Return the GPU, or the CPU of a machine without one; switch PyTorch to deterministic kernels and full float32."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
-    # Filling every new tensor costs time, and nothing is read that was not written.
+    # Filling new tensors costs time and changes no result, since every element is written before it is read.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.allow_tf32 = False  # float32 is float32, on a GPU too
+    torch.backends.cudnn.allow_tf32 = False  # convolutions in float32 would otherwise round their inputs to TF32
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""Questions and commands to git, about other repositories than the one we are in, too."""
+"""Git commands in any repository, without the variables that Git sets for its hooks."""
 
 import os
 import subprocess
@@ -8,28 +8,39 @@ from stages.runtime.errors import without_password
 
 
 def git_output(folder: Path, *arguments: str) -> str | None:
-    """Ask git about a folder; None where it has no answer."""
-    code, out, _ = _call(folder, *arguments)
-    return None if code else out.rstrip("\n")
+    """Run git in a folder and return its output without the last newlines; None if it fails or is not installed."""
+    code, output, _ = _run(folder, *arguments)
+    return None if code else output.rstrip("\n")
 
 
 def git_error(folder: Path | None, *arguments: str) -> str:
-    """Let git do something: what it complained of, in one line; nothing if it went well."""
-    code, _, complaint = _call(folder, *arguments)
-    return without_password(" ".join(complaint.split()) or "git failed") if code else ""
+    """Run git and return its error message in one line, without passwords; empty if it succeeds.
+
+    Args:
+        folder: Where git runs; None for the current folder.
+        arguments: The git command and its arguments.
+    """
+    code, _, message = _run(folder, *arguments)
+    return without_password(" ".join(message.split()) or "git failed") if code else ""
 
 
-def outside_git() -> dict[str, str]:
-    """Give the environment without what git tells its hooks, or a command for one repository would change another."""
+def without_git_variables() -> dict[str, str]:
+    """Copy the environment without GIT_*.
+
+    Git sets these variables for its hooks; a command for another repository would otherwise change the hook's.
+    """
     return {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
 
 
-def _call(folder: Path | None, *arguments: str) -> tuple[int, str, str]:
+def _run(folder: Path | None, *arguments: str) -> tuple[int, str, str]:
+    """Return exit code, output and error message; code 1 if the folder or git itself is missing."""
     if folder is not None and not folder.is_dir():
-        return 1, "", f"{folder} is not there"
+        return 1, "", f"{folder} does not exist or is not a folder"
     command = ["git", *(["-C", str(folder)] if folder else []), *arguments]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, check=False, env=outside_git())  # noqa: S603
+        result = subprocess.run(  # noqa: S603
+            command, capture_output=True, text=True, check=False, env=without_git_variables()
+        )
     except OSError:
         return 1, "", "git is not installed"
     return result.returncode, result.stdout, result.stderr

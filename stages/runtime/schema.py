@@ -1,4 +1,4 @@
-"""What every checked record has in common: it cannot be changed, and what it does not know it refuses."""
+"""YAML files -> frozen pydantic records that refuse unknown keys."""
 
 import reprlib
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ Commit = Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
 
 
 class Frozen(BaseModel):
-    """A checked record: it cannot be changed, and a key it does not know is an error."""
+    """A frozen record; unknown keys, infinite values and NaN are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -29,7 +29,8 @@ class Section(Frozen):
 
     @model_validator(mode="before")
     @classmethod
-    def _true_is_no_number(cls, values: object) -> object:
+    def _refuse_boolean_numbers(cls, values: object) -> object:
+        """Refuse true and false for fields that are not switches; pydantic would take them for 1 and 0."""
         for name, value in values.items() if isinstance(values, dict) else ():
             if (
                 isinstance(value, bool)
@@ -45,40 +46,40 @@ class _Seed(Section, extra="ignore"):
 
 
 def read_yaml(path: Path, model: type[Model]) -> Model:
-    """Read a YAML file as a checked record.
+    """Read a YAML file as a record.
 
     Raises:
-        InputError: The file is missing, is no YAML, or a value is not allowed; every wrong value is named.
+        InputError: The file is missing or is not valid YAML, or a value is not allowed; every wrong value is named.
     """
-    return check(read_tree(path, YAML(typ="safe")), model, str(path))
+    return validate_tree(read_tree(path, YAML(typ="safe")), model, str(path))
 
 
 def load_block(path: Path, name: str, model: type[Model]) -> Model:
-    """Read one block of a params file, such as the block prune for the stage prune; other blocks are not looked at.
+    """Read one block of a params file, such as prune for the stage prune; the other blocks are not checked.
 
     Raises:
-        InputError: The file is missing or no YAML, it has no such block, or a value is not allowed; every wrong value
-            is named.
+        InputError: The file is missing or is not valid YAML, the block is missing, or a value is not allowed; every
+            wrong value is named.
     """
     block = create_model("Block", __config__=ConfigDict(extra="ignore"), **{name: (model, ...)})  # type: ignore[call-overload]
-    found: Model = getattr(read_yaml(path, block), name)
-    return found
+    record: Model = getattr(read_yaml(path, block), name)
+    return record
 
 
 def load_seed(path: Path) -> int:
     """Read the seed of a params file, the root of every random draw.
 
     Raises:
-        InputError: The file is missing or no YAML, or its seed is no number from 0.
+        InputError: The file is missing or is not valid YAML, or its seed is missing or negative.
     """
     return read_yaml(path, _Seed).seed
 
 
 def read_tree(path: Path, yaml: YAML) -> Any:  # noqa: ANN401  # YAML may hold anything
-    """Read a YAML file.
+    """Read a YAML file as plain mappings, lists and scalars.
 
     Raises:
-        InputError: The file is missing or no YAML.
+        InputError: The file is missing or is not valid YAML.
     """
     try:
         return yaml.load(path.read_text())
@@ -88,12 +89,21 @@ def read_tree(path: Path, yaml: YAML) -> Any:  # noqa: ANN401  # YAML may hold a
         raise InputError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from None
     except YAMLError as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    except (KeyError, RecursionError, ValueError) as error:  # what YAML itself cannot make or nest
+    except (
+        KeyError,
+        RecursionError,
+        ValueError,
+    ) as error:  # invalid dates and the like, unhashable keys, too deep nesting
         raise InputError(f"{path} is not valid YAML: {first_line(error)}") from None
 
 
-def check(tree: object, model: type[Model], name: str) -> Model:
-    """Make a checked record of what a YAML file holds.
+def validate_tree(tree: object, model: type[Model], name: str) -> Model:
+    """Convert the content of a YAML file to a record.
+
+    Args:
+        tree: The content.
+        model: The type of the record.
+        name: Name of the file in error messages.
 
     Raises:
         InputError: A value is not allowed; every wrong value is named.
@@ -109,13 +119,13 @@ def _explain(error: ErrorDetails) -> str:
     if error["type"] == "extra_forbidden":
         return f"{key} is not a known key; remove it or correct its spelling"
     message = error["msg"].removeprefix("Value error, ")
-    if isinstance(error["input"], dict):  # a whole block, which would drown the message
+    if isinstance(error["input"], dict):  # a whole block is too long for the message
         return f"{key}: {message[0].lower()}{message[1:]}"
     return f"{key} is {reprlib.repr(error['input'])}: {message[0].lower()}{message[1:]}"
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """{"a": {"b": 1}} -> ("a.b", 1)."""
+    """Flatten nested mappings to dotted keys: {"a": {"b": 1}} -> ("a.b", 1)."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")

@@ -1,4 +1,4 @@
-"""One seed and a name -> a seed of its own for every random draw."""
+"""One seed and a name -> an independent seed for each random draw."""
 
 import hashlib
 
@@ -6,14 +6,14 @@ import torch
 
 
 def derive_seed(seed: int, *names: str | int) -> int:
-    """Give the draw called `names` a seed that no other draw shares.
+    """Derive the seed of the draw called `names`, in [0, 2^63): the first 63 bits of SHA-256("seed/name/…").
 
-    The same seed and names give the same value on every machine; the value lies in [0, 2^63).
+    Equal arguments give equal seeds on every machine; different ones collide with negligible probability.
     """
     text = "/".join(str(part) for part in (seed, *names))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def generator(seed: int, *names: str | int) -> torch.Generator:
-    """Give the CPU generator of the draw called `names`."""
+    """Create the CPU generator of the draw called `names`."""
     return torch.Generator().manual_seed(derive_seed(seed, *names))

@@ -1,4 +1,4 @@
-"""The libraries' habit of reporting home -> off."""
+"""Environment variables that switch off the libraries' telemetry."""
 
 import os
 
@@ -8,10 +8,10 @@ OFF = {
     "HF_UPDATE_DOWNLOAD_COUNTS": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_SERVER_UI_V2_ENABLED": "false",  # the second page calls others, whatever the settings say
+    "PREFECT_SERVER_UI_V2_ENABLED": "false",  # the second user interface calls other servers, whatever the settings
 }
 
 
 def switch_off() -> None:
-    """Tell every library that reports to someone not to; call it before they are imported."""
+    """Set the variables for this process and its children; call this before the libraries are imported."""
     os.environ.update(OFF)
