@@ -17,7 +17,7 @@ from stages.fetch.pickles import only_tensors, read_pickle
 from stages.models.families import FAMILIES
 from stages.models.layout import CLASS_EMBEDDING, WEIGHTS
 from stages.runtime.errors import InputError
-from stages.storage.files import read_json, stand_in, write_json
+from stages.storage.files import read_json, temporary_folder, write_json
 from stages.storage.tensors import write_tensors
 
 SYSTEMS = Path(__file__).parent / "systems"
@@ -131,7 +131,7 @@ def converted(path: Path, layout: str, system: str, place: Path) -> Iterator[Pat
     if config["_class_name"] != kind:
         fitting = [it for it in get_args(System) if read_json(SYSTEMS / f"{it}.json")["_class_name"] == kind]
         raise InputError(f"fetch.model.system {system} has no layout {layout}, which is for {', '.join(fitting)}")
-    with stand_in(path, place) as folder:
+    with temporary_folder(path, place) as folder:
         convert(path, config, folder)
         yield folder
 

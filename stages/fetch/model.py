@@ -29,7 +29,7 @@ from stages.models.layout import CLASS_EMBEDDING, WEIGHTS
 from stages.models.pipeline import read_scheduler, read_unet, write_pipeline
 from stages.models.sampling import to_pixels
 from stages.runtime.errors import InputError, UnavailableError, first_line
-from stages.storage.files import copy_file, file_sha256, read_json, stand_in
+from stages.storage.files import copy_file, file_sha256, read_json, temporary_folder
 from stages.storage.s3 import Store
 from stages.storage.tensors import read_tensors
 from stages.tracking import mlflow_client
@@ -152,12 +152,12 @@ def _downloaded(
         case FolderModel():
             yield locate(source.path, "fetch.model.path"), source.sha256
         case S3Model():
-            with Store(source.uri).downloaded([*PARTS, f"*{BIN}"], place, better={BIN: WEIGHTS}) as folder:
+            with Store(source.uri).downloaded([*PARTS, f"*{BIN}"], place, preferred={BIN: WEIGHTS}) as folder:
                 yield folder, source.sha256
         case HubModel():
             yield _download(source), None  # the commit pins every file
         case RegistryModel():
-            with stand_in(source.uri, place) as home:
+            with temporary_folder(source.uri, place) as home:
                 yield _download_version(source, home), source.sha256
 
 

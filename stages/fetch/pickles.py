@@ -13,7 +13,7 @@ import torch
 from stages.models.layout import CLASS_EMBEDDING, CODECS, WEIGHTS
 from stages.models.pipeline import component, rename_attention
 from stages.runtime.errors import InputError, first_line
-from stages.storage.files import stand_in
+from stages.storage.files import temporary_folder
 from stages.storage.tensors import write_tensors
 
 BIN = "diffusion_pytorch_model.bin"
@@ -100,7 +100,7 @@ def unpickled(folder: Path, place: Path) -> Iterator[Path]:
     if not homes:
         yield folder
         return
-    with stand_in(folder, place) as copy:
+    with temporary_folder(folder, place) as copy:
         for file in (file for file in chain(folder.glob("*"), folder.glob("*/*")) if file.suffix in KEPT):
             link = copy / file.relative_to(folder)
             link.parent.mkdir(exist_ok=True)

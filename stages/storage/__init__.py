@@ -1,1 +1,1 @@
-"""Files written whole or not at all, tensors, S3, and the record of what made a folder."""
+"""Atomic writes of files and folders, tensors, S3, and run records."""

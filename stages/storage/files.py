@@ -1,4 +1,4 @@
-"""What the folders between the stages hold on disk: written whole or not at all, read with checks."""
+"""Files and folders on disk: written atomically, read with checks."""
 
 import contextlib
 import hashlib
@@ -22,12 +22,10 @@ RUN_RECORD = "run.json"
 
 @contextmanager
 def writing(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder that becomes `folder` when the block ends well, and vanishes when it does not.
-
-    What was there before is replaced only at the end.
+    """Yield a temporary folder that replaces `folder` when the block succeeds and is deleted when it fails.
 
     Raises:
-        InputError: The place is not free, cannot be written, or the disk is full.
+        InputError: `folder` holds files that no stage wrote or cannot be written, or the disk is full.
     """
     check_free(folder)
     folder = folder.resolve()
@@ -44,61 +42,67 @@ def writing(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def stand_in(origin: Path | str, place: Path) -> Iterator[Path]:
-    """Give a temporary folder in `place`; what the block refuses of it is told of `origin`, which can be looked at."""
-    with tempfile.TemporaryDirectory(dir=place, prefix=".stand-in.") as home:
+def temporary_folder(origin: Path | str, place: Path) -> Iterator[Path]:
+    """Yield a temporary folder for what was downloaded or converted from `origin`.
+
+    An InputError of the block names `origin` in place of the folder, which no longer exists when the user reads it.
+
+    Args:
+        origin: Path or address of the original.
+        place: Parent of the temporary folder.
+    """
+    with tempfile.TemporaryDirectory(dir=place, prefix=".temporary.") as folder:
         try:
-            yield Path(home)
+            yield Path(folder)
         except InputError as error:
-            raise type(error)(error.message.replace(home, str(origin))) from None
+            raise type(error)(error.message.replace(folder, str(origin))) from None
 
 
 def check_free(*folders: Path, inputs: Sequence[Path] = (), stage: str | None = None) -> None:
-    """Refuse outputs that would destroy something: an input, each other, or what this stage has not written.
+    """Refuse outputs that would destroy an input, another output or files that this stage did not write.
 
     Args:
-        folders: Where outputs go.
-        inputs: What must not be touched.
-        stage: Who writes there; with None whatever any stage has written may be replaced.
+        folders: Output folders.
+        inputs: Input folders.
+        stage: The stage that writes; None allows to replace the output of any stage.
 
     Raises:
-        InputError: An output is neither empty nor this stage's own, or overlaps with another folder.
+        InputError: An output holds files that this stage did not write, overlaps with another folder, or is no valid
+            path for a folder.
     """
     for folder, other in itertools.chain(itertools.combinations(folders, 2), itertools.product(folders, inputs)):
         one, two = _resolve(folder), _resolve(other)
         if one.is_relative_to(two) or two.is_relative_to(one):
-            raise InputError(f"output {folder} overlaps with {other}; give each a place of its own")
+            raise InputError(f"output {folder} overlaps with {other}; give each its own folder")
     for folder in folders:
-        _check_place(folder)
-        ours = (folder / RUN_RECORD).is_file()
-        if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
-            raise InputError(
-                f"{folder} holds something that no stage has written; move it away or choose another place"
-            )
-        if stage and ours and (writer := read_json(folder / RUN_RECORD).get("stage")) != stage:
-            raise InputError(f"{folder} was written by the stage {writer}; give {stage} another place")
+        _check_path(folder)
+        has_record = (folder / RUN_RECORD).is_file()
+        if folder.exists() and not has_record and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"{folder} holds files that no stage wrote; move them away or choose another folder")
+        if stage and has_record and (writer := read_json(folder / RUN_RECORD).get("stage")) != stage:
+            raise InputError(f"{folder} was written by the stage {writer}; give {stage} another folder")
 
 
 def _resolve(folder: Path) -> Path:
     try:
         return folder.resolve()
-    except (OSError, RuntimeError) as error:  # a loop of links
-        raise InputError(f"cannot write {folder}: {first_line(error)}; choose another place") from None
+    except (OSError, RuntimeError) as error:  # symbolic links in a circle
+        raise InputError(f"cannot write {folder}: {first_line(error)}; choose another folder") from None
 
 
-def _check_place(folder: Path) -> None:
-    """Refuse a path that can never become a folder: one below a file, or with a name too long."""
+def _check_path(folder: Path) -> None:
+    """Refuse a path that cannot be a folder, because it is below a file or its name is too long."""
     try:
         blocking = next((parent for parent in folder.absolute().parents if parent.exists()), None)
         folder.exists()
     except OSError as error:
         raise cannot_write(folder, error) from None
     if blocking is not None and not blocking.is_dir():
-        raise InputError(f"cannot write {folder}: {blocking} is a file; choose another place")
+        raise InputError(f"cannot write {folder}: {blocking} is a file; choose another folder")
 
 
 def _replace(folder: Path, new: Path) -> None:
-    """Put `new` where `folder` is; at every moment one of the two is there whole."""
+    """Replace `folder` with `new` by renaming; if that fails, the old folder is restored."""
     new.chmod(0o755)
     old = new.with_name(f"{new.name}.old")
     try:
@@ -112,13 +116,17 @@ def _replace(folder: Path, new: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def cannot_write(place: Path, error: OSError) -> InputError:
-    """Make the error of a place that cannot be written."""
-    return InputError(f"cannot write {place}: {error.strerror or error}; free some space or choose another place")
+def cannot_write(path: Path, error: OSError) -> InputError:
+    """Make the error for a path that cannot be written."""
+    return InputError(f"cannot write {path}: {error.strerror or error}; free some space or choose another folder")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under another name, flush it to the disk, then rename it: a reader sees all of it or nothing."""
+    """Write a file under a temporary name, flush it to the disk and rename it, so that no reader sees a part of it.
+
+    Raises:
+        InputError: The path cannot be written, or the disk is full.
+    """
     temporary = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,10 +142,10 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file, in pieces.
+    """Copy a file, and make the folder that it goes to.
 
     Raises:
-        InputError: It cannot be read, the place cannot be written, or the disk is full.
+        InputError: The source cannot be read, the target cannot be written, or the disk is full.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -147,10 +155,10 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a file whole.
+    """Read a file.
 
     Raises:
-        InputError: It is missing or cannot be read.
+        InputError: The file is missing or cannot be read.
     """
     try:
         return path.read_bytes()
@@ -159,7 +167,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write `value` with sorted keys, so that equal values are equal files."""
+    """Write a JSON object with sorted keys, so that equal values give equal files."""
     write_atomically(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
 
 
@@ -172,7 +180,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        InputError: The file is missing or holds no JSON object.
+        InputError: The file is missing, is not valid JSON, or holds another type of value.
     """
     try:
         value = json.loads(path.read_text())
@@ -186,6 +194,6 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def file_sha256(path: Path) -> str:
-    """Hash a file's content."""
+    """Return the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Tensors and arrays <-> safetensors and .npy files, written whole and read with checks."""
+"""Tensors and arrays <-> safetensors and .npy files."""
 
 import hashlib
 import itertools
@@ -18,7 +18,7 @@ from stages.storage.files import cannot_write, write_atomically
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors as one safetensors file; equal tensors make equal files."""
+    """Write tensors as one safetensors file, sorted by name, so that equal tensors give equal files."""
     content = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     write_atomically(path, save(content, metadata=metadata))
 
@@ -27,20 +27,20 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Read all tensors of a safetensors file.
 
     Raises:
-        InputError: The file is missing, truncated or no safetensors.
+        InputError: The file is missing or truncated, or is not a safetensors file.
     """
     with _safetensors_errors(path):
         return load_file(path)
 
 
 def read_shapes(path: Path) -> dict[str, list[int]]:
-    """Read the shapes of a safetensors file, without its tensors."""
+    """Read the shapes of a safetensors file's tensors: name -> shape; the tensors themselves are not loaded."""
     with _safetensors_errors(path), safe_open(path, framework="pt") as file:
-        return {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # it is no dict
+        return {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # safe_open is not iterable
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Read the metadata of a safetensors file, without its tensors."""
+    """Read the metadata of a safetensors file; its tensors are not loaded."""
     with _safetensors_errors(path), safe_open(path, framework="pt") as file:
         return file.metadata() or {}
 
@@ -56,7 +56,7 @@ def _safetensors_errors(path: Path) -> Iterator[None]:
 
 
 def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Hash tensors by name, type, shape and content, however they are stored."""
+    """Return the SHA-256 over every tensor's name, type, shape and content, whatever their order and memory layout."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -68,7 +68,7 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
     """Write an array as .npy, without pickle.
 
     Raises:
-        InputError: The place cannot be written, or the disk is full.
+        InputError: The path cannot be written, or the disk is full.
     """
     try:
         np.save(path, array, allow_pickle=False)
@@ -77,28 +77,28 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
 
 
 def write_blocks(path: Path, blocks: Iterable[NDArray[Any]]) -> tuple[int, ...]:
-    """Write an array as `write_array` does, from blocks of its first axis of which one at a time is in memory.
+    """Write an array as .npy from blocks along its first axis, holding one block at a time in memory.
 
     Args:
         path: The .npy file.
-        blocks: [B, …] each, at least one.
+        blocks: At least one array [B, …]; B may vary.
 
     Returns:
-        The shape of the whole.
+        The shape of the whole array.
 
     Raises:
-        InputError: The place cannot be written, or the disk is full.
+        InputError: The path cannot be written, or the disk is full.
     """
-    coming = iter(blocks)
-    first, length = next(coming), 0
+    remaining = iter(blocks)
+    first, length = next(remaining), 0
     header = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False}
     try:
         with path.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, {**header, "shape": first.shape})
-            for block in itertools.chain([first], coming):
+            for block in itertools.chain([first], remaining):
                 np.ascontiguousarray(block).tofile(file)
                 length += len(block)
-            file.seek(0)  # numpy leaves room for the first axis to grow
+            file.seek(0)  # numpy pads the header, so a longer first axis fits
             np.lib.format.write_array_header_1_0(file, {**header, "shape": (length, *first.shape[1:])})
     except OSError as error:
         raise cannot_write(path, error) from None

@@ -112,8 +112,8 @@ def test_a_model_comes_as_from_a_folder(upload, model, out, tmp_path, content):
 def test_only_what_is_needed_is_downloaded(upload, model, connect, tmp_path):
     """No pickle comes onto this machine, and nothing of a neighbour whose prefix begins alike."""
     store = connect(uri=upload(model))
-    better = {"diffusion_pytorch_model.bin": WEIGHTS}
-    with store.downloaded(["unet/*.json", f"*{WEIGHTS}", "*.bin"], tmp_path, better) as folder:
+    preferred = {"diffusion_pytorch_model.bin": WEIGHTS}
+    with store.downloaded(["unet/*.json", f"*{WEIGHTS}", "*.bin"], tmp_path, preferred) as folder:
         found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
     assert found == {"unet/config.json", f"unet/{WEIGHTS}"}

@@ -120,7 +120,7 @@ def test_a_full_disk_is_told_in_one_line(workspace, tmp_path):
     assert result.returncode == 1
     lines = [line for line in result.stderr.splitlines() if line.strip()]
     assert len(lines) == 1, result.stderr
-    assert "No space left on device; free some space or choose another place" in lines[0]
+    assert "No space left on device; free some space or choose another folder" in lines[0]
     assert str(small) not in result.stdout
 
 

@@ -1,4 +1,4 @@
-"""Folders between the stages."""
+"""Atomic writes, checked reads and run records."""
 
 import json
 import os
@@ -17,8 +17,8 @@ from stages.storage.provenance import fingerprint, read_provenance, write_proven
 from stages.storage.tensors import read_tensors, tensors_sha256, write_tensors
 
 
-def test_a_folder_appears_whole(tmp_path):
-    """What was there before is replaced at the end, not before."""
+def test_a_folder_is_replaced_at_the_end(tmp_path):
+    """The old folder stays while the new one is written, then the new one replaces it."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "run.json").touch()
 
@@ -29,19 +29,19 @@ def test_a_folder_appears_whole(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "new"]
 
 
-def test_a_folder_of_somebody_else_is_never_replaced(tmp_path):
-    """A model folder, a file or the top of a project given as output by mistake is refused and stays as it was."""
+def test_files_that_no_stage_wrote_are_never_replaced(tmp_path):
+    """A model folder, a file or the top of a project that is given as output by mistake is refused and not changed."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "model.safetensors").touch()
 
     for place in (tmp_path / "mine", tmp_path / "mine" / "model.safetensors", tmp_path):
-        with pytest.raises(InputError, match="holds something that no stage has written"):
+        with pytest.raises(InputError, match="holds files that no stage wrote"):
             check_free(place)
     assert (tmp_path / "mine" / "model.safetensors").exists()
 
 
-def test_outputs_never_overlap_with_inputs_or_each_other(tmp_path):
-    """Equal, inside or around: each would destroy one of the two."""
+def test_outputs_that_overlap_with_inputs_or_each_other_are_refused(tmp_path):
+    """An output equal to, inside or around another folder would destroy one of the two."""
     model, out = tmp_path / "model", tmp_path / "out"
 
     for folders, inputs in [
@@ -58,8 +58,8 @@ def test_outputs_never_overlap_with_inputs_or_each_other(tmp_path):
 @pytest.mark.parametrize(
     "array", [np.zeros((2, 1, 8, 8), np.float32), np.zeros(5, np.uint8), np.zeros((0, 1, 8, 8), np.uint8)]
 )
-def test_arrays_that_are_no_images_are_refused(tmp_path, images, array):
-    """Another type, another number of dimensions, or none at all."""
+def test_arrays_that_are_not_images_are_refused(tmp_path, images, array):
+    """Arrays of another type, another number of dimensions or without images are refused."""
     write_images(tmp_path, images, {})
     np.save(tmp_path / "heldout.npy", array)
 
@@ -68,7 +68,7 @@ def test_arrays_that_are_no_images_are_refused(tmp_path, images, array):
 
 
 def test_a_folder_that_fails_leaves_nothing(tmp_path):
-    """Neither the folder nor its temporary one is left, and what was there before stays."""
+    """A failed write leaves neither the folder nor its temporary one, and the old folder stays."""
     (tmp_path / "out").mkdir()
 
     def fail():
@@ -82,8 +82,8 @@ def test_a_folder_that_fails_leaves_nothing(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["out"]
 
 
-def test_a_full_disk_is_one_line_and_nothing_half_written(tmp_path):
-    """On a file system of 64 KiB, writing 1 MiB fails with words and leaves nothing."""
+def test_a_full_disk_gives_one_line_and_leaves_nothing(tmp_path):
+    """Writing 1 MiB to a file system of 64 KiB fails with a clear error and leaves no file."""
     code = (
         "import torch; from pathlib import Path; from stages.runtime.errors import InputError\n"
         "from stages.storage.files import writing; from stages.storage.tensors import write_tensors\n"
@@ -97,15 +97,15 @@ def test_a_full_disk_is_one_line_and_nothing_half_written(tmp_path):
     command = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount]
     result = subprocess.run(command, env={**os.environ, "CODE": code}, capture_output=True, text=True, check=False)
     if "unshare" in result.stderr or "mount:" in result.stderr:
-        pytest.skip(f"this machine lets nobody mount: {result.stderr.strip()}")
+        pytest.skip(f"mounting is not permitted on this machine: {result.stderr.strip()}")
 
     message, left = result.stdout.splitlines()
     assert "No space left on device; free some space" in message
     assert left == "[]"
 
 
-def test_tensors_come_back_bit_for_bit(tmp_path):
-    """And equal tensors make equal files, in whatever order they are given."""
+def test_tensors_are_read_as_they_were_written(tmp_path):
+    """Tensors keep every bit, and equal tensors give equal files, whatever their order."""
     tensors = {"b": torch.randn(3, 4), "a": torch.arange(5)}
     write_tensors(tmp_path / "one.safetensors", tensors)
     write_tensors(tmp_path / "two.safetensors", dict(reversed(tensors.items())))
@@ -117,7 +117,7 @@ def test_tensors_come_back_bit_for_bit(tmp_path):
 
 @pytest.mark.parametrize("size", [0, 7, 100, 200])
 def test_a_truncated_tensor_file_is_refused(tmp_path, size):
-    """At whichever byte it was cut."""
+    """A file that was cut at any byte is refused."""
     path = tmp_path / "a.safetensors"
     write_tensors(path, {"a": torch.randn(64)})
     path.write_bytes(path.read_bytes()[:size])
@@ -126,35 +126,35 @@ def test_a_truncated_tensor_file_is_refused(tmp_path, size):
         read_tensors(path)
 
 
-def test_what_is_missing_is_named(tmp_path):
-    """Each reader says which file it lacks."""
+def test_a_missing_file_is_named(tmp_path):
+    """The error of each reader contains the path of the missing file."""
     for read in (read_tensors, read_json, read_images, read_importance):
         with pytest.raises(InputError, match=str(tmp_path / "nothing")):
             read(tmp_path / "nothing")
 
 
-@pytest.mark.parametrize(("text", "words"), [("{", "not valid JSON"), ("[1]", "holds a list")])
-def test_what_is_no_json_object_is_refused(tmp_path, text, words):
-    """Damaged JSON and JSON of another kind."""
+@pytest.mark.parametrize(("text", "message"), [("{", "not valid JSON"), ("[1]", "holds a list")])
+def test_a_file_without_a_json_object_is_refused(tmp_path, text, message):
+    """Damaged JSON and JSON of another type are refused."""
     (tmp_path / "a.json").write_text(text)
 
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=message):
         read_json(tmp_path / "a.json")
 
 
-def test_images_come_back(tmp_path, images):
-    """Memory-mapped, equal, and with what is known of them beside."""
-    write_images(tmp_path, images, {"source": "here"})
+def test_images_are_read_as_they_were_written(tmp_path, images):
+    """Images are memory-mapped and equal, and dataset.json describes them."""
+    write_images(tmp_path, images, {"source": "test"})
 
     found = read_images(tmp_path)
     assert isinstance(found.train, np.memmap)
     assert np.array_equal(found.train, images.train)
     assert np.array_equal(found.heldout, images.heldout)
-    assert read_json(tmp_path / "dataset.json") == {"heldout": 8, "shape": [1, 8, 8], "source": "here", "train": 24}
+    assert read_json(tmp_path / "dataset.json") == {"heldout": 8, "shape": [1, 8, 8], "source": "test", "train": 24}
 
 
-def test_importance_comes_back(tmp_path, magnitude):
-    """With every field."""
+def test_importance_is_read_as_it_was_written(tmp_path, magnitude):
+    """Every field is equal."""
     write_importance(tmp_path, magnitude)
 
     found = read_importance(tmp_path)
@@ -162,8 +162,8 @@ def test_importance_comes_back(tmp_path, magnitude):
     assert {**vars(found), "saliency": None} == {**vars(magnitude), "saliency": None}
 
 
-def test_the_hash_of_tensors_sees_names_types_shapes_and_values():
-    """And not how they are stored."""
+def test_the_hash_of_tensors_depends_on_names_types_shapes_and_values():
+    """The hash does not depend on the memory layout."""
     base = {"a": torch.zeros(2, 3)}
     others = [
         {"b": torch.zeros(2, 3)},
@@ -189,25 +189,25 @@ def test_a_run_record_explains_the_folder(tmp_path, params):
     assert (tmp_path / "run.json").read_bytes() == first
 
 
-def test_a_stage_replaces_only_what_it_has_written(tmp_path, params):
-    """Samples are not written over a model because somebody mistook one folder for the other."""
+def test_a_stage_replaces_only_its_own_output(tmp_path, params):
+    """An output folder that another stage wrote is refused, so a mistaken path destroys no model."""
     write_run_record(tmp_path / "out", "finetune", seed=params.seed, finetune=params.finetune)
 
     check_free(tmp_path / "out", stage="finetune")
-    with pytest.raises(InputError, match="was written by the stage finetune; give reference another place"):
+    with pytest.raises(InputError, match="was written by the stage finetune; give reference another folder"):
         check_free(tmp_path / "out", stage="reference")
 
 
-def test_a_loop_of_links_is_refused(tmp_path):
-    """In words."""
+def test_a_circle_of_links_is_refused(tmp_path):
+    """The error says what to change."""
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
 
-    with pytest.raises(InputError, match="choose another place"):
+    with pytest.raises(InputError, match="choose another folder"):
         check_free(tmp_path / "loop", inputs=[tmp_path / "in"])
 
 
-def test_a_fingerprint_sees_params_and_inputs(tmp_path, params):
-    """A checkpoint belongs to exactly one of them."""
+def test_a_fingerprint_depends_on_params_and_inputs(tmp_path, params):
+    """A checkpoint belongs to exactly one fingerprint."""
     write_json(tmp_path / "in" / "a.json", {"a": 1})
     inputs, section = [tmp_path / "in"], params.finetune
     before = fingerprint("finetune", inputs, seed=0, finetune=section)
@@ -251,18 +251,18 @@ def test_provenance_stands_beside_the_output(tmp_path, params):
     assert read_provenance(out) is None
 
 
-def test_of_many_images_some_are_taken_from_all_of_them():
-    """Evenly spaced and each once; all where no fewer are wanted."""
+def test_a_subset_of_images_is_evenly_spaced():
+    """Each index occurs once; a limit of None or above the number of images gives all."""
     assert evenly_spaced(10, 4).tolist() == [0, 3, 6, 9]
     assert evenly_spaced(3, 5).tolist() == evenly_spaced(3, None).tolist() == [0, 1, 2]
 
 
-def test_chosen_images_are_read_as_an_array_is():
-    """One, a slice, and their number and shape."""
+def test_selected_images_are_read_like_an_array():
+    """A selection supports len, shape, an index and a slice."""
     pixels = np.random.default_rng(0).integers(0, 256, (10, 1, 2, 2)).astype(np.uint8)
     rows = evenly_spaced(10, 4)
-    chosen = RowSelection(pixels, rows)
+    selection = RowSelection(pixels, rows)
 
-    assert (len(chosen), chosen.shape) == (4, (4, 1, 2, 2))
-    assert np.array_equal(chosen[1], pixels[3])
-    assert np.array_equal(chosen[1:], pixels[rows][1:])
+    assert (len(selection), selection.shape) == (4, (4, 1, 2, 2))
+    assert np.array_equal(selection[1], pixels[3])
+    assert np.array_equal(selection[1:], pixels[rows][1:])

@@ -1,4 +1,4 @@
-"""Folders in a bucket, and what goes wrong on the way."""
+"""Folders in a bucket, and failures of network, server and disk."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ NAME = "checkpoints/run/step-00000050"
 
 
 def refused(call):
-    """Run something that must be refused: the line that does it."""
+    """Return the error message of a call that must be refused; it has one line."""
     with pytest.raises(InputError) as caught:
         call()
     assert "\n" not in caught.value.message
@@ -22,12 +22,12 @@ def refused(call):
 
 
 def stored(store):
-    """All keys of the store's bucket."""
+    """List all keys of the store's bucket."""
     return sorted(item["Key"] for item in store.client.list_objects_v2(Bucket=store.bucket).get("Contents", []))
 
 
-def test_a_folder_comes_back_as_it_was(connect, folder, content, tmp_path):
-    """Equal files are one object, named by its hash; the manifest names them all."""
+def test_a_folder_is_pulled_as_it_was_pushed(connect, folder, content, tmp_path):
+    """Equal files are stored as one object, named by its hash; the manifest lists every file."""
     store = connect()
     manifest = store.push(folder, NAME)
     store.pull(NAME, tmp_path / "back")
@@ -42,8 +42,8 @@ def test_a_folder_comes_back_as_it_was(connect, folder, content, tmp_path):
     assert store.names("checkpoints/other/") == []
 
 
-def test_what_is_there_is_not_sent_again(connect, folder):
-    """A second push of the same folder sends no object, under another name only a manifest."""
+def test_stored_files_are_not_sent_again(connect, folder):
+    """A second push of a folder sends nothing; under another name it sends only a manifest."""
     store = connect()
     store.push(folder, NAME)
     sent = []
@@ -55,26 +55,26 @@ def test_what_is_there_is_not_sent_again(connect, folder):
     assert sent.count("PUT") == 1
 
 
-def test_what_is_stored_is_never_changed(connect, folder):
-    """Another folder under the same name is refused, and the first is still there."""
+def test_a_stored_folder_is_never_changed(connect, folder):
+    """A push of another folder under the same name is refused, and the first manifest stays."""
     store = connect()
     first = store.push(folder, NAME)
     (folder / "a.json").write_text("{ }")
 
-    assert "what is stored is never changed, take another name" in refused(lambda: store.push(folder, NAME))
+    assert "a stored folder is never changed, choose another name" in refused(lambda: store.push(folder, NAME))
     assert store._read(NAME) == first
 
 
 @pytest.mark.parametrize("uri", ["bucket", "s3://", "s3://B", "http://bucket/x", "s3://bucket?x"])
 @pytest.mark.usefixtures("credentials")
-def test_an_address_that_is_none_is_refused(uri):
-    """With what one looks like."""
+def test_an_invalid_address_is_refused(uri):
+    """The error gives the form of a valid address."""
     assert "give s3://BUCKET or s3://BUCKET/PREFIX" in refused(lambda: Store(uri))
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "a\\b", "", "a//b", "./a"])
-def test_no_name_leads_out(connect, folder, name):
-    """Neither a folder's nor, in a manifest that somebody else wrote, a file's."""
+def test_a_name_that_leads_out_of_the_folder_is_refused(connect, folder, name):
+    """This holds for the name of a folder and for the path of a file in a manifest."""
     store = connect()
     refused(lambda: store.push(folder, name))
     entry = {"path": name, "sha256": "a" * 64, "size_bytes": 1}
@@ -83,7 +83,7 @@ def test_no_name_leads_out(connect, folder, name):
 
 
 def test_a_wrong_secret_is_refused(connect, folder, monkeypatch):
-    """By the server, and told with the variable to correct; the secret itself is not told."""
+    """The server refuses it; the error names the variable to correct and does not contain the secret."""
     uri = connect().uri
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "mistaken")
     message = refused(lambda: Store(uri).push(folder, NAME))
@@ -92,24 +92,24 @@ def test_a_wrong_secret_is_refused(connect, folder, monkeypatch):
     assert "mistaken" not in message
 
 
-def test_a_missing_bucket_is_told(connect, folder):
-    """With its address."""
-    store = connect(uri="s3://no-such-bucket/here")
+def test_a_missing_bucket_is_an_error(connect, folder):
+    """The error contains the address."""
+    store = connect(uri="s3://no-such-bucket/prefix")
 
-    assert "no-such-bucket/here: there is no such bucket" in refused(lambda: store.push(folder, NAME))
+    assert "no-such-bucket/prefix: there is no such bucket" in refused(lambda: store.push(folder, NAME))
 
 
 @pytest.mark.usefixtures("credentials")
-def test_no_server_is_told(folder, monkeypatch):
-    """After a few tries, in one line."""
+def test_a_server_that_does_not_answer_is_an_error(folder, monkeypatch):
+    """After several attempts, one line names the endpoint."""
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     store = Store("s3://bucket")
 
     assert "http://127.0.0.1:9" in refused(lambda: store.push(folder, NAME))
 
 
-def test_bursts_of_503_are_outlasted(connect, folder, content, tmp_path):
-    """The first connections are all answered Slow Down."""
+def test_push_and_pull_retry_after_503(connect, folder, content, tmp_path):
+    """The first three connections are answered with Slow Down."""
     store = connect(lambda n: ("busy", 0, "up") if n <= 3 else None)
     store.push(folder, NAME)
     store.pull(NAME, tmp_path / "back")
@@ -117,8 +117,8 @@ def test_bursts_of_503_are_outlasted(connect, folder, content, tmp_path):
     assert content(tmp_path / "back") == content(folder)
 
 
-def test_connections_that_break_are_opened_again(connect, folder, content, tmp_path):
-    """Every third one ends after a mebibyte, up and down."""
+def test_push_and_pull_retry_broken_connections(connect, folder, content, tmp_path):
+    """Every third connection breaks after 1 MiB, in either direction."""
     store = connect(lambda n: ("cut", 2**20, "up" if n % 2 else "down") if n % 3 == 0 else None)
     store.push(folder, NAME)
     store.pull(NAME, tmp_path / "back")
@@ -126,8 +126,8 @@ def test_connections_that_break_are_opened_again(connect, folder, content, tmp_p
     assert content(tmp_path / "back") == content(folder)
 
 
-def test_a_slow_network_is_only_slow(connect, folder, content, tmp_path):
-    """Ten milliseconds for every 64 KiB."""
+def test_a_slow_network_causes_no_error(connect, folder, content, tmp_path):
+    """Each 64 KiB of the upload take 10 ms longer."""
     store = connect(lambda _: ("slow", 0.01, "up"))
     store.push(folder, NAME)
     connect().pull(NAME, tmp_path / "back")
@@ -135,8 +135,8 @@ def test_a_slow_network_is_only_slow(connect, folder, content, tmp_path):
     assert content(tmp_path / "back") == content(folder)
 
 
-def test_what_is_garbled_on_the_way_up_is_refused_by_the_server(connect, folder, content, tmp_path):
-    """One bit of every upload: nothing wrong is stored, and there is no manifest of it."""
+def test_an_upload_with_a_flipped_bit_is_refused_by_the_server(connect, folder, content, tmp_path):
+    """No manifest is stored, and a later push succeeds."""
     store = connect(lambda _: ("garble", 500_000, "up"))
     refused(lambda: store.push(folder, NAME))
 
@@ -147,8 +147,8 @@ def test_what_is_garbled_on_the_way_up_is_refused_by_the_server(connect, folder,
     assert content(tmp_path / "back") == content(folder)
 
 
-def test_what_is_garbled_on_the_way_down_is_noticed(connect, folder, tmp_path):
-    """By its hash; nothing is left behind."""
+def test_a_download_with_a_flipped_bit_is_refused(connect, folder, tmp_path):
+    """The hash differs, and nothing is left on the disk."""
     connect().push(folder, NAME)
     store = connect(lambda _: ("garble", 500_000, "down"))
 
@@ -156,8 +156,8 @@ def test_what_is_garbled_on_the_way_down_is_noticed(connect, folder, tmp_path):
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_a_deleted_object_is_told_and_nothing_is_half_there(connect, folder, tmp_path):
-    """With the file that is missing."""
+def test_a_deleted_object_is_an_error(connect, folder, tmp_path):
+    """The pull fails and leaves no folder."""
     store = connect()
     store.push(folder, NAME)
     store.client.delete_object(Bucket=store.bucket, Key=stored(store)[1])
@@ -167,8 +167,8 @@ def test_a_deleted_object_is_told_and_nothing_is_half_there(connect, folder, tmp
 
 
 @pytest.mark.parametrize("body", ['{"version": 1, "fil', "", '{"version": 2, "files": []}'])
-def test_a_damaged_manifest_is_told(connect, folder, tmp_path, body):
-    """Truncated, empty, or of another version."""
+def test_a_damaged_manifest_is_an_error(connect, folder, tmp_path, body):
+    """A manifest that is truncated, empty or of another version is refused."""
     store = connect()
     store.push(folder, NAME)
     store.client.put_object(Bucket=store.bucket, Key=stored(store)[0], Body=body.encode())
@@ -178,8 +178,8 @@ def test_a_damaged_manifest_is_told(connect, folder, tmp_path, body):
 
 
 @pytest.mark.parametrize("way", ["push", "pull"])
-def test_a_server_killed_in_the_middle_loses_nothing(connect, swift, folder, content, tmp_path, way):
-    """It ends in one line and no half state; with the server back, the same call goes through."""
+def test_a_killed_server_loses_nothing(connect, swift, folder, content, tmp_path, way):
+    """The call fails with one line and leaves nothing incomplete; after a restart of the server it succeeds."""
     if way == "pull":
         connect().push(folder, NAME)
     store = connect(lambda _: ("slow", 0.02, "up" if way == "push" else "down"))
@@ -200,33 +200,32 @@ def test_a_server_killed_in_the_middle_loses_nothing(connect, swift, folder, con
     assert content(tmp_path / "again") == content(folder)
 
 
-def test_a_full_disk_is_told(connect, folder, tmp_path):
-    """The place for the download is too small."""
+def test_a_full_disk_is_an_error(connect, folder, tmp_path):
+    """A pull to a file system that is too small fails with one line."""
     connect().push(folder, NAME)
     (tmp_path / "small").mkdir()
     uri = connect().uri
-    code = (
-        f"from stages.storage import Store; from pathlib import Path; Store({uri!r}).pull({NAME!r}, Path('small/back'))"
-    )
+    imports = "from stages.storage.s3 import Store; from pathlib import Path"
+    code = f"{imports}; Store({uri!r}).pull({NAME!r}, Path('small/back'))"
     mount = f'mount -t tmpfs -o size=8m tmpfs small && {sys.executable} -c "{code}" 2>&1 | tail -1; ls -A small'
     command = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     if "unshare" in result.stderr or "mount:" in result.stderr:
-        pytest.skip(f"this machine lets nobody mount: {result.stderr.strip()}")
+        pytest.skip(f"mounting is not permitted on this machine: {result.stderr.strip()}")
 
     assert "No space left on device; free some space" in result.stdout
     assert len(result.stdout.strip().splitlines()) == 1, result.stdout
 
 
 def test_memory_is_bounded(connect, tmp_path):
-    """300 MiB go up and down in a process that never holds more than a fraction of them."""
+    """A push and a pull of 300 MiB need less than 150 MiB of memory."""
     (tmp_path / "large").mkdir()
     with (tmp_path / "large" / "weights").open("wb") as file:
         for index in range(300):
             file.write(bytes([index % 251]) * 2**20)
     uri = connect().uri
     code = (
-        "import resource; from pathlib import Path; from stages.storage import Store; import boto3.s3.transfer\n"
+        "import resource; from pathlib import Path; from stages.storage.s3 import Store; import boto3.s3.transfer\n"
         f"store = Store({uri!r}); before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "store.push(Path('large'), 'large'); store.pull('large', Path('back'))\n"
         "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)"
@@ -237,8 +236,8 @@ def test_memory_is_bounded(connect, tmp_path):
     assert (tmp_path / "back" / "weights").stat().st_size == 300 * 2**20
 
 
-def test_no_pickle_and_no_secret_is_stored(connect, folder):
-    """Objects are the files themselves, manifests are JSON."""
+def test_a_manifest_holds_only_version_and_files(connect, folder):
+    """A manifest is JSON without secrets."""
     store = connect()
     store.push(folder, NAME)
     key = f"some/prefix/manifests/{NAME}.json"
