@@ -1,4 +1,4 @@
-"""The pipeline's results -> the table and the picture in README.md."""
+"""The report's results -> the table and the picture in README.md."""
 
 import shutil
 from pathlib import Path
@@ -11,17 +11,17 @@ BEGIN, END = "<!-- results: written by `make results` -->\n", "<!-- end of resul
 
 
 @click.command()
-@click.option("--report", type=Path, default=Path("reports/summary"), help="What report wrote.")
-@click.option("--readme", type=Path, default=Path("README.md"), help="The file to put the table into.")
-@click.option("--picture", type=Path, default=Path("docs/summary.png"), help="Where the README's picture lies.")
+@click.option("--report", type=Path, default=Path("reports/summary"), help="Output folder of the stage report.")
+@click.option("--readme", type=Path, default=Path("README.md"), help="File that holds the table.")
+@click.option("--picture", type=Path, default=Path("docs/summary.png"), help="The README's picture.")
 def main(report: Path, readme: Path, picture: Path) -> None:
-    """Replace the table between the two marks in the README, and its picture."""
+    """Replace the README's picture and the table between its two marks."""
     if not (report / "results.md").is_file():
-        raise InputError(f"{report / 'results.md'} does not exist; make it with: make run")
-    before, found, rest = readme.read_text().partition(BEGIN)
-    _, closed, after = rest.partition(END)
-    if not (found and closed):
-        raise InputError(f"{readme} lacks the marks {BEGIN.strip()} and {END}")
+        raise InputError(f"{report / 'results.md'} does not exist; write it with: make run")
+    before, begin, rest = readme.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise InputError(f"{readme} lacks the marks {BEGIN.strip()} and {END}; add both")
     readme.write_text(f"{before}{BEGIN}\n{(report / 'results.md').read_text()}\n{END}{after}")
     shutil.copyfile(report / "summary.png", picture)
 

@@ -1,4 +1,4 @@
-"""Real servers on loopback, PostgreSQL and MLflow, which tests may stop, kill and start again."""
+"""PostgreSQL and MLflow servers on loopback, which tests may stop, kill and start again."""
 
 import contextlib
 import json
@@ -29,16 +29,16 @@ FOREIGN = ("AWS_", "ESPALIER_", "MLFLOW_", "PG")
 
 
 def own_environment(**changes):
-    """Give this process's environment without what it says of other servers, and with changes."""
+    """Copy this process's environment without the settings of other servers, and with changes."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
     return {**kept, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **changes}
 
 
 class Postgres:
-    """A PostgreSQL with a disk and port of its own, which asks for a password (scram).
+    """A PostgreSQL server with its own disk and port, and password authentication (SCRAM).
 
     Args:
-        root: A folder that does not exist yet and that any user can reach; root's own tmp_path is none such.
+        root: A new folder that the user postgres can reach, which is not true of the tmp_path of root.
     """
 
     user = "espalier"
@@ -48,7 +48,7 @@ class Postgres:
         (self.port,) = free_ports(1)
         self.databases = 0
         root.mkdir()
-        # It refuses to run as root; Debian's package comes with a user for it.
+        # PostgreSQL refuses to run as root; Debian's package creates the user postgres.
         self.owner = {}
         if os.getuid() == 0:
             owner = pwd.getpwnam("postgres")
@@ -61,7 +61,9 @@ class Postgres:
         password.unlink()
         with (self.disk / "postgresql.conf").open("a") as config:
             config.write(f"listen_addresses = '127.0.0.1'\nport = {self.port}\nunix_socket_directories = ''\n")
-            config.write("fsync = off\nshared_buffers = 16MB\n")  # a killed process loses nothing by it
+            config.write(
+                "fsync = off\nshared_buffers = 16MB\n"
+            )  # fsync protects from power cuts, not from a killed process
 
     def _run(self, tool, *options):
         command = [POSTGRES_BINS[-1] / tool, "--pgdata", self.disk, *options]
@@ -69,17 +71,17 @@ class Postgres:
 
     @property
     def environment(self):
-        """What a client needs besides the address."""
+        """Environment variables that a client needs besides the address."""
         return {"PGPASSWORD": self.password}
 
     def new_database(self):
-        """Make an empty database: its address, which holds no password."""
+        """Create an empty database and return its address, without the password."""
         self.databases += 1
         self.query(f"CREATE DATABASE test{self.databases}")
         return f"postgresql://{self.user}@127.0.0.1:{self.port}/test{self.databases}"
 
     def query(self, sql, database="postgres"):
-        """Ask something: rows, or nothing."""
+        """Run a statement and return its rows, or None if it has no result."""
         import psycopg2
 
         address = {"host": "127.0.0.1", "port": self.port, "user": self.user, "password": self.password}
@@ -90,32 +92,32 @@ class Postgres:
                 return cursor.fetchall() if cursor.description else None
 
     def start(self):
-        """Start it, and wait until it answers."""
+        """Start the server and wait until it answers."""
         self._run("pg_ctl", "start", "--wait", "--silent", "--timeout=60", f"--log={self.log}")
 
     def stop(self):
-        """End it in order, cutting its clients off."""
+        """Stop the server in order and disconnect its clients."""
         self._run("pg_ctl", "stop", "--wait", "--silent", "--mode=fast")
 
     def restart(self):
-        """End it in order and start it again."""
+        """Stop the server in order and start it again."""
         self.stop()
         self.start()
 
     def kill(self):
-        """End it at once, as a power cut does; the next start recovers."""
+        """Stop the server at once; the next start recovers its data."""
         if (self.disk / "postmaster.pid").exists():
             self._run("pg_ctl", "stop", "--wait", "--silent", "--mode=immediate")
 
 
 class Mlflow:
-    """A tracking and registry server, started through mlflow/serve in a session of its own.
+    """An MLflow server, started through mlflow/serve in its own process session.
 
     Args:
-        root: A folder for its log and, unless told otherwise, for everything it keeps.
-        backend: The database of runs, models and users.
-        artifacts: A folder or s3://bucket/prefix.
-        environment: What database and S3 need; also overrides any variable of mlflow/serve.
+        root: Folder of the log, and by default of database and artifacts.
+        backend: Address of the database of runs, models and users; None for a file in root.
+        artifacts: A folder or s3://bucket/prefix; None for a folder in root.
+        environment: Variables for database and S3; they override those of mlflow/serve.
     """
 
     username = "admin"
@@ -139,11 +141,11 @@ class Mlflow:
 
     @property
     def uri(self):
-        """Where it is."""
+        """The server's address."""
         return f"http://127.0.0.1:{self.port}"
 
     def client_environment(self, user=None):
-        """What a client of it needs, as user (name, password) or as the admin."""
+        """Environment variables for a client, as a user (name, password) or as the admin."""
         name, password = user or self.admin
         return {
             "MLFLOW_TRACKING_URI": self.uri,
@@ -152,16 +154,16 @@ class Mlflow:
         }
 
     def processes(self):
-        """List all processes of its session."""
-        found = []
+        """List all processes of the server's session."""
+        members = []
         for process in psutil.process_iter():
             with contextlib.suppress(OSError):
                 if self.process and os.getsid(process.pid) == self.process.pid:
-                    found.append(process)
-        return found
+                    members.append(process)
+        return members
 
     def start(self, seconds=120):
-        """Start it, and wait until it answers, noting every command line on the way."""
+        """Start the server, wait until it answers, and note the command lines of its processes."""
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
                 [ROOT / "mlflow" / "serve"],
@@ -181,19 +183,19 @@ class Mlflow:
         self.note_command_lines()
 
     def note_command_lines(self):
-        """Add those that `ps` would show now."""
+        """Add the current command lines, which `ps` shows to every user."""
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
                 self.command_lines.add(" ".join(process.cmdline()))
 
     def answers(self):
-        """Whether it is there."""
+        """Whether the server answers."""
         with contextlib.suppress(URLError, OSError), urlopen(f"{self.uri}/health", timeout=2) as answer:
             return answer.status == 200
         return False
 
-    def ask(self, path, user=None, host=None, body=None):
-        """Send one request, as user (name, password) or as nobody: the status of the answer."""
+    def request_status(self, path, user=None, host=None, body=None):
+        """Send one request, as a user (name, password) or anonymously, and return the HTTP status."""
         data = None if body is None else json.dumps(body).encode()
         request = Request(f"{self.uri}/api/2.0/mlflow/{path}", data, {"Content-Type": "application/json"})
         if user:
@@ -209,40 +211,40 @@ class Mlflow:
 
     @property
     def admin(self):
-        """Name and password of the first user."""
+        """Name and password of the admin."""
         return self.username, self.password
 
     def new_user(self):
-        """Let the admin make a user: name and password."""
+        """Create a user as the admin and return name and password."""
         name, password = f"user-{secrets.token_hex(4)}", secrets.token_hex(16)
-        assert self.ask("users/create", self.admin, body={"username": name, "password": password}) == 200
+        assert self.request_status("users/create", self.admin, body={"username": name, "password": password}) == 200
         return name, password
 
     def stop(self):
-        """End it in order."""
+        """Stop the server with SIGTERM."""
         self._end(signal.SIGTERM)
 
     def kill(self):
-        """End it at once."""
+        """Stop the server with SIGKILL."""
         self._end(signal.SIGKILL)
 
-    def _end(self, how):
+    def _end(self, signal_number):
         if self.process is None:
             return
         for process in self.processes():
             with contextlib.suppress(OSError):
-                os.kill(process.pid, how)
+                os.kill(process.pid, signal_number)
         self.process.wait(60)
         deadline = time.monotonic() + 60
         while self.processes():
-            assert time.monotonic() < deadline, "a process of MLflow stays"
+            assert time.monotonic() < deadline, "a process of MLflow is still running"
             time.sleep(0.05)
         self.process = None
 
 
 @contextlib.contextmanager
 def running(server):
-    """Start a server, and end it at once in the end."""
+    """Start a server, and kill it at the end."""
     try:
         server.start()
         yield server
@@ -252,18 +254,18 @@ def running(server):
 
 @contextlib.contextmanager
 def running_postgres():
-    """A PostgreSQL from an empty disk; needs its programs."""
-    home = Path(tempfile.mkdtemp(prefix="espalier-postgres-"))
-    home.chmod(0o711)
+    """Run a PostgreSQL server on an empty disk; needs its programs."""
+    folder = Path(tempfile.mkdtemp(prefix="espalier-postgres-"))
+    folder.chmod(0o711)
     try:
-        with running(Postgres(home / "root")) as server:
+        with running(Postgres(folder / "root")) as server:
             yield server
     finally:
-        shutil.rmtree(home)
+        shutil.rmtree(folder)
 
 
 def s3_environment(swift):
-    """What a client of the S3 server needs."""
+    """Environment variables for a client of the S3 server."""
     return {
         "AWS_ACCESS_KEY_ID": KEY,
         "AWS_SECRET_ACCESS_KEY": SECRET,
@@ -275,7 +277,7 @@ def s3_environment(swift):
 
 
 def s3_client(swift):
-    """Talk to the S3 server, whatever the environment says."""
+    """Make a client of the S3 server that does not depend on the environment."""
     return boto3.client(
         "s3",
         endpoint_url=f"http://127.0.0.1:{swift.port}",
@@ -286,7 +288,7 @@ def s3_client(swift):
 
 
 def full_mlflow(root, postgres, swift):
-    """Prepare an MLflow over a database and bucket of its own, not started yet."""
+    """Prepare an MLflow server with its own database and bucket; it is not started."""
     bucket = f"mlflow-{uuid.uuid4().hex}"
     s3_client(swift).create_bucket(Bucket=bucket)
     secrets_ = {**postgres.environment, **s3_environment(swift)}
@@ -295,7 +297,7 @@ def full_mlflow(root, postgres, swift):
 
 @contextlib.contextmanager
 def running_stack(root):
-    """PostgreSQL, Swift and MLflow over both, for one who has no fixtures: (postgres, swift, mlflow)."""
+    """Run PostgreSQL, Swift and MLflow over both, without fixtures: (postgres, swift, mlflow)."""
     (root / "swift").mkdir(parents=True)
     with contextlib.ExitStack() as servers:
         postgres = servers.enter_context(running_postgres())
@@ -306,7 +308,7 @@ def running_stack(root):
 
 @pytest.fixture(scope="session")
 def postgres():
-    """The running PostgreSQL; whoever stops it starts it again."""
+    """The running PostgreSQL; a test that stops it starts it again."""
     if not POSTGRES_BINS or not sys.platform.startswith("linux"):
         if os.environ.get("CI"):
             pytest.fail("CI needs PostgreSQL: apt-get install postgresql")
@@ -317,21 +319,21 @@ def postgres():
 
 @pytest.fixture(scope="session")
 def mlflow_server(postgres, swift, tmp_path_factory):
-    """The running MLflow over PostgreSQL and Swift; whoever stops it starts it again."""
+    """The running MLflow over PostgreSQL and Swift; a test that stops it starts it again."""
     with running(full_mlflow(tmp_path_factory.mktemp("mlflow"), postgres, swift)) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def bare_mlflow_server(tmp_path_factory):
-    """The running MLflow over a file and a folder, with users and passwords all the same."""
+    """The running MLflow over a file and a folder, with users and passwords."""
     with running(Mlflow(tmp_path_factory.mktemp("bare"))) as server:
         yield server
 
 
 @pytest.fixture
 def as_client(monkeypatch):
-    """Make this process and its children clients of a server, as its admin or another user."""
+    """Make this process and its children clients of a server, as the admin or another user."""
 
     def connect(server, user=None):
         for key in [key for key in os.environ if key.startswith(FOREIGN)]:

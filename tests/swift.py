@@ -1,4 +1,4 @@
-"""A real S3 server on loopback, OpenStack Swift with s3api, which refuses wrong checksums and wrong secrets."""
+"""An S3 server on loopback: OpenStack Swift with s3api, which checks checksums and signatures."""
 
 import contextlib
 import secrets
@@ -54,29 +54,29 @@ use = egg:swift#slo
 
 
 def free_ports(count):
-    """Find ports that nobody listens on, below those that the system gives to clients until a server is up."""
+    """Find unused ports, below the range from which the system assigns ports to clients."""
     with contextlib.ExitStack() as stack:
         ports = []
         while len(ports) < count:
-            one, port = stack.enter_context(socket.socket()), 20_000 + secrets.randbelow(12_000)
+            listener, port = stack.enter_context(socket.socket()), 20_000 + secrets.randbelow(12_000)
             with contextlib.suppress(OSError):
-                one.bind(("127.0.0.1", port))
+                listener.bind(("127.0.0.1", port))
                 ports.append(port)
         return ports
 
 
 def wait_for(port, seconds=30):
-    """Wait until somebody listens."""
+    """Wait until a server listens on a port."""
     deadline = time.monotonic() + seconds
     while True:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
             return
-        assert time.monotonic() < deadline, f"nobody listens on port {port}"
+        assert time.monotonic() < deadline, f"no server listens on port {port}"
         time.sleep(0.05)
 
 
 class Swift:
-    """The four servers over one disk, which can be killed and started again."""
+    """Swift's four servers over one disk, which can be killed and started again."""
 
     def __init__(self, root):
         self.root, self.ports = root, dict(zip(KINDS, free_ports(4), strict=True))
@@ -104,11 +104,11 @@ class Swift:
 
     @property
     def port(self):
-        """Where S3 is spoken."""
+        """The port of the S3 interface."""
         return self.ports["proxy"]
 
     def start(self):
-        """Start all four, and wait for them."""
+        """Start all four servers and wait until they listen."""
         for kind in KINDS:
             with (self.root / f"{kind}.log").open("a") as log:
                 command = [BIN / f"swift-{kind}-server", self.root / f"{kind}.conf"]
@@ -117,63 +117,64 @@ class Swift:
             wait_for(port)
 
     def kill(self):
-        """End all four at once, as a power cut does."""
+        """Kill all four servers with SIGKILL."""
         for process in self.processes:
             process.kill()
             process.wait()
         self.processes = []
 
 
-class Fault(socketserver.ThreadingTCPServer):
-    """A wire between client and server that can be cut, slowed, garbled, or answer busily itself.
+class FaultyProxy(socketserver.ThreadingTCPServer):
+    """A TCP proxy that can break connections, delay them, flip a bit, or answer 503 itself.
 
-    Every connection asks `plan(n)` what happens to the n-th: None lets it through; ("cut", bytes, way), ("garble",
-    bytes, way), ("slow", seconds, way) or ("busy", 0, way) do not, where way is up or down.
+    `plan(n)` gives the fault of the n-th connection: None; ("cut", bytes, way) closes it after so many bytes;
+    ("garble", bytes, way) flips a bit of that byte; ("slow", seconds, way) delays each chunk; ("busy", 0, way) answers
+    503. A way is up or down.
     """
 
     allow_reuse_address = daemon_threads = True
 
     def __init__(self, target, plan):
-        super().__init__(("127.0.0.1", 0), Wire)
+        super().__init__(("127.0.0.1", 0), ProxiedConnection)
         self.target, self.plan, self.count, self.lock = target, plan, 0, threading.Lock()
 
     def next_fault(self):
-        """Say what happens to the next connection."""
+        """Count the next connection and return its fault."""
         with self.lock:
             self.count += 1
             return self.plan(self.count)
 
 
-class Wire(socketserver.BaseRequestHandler):
-    """One connection."""
+class ProxiedConnection(socketserver.BaseRequestHandler):
+    """One connection through the proxy."""
 
     def handle(self):
-        """Carry bytes both ways until one side ends."""
+        """Forward bytes both ways until one side closes."""
         fault = self.server.next_fault()
         if fault and fault[0] == "busy":
             self.request.recv(65536)
             self.request.sendall(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
             return
         with socket.create_connection(("127.0.0.1", self.server.target)) as server:
-            down = threading.Thread(target=self.carry, args=(server, self.request, fault, "down"), daemon=True)
+            down = threading.Thread(target=self.forward, args=(server, self.request, fault, "down"), daemon=True)
             down.start()
-            self.carry(self.request, server, fault, "up")
+            self.forward(self.request, server, fault, "up")
             down.join(30)
 
-    def carry(self, source, target, fault, way):
-        """Carry one way, with the fault where it belongs."""
-        kind, amount, where = fault or ("none", 0, "")
-        passed = 0
+    def forward(self, source, target, fault, way):
+        """Forward bytes one way, with the fault if it belongs to this way."""
+        kind, amount, faulty_way = fault or ("none", 0, "")
+        forwarded = 0
         with contextlib.suppress(OSError):
             while chunk := source.recv(65536):
-                if where == way and kind == "slow":
+                if faulty_way == way and kind == "slow":
                     time.sleep(amount)
-                if where == way and kind == "garble" and passed <= amount < passed + len(chunk):
-                    at = amount - passed
-                    chunk = chunk[:at] + bytes([chunk[at] ^ 1]) + chunk[at + 1 :]
-                if where == way and kind == "cut" and passed + len(chunk) > amount:
+                if faulty_way == way and kind == "garble" and forwarded <= amount < forwarded + len(chunk):
+                    index = amount - forwarded
+                    chunk = chunk[:index] + bytes([chunk[index] ^ 1]) + chunk[index + 1 :]
+                if faulty_way == way and kind == "cut" and forwarded + len(chunk) > amount:
                     break
-                passed += len(chunk)
+                forwarded += len(chunk)
                 target.sendall(chunk)
         for side in (source, target):
             with contextlib.suppress(OSError):
@@ -182,7 +183,7 @@ class Wire(socketserver.BaseRequestHandler):
 
 @pytest.fixture(scope="session")
 def swift(tmp_path_factory):
-    """The running server."""
+    """The running Swift server."""
     if not sys.platform.startswith("linux"):
         pytest.skip("Swift runs on Linux only")
     server = Swift(tmp_path_factory.mktemp("swift"))
@@ -193,9 +194,9 @@ def swift(tmp_path_factory):
 
 @pytest.fixture
 def credentials(monkeypatch):
-    """Those of the server, and no others of this machine; between as many tries as ever the waits are short."""
+    """Set the server's credentials, ignore this machine's own, and shorten the waits between retries."""
     delay_amount = ExponentialBackoff.delay_amount
-    monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *of: delay_amount(*of) / 20)
+    monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *arguments: delay_amount(*arguments) / 20)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("AWS_REGION", "us-east-1")
@@ -205,43 +206,42 @@ def credentials(monkeypatch):
 
 @pytest.fixture
 def connect(swift, credentials, monkeypatch):  # noqa: ARG001
-    """Open a store in a bucket of the test's own, straight or through a faulty wire."""
-    wires = []
+    """Open a store in the test's own bucket, directly or through a faulty proxy."""
+    proxies = []
 
     def open_store(plan=None, uri=None):
         port = swift.port
         if plan:
-            wires.append(Fault(swift.port, plan))
-            threading.Thread(target=wires[-1].serve_forever, daemon=True).start()
-            port = wires[-1].server_address[1]
+            proxies.append(FaultyProxy(swift.port, plan))
+            threading.Thread(target=proxies[-1].serve_forever, daemon=True).start()
+            port = proxies[-1].server_address[1]
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
         return Store(uri or f"s3://{bucket}/some/prefix")
 
     bucket = f"bucket-{uuid.uuid4().hex}"
-    straight = open_store()
-    straight.client.create_bucket(Bucket=bucket)
+    open_store().client.create_bucket(Bucket=bucket)
     yield open_store
-    for wire in wires:
-        wire.shutdown()
-        wire.server_close()
+    for proxy in proxies:
+        proxy.shutdown()
+        proxy.server_close()
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with a large file, two equal ones and one in a subfolder."""
-    home = tmp_path / "folder"
-    (home / "unet").mkdir(parents=True)
-    (home / "unet" / "weights.safetensors").write_bytes(bytes(range(256)) * 140_000)  # 34 MiB: three parts
-    (home / "a.json").write_text("{}")
-    (home / "b.json").write_text("{}")
-    return home
+    """A folder with two equal small files and a large one in a subfolder."""
+    folder = tmp_path / "folder"
+    (folder / "unet").mkdir(parents=True)
+    (folder / "unet" / "weights.safetensors").write_bytes(bytes(range(256)) * 140_000)  # 34 MiB: three parts
+    (folder / "a.json").write_text("{}")
+    (folder / "b.json").write_text("{}")
+    return folder
 
 
 @pytest.fixture
 def content():
-    """Read a folder whole: path -> bytes."""
+    """Read all files of a folder: path -> bytes."""
 
-    def read(home):
-        return {str(path.relative_to(home)): path.read_bytes() for path in home.rglob("*") if path.is_file()}
+    def read(folder):
+        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
     return read

@@ -69,18 +69,18 @@ def test_only_users_get_in(bare_mlflow_server):
     """No name, a wrong password and an unknown name are refused alike."""
     server = bare_mlflow_server
 
-    assert server.ask(SEARCH, server.admin) == 200
-    assert server.ask(SEARCH) == 401
-    assert server.ask(SEARCH, (server.username, "not the password")) == 401
-    assert server.ask(SEARCH, ("nobody", server.password)) == 401
+    assert server.request_status(SEARCH, server.admin) == 200
+    assert server.request_status(SEARCH) == 401
+    assert server.request_status(SEARCH, (server.username, "not the password")) == 401
+    assert server.request_status(SEARCH, ("nobody", server.password)) == 401
 
 
 def test_it_answers_to_its_own_name_alone(bare_mlflow_server):
     """A page elsewhere cannot reach it through a name that it made point to loopback."""
     server = bare_mlflow_server
 
-    assert server.ask(SEARCH, server.admin, f"localhost:{server.port}") == 200
-    assert server.ask(SEARCH, server.admin, f"evil.example:{server.port}") == 403
+    assert server.request_status(SEARCH, server.admin, f"localhost:{server.port}") == 200
+    assert server.request_status(SEARCH, server.admin, f"evil.example:{server.port}") == 403
 
 
 def test_users_read_what_others_made_and_change_nothing(bare_mlflow_server, as_client):
@@ -96,7 +96,7 @@ def test_users_read_what_others_made_and_change_nothing(bare_mlflow_server, as_c
     assert MlflowClient(server.uri).get_experiment(made).name == "of the admin"
     with pytest.raises(MlflowException, match="Permission denied"):
         MlflowClient(server.uri).create_run(made)
-    assert server.ask("users/create", reader, body={"username": "another", "password": WORD}) == 403
+    assert server.request_status("users/create", reader, body={"username": "another", "password": WORD}) == 403
 
 
 def test_a_run_outlives_its_servers(mlflow_server, postgres, swift, as_client, tmp_path):
