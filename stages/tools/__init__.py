@@ -1,1 +1,1 @@
-"""Commands beside the pipeline."""
+"""Commands that are not stages of the pipeline."""

@@ -1,4 +1,4 @@
-"""The commands beside the pipeline: python -m stages.tools NAME."""
+"""Command line of the tools: python -m stages.tools NAME."""
 
 from pathlib import Path
 
@@ -7,15 +7,15 @@ import click
 
 @click.group()
 def main() -> None:
-    """Commands beside the pipeline."""
+    """Run a command that is not a stage of the pipeline."""
 
 
 @main.command()
 @click.argument("one", type=Path)
 @click.argument("other", type=Path)
-@click.option("--model", default="finetuned", help="Name of the model to compare.")
+@click.option("--model", default="finetuned", help="Name of the model to compare, such as pruned.")
 def diff(one: Path, other: Path, model: str) -> None:
-    """Compare a model in two evaluation folders, ONE and OTHER: how far each metric of OTHER is above that of ONE."""
+    """Print the difference of each metric between two evaluation folders, OTHER minus ONE, for one model."""
     from stages.tools.diff import diff_evaluations, version_warning
 
     differences = diff_evaluations(one, other, model)
@@ -33,7 +33,7 @@ def diff(one: Path, other: Path, model: str) -> None:
 @click.option("--model", type=Path, required=True, help="Pruned model folder.")
 @click.option("--out", type=Path, required=True, help="Output folder of the stock model.")
 def export(model: Path, out: Path) -> None:
-    """Write a pruned model as a stock UNet2DModel, where its widths allow it."""
+    """Write a pruned model as a stock UNet2DModel; needs channel counts that a stock config can describe."""
     from stages.tools.export import export_stock
 
     error = export_stock(model, out)
@@ -42,9 +42,9 @@ def export(model: Path, out: Path) -> None:
 
 @main.command()
 @click.argument("name")
-@click.option("--force", is_flag=True, help="Overwrite changes of params.yaml that are in no commit.")
+@click.option("--force", is_flag=True, help="Overwrite uncommitted changes of params.yaml.")
 def preset(name: str, *, force: bool) -> None:
-    """Make params.yaml the preset NAME of recipes/presets."""
+    """Replace params.yaml with the preset NAME of recipes/presets."""
     from stages.tools.preset import PARAMS, choose_preset
 
     choose_preset(name, force=force)
@@ -52,10 +52,10 @@ def preset(name: str, *, force: bool) -> None:
 
 
 @main.command()
-@click.option("--cells", type=Path, required=True, help="Folder with one folder for each finished cell.")
-@click.option("--out", type=Path, required=True, help="Output folder of table and plot.")
+@click.option("--cells", type=Path, required=True, help="Folder with one subfolder per finished cell.")
+@click.option("--out", type=Path, required=True, help="Output folder of the table and the plot.")
 def sweep_table(cells: Path, out: Path) -> None:
-    """Compare the finished cells of a sweep, all measured under one protocol."""
+    """Compare the finished cells of a sweep; all must have one protocol."""
     from stages.tools.sweep_table import write_sweep_table
 
     write_sweep_table(cells, out)
@@ -63,12 +63,12 @@ def sweep_table(cells: Path, out: Path) -> None:
 
 
 @main.command()
-@click.option("--cells", type=Path, required=True, help="Folder with one folder for each finished cell.")
-@click.option("--out", type=Path, required=True, help="Output folder of table and plots.")
-@click.option("--preset", required=True, help="Preset whose published numbers are shown beside ours.")
-@click.option("--command", default="", help="Command that made the cells, printed below the table.")
+@click.option("--cells", type=Path, required=True, help="Folder with one subfolder per finished cell.")
+@click.option("--out", type=Path, required=True, help="Output folder of the table and the plots.")
+@click.option("--preset", required=True, help="Preset whose published numbers are added to the table.")
+@click.option("--command", default="", help="Command that made the cells; printed below the table.")
 def method_table(cells: Path, out: Path, preset: str, command: str) -> None:
-    """Compare pruning methods over several seeds, paired seed by seed."""
+    """Compare pruning methods over several seeds, with differences paired by seed."""
     from stages.tools.method_table import write_method_table
 
     write_method_table(cells, out, preset, command)

@@ -1,4 +1,4 @@
-"""A folder with a folder for each finished cell of a series -> what was set and measured."""
+"""A folder of finished cells, one subfolder each -> their overrides and evaluations."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from stages.protocol.costs import CostsRecord, read_costs
 from stages.protocol.evaluation import EvaluationRecord, read_evaluation
 from stages.runtime.errors import InputError
 from stages.runtime.schema import Frozen
@@ -16,40 +15,39 @@ CELL = "cell.json"
 
 
 class CellRecord(Frozen):
-    """What a sweep or a comparison notes of a finished cell, beside its evaluation.json."""
+    """The content of cell.json, which a sweep or a comparison writes beside a finished cell's evaluation.json."""
 
     overrides: dict[str, Any]
-    """What of params.yaml was set."""
+    """Dotted key of params.yaml -> the value that the cell set."""
     mlflow_run: str
     ran: tuple[str, ...] = ()
-    """Stages that computed; the others came from DVC's cache."""
+    """Stages that were computed; the outputs of the others came from DVC's cache."""
     row: str = ""
-    """Of a comparison: which row it belongs to."""
+    """Row of the method comparison that the cell belongs to; empty for a sweep."""
 
 
 @dataclass(frozen=True)
 class FinishedCell:
-    """One cell with what was measured of it."""
+    """One finished cell."""
 
     name: str
-    """Of its folder."""
-    cell: CellRecord
+    """Name of its folder."""
+    note: CellRecord
     record: EvaluationRecord
-    costs: CostsRecord
 
 
 def read_cells(folder: Path) -> list[FinishedCell]:
-    """Read all cells below a folder, in the order of their names.
+    """Read all cells below a folder, ordered by name.
 
     Raises:
-        InputError: There is none, or one is damaged.
+        InputError: The folder holds no finished cell, or a cell is damaged.
     """
     cells = [
-        FinishedCell(path.parent.name, _read_note(path), read_evaluation(path.parent), read_costs(path.parent))
+        FinishedCell(path.parent.name, _read_note(path), read_evaluation(path.parent))
         for path in sorted(folder.glob(f"*/{CELL}"))
     ]
     if not cells:
-        raise InputError(f"{folder} holds no finished cell; run the flow first")
+        raise InputError(f"{folder} holds no finished cell; run the flow sweep or compare first")
     return cells
 
 

@@ -10,29 +10,32 @@ from stages.storage.files import RUN_RECORD, read_json
 
 
 def diff_evaluations(one: Path, other: Path, model: str) -> dict[str, Estimate]:
-    """Estimate how far each metric of the second evaluation's model is above that of the first, set by set.
+    """Estimate metric(other) − metric(one) of a model for each metric, paired by set.
 
-    SSIM and MSE are left out where the two evaluations have different dense models.
+    SSIM and MSE are left out if the two evaluations have different dense models.
 
     Raises:
-        InputError: The protocols differ, or a folder holds no evaluation or no such model.
+        InputError: The protocols differ, or a folder holds no evaluation or not this model.
     """
     records = [read_evaluation(folder) for folder in (one, other)]
     check_same(records[0].protocol, records[1].protocol, (str(one), str(other)))
     for record, folder in zip(records, (one, other), strict=True):
         if model not in record.models:
-            raise InputError(f"{folder} holds no model {model!r}; it holds {', '.join(record.models)}")
-    shared = records[0].dense_sha256 == records[1].dense_sha256
+            raise InputError(f"{folder} holds no model {model!r}; choose one of {', '.join(record.models)}")
+    same_dense = records[0].dense_sha256 == records[1].dense_sha256
     left, right = (record.models[model] for record in records)
     return {
         name: paired_difference(right.metric(name).sets, left.metric(name).sets)
         for name in METRICS
-        if shared or name not in ("ssim", "mse")
+        if same_dense or name not in ("ssim", "mse")
     }
 
 
 def version_warning(one: Path, other: Path) -> str | None:
-    """Name what differs between the code, packages and devices of two evaluations; the protocol does not hold them."""
+    """Name what differs between two evaluations' code, packages and device, which the protocol does not contain.
+
+    None if nothing differs.
+    """
     runs = [read_json(folder / RUN_RECORD) for folder in (one, other)]
-    unlike = [key for key in ("code_sha256", "packages", "device") if runs[0].get(key) != runs[1].get(key)]
-    return f"{one} and {other} were measured with different {', '.join(unlike)}" if unlike else None
+    changed = [key for key in ("code_sha256", "packages", "device") if runs[0].get(key) != runs[1].get(key)]
+    return f"{one} and {other} were measured with different {', '.join(changed)}" if changed else None

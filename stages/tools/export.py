@@ -1,4 +1,4 @@
-"""A pruned UNet2DModel whose groups all lost the same share -> a stock diffusers folder, with no code of ours."""
+"""A pruned UNet2DModel whose groups were all pruned by one share -> a stock diffusers folder, without custom code."""
 
 from pathlib import Path
 
@@ -9,13 +9,13 @@ from stages.storage.provenance import write_run_record
 
 
 def export_stock(model: Path, out: Path) -> float:
-    """Write a pruned model as a stock folder.
+    """Write a pruned model as a folder that diffusers loads without custom code.
 
     Returns:
-        The largest difference of an output, relative to the largest output.
+        The largest absolute difference between the outputs of the two models, over the largest absolute output.
 
     Raises:
-        InputError: The widths are not those of any stock config, or `out` is not free.
+        InputError: No stock config describes the channel counts, or `out` holds files that no stage wrote.
     """
     check_free(out, inputs=[model])
     scheduler = read_scheduler(model)
@@ -23,5 +23,5 @@ def export_stock(model: Path, out: Path) -> float:
     with writing(out) as folder:
         write_pipeline(folder, stock, scheduler, model)
         copy_plan(model, folder)
-        write_run_record(folder, "tools")
+        write_run_record(folder, "export")
     return error

@@ -1,4 +1,4 @@
-"""The cells of a comparison -> its methods, seed by seed, and how far they can be told apart."""
+"""The cells of a comparison -> its methods, each with one model per seed, and their paired differences."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,109 +12,122 @@ from stages.tools.cells import FinishedCell, read_cells
 from stages.tools.published import ABLATION, BASELINE, METHODS
 
 RESULT, ONE_SHOT = "finetuned", "pruned"
-"""The models that rows and the ablation look at."""
+"""The models that the methods' rows and the ablation are about."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the table: what came of a method with each seed."""
+    """One row of the table: the models that one method gave, one per seed."""
 
     title: str
     models: Mapping[int, Model]
-    """By seed."""
+    """Seed -> model."""
     steps: int | None = None
-    """Of finetuning; None for the dense model."""
+    """Finetuning steps; None for the dense model."""
 
     def estimate(self, metric: str) -> Estimate:
-        """Take a metric's mean over the seeds; each seed gives the mean over its sets."""
+        """Estimate a metric's mean over the seeds; the value of one seed is the mean over its sets."""
         return estimate([model.metric(metric).mean for model in self.models.values()])
-
-    def above(self, other: "Method", metric: str) -> Estimate | None:
-        """Estimate how much a metric is above that of another method, seed by seed; None without a seed in common."""
-        seeds = [seed for seed in self.models if seed in other.models]
-        if not seeds:
-            return None
-        ours, theirs = ([it.models[seed].metric(metric).mean for seed in seeds] for it in (self, other))
-        return paired_difference(ours, theirs)
 
     @property
     def first(self) -> Model:
-        """Give the model of the lowest seed; with any other it has the same size."""
+        """The model of the lowest seed; all seeds give models of one size."""
         return self.models[min(self.models)]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that a comparison found."""
+    """The finished cells of a comparison, sorted into methods and the ablation."""
 
     cells: list[FinishedCell]
     dense: Method
     methods: dict[str, Method]
-    """In the order of `METHODS`; those of which a cell finished."""
+    """Key of `METHODS` -> method, in that order; methods without a finished cell are left out."""
     ablation: dict[int, Estimate]
-    """Timesteps used -> SSIM of the pruned model, without finetuning."""
+    """Number of timesteps used -> SSIM of the pruned model, without finetuning."""
 
     @property
     def rows(self) -> list[Method]:
-        """Give all rows of the table, the dense model first."""
+        """All rows of the table, the dense model first."""
         return [self.dense, *self.methods.values()]
 
     def difference(self, method: Method, metric: str) -> Estimate | None:
-        """Estimate how much a method is above the baseline; None for the baseline itself, or where it is not there."""
+        """Estimate metric(method) − metric(baseline), paired by seed.
+
+        None for the baseline itself, without a baseline, and without a common seed.
+        """
         baseline = self.methods.get(BASELINE)
-        return None if baseline in (None, method) else method.above(baseline, metric)
+        if baseline is None or baseline is method:
+            return None
+        seeds = [seed for seed in method.models if seed in baseline.models]
+        if not seeds:
+            return None
+        ours, theirs = ([row.models[seed].metric(metric).mean for seed in seeds] for row in (method, baseline))
+        return paired_difference(ours, theirs)
 
 
 def read_comparison(folder: Path) -> Comparison:
     """Read all cells below a folder and sort them into rows and seeds.
 
     Raises:
-        InputError: There is none, one is damaged or of no row, or they differ in more of the protocol than the seed.
+        InputError: The folder holds no cell, a cell is damaged or belongs to no row, protocols differ in more than the
+            seed, there are two dense models, or finetuned models differ in size.
     """
     cells = sorted(read_cells(folder), key=seed_of)
     first = cells[0].record
     for cell in cells:
-        if cell.cell.row not in (*METHODS, ABLATION):
-            raise InputError(f"{folder / cell.name} is of no row of a comparison; take the folder of its cells")
+        if cell.note.row not in (*METHODS, ABLATION):
+            raise InputError(
+                f"{folder / cell.name} is in row {cell.note.row!r}, which is not a row of a method comparison; "
+                f"give the folder of cells that the flow compare wrote"
+            )
         protocol = cell.record.protocol.model_copy(update={"seed": first.protocol.seed})
         check_same(first.protocol, protocol, (cells[0].name, cell.name))
         if cell.record.dense_sha256 != first.dense_sha256:
-            raise InputError(f"{cells[0].name} and {cell.name} were cut from two dense models; compare those of one")
-    _check_sizes([cell for cell in cells if cell.cell.row != ABLATION])
+            raise InputError(
+                f"{cells[0].name} and {cell.name} were pruned from two dense models; compare cells of one dense model"
+            )
+    _check_sizes([cell for cell in cells if cell.note.row != ABLATION])
     return Comparison(
         cells,
         Method("pretrained", {seed_of(cell): cell.record.models[DENSE] for cell in cells}),
-        {row: _to_method(row, members) for row in METHODS if (members := [it for it in cells if it.cell.row == row])},
-        _to_ablation([cell for cell in cells if cell.cell.row == ABLATION]),
+        {row: _to_method(row, members) for row in METHODS if (members := _in_row(cells, row))},
+        _to_ablation(_in_row(cells, ABLATION)),
     )
 
 
+def _in_row(cells: Iterable[FinishedCell], row: str) -> list[FinishedCell]:
+    return [cell for cell in cells if cell.note.row == row]
+
+
 def _check_sizes(cells: Sequence[FinishedCell]) -> None:
-    """Refuse models of unequal size, as a target in milliseconds gives them.
+    """Refuse finetuned models of unequal size, which a target in milliseconds can lead to.
 
     Raises:
-        InputError: There are two.
+        InputError: Two models differ in parameters or MACs.
     """
     sizes = {cell.name: (cell.record.models[RESULT].params, cell.record.models[RESULT].macs) for cell in cells}
     if len(set(sizes.values())) > 1:
         one, other = next((a, b) for a in sizes for b in sizes if sizes[a] != sizes[b])
         found = f"{one} has {sizes[one][1]} MACs and {other} {sizes[other][1]}"
-        raise InputError(f"{found}; give prune.target as a ratio, MACs or parameters, which all methods meet alike")
+        raise InputError(
+            f"{found}; give prune.target as a ratio, MACs or parameters, so that all methods reach the same size"
+        )
 
 
 def seed_of(cell: FinishedCell) -> int:
-    """Give the seed of a cell."""
+    """Return the seed of a cell's protocol."""
     return cell.record.protocol.seed
 
 
 def _to_method(row: str, cells: Sequence[FinishedCell]) -> Method:
-    steps = cells[0].cell.overrides.get("finetune.steps")
+    steps = cells[0].note.overrides.get("finetune.steps")
     return Method(METHODS[row], {seed_of(cell): cell.record.models[RESULT] for cell in cells}, steps)
 
 
 def _to_ablation(cells: Iterable[FinishedCell]) -> dict[int, Estimate]:
-    found: dict[int, list[float]] = {}
+    ssims: dict[int, list[float]] = {}
     for cell in cells:
-        count = cell.cell.overrides["importance.num_timesteps"]
-        found.setdefault(count, []).append(cell.record.models[ONE_SHOT].ssim.mean)
-    return {count: estimate(found[count]) for count in sorted(found)}
+        count = cell.note.overrides["importance.num_timesteps"]
+        ssims.setdefault(count, []).append(cell.record.models[ONE_SHOT].ssim.mean)
+    return {count: estimate(ssims[count]) for count in sorted(ssims)}

@@ -1,4 +1,4 @@
-"""A UNet, images and noise -> the plan, in one call: importance and selection without folders between them."""
+"""A UNet, images and noise -> the pruning plan in one call: importance and selection without folders between them."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -29,32 +29,28 @@ def plan_one_shot(
     seed: int = 0,
     condition: Condition | None = None,
 ) -> Plan:
-    """Measure importance and choose the channels to cut, as either of the original's engines does.
+    """Measure importance and choose the channels to prune, as one of the two programs of Fang et al. (2023) does.
 
     Args:
-        unet: A dense UNet; it stays as it is. `stages.prune.surgery.cut(unet, plan)` gives the smaller one.
-        scheduler: The noise schedule that it was trained with.
+        unet: A dense UNet; it is not changed. `stages.prune.surgery.cut(unet, plan)` prunes it.
+        scheduler: The noise schedule of its training.
         images: x₀, [B, C, H, W] in [-1, 1].
-        noise: ε of that shape; it serves all timesteps.
+        noise: ε, of the shape of `images`; the same for all timesteps.
         timesteps: Ascending.
         criterion: random, magnitude, taylor, diff-pruning, no-cancel-taylor, fisher or snr-taylor.
-        formula: paper is the original's ddpm_exp, diffusers its ddpm_prune.py.
-        threshold: T, where the sum over the timesteps ends.
-        order: interleaved scores a group on what the groups before it have left, as the original does.
-        ratio: Share of channels to cut from every group.
-        seed: Of the scores of random.
-        condition: What a conditional model takes beside image and timestep, by the names of its forward.
+        formula: paper as in the original's ddpm_exp, diffusers as in its ddpm_prune.py.
+        threshold: T: the sum over timesteps ends where the loss falls below this share of its maximum.
+        order: interleaved scores each group after the groups before it were pruned, as the original does; upfront
+            scores all groups on the dense model.
+        ratio: Share of channels to prune from every group.
+        seed: Seed of the scores of criterion random.
+        condition: Further arguments of a conditional model's forward, by name; None for an unconditional model.
 
     Returns:
-        The plan: `plan.groups` in the order of the original, each with the channels that go.
+        The plan: `plan.groups` in the order of the original, each with the channels to prune.
     """
+    draws = [Draw(images, noise, condition or {})]
     importance = measure_importance(
-        unet,
-        scheduler,
-        [Draw(images, noise, condition or {})],
-        timesteps,
-        criterion=criterion,
-        formula=formula,
-        threshold=threshold,
+        unet, scheduler, draws, timesteps, criterion=criterion, formula=formula, threshold=threshold
     )
     return plan_pruning(unet, importance, PruneParams(target=Target(ratio=ratio), order=order), seed)

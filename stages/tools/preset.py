@@ -1,4 +1,4 @@
-"""A preset's name -> params.yaml: python -m stages.preset cifar10."""
+"""A preset's name -> params.yaml."""
 
 from pathlib import Path
 
@@ -15,24 +15,24 @@ def find_preset(name: str) -> Path:
     """Find the file of a preset.
 
     Raises:
-        InputError: There is no such preset here.
+        InputError: No preset has this name.
     """
     presets = {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))}
     if name not in presets:
-        known = f"choose one of {', '.join(presets)}" if presets else "run it at the top of the project"
+        known = f"choose one of {', '.join(presets)}" if presets else "run the command at the top of the project"
         raise InputError(f"there is no preset {name!r} in {PRESETS}; {known}")
     return presets[name]
 
 
 def choose_preset(name: str, *, force: bool = False) -> None:
-    """Make params.yaml a preset, byte by byte.
+    """Replace params.yaml with a byte-for-byte copy of a preset.
 
     Args:
-        name: Of a file in recipes/presets.
-        force: Whether a params.yaml that can be had nowhere else is lost.
+        name: Name of a file in recipes/presets, without .yaml.
+        force: Whether to overwrite a params.yaml that equals neither a preset nor the committed file.
 
     Raises:
-        InputError: There is no such preset, it is not allowed, or params.yaml holds changes.
+        InputError: No preset has this name, a value in it is not allowed, or params.yaml holds uncommitted changes.
     """
     preset = find_preset(name)
     load_params(preset)
@@ -43,5 +43,5 @@ def choose_preset(name: str, *, force: bool = False) -> None:
     if PARAMS.is_dir():
         raise InputError(f"{PARAMS} is a folder; remove it")
     if PARAMS.exists() and PARAMS.read_bytes().strip() not in known_texts and not force:
-        raise InputError(f"{PARAMS} holds changes that no preset and no commit has; commit them, or give --force")
+        raise InputError(f"{PARAMS} holds uncommitted changes; commit them, or give --force")
     write_atomically(PARAMS, preset.read_bytes())

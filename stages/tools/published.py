@@ -1,4 +1,4 @@
-"""The methods of the paper's tables, and the numbers that it prints for them."""
+"""The pruning methods of Fang et al. (arXiv 2305.10924), and the numbers that they report."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,15 +18,15 @@ METHODS: Mapping[str, str] = {
     "diff-pruning-0.05": "diff-pruning T = .05",
     "ours": "ours",
 }
-"""Rows of a comparison in order -> their titles; the dense model is no row of its own."""
+"""Row of a method comparison -> title, in the order of the table; the dense model, which comes first, is left out."""
 BASELINE = "diff-pruning-0.05"
-"""What the others are compared with."""
+"""The row that differences are taken from."""
 ABLATION = "ablation"
-"""The row of cells that differ in the number of timesteps used."""
+"""The row of cells that vary the number of timesteps used."""
 
 
 class PublishedRow(Frozen):
-    """One line of a table of the paper."""
+    """One row of a table in the paper."""
 
     method: str
     params: float = Field(gt=0)
@@ -34,18 +34,18 @@ class PublishedRow(Frozen):
     fid: float = Field(gt=0)
     ssim: float | None = Field(None, ge=0, le=1)
     steps: int | None = Field(None, gt=0)
-    """Of training or finetuning; None where it is not told."""
+    """Steps of training or finetuning; None where the paper does not give them."""
 
 
 class Published(Frozen):
-    """What the paper prints for one system, and how it was measured."""
+    """The numbers that the paper reports for one preset, and how they were measured."""
 
     source: Literal["read", "recalled"]
-    """recalled was not checked again."""
+    """read: copied from the paper; recalled: written from memory and not checked."""
     protocol: str
     rows: tuple[PublishedRow, ...] = Field(min_length=1)
     ablation: dict[int, float] = Field(default_factory=dict)
-    """Timesteps used -> SSIM, at ratio .15 and without finetuning."""
+    """Number of timesteps used -> SSIM, at ratio .15 and without finetuning."""
 
 
 class _File(Frozen):
@@ -53,5 +53,5 @@ class _File(Frozen):
 
 
 def read_published() -> dict[str, Published]:
-    """Read what the paper prints: preset -> its numbers; a system of our own has none."""
+    """Read the published numbers: preset -> numbers; presets that the paper does not measure are absent."""
     return read_yaml(Path(__file__).with_name("published.yaml"), _File).presets
