@@ -8,7 +8,7 @@ OFF = {
     "HF_UPDATE_DOWNLOAD_COUNTS": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_SERVER_UI_V2_ENABLED": "false",  # the second user interface calls other servers, whatever the settings
+    "PREFECT_SERVER_UI_V2_ENABLED": "false",  # the second user interface calls other servers with any setting
 }
 
 

@@ -67,8 +67,8 @@ def check_free(*folders: Path, inputs: Sequence[Path] = (), stage: str | None = 
         stage: The stage that writes; None allows to replace the output of any stage.
 
     Raises:
-        InputError: An output holds files that this stage did not write, overlaps with another folder, or is no valid
-            path for a folder.
+        InputError: An output holds files that this stage did not write, overlaps with another folder, or cannot
+            be a folder.
     """
     for folder, other in itertools.chain(itertools.combinations(folders, 2), itertools.product(folders, inputs)):
         one, two = _resolve(folder), _resolve(other)

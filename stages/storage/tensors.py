@@ -56,7 +56,7 @@ def _safetensors_errors(path: Path) -> Iterator[None]:
 
 
 def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Return the SHA-256 over every tensor's name, type, shape and content, whatever their order and memory layout."""
+    """Return the SHA-256 over every tensor's name, type, shape and content, independent of order and memory layout."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
