@@ -18,8 +18,8 @@ from stages.register.lineage import DECISIVE, Lineage, hash_outputs, read_lineag
 from stages.register.package import check_files
 from stages.register.registry import CONTENT, EVIDENCE, MODEL, OURS, Registry
 from stages.runtime.errors import InputError, first_line, without_password
-from stages.runtime.git import git_error, git_output, outside_git, without_git_variables
-from stages.storage.files import RUN_RECORD, copy_file, file_sha256, read_json
+from stages.runtime.git import git_error, git_output, without_git_variables
+from stages.storage.files import copy_file, file_sha256
 from stages.storage.s3 import VARIABLE
 from stages.storage.tensors import read_tensors
 from stages.tracking.compression import stage_folders

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from stages.protocol.costs import CostsRecord
 from stages.protocol.evaluation import EvaluationRecord, Metric
 from stages.protocol.protocol import Protocol
+from stages.report.markdown import markdown_table
 
 HEADER = ["model", "params", "MACs", "FID", "KID × 10³", "precision", "recall", "SSIM", "latency"]
 ALIKE = "≈"
@@ -90,6 +91,8 @@ def latency_to_text(costs: CostsRecord) -> str:
 
 def to_markdown(record: EvaluationRecord, costs: CostsRecord) -> str:
     """Write the table as Markdown, with the protocol below it."""
-    lines = [HEADER, ["---"] + ["---:"] * (len(HEADER) - 1), *to_rows(record, costs)]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    return f"{table}\n\n{protocol_to_text(record)} {latency_to_text(costs)}\n"
+    table = markdown_table(HEADER, to_rows(record, costs))
+    return f"{table}
+
+{protocol_to_text(record)} {latency_to_text(costs)}
+"

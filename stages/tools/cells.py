@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from stages.protocol.costs import CostsRecord, read_costs
 from stages.protocol.evaluation import EvaluationRecord, read_evaluation
 from stages.runtime.errors import InputError
 from stages.runtime.schema import Frozen
@@ -34,6 +35,7 @@ class FinishedCell:
     """Name of its folder."""
     note: CellRecord
     record: EvaluationRecord
+    costs: CostsRecord
 
 
 def read_cells(folder: Path) -> list[FinishedCell]:
@@ -43,7 +45,7 @@ def read_cells(folder: Path) -> list[FinishedCell]:
         InputError: The folder holds no finished cell, or a cell is damaged.
     """
     cells = [
-        FinishedCell(path.parent.name, _read_note(path), read_evaluation(path.parent))
+        FinishedCell(path.parent.name, _read_note(path), read_evaluation(path.parent), read_costs(path.parent))
         for path in sorted(folder.glob(f"*/{CELL}"))
     ]
     if not cells:

@@ -23,5 +23,5 @@ def export_stock(model: Path, out: Path) -> float:
     with writing(out) as folder:
         write_pipeline(folder, stock, scheduler, model)
         copy_plan(model, folder)
-        write_run_record(folder, "export")
+        write_run_record(folder, "tools")
     return error

@@ -102,7 +102,7 @@ def to_rows(points: Sequence[Point]) -> list[dict[str, str]]:
             "FID": write_metric(point.model.fid, 3),
             "KID × 10³": write_metric(point.model.kid, 2, factor=1e3),
             "SSIM": write_metric(point.model.ssim, 3),
-            "latency": "–" if (ms := point.record.headline(FINETUNED).median_ms) is None else f"{ms:.2f} ms",
+            "latency": "–" if (ms := point.costs.first(FINETUNED).median_ms) is None else f"{ms:.2f} ms",
             "front": "●" if point.name in front else "",
             "MLflow run": point.note.mlflow_run,
         }
@@ -144,7 +144,7 @@ def _numbers(point: Point) -> dict[str, Any]:
         "params": point.model.params,
         **{name: metric.mean for name, metric in metrics.items()},
         **{f"{name}_interval": metric.half_width for name, metric in metrics.items()},
-        "latency_ms": point.record.headline(FINETUNED).median_ms,
+        "latency_ms": point.costs.first(FINETUNED).median_ms,
         "ran": " ".join(point.note.ran),
         "mlflow_run": point.note.mlflow_run,
         "protocol": point.record.protocol_id,

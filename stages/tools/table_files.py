@@ -41,4 +41,4 @@ def write_table_files(
         for plot, draw in plots.items():
             for kind in ("svg", "png"):
                 (folder / f"{plot}.{kind}").write_bytes(draw_figure(draw, "light", kind))
-        write_run_record(folder, "report")
+        write_run_record(folder, "tools")

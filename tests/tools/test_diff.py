@@ -1,4 +1,4 @@
-"""Two evaluations beside each other."""
+"""The difference of two evaluations."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ FIDS = {"one": [1.0, 1.2, 0.9], "other": [1.5, 1.71, 1.39]}
 
 
 def make_record(protocol, fids, dense="a"):
-    """A record whose pruned model has these FIDs."""
+    """Make a record whose pruned model has these FIDs, one per set."""
     pair = Pair(set=0, index=0, ssim=0.5, mse=0.1)
     same = {"params": 1, "macs": 1, "attention_macs": 0, "size_bytes": 1, "weights_sha256": "c" * 64, "fid_pooled": 1}
 
@@ -32,7 +32,7 @@ def make_record(protocol, fids, dense="a"):
 
 @pytest.fixture
 def compared(tmp_path, protocol):
-    """Write two records and compare them: exit code and what was said."""
+    """Write two records and compare them: exit code and output."""
 
     def compare(changes=None, dense="a", arguments=("--model", "pruned"), **run):
         three = protocol.model_copy(update={"sets": 3})
@@ -50,41 +50,41 @@ def compared(tmp_path, protocol):
 
 
 def test_a_difference_has_sign_and_interval(compared):
-    """How much the second is above the first, set by set: .5 ± .02, although each alone varies by .3."""
-    code, said = compared()
+    """Paired by set, the second is .5 ± .02 above the first, although the FID of each varies by .3."""
+    code, output = compared()
 
     assert code == 0
-    assert said.splitlines()[0] == "fid        +0.5 ± 0.0248, differs"
-    assert "kid        +0 ± 0, no difference beyond the interval" in said
+    assert output.splitlines()[0] == "fid        +0.5 ± 0.0248, differs"
+    assert "kid        +0 ± 0, no difference beyond the interval" in output
 
 
-def test_other_protocols_are_refused_with_the_field(compared):
-    """In one line."""
-    code, said = compared({"seed": 9})
+def test_different_protocols_are_refused(compared):
+    """One line names the field that differs."""
+    code, output = compared({"seed": 9})
 
     assert code == 1
-    assert "seed is 3 and 9; measure both under one protocol" in said
-    assert len(said.splitlines()) == 1
+    assert "seed is 3 and 9; measure both under one protocol" in output
+    assert len(output.splitlines()) == 1
 
 
-def test_consistency_with_different_dense_models_is_no_comparison(compared):
-    """FID still is."""
-    _, said = compared(dense="b")
+def test_ssim_is_left_out_for_different_dense_models(compared):
+    """FID is still compared."""
+    _, output = compared(dense="b")
 
-    assert "fid" in said
-    assert "ssim" not in said
+    assert "fid" in output
+    assert "ssim" not in output
 
 
-def test_other_code_is_warned_of(compared):
-    """The protocol does not hold it."""
-    _, said = compared(code_sha256="y")
+def test_different_code_gives_a_warning(compared):
+    """The protocol does not contain the hash of the code."""
+    _, output = compared(code_sha256="y")
 
-    assert "were measured with different code_sha256" in said
+    assert "were measured with different code_sha256" in output
 
 
 def test_an_unknown_model_is_refused(compared):
-    """With those that there are."""
-    code, said = compared(arguments=("--model", "finetund"))
+    """The error lists the models that the folder holds."""
+    code, output = compared(arguments=("--model", "finetund"))
 
     assert code == 1
-    assert "holds no model 'finetund'; it holds dense, pruned" in said
+    assert "holds no model 'finetund'; choose one of dense, pruned" in output

@@ -1,4 +1,4 @@
-"""The cells of a comparison: pairing by seed, intervals over seeds, tables and plots."""
+"""Method comparisons: pairing by seed, intervals over seeds, tables and plots."""
 
 import csv
 import json
@@ -28,7 +28,7 @@ FILES = {"table.md", "table.csv", "method_table.json", "pareto.svg", "pareto.png
 
 
 def make_record(protocol, fid, ssim):
-    """An evaluation whose finetuned model has this FID, and whose pruned model has this SSIM."""
+    """Make an evaluation whose finetuned model has this FID and whose pruned model has this SSIM."""
     models = {"dense": make_model(DENSE_MACS, 0.5), "pruned": make_model(500_000, 9.0)}
     models["finetuned"] = make_model(500_000, fid)
     alike = Metric(sets=[ssim, ssim], mean=ssim, half_width=0.0)
@@ -44,7 +44,7 @@ def make_record(protocol, fid, ssim):
 
 @pytest.fixture
 def write_cell(protocol, tmp_path):
-    """Write a finished cell as a comparison does: its folder."""
+    """Write a finished cell as a comparison does, and return its folder."""
 
     def write(row, seed, fid=1.0, ssim=0.5, *, changes=None, dense=None, **overrides):
         folder = tmp_path / "cells" / f"{row}-{seed}-{'-'.join(map(str, overrides.values()))}"
@@ -53,9 +53,11 @@ def write_cell(protocol, tmp_path):
             record = record.model_copy(update={"dense_sha256": dense})
         write_json(folder / "evaluation.json", record.model_dump(mode="json"))
         write_json(folder / "costs.json", make_costs(record).model_dump(mode="json"))
-        given = {"finetune.steps": 450, "seed": seed} | {key.replace("__", "."): it for key, it in overrides.items()}
-        cell = CellRecord(overrides=given, mlflow_run=f"run-{row}-{seed}", ran=("prune",), row=row)
-        write_json(folder / CELL, cell.model_dump(mode="json"))
+        given = {"finetune.steps": 450, "seed": seed} | {
+            key.replace("__", "."): value for key, value in overrides.items()
+        }
+        note = CellRecord(overrides=given, mlflow_run=f"run-{row}-{seed}", ran=("prune",), row=row)
+        write_json(folder / CELL, note.model_dump(mode="json"))
         return folder
 
     return write
@@ -74,15 +76,15 @@ def cells(write_cell, tmp_path):
 
 
 def test_an_interval_is_over_seeds(cells):
-    """Mean and Student's interval of 2, 3, 4, whose standard deviation is 1."""
-    found = read_comparison(cells).methods[BASELINE].estimate("fid")
+    """The seeds give 2, 3 and 4, with mean 3 and standard deviation 1."""
+    fid = read_comparison(cells).methods[BASELINE].estimate("fid")
 
-    assert found.mean == pytest.approx(3)
-    assert found.half_width == pytest.approx(T_OF_THREE / sqrt(3), rel=1e-4)
+    assert fid.mean == pytest.approx(3)
+    assert fid.half_width == pytest.approx(T_OF_THREE / sqrt(3), rel=1e-4)
 
 
 def test_a_difference_is_taken_seed_by_seed(cells):
-    """.5, .4, .6 above the baseline: far narrower than either's own interval; .1, −.1, 0 cannot be told from zero."""
+    """Differences .5, .4, .6 have a narrower interval than either method; differences .1, −.1, 0 are not distinct."""
     comparison = read_comparison(cells)
     clear, unclear = (comparison.difference(comparison.methods[row], "fid") for row in ("random", "ours"))
 
@@ -93,32 +95,32 @@ def test_a_difference_is_taken_seed_by_seed(cells):
     assert comparison.difference(comparison.methods[BASELINE], "fid") is None
 
 
-def test_only_seeds_of_both_are_paired(write_cell, tmp_path):
-    """A cell that failed leaves the others comparable; without a seed in common there is no difference."""
+def test_only_common_seeds_are_paired(write_cell, tmp_path):
+    """One common seed gives a difference without an interval; no common seed gives none."""
     for seed, fid in ((0, 2.0), (1, 3.0)):
         write_cell(BASELINE, seed, fid)
     for seed, fid in ((1, 3.5), (2, 9.0)):
         write_cell("random", seed, fid)
     write_cell("ours", 2, 1.0)
     comparison = read_comparison(tmp_path / "cells")
-    found = {row: comparison.difference(comparison.methods[row], "fid") for row in ("random", "ours")}
+    differences = {row: comparison.difference(comparison.methods[row], "fid") for row in ("random", "ours")}
 
-    assert (found["random"].mean, found["random"].half_width) == (0.5, None)
-    assert found["ours"] is None
+    assert (differences["random"].mean, differences["random"].half_width) == (0.5, None)
+    assert differences["ours"] is None
     assert sorted(comparison.dense.models) == [0, 1, 2]
 
 
-def test_the_ablation_looks_at_the_pruned_model(cells):
-    """Its SSIM by the number of timesteps, the fewest first."""
-    found = read_comparison(cells).ablation
+def test_the_ablation_measures_the_pruned_model(cells):
+    """The SSIM of the pruned models is sorted by the number of timesteps."""
+    ablation = read_comparison(cells).ablation
 
-    assert list(found) == [50, 1000]
-    assert found[50].mean == pytest.approx(0.65)
-    assert found[50].half_width == pytest.approx(T_OF_TWO * 0.1 / sqrt(2) / sqrt(2), rel=1e-4)
+    assert list(ablation) == [50, 1000]
+    assert ablation[50].mean == pytest.approx(0.65)
+    assert ablation[50].half_width == pytest.approx(T_OF_TWO * 0.1 / sqrt(2) / sqrt(2), rel=1e-4)
 
 
 def test_protocols_may_differ_in_the_seed_alone(write_cell, tmp_path):
-    """Any other field is refused, and named."""
+    """Another field that differs is refused and named."""
     write_cell("random", 0)
     write_cell("random", 1)
     assert len(read_comparison(tmp_path / "cells").cells) == 2
@@ -129,26 +131,26 @@ def test_protocols_may_differ_in_the_seed_alone(write_cell, tmp_path):
     assert "seed" not in caught.value.message
 
 
-def test_another_dense_model_is_refused(write_cell, tmp_path):
-    """SSIM against another model is another number."""
+def test_two_dense_models_are_refused(write_cell, tmp_path):
+    """SSIM against two different models cannot be compared."""
     write_cell("random", 0)
     write_cell("ours", 0, dense="b" * 64)
 
-    with pytest.raises(InputError, match="were cut from two dense models"):
+    with pytest.raises(InputError, match="were pruned from two dense models"):
         read_comparison(tmp_path / "cells")
 
 
 def test_the_cells_of_a_sweep_are_refused(write_cell, tmp_path):
-    """They are of no row."""
+    """They belong to no row of a comparison."""
     write_cell("", 0)
 
-    with pytest.raises(InputError, match="is of no row of a comparison"):
+    with pytest.raises(InputError, match="is not a row of a method comparison"):
         read_comparison(tmp_path / "cells")
 
 
 @pytest.fixture
 def written(cells, tmp_path):
-    """The folder with table and plots, as a door made it, and what was said."""
+    """The folder with table and plots that the command wrote, and the command's output."""
     options = ["--preset", "celeba-hq-64", "--command", "python -m flows compare --preset x"]
     result = CliRunner().invoke(main, ["method-table", "--cells", str(cells), "--out", str(tmp_path / "out"), *options])
     assert result.exit_code == 0, result.output
@@ -156,22 +158,22 @@ def written(cells, tmp_path):
 
 
 def tables(text):
-    """Read the tables of a Markdown text, each row by its first cell."""
-    found = []
+    """Read the tables of a Markdown text, each as a list of rows: column -> text."""
+    read = []
     for block in text.split("\n\n"):
         if block.startswith("|"):
             lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()]
             assert {len(line) for line in lines} == {len(lines[0])}
-            found.append([dict(zip(lines[0], line, strict=True)) for line in lines[2:]])
-    return found
+            read.append([dict(zip(lines[0], line, strict=True)) for line in lines[2:]])
+    return read
 
 
 def test_the_table_has_one_row_a_method(written):
-    """The dense model first, then in the paper's order, with what cannot be told apart marked; it is also said."""
-    out, said = written
-    ours, ablation, published, published_ablation = tables(said)
+    """The dense model is first, the others follow in the paper's order; the command prints the table."""
+    out, output = written
+    ours, ablation, published, published_ablation = tables(output)
 
-    assert said == (out / "table.md").read_text()
+    assert output == (out / "table.md").read_text()
     assert [row["method"] for row in ours] == ["pretrained", "random", "diff-pruning T = .05", "ours"]
     assert [row["FID"] for row in ours][1:3] == ["3.500 ± 2.617", "3.000 ± 2.484"]
     assert [row["FID difference"] for row in ours][1:] == ["+0.500 ± 0.248", "–", "+0.000 ± 0.248 ≈"]
@@ -180,26 +182,26 @@ def test_the_table_has_one_row_a_method(written):
     assert [row["SSIM"] for row in ablation] == ["0.6500 ± 0.6353", "0.8000 ± 0.0000"]
     assert (published[0]["FID"], published[-1]["FID"]) == ("6.48", "6.52")
     assert published_ablation[3] == {"timesteps used": "300", "SSIM": "0.842"}
-    assert "seeds 0, 1, 2" in said
-    assert "Made by `python -m flows compare --preset x`" in said
-    assert "not to be compared with the tables above" in said
+    assert "seeds 0, 1, 2" in output
+    assert "Made by `python -m flows compare --preset x`" in output
+    assert "not to be compared with the tables above" in output
 
 
-def test_what_programs_read_is_the_table(written):
-    """The same rows as text, and their estimates as numbers."""
-    out, said = written
-    found = json.loads((out / "method_table.json").read_text())
+def test_the_json_has_the_rows_of_the_table(written):
+    """It also has their estimates as numbers."""
+    out, output = written
+    summary = json.loads((out / "method_table.json").read_text())
 
     assert {path.name for path in out.iterdir()} == FILES | {"ablation.svg", "ablation.png"}
-    assert [dict(zip(found["header"], row, strict=True)) for row in found["rows"]] == tables(said)[0]
-    assert found["methods"]["ours"]["fid"]["mean"] == pytest.approx(3.0)
-    assert found["methods"]["random"]["fid_difference"]["is_distinct"] is True
-    assert found["ablation"]["50"]["mean"] == pytest.approx(0.65)
-    assert (found["seeds"], found["preset"]) == ([0, 1, 2], "celeba-hq-64")
+    assert [dict(zip(summary["header"], row, strict=True)) for row in summary["rows"]] == tables(output)[0]
+    assert summary["methods"]["ours"]["fid"]["mean"] == pytest.approx(3.0)
+    assert summary["methods"]["random"]["fid_difference"]["is_distinct"] is True
+    assert summary["ablation"]["50"]["mean"] == pytest.approx(0.65)
+    assert (summary["seeds"], summary["preset"]) == ([0, 1, 2], "celeba-hq-64")
 
 
 def test_the_csv_has_one_row_a_cell(written):
-    """Those of the ablation, too, with the numbers of every model."""
+    """Cells of the ablation are included, and every model has its numbers."""
     with (written[0] / "table.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
 
@@ -209,18 +211,18 @@ def test_the_csv_has_one_row_a_cell(written):
     assert (one["mlflow_run"], one["importance.num_timesteps"]) == ("run-random-1", "")
 
 
-@pytest.mark.parametrize(("name", "word"), [("pareto", "million MACs a pass"), ("ablation", "timesteps used")])
-def test_a_plot_is_a_picture(written, name, word):
-    """A PNG that opens and an SVG that parses and says what is drawn."""
+@pytest.mark.parametrize(("name", "label"), [("pareto", "million MACs a pass"), ("ablation", "timesteps used")])
+def test_a_plot_is_a_picture(written, name, label):
+    """The PNG can be opened, and the SVG can be parsed and contains the axis label."""
     with Image.open(BytesIO((written[0] / f"{name}.png").read_bytes())) as image:
         assert min(image.size) > 300
     svg = (written[0] / f"{name}.svg").read_text()
     assert ET.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
-    assert word in svg
+    assert label in svg
 
 
 def test_one_seed_has_no_intervals(write_cell, tmp_path):
-    """And says so; a system of ours has nothing published, and what was not run is not drawn."""
+    """The text says so; a preset outside the paper has no published table, and without an ablation none is drawn."""
     write_cell(BASELINE, 0, 2.0)
     write_cell("ours", 0, 1.5)
     write_method_table(tmp_path / "cells", tmp_path / "out", "digits", "")
@@ -234,7 +236,7 @@ def test_one_seed_has_no_intervals(write_cell, tmp_path):
 
 
 def test_an_ablation_alone_has_a_table(write_cell, tmp_path):
-    """With the dense model beside it, and no plot of cost against quality."""
+    """The dense model is the only row of the other table, and there is no plot of FID over MACs."""
     write_cell(ABLATION, 0, importance__num_timesteps=50)
     write_method_table(tmp_path / "cells", tmp_path / "out", "digits", "")
 

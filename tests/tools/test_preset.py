@@ -1,4 +1,4 @@
-"""A preset's name -> params.yaml, and nothing is lost by it."""
+"""A preset replaces params.yaml without losing uncommitted changes."""
 
 import shutil
 import subprocess
@@ -15,7 +15,7 @@ PRESETS = sorted((ROOT / "recipes" / "presets").glob("*.yaml"))
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A project with a params.yaml that is committed, which we are in."""
+    """A project with a committed params.yaml; it is the current folder."""
     shutil.copytree(ROOT / "recipes" / "presets", tmp_path / "recipes" / "presets")
     (tmp_path / "params.yaml").write_text("seed: 1\n")
     author = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
@@ -26,34 +26,34 @@ def project(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
-def test_a_preset_is_a_params_file(path):
-    """Whole and allowed."""
+def test_a_preset_is_a_valid_params_file(path):
+    """Every preset loads without an error."""
     assert load_params(path)
 
 
-def test_the_project_stands_at_its_own_preset():
-    """params.yaml is digits, byte by byte."""
+def test_the_default_preset_is_digits():
+    """params.yaml equals the preset digits byte for byte."""
     assert (ROOT / "params.yaml").read_bytes() == (ROOT / "recipes" / "presets" / "digits.yaml").read_bytes()
 
 
-def test_a_preset_becomes_the_params(project):
-    """From what is committed, and from one preset to another."""
+def test_a_preset_replaces_params(project):
+    """A committed file and another preset are both replaced."""
     for name in ("cifar10", "mnist", "digits"):
         result = CliRunner().invoke(main, ["preset", name])
         assert (result.exit_code, result.output) == (0, f"params.yaml is now the preset {name}\n")
         assert (project / "params.yaml").read_bytes() == (ROOT / "recipes" / "presets" / f"{name}.yaml").read_bytes()
 
 
-def test_a_missing_params_file_is_made(project):
-    """There is nothing to lose."""
+def test_a_missing_params_file_is_created(project):
+    """A preset can be chosen without params.yaml."""
     (project / "params.yaml").unlink()
 
     assert CliRunner().invoke(main, ["preset", "mnist"]).exit_code == 0
     assert (project / "params.yaml").is_file()
 
 
-def test_changes_are_not_lost_unless_told(project):
-    """What no preset and no commit has can be had nowhere else."""
+def test_uncommitted_changes_need_force(project):
+    """A params.yaml that equals neither a preset nor the committed file is overwritten only with --force."""
     (project / "params.yaml").write_text("seed: 2\n")
     refused = CliRunner().invoke(main, ["preset", "mnist"])
 
@@ -63,8 +63,8 @@ def test_changes_are_not_lost_unless_told(project):
     assert CliRunner().invoke(main, ["preset", "mnist", "--force"]).exit_code == 0
 
 
-def test_an_unknown_preset_is_one_line(project):
-    """With those that there are; one that is not allowed is not taken, either."""
+def test_an_unknown_or_invalid_preset_is_refused(project):
+    """One line lists the presets, or names the wrong value; params.yaml stays as it is."""
     (project / "recipes" / "presets" / "odd.yaml").write_text("seed: -1\n")
 
     unknown, odd = (CliRunner().invoke(main, ["preset", name]) for name in ("nonsense", "odd"))

@@ -1,4 +1,4 @@
-"""The cells of a sweep: which are best, and their table and plot."""
+"""Sweeps: the Pareto front, its ranking, the table and the plot."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ FILES = {"table.md", "table.csv", "pareto.svg", "pareto.png", "sweep_table.json"
 
 
 def make_model(macs, fid, *, is_distinct=True):
-    """A model of these MACs and this FID, which differs from dense or cannot be told from it."""
+    """Make a model with these MACs and this FID, whose difference from dense is distinct or not."""
     above = Difference(mean=0.1, half_width=0.05, is_distinct=is_distinct)
 
     def metric(name):
@@ -44,9 +44,9 @@ def make_model(macs, fid, *, is_distinct=True):
     )
 
 
-def make_record(protocol, macs, fid, **how):
-    """An evaluation whose finetuned model is such."""
-    models = {"dense": make_model(DENSE_MACS, 0.5), "finetuned": make_model(macs, fid, **how)}
+def make_record(protocol, macs, fid, **options):
+    """Make an evaluation of the dense model and one finetuned model."""
+    models = {"dense": make_model(DENSE_MACS, 0.5), "finetuned": make_model(macs, fid, **options)}
     return EvaluationRecord(
         protocol_id=protocol.id,
         protocol=protocol,
@@ -58,25 +58,25 @@ def make_record(protocol, macs, fid, **how):
 
 @pytest.fixture(scope="module")
 def a_protocol():
-    """Two sets of four images."""
+    """A protocol with two sets of four images."""
     hashes = dict.fromkeys(("schedule_sha256", "extractor_sha256", "real_sha256"), "d" * 64)
     numbers = {"num_images": 4, "sets": 2, "seed": 3, "num_real_images": 10}
     kid = {"kid_subsets": 2, "kid_subset_size": 4, "neighbours": 2}
-    words = {"sampler": {"steps": 2}, "precision": "float32", "extractor": "digits", "layer": "64"}
-    return Protocol(**words, **numbers, **kid, **hashes)
+    texts = {"sampler": {"steps": 2}, "precision": "float32", "extractor": "digits", "layer": "64"}
+    return Protocol(**texts, **numbers, **kid, **hashes)
 
 
 @pytest.fixture
 def write_cell(a_protocol, tmp_path):
-    """Write a finished cell as a sweep does: its folder."""
+    """Write a finished cell as a sweep does, and return its folder."""
 
-    def write(name, macs=500_000, fid=1.0, overrides=None, protocol=None, **how):
+    def write(name, macs=500_000, fid=1.0, overrides=None, protocol=None, **options):
         folder = tmp_path / "cells" / name
-        record = make_record(protocol or a_protocol, macs, fid, **how)
+        record = make_record(protocol or a_protocol, macs, fid, **options)
         write_json(folder / "evaluation.json", record.model_dump(mode="json"))
         write_json(folder / "costs.json", make_costs(record).model_dump(mode="json"))
-        cell = CellRecord(overrides=overrides or {"prune.target.macs": macs}, mlflow_run=f"run-{name}", ran=("prune",))
-        write_json(folder / CELL, cell.model_dump(mode="json"))
+        note = CellRecord(overrides=overrides or {"prune.target.macs": macs}, mlflow_run=f"run-{name}", ran=("prune",))
+        write_json(folder / CELL, note.model_dump(mode="json"))
         return folder
 
     return write
@@ -84,7 +84,7 @@ def write_cell(a_protocol, tmp_path):
 
 @pytest.fixture
 def cells(write_cell, tmp_path):
-    """Two criteria at two budgets, of which one cell is beaten in both."""
+    """Two criteria at two budgets; cells a and d form the front."""
     for name, criterion, macs, fid in (
         ("b", "random", 400_000, 3.0),
         ("a", "taylor", 400_000, 2.0),
@@ -97,74 +97,80 @@ def cells(write_cell, tmp_path):
 
 
 def to_points(protocol, values):
-    """Make points of (MACs, FID, whether it differs from dense)."""
-    cell = CellRecord(overrides={}, mlflow_run="")
+    """Make points from (MACs, FID, whether FID differs from dense)."""
+    note = CellRecord(overrides={}, mlflow_run="")
     return [
-        Point(str(index), cell, record, make_costs(record))
+        Point(str(index), note, record, make_costs(record))
         for index, (macs, fid, is_distinct) in enumerate(values)
         for record in [make_record(protocol, macs, fid, is_distinct=is_distinct)]
     ]
 
 
-def beats(one, other):
-    """Whether one is at least as good in both, and better in one."""
-    left, right = ((it.model.macs, it.model.fid.mean) for it in (one, other))
+def macs_and_fid(point):
+    """Return both coordinates of a point."""
+    return point.model.macs, point.model.fid.mean
+
+
+def dominates(one, other):
+    """Whether one point is at least as good as the other in both coordinates, and better in one."""
+    left, right = macs_and_fid(one), macs_and_fid(other)
     return left != right and left[0] <= right[0] and left[1] <= right[1]
 
 
 FEW = strategies.tuples(
-    strategies.integers(1, 5).map(lambda it: it * 100_000),
+    strategies.integers(1, 5).map(lambda count: count * 100_000),
     strategies.sampled_from([0.5, 1.0, 1.5, 2.0]),
     strategies.booleans(),
 )
-"""So few values that ties are the rule."""
+"""Few values, so that ties are frequent."""
 WIDE = strategies.tuples(strategies.integers(1, 10**12), strategies.floats(0, 1e6), strategies.booleans())
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(values=strategies.lists(FEW, min_size=1, max_size=8) | strategies.lists(WIDE, min_size=1, max_size=8))
-def test_the_front_is_what_nothing_beats(a_protocol, values):
-    """By brute force: each place on it is beaten by no point, and every unbeaten point's place is on it, once."""
+def test_the_front_is_what_nothing_dominates(a_protocol, values):
+    """The front has the coordinates of every point that no other dominates, each once and ordered by MACs."""
     points = to_points(a_protocol, values)
-    unbeaten = {(it.model.macs, it.model.fid.mean) for it in points if not any(beats(other, it) for other in points)}
+    expected = {macs_and_fid(one) for one in points if not any(dominates(other, one) for other in points)}
 
-    front = [(it.model.macs, it.model.fid.mean) for it in find_front(points)]
+    front = [macs_and_fid(point) for point in find_front(points)]
 
-    assert len(front) == len(unbeaten)
-    assert set(front) == unbeaten
+    assert len(front) == len(expected)
+    assert set(front) == expected
     assert front == sorted(front)
     assert [fid for _, fid in front] == sorted((fid for _, fid in front), reverse=True)
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(values=strategies.lists(FEW, min_size=1, max_size=8))
-def test_the_best_is_the_smallest_that_cannot_be_told_from_dense(a_protocol, values):
-    """Failing that the lowest FID; and each of the front has a rank."""
+def test_the_best_is_the_smallest_like_dense(a_protocol, values):
+    """Without a point like dense, the best has the lowest FID; each point of the front has a rank."""
     front = find_front(to_points(a_protocol, values))
 
     ranked = rank(front)
 
-    assert sorted(it.name for it in ranked) == sorted(it.name for it in front)
-    alike = [it for it in front if it.is_like_dense]
-    best = min(alike, key=lambda it: it.model.macs) if alike else min(front, key=lambda it: it.model.fid.mean)
+    assert sorted(point.name for point in ranked) == sorted(point.name for point in front)
+    alike = [point for point in front if point.is_like_dense]
+    best = min(alike or front, key=lambda point: point.model.macs if alike else point.model.fid.mean)
     assert ranked[0] is best
-    assert [it.is_like_dense for it in ranked] == sorted((it.is_like_dense for it in ranked), reverse=True)
+    is_like_dense = [point.is_like_dense for point in ranked]
+    assert is_like_dense == sorted(is_like_dense, reverse=True)
 
 
-def test_a_single_set_cannot_be_told(a_protocol):
-    """Without an interval nothing is like dense, so FID decides."""
+def test_a_single_set_is_never_like_dense(a_protocol):
+    """Without an interval, the ranking depends on FID alone."""
     (point,) = to_points(a_protocol, [(1, 1.0, None)])
 
     assert not point.is_like_dense
 
 
-def test_the_cheapest_come_first(cells):
-    """By MACs, then by FID, whatever the folders are called."""
+def test_cells_are_ordered_by_cost(cells):
+    """The order is by MACs, then by FID, and not by the names of the folders."""
     assert [point.name for point in read_points(cells)] == ["a", "b", "d", "c"]
 
 
-def test_other_protocols_are_refused(write_cell, a_protocol, tmp_path):
-    """With both cells in the words of the sweep, and what differs."""
+def test_different_protocols_are_refused(write_cell, a_protocol, tmp_path):
+    """The error names the field that differs and the overrides of both cells."""
     write_cell("a", overrides={"importance.criterion": "random"})
     other = a_protocol.model_copy(update={"num_images": 5})
     write_cell("b", overrides={"importance.criterion": "taylor"}, protocol=other)
@@ -177,7 +183,7 @@ def test_other_protocols_are_refused(write_cell, a_protocol, tmp_path):
 @pytest.mark.parametrize("file", [CELL, "evaluation.json"])
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"surprise": 1}', ""])
 def test_a_damaged_cell_is_named(write_cell, tmp_path, file, content):
-    """In one line, with its file."""
+    """One line names the damaged file."""
     write_cell("good")
     (write_cell("bad") / file).write_text(content)
 
@@ -187,24 +193,24 @@ def test_a_damaged_cell_is_named(write_cell, tmp_path, file, content):
 
 
 def test_a_cell_without_its_evaluation_is_named(write_cell, tmp_path):
-    """The note alone is no measurement."""
+    """A cell.json without evaluation.json is an error."""
     (write_cell("bad") / "evaluation.json").unlink()
 
     with pytest.raises(InputError, match=r"bad/evaluation\.json: No such file"):
         read_points(tmp_path / "cells")
 
 
-def test_a_cell_that_is_not_finished_does_not_count(write_cell, tmp_path):
-    """Its note is what is written last."""
+def test_an_unfinished_cell_is_ignored(write_cell, tmp_path):
+    """A folder without cell.json, which is written last, is not read."""
     write_cell("good")
-    (write_cell("going-on") / CELL).unlink()
+    (write_cell("unfinished") / CELL).unlink()
 
     assert [point.name for point in read_points(tmp_path / "cells")] == ["good"]
 
 
 @pytest.mark.parametrize("exists", [True, False])
-def test_no_cell_is_refused(tmp_path, exists):
-    """With what to do, and nothing is written."""
+def test_a_folder_without_cells_is_refused(tmp_path, exists):
+    """The error says what to do, and nothing is written."""
     if exists:
         (tmp_path / "cells").mkdir()
     result = CliRunner().invoke(
@@ -212,52 +218,52 @@ def test_no_cell_is_refused(tmp_path, exists):
     )
 
     assert result.exit_code == 1
-    assert result.output == f"Error: {tmp_path}/cells holds no finished cell; run the flow first\n"
+    assert result.output == f"Error: {tmp_path}/cells holds no finished cell; run the flow sweep or compare first\n"
     assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture
 def written(cells, tmp_path):
-    """The folder with table and plot, and what was said."""
+    """The folder with table and plot that the command wrote, and the command's output."""
     result = CliRunner().invoke(main, ["sweep-table", "--cells", str(cells), "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     return tmp_path / "out", result.output
 
 
 def test_the_table_has_one_row_a_cell(written):
-    """With what was set, what was measured and whether it is on the front; it is also what is said."""
-    out, said = written
+    """Each row has the overrides, the metrics and the mark of the front; the command prints the table."""
+    out, output = written
     text = (out / "table.md").read_text()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
-    header, _, *body = rows
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    header, _, *body = lines
 
-    assert said == text
+    assert output == text
     assert header[:2] == ["importance.criterion", "prune.target.macs"]
     assert len(body) == 4
-    assert all(len(row) == len(header) for row in rows)
-    found = [dict(zip(header, row, strict=True)) for row in body]
-    assert [row["MLflow run"] for row in found] == ["run-a", "run-b", "run-d", "run-c"]
-    assert [row["front"] for row in found] == ["●", "", "●", ""]
-    assert found[0]["MACs"] == "0.4 M (40.0%)"
-    assert found[0]["FID"] == "2.000 ± 0.020"
-    assert found[2]["FID"] == "1.000 ± 0.020 ≈"
+    assert all(len(line) == len(header) for line in lines)
+    rows = [dict(zip(header, row, strict=True)) for row in body]
+    assert [row["MLflow run"] for row in rows] == ["run-a", "run-b", "run-d", "run-c"]
+    assert [row["front"] for row in rows] == ["●", "", "●", ""]
+    assert rows[0]["MACs"] == "0.4 M (40.0%)"
+    assert rows[0]["FID"] == "2.000 ± 0.020"
+    assert rows[2]["FID"] == "1.000 ± 0.020 ≈"
     assert "Dense: 1.0 M MACs, FID 0.500 ± 0.020" in text
     assert "Protocol " in text
 
 
-def test_what_programs_read_is_the_table(written):
-    """The same rows, and the front's names, the best first."""
-    out, said = written
-    found = json.loads((out / "sweep_table.json").read_text())
+def test_the_json_has_the_rows_of_the_table(written):
+    """It also has the names of the front's cells, the best first."""
+    out, output = written
+    summary = json.loads((out / "sweep_table.json").read_text())
 
     assert {path.name for path in out.iterdir()} == FILES
-    assert f"| {' | '.join(found['header'])} |" == said.splitlines()[0]
-    assert [f"| {' | '.join(row)} |" for row in found["rows"]] == said.splitlines()[2:6]
-    assert found["best"] == ["d", "a"]
+    assert f"| {' | '.join(summary['header'])} |" == output.splitlines()[0]
+    assert [f"| {' | '.join(row)} |" for row in summary["rows"]] == output.splitlines()[2:6]
+    assert summary["best"] == ["d", "a"]
 
 
 def test_the_csv_has_the_numbers(written, a_protocol):
-    """Unrounded, with intervals, one row a cell."""
+    """Each cell has one row with unrounded numbers and intervals."""
     with (written[0] / "table.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
 
@@ -271,7 +277,7 @@ def test_the_csv_has_the_numbers(written, a_protocol):
 
 
 def test_the_plot_is_a_picture(written):
-    """A PNG that opens and shows something, and an SVG that parses and names what is in it."""
+    """The PNG can be opened and is not empty, and the SVG can be parsed and contains all labels."""
     out, _ = written
     with Image.open(BytesIO((out / "pareto.png").read_bytes())) as image:
         assert image.format == "PNG"
@@ -279,12 +285,12 @@ def test_the_plot_is_a_picture(written):
         assert len(image.convert("RGB").getcolors(maxcolors=10**6)) > 10
     svg = (out / "pareto.svg").read_text()
     assert ET.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
-    for word in ("dense", "random", "taylor", "million MACs a pass"):
-        assert word in svg
+    for label in ("dense", "random", "taylor", "million MACs a pass"):
+        assert label in svg
 
 
 def test_equal_cells_make_equal_files(cells, tmp_path):
-    """Byte by byte, pictures too; only the record of the run itself says when it was."""
+    """Every file but the run record is equal byte for byte, plots included."""
     for name in ("one", "other"):
         write_sweep_table(cells, tmp_path / name)
 
@@ -292,8 +298,8 @@ def test_equal_cells_make_equal_files(cells, tmp_path):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes(), name
 
 
-def test_a_table_is_replaced_by_that_of_more_cells(written, write_cell, cells):
-    """A sweep that goes on writes it anew."""
+def test_a_table_is_replaced(written, write_cell, cells):
+    """A sweep with one more cell overwrites the table of the earlier cells."""
     out, _ = written
     write_cell("e", 300_000, 9.0, {"importance.criterion": "magnitude", "prune.target.macs": "30%"})
 
@@ -305,7 +311,7 @@ def test_a_table_is_replaced_by_that_of_more_cells(written, write_cell, cells):
 
 @pytest.mark.parametrize("overrides", [{}, {"prune.compensate": None}, {"prune.include": ["a", "b"]}, {"x": "a|b,c"}])
 def test_any_value_can_be_swept(write_cell, cells, tmp_path, overrides):
-    """Nothing at all, null, a list, what would end a cell of the table: there is still one row a cell."""
+    """No override, null, a list and separators of CSV and Markdown all give one row per cell."""
     for cell in cells.iterdir():
         for file in cell.iterdir():
             file.unlink()
@@ -318,8 +324,8 @@ def test_any_value_can_be_swept(write_cell, cells, tmp_path, overrides):
         rows = list(csv.DictReader(file))
     assert [row["mlflow_run"] for row in rows] == ["one", "two"]
     assert [row[key] for row in rows[:1] for key in overrides] == [
-        "" if it is None else str(it) for it in overrides.values()
+        "" if value is None else str(value) for value in overrides.values()
     ]
-    header, line, *body = [it for it in (tmp_path / "out" / "table.md").read_text().splitlines() if it[:1] == "|"]
-    assert {it.replace("\\|", "").count("|") for it in (header, line, *body)} == {header.count("|")}
+    header, line, *body = [text for text in (tmp_path / "out" / "table.md").read_text().splitlines() if text[:1] == "|"]
+    assert {text.replace("\\|", "").count("|") for text in (header, line, *body)} == {header.count("|")}
     assert len(body) == 2
