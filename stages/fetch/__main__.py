@@ -23,15 +23,14 @@ def main(params_path: Path, model_out: Path, data_out: Path) -> None:
 
     from stages.fetch import data, model
     from stages.models.autoencoder import picture_shape, read_codec
-    from stages.models.pipeline import read_class_table
     from stages.runtime.device import select_device
     from stages.storage.provenance import write_provenance, write_run_record
 
     check_free(model_out, data_out, stage="fetch")
-    data.check_there(params.data)
+    data.check_path(params.data)
     with writing(model_out) as model_folder, writing(data_out) as data_folder:
-        unet = model.fetch_model(params.model, model_folder)
-        codec, table = read_codec(model_folder, select_device()), read_class_table(model_folder)
+        unet, table = model.fetch_model(params.model, model_folder)
+        codec = read_codec(model_folder, select_device())
         channels, size, _ = picture_shape(unet, codec)
         encode = codec.encode if codec else None
         data.fetch_data(params.data, (channels, size), params.heldout, data_folder, table=table, encode=encode)

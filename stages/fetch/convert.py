@@ -1,4 +1,4 @@
-"""A checkpoint of the code that a model was published with -> a diffusers folder."""
+"""A checkpoint in the format of the code that the model was published with -> a diffusers folder."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +13,7 @@ from torch import nn
 
 from stages.fetch.names import ddim_name, ldm_name
 from stages.fetch.params import System
-from stages.fetch.pickles import only_tensors, read_pickle
+from stages.fetch.pickles import check_state_dict, read_pickle
 from stages.models.families import FAMILIES
 from stages.models.layout import CLASS_EMBEDDING, WEIGHTS
 from stages.runtime.errors import InputError
@@ -25,10 +25,10 @@ Config = Mapping[str, Any]
 
 DDIM_NOISE = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "clip_sample": True}
 DDIM_STATES = ("model", "optimizer", "epoch", "step", "EMA")
-"""What DDIM's training saves as a list; the last only where it averages."""
+"""Items of the list that DDIM's training saves; the last one only if it keeps an EMA."""
 
 LDM_NOISE = {"beta_schedule": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0195, "clip_sample": False}
-"""LDM calls it linear: √β is."""
+"""√β is linear, which LDM calls "linear" and diffusers "scaled_linear"."""
 VQ_F4 = {
     "_class_name": "VQModel",
     "block_out_channels": [128, 256, 512],
@@ -43,167 +43,170 @@ VQ_F4 = {
     "up_block_types": ["UpDecoderBlock2D"] * 3,
     "vq_embed_dim": 3,
 }
-"""The autoencoder of LDM-4, whose latents are not scaled."""
+"""Config of LDM-4's autoencoder; its latents are not scaled."""
 NUM_CLASSES = 1000
-LEFT_OUT = (
-    r"(log_|sqrt_|posterior_|alphas_)\w+|lvlb_weights|logvar"  # follow from betas, or weigh the loss
-    r"|first_stage_model\.loss\..+"  # the discriminator and the perceptual net of its training
-    r"|first_stage_model\.quantize\.(embedding\.)?(cluster_size|embed_avg)"  # averages, of the codebook
+UNUSED_LDM_TENSORS = (
+    r"(log_|sqrt_|posterior_|alphas_)\w+|lvlb_weights|logvar"  # follow from the betas, or weight the loss
+    r"|first_stage_model\.loss\..+"  # discriminator and perceptual network of the autoencoder's training
+    r"|first_stage_model\.quantize\.(embedding\.)?(cluster_size|embed_avg)"  # running means of the codebook
     r"|model_ema\.(decay|num_updates)"
 )
-"""Tensors of LDM that nothing is made of."""
+"""Regular expression of the names of LDM tensors that the pipeline does not need."""
 
 
-class Checkpoint:
-    """The tensors of a checkpoint, each of which must be taken or left out on purpose.
+class SourceCheckpoint:
+    """The tensors of a checkpoint; each must be taken, checked or dropped explicitly before `check_empty`.
 
     Args:
-        tensors: By their names there.
-        origin: What a refusal is told of.
+        tensors: Name in the checkpoint -> tensor.
+        origin: File that messages name.
     """
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], origin: Path) -> None:
         self.tensors, self.origin = dict(tensors), origin
 
     def take(self, shapes: Mapping[str, torch.Size], rename: Callable[[str], str]) -> dict[str, torch.Tensor]:
-        """Take the tensors of a network, in float32 and under its own names.
+        """Remove the tensors of a network from the checkpoint and return them in float32, under diffusers' names.
 
         Args:
-            shapes: By these names; a 1×1 convolution there may be a linear layer here.
-            rename: Gives the name there.
+            shapes: Diffusers name -> shape; a linear layer may be a 1×1 convolution in the checkpoint.
+            rename: Diffusers name -> name in the checkpoint.
 
         Raises:
-            InputError: One is missing or has another shape.
+            InputError: A tensor is missing or has another shape.
         """
         return {name: self._take(rename(name), shape).to(torch.float32, copy=True) for name, shape in shapes.items()}
 
     def _take(self, name: str, shape: torch.Size) -> torch.Tensor:
         if name not in self.tensors:
-            raise self.unfit(f"it lacks {name}")
+            raise self.mismatch(f"{name} is missing")
         tensor = self.tensors.pop(name)
         if tensor.shape not in (shape, (*shape, 1, 1)):
-            raise self.unfit(f"{name} is of shape {list(tensor.shape)}, expected {list(shape)}")
+            raise self.mismatch(f"{name} has shape {list(tensor.shape)}, expected {list(shape)}")
         return tensor.reshape(shape)
 
     def check(self, name: str, expected: torch.Tensor) -> None:
-        """Compare a tensor that says what is known already, where there is one.
+        """Remove a tensor, if the checkpoint has it, and compare it with the value that the system implies.
 
         Raises:
-            InputError: It says something else.
+            InputError: The values differ.
         """
         found = self.tensors.pop(name, expected)
         if found.shape != expected.shape or not torch.allclose(found.float(), expected.float(), rtol=1e-4, atol=0):
-            raise self.unfit(f"its {name} are not those of the system")
+            raise self.mismatch(f"{name} differs from that of the system")
 
-    def leave_out(self, pattern: str) -> None:
-        """Leave out the tensors whose whole name fits."""
+    def drop(self, pattern: str) -> None:
+        """Remove the tensors whose whole name matches a regular expression."""
         self.tensors = {name: tensor for name, tensor in self.tensors.items() if not re.fullmatch(pattern, name)}
 
-    def close(self) -> None:
-        """Make sure that nothing is left.
+    def check_empty(self) -> None:
+        """Check that no tensor is left over.
 
         Raises:
-            InputError: A tensor is.
+            InputError: A tensor is left over.
         """
         if self.tensors:
-            raise self.unfit(f"{min(self.tensors)} belongs to no part of it")
+            raise self.mismatch(f"it has an unexpected tensor {min(self.tensors)}")
 
-    def unfit(self, why: str) -> InputError:
-        """Say that the checkpoint is another one."""
-        return InputError(f"{self.origin} is not that model: {why}; correct fetch.model.path, .layout or .system")
+    def mismatch(self, reason: str) -> InputError:
+        """Make the error that the checkpoint does not hold the system."""
+        advice = "correct fetch.model.path, .layout or .system"
+        return InputError(f"{self.origin} does not hold the system that it should: {reason}; {advice}")
 
 
 @contextmanager
-def converted(path: Path, layout: str, system: str, place: Path) -> Iterator[Path]:
-    """Give a diffusers folder made of a checkpoint, which lies in `place` for a while.
+def converted(path: Path, layout: str, system: System, place: Path) -> Iterator[Path]:
+    """Convert a checkpoint into a temporary diffusers folder.
 
     Args:
         path: The checkpoint.
         layout: One of LAYOUTS.
         system: Name of a config in SYSTEMS.
-        place: Where the folder is made.
+        place: Existing folder in which the temporary folder is created.
 
     Raises:
-        InputError: The checkpoint is missing, not whole, holds more than tensors, or is not of this system.
+        InputError: The checkpoint is missing, damaged, holds more than tensors, or does not hold this system.
     """
-    kind, convert = LAYOUTS[layout]
+    class_name, convert = LAYOUTS[layout]
     config = read_json(SYSTEMS / f"{system}.json")
-    if config["_class_name"] != kind:
-        fitting = [it for it in get_args(System) if read_json(SYSTEMS / f"{it}.json")["_class_name"] == kind]
-        raise InputError(f"fetch.model.system {system} has no layout {layout}, which is for {', '.join(fitting)}")
+    if config["_class_name"] != class_name:
+        fitting = [it for it in get_args(System) if read_json(SYSTEMS / f"{it}.json")["_class_name"] == class_name]
+        raise InputError(f"fetch.model.system {system} has no layout {layout}; systems with it: {', '.join(fitting)}")
     with temporary_folder(path, place) as folder:
         convert(path, config, folder)
         yield folder
 
 
 def convert_ddim(path: Path, config: Config, folder: Path) -> None:
-    """Convert a UNet of DDIM: a state dict, or what its training saves, of which the average counts.
+    """Convert a UNet of DDIM: a state dict, or the list that its training saves, whose EMA is taken if there is one.
 
     Args:
         path: The checkpoint.
-        config: Of the UNet2DModel that it holds.
-        folder: Where the pipeline goes.
+        config: Config of the UNet2DModel that it holds.
+        folder: Where the pipeline is written.
 
     Raises:
-        InputError: It holds something else.
+        InputError: The checkpoint holds something else.
     """
     content = read_pickle(path)
     if isinstance(content, list):
         if len(content) not in (len(DDIM_STATES) - 1, len(DDIM_STATES)):
-            raise InputError(f"{path} holds {len(content)} things, DDIM's training saves {', '.join(DDIM_STATES)}")
+            raise InputError(f"{path} is a list of {len(content)}; DDIM's training saves {', '.join(DDIM_STATES)}")
         content = content[-1] if len(content) == len(DDIM_STATES) else content[0]
-    state = {name.removeprefix("module."): tensor for name, tensor in only_tensors(content, path).items()}
-    checkpoint = Checkpoint(state, path)
-    unet = checkpoint.take(shapes_of(config), lambda name: ddim_name(name, config))
-    checkpoint.close()
-    _write(folder / "unet", config, unet)
-    _write_rest(folder, "DDPMPipeline", DDIM_NOISE, unet=config)
+    state = {name.removeprefix("module."): tensor for name, tensor in check_state_dict(content, path).items()}
+    checkpoint = SourceCheckpoint(state, path)
+    unet = checkpoint.take(tensor_shapes(config), lambda name: ddim_name(name, config))
+    checkpoint.check_empty()
+    _write_component(folder / "unet", config, unet)
+    _write_index(folder, "DDPMPipeline", DDIM_NOISE, unet=config)
 
 
 def convert_ldm(
     path: Path, config: Config, folder: Path, autoencoder: Config = VQ_F4, num_classes: int = NUM_CLASSES
 ) -> None:
-    """Convert a class-conditional latent diffusion model with autoencoder and class embedding.
+    """Convert a class-conditional latent diffusion model with its autoencoder and class embedding.
 
     Args:
-        path: The checkpoint, as Lightning saves it.
-        config: Of the UNet2DConditionModel that it holds; its averages count where there are some.
-        folder: Where the pipeline goes.
+        path: The checkpoint that Lightning saved.
+        config: Config of the UNet2DConditionModel that it holds; its EMA is taken if there is one.
+        folder: Where the pipeline is written.
         autoencoder: Config of its VQModel.
-        num_classes: The embedding has one row more, of no class.
+        num_classes: Classes without the unconditional one, which is the last row of the embedding.
 
     Raises:
-        InputError: It holds something else.
+        InputError: The checkpoint holds something else.
     """
     content = read_pickle(path)
     if not isinstance(content, dict) or "state_dict" not in content:
         raise InputError(f"{path} holds no state_dict; give the model.ckpt of a latent diffusion model")
-    checkpoint = Checkpoint(only_tensors(content["state_dict"], path), path)
+    checkpoint = SourceCheckpoint(check_state_dict(content["state_dict"], path), path)
     noise = DDPMScheduler(**LDM_NOISE)
     checkpoint.check("betas", noise.betas)
     checkpoint.check("alphas_cumprod", noise.alphas_cumprod)
     checkpoint.check("scale_factor", torch.tensor(float(autoencoder["scaling_factor"])))
-    checkpoint.leave_out(LEFT_OUT)
+    checkpoint.drop(UNUSED_LDM_TENSORS)
     unet = _take_ldm_unet(checkpoint, config)
-    vqvae = checkpoint.take(shapes_of(autoencoder), lambda name: f"first_stage_model.{ddim_name(name, autoencoder)}")
+    vqvae = checkpoint.take(
+        tensor_shapes(autoencoder), lambda name: f"first_stage_model.{ddim_name(name, autoencoder)}"
+    )
     width = config["cross_attention_dim"]
-    table = {"weight": torch.Size((num_classes + 1, width))}
-    classes = checkpoint.take(table, lambda name: f"cond_stage_model.embedding.{name}")
-    checkpoint.close()
-    _write(folder / "unet", config, unet)
-    _write(folder / "vqvae", autoencoder, vqvae)
-    about = {"num_classes": num_classes, "width": width, "unconditional": num_classes}
-    _write(folder / CLASS_EMBEDDING, about, classes)
-    _write_rest(folder, "LDMPipeline", LDM_NOISE, unet=config, vqvae=autoencoder)
+    shapes = {"weight": torch.Size((num_classes + 1, width))}
+    classes = checkpoint.take(shapes, lambda name: f"cond_stage_model.embedding.{name}")
+    checkpoint.check_empty()
+    _write_component(folder / "unet", config, unet)
+    _write_component(folder / "vqvae", autoencoder, vqvae)
+    embedding = {"num_classes": num_classes, "width": width, "unconditional": num_classes}
+    _write_component(folder / CLASS_EMBEDDING, embedding, classes)
+    _write_index(folder, "LDMPipeline", LDM_NOISE, unet=config, vqvae=autoencoder)
 
 
-def _take_ldm_unet(checkpoint: Checkpoint, config: Config) -> dict[str, torch.Tensor]:
-    """Take the averages, which LDM keeps under names without dots, or the weights where it keeps none."""
-    shapes = shapes_of(config)
+def _take_ldm_unet(checkpoint: SourceCheckpoint, config: Config) -> dict[str, torch.Tensor]:
+    """Take the EMA, which LDM stores under names without dots, or the weights if there is no EMA."""
+    shapes = tensor_shapes(config)
     names = {name: f"diffusion_model.{ldm_name(name, config)}" for name in shapes}
     if not any(name.startswith("model_ema.diffusion_model") for name in checkpoint.tensors):
         return checkpoint.take(shapes, lambda name: f"model.{names[name]}")
-    checkpoint.leave_out("|".join(re.escape(f"model.{name}") for name in names.values()))
+    checkpoint.drop("|".join(re.escape(f"model.{name}") for name in names.values()))
     return checkpoint.take(shapes, lambda name: "model_ema." + names[name].replace(".", ""))
 
 
@@ -211,23 +214,24 @@ LAYOUTS: dict[str, tuple[str, Callable[[Path, Config, Path], None]]] = {
     "ddim": ("UNet2DModel", convert_ddim),
     "ldm": ("UNet2DConditionModel", convert_ldm),
 }
+"""fetch.model.layout -> the class of its UNet in diffusers, and the converter (checkpoint, UNet config, folder)."""
 
 
-def shapes_of(config: Config) -> dict[str, torch.Size]:
-    """List the tensors of a network of diffusers with their shapes, without making it."""
+def tensor_shapes(config: Config) -> dict[str, torch.Size]:
+    """List the names and shapes of the tensors of a diffusers network, without allocating it."""
     dense: dict[str, Any] = {name: family.dense for name, family in FAMILIES.items()}
     with torch.device("meta"):
         network: nn.Module = {**dense, "VQModel": VQModel}[config["_class_name"]].from_config(dict(config))
     return {name: tensor.shape for name, tensor in network.state_dict().items()}
 
 
-def _write(home: Path, config: Config, tensors: Mapping[str, torch.Tensor]) -> None:
-    write_json(home / "config.json", config)
-    write_tensors(home / WEIGHTS, tensors, metadata={"format": "pt"})
+def _write_component(folder: Path, config: Config, tensors: Mapping[str, torch.Tensor]) -> None:
+    write_json(folder / "config.json", config)
+    write_tensors(folder / WEIGHTS, tensors, metadata={"format": "pt"})
 
 
-def _write_rest(folder: Path, pipeline: str, noise: Config, **components: Config) -> None:
-    """Write the scheduler, and the index that names the components."""
+def _write_index(folder: Path, pipeline: str, noise: Config, **components: Config) -> None:
+    """Write the scheduler's config and model_index.json."""
     classes = {**{name: config["_class_name"] for name, config in components.items()}, "scheduler": "DDPMScheduler"}
     index = {name: ["diffusers", cls] for name, cls in classes.items()}
     write_json(folder / "model_index.json", {"_class_name": pipeline, **index})

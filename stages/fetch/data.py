@@ -1,6 +1,6 @@
-"""A data source -> packed uint8 images of the model's size, or their latents, in a training and a held-out split.
+"""An image source -> packed uint8 images of the model's size, or their latents, split into training and held-out.
 
-Images pass one after the other: as many as a disk holds can be packed, whatever the memory.
+Images are streamed in blocks, so that memory does not limit their number.
 """
 
 import hashlib
@@ -21,17 +21,17 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from stages.data.images import Conditions, Images, write_stream
-from stages.fetch.params import BundledSource, DataSource, Fitted, FolderData, HubData, NpzData, S3Data, locate
-from stages.fetch.pictures import (
+from stages.fetch.params import BundledSource, DataSource, FitParams, FolderData, HubData, NpzData, S3Data, expand_path
+from stages.fetch.source_images import (
     MODES,
     SUFFIXES,
-    CorruptError,
-    Pictures,
+    CorruptImageError,
     Pixels,
+    SourceImages,
     open_folder,
     open_hub,
     open_npz,
-    read_picture,
+    read_image,
 )
 from stages.runtime.errors import InputError
 from stages.runtime.progress import track
@@ -40,29 +40,29 @@ from stages.storage.s3 import Store
 from stages.storage.tensors import write_blocks
 
 SPLIT_SEED = 0
-"""The split never moves, whatever params.yaml says of the seed: held-out losses of all runs compare."""
-BLOCK, ENCODED_AT_ONCE = 256, 16
-"""Images that are in memory at a time, and those of them that an encoder takes."""
-FEW = 3
-"""Names in a message."""
+"""The split does not depend on the seed in params.yaml, so that held-out losses of all runs are comparable."""
+BLOCK_SIZE, ENCODE_BATCH_SIZE = 256, 16
+"""Images in memory at once, and images per call of the encoder."""
+MAX_LISTED = 3
+"""Corrupt images named in a message."""
 
 Shape = tuple[int, int]
-"""Channels and size of square pixels."""
+"""Number of channels, and height and width in pixels."""
 Rows = NDArray[np.int64]
 Encode = Callable[[Pixels], NDArray[np.float16]]
 
 
-def check_there(source: DataSource) -> None:
-    """Find a mistake in a path before a model is fetched for nothing.
+def check_path(source: DataSource) -> None:
+    """Check that a local source exists, before the model is fetched.
 
     Raises:
-        InputError: A variable of the path is not set, or nothing is there.
+        InputError: A variable in its path is not set, or the path does not exist.
     """
     if isinstance(source, FolderData | NpzData):
-        path = locate(source.path, "fetch.data.path")
+        path = expand_path(source.path, "fetch.data.path")
         if not path.exists():
-            what = "image folder" if isinstance(source, FolderData) else "file"
-            raise InputError(f"{what} {path} does not exist; correct fetch.data.path in params.yaml")
+            kind = "image folder" if isinstance(source, FolderData) else "file"
+            raise InputError(f"{kind} {path} does not exist; correct fetch.data.path in params.yaml")
 
 
 def fetch_data(
@@ -77,109 +77,110 @@ def fetch_data(
     """Pack the images of `source` into the folder `out`.
 
     Args:
-        source: Where they come from.
-        shape: Channels and size that the pictures are brought to.
-        heldout: Share that is set aside, unless the source does that itself.
-        out: An empty folder; what is needed on the way lies there, too.
-        table: [K, S, D], the conditions of a class-conditional model, the last row for none. The source must give
-            each image a class in 0 … K − 2; without a table it must give none.
-        encode: uint8 [n, C, H, W] -> float16 latents [n, c, h, w], for a model of latents: these are packed in place
-            of the pixels, of which the training images are kept beside.
+        source: Where the images come from.
+        shape: Number of channels, and height and width, of the packed images.
+        heldout: Share of the images that is held out, unless the source has held-out images of its own.
+        out: An empty folder; temporary files are created in it, too.
+        table: [K, S, D] float32, the conditions of a class-conditional model, the unconditional one last. The source
+            must give each image a class in 0 … K − 2. None for an unconditional model, whose source has no classes.
+        encode: uint8 [n, C, H, W] -> float16 latents [n, c, h, w]. The latents are packed instead of the pixels, and
+            the pixels of the training images are stored with them. None for a model of pixels.
 
     Raises:
-        InputError: There are no images, or they do not fit the model, or they are not the ones asked for.
+        InputError: There are no images, they do not fit the model, or their hash is not the expected one.
     """
     if shape[0] not in MODES:
-        raise InputError(f"the model draws {shape[0]} channels; images have 1 or 3")
+        raise InputError(f"the model has {shape[0]} image channels; supported: 1 or 3")
     with TemporaryDirectory(dir=out, prefix=".packing.") as place:
-        packing = Packing(shape, source if isinstance(source, Fitted) else Fitted())
-        with _opened(source, shape, Path(place)) as pictures:
-            _check_labels(pictures, table)
-            write_blocks(Path(place) / "pixels.npy", packing.blocks(pictures))
-        about = {"source": source.model_dump(mode="json"), **packing.describe(pictures)}
+        reader = BlockReader(shape, source if isinstance(source, FitParams) else FitParams())
+        with _opened(source, shape, Path(place)) as images:
+            _check_labels(images, table)
+            write_blocks(Path(place) / "pixels.npy", reader.blocks(images))
+        about = {"source": source.model_dump(mode="json"), **reader.describe(images)}
         _check_sha256(source, about["sha256"])
-        rows = _rows(pictures, packing.kept, heldout)
+        rows = _split_source(images, reader.kept, heldout)
         pixels = np.load(Path(place) / "pixels.npy", mmap_mode="r", allow_pickle=False)
         arrays = {name: _blocks(pixels, chosen, name, encode) for name, chosen in rows.items()}
         if encode:
             arrays["pixels"] = _blocks(pixels, rows["train"], "pixels")
-        write_stream(out, arrays, _conditions(pictures, packing.kept, rows, table), about)
+        write_stream(out, arrays, _conditions(images, reader.kept, rows, table), about)
 
 
-class Packing:
-    """Pictures -> blocks of uint8 [B, C, S, S], in their order; a few that are corrupt are left out.
+class BlockReader:
+    """Reads source images into blocks of uint8 [B, C, S, S], in their order, and skips a few corrupt ones.
 
     Args:
         shape: C and S.
-        how: How they are fitted, and how many may be corrupt.
+        params: How images are brought to that size, and how many may be corrupt.
     """
 
-    def __init__(self, shape: Shape, how: Fitted) -> None:
-        self.shape, self.how = shape, how
-        self.digest, self.kept = hashlib.sha256(), list[int]()
-        self.faults: dict[int, str] = {}
+    def __init__(self, shape: Shape, params: FitParams) -> None:
+        self.shape, self.params = shape, params
+        self.digest = hashlib.sha256()
+        self.kept = list[int]()
+        """Indices of the images that were read."""
+        self.corrupt = dict[int, str]()
+        """Index of each skipped image -> the reason."""
 
-    def blocks(self, pictures: Pictures) -> Iterator[Pixels]:
-        """Give all that can be read.
+    def blocks(self, images: SourceImages) -> Iterator[Pixels]:
+        """Yield the readable images.
 
         Raises:
-            InputError: A picture is of the wrong size, or too many are corrupt.
+            InputError: An image has the wrong size, or too many are corrupt.
         """
         channels, size = self.shape
         with ThreadPoolExecutor() as pool:
-            read = track(self._read(pictures, pool), "pack, image", len(pictures))
-            while turn := list(islice(read, BLOCK)):
-                found = [picture for picture in turn if picture is not None]
+            read = track(self._read(images, pool), "pack, image", len(images))
+            while batch := list(islice(read, BLOCK_SIZE)):
+                found = [image for image in batch if image is not None]
                 block = np.array(found, np.uint8).reshape(-1, channels, size, size)
                 self.digest.update(block.data)
                 yield block
 
-    def _read(self, pictures: Pictures, pool: ThreadPoolExecutor) -> Iterator[Pixels | None]:
-        read = partial(_try, pictures, self.shape, self.how)
-        for begin in range(0, len(pictures), BLOCK):  # a pool takes all it is given at once
-            indices = range(begin, min(begin + BLOCK, len(pictures)))
+    def _read(self, images: SourceImages, pool: ThreadPoolExecutor) -> Iterator[Pixels | None]:
+        read = partial(_read_or_error, images, self.shape, self.params)
+        for begin in range(0, len(images), BLOCK_SIZE):  # pool.map submits all of its tasks at once
+            indices = range(begin, min(begin + BLOCK_SIZE, len(images)))
             for index, found in zip(indices, pool.map(read, indices), strict=True):
-                if isinstance(found, CorruptError):
-                    self._leave_out(index, str(found))
+                if isinstance(found, CorruptImageError):
+                    self._skip(index, str(found))
                     yield None
                 else:
                     self.kept.append(index)
                     yield found
 
-    def _leave_out(self, index: int, fault: str) -> None:
-        self.faults[index] = fault
-        if len(self.faults) > self.how.max_corrupt:
-            count = f"{len(self.faults)} of the first {index + 1} images are corrupt"
-            limit = f"fetch.data.max_corrupt allows {self.how.max_corrupt}"
-            raise InputError(
-                f"{_few(list(self.faults.values()))}: {count}, {limit}; replace or remove them, or allow more"
-            )
+    def _skip(self, index: int, reason: str) -> None:
+        self.corrupt[index] = reason
+        if len(self.corrupt) > self.params.max_corrupt:
+            count = f"{len(self.corrupt)} of the first {index + 1} images are corrupt"
+            limit = f"fetch.data.max_corrupt allows {self.params.max_corrupt}"
+            raise InputError(f"{self._reasons()}: {count}, {limit}; replace or remove them, or raise max_corrupt")
 
-    def describe(self, pictures: Pictures) -> dict[str, Any]:
-        """Say what was packed, and warn of what was left out."""
+    def _reasons(self) -> str:
+        reasons = list(self.corrupt.values())
+        return "; ".join(reasons[:MAX_LISTED] + ["…"] * (len(reasons) > MAX_LISTED))
+
+    def describe(self, images: SourceImages) -> dict[str, Any]:
+        """Describe what was packed, for dataset.json, and warn about skipped images."""
         about: dict[str, Any] = {"sha256": self.digest.hexdigest()}
-        if pictures.classes:
-            about["classes"] = list(pictures.classes)
-        if self.faults:
-            about["left_out"] = [pictures.names[index] for index in self.faults]
-            count = f"{len(self.faults)} of {len(pictures)} images are corrupt and left out"
-            click.echo(f"Warning: {count}: {_few(list(self.faults.values()))}", err=True)
+        if images.classes:
+            about["classes"] = list(images.classes)
+        if self.corrupt:
+            about["left_out"] = [images.names[index] for index in self.corrupt]
+            count = f"{len(self.corrupt)} of {len(images)} images are corrupt and left out"
+            click.echo(f"Warning: {count}: {self._reasons()}", err=True)
         return about
 
 
-def _try(pictures: Pictures, shape: Shape, how: Fitted, index: int) -> Pixels | CorruptError:
+def _read_or_error(images: SourceImages, shape: Shape, params: FitParams, index: int) -> Pixels | CorruptImageError:
     try:
-        return read_picture(pictures, index, shape, how)
-    except CorruptError as error:
+        return read_image(images, index, shape, params)
+    except CorruptImageError as error:
         return error
 
 
-def _few(faults: list[str]) -> str:
-    return "; ".join(faults[:FEW] + ["…"] * (len(faults) > FEW))
-
-
 def split(pixels: NDArray[Any], heldout: float) -> Images:
-    """Set a share of the images aside, always the same ones for the same images.
+    """Split images into training and held-out; the split depends only on their number.
 
     Raises:
         InputError: A split would be empty.
@@ -189,7 +190,7 @@ def split(pixels: NDArray[Any], heldout: float) -> Images:
 
 
 def split_rows(num_images: int, heldout: float) -> dict[str, Rows]:
-    """Choose which of so many images are for training and which are held out, ascending.
+    """Choose the rows of the splits `train` and `heldout`, ascending.
 
     Raises:
         InputError: A split would be empty.
@@ -203,15 +204,16 @@ def split_rows(num_images: int, heldout: float) -> dict[str, Rows]:
     return {"train": np.sort(order[num_heldout:]), "heldout": np.sort(order[:num_heldout])}
 
 
-def _rows(pictures: Pictures, kept: list[int], heldout: float) -> dict[str, Rows]:
-    if not pictures.num_heldout:
+def _split_source(images: SourceImages, kept: list[int], heldout: float) -> dict[str, Rows]:
+    """Choose the rows of both splits among the packed images, whose indices in the source are `kept`."""
+    if not images.num_heldout:
         return split_rows(len(kept), heldout)
-    is_heldout = np.array(kept) >= len(pictures) - pictures.num_heldout
+    is_heldout = np.array(kept) >= len(images) - images.num_heldout
     return {"train": np.flatnonzero(~is_heldout), "heldout": np.flatnonzero(is_heldout)}
 
 
 def _blocks(pixels: Pixels, rows: Rows, label: str, encode: Encode | None = None) -> Iterator[NDArray[Any]]:
-    size = ENCODED_AT_ONCE if encode else BLOCK
+    size = ENCODE_BATCH_SIZE if encode else BLOCK_SIZE
     begins = range(0, len(rows), size)
     for begin in track(begins, f"{'encode' if encode else 'write'} {label}, {size} images", len(begins)):
         block = np.asarray(pixels[rows[begin : begin + size]])
@@ -219,52 +221,52 @@ def _blocks(pixels: Pixels, rows: Rows, label: str, encode: Encode | None = None
 
 
 def _conditions(
-    pictures: Pictures, kept: list[int], rows: dict[str, Rows], table: NDArray[np.float32] | None
+    images: SourceImages, kept: list[int], rows: dict[str, Rows], table: NDArray[np.float32] | None
 ) -> Conditions | None:
-    if table is None or pictures.labels is None:
+    if table is None or images.labels is None:
         return None
-    labels = pictures.labels[kept]
+    labels = images.labels[kept]
     return Conditions(table, labels[rows["train"]], labels[rows["heldout"]])
 
 
-def _check_labels(pictures: Pictures, table: NDArray[np.float32] | None) -> None:
-    """Make sure that a model which is told a class gets one with each image, and another none.
+def _check_labels(images: SourceImages, table: NDArray[np.float32] | None) -> None:
+    """Check that a class-conditional model has a valid class for each image, and an unconditional one has no classes.
 
     Raises:
-        InputError: It is not so.
+        InputError: Classes are missing, unexpected or out of range.
     """
-    labels = pictures.labels
+    labels = images.labels
     if table is None:
         if labels is not None:
-            raise InputError("fetch.data.labels gives classes and the model takes none; remove it")
+            raise InputError("fetch.data.labels is set, but the model is unconditional; remove it")
         return
     num_classes = len(table) - 1
     if labels is None:
-        found = f"{pictures.origin} gives no classes and the model takes one of {num_classes} with each image"
-        raise InputError(f"{found}; set fetch.data.labels, or choose a source that has them")
+        found = f"{images.origin} has no classes, but the model has {num_classes}"
+        raise InputError(f"{found}; set fetch.data.labels, or choose a source with classes")
     if wrong := [int(label) for label in (labels.min(), labels.max()) if not 0 <= label < num_classes]:
-        found = f"{pictures.origin} gives the class {wrong[0]}, the model takes 0 to {num_classes - 1}"
+        found = f"{images.origin} has an image of class {wrong[0]}; the model has classes 0 to {num_classes - 1}"
         raise InputError(f"{found}; correct fetch.data.labels or the images")
-    if pictures.classes and len(pictures.classes) != num_classes:
-        found = f"{pictures.origin} has {len(pictures.classes)} classes, the model {num_classes}"
-        raise InputError(f"{found}; they are numbered in order, so give all of them")
+    if images.classes and len(images.classes) != num_classes:
+        found = f"{images.origin} has {len(images.classes)} classes, the model {num_classes}"
+        raise InputError(f"{found}; classes are numbered in order, so provide all of them")
 
 
 def _check_sha256(source: DataSource, sha256: str) -> None:
     if isinstance(source, FolderData | NpzData | S3Data) and source.sha256 not in (None, sha256):
-        home = source.uri if isinstance(source, S3Data) else source.path
-        wrong = f"the images of {home} have sha256 {sha256}, expected {source.sha256}"
-        raise InputError(f"{wrong}; bring back the images or correct fetch.data.sha256")
+        origin = source.uri if isinstance(source, S3Data) else source.path
+        found = f"the images of {origin} have sha256 {sha256}, expected {source.sha256}"
+        raise InputError(f"{found}; restore the images or correct fetch.data.sha256")
 
 
 @contextmanager
-def _opened(source: DataSource, shape: Shape, place: Path) -> Iterator[Pictures]:
-    """Give the pictures of a source; what must be downloaded or unpacked first lies in `place`."""
+def _opened(source: DataSource, shape: Shape, place: Path) -> Iterator[SourceImages]:
+    """Yield the images of a source; downloaded and extracted files are stored in the folder `place`."""
     match source:
         case BundledSource():
             yield _open_digits(shape)
         case FolderData():
-            folder = locate(source.path, "fetch.data.path")
+            folder = expand_path(source.path, "fetch.data.path")
             yield open_folder(folder, str(folder), labels=source.labels)
         case S3Data():
             store = Store(source.uri)
@@ -276,13 +278,13 @@ def _opened(source: DataSource, shape: Shape, place: Path) -> Iterator[Pictures]
             yield open_hub(source)
 
 
-def _open_digits(shape: Shape) -> Pictures:
+def _open_digits(shape: Shape) -> SourceImages:
     digits = bundled_digits()
     if shape != (1, 16):
         channels, size = shape
-        raise InputError(f"the digits are 1×16×16, the model draws {channels}×{size}×{size}; choose fetch.data")
+        raise InputError(f"the digits are 1×16×16, the model expects {channels}×{size}×{size}; change fetch.data")
     names = [str(index) for index in range(len(digits))]
-    return Pictures("digits", names, lambda index: Image.fromarray(digits[index, 0]))
+    return SourceImages("digits", names, lambda index: Image.fromarray(digits[index, 0]))
 
 
 def bundled_digits() -> Pixels:

@@ -43,16 +43,16 @@ LDM_RESNET = {
 
 
 def ddim_name(name: str, config: Config) -> str:
-    """Name a tensor of UNet2DModel as the DDIM authors do, or one of VQModel as its authors do.
+    """Translate a tensor name of UNet2DModel to the DDIM code, or one of VQModel to the LDM code.
 
-    Up blocks have the number of their resolution: the last is up.0.
+    There, up blocks are numbered by resolution: the last one is up.0.
     """
     last = len(config["block_out_channels"]) - 1
     return _replace(re.sub(r"up_blocks\.(\d+)", lambda found: f"up.{last - int(found[1])}", name), DDIM)
 
 
 def ldm_name(name: str, config: Config) -> str:
-    """Name a tensor of UNet2DConditionModel as latent diffusion's UNetModel does; within a transformer they agree."""
+    """Translate a tensor name of UNet2DConditionModel to LDM's UNetModel; names within a transformer are the same."""
     found = re.fullmatch(r"(?:(down|up)_blocks\.(\d+)|mid_block)\.([a-z]+)\.(\d+)\.(.+)", name)
     if found is None:
         return _replace(name, LDM)
@@ -67,17 +67,17 @@ def ldm_name(name: str, config: Config) -> str:
 
 
 def _ldm_block(side: str, level: int, kind: str, index: int, config: Config) -> str:
-    """Number the blocks through, conv_in first; on the way up an upsampler belongs to the ResNet block before it."""
+    """Name a block: LDM numbers down blocks from conv_in on, and puts an upsampler into the ResNet block before it."""
     layers = config["layers_per_block"]
     number = level * (layers + 1) + (layers if kind.endswith("samplers") else index)
     if side == "down":
         return f"input_blocks.{number + 1}.{int(kind == 'attentions')}"
     before_upsampler = 1 + config["up_block_types"][level].startswith("CrossAttn")
-    place = {"resnets": 0, "attentions": 1, "upsamplers": before_upsampler}[kind]
-    return f"output_blocks.{number}.{place}"
+    index_in_block = {"resnets": 0, "attentions": 1, "upsamplers": before_upsampler}[kind]
+    return f"output_blocks.{number}.{index_in_block}"
 
 
 def _replace(name: str, rules: Mapping[str, str]) -> str:
-    for ours, theirs in rules.items():
-        name = name.replace(ours, theirs)
+    for old, new in rules.items():
+        name = name.replace(old, new)
     return name

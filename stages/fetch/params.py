@@ -1,4 +1,4 @@
-"""Where a pretrained model and its data come from: the block fetch of params.yaml."""
+"""The block `fetch` of params.yaml: the sources of the pretrained model and of its data."""
 
 import os
 import re
@@ -18,36 +18,41 @@ def _check_uri(uri: str) -> str:
     return uri
 
 
-def locate(path: Path, key: str) -> Path:
-    """Fill the variables of the environment into a path, and the home folder in place of ~.
+def expand_path(path: Path, key: str) -> Path:
+    """Expand ~ and the environment variables in a path.
+
+    Args:
+        path: The path as params.yaml gives it.
+        key: Its key in params.yaml, for messages.
 
     Raises:
-        InputError: One is not set.
+        InputError: A variable is not set, or the user that follows ~ does not exist.
     """
     try:
-        filled = os.path.expandvars(path.expanduser())
-    except RuntimeError:  # ~ of a user that there is none of
-        raise InputError(f"{key} is {path}, and there is no such home folder; give a whole path") from None
-    if missing := re.search(r"\$\{?(\w+)", filled):
-        raise InputError(f"{key} is {path} and ${missing[1]} is not set; set it to the folder that holds the rest")
-    return Path(filled)
+        expanded = os.path.expandvars(path.expanduser())
+    except RuntimeError:  # ~ followed by an unknown user
+        raise InputError(f"{key} is {path}, and this home folder does not exist; give an absolute path") from None
+    if missing := re.search(r"\$\{?(\w+)", expanded):
+        raise InputError(f"{key} is {path} and ${missing[1]} is not set; set it in the environment or change the path")
+    return Path(expanded)
 
 
 class BundledSource(Section):
-    """Something that ships with the repository."""
+    """The model or the data that ships with the repository."""
 
     source: Literal["bundled"]
     name: Literal["digits"]
+    """digits: a small DDPM trained on scikit-learn's UCI digits, or these digits, 1×16×16."""
 
 
 class FolderModel(Section):
-    """A diffusers folder on this machine. DVC does not watch it: pin it by its hash, or force `fetch`."""
+    """A diffusers folder on this machine; DVC does not track it: set sha256 or force the stage."""
 
     source: Literal["folder"]
     path: Path
-    """$VARIABLES of the environment are filled in as it is fetched."""
+    """The diffusers folder; ~ and $VARIABLES are expanded when the stage runs."""
     sha256: Sha256 | None = None
-    """Of the UNet's safetensors file; null trusts the folder."""
+    """Hash of the file with the UNet's weights; null skips the check."""
 
 
 class HubModel(Section):
@@ -55,126 +60,129 @@ class HubModel(Section):
 
     source: Literal["hub"]
     repo: str = Field(min_length=1)
-    """For example google/ddpm-cifar10-32."""
+    """OWNER/NAME of the repository, for example google/ddpm-cifar10-32."""
     revision: Commit
-    """The commit of the repository; a branch name may move and is not allowed."""
+    """Commit of the repository; branch names are rejected because they can move."""
 
 
 class S3Source(Section):
-    """Plain objects in a bucket, their keys as paths; endpoint and credentials come from the environment."""
+    """Plain objects in a bucket, whose keys are file paths; endpoint and credentials come from the environment."""
 
     source: Literal["s3"]
     uri: Annotated[str, AfterValidator(_check_uri)]
-    """s3://BUCKET/PREFIX; whatever lies below the prefix counts. DVC does not watch it, the hash pins it."""
+    """s3://BUCKET or s3://BUCKET/PREFIX; every object below the prefix belongs to the source. DVC does not track it;
+    sha256 pins it."""
 
 
 class S3Model(S3Source):
     """A diffusers folder in a bucket."""
 
     sha256: Sha256
-    """Of the UNet's safetensors file; needed, because others may write to a bucket."""
+    """Hash of the file with the UNet's weights; required because others may be able to write to the bucket."""
 
 
 System = Literal["cifar10", "celeba-hq-64", "lsun-256", "imagenet-ldm"]
-"""Of the paper."""
+"""The models of the Diff-Pruning paper; each name is a config in stages/fetch/systems."""
 
 
 class CheckpointModel(Section):
-    """A checkpoint of the code that a model was published with, converted as it is fetched."""
+    """A checkpoint in the format of the code that the model was published with; it is converted to diffusers."""
 
     source: Literal["checkpoint"]
     layout: Literal["ddim", "ldm"]
-    """ddim is a UNet of the DDIM authors (ermongroup/ddim), ldm a class-conditional model.ckpt of CompVis with its
+    """ddim: a UNet of the DDIM authors (ermongroup/ddim). ldm: a class-conditional model.ckpt of CompVis, with
     autoencoder and class embedding."""
     path: Path
-    """$VARIABLES of the environment are filled in as it is fetched."""
+    """The checkpoint file; ~ and $VARIABLES are expanded when the stage runs."""
     system: System
-    """What it must hold: a config in stages/fetch/systems."""
+    """The architecture that the checkpoint must hold."""
     sha256: Sha256 | None = None
-    """Of the file; null trusts it to be the one that is meant, never to hold more than tensors."""
+    """Hash of the file; null skips the check. Files that hold more than tensors are refused either way."""
 
 
 class RegistryModel(Section):
-    """A version of a model in MLflow's registry, whose address comes from MLFLOW_TRACKING_URI."""
+    """A model version in the MLflow registry at MLFLOW_TRACKING_URI."""
 
     source: Literal["registry"]
     uri: str = Field(pattern=r"^models:/[^/@]+/[1-9][0-9]*$")
-    """models:/NAME/VERSION; aliases move and are not allowed."""
+    """models:/NAME/VERSION; aliases are rejected because they can move."""
     sha256: Sha256 | None = None
-    """Of the UNet's safetensors file; null trusts the registry."""
+    """Hash of the file with the UNet's weights; null skips the check."""
 
 
-class Fitted(Section):
-    """How pictures of any size become those of the model's."""
+class FitParams(Section):
+    """How images of any size are brought to the size of the model."""
 
     fit: Literal["exact", "crop", "celeba"] = "exact"
-    """exact refuses images that are not of the model's size, crop takes the centre square and resizes it, celeba takes
-    the 128×128 around the face of an aligned CelebA image of 178×218, as DDIM does, and resizes it."""
+    """exact: refuse images of another size. crop: resize the centre square. celeba: resize the 128×128 pixels around
+    the face of an aligned 178×218 CelebA image, as DDIM does."""
     resample: Literal["lanczos", "bilinear", "bicubic", "box"] = "lanczos"
-    """The filter of that."""
+    """Pillow's resampling filter for crop and celeba."""
     max_corrupt: int = Field(0, ge=0)
-    """Images that cannot be read which are left out and named; one more, and nothing is fetched."""
+    """Number of unreadable images that may be left out; they are listed in dataset.json. With more, fetch fails."""
 
 
-class FolderData(Fitted):
-    """A folder of images on this machine; subfolders count. DVC does not watch it: pin it, or force `fetch`."""
+class FolderData(FitParams):
+    """A folder of images on this machine, with subfolders; DVC does not track it: set sha256 or force the stage."""
 
     source: Literal["folder"]
     path: Path
-    """$VARIABLES of the environment are filled in as it is fetched."""
+    """The image folder; ~ and $VARIABLES are expanded when the stage runs."""
     labels: bool = False
-    """Whether the folders right below are classes, numbered in the order of their names."""
+    """Whether the folders directly below `path` are classes, numbered in the order of their names."""
     sha256: Sha256 | None = None
-    """Of the packed images, as data/dataset.json reports it; null trusts the folder."""
+    """Hash of the packed images, as in data/dataset.json; null skips the check."""
 
 
-class S3Data(S3Source, Fitted):
+class S3Data(S3Source, FitParams):
     """Images in a bucket."""
 
     labels: bool = False
-    """As of a folder."""
+    """Whether the folders directly below the prefix are classes, numbered in the order of their names."""
     sha256: Sha256
-    """Of the packed images, as data/dataset.json reports it for a folder of the same files."""
+    """Hash of the packed images, as data/dataset.json has it for a folder with the same files."""
 
 
-class NpzData(Fitted):
+class NpzData(FitParams):
     """Arrays of uint8 images in one .npz file: [N, H, W] or [N, H, W, C]."""
 
     source: Literal["npz"]
     path: Path
-    """$VARIABLES of the environment are filled in as it is fetched."""
+    """The .npz file; ~ and $VARIABLES are expanded when the stage runs."""
     images: str = "arr_0"
     """Key of the images."""
     heldout_images: str | None = None
-    """Key of images of their own to hold out, which takes the place of fetch.heldout."""
+    """Key of the held-out images; null holds out the share fetch.heldout of `images`."""
     labels: str | None = None
-    """Key of the classes, integers [N]; null for a model that takes none."""
+    """Key of the classes of `images`, integers [N]; null for an unconditional model."""
     heldout_labels: str | None = None
-    """Of heldout_images."""
+    """Key of the classes of `heldout_images`, integers [N]; set if and only if labels and heldout_images are."""
     sha256: Sha256 | None = None
-    """Of the packed images, as data/dataset.json reports it; null trusts the file."""
+    """Hash of the packed images, as in data/dataset.json; null skips the check."""
 
     @model_validator(mode="after")
-    def _splits_fit(self) -> Self:
+    def _check_keys(self) -> Self:
         if (self.heldout_labels is not None) != (None not in (self.labels, self.heldout_images)):
             raise ValueError("heldout_labels go with labels and heldout_images; give all three or leave them out")
         if self.heldout_images == self.images:
-            raise ValueError("heldout_images are the images themselves; give a key of others, or leave it out")
+            raise ValueError("heldout_images has the key of images; give another key or leave it out")
         return self
 
 
-class HubData(Fitted):
+class HubData(FitParams):
     """A dataset with an image column on the Hugging Face Hub."""
 
     source: Literal["hub"]
     repo: str = Field(min_length=1)
-    """For example uoft-cs/cifar10."""
+    """OWNER/NAME of the dataset, for example uoft-cs/cifar10."""
     revision: Commit
+    """Commit of the dataset; branch names are rejected because they can move."""
     split: str = "train"
+    """Split of the dataset that is packed."""
     column: str = "img"
-    """The column that holds the images."""
+    """Name of the image column."""
     labels: str | None = None
-    """The column that holds the classes, integers; null for a model that takes none."""
+    """Name of the class column, integers; null for an unconditional model."""
 
 
 ModelSource = BundledSource | FolderModel | S3Model | HubModel | CheckpointModel | RegistryModel
@@ -182,9 +190,11 @@ DataSource = BundledSource | FolderData | S3Data | NpzData | HubData
 
 
 class FetchParams(Section):
-    """Where the pretrained model and its data come from."""
+    """The sources of the pretrained model and of its data."""
 
     model: Annotated[ModelSource, Field(discriminator="source")]
+    """Where the pretrained model comes from."""
     data: Annotated[DataSource, Field(discriminator="source")]
+    """Where the images come from."""
     heldout: float = Field(gt=0, lt=1)
-    """Share of the images kept away from finetuning, for the held-out loss."""
+    """Share of the images that finetuning never sees, for the held-out loss; the source may bring its own instead."""

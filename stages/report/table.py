@@ -92,7 +92,4 @@ def latency_to_text(costs: CostsRecord) -> str:
 def to_markdown(record: EvaluationRecord, costs: CostsRecord) -> str:
     """Write the table as Markdown, with the protocol below it."""
     table = markdown_table(HEADER, to_rows(record, costs))
-    return f"{table}
-
-{protocol_to_text(record)} {latency_to_text(costs)}
-"
+    return f"{table}\n\n{protocol_to_text(record)} {latency_to_text(costs)}\n"

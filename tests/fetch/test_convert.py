@@ -1,4 +1,4 @@
-"""Checkpoints of the code that models were published with, and weights that lie in pickles."""
+"""Conversion of published checkpoints, and weights in pickles."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, VQModel
 
-from stages.fetch.convert import SYSTEMS, VQ_F4, Checkpoint, convert_ddim, convert_ldm, shapes_of
+from stages.fetch.convert import SYSTEMS, VQ_F4, SourceCheckpoint, convert_ddim, convert_ldm, tensor_shapes
 from stages.fetch.model import fetch_model
 from stages.fetch.names import ddim_name, ldm_name
 from stages.fetch.params import CheckpointModel, FolderModel
@@ -22,13 +22,13 @@ from stages.storage.tensors import read_tensors, tensors_sha256
 from tests import originals
 
 DDIM_WIDTHS, LDM_WIDTHS, VQ_WIDTHS = [8, 16, 24], [8, 16, 24], [8, 16, 16]
-"""No two neighbours alike, so that a name mistaken for its neighbour's does not fit; VQ_WIDTHS has both kinds."""
+"""Neighbouring widths differ, so that a tensor taken from the wrong level does not fit; VQ_WIDTHS has both cases."""
 CLASSES, CONTEXT = 5, 12
 
 
 @pytest.fixture
 def ddim_config():
-    """As the systems of DDIM, small; attention on the middle one of three levels."""
+    """A small config like those of the DDIM systems, with attention on the middle one of three levels."""
     return {
         **read_json(SYSTEMS / "cifar10.json"),
         "block_out_channels": DDIM_WIDTHS,
@@ -41,7 +41,7 @@ def ddim_config():
 
 @pytest.fixture
 def ldm_config():
-    """As ImageNet's LDM-4, small and with two heads; no attention on the first level."""
+    """A small config like ImageNet's LDM-4, with two heads and no attention on the first level."""
     return {
         **read_json(SYSTEMS / "imagenet-ldm.json"),
         "attention_head_dim": 2,
@@ -56,7 +56,7 @@ def ldm_config():
 
 @pytest.fixture
 def vq_config():
-    """As LDM-4's autoencoder, small."""
+    """A small config like that of LDM-4's autoencoder."""
     return {
         **VQ_F4,
         "block_out_channels": VQ_WIDTHS,
@@ -67,7 +67,7 @@ def vq_config():
 
 
 def randomized(network, seed=0):
-    """Give every tensor values of its own, norms and biases too, and switch training off."""
+    """Add noise to every parameter, norms and biases included, and disable training."""
     draws = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for tensor in network.parameters():
@@ -77,12 +77,12 @@ def randomized(network, seed=0):
 
 @pytest.fixture
 def ddim():
-    """A UNet of DDIM."""
+    """A UNet of the DDIM code."""
     return randomized(originals.DDIM(DDIM_WIDTHS, attended={1}))
 
 
 class LatentDiffusion:
-    """The three networks of a small model of LDM and what Lightning saves of them."""
+    """The three networks of a small LDM model, and the state dict that Lightning saves."""
 
     def __init__(self):
         self.unet = randomized(originals.LDM(LDM_WIDTHS, attended={1, 2}, context=CONTEXT, heads=2))
@@ -91,7 +91,7 @@ class LatentDiffusion:
         self.betas = torch.linspace(0.0015**0.5, 0.0195**0.5, 1000, dtype=torch.float64).square().float()
 
     def state(self):
-        """Name the tensors as LatentDiffusion does, with those that nothing is made of."""
+        """The state dict of LatentDiffusion, unused tensors included."""
         return {
             "betas": self.betas,
             "alphas_cumprod": (1 - self.betas).cumprod(0),
@@ -106,11 +106,11 @@ class LatentDiffusion:
             "cond_stage_model.embedding.weight": self.table,
         }
 
-    def averages(self):
-        """Name other weights as LitEma does."""
+    def ema(self):
+        """Randomize the UNet's weights and return them under the names of LitEma."""
         weights = randomized(self.unet, seed=1).state_dict()
-        bare = {f"diffusion_model.{name}".replace(".", ""): tensor.clone() for name, tensor in weights.items()}
-        return {f"model_ema.{name}": tensor for name, tensor in bare.items()} | {
+        undotted = {f"diffusion_model.{name}".replace(".", ""): tensor.clone() for name, tensor in weights.items()}
+        return {f"model_ema.{name}": tensor for name, tensor in undotted.items()} | {
             "model_ema.decay": torch.tensor(0.9999),
             "model_ema.num_updates": torch.tensor(7, dtype=torch.int),
         }
@@ -118,14 +118,14 @@ class LatentDiffusion:
 
 @pytest.fixture
 def ldm():
-    """A model of LDM."""
+    """A small LDM model."""
     torch.manual_seed(0)
     return LatentDiffusion()
 
 
 @pytest.fixture
 def converted(tmp_path, ddim_config, ldm_config, vq_config):
-    """Save something as the authors do, and convert it: the folder."""
+    """Save a checkpoint, convert it and return the diffusers folder."""
 
     def convert(content, layout="ddim"):
         path, folder = tmp_path / "model.ckpt", tmp_path / "converted"
@@ -139,13 +139,13 @@ def converted(tmp_path, ddim_config, ldm_config, vq_config):
     return convert
 
 
-def relative_error(ours, theirs):
-    """The largest difference, as a share of the largest value."""
-    return float((ours - theirs).abs().max() / theirs.abs().max())
+def relative_error(found, expected):
+    """Largest absolute difference over the largest absolute value."""
+    return float((found - expected).abs().max() / expected.abs().max())
 
 
 def check_ddim(folder, network):
-    """Compare the outputs of a converted UNet with the original's."""
+    """Check that a converted UNet has the outputs of the original."""
     images, steps = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(2)), torch.tensor([3, 777])
     with torch.no_grad():
         error = relative_error(read_unet(folder)(images, steps).sample, network(images, steps))
@@ -153,7 +153,7 @@ def check_ddim(folder, network):
 
 
 def check_ldm(folder, network):
-    """Compare the outputs of a converted UNet with the original's."""
+    """Check that a converted conditional UNet has the outputs of the original."""
     draws = torch.Generator().manual_seed(2)
     latents, context = torch.randn(2, 3, 8, 8, generator=draws), torch.randn(2, 1, CONTEXT, generator=draws)
     steps = torch.tensor([3, 777])
@@ -164,8 +164,8 @@ def check_ldm(folder, network):
     assert error < 1e-5
 
 
-def test_a_ddim_unet_draws_as_the_original(converted, ddim):
-    """The same noise within 1e-5, from a state dict; the schedule is DDPM's."""
+def test_a_converted_ddim_unet_predicts_what_the_original_predicts(converted, ddim):
+    """From a state dict, within 1e-5; the noise schedule is that of DDPM."""
     folder = converted(ddim.state_dict())
 
     check_ddim(folder, ddim)
@@ -175,8 +175,8 @@ def test_a_ddim_unet_draws_as_the_original(converted, ddim):
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_the_average_of_a_training_counts(tmp_path, ddim_config, ddim, legacy):
-    """DDIM saves a list, its model with names of DataParallel, in the days before PyTorch's zip files."""
+def test_the_ema_of_a_ddim_training_is_converted(tmp_path, ddim_config, ddim, legacy):
+    """DDIM saves a list, with DataParallel's prefix in the model's names; both torch.save formats are read."""
     other = randomized(originals.DDIM(DDIM_WIDTHS, attended={1}), seed=5)
     model = OrderedDict((f"module.{name}", tensor) for name, tensor in other.state_dict().items())
     states = [model, {"state": {0: {"step": 3}}, "param_groups": [{"lr": 2e-4}]}, 12, 3400, ddim.state_dict()]
@@ -189,8 +189,8 @@ def test_the_average_of_a_training_counts(tmp_path, ddim_config, ddim, legacy):
     check_ddim(tmp_path / "raw", other)
 
 
-def test_a_latent_diffusion_model_comes_whole(converted, ldm):
-    """UNet, autoencoder and class embedding as the original's; diffusers opens the pipeline."""
+def test_a_latent_diffusion_model_is_converted_with_all_parts(converted, ldm):
+    """UNet, autoencoder and class embedding equal the original's; diffusers opens the pipeline."""
     folder = converted({"state_dict": ldm.state(), "global_step": 7, "callbacks": {}}, "ldm")
     vqvae = VQModel.from_pretrained(folder / "vqvae")
     images, latents = torch.randn(2, 3, 32, 32), torch.randn(2, 3, 8, 8)
@@ -209,17 +209,17 @@ def test_a_latent_diffusion_model_comes_whole(converted, ldm):
     assert set(DiffusionPipeline.from_pretrained(folder).components) == {"unet", "scheduler", "vqvae"}
 
 
-def test_the_averages_of_latent_diffusion_count(converted, ldm):
-    """LitEma's, whose names have no dots; the weights of the last step are left out."""
+def test_the_ema_of_latent_diffusion_is_converted(converted, ldm):
+    """LitEma's names have no dots; the weights of the last step are dropped."""
     state = {name: tensor.clone() for name, tensor in ldm.state().items()}
-    folder = converted({"state_dict": {**state, **ldm.ema_models()}}, "ldm")
+    folder = converted({"state_dict": {**state, **ldm.ema()}}, "ldm")
 
-    check_ldm(folder, ldm.unet)  # which `averages` has changed
+    check_ldm(folder, ldm.unet)  # whose weights `ema` has set to those of the EMA
 
 
 @pytest.mark.parametrize("system", ["cifar10", "celeba-hq-64", "lsun-256", "imagenet-ldm"])
-def test_every_system_is_that_of_its_authors(system):
-    """At full size, on the meta device: no name and no shape is left over on either side."""
+def test_every_system_has_the_names_and_shapes_of_the_original(system):
+    """At full size, on the meta device: every tensor of both networks is matched."""
     config = read_json(SYSTEMS / f"{system}.json")
     attended = {level for level, kind in enumerate(config["down_block_types"]) if "Attn" in kind}
     with torch.device("meta"):
@@ -228,62 +228,65 @@ def test_every_system_is_that_of_its_authors(system):
         else:
             network = originals.DDIM(config["block_out_channels"], attended)
     rename = ldm_name if system == "imagenet-ldm" else ddim_name
-    checkpoint = Checkpoint(network.state_dict(), SYSTEMS)
-    checkpoint.take(shapes_of(config), lambda name: rename(name, config))
-    checkpoint.close()
+    checkpoint = SourceCheckpoint(network.state_dict(), SYSTEMS)
+    checkpoint.take(tensor_shapes(config), lambda name: rename(name, config))
+    checkpoint.check_empty()
 
 
-def test_the_autoencoder_is_that_of_its_authors():
-    """LDM-4's, at full size."""
+def test_the_autoencoder_has_the_names_and_shapes_of_the_original():
+    """LDM-4's autoencoder, at full size."""
     with torch.device("meta"):
         network = originals.VQ([128, 256, 512], latent=3, codes=8192)
-    checkpoint = Checkpoint(network.state_dict(), SYSTEMS)
-    checkpoint.take(shapes_of(VQ_F4), lambda name: ddim_name(name, VQ_F4))
-    checkpoint.close()
+    checkpoint = SourceCheckpoint(network.state_dict(), SYSTEMS)
+    checkpoint.take(tensor_shapes(VQ_F4), lambda name: ddim_name(name, VQ_F4))
+    checkpoint.check_empty()
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "words"),
+    ("name", "change", "message"),
     [
-        ("down.1.attn.0.q.weight", lambda _: None, "it lacks down.1.attn.0.q.weight"),
-        ("up.0.block.2.conv1.weight", lambda tensor: tensor[:, :3], r"up.0.block.2.conv1.weight is of shape \[8, 3, 3"),
-        ("up.3.block.0.conv1.bias", lambda _: torch.zeros(8), "up.3.block.0.conv1.bias belongs to no part of it"),
+        ("down.1.attn.0.q.weight", lambda _: None, "down.1.attn.0.q.weight is missing"),
+        ("up.0.block.2.conv1.weight", lambda tensor: tensor[:, :3], r"up.0.block.2.conv1.weight has shape \[8, 3, 3"),
+        ("up.3.block.0.conv1.bias", lambda _: torch.zeros(8), "an unexpected tensor up.3.block.0.conv1.bias"),
     ],
 )
-def test_a_checkpoint_that_does_not_fit_is_refused(converted, ddim, name, change, words):
-    """The first tensor that is missing, of another shape or too many is named."""
+def test_a_checkpoint_that_does_not_fit_is_refused(converted, ddim, name, change, message):
+    """The message names the first tensor that is missing, unexpected or has another shape."""
     state = ddim.state_dict()
     changed = {**state, name: change(state.get(name))}
-    refused(lambda: converted({key: tensor for key, tensor in changed.items() if tensor is not None}), words)
+    refused(lambda: converted({key: tensor for key, tensor in changed.items() if tensor is not None}), message)
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
-        ({"cond_stage_model.embedding.weight": torch.zeros(9, CONTEXT)}, r"embedding.weight is of shape \[9, 12\]"),
-        ({"cond_stage_model.transformer.weight": torch.zeros(2)}, "transformer.weight belongs to no part of it"),
+        ({"cond_stage_model.embedding.weight": torch.zeros(9, CONTEXT)}, r"embedding.weight has shape \[9, 12\]"),
+        (
+            {"cond_stage_model.transformer.weight": torch.zeros(2)},
+            "an unexpected tensor cond_stage_model.transformer.weight",
+        ),
         (
             {"model_ema.diffusion_modelout2bias": torch.zeros(3)},
-            "it lacks model_ema.diffusion_modelinput_blocks00weight",
+            "model_ema.diffusion_modelinput_blocks00weight is missing",
         ),
-        ({"scale_factor": torch.tensor(0.18215)}, "its scale_factor are not those"),
-        ({"betas": torch.linspace(0.0015, 0.0195, 1000)}, "its betas are not those"),
+        ({"scale_factor": torch.tensor(0.18215)}, "scale_factor differs from that of the system"),
+        ({"betas": torch.linspace(0.0015, 0.0195, 1000)}, "betas differs from that of the system"),
     ],
 )
-def test_another_latent_diffusion_model_is_refused(converted, ldm, changes, words):
-    """Every part counts, and so do the numbers of the schedule."""
-    refused(lambda: converted({"state_dict": {**ldm.state(), **changes}}, "ldm"), words)
+def test_another_latent_diffusion_model_is_refused(converted, ldm, changes, message):
+    """Each part is checked, and so are the values of the noise schedule."""
+    refused(lambda: converted({"state_dict": {**ldm.state(), **changes}}, "ldm"), message)
 
 
-def refused(call, words):
-    """Make sure that something is refused in one line."""
-    with pytest.raises(InputError, match=words) as caught:
+def refused(call, message):
+    """Check that a call is refused with a one-line message."""
+    with pytest.raises(InputError, match=message) as caught:
         call()
     assert "\n" not in caught.value.message
 
 
 class Code:
-    """A pickle that runs a command as it is opened."""
+    """An object whose pickle runs a command when it is loaded."""
 
     def __init__(self, trace):
         self.trace = trace
@@ -293,12 +296,12 @@ class Code:
 
 
 def source(path, layout="ddim", system="cifar10", **options):
-    """A checkpoint as params.yaml names it."""
+    """The params of a checkpoint source."""
     return CheckpointModel(source="checkpoint", layout=layout, path=path, system=system, **options)
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path, ddim):
-    """It is refused by its name, wherever it hides."""
+    """The message names the function, wherever in the file it is."""
     trace, path = tmp_path / "trace", tmp_path / "model.ckpt"
     for content in ({**ddim.state_dict(), "more": Code(trace)}, {"state_dict": {}, "callbacks": {"hook": Code(trace)}}):
         torch.save(content, path)
@@ -306,12 +309,12 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path, ddim):
     assert not trace.exists()
 
 
-def test_a_callback_of_lightning_is_but_a_name(tmp_path, monkeypatch, ldm, ldm_config, vq_config):
-    """ModelCheckpoint is the key of its state in many a model.ckpt; Lightning itself is not needed."""
-    path, home = tmp_path / "model.ckpt", "pytorch_lightning.callbacks.model_checkpoint"
-    named = type("ModelCheckpoint", (), {"__module__": home})
+def test_a_lightning_callback_is_read_without_lightning(tmp_path, monkeypatch, ldm, ldm_config, vq_config):
+    """Many model.ckpt files have the class ModelCheckpoint as a key; Lightning need not be installed."""
+    path, module = tmp_path / "model.ckpt", "pytorch_lightning.callbacks.model_checkpoint"
+    named = type("ModelCheckpoint", (), {"__module__": module})
     with monkeypatch.context() as installed:
-        for name in ("pytorch_lightning", "pytorch_lightning.callbacks", home):
+        for name in ("pytorch_lightning", "pytorch_lightning.callbacks", module):
             installed.setitem(sys.modules, name, SimpleNamespace(ModelCheckpoint=named))
         torch.save({"state_dict": ldm.state(), "callbacks": {named: {"best": 1.0}}}, path)
     convert_ldm(path, ldm_config, tmp_path / "converted", vq_config, CLASSES)
@@ -321,21 +324,32 @@ def test_a_callback_of_lightning_is_but_a_name(tmp_path, monkeypatch, ldm, ldm_c
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.9])
 def test_a_truncated_checkpoint_is_refused(tmp_path, ddim, share):
-    """Of either format."""
+    """In both formats of torch.save."""
     for legacy in (False, True):
         torch.save(ddim.state_dict(), tmp_path / "whole", _use_new_zipfile_serialization=not legacy)
         whole = (tmp_path / "whole").read_bytes()
         (tmp_path / "part").write_bytes(whole[: int(share * len(whole))])
-        refused(lambda: fetch_model(source(tmp_path / "part"), tmp_path / "out"), "is not a whole file of torch.save")
+        refused(lambda: fetch_model(source(tmp_path / "part"), tmp_path / "out"), "is not a complete torch.save file")
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "reason"),
+    [(b"", "EOFError"), (b"no pickle", "Unsupported operand 110"), (b"\xad" * 500, "Unsupported operand 173")],
+)
+def test_a_damaged_checkpoint_is_refused_with_a_reason(tmp_path, content, reason):
+    """PyTorch puts the reason on a line of its own, or raises an exception without a message."""
+    (tmp_path / "random").write_bytes(content)
+    message = rf"random is not a complete torch.save file \({reason}\); fetch it again"
+    refused(lambda: fetch_model(source(tmp_path / "random"), tmp_path / "out"), message)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
     [
-        ([1, 2], "holds 2 things, DDIM's training saves model, optimizer"),
-        (7, "holds a int in place of a state dict"),
-        ({}, "holds a dict in place of a state dict"),
-        ({"a": 7}, "holds a int under 'a'; supported: tensors alone"),
+        ([1, 2], "is a list of 2; DDIM's training saves model, optimizer"),
+        (7, "holds a int, expected a state dict"),
+        ({}, "holds an empty dict, expected a state dict"),
+        ({"a": 7}, "holds a int under 'a'; supported: dense tensors only"),
         pytest.param(
             {"a": torch.zeros(2, 2).to_sparse()},
             "holds a Tensor under 'a'",
@@ -343,14 +357,14 @@ def test_a_truncated_checkpoint_is_refused(tmp_path, ddim, share):
         ),
     ],
 )
-def test_an_odd_checkpoint_is_refused(tmp_path, content, words):
-    """What is no state dict."""
+def test_a_file_that_is_not_a_state_dict_is_refused(tmp_path, content, message):
+    """The message says what the file holds instead."""
     torch.save(content, tmp_path / "odd.ckpt")
-    refused(lambda: fetch_model(source(tmp_path / "odd.ckpt"), tmp_path / "out"), words)
+    refused(lambda: fetch_model(source(tmp_path / "odd.ckpt"), tmp_path / "out"), message)
 
 
-def test_the_source_says_what_to_correct(tmp_path, monkeypatch, ddim):
-    """A variable that is not set, a file that is not there, another hash, another system, another layout."""
+def test_a_wrong_checkpoint_source_is_refused_with_the_key_to_correct(tmp_path, monkeypatch, ddim):
+    """A variable that is not set, a missing file, another hash, another system, another layout."""
     path = tmp_path / "model.ckpt"
     torch.save(ddim.state_dict(), path)
     monkeypatch.delenv("NOWHERE", raising=False)
@@ -362,12 +376,15 @@ def test_the_source_says_what_to_correct(tmp_path, monkeypatch, ddim):
     refused(fetch("$NOWHERE/model.ckpt"), r"fetch\.model\.path is \$NOWHERE/model\.ckpt and \$NOWHERE is not set")
     refused(fetch("$SOMEWHERE/other.ckpt"), f"{tmp_path}/other.ckpt does not exist")
     refused(fetch("$SOMEWHERE/model.ckpt", sha256="0" * 64), f"has sha256 {file_sha256(path)}, expected 000")
-    refused(fetch(path), r"model\.ckpt is not that model: .*; correct fetch\.model\.path, \.layout or \.system")
-    refused(fetch(path, "ldm"), "cifar10 has no layout ldm, which is for imagenet-ldm")
+    refused(
+        fetch(path),
+        r"model\.ckpt does not hold the system that it should: .*; correct fetch\.model\.path, \.layout or \.system",
+    )
+    refused(fetch(path, "ldm"), "cifar10 has no layout ldm; systems with it: imagenet-ldm")
 
 
 def test_a_converted_model_is_fetched(tmp_path, monkeypatch, ddim_config, ddim, content):
-    """By a system's name, and nothing is left of the way."""
+    """By the name of its system; no temporary file is left."""
     monkeypatch.setattr("stages.fetch.convert.SYSTEMS", tmp_path / "systems")
     write_json(tmp_path / "systems" / "lsun-256.json", ddim_config)
     (tmp_path / "place").mkdir()
@@ -387,27 +404,27 @@ def test_a_converted_model_is_fetched(tmp_path, monkeypatch, ddim_config, ddim, 
 
 @pytest.fixture
 def pickled(model_folder):
-    """Write a component's weights as the .bin of old, in place of safetensors."""
+    """Replace the safetensors of a component by a .bin and return its path."""
 
     def write(name="unet", rename=str):
-        home = model_folder / name
-        tensors = read_tensors(home / WEIGHTS)
-        torch.save({rename(key): tensor for key, tensor in tensors.items()}, home / BIN)
-        (home / WEIGHTS).unlink()
-        return home / BIN
+        folder = model_folder / name
+        tensors = read_tensors(folder / WEIGHTS)
+        torch.save({rename(key): tensor for key, tensor in tensors.items()}, folder / BIN)
+        (folder / WEIGHTS).unlink()
+        return folder / BIN
 
     return write
 
 
-def test_a_bin_is_read_where_there_are_no_safetensors(tmp_path, model_folder, unet, pickled, content):
-    """Its hash is the one that counts, and only safetensors come out; the card comes along."""
+def test_a_bin_is_read_if_there_are_no_safetensors(tmp_path, model_folder, unet, pickled, content):
+    """sha256 is that of the .bin; the output has safetensors only, and the model card."""
     path = pickled(rename=lambda name: name.replace(".to_q.", ".query."))
     (model_folder / "README.md").write_text("---\nlicense: mit\n---\n")
     (tmp_path / "place").mkdir()
     out = tmp_path / "place" / "out"
     fetched = fetch_model(FolderModel(source="folder", path=model_folder, sha256=file_sha256(path)), out)
 
-    assert tensors_sha256(fetched.state_dict()) == tensors_sha256(unet.state_dict())
+    assert tensors_sha256(fetched.unet.state_dict()) == tensors_sha256(unet.state_dict())
     assert tensors_sha256(read_unet(out).state_dict()) == tensors_sha256(unet.state_dict())
     assert "README.md" in content(out)
     assert not [name for name in content(out) if name.endswith(".bin")]
@@ -415,16 +432,16 @@ def test_a_bin_is_read_where_there_are_no_safetensors(tmp_path, model_folder, un
 
 
 def test_a_bin_beside_safetensors_is_not_opened(tmp_path, model_folder, unet):
-    """Whatever it holds."""
+    """Code in it is not run, and the weights are those of the safetensors."""
     torch.save({"code": Code(tmp_path / "trace")}, model_folder / "unet" / BIN)
     fetched = fetch_model(FolderModel(source="folder", path=model_folder), tmp_path / "out")
 
-    assert tensors_sha256(fetched.state_dict()) == tensors_sha256(unet.state_dict())
+    assert tensors_sha256(fetched.unet.state_dict()) == tensors_sha256(unet.state_dict())
     assert not (tmp_path / "trace").exists()
 
 
 def test_a_bin_with_more_than_tensors_is_refused(tmp_path, model_folder, unet, pickled):
-    """Code, or a number; told of the folder that was given, not of a temporary one."""
+    """The message names the file in the given folder, not a temporary one."""
     path = pickled()
     fetch = lambda: fetch_model(FolderModel(source="folder", path=model_folder), tmp_path / "out")  # noqa: E731
     torch.save({**unet.state_dict(), "code": Code(tmp_path / "trace")}, path)
@@ -432,9 +449,9 @@ def test_a_bin_with_more_than_tensors_is_refused(tmp_path, model_folder, unet, p
     torch.save({**unet.state_dict(), "step": 7}, path)
     refused(fetch, f"{path} holds a int under 'step'")
     torch.save({}, path)
-    refused(fetch, f"{path} holds a dict in place")
+    refused(fetch, f"{path} holds an empty dict")
     path.write_bytes(b"no pickle")
-    refused(fetch, f"{path} is not a whole file")
+    refused(fetch, f"{path} is not a complete torch.save file")
     torch.save({"conv_in.weight": torch.zeros(1)}, path)
     refused(fetch, f"{model_folder}/unet: the weights do not fit the config")
     assert not (tmp_path / "trace").exists()

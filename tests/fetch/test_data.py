@@ -1,4 +1,4 @@
-"""Data sources."""
+"""Image sources: packing, splitting, and what is refused."""
 
 import hashlib
 import tracemalloc
@@ -20,37 +20,37 @@ SHAPE = (1, 8)
 
 @pytest.fixture
 def out(tmp_path):
-    """An empty folder for what is packed."""
+    """An empty output folder."""
     (tmp_path / "out").mkdir()
     return tmp_path / "out"
 
 
 def from_folder(path, **rest):
-    """A folder as a source."""
+    """The params of a folder source."""
     return FolderData(source="folder", path=path, **rest)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Ten 8×8 pictures in two subfolders, each of one grey level, and a file that is none."""
+    """Ten uniformly grey 8×8 images in two subfolders, and a file that is not an image."""
     for index in range(10):
-        home = tmp_path / "pictures" / f"class{index % 2}"
-        home.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8), (index * 20,) * 3).save(home / f"{index}.png")
-    (tmp_path / "pictures" / "readme.txt").touch()
-    return tmp_path / "pictures"
+        subfolder = tmp_path / "images" / f"class{index % 2}"
+        subfolder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (index * 20,) * 3).save(subfolder / f"{index}.png")
+    (tmp_path / "images" / "readme.txt").touch()
+    return tmp_path / "images"
 
 
-def test_the_digits_are_all_there():
-    """1,797 real images, shown at 16×16, using the whole range of grey."""
+def test_the_bundled_digits_are_complete():
+    """1,797 images, 16×16, with grey levels from 0 to 255."""
     digits = bundled_digits()
 
     assert digits.shape == (1797, 1, 16, 16)
     assert (digits.min(), digits.max()) == (0, 255)
 
 
-def test_the_split_is_a_partition_that_never_moves():
-    """Every image is in exactly one split, and the same ones are held out each time."""
+def test_the_split_is_a_fixed_partition():
+    """Every image is in exactly one split, and the split is the same each time."""
     pixels = np.arange(50, dtype=np.uint8).reshape(50, 1, 1, 1)
     parts = split(pixels, 0.2)
 
@@ -59,14 +59,14 @@ def test_the_split_is_a_partition_that_never_moves():
     assert np.array_equal(parts.heldout, split(pixels, 0.2).heldout)
 
 
-def test_a_split_that_leaves_nothing_is_refused():
-    """Of two images 20 % are none."""
+def test_an_empty_split_is_refused():
+    """20 % of two images rounds to none."""
     with pytest.raises(InputError, match=r"fetch\.heldout 0\.2 of 2 images leaves a split empty"):
         split(np.zeros((2, 1, 1, 1), np.uint8), 0.2)
 
 
 def test_a_folder_is_packed(folder, tmp_path):
-    """All pictures of all subfolders, in the channels of the model, and their hash."""
+    """All images of all subfolders, with the model's channels; the hash is recorded and checked."""
     (tmp_path / "out").mkdir()
     fetch_data(FolderData(source="folder", path=folder), SHAPE, 0.2, tmp_path / "out")
 
@@ -79,8 +79,8 @@ def test_a_folder_is_packed(folder, tmp_path):
         fetch_data(FolderData(source="folder", path=folder, sha256="0" * 64), SHAPE, 0.2, tmp_path / "out")
 
 
-def test_a_dataset_of_the_hub_is_packed(folder, tmp_path):
-    """Read by the datasets library, here from a folder that it takes for a repository."""
+def test_a_hub_dataset_is_packed(folder, tmp_path):
+    """The datasets library reads a local folder like a repository."""
     source = HubData(source="hub", repo=str(folder), revision="0" * 40, column="image")
     fetch_data(source, SHAPE, 0.2, tmp_path)
 
@@ -90,9 +90,9 @@ def test_a_dataset_of_the_hub_is_packed(folder, tmp_path):
 
 
 def test_images_of_the_wrong_size_are_refused_or_cropped(folder, tmp_path):
-    """Which one it is, and how to have it resized."""
+    """The message names the image and the option that resizes it."""
     with pytest.raises(
-        InputError, match=r"0\.png is 8×8, the model draws 16×16; resize it or set fetch\.data\.fit: crop"
+        InputError, match=r"0\.png is 8×8, the model expects 16×16; resize it or set fetch\.data\.fit: crop"
     ):
         fetch_data(FolderData(source="folder", path=folder), (1, 16), 0.2, tmp_path)
 
@@ -101,7 +101,7 @@ def test_images_of_the_wrong_size_are_refused_or_cropped(folder, tmp_path):
 
 
 def test_a_folder_without_images_is_refused(tmp_path):
-    """As is one that does not exist."""
+    """So is a folder that does not exist."""
     with pytest.raises(InputError, match="no images found"):
         fetch_data(FolderData(source="folder", path=tmp_path), SHAPE, 0.2, tmp_path)
     with pytest.raises(InputError, match="nowhere does not exist"):
@@ -110,18 +110,18 @@ def test_a_folder_without_images_is_refused(tmp_path):
 
 @pytest.fixture
 def damage(folder):
-    """Cut the end off some pictures, which leaves their headers whole."""
+    """Truncate some images behind their headers."""
 
     def cut(*names):
         for name in names:
-            victim = folder / name
-            victim.write_bytes(victim.read_bytes()[:-24])
+            path = folder / name
+            path.write_bytes(path.read_bytes()[:-24])
 
     return cut
 
 
 def test_a_damaged_image_is_named(folder, damage, out):
-    """Also when it is damaged behind its header; nothing half-written stays."""
+    """Also if only its pixels are damaged; the output stays empty."""
     damage("class0/4.png")
 
     with pytest.raises(InputError, match=r"^\S+class0/4\.png is not a readable image .*: 1 of the first 3 images are"):
@@ -130,25 +130,25 @@ def test_a_damaged_image_is_named(folder, damage, out):
 
 
 def test_images_of_more_than_eight_bits_are_refused(tmp_path, out):
-    """Pillow would turn them white without a word."""
+    """Pillow would clip them to white without a warning."""
     (tmp_path / "deep").mkdir()
     Image.fromarray(np.full((8, 8), 30_000, np.uint16)).save(tmp_path / "deep" / "a.png")
 
-    with pytest.raises(InputError, match=r"a\.png has more than 8 bits a channel"):
+    with pytest.raises(InputError, match=r"a\.png has more than 8 bits per channel"):
         fetch_data(from_folder(tmp_path / "deep"), SHAPE, 0.2, out)
 
 
 def test_a_few_damaged_images_are_left_out(folder, damage, out, capsys):
-    """They are named in dataset.json and on stderr, and what is left is as if they had never been there."""
+    """dataset.json and stderr name them; the rest is packed as if they did not exist."""
     damage("class0/4.png", "class1/3.png")
     fetch_data(from_folder(folder, max_corrupt=2), SHAPE, 0.2, out)
     found, about = read_images(out), read_json(out / "dataset.json")
-    told = capsys.readouterr().err
+    warning = capsys.readouterr().err
 
     assert about["left_out"] == ["class0/4.png", "class1/3.png"]
-    assert "Warning: 2 of 10 images are corrupt and left out: " in told
+    assert "Warning: 2 of 10 images are corrupt and left out: " in warning
     for name in about["left_out"]:
-        assert f"{name} is not a readable image" in told
+        assert f"{name} is not a readable image" in warning
         (folder / name).unlink()
     fetch_data(from_folder(folder), SHAPE, 0.2, out)
     assert read_json(out / "dataset.json")["sha256"] == about["sha256"]
@@ -156,23 +156,25 @@ def test_a_few_damaged_images_are_left_out(folder, damage, out, capsys):
 
 
 def test_more_damaged_images_than_allowed_are_refused(folder, damage, out):
-    """With the first few, the count and the limit."""
+    """The message has the first few, the count and the limit."""
     damage("class0/0.png", "class0/2.png", "class0/4.png", "class0/6.png", "class0/8.png")
 
     with pytest.raises(InputError, match=r"0\.png .*2\.png .*: 2 of the first 2 .*max_corrupt allows 1; replace"):
         fetch_data(from_folder(folder, max_corrupt=1), SHAPE, 0.2, out)
-    with pytest.raises(InputError, match=r"4\.png [^;]*; …: 5 of the first 5 .*max_corrupt allows 4; replace") as told:
+    with pytest.raises(
+        InputError, match=r"4\.png [^;]*; …: 5 of the first 5 .*max_corrupt allows 4; replace"
+    ) as caught:
         fetch_data(from_folder(folder, max_corrupt=4), SHAPE, 0.2, out)
-    assert "6.png" not in told.value.message
+    assert "6.png" not in caught.value.message
     for path in folder.rglob("*.png"):
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"not an image")
     with pytest.raises(InputError, match=r"fetch\.heldout 0\.2 of 0 images leaves a split empty"):
         fetch_data(from_folder(folder, max_corrupt=10), SHAPE, 0.2, out)
 
 
-def test_a_stream_is_what_the_whole_would_be(tmp_path, out, monkeypatch):
-    """The same files and hash as of an array in memory, over several blocks, the last of them smaller."""
-    monkeypatch.setattr(data, "BLOCK", 7)
+def test_streaming_gives_the_files_and_hash_of_the_whole_array(tmp_path, out, monkeypatch):
+    """Over several blocks, of which the last is smaller."""
+    monkeypatch.setattr(data, "BLOCK_SIZE", 7)
     pixels = np.random.default_rng(0).integers(0, 256, (30, 3, 8, 8), np.uint8)
     (tmp_path / "noise").mkdir()
     for index, image in enumerate(pixels):
@@ -187,8 +189,8 @@ def test_a_stream_is_what_the_whole_would_be(tmp_path, out, monkeypatch):
 
 
 def test_the_images_are_never_all_in_memory(tmp_path, out, monkeypatch):
-    """8 MB of them pass through less than 2."""
-    monkeypatch.setattr(data, "BLOCK", 16)
+    """Packing 8 MB takes less than 2 MB."""
+    monkeypatch.setattr(data, "BLOCK_SIZE", 16)
     (tmp_path / "many").mkdir()
     for index in range(500):
         Image.new("L", (128, 128), index % 256).save(tmp_path / "many" / f"{index:03}.bmp")
@@ -203,8 +205,8 @@ def test_the_images_are_never_all_in_memory(tmp_path, out, monkeypatch):
     assert peak < 2e6
 
 
-def test_the_face_of_celeba_is_cut_out(tmp_path, out):
-    """128×128 from 25 pixels to the right and 57 down, as DDIM has it; other sizes are refused."""
+def test_the_face_of_celeba_is_cropped(tmp_path, out):
+    """128×128 pixels at column 25 and row 57, as in DDIM; images of another size are refused."""
     (tmp_path / "faces").mkdir()
     photograph = np.random.default_rng(0).integers(0, 256, (218, 178, 3), np.uint8)
     for index in range(2):
@@ -219,8 +221,8 @@ def test_the_face_of_celeba_is_cut_out(tmp_path, out):
 
 @pytest.mark.parametrize("resample", ["lanczos", "bilinear", "bicubic", "box"])
 @pytest.mark.parametrize("fit", ["crop", "celeba"])
-def test_images_are_resized_by_the_filter_that_is_asked_for(tmp_path, out, fit, resample):
-    """By Pillow's, of what is cut out."""
+def test_images_are_resized_with_the_given_filter(tmp_path, out, fit, resample):
+    """The crop is resized with Pillow's filter of that name."""
     (tmp_path / "faces").mkdir()
     photograph = Image.fromarray(np.random.default_rng(0).integers(0, 256, (218, 178), np.uint8))
     for index in range(2):
@@ -233,26 +235,26 @@ def test_images_are_resized_by_the_filter_that_is_asked_for(tmp_path, out, fit, 
     assert np.array_equal(read_images(out).train[0, 0], np.asarray(expected))
 
 
-def test_a_path_takes_variables(folder, out, monkeypatch):
-    """Of the environment, which dataset.json does not tell; one that is not set is named."""
+def test_variables_in_a_path_are_expanded(folder, out, monkeypatch):
+    """dataset.json has the path as given; the message about a variable that is not set has its name."""
     monkeypatch.setenv("ESPALIER_DATA", str(folder.parent))
-    source = from_folder("$ESPALIER_DATA/pictures")
+    source = from_folder("$ESPALIER_DATA/images")
     fetch_data(source, SHAPE, 0.2, out)
-    assert read_json(out / "dataset.json")["source"]["path"] == "$ESPALIER_DATA/pictures"
+    assert read_json(out / "dataset.json")["source"]["path"] == "$ESPALIER_DATA/images"
 
     monkeypatch.delenv("ESPALIER_DATA")
     with pytest.raises(InputError, match=r"fetch\.data\.path is .* and \$ESPALIER_DATA is not set"):
         fetch_data(source, SHAPE, 0.2, out)
 
 
-def test_the_digits_do_not_go_into_another_model(tmp_path):
-    """Which is of another size."""
-    with pytest.raises(InputError, match="the digits are 1×16×16, the model draws 1×8×8"):
+def test_the_digits_are_refused_for_another_image_size(tmp_path):
+    """The message has both sizes."""
+    with pytest.raises(InputError, match="the digits are 1×16×16, the model expects 1×8×8"):
         fetch_data(BundledSource(source="bundled", name="digits"), SHAPE, 0.2, tmp_path)
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    """The datasets library keeps its cache out of the home folder and shows no bars."""
+def datasets_cache(tmp_path, monkeypatch):
+    """Give the datasets library a temporary cache and disable its progress bars."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     datasets.disable_progress_bars()

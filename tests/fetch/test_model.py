@@ -1,4 +1,4 @@
-"""Model sources."""
+"""Model sources: what is fetched, and what is refused."""
 
 import shutil
 from fnmatch import fnmatch
@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import VQModel
 
+from stages.fetch.class_embedding import read_class_embedding
 from stages.fetch.model import BUNDLED, fetch_model
 from stages.fetch.params import BundledSource, FolderModel, HubModel
 from stages.fetch.pickles import BIN
@@ -27,7 +28,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def hub_cache(tmp_path, monkeypatch, model_folder):
-    """A cache of the Hub that holds one small model, and no way out to the Hub."""
+    """A Hub cache with one small model, in offline mode."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     snapshot = tmp_path / "hub" / "models--someone--small" / "snapshots" / COMMIT
@@ -36,8 +37,8 @@ def hub_cache(tmp_path, monkeypatch, model_folder):
 
 
 def test_the_bundled_model_is_small_and_loads(tmp_path):
-    """At most 5 MB in the repository, and what comes out is what ships."""
-    unet = fetch_model(BundledSource(source="bundled", name="digits"), tmp_path / "out")
+    """At most 5 MB in the repository; the fetched weights are the bundled file, byte for byte."""
+    unet = fetch_model(BundledSource(source="bundled", name="digits"), tmp_path / "out").unet
     shipped = BUNDLED / "digits" / "unet" / WEIGHTS
 
     assert shipped.stat().st_size <= 5_000_000
@@ -46,23 +47,23 @@ def test_the_bundled_model_is_small_and_loads(tmp_path):
 
 
 def test_a_folder_is_checked_against_its_hash(tmp_path, model_folder, unet):
-    """The right hash passes; with a wrong one nothing is loaded, and both hashes are told."""
+    """With a wrong hash nothing is loaded, and the message has both hashes."""
     found = file_sha256(model_folder / "unet" / WEIGHTS)
     fetched = fetch_model(FolderModel(source="folder", path=model_folder, sha256=found), tmp_path / "out")
-    assert tensors_sha256(fetched.state_dict()) == tensors_sha256(unet.state_dict())
+    assert tensors_sha256(fetched.unet.state_dict()) == tensors_sha256(unet.state_dict())
 
     with pytest.raises(InputError, match=f"has sha256 {found}, expected {'0' * 64}"):
         fetch_model(FolderModel(source="folder", path=model_folder, sha256="0" * 64), tmp_path / "out")
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    """One line with the path."""
+    """The message has the path."""
     with pytest.raises(InputError, match="nowhere does not exist"):
         fetch_model(FolderModel(source="folder", path=tmp_path / "nowhere"), tmp_path / "out")
 
 
 @pytest.mark.parametrize(
-    ("part", "change", "words"),
+    ("part", "change", "message"),
     [
         ("unet", {"norm_num_groups": 0}, "the weights do not fit the config"),
         ("unet", {"layers_per_block": "two"}, "the weights do not fit the config"),
@@ -72,18 +73,18 @@ def test_a_missing_folder_is_named(tmp_path):
         ("scheduler", {"num_train_timesteps": 0}, "is no noise schedule"),
     ],
 )
-def test_a_model_that_cannot_run_is_refused_at_the_door(tmp_path, model_folder, part, change, words):
-    """A config that diffusers chokes on never reaches a later stage."""
+def test_a_model_that_does_not_run_is_refused(tmp_path, model_folder, part, change, message):
+    """A config that makes diffusers raise an exception is refused by fetch, not by a later stage."""
     path = model_folder / part / ("config.json" if part == "unet" else "scheduler_config.json")
     write_json(path, {**read_json(path), **change})
 
-    with pytest.raises(InputError, match=words) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         fetch_model(FolderModel(source="folder", path=model_folder), tmp_path / "out")
     assert "\n" not in caught.value.message
 
 
-def test_weights_that_are_no_numbers_are_refused(tmp_path, model_folder, unet, scheduler):
-    """NaN in, NaN out."""
+def test_weights_that_are_not_finite_are_refused(tmp_path, model_folder, unet, scheduler):
+    """One NaN is enough."""
     with torch.no_grad():
         unet.conv_in.weight.fill_(float("nan"))
     write_pipeline(model_folder, unet, scheduler)
@@ -108,15 +109,15 @@ def latent_folder(tmp_path, conditional, scheduler):
     return folder
 
 
-def test_a_latent_model_comes_whole(tmp_path, latent_folder, conditional, content):
-    """UNet, autoencoder and class embedding, whose .bin becomes safetensors with the names of today."""
+def test_a_latent_model_is_fetched_with_all_components(tmp_path, latent_folder, conditional, content):
+    """UNet, autoencoder and class embedding; a .bin becomes safetensors with the current parameter names."""
     weights = read_tensors(latent_folder / "vqvae" / WEIGHTS)
     old = {name.replace(".to_out.0.", ".proj_attn."): tensor for name, tensor in weights.items()}
     torch.save(old, latent_folder / "vqvae" / BIN)
     (latent_folder / "vqvae" / WEIGHTS).unlink()
     fetched = fetch_model(FolderModel(source="folder", path=latent_folder), tmp_path / "out")
 
-    assert tensors_sha256(fetched.state_dict()) == tensors_sha256(conditional.state_dict())
+    assert tensors_sha256(fetched.unet.state_dict()) == tensors_sha256(conditional.state_dict())
     assert set(content(tmp_path / "out")) == {
         *(f"{part}/{file}" for part in ("class_embedding", "unet", "vqvae") for file in ("config.json", WEIGHTS)),
         "model_index.json",
@@ -128,49 +129,49 @@ def test_a_latent_model_comes_whole(tmp_path, latent_folder, conditional, conten
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"width": 16}, r"a weight of shape \[5, 12\] and width 16 in its config\.json, the model takes 12"),
-        ({"num_classes": 6}, "has 5 rows, but 6 classes and row 4 for none"),
-        ({"unconditional": 5}, "has 5 rows, but 4 classes and row 5 for none"),
-        (None, "class_embedding does not exist; supported: models of pictures or of classes, not of text"),
+        ({"num_classes": 6}, "has 5 rows, but num_classes 6 and unconditional 4"),
+        ({"unconditional": 5}, "has 5 rows, but num_classes 4 and unconditional 5"),
+        (None, "class_embedding does not exist; supported: unconditional and class-conditional models, not text"),
     ],
 )
-def test_a_class_embedding_that_does_not_fit_is_refused(tmp_path, latent_folder, change, words):
-    """A conditional model needs one, of its own width and with a row for each class."""
+def test_a_class_embedding_that_does_not_fit_is_refused(tmp_path, latent_folder, change, message):
+    """A conditional model needs one of its own width with a row for each class."""
     config = latent_folder / CLASS_EMBEDDING / "config.json"
     if change:
         write_json(config, {**read_json(config), **change})
     else:
         shutil.rmtree(config.parent)
 
-    with pytest.raises(InputError, match=words) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         fetch_model(FolderModel(source="folder", path=latent_folder), tmp_path / "out")
     assert "\n" not in caught.value.message
 
 
-def test_a_path_is_filled_with_the_environment(tmp_path, model_folder, monkeypatch):
-    """And a variable that is not set is named with the key."""
-    monkeypatch.setenv("HERE", str(model_folder.parent))
-    monkeypatch.delenv("THERE", raising=False)
-    fetch_model(FolderModel(source="folder", path="$HERE/model"), tmp_path / "out")
+def test_variables_in_a_path_are_expanded(tmp_path, model_folder, monkeypatch):
+    """For a variable that is not set, the message has its name and the key."""
+    monkeypatch.setenv("SET", str(model_folder.parent))
+    monkeypatch.delenv("UNSET", raising=False)
+    fetch_model(FolderModel(source="folder", path="$SET/model"), tmp_path / "out")
 
-    with pytest.raises(InputError, match=r"fetch\.model\.path is \$THERE/model and \$THERE is not set"):
-        fetch_model(FolderModel(source="folder", path="$THERE/model"), tmp_path / "out")
+    with pytest.raises(InputError, match=r"fetch\.model\.path is \$UNSET/model and \$UNSET is not set"):
+        fetch_model(FolderModel(source="folder", path="$UNSET/model"), tmp_path / "out")
 
 
 @pytest.mark.usefixtures("hub_cache")
 def test_a_hub_model_comes_from_the_cache_when_offline(tmp_path, unet):
-    """The revision that was asked for, through huggingface_hub itself."""
+    """The pinned revision, through huggingface_hub itself."""
     fetched = fetch_model(HubModel(source="hub", repo="someone/small", revision=COMMIT), tmp_path / "out")
 
-    assert tensors_sha256(fetched.state_dict()) == tensors_sha256(unet.state_dict())
+    assert tensors_sha256(fetched.unet.state_dict()) == tensors_sha256(unet.state_dict())
     assert tensors_sha256(read_unet(tmp_path / "out").state_dict()) == tensors_sha256(unet.state_dict())
 
 
 @pytest.mark.usefixtures("hub_cache")
-def test_a_hub_model_that_cannot_be_had_says_what_would_provide_it(tmp_path):
-    """Another revision is another model; the message names the variable and the param that help."""
+def test_a_hub_model_that_cannot_be_downloaded_is_refused_with_advice(tmp_path):
+    """The message names HF_HOME and fetch.model."""
     source = HubModel(source="hub", repo="someone/small", revision="f" * 40)
 
     with pytest.raises(InputError, match=r"neither in the Hub's cache nor.*HF_HOME.*fetch\.model") as caught:
@@ -179,57 +180,57 @@ def test_a_hub_model_that_cannot_be_had_says_what_would_provide_it(tmp_path):
 
 
 @pytest.mark.usefixtures("hub_cache")
-def test_a_hub_model_with_a_bin_alone_comes_from_the_cache(tmp_path, unet):
-    """As google/ddpm-ema-church-256 has it: config and weights at the top, and no safetensors."""
+def test_a_hub_model_with_only_a_bin_is_fetched(tmp_path, unet):
+    """The layout of google/ddpm-ema-church-256: config and .bin at the top."""
     snapshot = tmp_path / "hub" / "models--someone--small" / "snapshots" / COMMIT
     torch.save(unet.state_dict(), snapshot / BIN)
     (snapshot / "unet" / "config.json").rename(snapshot / "config.json")
     shutil.rmtree(snapshot / "unet")
     fetched = fetch_model(HubModel(source="hub", repo="someone/small", revision=COMMIT), tmp_path / "out")
 
-    assert tensors_sha256(fetched.state_dict()) == tensors_sha256(unet.state_dict())
+    assert tensors_sha256(fetched.unet.state_dict()) == tensors_sha256(unet.state_dict())
     assert (tmp_path / "out" / "unet" / WEIGHTS).is_file()
 
 
-def test_the_hub_is_asked_for_a_pickle_only_in_need(monkeypatch, model_folder):
-    """What it is asked for, in patterns; there is no Hub here to ask."""
-    asked = []
+def test_a_bin_is_downloaded_only_without_safetensors(monkeypatch, model_folder):
+    """Checked on the patterns that are passed to snapshot_download."""
+    requested = []
 
     def download(repo, *, revision, allow_patterns):  # noqa: ARG001
-        asked.extend(allow_patterns)
+        requested.extend(allow_patterns)
         return str(model_folder)
 
     monkeypatch.setattr("stages.fetch.model.snapshot_download", download)
     source = HubModel(source="hub", repo="someone/small", revision=COMMIT)
     fetch_model(source, model_folder.parent / "out")
-    assert not [pattern for pattern in asked if fnmatch(f"unet/{BIN}", pattern)]
+    assert not [pattern for pattern in requested if fnmatch(f"unet/{BIN}", pattern)]
 
     torch.save(read_tensors(model_folder / "unet" / WEIGHTS), model_folder / "unet" / BIN)
     (model_folder / "unet" / WEIGHTS).unlink()
     fetch_model(source, model_folder.parent / "out")
-    assert asked[-1] == f"unet/{BIN}"
+    assert requested[-1] == f"unet/{BIN}"
 
 
 @pytest.fixture
 def latent(tmp_path, conditional, scheduler):
-    """A folder of a small latent model of four classes."""
+    """The folder of a small latent model with four classes, whose model_index.json lacks the autoencoder."""
     folder = tmp_path / "latent"
     write_pipeline(folder, conditional, scheduler)
     torch.manual_seed(0)
     VQModel(block_out_channels=(8, 16), **BLOCKS).save_pretrained(folder / "vqvae")
-    embed(folder, {"num_classes": 4, "width": 12, "unconditional": 4})
+    write_embedding(folder, {"num_classes": 4, "width": 12, "unconditional": 4})
     return folder
 
 
-def embed(folder, config, weight=None):
-    """Write an embedding of classes."""
+def write_embedding(folder, config, weight=None):
+    """Write a class embedding."""
     write_json(folder / "class_embedding" / "config.json", config)
     tensors = {"weight": torch.ones(5, 12) if weight is None else weight}
     write_tensors(folder / "class_embedding" / WEIGHTS, tensors)
 
 
-def test_an_autoencoder_that_the_index_forgets_comes_along(latent, tmp_path):
-    """As does the embedding of the classes; the index names it from then on."""
+def test_an_autoencoder_missing_from_the_index_is_fetched(latent, tmp_path):
+    """So is the class embedding; the written index names the autoencoder."""
     fetch_model(FolderModel(source="folder", path=latent), tmp_path / "out")
 
     assert read_json(tmp_path / "out" / "model_index.json")["vqvae"] == ["diffusers", "VQModel"]
@@ -238,34 +239,34 @@ def test_an_autoencoder_that_the_index_forgets_comes_along(latent, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("config", "weight", "words"),
+    ("config", "weight", "message"),
     [
-        ({"unconditional": True}, None, "has 5 rows, but 4 classes and row True for none"),
-        ({"unconditional": 5}, None, "has 5 rows, but 4 classes and row 5 for none"),
-        ({"num_classes": 9}, None, "has 5 rows, but 9 classes"),
+        ({"unconditional": True}, None, "has 5 rows, but num_classes 4 and unconditional True"),
+        ({"unconditional": 5}, None, "has 5 rows, but num_classes 4 and unconditional 5"),
+        ({"num_classes": 9}, None, "has 5 rows, but num_classes 9"),
         ({}, torch.full((5, 12), torch.nan), "holds values that are not finite"),
         ({}, torch.ones(5, 8), r"a weight of shape \[5, 8\] .* the model takes 12"),
     ],
 )
-def test_an_embedding_of_classes_that_does_not_fit_is_refused(latent, tmp_path, config, weight, words):
-    """One line, and nothing is written."""
-    embed(latent, {"num_classes": 4, "width": 12, "unconditional": 4, **config}, weight)
+def test_an_embedding_that_contradicts_its_config_is_refused(latent, tmp_path, config, weight, message):
+    """Nothing is written."""
+    write_embedding(latent, {"num_classes": 4, "width": 12, "unconditional": 4, **config}, weight)
 
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=message):
         fetch_model(FolderModel(source="folder", path=latent), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_an_embedding_beside_a_model_that_takes_none_is_refused(model_folder, tmp_path):
-    """It would make fetch ask for classes that nobody reads."""
-    embed(model_folder, {"num_classes": 4, "width": 12, "unconditional": 4})
+def test_an_embedding_beside_an_unconditional_model_is_refused(model_folder, tmp_path):
+    """Otherwise fetch would require classes that the model does not use."""
+    write_embedding(model_folder, {"num_classes": 4, "width": 12, "unconditional": 4})
 
-    with pytest.raises(InputError, match="embeds classes, and the model beside it takes none; remove it"):
+    with pytest.raises(InputError, match="embeds classes, but the model is unconditional; remove it"):
         fetch_model(FolderModel(source="folder", path=model_folder), tmp_path / "out")
 
 
-def test_an_autoencoder_of_another_model_is_refused(latent, tmp_path):
-    """Of other latents, or broken: it is tried before anything is encoded."""
+def test_an_autoencoder_that_does_not_fit_is_refused(latent, tmp_path):
+    """Other latent channels or NaN weights are found before any image is encoded."""
     network = VQModel(block_out_channels=(8, 16), latent_channels=4, **BLOCKS)
     network.save_pretrained(latent / "vqvae")
     with pytest.raises(InputError, match="the autoencoder does not fit the model"):
@@ -276,3 +277,13 @@ def test_an_autoencoder_of_another_model_is_refused(latent, tmp_path):
     network.save_pretrained(latent / "vqvae")
     with pytest.raises(InputError, match=r"decoder\.conv_out\.weight holds values that are not finite"):
         fetch_model(FolderModel(source="folder", path=latent), tmp_path / "out")
+
+
+@pytest.mark.parametrize(("unconditional", "last"), [(2, 2.0), (None, 0.0)])
+def test_the_last_row_of_the_class_table_is_the_unconditional_one(conditional, unet, tmp_path, unconditional, last):
+    """It is the row that the config names, or zeros; rows beyond the classes are dropped."""
+    assert read_class_embedding(unet, tmp_path) is None
+    weight = torch.arange(4.0)[:, None].expand(4, 12).contiguous()
+    write_embedding(tmp_path, {"num_classes": 2, "width": 12, "unconditional": unconditional}, weight)
+
+    assert read_class_embedding(conditional, tmp_path)[:, 0, 0].tolist() == [0.0, 1.0, last]

@@ -1,4 +1,4 @@
-"""Models and images that lie in a bucket as plain objects, and what goes wrong on the way."""
+"""Models and images that are plain objects in a bucket, and failing transfers."""
 
 import subprocess
 import sys
@@ -25,14 +25,14 @@ SHAPE = (1, 8)
 
 
 @pytest.fixture
-def impatient(monkeypatch):
-    """Give up after the second try, as nobody is there to see what the waiting is for."""
+def two_attempts(monkeypatch):
+    """Make S3 clients give up after the second attempt, to keep the tests short."""
     monkeypatch.setitem(SETTINGS, "retries", {"mode": "standard", "total_max_attempts": 2})
 
 
 @pytest.fixture
 def model(model_folder):
-    """A model with a card, and with files beside it that fetch has no use for."""
+    """A model folder with a card and with files that fetch does not need."""
     (model_folder / "README.md").write_text("---\nlicense: mit\n---\n")
     (model_folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"a pickle")
     (model_folder / "notes.txt").touch()
@@ -40,19 +40,19 @@ def model(model_folder):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """Forty 8×8 pictures in two subfolders, in upper and lower case, and a file that is none."""
+def image_folder(tmp_path):
+    """Forty 8×8 images in two subfolders, with suffixes in upper and lower case, and a file that is not an image."""
     for index in range(40):
-        home = tmp_path / "pictures" / f"class {index % 2}"
-        home.mkdir(parents=True, exist_ok=True)
-        Image.effect_noise((8, 8), 50).save(home / (f"{index}.PNG" if index % 3 else f"{index}.bmp"))
-    (tmp_path / "pictures" / "notes.txt").touch()
-    return tmp_path / "pictures"
+        subfolder = tmp_path / "images" / f"class {index % 2}"
+        subfolder.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((8, 8), 50).save(subfolder / (f"{index}.PNG" if index % 3 else f"{index}.bmp"))
+    (tmp_path / "images" / "notes.txt").touch()
+    return tmp_path / "images"
 
 
 @pytest.fixture
 def upload(connect):
-    """Put a folder into a bucket as any client does: its address."""
+    """Upload a folder with a plain client and return its address."""
 
     def put(folder, prefix="of/someone"):
         store = connect()
@@ -67,14 +67,14 @@ def upload(connect):
 
 @pytest.fixture
 def out(tmp_path):
-    """A place for the outputs, with nothing else in it."""
+    """An empty output folder, alone in its parent folder."""
     (tmp_path / "place" / "out").mkdir(parents=True)
     return tmp_path / "place" / "out"
 
 
 @pytest.fixture
 def refused(out):
-    """Run something that must be refused: its one line, once it is clear that nothing is left behind."""
+    """Check that a call is refused and leaves no files, and return its one-line message."""
 
     def run(call):
         with pytest.raises(InputError) as caught:
@@ -87,17 +87,17 @@ def refused(out):
 
 
 def s3_model(uri, sha256=WRONG):
-    """A model in a bucket."""
+    """The params of a model in a bucket."""
     return S3Model(source="s3", uri=uri, sha256=sha256)
 
 
 def s3_data(uri, sha256=WRONG, fit="exact"):
-    """Images in a bucket."""
+    """The params of images in a bucket."""
     return S3Data(source="s3", uri=uri, sha256=sha256, fit=fit)
 
 
-def test_a_model_comes_as_from_a_folder(upload, model, out, tmp_path, content):
-    """Bit for bit, with its card; nothing is downloaded that fetch has no use for, and nothing is left of it."""
+def test_a_model_in_a_bucket_is_fetched_like_a_folder(upload, model, out, tmp_path, content):
+    """Byte for byte, with its card; no temporary file is left."""
     sha256 = file_sha256(model / "unet" / WEIGHTS)
     uri = upload(model)
     (tmp_path / "folder").mkdir()
@@ -110,7 +110,7 @@ def test_a_model_comes_as_from_a_folder(upload, model, out, tmp_path, content):
 
 
 def test_only_what_is_needed_is_downloaded(upload, model, connect, tmp_path):
-    """No pickle comes onto this machine, and nothing of a neighbour whose prefix begins alike."""
+    """No pickle beside safetensors, and no object of another prefix that begins the same."""
     store = connect(uri=upload(model))
     preferred = {"diffusion_pytorch_model.bin": WEIGHTS}
     with store.downloaded(["unet/*.json", f"*{WEIGHTS}", "*.bin"], tmp_path, preferred) as folder:
@@ -120,23 +120,23 @@ def test_only_what_is_needed_is_downloaded(upload, model, connect, tmp_path):
     assert not folder.exists()
 
 
-def test_a_bin_comes_only_in_need(upload, model, out, unet):
-    """Where there are no safetensors, and its hash is the one that counts."""
+def test_a_bin_is_downloaded_without_safetensors(upload, model, out, unet):
+    """sha256 is then that of the .bin."""
     weights, pickle = model / "unet" / WEIGHTS, model / "unet" / "diffusion_pytorch_model.bin"
     torch.save(unet.state_dict(), pickle)
     weights.unlink()
     fetched = fetch_model(s3_model(upload(model), file_sha256(pickle)), out)
 
-    assert tensors_sha256(fetched.state_dict()) == tensors_sha256(unet.state_dict())
+    assert tensors_sha256(fetched.unet.state_dict()) == tensors_sha256(unet.state_dict())
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
-def test_images_come_as_from_a_folder(upload, pictures, out, tmp_path):
+def test_images_in_a_bucket_are_packed_like_a_folder(upload, image_folder, out, tmp_path):
     """The same pixels in the same splits, subfolders and capital letters included."""
     (tmp_path / "folder").mkdir()
-    fetch_data(FolderData(source="folder", path=pictures), SHAPE, 0.2, tmp_path / "folder")
+    fetch_data(FolderData(source="folder", path=image_folder), SHAPE, 0.2, tmp_path / "folder")
     sha256 = read_json(tmp_path / "folder" / "dataset.json")["sha256"]
-    fetch_data(s3_data(upload(pictures), sha256), SHAPE, 0.2, out)
+    fetch_data(s3_data(upload(image_folder), sha256), SHAPE, 0.2, out)
 
     for name in ("train.npy", "heldout.npy"):
         assert (out / name).read_bytes() == (tmp_path / "folder" / name).read_bytes()
@@ -144,15 +144,15 @@ def test_images_come_as_from_a_folder(upload, pictures, out, tmp_path):
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
-def test_classes_come_as_from_a_folder(upload, pictures, out, tmp_path):
-    """With what is left out; dataset.json tells the same of both, but for the source."""
-    (pictures / "class 0" / "4.PNG").write_bytes(b"no picture")
+def test_classes_in_a_bucket_are_packed_like_a_folder(upload, image_folder, out, tmp_path):
+    """With skipped images; dataset.json differs only in the source."""
+    (image_folder / "class 0" / "4.PNG").write_bytes(b"not an image")
     (tmp_path / "folder").mkdir()
     table = np.zeros((3, 1, 4), np.float32)
     rest = {"labels": True, "max_corrupt": 1}
-    fetch_data(FolderData(source="folder", path=pictures, **rest), SHAPE, 0.2, tmp_path / "folder", table=table)
+    fetch_data(FolderData(source="folder", path=image_folder, **rest), SHAPE, 0.2, tmp_path / "folder", table=table)
     about = read_json(tmp_path / "folder" / "dataset.json")
-    source = S3Data(source="s3", uri=upload(pictures), sha256=about["sha256"], **rest)
+    source = S3Data(source="s3", uri=upload(image_folder), sha256=about["sha256"], **rest)
     fetch_data(source, SHAPE, 0.2, out, table=table)
 
     assert about["left_out"] == ["class 0/4.PNG"]
@@ -161,15 +161,15 @@ def test_classes_come_as_from_a_folder(upload, pictures, out, tmp_path):
         assert (out / name).read_bytes() == (tmp_path / "folder" / name).read_bytes()
 
 
-def test_a_whole_bucket_is_a_source(connect, pictures, out, tmp_path):
-    """Without a prefix, and with images that are cut to the model's size."""
+def test_a_whole_bucket_is_a_source(connect, image_folder, out, tmp_path):
+    """An address without a prefix; images are cropped to the model's size."""
     store = connect()
     Image.new("L", (20, 12), 77).save(tmp_path / "large.png")
     store.client.upload_file(str(tmp_path / "large.png"), store.bucket, "large.png")
-    store.client.upload_file(str(pictures / "class 0" / "0.bmp"), store.bucket, "small.bmp")
+    store.client.upload_file(str(image_folder / "class 0" / "0.bmp"), store.bucket, "small.bmp")
     (tmp_path / "folder").mkdir()
     (tmp_path / "large.png").rename(tmp_path / "folder" / "large.png")
-    (pictures / "class 0" / "0.bmp").rename(tmp_path / "folder" / "small.bmp")
+    (image_folder / "class 0" / "0.bmp").rename(tmp_path / "folder" / "small.bmp")
     fetch_data(FolderData(source="folder", path=tmp_path / "folder", fit="crop"), SHAPE, 0.5, tmp_path)
     source = s3_data(f"s3://{store.bucket}", read_json(tmp_path / "dataset.json")["sha256"], "crop")
     fetch_data(source, SHAPE, 0.5, out)
@@ -177,8 +177,8 @@ def test_a_whole_bucket_is_a_source(connect, pictures, out, tmp_path):
     assert (out / "train.npy").read_bytes() == (tmp_path / "train.npy").read_bytes()
 
 
-def test_other_weights_are_refused(upload, model, out, refused):
-    """With both hashes and the address, not with a folder that is gone."""
+def test_weights_with_another_hash_are_refused(upload, model, out, refused):
+    """The message has both hashes and the address, not a temporary folder."""
     uri, found = upload(model), file_sha256(model / "unet" / WEIGHTS)
     message = refused(lambda: fetch_model(s3_model(uri), out))
 
@@ -186,23 +186,23 @@ def test_other_weights_are_refused(upload, model, out, refused):
     assert "correct fetch.model.sha256" in message
 
 
-def test_other_images_are_refused(upload, pictures, out, refused):
-    """Here one more than when they were hashed; they are told with both hashes and the address."""
-    uri = upload(pictures)
+def test_images_with_another_hash_are_refused(upload, image_folder, out, refused):
+    """The message has both hashes and the address."""
+    uri = upload(image_folder)
     message = refused(lambda: fetch_data(s3_data(uri), SHAPE, 0.2, out))
 
     assert message.startswith(f"the images of {uri} have sha256 ")
-    assert f"expected {WRONG}; bring back the images or correct fetch.data.sha256" in message
+    assert f"expected {WRONG}; restore the images or correct fetch.data.sha256" in message
 
 
-def test_a_model_that_is_not_whole_is_refused(upload, model, out, refused):
-    """Without its weights, or as a config that makes no model."""
+def test_an_incomplete_model_is_refused(upload, model, out, refused):
+    """Its weights are missing, or its config is invalid."""
     weights = model / "unet" / WEIGHTS
     sha256 = file_sha256(weights)
     write_json(model / "unet" / "config.json", {**read_json(model / "unet" / "config.json"), "norm_num_groups": 0})
     uri = upload(model, "odd")
-    told = refused(lambda: fetch_model(s3_model(uri, sha256), out))
-    assert told.startswith(f"{uri}/unet")
+    message = refused(lambda: fetch_model(s3_model(uri, sha256), out))
+    assert message.startswith(f"{uri}/unet")
 
     for file in (weights, model / "unet" / "diffusion_pytorch_model.bin"):
         file.unlink()
@@ -210,16 +210,16 @@ def test_a_model_that_is_not_whole_is_refused(upload, model, out, refused):
     assert f"{WEIGHTS} does not exist" in refused(lambda: fetch_model(s3_model(uri, sha256), out))
 
 
-def test_a_damaged_image_is_named_by_its_address(upload, pictures, out, refused):
-    """The object that is to be replaced."""
-    (pictures / "class 0" / "4.PNG").write_bytes(b"no picture")
-    uri = upload(pictures)
+def test_a_damaged_image_is_named_by_its_address(upload, image_folder, out, refused):
+    """The message has the object to replace."""
+    (image_folder / "class 0" / "4.PNG").write_bytes(b"not an image")
+    uri = upload(image_folder)
 
     assert refused(lambda: fetch_data(s3_data(uri), SHAPE, 0.2, out)).startswith(f"{uri}/class 0/4.PNG is not a")
 
 
-def test_a_missing_bucket_is_told(connect, out, refused):
-    """With its address."""
+def test_a_missing_bucket_is_refused(connect, out, refused):
+    """The message has its address."""
     connect()
 
     assert "no-such-bucket/here: there is no such bucket" in refused(
@@ -228,7 +228,7 @@ def test_a_missing_bucket_is_told(connect, out, refused):
 
 
 def test_a_wrong_secret_is_refused(upload, model, out, refused, monkeypatch):
-    """By the server, and told with the variable to correct; the secret itself is not told."""
+    """The message has the variable to correct, not the secret."""
     uri = upload(model)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "mistaken")
     message = refused(lambda: fetch_model(s3_model(uri), out))
@@ -237,8 +237,8 @@ def test_a_wrong_secret_is_refused(upload, model, out, refused, monkeypatch):
     assert "mistaken" not in message
 
 
-def test_no_credentials_are_told(upload, model, out, refused, monkeypatch):
-    """Where the environment has none."""
+def test_missing_credentials_are_refused(upload, model, out, refused, monkeypatch):
+    """If the environment does not have them."""
     uri = upload(model)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
@@ -247,9 +247,9 @@ def test_no_credentials_are_told(upload, model, out, refused, monkeypatch):
     assert "Unable to locate credentials" in refused(lambda: fetch_model(s3_model(uri), out))
 
 
-def test_a_prefix_with_nothing_of_use_is_refused(upload, pictures, out, refused):
-    """Nothing at all, or nothing that fetch takes."""
-    uri = upload(pictures)
+def test_a_prefix_without_usable_objects_is_refused(upload, image_folder, out, refused):
+    """It has no objects, or none that fetch reads."""
+    uri = upload(image_folder)
     message = refused(lambda: fetch_data(s3_data(f"{uri}-or-not"), SHAPE, 0.2, out))
     assert message == f"{uri}-or-not holds no objects; correct the address"
 
@@ -258,8 +258,8 @@ def test_a_prefix_with_nothing_of_use_is_refused(upload, pictures, out, refused)
 
 
 @pytest.mark.parametrize("key", ["../x.png", "a/../../x.png", "/x.png", "a//x.png", "a\\x.png", "a\nx.png"])
-def test_no_key_leads_out_of_the_folder(connect, out, refused, monkeypatch, key):
-    """Whatever a bucket holds; its list is made up here, since not every client and server takes such keys."""
+def test_keys_outside_the_folder_are_refused(connect, out, refused, monkeypatch, key):
+    """The list of keys is faked, since not every client and server accepts such keys."""
     store = connect()
     monkeypatch.setattr("stages.storage.s3.Store._keys", lambda _, prefix: [prefix + "fine.png", prefix + key])
     message = refused(lambda: fetch_data(s3_data(store.uri), SHAPE, 0.2, out))
@@ -268,8 +268,8 @@ def test_no_key_leads_out_of_the_folder(connect, out, refused, monkeypatch, key)
     assert not (out.parent / "x.png").exists()
 
 
-def test_a_key_above_the_prefix_that_the_server_stores_is_refused(connect, out, refused):
-    """A real object by that name."""
+def test_a_stored_key_above_the_prefix_is_refused(connect, out, refused):
+    """With a real object of that key."""
     store = connect()
     store.client.put_object(Bucket=store.bucket, Key="some/prefix/../../x.png", Body=b"out")
 
@@ -277,47 +277,47 @@ def test_a_key_above_the_prefix_that_the_server_stores_is_refused(connect, out, 
 
 
 def test_an_object_that_is_also_a_folder_is_refused(connect, out, refused):
-    """A bucket can hold both, a disk cannot."""
+    """A bucket can hold both, a file system cannot."""
     store = connect()
     for key in ("some/prefix/a.png", "some/prefix/a.png/b.png"):
-        store.client.put_object(Bucket=store.bucket, Key=key, Body=b"a picture")
+        store.client.put_object(Bucket=store.bucket, Key=key, Body=b"an image")
 
     assert f"in {store.uri}: " in refused(lambda: fetch_data(s3_data(store.uri), SHAPE, 0.2, out))
 
 
-@pytest.mark.usefixtures("impatient")
-def test_a_wire_that_always_breaks_is_told(upload, model, connect, out, refused):
-    """After a few tries."""
+@pytest.mark.usefixtures("two_attempts")
+def test_a_connection_that_always_breaks_is_an_error(upload, model, connect, out, refused):
+    """After the last attempt, with the address."""
     uri = upload(model)
     connect(lambda _: ("cut", 1000, "down"))
 
     assert uri in refused(lambda: fetch_model(s3_model(uri), out))
 
 
-def test_a_wire_that_sometimes_breaks_is_outlasted(upload, pictures, connect, out):
-    """Every third connection ends at once."""
+def test_a_connection_that_sometimes_breaks_is_retried(upload, image_folder, connect, out):
+    """Every third connection is closed at once."""
     (out.parent / "folder").mkdir()
-    fetch_data(FolderData(source="folder", path=pictures), SHAPE, 0.2, out.parent / "folder")
+    fetch_data(FolderData(source="folder", path=image_folder), SHAPE, 0.2, out.parent / "folder")
     sha256 = read_json(out.parent / "folder" / "dataset.json")["sha256"]
-    uri = upload(pictures)
+    uri = upload(image_folder)
     connect(lambda n: ("cut", 0, "down") if n % 3 == 0 else None)
     fetch_data(s3_data(uri, sha256), SHAPE, 0.2, out)
 
     assert (out / "train.npy").read_bytes() == (out.parent / "folder" / "train.npy").read_bytes()
 
 
-def test_what_is_garbled_on_the_way_is_noticed(upload, model, connect, out, refused):
-    """One bit of the weights, by their hash."""
+def test_a_garbled_transfer_is_refused(upload, model, connect, out, refused):
+    """One flipped bit of the weights changes their hash."""
     uri, sha256 = upload(model), file_sha256(model / "unet" / WEIGHTS)
     connect(lambda _: ("garble", 50_000, "down"))
 
     assert f"expected {sha256}" in refused(lambda: fetch_model(s3_model(uri, sha256), out))
 
 
-@pytest.mark.usefixtures("impatient")
-def test_a_server_killed_in_the_middle_leaves_nothing(upload, pictures, connect, swift, out, refused):
-    """One line; with the server back, the images come, and are compared with their hash."""
-    uri = upload(pictures)
+@pytest.mark.usefixtures("two_attempts")
+def test_a_server_killed_in_the_middle_leaves_nothing(upload, image_folder, connect, swift, out, refused):
+    """A one-line error; once the server runs again, the images are downloaded and their hash is checked."""
+    uri = upload(image_folder)
     connect(lambda _: ("slow", 0.1, "down"))
     timer = threading.Timer(0.5, swift.kill)
     timer.start()
@@ -332,7 +332,7 @@ def test_a_server_killed_in_the_middle_leaves_nothing(upload, pictures, connect,
 
 
 @pytest.mark.parametrize(
-    ("block", "words"),
+    ("block", "message"),
     [
         ("model: {source: s3, uri: 'bucket/x', sha256: %s}", "is 'bucket/x': give s3://BUCKET or s3://BUCKET/PREFIX"),
         ("model: {source: s3, uri: 's3://B/x', sha256: %s}", "is 's3://B/x': give s3://BUCKET or s3://BUCKET/PREFIX"),
@@ -342,7 +342,7 @@ def test_a_server_killed_in_the_middle_leaves_nothing(upload, pictures, connect,
         ("data: {source: s3, path: x, sha256: %s}", "path is not a known key"),
     ],
 )
-def test_a_wrong_source_is_refused_before_anything_runs(root, tmp_path, block, words):
+def test_a_wrong_source_is_refused_before_anything_runs(root, tmp_path, block, message):
     """The address and the hash are checked when params.yaml is read, in one line."""
     name = block.split(":")[0]
     old = f"{name}: {{source: bundled, name: digits}}"
@@ -352,12 +352,12 @@ def test_a_wrong_source_is_refused_before_anything_runs(root, tmp_path, block, w
 
     with pytest.raises(InputError) as caught:
         load_params(tmp_path / "params.yaml")
-    assert words in caught.value.message
+    assert message in caught.value.message
     assert "\n" not in caught.value.message
 
 
 def test_other_sources_need_no_s3(tmp_path, root):
-    """It need be neither set up nor there: without its packages the bundled model and data come all the same."""
+    """Without boto3 the bundled model and data are fetched."""
     code = (
         "import sys; sys.modules.update(dict.fromkeys(['boto3', 'botocore', 's3transfer']))  # importing them fails\n"
         "from stages.fetch.__main__ import main\n"
@@ -371,7 +371,7 @@ def test_other_sources_need_no_s3(tmp_path, root):
 
 
 def test_the_stage_fetches_both_from_a_bucket(upload, root, tmp_path, out, content):
-    """As DVC starts it, with params.yaml and the environment; run.json names the sources and no secret."""
+    """Run as DVC runs it; run.json has the sources and no secret."""
     uri = upload(root / "stages" / "fetch" / "bundled" / "digits", "digits")
     sha256 = file_sha256(root / "stages" / "fetch" / "bundled" / "digits" / "unet" / WEIGHTS)
     text = (root / "params.yaml").read_text()

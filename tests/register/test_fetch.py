@@ -36,7 +36,7 @@ def test_a_version_is_fetched_as_a_folder(publish, package, tmp_path, unet, cont
     out = tmp_path / "place" / "out"
     fetched = fetch_model(version(sha256=file_sha256(package / MODEL / WEIGHTS)), out)
 
-    assert tensors_sha256(fetched.state_dict()) == tensors_sha256(unet.state_dict())
+    assert tensors_sha256(fetched.unet.state_dict()) == tensors_sha256(unet.state_dict())
     assert {name for name in content(out) if "evidence" in name or "MLmodel" in name} == set()
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
