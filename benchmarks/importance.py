@@ -15,8 +15,8 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from benchmarks.sizes import SYSTEMS, build
 from stages.importance.criteria import squared_taylor
-from stages.importance.measure import Draw, measure_importance
-from stages.importance.stability import Stability, compare_rankings
+from stages.importance.measure import CalibrationBatch, measure_importance
+from stages.importance.stability import RankingStability, compare_rankings
 from stages.models.families import Denoiser
 from stages.models.groups import find_groups
 from stages.models.saliency import Importance
@@ -33,14 +33,14 @@ MODES = {
 }
 
 
-def draw(batch_size: int, seed: int = 0) -> Draw:
+def draw(batch_size: int, seed: int = 0) -> CalibrationBatch:
     """Draw images and noise of CIFAR-10's size."""
     generator = torch.Generator().manual_seed(seed)
     images, noise = torch.randn(2, batch_size, 3, 32, 32, generator=generator)
-    return Draw(images.clamp(-1, 1), noise)
+    return CalibrationBatch(images.clamp(-1, 1), noise)
 
 
-def plain_loop(unet: Denoiser, scheduler: DDPMScheduler, batch: Draw, timesteps: range) -> Importance:
+def plain_loop(unet: Denoiser, scheduler: DDPMScheduler, batch: CalibrationBatch, timesteps: range) -> Importance:
     """Do what the original does: one timestep a pass, eager attention, float32, gradients of everything."""
     unet.zero_grad(set_to_none=True)
     losses, largest = [], 0.0
@@ -68,7 +68,7 @@ def attend(unet: Denoiser, processor: Callable[[], object]) -> None:
             module.set_processor(processor())
 
 
-def measure(mode: str, unet: Denoiser, batch: Draw, timesteps: range) -> tuple[float, Importance]:
+def measure(mode: str, unet: Denoiser, batch: CalibrationBatch, timesteps: range) -> tuple[float, Importance]:
     """Run one mode: its seconds, and what it found."""
     attend(unet, AttnProcessor if mode == "plain" else AttnProcessor2_0)
     begin = time.perf_counter()
@@ -88,7 +88,7 @@ def measure(mode: str, unet: Denoiser, batch: Draw, timesteps: range) -> tuple[f
     return time.perf_counter() - begin, found
 
 
-def compare(unet: Denoiser, one: Importance, two: Importance) -> tuple[int, Stability]:
+def compare(unet: Denoiser, one: Importance, two: Importance) -> tuple[int, RankingStability]:
     """Count the channels that only one of two selections cuts, and compare the rankings."""
     cuts = [plan_pruning(unet, importance, RATIO).groups for importance in (one, two)]
     differing = sum(len(set(a.cut) ^ set(b.cut)) for a, b in zip(*cuts, strict=True))
@@ -107,7 +107,7 @@ def remember(num_timesteps: int, num_draws: int, batch_size: int) -> None:
     """Measure importance and print the peak of this process's memory in MiB."""
     unet = build(SYSTEMS / "cifar10.json")
 
-    def draws() -> Iterator[Draw]:
+    def draws() -> Iterator[CalibrationBatch]:
         """Draw one batch after the other."""
         yield from (draw(batch_size, seed) for seed in range(num_draws))
 

@@ -1,1 +1,1 @@
-"""A pretrained model and images -> how much each of its weights matters."""
+"""A pretrained model and images -> the importance of each of its weights."""

@@ -22,7 +22,7 @@ def main(params_path: Path, model: Path, data: Path, out: Path, report: Path) ->
     from stages.data.images import read_images
     from stages.importance.calibration import calibrate
     from stages.importance.report import write_report
-    from stages.importance.stability import measure_reliability
+    from stages.importance.stability import measure_diagnostics
     from stages.models.families import sample_shape
     from stages.models.pipeline import check_conditions, check_images, read_scheduler, read_unet
     from stages.models.saliency import write_importance
@@ -36,7 +36,7 @@ def main(params_path: Path, model: Path, data: Path, out: Path, report: Path) ->
     check_conditions(unet, images.conditions, data)
     check_images(images.train, sample_shape(unet), data)
     importance = calibrate(unet, scheduler, images, params, seed)
-    heat, stability = measure_reliability(importance, unet, scheduler, images, params, seed)
+    heat, stability = measure_diagnostics(importance, unet, scheduler, images, params, seed)
     with writing(out) as out_folder, writing(report) as report_folder:
         write_importance(out_folder, importance)
         write_report(importance, heat, stability, report_folder)

@@ -1,4 +1,4 @@
-"""A layer's weights and gradients -> saliency: one number a weight, which adds up to the scores of channels.
+"""A layer's weights and gradients -> its saliency: one number per weight, summed up to the scores of channels.
 
 A channel's score in a layer is |Σ saliency| over the weights of that channel; see docs/method.md for the sources.
 """
@@ -11,93 +11,93 @@ from torch import nn
 
 Layer = nn.Conv2d | nn.Linear | nn.GroupNorm
 Saliency = Callable[[Layer, torch.Tensor], torch.Tensor | None]
-"""(layer, gradient of its weight) -> a number for each weight; None where the layer has no say."""
+"""(layer, gradient of its weight) -> tensor of the weight's shape; None if the layer does not count."""
 
 
 def magnitude(layer: Layer, _: torch.Tensor) -> torch.Tensor | None:
-    """w² of convolutions and linear layers."""
+    """w², for convolutions and linear layers."""
     return None if isinstance(layer, nn.GroupNorm) else layer.weight.square()
 
 
 def signed_taylor(layer: Layer, gradient: torch.Tensor) -> torch.Tensor | None:
-    """w·g, so that the weights of a channel may cancel: |Σ_k w_k g_k|."""
+    """w·g, so that the weights of a channel can cancel: |Σ_k w_k g_k|."""
     return None if isinstance(layer, nn.GroupNorm) else layer.weight * gradient
 
 
 def absolute_taylor(layer: Layer, gradient: torch.Tensor) -> torch.Tensor | None:
-    """|w·g|: Σ_k |w_k g_k|."""
+    """|w·g|, without cancellation: Σ_k |w_k g_k|."""
     return None if isinstance(layer, nn.GroupNorm) else (layer.weight * gradient).abs()
 
 
 def squared_taylor(layer: Layer, gradient: torch.Tensor) -> torch.Tensor | None:
-    """(w·g)² of convolutions and linear layers, |w·g| of GroupNorm."""
+    """(w·g)² for convolutions and linear layers, |w·g| for GroupNorm."""
     product = layer.weight * gradient
     return product.abs() if isinstance(layer, nn.GroupNorm) else product.square()
 
 
 def fisher(layer: Layer, gradient: torch.Tensor) -> torch.Tensor | None:
-    """(w·g)², g the gradient of one batch: like Theis et al. (2018, eq. 8), who square the gradient of each image."""
+    """(w·g)² with the gradient of one batch; Theis et al. (2018, eq. 8) square the gradient of each image instead."""
     return None if isinstance(layer, nn.GroupNorm) else (layer.weight * gradient).square()
 
 
-def no_say(_: Layer, __: torch.Tensor) -> torch.Tensor | None:
-    """Nothing: random's scores are drawn when the channels are chosen."""
+def no_saliency(_: Layer, __: torch.Tensor) -> torch.Tensor | None:
+    """None; the scores of `random` are drawn when the channels are selected."""
     return None
 
 
-def ones(alphas_cumprod: torch.Tensor) -> torch.Tensor:
-    """Every timestep alike: ᾱ [T] -> [T]."""
+def uniform(alphas_cumprod: torch.Tensor) -> torch.Tensor:
+    """The weight 1 for every timestep: ᾱ [T] -> [T]."""
     return torch.ones_like(alphas_cumprod)
 
 
 def signal_share(alphas_cumprod: torch.Tensor) -> torch.Tensor:
-    """SNR / (1 + SNR) = ᾱ_t: falls from 1 to 0 with the signal that the noisy image still holds: ᾱ [T] -> [T]."""
+    """The weight SNR / (1 + SNR) = ᾱ_t, the share of signal in the noisy image: ᾱ [T] -> [T]."""
     return alphas_cumprod
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """One way to tell how much a weight matters."""
+    """A definition of how important a weight is."""
 
     saliency: dict[str, Saliency]
-    """By formula."""
-    gradients: bool = True
-    """Whether it looks at the loss at all."""
-    each_timestep: bool = False
-    """Whether saliencies of single timesteps are added up, and not gradients, whose signs may cancel."""
-    stops: bool = False
-    """Whether the sum over the timesteps ends at the threshold."""
-    weights: Callable[[torch.Tensor], torch.Tensor] = ones
-    """ᾱ [T] -> how much each timestep's gradient counts, [T]."""
+    """Formula -> saliency of a layer."""
+    needs_gradients: bool = True
+    """Whether it depends on the loss."""
+    per_timestep: bool = False
+    """Whether it sums the saliencies of single timesteps; otherwise it sums gradients, whose signs can cancel."""
+    has_threshold: bool = False
+    """Whether the sum over timesteps ends at the threshold."""
+    weights: Callable[[torch.Tensor], torch.Tensor] = uniform
+    """ᾱ [T] -> the weight of each timestep's loss, [T]."""
 
 
 CRITERIA = {
-    "random": Criterion({"paper": no_say, "diffusers": no_say}, gradients=False),
-    "magnitude": Criterion({"paper": magnitude, "diffusers": magnitude}, gradients=False),
+    "random": Criterion({"paper": no_saliency, "diffusers": no_saliency}, needs_gradients=False),
+    "magnitude": Criterion({"paper": magnitude, "diffusers": magnitude}, needs_gradients=False),
     "taylor": Criterion({"paper": squared_taylor, "diffusers": signed_taylor}),
-    "diff-pruning": Criterion({"paper": squared_taylor, "diffusers": absolute_taylor}, stops=True),
+    "diff-pruning": Criterion({"paper": squared_taylor, "diffusers": absolute_taylor}, has_threshold=True),
     "no-cancel-taylor": Criterion(
-        {"paper": absolute_taylor, "diffusers": absolute_taylor}, each_timestep=True, stops=True
+        {"paper": absolute_taylor, "diffusers": absolute_taylor}, per_timestep=True, has_threshold=True
     ),
-    "fisher": Criterion({"paper": fisher, "diffusers": fisher}, each_timestep=True, stops=True),
+    "fisher": Criterion({"paper": fisher, "diffusers": fisher}, per_timestep=True, has_threshold=True),
     "snr-taylor": Criterion({"paper": squared_taylor, "diffusers": absolute_taylor}, weights=signal_share),
 }
 
 
 @dataclass(frozen=True)
 class Formula:
-    """How one of the original's two engines settles what the paper leaves open."""
+    """Details that the paper leaves open, as one implementation of Diff-Pruning has them."""
 
     loss: Callable[[torch.Tensor], torch.Tensor]
-    """Squared errors [B, C, H, W] -> L_t."""
-    keeps_last: bool
-    """Whether the timestep that ends the sum still counts."""
+    """Squared errors [B, C, H, W] -> L_t, a scalar."""
+    includes_last: bool
+    """Whether the timestep whose loss is below the threshold is still included."""
     counts_doubled: bool
-    """Whether a layer that reads the same channels twice, through a skip, has a say."""
+    """Whether a layer that reads the same channels twice, through a skip connection, counts."""
 
 
 FORMULAS = {
-    "paper": Formula(loss=lambda errors: errors.sum(dim=(1, 2, 3)).mean(), keeps_last=False, counts_doubled=False),
-    "diffusers": Formula(loss=torch.mean, keeps_last=True, counts_doubled=True),
+    "paper": Formula(loss=lambda errors: errors.sum(dim=(1, 2, 3)).mean(), includes_last=False, counts_doubled=False),
+    "diffusers": Formula(loss=torch.mean, includes_last=True, counts_doubled=True),
 }
-"""paper is ddpm_exp, the code behind the published tables; diffusers is ddpm_prune.py."""
+"""paper: ddpm_exp, which produced the published tables. diffusers: ddpm_prune.py."""

@@ -18,21 +18,21 @@ from stages.storage.tensors import tensors_sha256
 
 
 @dataclass(frozen=True)
-class Draw:
-    """One calibration batch under one noise tensor."""
+class CalibrationBatch:
+    """Calibration images with one noise tensor."""
 
     images: torch.Tensor
     """[B, C, H, W] in [-1, 1]."""
     noise: torch.Tensor
-    """Of that shape; it serves all timesteps."""
+    """ε, of the same shape; all timesteps share it."""
     condition: Condition = field(default_factory=dict)
-    """What a conditional model takes beside them, each [B, …]."""
+    """Further inputs of a conditional model, each [B, …]; empty for an unconditional one."""
 
 
 def measure_importance(
     unet: Denoiser,
     scheduler: DDPMScheduler,
-    draws: Iterable[Draw],
+    batches: Iterable[CalibrationBatch],
     timesteps: Sequence[int],
     *,
     criterion: CriterionName,
@@ -45,35 +45,35 @@ def measure_importance(
     """Score every weight of a UNet as Diff-Pruning does (Fang et al., 2023, algorithm 1).
 
     Args:
-        unet: The dense model; its weights stay as they are, its gradients are used up.
+        unet: The dense model; its weights do not change, its gradients are cleared.
         scheduler: The noise schedule that it was trained with.
-        draws: Calibration batches with their noise, taken one after the other; the mean over them is what counts, and
-            each ends its own sum over the timesteps.
-        timesteps: Ascending, as the original takes them.
+        batches: Calibration batches, taken one after the other; gradients or saliencies are averaged over them, and
+            each batch ends its own sum over the timesteps.
+        timesteps: Ascending, as in the original.
         criterion: See `CRITERIA`.
         formula: paper or diffusers, see `FORMULAS`.
-        threshold: T, of criteria that stop.
-        timesteps_per_pass: How many timesteps share a pass; the same ones count, whatever it is. 1 computes bit for bit
-            as the original does, more to float32 accuracy (relative error about 1e-6), and faster.
-        precision: bfloat16 computes under autocast.
-        label: What the progress is called; None shows none.
+        threshold: T, for criteria with a threshold.
+        timesteps_per_pass: Timesteps in one forward and backward pass. It does not change which timesteps are used: 1
+            is bit-identical to the original, more is faster and agrees to about 1e-6 (relative).
+        precision: bfloat16 uses autocast.
+        label: Name of the progress bar; None shows none.
 
     Returns:
-        The saliencies on the CPU, and for each draw the losses of the timesteps that counted.
+        The saliencies, on the CPU, and for each batch the losses of the timesteps that were used.
     """
     kind = CRITERIA[criterion]
-    measure = _Measure(unet, scheduler, criterion, formula, threshold, precision)
-    num_each = 1 if kind.each_timestep else timesteps_per_pass
+    total = _GradientSum(unet, scheduler, criterion, formula, threshold, precision)
+    num_each = 1 if kind.per_timestep else timesteps_per_pass
     with _prepared(unet, channels_last=num_each > 1):
-        losses = [measure.add(draw, timesteps, num_each, label) for draw in draws] if kind.gradients else []
-        saliency = measure.saliency(max(1, len(losses)))
+        losses = [total.add(batch, timesteps, num_each, label) for batch in batches] if kind.needs_gradients else []
+        saliency = total.saliency(max(1, len(losses)))
     return Importance(
         criterion=criterion,
         formula=formula,
         precision=precision,
         model_sha256=tensors_sha256(unet.state_dict()),
         counts_doubled=FORMULAS[formula].counts_doubled,
-        timesteps=list(timesteps) if kind.gradients else [],
+        timesteps=list(timesteps) if kind.needs_gradients else [],
         losses=losses,
         saliency=saliency,
     )
@@ -81,25 +81,25 @@ def measure_importance(
 
 @contextmanager
 def _prepared(unet: Denoiser, *, channels_last: bool) -> Iterator[None]:
-    """Ask for the gradients of weights only, and lay them out as large passes of convolutions read them fastest."""
+    """Enable the gradients of weights only; channels-last storage is faster for passes of several timesteps."""
     unet.eval().zero_grad(set_to_none=True)
-    wanted = {parameter: parameter.requires_grad for parameter in unet.parameters()}
+    before = {parameter: parameter.requires_grad for parameter in unet.parameters()}
     weights = {layer.weight for layer in unet.modules() if isinstance(layer, Layer)}
     try:
-        for parameter in wanted:
+        for parameter in before:
             parameter.requires_grad_(parameter in weights)
         if channels_last:
             nn.Module.to(unet, memory_format=torch.channels_last)
         yield
     finally:
         nn.Module.to(unet, memory_format=torch.contiguous_format)
-        for parameter, before in wanted.items():
-            parameter.requires_grad_(before)
+        for parameter, requires_grad in before.items():
+            parameter.requires_grad_(requires_grad)
         unet.zero_grad(set_to_none=True)
 
 
-class _Measure:
-    """Adds up the gradients of draw after draw, in memory that does not grow with them."""
+class _GradientSum:
+    """Sums gradients, or saliencies per timestep, over batches; memory does not depend on their number."""
 
     def __init__(
         self,
@@ -113,55 +113,55 @@ class _Measure:
         self.unet, self.scheduler, self.precision = unet, scheduler, precision
         self.criterion, self.formula = CRITERIA[criterion], FORMULAS[formula]
         self.score = self.criterion.saliency[formula]
-        self.threshold = threshold if self.criterion.stops else 0.0
+        self.threshold = threshold if self.criterion.has_threshold else 0.0
         self.weights = self.criterion.weights(scheduler.alphas_cumprod)
         self.layers: dict[str, Layer] = {
             name: layer for name, layer in unet.named_modules() if isinstance(layer, Layer)
         }
         self.totals: dict[str, torch.Tensor] = {}
 
-    def add(self, draw: Draw, timesteps: Sequence[int], num_each: int, label: str | None) -> list[float]:
-        """Sum over the timesteps until L_t < threshold · max L; return the losses that went in.
+    def add(self, batch: CalibrationBatch, timesteps: Sequence[int], num_each: int, label: str | None) -> list[float]:
+        """Sum over the timesteps until L_t < threshold · max L; return the losses that were used.
 
-        This is the original's prefix rule: the first timestep below the threshold ends the sum, so the paper's set
-        {t : L_t / L_max > T} results only while the loss falls with t. Timesteps of one pass that come after the end
-        get no weight in its backward pass.
+        As in the original, the first timestep below the threshold ends the sum; this is the paper's set
+        {t : L_t / L_max > T} only if the loss decreases with t. Later timesteps of the same pass are left out of the
+        backward pass.
         """
         used: list[float] = []
         largest = 0.0
         starts = range(0, len(timesteps), num_each)
         for start in track(starts, f"{label}, pass", len(starts)) if label else starts:
             chunk = timesteps[start : start + num_each]
-            losses = self.forward(draw, chunk)
+            losses = self.forward(batch, chunk)
             values = [loss.item() for loss in losses]
             num_used, largest, ended = self._count(values, largest)
             if num_used:
                 weights = [float(self.weights[timestep]) for timestep in chunk[:num_used]]
                 sum(weight * loss for weight, loss in zip(weights, losses, strict=False)).backward()  # type: ignore[union-attr]
-            if self.criterion.each_timestep:
-                self._fold()
+            if self.criterion.per_timestep:
+                self._add_saliency()
             used += values[:num_used]
             if ended:
                 break
         return used
 
     def _count(self, losses: Sequence[float], largest: float) -> tuple[int, float, bool]:
-        """How many of these losses count, the largest so far, and whether the sum ends here."""
+        """Find how many of these losses are used, the largest loss so far, and whether the sum ends."""
         for index, loss in enumerate(losses):
             largest = max(largest, loss)
             if loss < self.threshold * largest:
-                return index + self.formula.keeps_last, largest, True
+                return index + self.formula.includes_last, largest, True
         return len(losses), largest, False
 
-    def forward(self, draw: Draw, timesteps: Sequence[int]) -> list[torch.Tensor]:
+    def forward(self, batch: CalibrationBatch, timesteps: Sequence[int]) -> list[torch.Tensor]:
         """Compute L_t of each timestep in one pass."""
-        batch_size, num_each = len(draw.images), len(timesteps)
-        moments = torch.tensor(timesteps, device=draw.images.device).repeat_interleave(batch_size)
-        images, noise = (tensor.repeat(num_each, 1, 1, 1) for tensor in (draw.images, draw.noise))
-        condition = {name: value.repeat(num_each, *[1] * (value.ndim - 1)) for name, value in draw.condition.items()}
-        noisy = self.scheduler.add_noise(images, noise, moments)  # type: ignore[arg-type]  # any integers will do
-        with self._autocast(draw.images.device.type):
-            predicted = self.unet(noisy, moments, **condition).sample
+        batch_size, num_each = len(batch.images), len(timesteps)
+        repeated = torch.tensor(timesteps, device=batch.images.device).repeat_interleave(batch_size)
+        images, noise = (tensor.repeat(num_each, 1, 1, 1) for tensor in (batch.images, batch.noise))
+        condition = {name: value.repeat(num_each, *[1] * (value.ndim - 1)) for name, value in batch.condition.items()}
+        noisy = self.scheduler.add_noise(images, noise, repeated)  # type: ignore[arg-type]  # the annotation is too narrow
+        with self._autocast(batch.images.device.type):
+            predicted = self.unet(noisy, repeated, **condition).sample
         errors = (predicted.float() - noise).square()
         return [self.formula.loss(part) for part in errors.split(batch_size)]
 
@@ -169,8 +169,8 @@ class _Measure:
         return torch.autocast(device_type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
 
     @torch.no_grad()
-    def _fold(self) -> None:
-        """Add the saliencies of this timestep's gradients to the totals, and forget the gradients."""
+    def _add_saliency(self) -> None:
+        """Add the saliencies of the current gradients to the totals and clear the gradients."""
         for name, layer in self.layers.items():
             value = self.score(layer, _gradient(layer))
             if value is not None:
@@ -178,12 +178,12 @@ class _Measure:
         self.unet.zero_grad(set_to_none=True)
 
     @torch.no_grad()
-    def saliency(self, num_draws: int) -> dict[str, torch.Tensor]:
-        """Give the saliency of every layer that has a say, for the mean over the draws."""
-        if self.criterion.each_timestep:
-            values = {name: total / num_draws for name, total in self.totals.items()}
+    def saliency(self, num_batches: int) -> dict[str, torch.Tensor]:
+        """Compute the saliency of every layer that counts, averaged over the batches."""
+        if self.criterion.per_timestep:
+            values = {name: total / num_batches for name, total in self.totals.items()}
         else:
-            scored = {name: self.score(layer, _gradient(layer) / num_draws) for name, layer in self.layers.items()}
+            scored = {name: self.score(layer, _gradient(layer) / num_batches) for name, layer in self.layers.items()}
             values = {name: value for name, value in scored.items() if value is not None}
         return {name: value.cpu() for name, value in values.items()}
 

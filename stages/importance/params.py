@@ -1,4 +1,4 @@
-"""The block importance of params.yaml."""
+"""The block `importance` of params.yaml."""
 
 from typing import Literal
 
@@ -9,35 +9,36 @@ from stages.runtime.schema import Section
 
 
 class ReportParams(Section):
-    """What is measured beside the importance, to judge it by."""
+    """Diagnostics of the importance: a heatmap of its origin and the stability of its rankings."""
 
     timesteps: int = Field(20, ge=2)
-    """Timesteps of the heatmap and of the stability, evenly spaced."""
+    """Number of timesteps of both diagnostics, evenly spaced over those that the importance used."""
     draws: int = Field(3, ge=2)
-    """Fresh calibration batches with fresh noise whose rankings are compared."""
+    """Number of independent calibration batches whose rankings are compared, pair by pair."""
 
 
 class ImportanceParams(Section):
-    """How much each weight matters to the denoising loss."""
+    """How the importance of each weight for the denoising loss is measured."""
 
     criterion: CriterionName
+    """Formula of the saliency; stages/importance/criteria.py defines each."""
     formula: FormulaName
-    """Which of the original's two engines to follow: paper is ddpm_exp, diffusers is ddpm_prune.py."""
+    """Which of the two implementations of Diff-Pruning to follow: paper is ddpm_exp, diffusers is ddpm_prune.py."""
     threshold: float = Field(ge=0, lt=1)
-    """T of diff-pruning, no-cancel-taylor and fisher: the sum over timesteps ends where L_t / L_max falls below it."""
+    """For diff-pruning, no-cancel-taylor and fisher: the sum over timesteps ends once L_t / L_max < threshold."""
     num_images: int = Field(ge=1)
-    """Images in a calibration batch; one noise tensor of that many serves all timesteps."""
+    """Images in a calibration batch; all timesteps share one noise tensor of this batch size."""
     batches: int = Field(1, ge=1)
-    """Calibration batches, one after the other; memory does not grow with them."""
+    """Number of calibration batches, taken one after the other; memory does not depend on it."""
     noises: int = Field(1, ge=1)
-    """Noise tensors for each batch."""
+    """Number of noise tensors for each batch."""
     stride: int = Field(ge=1)
-    """Distance between the timesteps used; 1 takes every one."""
+    """Distance between two timesteps; 1 uses all."""
     num_timesteps: int | None = Field(None, ge=1)
-    """The first so many of them alone count; null takes all."""
+    """Use only this many of these timesteps, from t = 0 on; null uses all."""
     timesteps_per_pass: int = Field(1, ge=1)
-    """Timesteps that share a forward and a backward pass; no-cancel-taylor and fisher need each alone and take 1."""
+    """Timesteps in one forward and backward pass; no-cancel-taylor and fisher always use 1."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 computes losses and gradients under autocast; weights and sums stay float32."""
+    """Precision of losses and gradients: float32, or bfloat16 under autocast; weights and sums stay float32."""
     report: ReportParams | None = ReportParams()
-    """null leaves out the heatmap and the stability, which cost some passes of their own."""
+    """The diagnostics; null skips them and their extra passes."""

@@ -1,5 +1,6 @@
-"""The importance, its heat and its stability -> losses.csv, layers.csv, metrics.json and importance.png."""
+"""The importance and its diagnostics -> losses.csv, layers.csv, metrics.json and importance.png."""
 
+from collections.abc import Iterable
 from itertools import zip_longest
 from pathlib import Path
 from statistics import fmean
@@ -9,37 +10,38 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from stages.importance.stability import Heat, Stability
+from stages.importance.stability import Heatmap, RankingStability
 from stages.models.saliency import Importance
 from stages.storage.files import write_atomically, write_json
 
 MAX_LABELS = 60
+"""Layer names on an axis, at most."""
 
 
-def write_report(importance: Importance, heat: Heat | None, stability: Stability | None, folder: Path) -> None:
-    """Write one row a timestep (the mean over the draws that used it), one a layer, their picture and the figures."""
-    curves = zip_longest(*importance.losses)
-    losses = [[loss for loss in row if loss is not None] for row in curves]
-    rows = [f"{timestep},{fmean(row)}" for timestep, row in zip(importance.timesteps, losses, strict=False)]
-    _write_rows(folder / "losses.csv", "timestep,loss", rows)
+def write_report(
+    importance: Importance, heatmap: Heatmap | None, stability: RankingStability | None, folder: Path
+) -> None:
+    """Write the mean loss per timestep, the contribution per layer, the metrics and a figure."""
+    losses = [fmean(loss for loss in row if loss is not None) for row in zip_longest(*importance.losses)]
+    _write_csv(folder / "losses.csv", ("timestep", "loss"), *zip(importance.timesteps, losses, strict=False))
     metrics: dict[str, float] = {"timesteps_used": fmean(map(len, importance.losses)) if importance.losses else 0}
-    if heat is not None:
-        metrics["cancellation"] = float(heat.cancellation.mean())
+    if heatmap is not None:
+        metrics["cancellation"] = float(heatmap.cancellation.mean())
     if stability is not None:
         metrics |= vars(stability)
-    layers = zip(heat.layers, heat.contribution.sum(axis=1), heat.cancellation, strict=True) if heat else ()
-    _write_rows(folder / "layers.csv", "layer,contribution,cancellation", [",".join(map(str, row)) for row in layers])
+    columns = (heatmap.layers, heatmap.contribution.sum(axis=1), heatmap.cancellation) if heatmap else ()
+    _write_csv(folder / "layers.csv", ("layer", "contribution", "cancellation"), *zip(*columns, strict=True))
     write_json(folder / "metrics.json", metrics)
-    draw_report(importance, heat).savefig(folder / "importance.png", metadata={"Software": None})
+    draw_report(importance, heatmap).savefig(folder / "importance.png", metadata={"Software": None})
 
 
-def _write_rows(path: Path, header: str, rows: list[str]) -> None:
-    write_atomically(path, ("\n".join([header, *rows]) + "\n").encode())
+def _write_csv(path: Path, *rows: Iterable[object]) -> None:
+    write_atomically(path, "".join(",".join(map(str, row)) + "\n" for row in rows).encode())
 
 
-def draw_report(importance: Importance, heat: Heat | None) -> Figure:
-    """Draw the losses with the place where each sum ended, and how much each layer contributes at each timestep."""
-    num_layers = len(heat.layers) if heat else 0
+def draw_report(importance: Importance, heatmap: Heatmap | None) -> Figure:
+    """Draw the losses, with the end of each sum, and the heatmap of layers and timesteps."""
+    num_layers = len(heatmap.layers) if heatmap else 0
     with mpl.rc_context({"font.size": 9, "figure.dpi": 110}):
         figure = Figure(figsize=(10, 3.2 + 0.14 * min(num_layers, MAX_LABELS)), layout="constrained")
         panels = figure.subplots(2, 1, squeeze=False, height_ratios=[1, 0.3 + 0.06 * min(num_layers, MAX_LABELS)])
@@ -48,17 +50,19 @@ def draw_report(importance: Importance, heat: Heat | None) -> Figure:
             timesteps = importance.timesteps[: len(losses)]
             top.plot(timesteps, losses, linewidth=1)
             top.plot(timesteps[-1:], losses[-1:], "o", markersize=4)
-        top.set(xlabel="timestep", ylabel="loss", title=f"{importance.criterion}: losses, and where each sum ends")
+        top.set(xlabel="timestep", ylabel="loss", title=f"{importance.criterion}: losses, and the end of each sum")
         if importance.losses:
             top.set_yscale("log")
-        if heat is None:
+        if heatmap is None:
             bottom.axis("off")
         else:
-            norm = LogNorm() if heat.contribution.any() else None
-            picture = bottom.imshow(heat.contribution + np.finfo(float).tiny, aspect="auto", norm=norm)
-            bottom.set_xticks(range(len(heat.timesteps)), [str(timestep) for timestep in heat.timesteps], rotation=90)
+            norm = LogNorm() if heatmap.contribution.any() else None
+            image = bottom.imshow(heatmap.contribution + np.finfo(float).tiny, aspect="auto", norm=norm)
+            bottom.set_xticks(
+                range(len(heatmap.timesteps)), [str(timestep) for timestep in heatmap.timesteps], rotation=90
+            )
             every = -(-num_layers // MAX_LABELS)
-            bottom.set_yticks(range(0, num_layers, every), heat.layers[::every], fontsize=6)
+            bottom.set_yticks(range(0, num_layers, every), heatmap.layers[::every], fontsize=6)
             bottom.set(xlabel="timestep", title="Σ |w·g_t| of each layer")
-            figure.colorbar(picture, ax=bottom)
+            figure.colorbar(image, ax=bottom)
     return figure

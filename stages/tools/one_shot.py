@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from stages.importance.measure import Draw, measure_importance
+from stages.importance.measure import CalibrationBatch, measure_importance
 from stages.models.families import Condition, Denoiser
 from stages.models.params import CriterionName, FormulaName
 from stages.models.plan import Plan
@@ -49,8 +49,8 @@ def plan_one_shot(
     Returns:
         The plan: `plan.groups` in the order of the original, each with the channels to prune.
     """
-    draws = [Draw(images, noise, condition or {})]
+    batches = [CalibrationBatch(images, noise, condition or {})]
     importance = measure_importance(
-        unet, scheduler, draws, timesteps, criterion=criterion, formula=formula, threshold=threshold
+        unet, scheduler, batches, timesteps, criterion=criterion, formula=formula, threshold=threshold
     )
     return plan_pruning(unet, importance, PruneParams(target=Target(ratio=ratio), order=order), seed)

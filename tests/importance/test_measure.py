@@ -1,4 +1,4 @@
-"""Importance of weights."""
+"""The importance of weights: criteria, the sum over timesteps, calibration."""
 
 import pytest
 import torch
@@ -14,19 +14,19 @@ from stages.importance.criteria import (
     signed_taylor,
     squared_taylor,
 )
-from stages.importance.measure import Draw, measure_importance
+from stages.importance.measure import CalibrationBatch, measure_importance
 from stages.runtime.errors import InputError
 from stages.storage.tensors import tensors_sha256
 
 X = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 NOISE = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-DRAW = Draw(X, NOISE)
+BATCH = CalibrationBatch(X, NOISE)
 STEPS = range(0, 1000, 200)
 
 
 @pytest.fixture
 def layer():
-    """A layer with weights 1, −2, 3."""
+    """A linear layer with weights 1, −2, 3."""
     layer = nn.Linear(3, 1)
     layer.weight.data = torch.tensor([[1.0, -2.0, 3.0]])
     return layer
@@ -43,12 +43,12 @@ def layer():
     ],
 )
 def test_saliency_by_hand(layer, saliency, expected):
-    """Each criterion on gradients 2, 1, −1: numbers that can be checked in the head."""
+    """Each criterion on gradients 2, 1, −1 (closed form)."""
     assert saliency(layer, torch.tensor([[2.0, 1.0, -1.0]])).tolist() == [expected]
 
 
-def test_only_the_paper_counts_group_norm():
-    """There with |w·g|, not squared; the others never do."""
+def test_only_squared_taylor_scores_group_norm():
+    """With |w·g|, not squared; the other criteria ignore it."""
     norm, gradient = nn.GroupNorm(1, 2), torch.tensor([3.0, 3.0])
     norm.weight.data = torch.tensor([1.0, -2.0])
 
@@ -56,44 +56,44 @@ def test_only_the_paper_counts_group_norm():
     assert [score(norm, gradient) for score in (magnitude, signed_taylor, absolute_taylor, fisher)] == [None] * 4
 
 
-def losses_of(unet, scheduler, formula, draw):
-    """L_t of every timestep, straight from the definition."""
+def losses_of(unet, scheduler, formula, batch):
+    """L_t of every timestep, computed from the definition."""
     losses = []
     for step in STEPS:
-        noisy = scheduler.add_noise(draw.images, draw.noise, torch.tensor([step, step]))
-        losses.append(FORMULAS[formula].loss((unet(noisy, step).sample - draw.noise).square()))
+        noisy = scheduler.add_noise(batch.images, batch.noise, torch.tensor([step, step]))
+        losses.append(FORMULAS[formula].loss((unet(noisy, step).sample - batch.noise).square()))
     return losses
 
 
 @pytest.mark.parametrize("timesteps_per_pass", [1, 2, 5, 9])
 @pytest.mark.parametrize("formula", FORMULAS)
-def test_signed_taylor_is_that_of_the_summed_loss(unet, scheduler, formula, timesteps_per_pass):
-    """In passes of any size, the gradients are those of one backward pass through the sum (autograd as reference)."""
+def test_taylor_uses_the_gradient_of_the_summed_loss(unet, scheduler, formula, timesteps_per_pass):
+    """For any number of timesteps per pass (autograd as reference)."""
     found = measure_importance(
-        unet, scheduler, [DRAW], STEPS, criterion="taylor", formula=formula, timesteps_per_pass=timesteps_per_pass
+        unet, scheduler, [BATCH], STEPS, criterion="taylor", formula=formula, timesteps_per_pass=timesteps_per_pass
     )
-    (gradient,) = torch.autograd.grad(sum(losses_of(unet, scheduler, formula, DRAW)), [unet.conv_in.weight])
+    (gradient,) = torch.autograd.grad(sum(losses_of(unet, scheduler, formula, BATCH)), [unet.conv_in.weight])
     expected = CRITERIA["taylor"].saliency[formula](unet.conv_in, gradient)
 
     torch.testing.assert_close(found.saliency["conv_in"], expected, rtol=1e-3, atol=1e-7)
 
 
 @pytest.mark.parametrize(("criterion", "power"), [("no-cancel-taylor", 1), ("fisher", 2)])
-def test_variants_add_up_saliencies_of_single_timesteps(unet, scheduler, criterion, power):
-    """Σ_t |w·g_t|^p, with the gradient of each timestep by itself."""
-    found = measure_importance(unet, scheduler, [DRAW], STEPS, criterion=criterion, formula="paper")
+def test_per_timestep_criteria_sum_saliencies(unet, scheduler, criterion, power):
+    """Σ_t |w·g_t|^p, with the gradient of each single timestep."""
+    found = measure_importance(unet, scheduler, [BATCH], STEPS, criterion=criterion, formula="paper")
     weight = unet.conv_in.weight
-    losses = losses_of(unet, scheduler, "paper", DRAW)
+    losses = losses_of(unet, scheduler, "paper", BATCH)
     gradients = [torch.autograd.grad(loss, [weight], retain_graph=True)[0] for loss in losses]
 
     expected = sum((weight * gradient).abs() ** power for gradient in gradients)
     torch.testing.assert_close(found.saliency["conv_in"], expected, rtol=1e-3, atol=1e-7)
 
 
-def test_snr_weights_every_timestep_by_its_share_of_signal(unet, scheduler):
+def test_snr_taylor_weights_timesteps_by_their_share_of_signal(unet, scheduler):
     """Σ_t ᾱ_t g_t instead of a threshold; ᾱ = SNR / (1 + SNR)."""
-    found = measure_importance(unet, scheduler, [DRAW], STEPS, criterion="snr-taylor", formula="diffusers")
-    losses = losses_of(unet, scheduler, "diffusers", DRAW)
+    found = measure_importance(unet, scheduler, [BATCH], STEPS, criterion="snr-taylor", formula="diffusers")
+    losses = losses_of(unet, scheduler, "diffusers", BATCH)
     weighted = sum(scheduler.alphas_cumprod[step] * loss for step, loss in zip(STEPS, losses, strict=True))
     (gradient,) = torch.autograd.grad(weighted, [unet.conv_in.weight])
 
@@ -101,11 +101,11 @@ def test_snr_weights_every_timestep_by_its_share_of_signal(unet, scheduler):
 
 
 @pytest.mark.parametrize("criterion", ["taylor", "fisher"])
-def test_several_draws_count_as_their_mean(unet, scheduler, criterion):
-    """Twice the same draw changes nothing, and draws are taken one at a time."""
+def test_batches_are_averaged(unet, scheduler, criterion):
+    """The same batch twice changes nothing; batches may come from an iterator."""
     chosen = {"criterion": criterion, "formula": "paper"}
-    once = measure_importance(unet, scheduler, [DRAW], STEPS, **chosen)
-    twice = measure_importance(unet, scheduler, iter([DRAW, DRAW]), STEPS, **chosen)
+    once = measure_importance(unet, scheduler, [BATCH], STEPS, **chosen)
+    twice = measure_importance(unet, scheduler, iter([BATCH, BATCH]), STEPS, **chosen)
 
     assert twice.losses == once.losses * 2
     for name, saliency in once.saliency.items():
@@ -113,10 +113,10 @@ def test_several_draws_count_as_their_mean(unet, scheduler, criterion):
 
 
 def test_bfloat16_is_close_and_recorded(unet, scheduler):
-    """Autocast changes gradients by about a percent, and the record says so."""
+    """Autocast changes gradients by about a percent; the importance has the precision."""
     chosen = {"criterion": "diff-pruning", "formula": "diffusers"}
     exact, fast = (
-        measure_importance(unet, scheduler, [DRAW], STEPS, precision=precision, **chosen)
+        measure_importance(unet, scheduler, [BATCH], STEPS, precision=precision, **chosen)
         for precision in ("float32", "bfloat16")
     )
     error = (fast.saliency["conv_out"] - exact.saliency["conv_out"]).norm() / exact.saliency["conv_out"].norm()
@@ -126,14 +126,14 @@ def test_bfloat16_is_close_and_recorded(unet, scheduler):
 
 
 class Scripted(nn.Module):
-    """A model whose squared error is 4, but 1 at timestep 400."""
+    """A model whose squared error is 4, and 1 at timestep 400."""
 
     def __init__(self):
         super().__init__()
         self.conv = nn.Conv2d(1, 1, 1)
 
     def forward(self, noisy, timesteps):
-        """The noise, wrong by 2 or 1."""
+        """The noise plus 2 or 1."""
         error = torch.where(timesteps == 400, 1.0, 2.0)[:, None, None, None]
         noise = NOISE.repeat(len(noisy) // len(NOISE), 1, 1, 1)
         return type("Output", (), {"sample": noise + error * self.conv.weight / self.conv.weight.detach()})
@@ -142,20 +142,20 @@ class Scripted(nn.Module):
 @pytest.mark.parametrize("timesteps_per_pass", [1, 2, 3, 5])
 @pytest.mark.parametrize(("formula", "used"), [("paper", 2), ("diffusers", 3)])
 def test_the_sum_ends_at_the_first_loss_below_the_threshold(scheduler, formula, used, timesteps_per_pass):
-    """Losses 4, 4, 1, 4, … stop at the third timestep for T = .5; only diffusers counts that one, however passed."""
+    """Losses 4, 4, 1, 4, … stop at the third timestep for T = 0.5; only diffusers includes it."""
     chosen = {"criterion": "diff-pruning", "formula": formula, "timesteps_per_pass": timesteps_per_pass}
-    found = measure_importance(Scripted(), scheduler, [DRAW], STEPS, threshold=0.5, **chosen)
-    full = measure_importance(Scripted(), scheduler, [DRAW], STEPS[:used], criterion="taylor", formula=formula)
+    found = measure_importance(Scripted(), scheduler, [BATCH], STEPS, threshold=0.5, **chosen)
+    full = measure_importance(Scripted(), scheduler, [BATCH], STEPS[:used], criterion="taylor", formula=formula)
 
     assert [len(losses) for losses in found.losses] == [used]
     torch.testing.assert_close(found.losses, full.losses)
 
 
-def test_measuring_leaves_the_model_as_it_was(unet, scheduler):
-    """Weights are the same and no gradient is left behind."""
+def test_measuring_does_not_change_the_model(unet, scheduler):
+    """Weights, memory format and requires_grad are the same, and no gradient is left."""
     before = tensors_sha256(unet.state_dict())
     importance = measure_importance(
-        unet, scheduler, [DRAW], STEPS, criterion="taylor", formula="paper", timesteps_per_pass=2
+        unet, scheduler, [BATCH], STEPS, criterion="taylor", formula="paper", timesteps_per_pass=2
     )
 
     assert tensors_sha256(unet.state_dict()) == before == importance.model_sha256
@@ -165,7 +165,7 @@ def test_measuring_leaves_the_model_as_it_was(unet, scheduler):
 
 
 def test_the_same_seed_gives_the_same_importance(unet, scheduler, images, params):
-    """And another seed other images and noise."""
+    """Another seed gives another one."""
     chosen = params.importance.model_copy(update={"stride": 250, "num_images": 4})
     first, second, other = (calibrate(unet, scheduler, images, chosen, seed) for seed in (0, 0, 1))
 
@@ -173,18 +173,18 @@ def test_the_same_seed_gives_the_same_importance(unet, scheduler, images, params
 
 
 def test_more_calibration_images_than_there_are_is_refused(unet, scheduler, images, params):
-    """Both numbers and the key to change."""
-    greedy = params.importance.model_copy(update={"num_images": 25})
+    """The message has both numbers and the key."""
+    too_many = params.importance.model_copy(update={"num_images": 25})
 
     with pytest.raises(InputError, match=r"importance\.num_images 25 is more than the 24 training images"):
-        calibrate(unet, scheduler, images, greedy, 0)
+        calibrate(unet, scheduler, images, too_many, 0)
 
 
 @pytest.mark.parametrize(
     ("stride", "count", "expected"), [(1, 3, [0, 1, 2]), (400, 2, [0, 400]), (400, None, [0, 400, 800])]
 )
-def test_the_first_timesteps_alone_may_count(unet, scheduler, images, params, stride, count, expected):
-    """As many as asked for, of those that the stride takes."""
+def test_num_timesteps_selects_the_first_timesteps(unet, scheduler, images, params, stride, count, expected):
+    """Of those that the stride leaves."""
     chosen = params.importance.model_copy(
         update={"criterion": "taylor", "stride": stride, "num_timesteps": count, "num_images": 2}
     )
@@ -193,8 +193,8 @@ def test_the_first_timesteps_alone_may_count(unet, scheduler, images, params, st
 
 
 def test_more_timesteps_than_there_are_is_refused(unet, scheduler, images, params):
-    """With both numbers and what to change."""
+    """The message has both numbers and both keys."""
     chosen = params.importance.model_copy(update={"stride": 10, "num_timesteps": 101})
 
-    with pytest.raises(InputError, match=r"num_timesteps 101 is more than the 100 timesteps that stride 10 takes"):
+    with pytest.raises(InputError, match=r"num_timesteps 101 is more than the 100 timesteps that stride 10 leaves"):
         calibrate(unet, scheduler, images, chosen, 0)

@@ -10,7 +10,7 @@ from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.pipelines.deprecated.latent_diffusion_uncond.pipeline_latent_diffusion_uncond import LDMPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
-from stages.importance.calibration import calibrate, draw_calibration
+from stages.importance.calibration import calibrate, calibration_batches
 from stages.models.autoencoder import Codec, picture_shape, read_codec
 from stages.models.params import SamplerParams
 from stages.models.pipeline import read_class_table
@@ -162,7 +162,7 @@ def test_latents_with_a_codebook_are_not_scaled_unless_their_config_says_so(tmp_
 def test_a_conditional_model_is_calibrated_under_the_classes_of_its_images(conditional, scheduler, latents, params):
     """Each draw tells the model the rows of its own latents, and the importance hangs on them."""
     chosen = params.importance.model_copy(update={"stride": 500, "num_images": 4})
-    draw_of = next(draw_calibration(conditional, latents, chosen, 0))
+    draw_of = next(calibration_batches(conditional, latents, chosen, 0))
     told = draw_of.condition["encoder_hidden_states"]
     others = dataclasses.replace(latents.conditions, train=(latents.conditions.train + 1) % 4)
     found, other = (

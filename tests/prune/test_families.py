@@ -7,7 +7,7 @@ from diffusers.models.autoencoders.vq_model import VQModel
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from stages.importance.measure import Draw, measure_importance
+from stages.importance.measure import CalibrationBatch, measure_importance
 from stages.models.families import example_inputs, skeleton
 from stages.models.groups import find_groups
 from stages.models.pipeline import read_unet, write_pipeline
@@ -51,7 +51,7 @@ def test_the_condition_matters_to_the_importance(conditional, scheduler):
         measure_importance(
             conditional,
             scheduler,
-            [Draw(images, images, {"encoder_hidden_states": scale * condition})],
+            [CalibrationBatch(images, images, {"encoder_hidden_states": scale * condition})],
             STEPS,
             criterion="taylor",
             formula="paper",

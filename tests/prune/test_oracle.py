@@ -10,7 +10,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from stages.importance.measure import Draw, measure_importance
+from stages.importance.measure import CalibrationBatch, measure_importance
 from stages.models.complexity import count_params
 from stages.prune.params import PruneParams, Target
 from stages.prune.selection import plan_pruning
@@ -77,7 +77,7 @@ def test_losses_are_those_of_the_original(path, timesteps_per_pass):
     importance = measure_importance(
         unet,
         DDPMScheduler(),
-        [Draw(images, noise)],
+        [CalibrationBatch(images, noise)],
         range(0, 1000, record["stride"])[: record["max_steps"]],
         criterion=record["criterion"],
         formula=FORMULA[record["engine"]],
