@@ -107,11 +107,11 @@ def check_autoencoder(unet: Denoiser, folder: Path) -> None:
         return
     shape = sample_shape(unet)
     try:
-        pictures = codec.decode(torch.zeros(1, *shape, device=unet.device))
-        latents = codec.encode(to_pixels(pictures))
+        images = codec.decode(torch.zeros(1, *shape, device=unet.device))
+        latents = codec.encode(to_pixels(images))
     except Exception as error:  # noqa: BLE001  # as above
         raise InputError(f"{folder}: the autoencoder does not fit the model ({first_line(error)})") from None
-    if latents.shape[1:] != shape or not (pictures.isfinite().all() and np.isfinite(latents).all()):
+    if latents.shape[1:] != shape or not (images.isfinite().all() and np.isfinite(latents).all()):
         raise InputError(f"{folder}: the autoencoder makes latents {latents.shape[1:]}, the model expects {shape}")
 
 

@@ -197,4 +197,5 @@ class FetchParams(Section):
     data: Annotated[DataSource, Field(discriminator="source")]
     """Where the images come from."""
     heldout: float = Field(gt=0, lt=1)
-    """Share of the images that finetuning never sees, for the held-out loss; the source may bring its own instead."""
+    """Share of the images kept out of finetuning, for the held-out loss; ignored if the source has held-out images
+    of its own."""

@@ -61,22 +61,8 @@ def measure_importance(
     Returns:
         The saliencies, on the CPU, and for each batch the losses of the timesteps that were used.
     """
-    kind = CRITERIA[criterion]
-    total = _GradientSum(unet, scheduler, criterion, formula, threshold, precision)
-    num_each = 1 if kind.per_timestep else timesteps_per_pass
-    with _prepared(unet, channels_last=num_each > 1):
-        losses = [total.add(batch, timesteps, num_each, label) for batch in batches] if kind.needs_gradients else []
-        saliency = total.saliency(max(1, len(losses)))
-    return Importance(
-        criterion=criterion,
-        formula=formula,
-        precision=precision,
-        model_sha256=tensors_sha256(unet.state_dict()),
-        counts_doubled=FORMULAS[formula].counts_doubled,
-        timesteps=list(timesteps) if kind.needs_gradients else [],
-        losses=losses,
-        saliency=saliency,
-    )
+    measurement = _Measurement(unet, scheduler, criterion, formula, threshold, precision)
+    return measurement.run(batches, timesteps, timesteps_per_pass, label)
 
 
 @contextmanager
@@ -98,7 +84,7 @@ def _prepared(unet: Denoiser, *, channels_last: bool) -> Iterator[None]:
         unet.zero_grad(set_to_none=True)
 
 
-class _GradientSum:
+class _Measurement:
     """Sums gradients, or saliencies per timestep, over batches; memory does not depend on their number."""
 
     def __init__(
@@ -111,6 +97,7 @@ class _GradientSum:
         precision: str,
     ) -> None:
         self.unet, self.scheduler, self.precision = unet, scheduler, precision
+        self.criterion_name, self.formula_name = criterion, formula
         self.criterion, self.formula = CRITERIA[criterion], FORMULAS[formula]
         self.score = self.criterion.saliency[formula]
         self.threshold = threshold if self.criterion.has_threshold else 0.0
@@ -119,6 +106,30 @@ class _GradientSum:
             name: layer for name, layer in unet.named_modules() if isinstance(layer, Layer)
         }
         self.totals: dict[str, torch.Tensor] = {}
+
+    def run(
+        self,
+        batches: Iterable[CalibrationBatch],
+        timesteps: Sequence[int],
+        timesteps_per_pass: int,
+        label: str | None,
+    ) -> Importance:
+        """Measure the importance, as `measure_importance` describes."""
+        needs_gradients = self.criterion.needs_gradients
+        num_each = 1 if self.criterion.per_timestep else timesteps_per_pass
+        with _prepared(self.unet, channels_last=num_each > 1):
+            losses = [self.add(batch, timesteps, num_each, label) for batch in batches] if needs_gradients else []
+            saliency = self.saliency(max(1, len(losses)))
+        return Importance(
+            criterion=self.criterion_name,
+            formula=self.formula_name,
+            precision=self.precision,
+            model_sha256=tensors_sha256(self.unet.state_dict()),
+            counts_doubled=self.formula.counts_doubled,
+            timesteps=list(timesteps) if needs_gradients else [],
+            losses=losses,
+            saliency=saliency,
+        )
 
     def add(self, batch: CalibrationBatch, timesteps: Sequence[int], num_each: int, label: str | None) -> list[float]:
         """Sum over the timesteps until L_t < threshold · max L; return the losses that were used.
