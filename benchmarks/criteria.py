@@ -1,4 +1,4 @@
-"""The digits model, no finetuning -> every criterion at several budgets and seeds, with and without compensation."""
+"""The digits model, not finetuned -> quality of each criterion by budget and seed, with and without compensation."""
 
 import csv
 import itertools
@@ -22,7 +22,7 @@ from stages.protocol.extractors import Extractor
 from stages.protocol.intervals import estimate
 from stages.protocol.params import ExtractorParams, ReferenceParams
 from stages.protocol.protocol import make_protocol
-from stages.prune.compensate import NoisyImages
+from stages.prune.compensate import NoisyBatches
 from stages.prune.params import CompensateParams, PruneParams, Target
 from stages.prune.pruning import prune_unet
 from stages.prune.selection import plan_pruning
@@ -56,7 +56,7 @@ COLUMNS = ("criterion", "formula", "macs", "compensated", "seed", "fid", "ssim",
 
 
 class Bench:
-    """The dense model, its data, and what is measured on a model pruned from it."""
+    """The dense model, its data, and the measurements of pruned models."""
 
     def __init__(self, data: Path) -> None:
         self.unet, self.scheduler = read_unet(MODEL), read_scheduler(MODEL)
@@ -66,61 +66,61 @@ class Bench:
         )
         self.extractor = Extractor(QUALITY.extractor, QUALITY.batch_size)
         protocol = make_protocol(QUALITY, 0, self.scheduler, self.images.pixels, self.extractor)
-        self.judge = QualityMetrics(self.extractor.features(self.images.pixels), protocol)
+        self.quality_metrics = QualityMetrics(self.extractor.features(self.images.pixels), protocol)
         self.dense: dict[int, np.ndarray] = {}
 
     def measure(self, unet: torch.nn.Module, seed: int) -> dict[str, float]:
-        """FID, SSIM against the dense model's images from the same noise, and the loss on held-out images."""
-        drawn = self.sample(unet, seed)
+        """Measure FID, SSIM with the dense model's images of the same noise, and the held-out loss."""
+        samples = self.sample(unet, seed)
         if seed not in self.dense:
             self.dense[seed] = self.sample(self.unet, seed)
         images, noise, timesteps = self.heldout.images, self.heldout.noise, self.heldout.timesteps
         with torch.no_grad():
             predicted = unet(self.scheduler.add_noise(images, noise, timesteps), timesteps).sample
         loss = (predicted - noise).square().mean()
-        quality = self.judge(self.extractor.features(drawn), seed)
-        ssim = images_to_ssim(drawn, self.dense[seed]).mean()
+        quality = self.quality_metrics(self.extractor.features(samples), seed)
+        ssim = images_to_ssim(samples, self.dense[seed]).mean()
         return {"fid": quality.fid, "ssim": float(ssim), "loss": float(loss)}
 
     def sample(self, unet: torch.nn.Module, seed: int) -> np.ndarray:
-        """Draw the images of a seed."""
+        """Sample NUM_IMAGES images, uint8 [N, C, H, W]."""
         seeds = image_seeds(seed, NUM_IMAGES)
         return draw(unet, self.scheduler, seeds, SAMPLER, batch_size=QUALITY.batch_size, label="images")
 
     def rows(self, criterion: str, formula: str, seed: int) -> list[dict[str, object]]:
-        """Measure one criterion on one seed, at every budget, with and without compensation."""
+        """Measure one criterion with one seed, at every budget, with and without compensation."""
         chosen = ImportanceParams(criterion=criterion, formula=formula, threshold=0.05, num_images=16, stride=4)
         importance = calibrate(self.unet, self.scheduler, self.images, chosen, seed)
         rows = []
         for macs, compensated in itertools.product(BUDGETS, (None, COMPENSATE)):
             params = PruneParams(target=Target(macs=macs), floor=0.1, compensate=compensated)
             plan = plan_pruning(self.unet, importance, params, derive_seed(seed, "random importance"))
-            images = NoisyImages(self.unet, self.scheduler, self.images, COMPENSATE, seed)
+            images = NoisyBatches(self.unet, self.scheduler, self.images, COMPENSATE, seed)
             pruned = prune_unet(self.unet, plan, images)
-            named = (criterion, formula, macs, compensated is not None, seed)
-            rows.append(dict(zip(COLUMNS, named, strict=False)) | self.measure(pruned, seed))
+            labels = (criterion, formula, macs, compensated is not None, seed)
+            rows.append(dict(zip(COLUMNS, labels, strict=False)) | self.measure(pruned, seed))
         return rows
 
 
 def interval(values: list[float]) -> str:
-    """Write the mean ± half the 95 % interval."""
-    found = estimate(values)
-    return f"{found.mean:.3g} ± {found.half_width:.2g}"
+    """Format the mean ± half the width of the 95 % interval."""
+    estimated = estimate(values)
+    return f"{estimated.mean:.3g} ± {estimated.half_width:.2g}"
 
 
-def table(path: Path) -> str:
-    """Write a Markdown table of mean ± interval over the seeds, one for each budget."""
-    cells: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
+def markdown_tables(path: Path) -> str:
+    """Format one Markdown table per budget, with mean ± interval over the seeds."""
+    rows: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
     with path.open() as file:
         for row in csv.DictReader(file):
-            cells[row["macs"], row["criterion"], row["formula"], row["compensated"]].append(row)
+            rows[row["macs"], row["criterion"], row["formula"], row["compensated"]].append(row)
     lines = []
     for macs in BUDGETS:
         lines += ["", f"MACs {macs}:", "", "| criterion | FID | FID, comp. | SSIM | SSIM, comp. | loss | loss, comp. |"]
         lines.append("| --- |" + " ---: |" * 6)
         for criterion, formula in CRITERIA:
             values = [
-                interval([float(row[key]) for row in cells[macs, criterion, formula, compensated]])
+                interval([float(row[key]) for row in rows[macs, criterion, formula, compensated]])
                 for key in ("fid", "ssim", "loss")
                 for compensated in ("False", "True")
             ]
@@ -130,12 +130,17 @@ def table(path: Path) -> str:
 
 @click.command()
 @click.option("--data", type=Path, default=Path("artifacts/data"), help="Packed digits, as fetch writes them.")
-@click.option("--out", type=Path, default=Path("reports/criteria.csv"), help="One row a measurement; taken up again.")
-@click.option("--seeds", default=5, help="How many.")
+@click.option(
+    "--out",
+    type=Path,
+    default=Path("reports/criteria.csv"),
+    help="CSV with one row per measurement; an existing file is continued.",
+)
+@click.option("--seeds", default=5, help="Number of seeds, at least 2.")
 def main(data: Path, out: Path, seeds: int) -> None:
-    """Measure what is not there yet, then print the table."""
+    """Measure what --out does not have yet, then print the tables."""
     if seeds < 2:  # noqa: PLR2004
-        raise InputError(f"--seeds {seeds} gives no interval; give at least 2")
+        raise InputError(f"--seeds {seeds} is too few for an interval; give at least 2")
     bench = Bench(data)
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("a+", newline="") as file:
@@ -148,7 +153,7 @@ def main(data: Path, out: Path, seeds: int) -> None:
             if (criterion, formula, str(seed)) not in done:
                 writer.writerows(bench.rows(criterion, formula, seed))
                 file.flush()
-    click.echo(table(out))
+    click.echo(markdown_tables(out))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from stages.protocol.extractors import Extractor
 from stages.protocol.intervals import estimate
 from stages.protocol.params import ExtractorParams, ReferenceParams
 from stages.protocol.protocol import make_protocol
-from stages.prune.compensate import NoisyImages
+from stages.prune.compensate import NoisyBatches
 from stages.prune.params import CompensateParams, PruneParams, Target
 from stages.prune.pruning import prune_unet
 from stages.prune.selection import plan_pruning
@@ -108,7 +108,7 @@ class Bench:
             importance = calibrate(self.unet, self.scheduler, self.images, chosen, seed)
             params = PruneParams(target=Target(macs=BUDGET), compensate=COMPENSATE if compensated else None)
             plan = plan_pruning(self.unet, importance, params, derive_seed(seed, "random importance"))
-            noisy = NoisyImages(self.unet, self.scheduler, self.images, COMPENSATE, seed)
+            noisy = NoisyBatches(self.unet, self.scheduler, self.images, COMPENSATE, seed)
             self.pruned[seed, compensated] = prune_unet(self.unet, plan, noisy), plan
         return self.pruned[seed, compensated]
 

@@ -1,1 +1,1 @@
-"""A model and its importance -> a smaller model that still runs, and the record of what was kept."""
+"""A model and its importance -> a smaller model that runs, and the plan with the channels that were kept."""

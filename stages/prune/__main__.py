@@ -26,7 +26,7 @@ def main(
 
     from stages.models.layout import PLAN
     from stages.models.pipeline import read_scheduler, read_unet, write_pipeline
-    from stages.prune.pruning import calibration, prepare, prune_unet
+    from stages.prune.pruning import make_plan, prune_unet, read_calibration
     from stages.runtime.device import select_device
     from stages.storage.files import check_free, write_json, writing
     from stages.storage.provenance import write_provenance, write_run_record
@@ -34,8 +34,8 @@ def main(
     inputs = [path for path in (model, importance_path, plan_path, data) if path]
     check_free(out, inputs=inputs, stage="prune")
     unet, scheduler = read_unet(model, select_device()), read_scheduler(model)
-    images = calibration(unet, scheduler, data, params, seed)
-    plan = prepare(unet, importance_path, plan_path, params, seed)
+    images = read_calibration(unet, scheduler, data, params.compensate, seed)
+    plan = make_plan(unet, importance_path, plan_path, params, seed)
     pruned = prune_unet(unet, plan, images)
     with writing(out) as folder:
         write_pipeline(folder, pruned, scheduler, model)

@@ -6,76 +6,83 @@ from dataclasses import dataclass
 from stages.models.groups import Group
 from stages.models.params import Quantity
 from stages.models.plan import Budget, show_cost
-from stages.prune.params import PruneParams
-from stages.prune.path import Cuts, Step, follow, quantum
-from stages.prune.width_cost import Costs
+from stages.prune.params import Heads, PruneParams
+from stages.prune.path import Cuts, Step, cuts_after, width_step
+from stages.prune.width_cost import WidthCost
 from stages.runtime.errors import InputError
 
 TOLERANCES: dict[Quantity, float] = {"channels": 0.01, "macs": 0.01, "params": 0.01, "latency_ms": 0.05}
+"""Allowed relative difference between target and result."""
 
 
 @dataclass(frozen=True)
 class Solver:
-    """Finds the place on a path where a cost meets its target."""
+    """Finds the point on a path where the cost meets the target."""
 
     path: Sequence[Step]
     num_groups: int
     quantity: Quantity
     cost: Callable[[Cuts], float]
-    """Falls along the path."""
+    """Cuts -> cost; it decreases along the path."""
 
-    def at(self, length: int) -> float:
-        """Measure the cost after that many steps."""
-        return self.cost(follow(self.path[:length], self.num_groups))
+    def solve(self, target_cost: float, smallest: float, dense: float) -> tuple[float, Cuts]:
+        """Find cuts whose cost is `target_cost` within the tolerance, and return their cost and them.
 
-    def solve(self, asked: float, smallest: float, dense: float) -> tuple[float, Cuts]:
-        """Find cuts whose cost is `asked` within the tolerance, and that cost.
+        Args:
+            target_cost: The absolute target.
+            smallest: The cost at the end of the path.
+            dense: The cost of the dense model.
 
         Raises:
-            InputError: No such cuts exist; the message says which costs do.
+            InputError: No such cuts exist; the message has the costs that are possible.
         """
         tolerance = TOLERANCES[self.quantity]
-        if not smallest * (1 - tolerance) <= asked <= dense * (1 + tolerance):
+        if not smallest * (1 - tolerance) <= target_cost <= dense * (1 + tolerance):
             limits = " to ".join(show_cost(self.quantity, cost) for cost in (smallest, dense))
-            raise InputError(f"{self._impossible(asked)}; possible: {limits}")
-        above = self._bisect(asked)
-        nearest = [follow(self.path[:length], self.num_groups) for length in (above, above + 1)]
-        measured = sorted(((self.cost(cuts), cuts) for cuts in nearest), key=lambda pair: abs(pair[0] - asked))
-        if self.fits(measured[0][0], asked):
+            raise InputError(f"{self._out_of_reach(target_cost)}: possible from {limits}; change prune.target")
+        above = self._bisect(target_cost)
+        nearest = [self._cuts(length) for length in (above, above + 1)]
+        measured = sorted(((self.cost(cuts), cuts) for cuts in nearest), key=lambda pair: abs(pair[0] - target_cost))
+        if self._fits(measured[0][0], target_cost):
             return measured[0]
-        refined = None if self.quantity == "latency_ms" else self._refine(above, asked)
+        refined = None if self.quantity == "latency_ms" else self._refine(above, target_cost)
         if refined is None:
             near = " and ".join(show_cost(self.quantity, cost) for cost, _ in sorted(measured))
-            key = "raise latency_repeats" if self.quantity == "latency_ms" else "lower round_to"
-            raise InputError(f"{self._impossible(asked)}; the nearest are {near}: {key}")
+            advice = "raise prune.latency_repeats" if self.quantity == "latency_ms" else "lower prune.round_to"
+            raise InputError(f"{self._out_of_reach(target_cost)}: the nearest possible are {near}; {advice}")
         return refined
 
-    def fits(self, cost: float, asked: float) -> bool:
-        """Tell whether a cost is what was asked, within the tolerance."""
-        return abs(cost - asked) <= TOLERANCES[self.quantity] * asked
+    def _cuts(self, length: int) -> Cuts:
+        return cuts_after(self.path[:length], self.num_groups)
 
-    def _impossible(self, asked: float) -> str:
-        return f"prune.target asks for {show_cost(self.quantity, asked)}, which cannot be had"
+    def _fits(self, cost: float, target_cost: float) -> bool:
+        return abs(cost - target_cost) <= TOLERANCES[self.quantity] * target_cost
 
-    def _bisect(self, asked: float) -> int:
-        """Find the longest prefix whose cost is not below `asked`."""
+    def _out_of_reach(self, target_cost: float) -> str:
+        return f"prune.target {show_cost(self.quantity, target_cost)} is out of reach"
+
+    def _bisect(self, target_cost: float) -> int:
+        """Find the longest prefix of the path whose cost is not below `target_cost`."""
         low, high = 0, len(self.path)
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.at(middle) >= asked else (low, middle - 1)
+            low, high = (middle, high) if self.cost(self._cuts(middle)) >= target_cost else (low, middle - 1)
         return low
 
-    def _refine(self, length: int, asked: float) -> tuple[float, Cuts] | None:
-        """Go on along the path past steps that fall too low, until the cost fits: a group passed over is finished."""
-        cuts, finished = follow(self.path[:length], self.num_groups), set()
+    def _refine(self, length: int, target_cost: float) -> tuple[float, Cuts] | None:
+        """Continue after the first `length` steps and skip steps whose cost is too low, until the cost fits.
+
+        A group with a skipped step is not cut further.
+        """
+        cuts, finished = self._cuts(length), set()
         for step in self.path[length:]:
             if step.group in finished or step.cut <= cuts[step.group]:
                 continue
             tried = [step.cut if index == step.group else cut for index, cut in enumerate(cuts)]
             cost = self.cost(tried)
-            if self.fits(cost, asked):
+            if self._fits(cost, target_cost):
                 return cost, tried
-            if cost > asked:
+            if cost > target_cost:
                 cuts = tried
             else:
                 finished.add(step.group)
@@ -83,41 +90,41 @@ class Solver:
 
 
 def solve_budget(
-    params: PruneParams, path: Sequence[Step], groups: Sequence[Group], costs: Costs
+    params: PruneParams, path: Sequence[Step], groups: Sequence[Group], costs: WidthCost
 ) -> tuple[Cuts, Budget]:
     """Decide how many channels every group loses.
 
     Raises:
         InputError: The target cannot be met.
     """
-    quantity, none = params.target.quantity, [0] * len(groups)
-    cost: Callable[[Cuts], float] = getattr(costs, quantity)
-    dense, smallest = cost(none), cost(follow(path, len(groups)))
-    asked = params.target.asked(dense)
-    if params.target.ratio is not None and params.ranking == "uniform":
-        cuts = cut_ratio(params.target.ratio, path, groups, params)
+    target, uncut = params.target, [0] * len(groups)
+    cost: Callable[[Cuts], float] = getattr(costs, target.quantity)
+    dense, smallest = cost(uncut), cost(cuts_after(path, len(groups)))
+    target_cost = target.resolve(dense)
+    if target.ratio is not None and params.ranking == "uniform":
+        cuts = cut_ratio(target.ratio, path, groups, params.round_to, params.heads)
         found = cost(cuts)
     else:
-        found, cuts = Solver(path, len(groups), quantity, cost).solve(asked, smallest, dense)
-    return cuts, Budget(quantity=quantity, asked=asked, found=found, smallest=smallest, dense=dense)
+        found, cuts = Solver(path, len(groups), target.quantity, cost).solve(target_cost, smallest, dense)
+    return cuts, Budget(quantity=target.quantity, asked=target_cost, found=found, smallest=smallest, dense=dense)
 
 
-def cut_ratio(ratio: float, path: Sequence[Step], groups: Sequence[Group], params: PruneParams) -> Cuts:
-    """Cut n − int(n·(1 − ratio)) of every group's n channels, rounded down to what the group allows, as the paper does.
+def cut_ratio(ratio: float, path: Sequence[Step], groups: Sequence[Group], round_to: int, heads: Heads) -> Cuts:
+    """Remove n − int(n·(1 − ratio)) of every group's n channels, as in the paper, rounded down to its width step.
 
     Raises:
-        InputError: A group that may be cut would go below its floor, or none can be cut.
+        InputError: A group that may be cut would have fewer channels than its floor, or no group can be cut.
     """
     if ratio and not path:
-        raise InputError("no group can be cut at all with this prune.round_to and prune.floor; lower one of them")
+        raise InputError("no group can be cut with this prune.round_to and prune.floor; lower one of them")
     allowed = [group.width - int(group.width * (1 - ratio)) for group in groups]
-    last = follow(path, len(groups))
+    last = cuts_after(path, len(groups))
     for index in sorted({step.group for step in path}):
         group = groups[index]
-        if allowed[index] - last[index] >= quantum(group, params):
+        if allowed[index] - last[index] >= width_step(group, round_to, heads):
             left = f"prune.target.ratio {ratio} leaves {group.width - allowed[index]} of {group.width} channels"
             raise InputError(f"{left} in {group.root}, at least {group.width - last[index]} must stay; lower the ratio")
-    cuts = follow([step for step in path if step.cut <= allowed[step.group]], len(groups))
+    cuts = cuts_after([step for step in path if step.cut <= allowed[step.group]], len(groups))
     if ratio and not any(cuts):
-        raise InputError(f"prune.target.ratio {ratio} cuts nothing at prune.round_to {params.round_to}; lower round_to")
+        raise InputError(f"prune.target.ratio {ratio} cuts nothing at prune.round_to {round_to}; lower round_to")
     return cuts

@@ -1,4 +1,4 @@
-"""A dense UNet, its pruned copy and calibration images -> the copy with weights that make up for the cut inputs."""
+"""A dense UNet, its pruned copy and calibration images -> the copy with weights that compensate for cut inputs."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,36 +20,36 @@ from stages.runtime.seeds import generator
 
 Reader = nn.Conv2d | nn.Linear
 BATCH_SIZE = 16
-"""Images whose activations are held at once."""
-SMALLEST = 1e-12
-"""Of a layer's mean square input, so that one that is never fed can be inverted."""
+"""Images per forward pass."""
+MIN_MEAN_SQUARE = 1e-12
+"""Lower bound of a layer's mean square input, so that the matrix of a layer with zero inputs is invertible."""
 RemovableHandle = torch.utils.hooks.RemovableHandle
-Noisy = tuple[torch.Tensor, ...]
+NoisyBatch = tuple[torch.Tensor, ...]
 """Noisy images [B, C, H, W], their timesteps [B] and, for a conditional model, its encoder_hidden_states [B, S, D]."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Second moments of a layer's inputs."""
+    """Second moments of a layer's inputs, x in the dense and y in the pruned model."""
 
     cross: torch.Tensor
-    """Σ x yᵀ, dense with pruned: [dense inputs, kept inputs]."""
+    """[dense inputs, kept inputs]: Σ x yᵀ."""
     square: torch.Tensor
-    """Σ y yᵀ: [kept inputs, kept inputs]."""
+    """[kept inputs, kept inputs]: Σ y yᵀ."""
 
 
 def compensate(
-    dense: Denoiser, pruned: Denoiser, plan: Plan, batches: Iterable[Noisy], params: CompensateParams
+    dense: Denoiser, pruned: Denoiser, plan: Plan, batches: Iterable[NoisyBatch], params: CompensateParams
 ) -> None:
-    """Correct the weights of every layer that reads cut channels, in place, by least squares on the dense outputs.
+    """Correct, in place, the weights of every layer that reads cut channels by least squares on the dense outputs.
 
     W' = W_K + (W·E[x yᵀ] − W_K·E[y yᵀ]) · (E[y yᵀ] + λI)⁻¹, where x is a layer's input in the dense model and y in the
-    pruned one, over images, positions and timesteps; K are the kept inputs, and λ is a share of the mean of E[y yᵀ]'s
-    diagonal. Where y = x_K and λ = 0 this is W·C[:, K]·C[K, K]⁻¹ with C = E[x xᵀ]; λ draws towards the weights as they
-    are. The taps of a convolution are corrected alike. The layers are taken in the order in which they run, in
-    `params.rounds` parts: each part sees what the parts before it made of the activations.
+    pruned one, over images, positions and timesteps; K are the kept inputs, and λ is `params.damping` times the mean of
+    the diagonal of E[y yᵀ]. For y = x_K and λ = 0 this is W·C[:, K]·C[K, K]⁻¹ with C = E[x xᵀ]; a larger λ keeps W'
+    closer to W_K. All kernel positions of a convolution get the same correction. The layers are corrected in order of
+    execution, in `params.rounds` parts; the activations of a part are those after the parts before it were corrected.
     """
-    readers = running_order(dense, plan, next(iter(batches)))
+    readers = execution_order(dense, plan, next(iter(batches)))
     size = math.ceil(len(readers) / params.rounds)
     starts = range(0, len(readers), max(size, 1))
     for start in track(starts, "compensate, part", len(starts)):
@@ -60,19 +60,22 @@ def compensate(
 
 
 @torch.no_grad()
-def difference(dense: Denoiser, pruned: Denoiser, batches: Iterable[Noisy]) -> float:
-    """Take the mean square of what two models predict differently."""
+def difference(dense: Denoiser, pruned: Denoiser, batches: Iterable[NoisyBatch]) -> float:
+    """Compute the mean square difference of the predictions of two models."""
     return fmean(float((dense(*batch).sample - pruned(*batch).sample).square().mean()) for batch in batches)
 
 
 @torch.no_grad()
-def running_order(unet: Denoiser, plan: Plan, batch: Noisy) -> list[str]:
-    """List the layers that read cut channels, in the order in which they run."""
+def execution_order(unet: Denoiser, plan: Plan, batch: NoisyBatch) -> list[str]:
+    """List the layers that read cut channels, in order of execution."""
     order: list[str] = []
-    short = {name for name, kept in plan.layers.items() if kept.inputs is not None}
-    short = {name for name in short if len(plan.layers[name].inputs or ()) < _layer(unet, name).weight.shape[1]}
+    names = [
+        name
+        for name, kept in plan.layers.items()
+        if kept.inputs is not None and len(kept.inputs) < _layer(unet, name).weight.shape[1]
+    ]
     hooks = [
-        _layer(unet, name).register_forward_pre_hook(lambda *_, name=name: order.append(name)) for name in sorted(short)
+        _layer(unet, name).register_forward_pre_hook(lambda *_, name=name: order.append(name)) for name in sorted(names)
     ]
     unet(*batch)
     _remove(hooks)
@@ -81,13 +84,13 @@ def running_order(unet: Denoiser, plan: Plan, batch: Noisy) -> list[str]:
 
 @torch.no_grad()
 def measure_moments(
-    dense: Denoiser, pruned: Denoiser, names: Sequence[str], batches: Iterable[Noisy]
+    dense: Denoiser, pruned: Denoiser, names: Sequence[str], batches: Iterable[NoisyBatch]
 ) -> dict[str, Moments]:
-    """Take the sums of x yᵀ and y yᵀ of each layer's inputs, in float64."""
+    """Sum x yᵀ and y yᵀ over the inputs of each layer, in float64."""
     inputs: dict[str, torch.Tensor] = {}
     moments: dict[str, Moments] = {}
 
-    def keep(name: str, value: torch.Tensor) -> None:
+    def store(name: str, value: torch.Tensor) -> None:
         inputs[name] = _rows(value)
 
     def add(name: str, value: torch.Tensor) -> None:
@@ -97,8 +100,8 @@ def measure_moments(
         moments[name] = Moments(before.cross + cross, before.square + square) if before else Moments(cross, square)
 
     hooks = [
-        _layer(unet, name).register_forward_pre_hook(lambda _, values, name=name, note=note: note(name, values[0]))
-        for unet, note in ((dense, keep), (pruned, add))
+        _layer(unet, name).register_forward_pre_hook(lambda _, values, name=name, hook=hook: hook(name, values[0]))
+        for unet, hook in ((dense, store), (pruned, add))
         for name in names
     ]
     try:
@@ -117,7 +120,7 @@ def _layer(unet: Denoiser, name: str) -> Reader:
 
 
 def _rows(inputs: torch.Tensor) -> torch.Tensor:
-    rows = inputs.movedim(1, -1) if inputs.ndim == 4 else inputs  # noqa: PLR2004  # images, channels first
+    rows = inputs.movedim(1, -1) if inputs.ndim == 4 else inputs  # noqa: PLR2004  # [N, C, H, W]
     return rows.reshape(-1, rows.shape[-1]).double()
 
 
@@ -128,22 +131,24 @@ def _remove(hooks: Iterable[RemovableHandle]) -> None:
 
 @torch.no_grad()
 def _correct(dense: Reader, pruned: Reader, kept: KeptChannels, moments: Moments, damping: float) -> None:
-    """Correct one layer."""
+    """Correct the weight of one layer, in place, by the equation of `compensate`."""
     square, cross = moments.square, moments.cross
     outputs = range(len(dense.weight)) if kept.outputs is None else kept.outputs
     weight = dense.weight[list(outputs)].double()
     before = weight[:, kept.inputs]
     gap = torch.einsum("oi...,ij->oj...", weight, cross) - torch.einsum("oi...,ij->oj...", before, square)
-    ridge = damping * square.diagonal().mean().clamp_min(SMALLEST)
+    ridge = damping * square.diagonal().mean().clamp_min(MIN_MEAN_SQUARE)
     inverse = torch.linalg.inv(square + ridge * torch.eye(len(square), dtype=square.dtype, device=square.device))
     pruned.weight.copy_(before + torch.einsum("oi...,ij->oj...", gap, inverse))
 
 
-class NoisyImages:
-    """Calibration images at evenly spaced timesteps, each under noise of its own, in small batches.
+class NoisyBatches:
+    """Calibration images with noise of evenly spaced timesteps, in small batches on the model's device.
+
+    Each pair of image and timestep has its own noise; every iteration yields the same batches.
 
     Raises:
-        InputError: There are fewer images than asked for.
+        InputError: There are fewer than `params.num_images` training images.
     """
 
     def __init__(
@@ -166,12 +171,12 @@ class NoisyImages:
         self.timesteps = np.linspace(0, last, params.num_timesteps).round().astype(int).tolist()
         self.scheduler, self.seed, self.device = scheduler, seed, unet.device
 
-    def __iter__(self) -> Iterator[Noisy]:
-        """Give each batch, on the device."""
+    def __iter__(self) -> Iterator[NoisyBatch]:
+        """Yield the batches, timestep by timestep."""
         for timestep in self.timesteps:
             noise = torch.randn(self.images.shape, generator=generator(self.seed, "compensation noise", timestep))
             columns = [tensor.split(BATCH_SIZE) for tensor in (self.images, noise, *self.conditions)]
             for images, part, *condition in zip(*columns, strict=True):
-                moments = torch.full((len(images),), timestep)
-                noisy = self.scheduler.add_noise(images, part, moments)  # type: ignore[arg-type]  # any integers will do
-                yield noisy.to(self.device), moments.to(self.device), *condition
+                timesteps = torch.full((len(images),), timestep)
+                noisy = self.scheduler.add_noise(images, part, timesteps)  # type: ignore[arg-type]  # a narrow annotation
+                yield noisy.to(self.device), timesteps.to(self.device), *condition

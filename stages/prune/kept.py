@@ -1,4 +1,4 @@
-"""Groups and the channels cut from them -> what stays of each layer; and a check that a plan says just that."""
+"""Groups and their cut channels -> the remaining channels of each layer; and the check of a plan against these."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,15 +13,15 @@ from stages.runtime.errors import InputError
 
 
 def cut_to_kept(groups: Sequence[Group], cuts: Sequence[torch.Tensor], unet: Denoiser) -> KeptIndices:
-    """Follow each group's cut channels to the sides of the layers that it runs through."""
+    """Find the remaining channels of the inputs and outputs of every layer."""
     kept: KeptIndices = {}
     for group, cut in zip(groups, cuts, strict=True):
-        remove(kept, group, cut, unet)
+        remove_channels(kept, group, cut, unet)
     return kept
 
 
-def remove(kept: KeptIndices, group: Group, cut: torch.Tensor, unet: Denoiser) -> None:
-    """Take the cut channels of one group out of `kept`."""
+def remove_channels(kept: KeptIndices, group: Group, cut: torch.Tensor, unet: Denoiser) -> None:
+    """Remove the cut channels of one group from `kept`, in place."""
     for member in group.members:
         kept[member.layer, member.dim] = _without(kept, member, cut, unet)
 
@@ -34,51 +34,55 @@ def _without(kept: KeptIndices, member: Member, cut: torch.Tensor, unet: Denoise
 
 
 def kept_to_layers(kept: KeptIndices) -> dict[str, KeptChannels]:
-    """Write `kept` as the plan holds it."""
+    """Convert `kept` to the form that the plan stores."""
     sides = {layer: [kept.get((layer, dim)) for dim in (0, 1)] for layer, _ in sorted(kept)}
     lists = {layer: [side if side is None else side.tolist() for side in pair] for layer, pair in sides.items()}
     return {layer: KeptChannels(outputs=outputs, inputs=inputs) for layer, (outputs, inputs) in lists.items()}
 
 
 def check_plan(plan: Plan, unet: Denoiser) -> None:
-    """Make sure that a plan can be carried out on a dense model: same architecture, groups, layers and widths.
+    """Check that a plan fits a dense model: architecture, groups, layers and widths.
 
     Raises:
-        InputError: It was made for another architecture, or contradicts itself.
+        InputError: The plan is for another architecture, or contradicts itself.
     """
     if plan.base.family != family_name(unet):
-        found = f"the plan is for a {plan.base.family}, this is a {family_name(unet)}"
-        raise InputError(f"{found}; replay it on the former")
+        found = f"the plan is for a {plan.base.family}, the model is a {family_name(unet)}"
+        raise InputError(f"{found}; use a model of the plan's family")
     if plan.base.architecture_sha256 != architecture_sha256(unet):
-        found = "the plan was made for another architecture: its layers or shapes are not this model's"
-        raise InputError(f"{found}; replay it on a checkpoint of its own base")
+        found = "the plan is for another architecture: its layers or shapes differ from the model's"
+        raise InputError(f"{found}; use a checkpoint of the plan's architecture")
     groups = find_groups(unet)
     expected = [(group.root, group.width, group.blocks) for group in groups]
     if [(group.root, group.width, group.blocks) for group in plan.groups] != expected:
-        raise InputError("the plan's groups are not those of this model; make the plan anew with the prune stage")
+        raise InputError("the plan's groups differ from the model's; make a new plan with the prune stage")
     for group, planned in zip(groups, plan.groups, strict=True):
         if planned.cut != sorted(set(planned.cut)) or not set(planned.cut) < set(range(group.width)):
-            raise InputError(f"the plan cuts channels of {group.root} that do not exist, twice, or all {group.width}")
+            raise InputError(
+                f"the plan cuts unknown, repeated or all {group.width} channels of {group.root}; use the original plan"
+            )
         _check_blocks(group, planned, plan)
     kept = cut_to_kept(groups, [torch.tensor(group.cut, dtype=torch.long) for group in plan.groups], unet)
     layers = kept_to_layers(kept)
     unknown = set(plan.heads) - {attention for group in groups for attention in group.attentions}
     if unknown:
-        raise InputError(f"the plan counts the heads of {min(unknown)}, which this model does not cut")
+        raise InputError(f"the plan has heads of {min(unknown)}, which no group cuts; use the original plan")
     wrong = [name for name in sorted({*layers, *plan.layers}) if layers.get(name) != plan.layers.get(name)]
     if wrong:
-        raise InputError(f"the plan's channels of {wrong[0]} are not those that its groups leave")
+        raise InputError(f"the plan's channels of {wrong[0]} contradict its groups; use the original plan")
 
 
 def _check_blocks(group: Group, planned: PlannedGroup, plan: Plan) -> None:
-    """Make sure that every GroupNorm group or head loses as much, or that whole heads go.
+    """Check that all norm groups or heads of a group lose equally many channels, or that whole heads are removed.
 
     Raises:
-        InputError: Neither is so, or the plan counts other heads.
+        InputError: Neither is the case, or the plan has another number of heads.
     """
     lost = Counter(channel // (group.width // group.blocks) for channel in planned.cut)
     even = len(lost) in (0, group.blocks) and len(set(lost.values())) <= 1
     whole = bool(lost) and set(lost.values()) == {group.width // group.blocks}
-    left = {plan.heads.get(attention, group.blocks) for attention in group.attentions}
-    if not (whole and left == {group.blocks - len(lost)}) and not (even and left <= {group.blocks}):
-        raise InputError(f"the plan cuts {group.root} unevenly: its {group.blocks} norm groups or heads stay equal")
+    remaining = {plan.heads.get(attention, group.blocks) for attention in group.attentions}
+    if not (whole and remaining == {group.blocks - len(lost)}) and not (even and remaining <= {group.blocks}):
+        raise InputError(
+            f"the plan cuts {group.root} unevenly: its {group.blocks} norm groups or heads must stay of equal size"
+        )

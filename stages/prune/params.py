@@ -1,4 +1,4 @@
-"""The block prune of params.yaml."""
+"""The block `prune` of params.yaml."""
 
 import math
 import re
@@ -14,28 +14,29 @@ def _check_amount(amount: float | str) -> float | str:
     share = re.fullmatch(r"(\d+(\.\d+)?)%", amount) if isinstance(amount, str) else None
     number = float(share[1]) if share else amount
     if isinstance(number, str) or not 0 < number < math.inf:
-        raise ValueError("give a number above 0, or a share of the dense model such as 56%")
+        raise ValueError("give a number above 0, or a percentage of the dense model such as 56%")
     return amount
 
 
 Amount = Annotated[float | str, AfterValidator(_check_amount)]
-"""Absolute, or a share of the dense model's, as 56%."""
+"""An absolute cost, or a percentage of the dense model's, such as 56%."""
 
 
 class Target(Section):
-    """How small the model becomes: exactly one of these."""
+    """Size of the pruned model; exactly one field is set."""
 
     ratio: float | None = Field(None, ge=0, lt=1)
-    """Share of the channels to remove; with ranking uniform from every group, as in the paper."""
+    """Share of the channels to remove; with ranking uniform, of every group, as in the paper. null: not the target."""
     macs: Amount | None = None
-    """Multiply-accumulates of one image, without the matrix products inside attention: 3.4e9, 56% or 0.56."""
+    """Multiply-accumulates per image, without the matrix products inside attention: 3.4e9, 56% or 0.56 (a number below
+    1 is a share of the dense model's). null: not the target."""
     params: Amount | None = None
-    """As macs: a number below 1 is a share of the dense model's."""
+    """Parameters: 2e7, 56% or 0.56 (a number below 1 is a share of the dense model's). null: not the target."""
     latency_ms: Amount | None = None
-    """Of a forward pass of one image on this device."""
+    """Milliseconds of a forward pass of one image on this device: 12.5 or 56%. null: not the target."""
 
     @model_validator(mode="after")
-    def _is_one(self) -> "Target":
+    def _check_one(self) -> "Target":
         if len(self._given()) != 1:
             raise ValueError("give exactly one of ratio, macs, params, latency_ms")
         return self
@@ -45,53 +46,60 @@ class Target(Section):
 
     @property
     def quantity(self) -> Quantity:
-        """What the target is measured in."""
+        """The quantity that the target limits."""
         (name,) = self._given()
         return "channels" if name == "ratio" else cast("Quantity", name)
 
-    def asked(self, dense: float) -> float:
-        """Find the cost that is asked for, given that of the dense model."""
+    def resolve(self, dense: float) -> float:
+        """Compute the target cost from that of the dense model."""
         (amount,) = self._given().values()
         if self.ratio is not None:
             return (1 - self.ratio) * dense
         if isinstance(amount, str):
             return float(amount[:-1]) / 100 * dense
-        is_share = amount < 1 and self.latency_ms is None  # half a millisecond is one, half an operation is not
+        is_share = (
+            amount < 1 and self.latency_ms is None
+        )  # 0.5 ms is a valid latency, 0.5 operations are not a valid cost
         return float(amount) * dense if is_share else float(amount)
 
 
 class CompensateParams(Section):
-    """How the layers that read cut channels make up for them."""
+    """Least-squares correction of the layers that read removed channels."""
 
     num_images: int = Field(ge=1)
-    """Calibration images."""
+    """Number of calibration images."""
     num_timesteps: int = Field(ge=1)
-    """Timesteps that the activations are taken at, evenly spaced; every image and timestep has noise of its own."""
+    """Number of timesteps, evenly spaced; each pair of image and timestep has its own noise."""
     damping: float = Field(0.1, ge=1e-6, le=1e6)
-    """λ, as a share of the mean square activation; draws towards the weights as they are."""
+    """λ over the mean square activation; larger values stay closer to the uncorrected weights."""
     rounds: int = Field(8, ge=1)
-    """Parts that the layers are corrected in, in running order; each sees the activations that those before it left."""
+    """Number of parts into which the layers are divided, in order of execution; each part is corrected on activations
+    of the model with the parts before it corrected."""
+
+
+Heads = Literal["width", "whole"]
 
 
 class PruneParams(Section):
-    """How much is cut, and where."""
+    """How many channels are removed, and from which layers."""
 
     target: Target
+    """Size of the pruned model."""
     ranking: Literal["uniform", "global"] = "uniform"
-    """uniform takes the same share from every group; global ranks all channels by score over their group's mean."""
+    """uniform: remove the same share from every group. global: rank all channels by score over their group's mean."""
     order: Literal["interleaved", "upfront"] = "interleaved"
-    """interleaved scores a group after those before it were cut, as the original does; upfront on dense widths."""
+    """interleaved: score a group after those before it were cut, as in the original. upfront: score dense widths."""
     round_to: Literal[1, 2, 4, 8, 16, 32, 64] = 1
-    """Widths that are cut become multiples of this; each head's, where an attention has several."""
+    """Widths of cut groups become multiples of this; in attention with several heads, the width of a head."""
     floor: float = Field(0, ge=0, lt=1)
-    """Share of its channels that every group keeps."""
-    heads: Literal["width", "whole"] = "width"
-    """Whether an attention with several heads gets narrower heads or fewer."""
+    """Share of its channels that every group keeps at least."""
+    heads: Heads = "width"
+    """Attention with several heads gets narrower heads (width) or fewer heads (whole)."""
     include: tuple[str, ...] = ("*",)
-    """Patterns of layers that may lose outputs, such as up_blocks.*; a group goes only if all of its layers may."""
+    """Patterns of layers that may lose outputs, such as up_blocks.*; a group is cut only if all its layers match."""
     exclude: tuple[str, ...] = ()
-    """Patterns of layers that may not."""
+    """Patterns of layers that keep all their outputs."""
     compensate: CompensateParams | None = None
-    """Correct the weights that are left by least squares; null leaves them."""
+    """Least-squares correction of the remaining weights; null skips it."""
     latency_repeats: int = Field(30, ge=3)
-    """Timed passes of each candidate, for a target in milliseconds."""
+    """Timed passes of each candidate, for target latency_ms."""

@@ -1,4 +1,4 @@
-"""Groups and their scores -> the path from the dense model to the smallest: single cuts in the order they are made."""
+"""Groups and their scores -> the path from the dense to the smallest model: single cuts in order."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -8,11 +8,11 @@ from fnmatch import fnmatchcase
 import torch
 
 from stages.models.groups import Group
-from stages.prune.params import PruneParams
+from stages.prune.params import Heads, PruneParams
 from stages.runtime.errors import InputError
 
 Cuts = list[int]
-"""How many channels each group loses, in the order of the groups."""
+"""Number of channels removed from each group, in the order of the groups."""
 
 
 @dataclass(frozen=True)
@@ -20,90 +20,93 @@ class Step:
     """One cut of the path."""
 
     group: int
+    """Index of the group."""
     cut: int
-    """How many channels the group has lost after this step."""
+    """Number of channels removed from the group after this step."""
     key: float
-    """Where on the path it stands; ascending."""
+    """Sort key: steps are taken in ascending order."""
 
 
 def find_path(groups: Sequence[Group], scores: Sequence[torch.Tensor], params: PruneParams) -> list[Step]:
-    """Order every cut that `params` allow.
+    """Order all cuts that `params` allows.
 
-    uniform takes next what has lost the smallest share of its channels, global what scores lowest, measured by the
-    mean score of its group. Between two steps of one group lie as many channels as its quantum says.
+    uniform sorts by the share of the group's channels that is removed; global by the score of the channels that the
+    step removes, over the mean score of the group. Each step removes `width_step` channels of its group.
 
     Raises:
-        InputError: A pattern matches no layer, or nothing may be cut.
+        InputError: A pattern matches no layer, or no group may be cut.
     """
-    allowed = choose_groups(groups, params)
     steps = [
         step
-        for index, group in enumerate(groups)
-        if index in allowed
-        for step in _steps(index, group, scores[index], params)
+        for index in sorted(choose_groups(groups, params.include, params.exclude))
+        for step in _steps(index, groups[index], scores[index], params)
     ]
     return sorted(steps, key=lambda step: (step.key, step.group, step.cut))
 
 
-def choose_groups(groups: Sequence[Group], params: PruneParams) -> set[int]:
-    """Find the groups all of whose producing layers are included and none excluded.
+def choose_groups(groups: Sequence[Group], include: Sequence[str], exclude: Sequence[str]) -> set[int]:
+    """Find the groups whose producing layers all match `include` and do not match `exclude`.
 
     Raises:
-        InputError: A pattern matches no layer, or no group is left.
+        InputError: A pattern matches no producing layer, or no group is left.
     """
     producers = [group.producers() for group in groups]
-    for key in ("include", "exclude"):
-        for pattern in getattr(params, key):
+    for key, patterns in (("include", include), ("exclude", exclude)):
+        for pattern in patterns:
             if not any(fnmatchcase(layer, pattern) for layers in producers for layer in layers):
                 raise InputError(f"prune.{key} {pattern!r} matches no layer that can be cut; correct it in params.yaml")
     chosen = {
         index
         for index, layers in enumerate(producers)
-        if all(any(fnmatchcase(layer, pattern) for pattern in params.include) for layer in layers)
-        and not any(fnmatchcase(layer, pattern) for layer in layers for pattern in params.exclude)
+        if all(any(fnmatchcase(layer, pattern) for pattern in include) for layer in layers)
+        and not any(fnmatchcase(layer, pattern) for layer in layers for pattern in exclude)
     }
     if not chosen:
         raise InputError("prune.include and prune.exclude leave no group to cut; widen them in params.yaml")
     return chosen
 
 
-def widths(group: Group, params: PruneParams) -> list[int]:
-    """List the widths below the dense one that a group may have, descending."""
-    step = quantum(group, params)
-    least = max(step, math.ceil(group.width * params.floor - 1e-9))
+def allowed_widths(group: Group, step: int, floor: float) -> list[int]:
+    """List the widths of a cut group, descending: multiples of `step`, at least `floor` times the dense width."""
+    least = max(step, math.ceil(group.width * floor - 1e-9))
     return [width for width in range((group.width - 1) // step * step, 0, -step) if width >= least]
 
 
-def quantum(group: Group, params: PruneParams) -> int:
-    """Find what a group's width must be a multiple of: blocks of equal size and `round_to`.
+def width_step(group: Group, round_to: int, heads: Heads) -> int:
+    """Find the number that the width of a cut group must be a multiple of, so that its blocks stay of equal size.
 
-    The width of a head is rounded where an attention has several, so heads no wider than `round_to` stay as they are;
-    whole heads go where `heads` says so.
+    In attention with several heads, that is the width of a head if whole heads are removed; otherwise `round_to`
+    applies to the width of a head, so that heads no wider than `round_to` are not cut.
     """
-    if group.attentions and params.heads == "whole":
+    if group.attentions and heads == "whole":
         return group.width // group.blocks
     if group.attentions:
-        return group.blocks * params.round_to
-    return math.lcm(group.blocks, params.round_to)
+        return group.blocks * round_to
+    return math.lcm(group.blocks, round_to)
 
 
 def _steps(index: int, group: Group, scores: torch.Tensor, params: PruneParams) -> Iterator[Step]:
-    """Give one group's cuts, keyed by the share that is lost or by the mean score of what goes in this step."""
-    gone = torch.zeros(group.width, dtype=torch.bool)
+    """Yield the cuts of one group, with the share that is removed or the relative mean score of this step as key."""
+    removed = torch.zeros(group.width, dtype=torch.bool)
     mean = scores.mean().clamp_min(torch.finfo(scores.dtype).tiny)
-    for width in widths(group, params):
+    step = width_step(group, params.round_to, params.heads)
+    for width in allowed_widths(group, step, params.floor):
         cut = group.width - width
-        now = gone.clone()
-        now[choose(scores, group, cut, params)] = True
-        share, score = cut / group.width, float(scores[now & ~gone].mean() / mean)
+        now = removed.clone()
+        now[choose_channels(scores, group, cut, params.heads)] = True
+        share, score = cut / group.width, float(scores[now & ~removed].mean() / mean)
         yield Step(index, cut, share if params.ranking == "uniform" else score)
-        gone = now
+        removed = now
 
 
-def choose(scores: torch.Tensor, group: Group, num_cut: int, params: PruneParams) -> torch.Tensor:
-    """Choose the lowest scores, as many in each block, or the blocks of the lowest sums: channel numbers, ascending."""
+def choose_channels(scores: torch.Tensor, group: Group, num_cut: int, heads: Heads) -> torch.Tensor:
+    """Choose the channels with the lowest scores, equally many in each block, or the heads with the lowest sums.
+
+    Returns:
+        The channels to cut, ascending: [num_cut].
+    """
     table, block_width = scores.view(group.blocks, -1), group.width // group.blocks
-    if group.attentions and params.heads == "whole":
+    if group.attentions and heads == "whole":
         blocks = table.sum(dim=1).argsort(stable=True)[: num_cut // block_width]
         lowest = torch.arange(block_width).expand(len(blocks), -1)
     else:
@@ -112,8 +115,8 @@ def choose(scores: torch.Tensor, group: Group, num_cut: int, params: PruneParams
     return (lowest + blocks[:, None] * block_width).flatten().sort().values
 
 
-def follow(path: Sequence[Step], num_groups: int) -> Cuts:
-    """Make the cuts of a path: how many channels each group has lost at its end."""
+def cuts_after(path: Sequence[Step], num_groups: int) -> Cuts:
+    """Count the channels that a path removes from each group."""
     cuts = [0] * num_groups
     for step in path:
         cuts[step.group] = max(cuts[step.group], step.cut)

@@ -1,4 +1,4 @@
-"""Params, a model and its importance (or a plan made before) -> the pruned model and its plan."""
+"""Params, a model and its importance (or an existing plan) -> the pruned model and its plan."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ from stages.models.pipeline import check_conditions, check_images
 from stages.models.plan import Plan, read_plan, show_cost
 from stages.models.pruned_unet import Layers
 from stages.models.saliency import Importance, read_importance
-from stages.prune.compensate import NoisyImages, compensate, difference
+from stages.prune.compensate import NoisyBatches, compensate, difference
 from stages.prune.kept import check_plan
 from stages.prune.params import CompensateParams, PruneParams
 from stages.prune.selection import plan_pruning
@@ -27,11 +27,11 @@ from stages.runtime.seeds import derive_seed
 from stages.storage.tensors import tensors_sha256
 
 
-def prepare(unet: Denoiser, importance: Path | None, plan: Path | None, params: PruneParams, seed: int) -> Plan:
-    """Make the plan from the importance, or take one over.
+def make_plan(unet: Denoiser, importance: Path | None, plan: Path | None, params: PruneParams, seed: int) -> Plan:
+    """Make a plan from the importance, or replay an existing one.
 
     Raises:
-        InputError: Not exactly one of both is given, it is damaged or of another model, or the target cannot be met.
+        InputError: Both or neither are given, the file is damaged or for another model, or the target cannot be met.
     """
     if importance is not None and plan is None:
         found = read_importance(importance)
@@ -41,14 +41,14 @@ def prepare(unet: Denoiser, importance: Path | None, plan: Path | None, params: 
         return made
     if plan is not None and importance is None:
         return replay(read_plan(plan), unet, params.compensate)
-    raise InputError("give either --importance, to make a plan, or --replay, to carry one out")
+    raise InputError("give either --importance, to make a plan, or --replay, to apply an existing one")
 
 
 def replay(plan: Plan, unet: Denoiser, compensate: CompensateParams | None = None) -> Plan:
-    """Take a plan over to another checkpoint of the same architecture: the same channels go, compensated as said now.
+    """Apply a plan to another checkpoint of the same architecture: the same channels, with this compensation.
 
     Raises:
-        InputError: It was made for another architecture, or contradicts itself.
+        InputError: The plan is for another architecture, or contradicts itself.
     """
     check_plan(plan, unet)
     base = plan.base.model_copy(update={"weights_sha256": tensors_sha256(unet.state_dict())})
@@ -57,28 +57,28 @@ def replay(plan: Plan, unet: Denoiser, compensate: CompensateParams | None = Non
     return plan.model_copy(update=changes).sealed()
 
 
-def calibration(
-    unet: Denoiser, scheduler: DDPMScheduler, data: Path | None, params: PruneParams, seed: int
-) -> NoisyImages | None:
-    """Open the images that compensation needs, before anything dear is done.
+def read_calibration(
+    unet: Denoiser, scheduler: DDPMScheduler, data: Path | None, params: CompensateParams | None, seed: int
+) -> NoisyBatches | None:
+    """Open the calibration images of the compensation; None without compensation.
 
     Raises:
-        InputError: There are none, too few, or they are not for this model.
+        InputError: The images are missing, too few, or do not fit the model.
     """
     if data is not None and not data.is_dir():
-        raise InputError(f"--data {data} is no folder; give packed images, as the fetch stage writes them")
-    if params.compensate is None:
+        raise InputError(f"--data {data} is not a folder; give the packed images that the fetch stage writes")
+    if params is None:
         return None
     if data is None:
         raise InputError("prune.compensate needs calibration images; give them with --data")
     images = read_images(data)
     check_conditions(unet, images.conditions, data)
     check_images(images.train, sample_shape(unet), data)
-    return NoisyImages(unet, scheduler, images, params.compensate, seed)
+    return NoisyBatches(unet, scheduler, images, params, seed)
 
 
-def prune_unet(unet: Denoiser, plan: Plan, images: NoisyImages | None) -> Denoiser:
-    """Cut as planned, prove it, compensate where the plan says so and it helps, and say what came of it."""
+def prune_unet(unet: Denoiser, plan: Plan, images: NoisyBatches | None) -> Denoiser:
+    """Cut as planned, compensate if there are images and it helps, and print the costs before and after."""
     pruned = cut(unet, plan)
     counts: dict[Quantity, Callable[[Denoiser], int]] = {"params": count_params, "macs": count_macs}
     for quantity, count in counts.items():
@@ -87,19 +87,21 @@ def prune_unet(unet: Denoiser, plan: Plan, images: NoisyImages | None) -> Denois
     if images is not None:
         gap = difference(unet, pruned, images)
         compensate(unet, pruned, plan, images, images.params)
-        left = difference(unet, pruned, images)
-        click.echo(f"compensated: mean square difference from the dense prediction {gap:.3g} -> {left:.3g}")
-        if not left < gap:
-            click.echo("Warning: that is no closer, so the weights stay as they were cut", err=True)
+        remaining = difference(unet, pruned, images)
+        click.echo(f"compensated: mean square difference from the dense prediction {gap:.3g} -> {remaining:.3g}")
+        if not remaining < gap:
+            click.echo(
+                "Warning: compensation did not reduce the difference; keeping the uncompensated weights", err=True
+            )
             return cut(unet, plan)
     return pruned
 
 
 def check_importance(importance: Importance, unet: Denoiser) -> None:
-    """Make sure that there is one finite number for each weight of this model.
+    """Check that the importance has one finite number for each weight of this model.
 
     Raises:
-        InputError: The importance is that of another model, or damaged.
+        InputError: The importance is for another model, or damaged.
     """
     if importance.model_sha256 != tensors_sha256(unet.state_dict()):
         raise InputError("the importance was measured on another model; run the importance stage on this one")

@@ -1,4 +1,4 @@
-"""A dense UNet, its importance and params -> the plan: which channels go and which stay."""
+"""A dense UNet, its importance and params -> the plan: which channels are cut and which are kept."""
 
 from collections.abc import Sequence
 
@@ -10,31 +10,31 @@ from stages.models.plan import Base, Plan, PlannedGroup, architecture_sha256
 from stages.models.saliency import Importance
 from stages.models.scores import KeptIndices, score_group
 from stages.prune.budget import solve_budget
-from stages.prune.kept import kept_to_layers, remove
-from stages.prune.params import PruneParams
-from stages.prune.path import Cuts, choose, find_path
-from stages.prune.width_cost import Costs
+from stages.prune.kept import kept_to_layers, remove_channels
+from stages.prune.params import Heads, PruneParams
+from stages.prune.path import Cuts, choose_channels, find_path
+from stages.prune.width_cost import WidthCost
 
 
 def plan_pruning(unet: Denoiser, importance: Importance, params: PruneParams, seed: int = 0) -> Plan:
     """Choose the channels to cut from a dense UNet.
 
     Args:
-        unet: The dense model; it is only looked at.
-        importance: What `measure_importance` found for this model; it serves every target.
-        params: How much is cut, and where.
-        seed: For the scores of the criterion random.
+        unet: The dense model; it is not changed.
+        importance: Result of `measure_importance` for this model; it does not depend on the target.
+        params: The block `prune` of params.yaml.
+        seed: Seed of the scores of the criterion `random`.
 
     Raises:
-        InputError: The target cannot be met, or a pattern matches nothing.
+        InputError: The target cannot be met, or a pattern matches no layer.
     """
     groups, draws = find_groups(unet), torch.Generator().manual_seed(seed)
     drawn = [torch.rand(group.width, generator=draws) for group in groups]
     dense = [score_group(group, importance, {}) for group in groups] if importance.saliency else drawn
-    costs = Costs(unet, groups, heads=params.heads, latency_repeats=params.latency_repeats)
+    costs = WidthCost(unet, groups, heads=params.heads, latency_repeats=params.latency_repeats)
     counts, budget = solve_budget(params, find_path(groups, dense, params), groups, costs)
     interleaved = params.order == "interleaved" and importance.saliency
-    cuts, kept = _choose(unet, groups, counts, params, importance if interleaved else None, dense)
+    cuts, kept = _choose(unet, groups, counts, params.heads, importance if interleaved else None, dense)
     return Plan(
         base=Base(
             family=family_name(unet),
@@ -59,15 +59,15 @@ def _choose(
     unet: Denoiser,
     groups: Sequence[Group],
     counts: Cuts,
-    params: PruneParams,
+    heads: Heads,
     interleaved: Importance | None,
     scores: Sequence[torch.Tensor],
 ) -> tuple[list[torch.Tensor], KeptIndices]:
-    """Choose that many channels of every group: by `scores`, or scored anew on what the groups before have left."""
+    """Choose `counts` channels of every group, by `scores` or by `interleaved` on the channels kept so far."""
     kept: KeptIndices = {}
     cuts = []
     for group, count, upfront in zip(groups, counts, scores, strict=True):
         current = score_group(group, interleaved, kept) if interleaved else upfront
-        cuts.append(choose(current, group, count, params))
-        remove(kept, group, cuts[-1], unet)
+        cuts.append(choose_channels(current, group, count, heads))
+        remove_channels(kept, group, cuts[-1], unet)
     return cuts, kept

@@ -1,4 +1,4 @@
-"""A dense UNet and a plan -> the pruned UNet, proved against the plan."""
+"""A dense UNet and a plan -> the pruned UNet, verified against the plan."""
 
 import copy
 from typing import cast
@@ -13,10 +13,10 @@ from stages.models.pruned_unet import note_widths
 
 
 def cut(unet: Denoiser, plan: Plan) -> Denoiser:
-    """Cut a copy of a UNet as planned, with torch-pruning, and prove it.
+    """Cut a copy of a UNet as planned, with torch-pruning, and verify it.
 
     Raises:
-        RuntimeError: The result is not what the plan says; that is a defect of this program.
+        RuntimeError: The result differs from the plan, which is a bug of this program.
     """
     pruned = copy.deepcopy(unet)
     graph = build_graph(pruned)
@@ -24,26 +24,26 @@ def cut(unet: Denoiser, plan: Plan) -> Denoiser:
         if group.cut:
             root = pruned.get_submodule(group.root)
             kept = set(plan.layers[group.root].outputs or ())
-            gone = [channel for channel in range(len(cast("torch.Tensor", root.weight))) if channel not in kept]
-            graph.get_pruning_group(root, graph.get_pruner_of_module(root).prune_out_channels, gone).prune()
+            removed = [channel for channel in range(len(cast("torch.Tensor", root.weight))) if channel not in kept]
+            graph.get_pruning_group(root, graph.get_pruner_of_module(root).prune_out_channels, removed).prune()
     for name, num_heads in plan.heads.items():
         cast("Attention", pruned.get_submodule(name)).heads = num_heads
     note_widths(pruned)
-    prove(unet, pruned, plan)
+    verify(unet, pruned, plan)
     return pruned
 
 
 @torch.no_grad()
-def prove(dense: Denoiser, pruned: Denoiser, plan: Plan) -> None:
-    """Check every tensor against the dense one sliced by the plan, and that the model still draws.
+def verify(dense: Denoiser, pruned: Denoiser, plan: Plan) -> None:
+    """Check that every tensor equals the dense one sliced by the plan, and that the model runs.
 
     Raises:
-        RuntimeError: A tensor differs, or the output is not finite or of another shape.
+        RuntimeError: A tensor differs, or the output is not finite or has another shape than the input.
     """
     expected = slice_tensors(dense, plan)
     for name, tensor in pruned.state_dict().items():
         if not torch.equal(tensor, expected[name]):
-            raise RuntimeError(f"{name} {tuple(tensor.shape)} is not what the plan says, {tuple(expected[name].shape)}")
+            raise RuntimeError(f"{name} {tuple(tensor.shape)} differs from the plan, {tuple(expected[name].shape)}")
     inputs = example_inputs(pruned)
     shape, output = inputs["sample"].shape, pruned(**inputs).sample
     if output.shape != shape or not output.isfinite().all():
@@ -51,7 +51,7 @@ def prove(dense: Denoiser, pruned: Denoiser, plan: Plan) -> None:
 
 
 def slice_tensors(dense: Denoiser, plan: Plan) -> dict[str, torch.Tensor]:
-    """Take from the dense tensors what the plan keeps, by indexing alone: the independent way to the same weights."""
+    """Index the dense tensors by the kept channels of the plan: the expected weights, without torch-pruning."""
     tensors = dict(dense.state_dict())
     for layer, kept in plan.layers.items():
         for kind, sides in (("weight", (kept.outputs, kept.inputs)), ("bias", (kept.outputs,))):

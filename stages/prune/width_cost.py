@@ -1,4 +1,4 @@
-"""A dense UNet and how many channels each of its groups loses -> what the smaller one would cost."""
+"""A dense UNet and the number of channels that each group loses -> the cost of the pruned UNet."""
 
 import copy
 import math
@@ -12,53 +12,61 @@ from stages.models.families import Denoiser, example_inputs, skeleton
 from stages.models.groups import Group
 from stages.models.latency import measure_latencies_ms
 from stages.models.pruned_unet import Layers, narrow
+from stages.prune.params import Heads
 from stages.prune.path import Cuts
 
 
-class Costs:
-    """Counts channels, MACs and parameters by formula, and times a model of those widths."""
+class WidthCost:
+    """Counts channels, MACs and parameters by formula, and measures the latency of a model of those widths.
 
-    def __init__(self, unet: Denoiser, groups: Sequence[Group], *, heads: str, latency_repeats: int) -> None:
+    Args:
+        unet: The dense model.
+        groups: Its groups.
+        heads: prune.heads.
+        latency_repeats: Timed passes per latency.
+    """
+
+    def __init__(self, unet: Denoiser, groups: Sequence[Group], *, heads: Heads, latency_repeats: int) -> None:
         self.unet, self.groups, self.heads, self.repeats = unet, groups, heads, latency_repeats
-        self.bare = skeleton(unet)
+        self.skeleton = skeleton(unet)
         self.reference_ms: float | None = None
-        self.layers = {name: layer for name, layer in self.bare.named_modules() if isinstance(layer, Layers)}
-        self.positions = _count_positions(self.bare)
+        self.layers = {name: layer for name, layer in self.skeleton.named_modules() if isinstance(layer, Layers)}
+        self.positions = _count_positions(self.skeleton)
         self.shares = [
             (index, member.layer, member.dim, len(member.channels) // group.width)
             for index, group in enumerate(groups)
             for member in group.members
         ]
-        none = [0] * len(groups)
-        self.other_macs = count_macs(self.bare) - self._layer_macs(none)
-        self.other_params = count_params(self.bare) - self._layer_params(none)
+        uncut = [0] * len(groups)
+        self.other_macs = count_macs(self.skeleton) - self._layer_macs(uncut)
+        self.other_params = count_params(self.skeleton) - self._layer_params(uncut)
 
     def channels(self, cuts: Cuts) -> float:
-        """Count the channels that stay, over all groups."""
+        """Count the remaining channels of all groups."""
         return sum(group.width - cut for group, cut in zip(self.groups, cuts, strict=True))
 
     def macs(self, cuts: Cuts) -> float:
-        """Count the multiply-accumulates as `count_macs` does."""
+        """Count multiply-accumulates per image; equals `count_macs` of the pruned model."""
         return self._layer_macs(cuts) + self.other_macs
 
     def params(self, cuts: Cuts) -> float:
-        """Count the parameters."""
+        """Count parameters; equals `count_params` of the pruned model."""
         return self._layer_params(cuts) + self.other_params
 
     def latency_ms(self, cuts: Cuts) -> float:
-        """Time a forward pass of one image on this device: the median, in milliseconds.
+        """Measure the median latency of a forward pass of one image on this device, in milliseconds.
 
-        The candidate takes turns with the dense model, and its time is scaled by how much slower or faster the machine
-        has become since the dense model was first timed, so that a busy moment does not pass for a large model.
+        Passes of candidate and dense model alternate. The result is scaled by the change of the dense model's latency
+        since its first measurement, to compensate for other load on the machine.
         """
-        times_ms = measure_latencies_ms({"dense": self.unet, "candidate": self._leading(cuts)}, self.repeats)
+        times_ms = measure_latencies_ms({"dense": self.unet, "candidate": self._candidate(cuts)}, self.repeats)
         self.reference_ms = self.reference_ms or times_ms["dense"]
         return times_ms["candidate"] * self.reference_ms / times_ms["dense"]
 
-    def _leading(self, cuts: Cuts) -> Denoiser:
-        """Build a model of these widths from the leading channels of every layer: its values are ordinary ones."""
-        changed = {name: width for name, width in self.widths(cuts).items() if width != self._dense(name)}
-        unet = narrow(copy.deepcopy(self.bare), changed, self.num_heads(cuts))
+    def _candidate(self, cuts: Cuts) -> Denoiser:
+        """Build a model of these widths from the leading channels of the dense layers, which have realistic values."""
+        changed = {name: width for name, width in self.widths(cuts).items() if width != self._dense_width(name)}
+        unet = narrow(copy.deepcopy(self.skeleton), changed, self.num_heads(cuts))
         dense = self.unet.state_dict()
         shapes = {name: tensor.shape for name, tensor in unet.state_dict().items()}
         leading = {name: dense[name][tuple(slice(size) for size in shape)].clone() for name, shape in shapes.items()}
@@ -66,14 +74,14 @@ class Costs:
         return unet
 
     def widths(self, cuts: Cuts) -> dict[str, tuple[int, ...]]:
-        """Find every layer's width: [outputs, inputs], or [channels] of a norm."""
-        left = {name: list(self._dense(name)) for name in self.layers}
+        """Compute every layer's width: (outputs, inputs), or (channels,) for a norm."""
+        remaining = {name: list(self._dense_width(name)) for name in self.layers}
         for group, layer, dim, multiplicity in self.shares:
-            left[layer][dim] -= multiplicity * cuts[group]
-        return {name: tuple(width) for name, width in left.items()}
+            remaining[layer][dim] -= multiplicity * cuts[group]
+        return {name: tuple(width) for name, width in remaining.items()}
 
     def num_heads(self, cuts: Cuts) -> dict[str, int]:
-        """Find how many heads the attentions have left that lose whole ones."""
+        """Count the remaining heads of each attention that loses whole heads."""
         return {
             attention: (group.width - cut) * group.blocks // group.width
             for group, cut in zip(self.groups, cuts, strict=True)
@@ -81,7 +89,7 @@ class Costs:
             if self.heads == "whole" and cut
         }
 
-    def _dense(self, name: str) -> tuple[int, ...]:
+    def _dense_width(self, name: str) -> tuple[int, ...]:
         return tuple(self.layers[name].weight.shape[:2])
 
     def _layer_macs(self, cuts: Cuts) -> int:
@@ -94,7 +102,7 @@ class Costs:
 
 
 def _count_positions(unet: Denoiser) -> dict[str, int]:
-    """Count how many positions each layer is applied to for one image."""
+    """Count the positions that each layer is applied to for one image."""
     positions, hooks = {}, []
     for name, layer in unet.named_modules():
         if isinstance(layer, Layers):
@@ -110,7 +118,7 @@ def _count_positions(unet: Denoiser) -> dict[str, int]:
 
 
 def _macs(layer: nn.Module, width: tuple[int, ...], positions: int) -> int:
-    """torch-pruning's formula: biases of convolutions at every position, of linear layers once; norms two a value."""
+    """MACs by torch-pruning's formula: convolution biases count per position, linear biases once, norms 2 per value."""
     if isinstance(layer, nn.Conv2d):
         kernel = math.prod(layer.kernel_size)
         return positions * width[0] * (kernel * width[1] + (layer.bias is not None))

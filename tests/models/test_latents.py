@@ -13,16 +13,15 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from stages.importance.calibration import calibrate, calibration_batches
 from stages.models.autoencoder import Codec, picture_shape, read_codec
 from stages.models.params import SamplerParams
-from stages.models.pipeline import read_class_table
 from stages.models.sampling import SamplingContext, draw, initial_noise, predictor
-from stages.prune.compensate import NoisyImages, difference
+from stages.prune.compensate import NoisyBatches, difference
 from stages.prune.params import CompensateParams, PruneParams
 from stages.prune.pruning import prune_unet
 from stages.prune.selection import plan_pruning
 from stages.reference.reference import load_context
 from stages.runtime.errors import InputError
 from stages.storage.files import read_json, write_json
-from stages.storage.tensors import tensors_sha256, write_tensors
+from stages.storage.tensors import tensors_sha256
 
 CPU = torch.device("cpu")
 BLOCKS = {
@@ -181,7 +180,7 @@ def test_a_conditional_model_is_compensated_under_them_too(conditional, schedule
     easy = CompensateParams(num_images=8, num_timesteps=4, damping=0.1)
     wanted = PruneParams(target={"ratio": 0.3}, compensate=easy)
     plan = plan_pruning(conditional, magnitude_of(conditional), wanted)
-    images = NoisyImages(conditional, scheduler, latents, easy, 0)
+    images = NoisyBatches(conditional, scheduler, latents, easy, 0)
     noisy, moments, told = next(iter(images))
     cut, mended = (prune_unet(conditional, plan, noise) for noise in (None, images))
 
@@ -203,15 +202,3 @@ def test_what_a_model_needs_to_draw_must_fit_it(conditional, unet, latents, tmp_
         load_context(conditional, tmp_path, mute, 3)
     with pytest.raises(InputError, match=r"reference\.guidance is 2\.0, and .* takes no conditions; set it to null"):
         load_context(unet, tmp_path, None, 2.0)
-
-
-@pytest.mark.parametrize(("without", "last"), [(2, 2.0), (None, 0.0)])
-def test_the_last_row_of_a_class_table_says_nothing(tmp_path, without, last):
-    """The row that the embedding names, or zeros where it names none; rows beyond the classes are left out."""
-    assert read_class_table(tmp_path) is None
-    home = tmp_path / "class_embedding"
-    write_json(home / "config.json", {"num_classes": 2, "width": 3, "unconditional": without})
-    weight = torch.arange(4.0)[:, None].expand(4, 3).contiguous()
-    write_tensors(home / "diffusion_pytorch_model.safetensors", {"weight": weight})
-
-    assert read_class_table(tmp_path)[:, 0, 0].tolist() == [0.0, 1.0, last]

@@ -1,4 +1,4 @@
-"""Every family: from its config to plan, cut, forward, save and load."""
+"""Every family can be planned, cut, run, saved and loaded."""
 
 import pytest
 import torch
@@ -22,14 +22,14 @@ STEPS = range(0, 1000, 250)
 
 
 def inputs_of(unet, seed=0):
-    """Noise of the model's size, a timestep and a condition where it takes one."""
+    """Noise, a timestep and, for a conditional model, a condition."""
     draws = torch.Generator().manual_seed(seed)
     inputs = example_inputs(unet, batch_size=2)
     return {name: torch.randn(t.shape, generator=draws) if t.is_floating_point() else t for name, t in inputs.items()}
 
 
 def test_a_conditional_unet_is_scored_cut_saved_and_loaded(conditional, scheduler, tmp_path):
-    """Taylor importance with a condition, as the original does for ImageNet; what is loaded is the same bit for bit."""
+    """With Taylor importance, as in the original for ImageNet; the loaded model is bit-identical."""
     inputs = inputs_of(conditional)
     images, condition = inputs["sample"], {"encoder_hidden_states": inputs["encoder_hidden_states"]}
     plan = plan_one_shot(
@@ -43,8 +43,8 @@ def test_a_conditional_unet_is_scored_cut_saved_and_loaded(conditional, schedule
     assert torch.equal(loaded(**inputs).sample, pruned(**inputs).sample)
 
 
-def test_the_condition_matters_to_the_importance(conditional, scheduler):
-    """Another condition, other gradients."""
+def test_the_importance_depends_on_the_condition(conditional, scheduler):
+    """Other conditions give other losses."""
     inputs = inputs_of(conditional)
     images, condition = inputs["sample"], inputs["encoder_hidden_states"]
     found = [
@@ -63,7 +63,7 @@ def test_the_condition_matters_to_the_importance(conditional, scheduler):
 
 @pytest.mark.parametrize("ratio", [0.3, 0.5])
 def test_the_halves_of_geglu_are_cut_as_pairs(conditional, magnitude_of, ratio):
-    """Asked 30 %, cut 30 %: channel c of the gate goes with channel c of what it gates, and the reader loses it too."""
+    """Channel c of the gate is cut with channel c of the value and input c of the next layer; the ratio is exact."""
     plan = plan_pruning(conditional, magnitude_of(conditional), PruneParams(target={"ratio": ratio}))
     pruned = cut(conditional, plan)
     groups = [group for group in plan.groups if group.root.endswith("ff.net.0.proj")]
@@ -71,16 +71,16 @@ def test_the_halves_of_geglu_are_cut_as_pairs(conditional, magnitude_of, ratio):
     assert groups
     for group in groups:
         inner = conditional.get_submodule(group.root).out_features // 2
-        left = int(inner * (1 - ratio))
+        width = int(inner * (1 - ratio))
         kept = plan.layers[group.root].outputs
         assert group.width == inner
-        assert [channel + inner for channel in kept[:left]] == kept[left:]
-        assert pruned.get_submodule(group.root).out_features == 2 * left
-        assert pruned.get_submodule(group.root.replace("0.proj", "2")).in_features == left
+        assert [channel + inner for channel in kept[:width]] == kept[width:]
+        assert pruned.get_submodule(group.root).out_features == 2 * width
+        assert pruned.get_submodule(group.root.replace("0.proj", "2")).in_features == width
 
 
 def test_scale_and_shift_are_cut_as_pairs(make_unet, magnitude_of):
-    """Likewise the two halves of the layer that scales and shifts a norm."""
+    """The two halves of the layer that scales and shifts a norm keep the width of the norm."""
     unet = make_unet(resnet_time_scale_shift="scale_shift")
     pruned = cut(unet, plan_pruning(unet, magnitude_of(unet), PruneParams(target={"ratio": 0.5})))
     block = pruned.down_blocks[0].resnets[0]
@@ -89,8 +89,8 @@ def test_scale_and_shift_are_cut_as_pairs(make_unet, magnitude_of):
 
 
 @pytest.mark.parametrize("chosen", [{}, {"heads": "whole"}, {"round_to": 4}], ids=str)
-def test_attention_scales_alike_in_every_processor(make_unet, magnitude_of, scheduler, tmp_path, chosen):
-    """Eager and fused attention of a pruned model agree, in memory and after loading: 1/√(current head width)."""
+def test_pruned_attention_is_the_same_in_every_processor(make_unet, magnitude_of, scheduler, tmp_path, chosen):
+    """Eager and fused attention scale by 1/√(current head width), in memory and after loading."""
     unet = make_unet(attention_head_dim=8)
     plan = plan_pruning(unet, magnitude_of(unet), PruneParams(target={"ratio": 0.5}, **chosen))
     pruned = cut(unet, plan)
@@ -104,8 +104,8 @@ def test_attention_scales_alike_in_every_processor(make_unet, magnitude_of, sche
         torch.testing.assert_close(model(**inputs).sample, fused)
 
 
-def test_a_decoder_is_taken_along(unet, scheduler, magnitude, tmp_path):
-    """A latent pipeline keeps its VQModel and its class when its UNet is pruned."""
+def test_the_autoencoder_is_copied(unet, scheduler, magnitude, tmp_path):
+    """A latent pipeline keeps its VQModel and its pipeline class."""
     source, out = tmp_path / "source", tmp_path / "pruned"
     write_pipeline(source, unet, scheduler)
     VQModel(block_out_channels=(8,), norm_num_groups=4).save_pretrained(source / "vqvae")
@@ -120,7 +120,7 @@ def test_a_decoder_is_taken_along(unet, scheduler, magnitude, tmp_path):
 
 
 def test_groups_need_no_weights(conditional, unet):
-    """A skeleton has the same groups, in the same order."""
+    """A skeleton on the meta device has the same groups, in the same order."""
     for model in (conditional, unet):
         found = [
             [(g.root, g.width, g.blocks, [(m.layer, m.dim, m.channels.tolist()) for m in g.members]) for g in groups]
@@ -130,7 +130,7 @@ def test_groups_need_no_weights(conditional, unet):
 
 
 def test_a_pruned_model_can_be_pruned_again(make_unet, magnitude_of, scheduler, tmp_path):
-    """In rounds, with a save between them."""
+    """After it was saved and loaded."""
     first = make_unet()
     for name in ("once", "twice"):
         plan = plan_pruning(first, magnitude_of(first), PruneParams(target={"ratio": 0.3}))
@@ -174,16 +174,18 @@ PRUNES = st.fixed_dictionaries(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(config=CONFIGS, chosen=PRUNES)
-def test_any_small_unet_survives_prune_save_and_load(
+def test_any_small_unet_is_the_same_after_prune_save_and_load(
     config, chosen, make_unet, magnitude_of, scheduler, tmp_path_factory
 ):
-    """Prune, run, save, load: every tensor and every output is the same; a target out of reach is refused in words."""
+    """Every tensor shape and every output is the same; targets out of reach are refused."""
     widths = tuple(config.pop("widths"))
     attention = config.pop("attention")[: len(widths)]
     unet = make_unet(
         block_out_channels=widths,
-        down_block_types=tuple("AttnDownBlock2D" if here else "DownBlock2D" for here in attention),
-        up_block_types=tuple("AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attention)),
+        down_block_types=tuple("AttnDownBlock2D" if has_attention else "DownBlock2D" for has_attention in attention),
+        up_block_types=tuple(
+            "AttnUpBlock2D" if has_attention else "UpBlock2D" for has_attention in reversed(attention)
+        ),
         **config,
     )
     try:

@@ -1,4 +1,4 @@
-"""The command lines that cut and export: what they write, and what they refuse before they write."""
+"""The commands that prune and export: what they write, and what they refuse before they write."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from stages.tools.__main__ import main as tools
 
 @pytest.fixture
 def importance_folder(tmp_path, magnitude):
-    """The magnitude importance of the tiny UNet."""
+    """A folder with the magnitude importance of the tiny UNet."""
     (tmp_path / "importance").mkdir()
     write_importance(tmp_path / "importance", magnitude)
     return tmp_path / "importance"
@@ -23,7 +23,7 @@ def importance_folder(tmp_path, magnitude):
 
 @pytest.fixture
 def run(tmp_path, root, monkeypatch):
-    """Run a command with the default params, changed by YAML lines of the prune block."""
+    """Run a command with the default params and a prune block of YAML lines."""
     monkeypatch.chdir(tmp_path)
 
     def invoke(command, *arguments, prune_block=""):
@@ -37,8 +37,8 @@ def run(tmp_path, root, monkeypatch):
     return invoke
 
 
-def test_prune_says_what_was_possible_and_what_was_found(run, tmp_path, model_folder, importance_folder):
-    """Smallest, asked and largest before the cut; then what the cut cost."""
+def test_prune_prints_the_range_the_target_and_the_result(run, tmp_path, model_folder, importance_folder):
+    """First the budget, then the costs before and after."""
     result = run(
         prune,
         *("--model", model_folder, "--importance", importance_folder, "--out", tmp_path / "out"),
@@ -53,7 +53,7 @@ def test_prune_says_what_was_possible_and_what_was_found(run, tmp_path, model_fo
 
 
 def test_a_plan_is_replayed_on_another_checkpoint(run, tmp_path, model_folder, importance_folder, make_unet, scheduler):
-    """From its file, without importance: the same channels of other weights."""
+    """From its file, without importance: the same channels are cut from other weights."""
     other = make_unet(seed=1)
     write_pipeline(tmp_path / "other", other, scheduler)
     first, second = tmp_path / "first", tmp_path / "second"
@@ -67,27 +67,27 @@ def test_a_plan_is_replayed_on_another_checkpoint(run, tmp_path, model_folder, i
 
 
 def test_compensation_through_the_command_line(run, tmp_path, model_folder, importance_folder, images):
-    """It changes the weights that are left, and says what it gained."""
+    """It changes the remaining weights and prints the difference before and after."""
     (tmp_path / "data").mkdir()
     write_images(tmp_path / "data", images, {})
     common = ("--model", model_folder, "--importance", importance_folder, "--data", tmp_path / "data")
     block = "  target: {ratio: 0.3}\n  compensate: {num_images: 8, num_timesteps: 4}\n"
     plain = run(prune, *common, "--out", tmp_path / "plain")
-    helped = run(prune, *common, "--out", tmp_path / "helped", prune_block=block)
+    compensated = run(prune, *common, "--out", tmp_path / "compensated", prune_block=block)
 
-    assert (plain.exit_code, helped.exit_code) == (0, 0), helped.output
-    assert "compensated: mean square difference from the dense prediction" in helped.output
-    weights = [read_unet(tmp_path / name).conv_out.weight for name in ("plain", "helped")]
+    assert (plain.exit_code, compensated.exit_code) == (0, 0), compensated.output
+    assert "compensated: mean square difference from the dense prediction" in compensated.output
+    weights = [read_unet(tmp_path / name).conv_out.weight for name in ("plain", "compensated")]
     assert not torch.equal(*weights)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "block", "words"),
+    ("arguments", "block", "message"),
     [
-        ((), "", "give either --importance, to make a plan, or --replay, to carry one out"),
+        ((), "", "give either --importance, to make a plan, or --replay, to apply an existing one"),
         (("--importance", "{importance}", "--replay", "plan.json"), "", "give either --importance"),
         (("--replay", "plan.json"), "", "plan.json: No such file or directory"),
-        (("--importance", "{importance}"), "  target: {macs: 1000}\n", "possible: "),
+        (("--importance", "{importance}"), "  target: {macs: 1000}\n", "possible from "),
         (("--importance", "{importance}"), "  target: {macs: 60%, ratio: 0.3}\n", "give exactly one of"),
         (("--importance", "{importance}"), "  target: 0.3\n", "prune.target is 0.3"),
         (("--importance", "{importance}"), "  target: {ratio: 0.3}\n  include: up_blocks.*\n", "prune.include is 'up_"),
@@ -104,22 +104,22 @@ def test_compensation_through_the_command_line(run, tmp_path, model_folder, impo
         ),
     ],
 )
-def test_mistakes_get_one_line_and_leave_nothing(
-    run, tmp_path, model_folder, importance_folder, arguments, block, words
+def test_invalid_input_is_refused_in_one_line(
+    run, tmp_path, model_folder, importance_folder, arguments, block, message
 ):
-    """Exit code 1, the reason, no traceback, no output."""
+    """Exit code 1, the reason, no traceback, no output folder."""
     filled = [argument.format(importance=importance_folder) for argument in arguments]
     result = run(prune, "--model", model_folder, *filled, "--out", tmp_path / "out", prune_block=block)
 
     assert result.exit_code == 1
-    assert words in result.output
+    assert message in result.output
     assert result.output.count("Error: ") == 1
     assert "Traceback" not in result.output
     assert not (tmp_path / "out").exists()
 
 
 def test_export_writes_a_stock_folder_or_nothing(run, tmp_path, make_unet, scheduler, magnitude_of):
-    """A uniform cut of a wide model is exported; the same at another ratio is refused in one line."""
+    """A uniform cut of a wide model is exported; at another ratio no stock config fits."""
     from stages.prune.params import PruneParams
     from stages.prune.selection import plan_pruning
     from stages.prune.surgery import cut
@@ -152,8 +152,8 @@ def test_export_writes_a_stock_folder_or_nothing(run, tmp_path, make_unet, sched
         ("pruned_heads", {"conv_in": "two"}),
     ],
 )
-def test_damaged_widths_and_heads_are_refused(run, tmp_path, model_folder, importance_folder, key, value):
-    """A pruned config that was edited does not load half-way."""
+def test_invalid_widths_and_heads_are_refused(run, tmp_path, model_folder, importance_folder, key, value):
+    """An edited config of a pruned model is refused."""
     import json
 
     given = ("--importance", importance_folder)

@@ -1,4 +1,4 @@
-"""What the original engines of Diff-Pruning select, index for index (tests/oracle)."""
+"""The selection equals that of both implementations of Diff-Pruning, channel by channel (tests/oracle)."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ FORMULA = {"ddpm_exp": "paper", "ddpm_prune": "diffusers"}
 
 
 def rebuild(record):
-    """The model, calibration images and noise that the original saw, from numpy alone."""
+    """Build the model, calibration images and noise of a record from numpy's generator."""
     unet = UNet2DModel(**record["config"]).eval()
     for module in unet.modules():
         if isinstance(module, Attention):
@@ -42,8 +42,8 @@ def rebuild(record):
 
 
 @pytest.mark.parametrize("path", ORACLE, ids=lambda path: path.stem)
-def test_selects_what_the_original_selects(path):
-    """Interleaved scoring cuts the same channels of the same groups in the same order."""
+def test_the_selection_equals_the_original(path):
+    """Interleaved scoring cuts the same channels of the same groups in the same order (reference)."""
     record = json.loads(path.read_text())
     unet, images, noise = rebuild(record)
     plan = plan_one_shot(
@@ -70,8 +70,8 @@ def test_selects_what_the_original_selects(path):
 
 @pytest.mark.parametrize("timesteps_per_pass", [1, 3, 64])
 @pytest.mark.parametrize("path", [path for path in ORACLE if path.stem.startswith("tiny")], ids=lambda path: path.stem)
-def test_losses_are_those_of_the_original(path, timesteps_per_pass):
-    """However many timesteps share a pass, the sum ends where the original's does."""
+def test_losses_equal_the_original(path, timesteps_per_pass):
+    """The sum ends at the same timestep for any number of timesteps per pass (reference)."""
     record = json.loads(path.read_text())
     unet, images, noise = rebuild(record)
     importance = measure_importance(
@@ -91,7 +91,7 @@ def test_losses_are_those_of_the_original(path, timesteps_per_pass):
 
 
 def test_upfront_order_selects_other_channels():
-    """The order of scoring is a real choice: scores on dense widths pick other channels."""
+    """Scores on dense widths select other channels in all groups but the first."""
     path = next(path for path in ORACLE if path.stem == "tiny.ddpm_prune.magnitude")
     record = json.loads(path.read_text())
     unet, images, noise = rebuild(record)
@@ -102,5 +102,5 @@ def test_upfront_order_selects_other_channels():
     ]
 
     assert [len(group.cut) for group in orders[0].groups] == [len(group.cut) for group in orders[1].groups]
-    assert orders[0].groups[0].cut == orders[1].groups[0].cut  # the first group is scored on dense widths either way
+    assert orders[0].groups[0].cut == orders[1].groups[0].cut  # both orders score the first group on dense widths
     assert orders[0].groups != orders[1].groups

@@ -1,4 +1,4 @@
-"""Choosing and cutting channels."""
+"""Choosing channels, cutting them, and the checks of importance and result."""
 
 import itertools
 
@@ -8,31 +8,31 @@ import torch
 from stages.models.groups import Group, find_groups
 from stages.models.plan import Plan
 from stages.prune.params import PruneParams
-from stages.prune.path import choose
+from stages.prune.path import choose_channels
 from stages.prune.pruning import check_importance
 from stages.prune.selection import plan_pruning
-from stages.prune.surgery import cut, prove
+from stages.prune.surgery import cut, verify
 from stages.runtime.errors import InputError
 from stages.storage.files import read_json, write_json
 
 
-def at(ratio, **more):
+def at(ratio):
     """Params that cut this share from every group."""
-    return PruneParams(target={"ratio": ratio}, **more)
+    return PruneParams(target={"ratio": ratio})
 
 
 X, T = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 700])
 
 
 def test_cutting_nothing_changes_nothing(unet, magnitude):
-    """At ratio 0 every output stays bit for bit."""
+    """At ratio 0 the output is bit-identical."""
     pruned = cut(unet, plan_pruning(unet, magnitude, at(0.0)))
 
     assert torch.equal(pruned(X, T).sample, unet(X, T).sample)
 
 
 def test_cutting_dead_channels_changes_nothing(unet, magnitude):
-    """Channels of the time embedding that nobody reads can go without a trace: the cut takes out exactly them."""
+    """Cutting exactly the channels of the time embedding whose weights in the next layer are zero."""
     dead = [3, 17, 40]
     with torch.no_grad():
         unet.time_embedding.linear_2.weight[:, dead] = 0
@@ -41,10 +41,10 @@ def test_cutting_dead_channels_changes_nothing(unet, magnitude):
         group.model_copy(update={"cut": dead}) if group.root == "time_embedding.linear_1" else group
         for group in plan.groups
     ]
-    left = [channel for channel in range(64) if channel not in dead]
+    remaining = [channel for channel in range(64) if channel not in dead]
     layers = dict(plan.layers)
-    layers["time_embedding.linear_1"] = layers["time_embedding.linear_1"].model_copy(update={"outputs": left})
-    layers["time_embedding.linear_2"] = layers["time_embedding.linear_2"].model_copy(update={"inputs": left})
+    layers["time_embedding.linear_1"] = layers["time_embedding.linear_1"].model_copy(update={"outputs": remaining})
+    layers["time_embedding.linear_2"] = layers["time_embedding.linear_2"].model_copy(update={"inputs": remaining})
     pruned = cut(unet, plan.model_copy(update={"groups": groups, "layers": layers}))
 
     assert pruned.time_embedding.linear_1.out_features == 61
@@ -52,8 +52,8 @@ def test_cutting_dead_channels_changes_nothing(unet, magnitude):
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.3, 0.5, 0.7])
-def test_no_group_loses_more_than_asked(unet, magnitude, ratio):
-    """And GroupNorm groups stay of equal size."""
+def test_every_group_loses_the_ratio_rounded_to_its_blocks(unet, magnitude, ratio):
+    """Norm groups stay of equal size."""
     for group in plan_pruning(unet, magnitude, at(ratio)).groups:
         num_cut = group.width - int(group.width * (1 - ratio))
         assert len(group.cut) == num_cut // group.blocks * group.blocks
@@ -64,29 +64,29 @@ def test_no_group_loses_more_than_asked(unet, magnitude, ratio):
         assert len(set(per_block)) == 1
 
 
-def test_the_lowest_scores_go_from_each_block():
-    """Two blocks of four, half of each."""
+def test_the_lowest_scores_of_each_block_are_cut():
+    """Half of each of two blocks of four (closed form)."""
     scores = torch.tensor([4.0, 1.0, 3.0, 2.0, 50.0, 80.0, 70.0, 60.0])
 
-    assert choose(scores, Group("layer", 8, 2, []), 4, at(0.5)).tolist() == [1, 3, 4, 7]
-    assert choose(scores, Group("layer", 8, 1, []), 4, at(0.5)).tolist() == [0, 1, 2, 3]
+    assert choose_channels(scores, Group("layer", 8, 2, []), 4, "width").tolist() == [1, 3, 4, 7]
+    assert choose_channels(scores, Group("layer", 8, 1, []), 4, "width").tolist() == [0, 1, 2, 3]
 
 
 def test_a_ratio_that_empties_a_group_is_refused(unet, magnitude):
-    """The message names the ratio, the group and the key to change."""
+    """The message has the ratio, the group and the key to change."""
     with pytest.raises(InputError, match=r"ratio 0\.99 leaves 0 of \d+ channels in .*; lower the ratio"):
         plan_pruning(unet, magnitude, at(0.99))
 
 
 def test_importance_of_another_model_is_refused(make_unet, magnitude):
-    """Also of the same architecture with other weights."""
+    """Even if only the weights differ."""
     with pytest.raises(InputError, match="the importance was measured on another model"):
         check_importance(magnitude, make_unet(seed=1))
 
 
 @pytest.mark.parametrize("damage", [dict.clear, lambda s: s.pop("conv_in"), lambda s: s["conv_in"].fill_(float("nan"))])
 def test_damaged_importance_is_refused(unet, magnitude, damage):
-    """Empty, a layer short or not finite: never pruned at random while the record says otherwise."""
+    """It is empty, lacks a layer or is not finite."""
     damage(magnitude.saliency)
 
     with pytest.raises(InputError, match="do not cover the model's weights or are not finite"):
@@ -94,9 +94,9 @@ def test_damaged_importance_is_refused(unet, magnitude, damage):
 
 
 def test_random_depends_on_its_seed(unet, magnitude):
-    """Two seeds, two selections; one seed, one selection."""
-    nothing_known = type(magnitude)(**{**vars(magnitude), "criterion": "random", "saliency": {}})
-    plans = [plan_pruning(unet, nothing_known, at(0.3), seed) for seed in (0, 0, 1)]
+    """The same seed gives the same selection, another seed another one."""
+    no_saliency = type(magnitude)(**{**vars(magnitude), "criterion": "random", "saliency": {}})
+    plans = [plan_pruning(unet, no_saliency, at(0.3), seed) for seed in (0, 0, 1)]
 
     assert plans[0] == plans[1]
     assert plans[0].groups != plans[2].groups
@@ -118,7 +118,7 @@ def test_random_depends_on_its_seed(unet, magnitude):
     ids=str,
 )
 def test_other_architectures_are_cut_and_run(make_unet, magnitude_of, changes):
-    """Several heads, deeper blocks, more levels, colour: plan, cut, prove."""
+    """Several heads, deeper blocks, more levels, three channels, scale_shift."""
     unet = make_unet(**changes)
     pruned = cut(unet, plan_pruning(unet, magnitude_of(unet), at(0.3)))
 
@@ -136,29 +136,29 @@ def test_heads_keep_equal_widths(make_unet, magnitude_of):
         assert [sum(channel // 8 == head for channel in group.cut) for head in range(4)] == [2, 2, 2, 2]
 
 
-def test_a_plan_survives_its_file(tmp_path, unet, magnitude):
-    """What is written is what was decided."""
+def test_a_plan_is_the_same_after_writing_and_reading(tmp_path, unet, magnitude):
+    """As JSON."""
     plan = plan_pruning(unet, magnitude, at(0.3))
     write_json(tmp_path / "plan.json", plan.to_json())
 
     assert Plan.model_validate(read_json(tmp_path / "plan.json")) == plan
 
 
-def test_a_result_that_is_not_the_plan_is_noticed(unet, magnitude):
-    """The proof compares every tensor with the dense one sliced by the plan, so that a swapped channel cannot pass."""
+def test_a_result_that_differs_from_the_plan_is_an_error(unet, magnitude):
+    """Two swapped channels are found."""
     plan = plan_pruning(unet, magnitude, at(0.3))
     pruned = cut(unet, plan)
     with torch.no_grad():
         pruned.conv_in.weight[[0, 1]] = pruned.conv_in.weight[[1, 0]]
 
-    with pytest.raises(RuntimeError, match=r"conv_in\.weight .* is not what the plan says"):
-        prove(unet, pruned, plan)
+    with pytest.raises(RuntimeError, match=r"conv_in\.weight .* differs from the plan"):
+        verify(unet, pruned, plan)
 
 
 def test_every_prunable_layer_belongs_to_groups(unet):
-    """No layer is forgotten: each side of each layer is in a group, but for image channels and the sinusoid."""
-    sides = {(member.layer, member.dim) for group in find_groups(unet) for member in group.members}
+    """Inputs and outputs of each layer are in a group, except image channels and the sinusoidal embedding."""
+    found = {(member.layer, member.dim) for group in find_groups(unet) for member in group.members}
     layers = [name for name, module in unet.named_modules() if isinstance(module, torch.nn.Conv2d | torch.nn.Linear)]
-    free = {("conv_in", 1), ("conv_out", 0), ("time_embedding.linear_1", 1)}
+    ungrouped = {("conv_in", 1), ("conv_out", 0), ("time_embedding.linear_1", 1)}
 
-    assert set(itertools.product(layers, (0, 1))) - sides == free
+    assert set(itertools.product(layers, (0, 1))) - found == ungrouped

@@ -1,4 +1,4 @@
-"""Plans that are used again: on another checkpoint they work, on anything else they are refused in one line."""
+"""Plans replayed on another checkpoint, and plans that are refused."""
 
 import json
 
@@ -17,13 +17,13 @@ from stages.storage.files import write_json
 
 @pytest.fixture
 def plan(unet, magnitude):
-    """A plan of the tiny UNet."""
+    """A plan for the tiny UNet."""
     return plan_pruning(unet, magnitude, PruneParams(target={"ratio": 0.3}))
 
 
 @pytest.fixture
 def written(tmp_path, plan):
-    """Its file, and a way to change it."""
+    """Write the plan, edit its file and return the path."""
     path = tmp_path / "pruning_plan.json"
     write_json(path, plan.to_json())
 
@@ -38,13 +38,13 @@ def written(tmp_path, plan):
     return change
 
 
-def test_a_plan_survives_its_file(written, plan):
-    """What is written is what was decided, hash included."""
+def test_a_plan_is_the_same_after_writing_and_reading(written, plan):
+    """Including its hash."""
     assert read_plan(written(lambda _: None)) == plan
 
 
 def test_another_checkpoint_of_the_same_base_loses_the_same_channels(make_unet, plan):
-    """Its own weights, the old choice; the new plan names both."""
+    """The weights are its own; the new plan has the hashes of the weights and of the old plan."""
     other = make_unet(seed=1)
     again = replay(plan, other)
     pruned = cut(other, again)
@@ -57,75 +57,75 @@ def test_another_checkpoint_of_the_same_base_loses_the_same_channels(make_unet, 
 
 
 def drop_a_layer(content):
-    """One layer less."""
+    """Remove one layer."""
     content["layers"].pop("conv_out")
 
 
 def swap_a_channel(content):
-    """One kept channel replaced by one that was cut."""
+    """Replace one kept channel."""
     content["layers"]["conv_in"]["outputs"][0] = content["groups"][0]["cut"][0] + 100
 
 
 def cut_one_more(content):
-    """A group that loses one channel more than its layers say."""
+    """Cut more channels from a group than its layers lose."""
     group = next(group for group in content["groups"] if group["cut"] and group["blocks"] == 1)
     group["cut"] = sorted({*group["cut"], *range(2)})
 
 
 def cut_beyond_the_width(content):
-    """A channel that does not exist."""
+    """Cut a channel that does not exist."""
     content["groups"][0]["cut"] = [10_000]
 
 
 def drop_a_group(content):
-    """One group less."""
+    """Remove one group."""
     content["groups"].pop()
 
 
 def cut_unevenly(content):
-    """Two channels of one norm group and none of the others, with layers that fit."""
+    """Cut two channels of one norm group and none of the others."""
     uneven = next(group for group in content["groups"] if group["blocks"] > 1 and group["cut"])
     uneven["cut"] = [0, 1]
 
 
 def count_unknown_heads(content):
-    """Heads of an attention that does not exist."""
+    """Add heads of an attention that does not exist."""
     content["heads"] = {"nowhere": 2}
 
 
 @pytest.mark.parametrize(
-    ("edit", "words"),
+    ("edit", "message"),
     [
-        (drop_a_layer, "channels of conv_out are not those that its groups leave"),
-        (swap_a_channel, "channels of conv_in are not those that its groups leave"),
-        (cut_one_more, "are not those that its groups leave"),
-        (cut_beyond_the_width, "cuts channels of .* that do not exist"),
-        (cut_unevenly, "unevenly: its 4 norm groups or heads stay equal"),
-        (count_unknown_heads, "counts the heads of nowhere"),
-        (drop_a_group, "groups are not those of this model"),
+        (drop_a_layer, "channels of conv_out contradict its groups"),
+        (swap_a_channel, "channels of conv_in contradict its groups"),
+        (cut_one_more, "contradict its groups"),
+        (cut_beyond_the_width, "cuts unknown, repeated or all"),
+        (cut_unevenly, "unevenly: its 4 norm groups or heads must stay of equal size"),
+        (count_unknown_heads, "has heads of nowhere, which no group cuts"),
+        (drop_a_group, "groups differ from the model's"),
         (
             lambda c: c["base"].update(family="UNet2DConditionModel"),
-            "for a UNet2DConditionModel, this is a UNet2DModel",
+            "for a UNet2DConditionModel, the model is a UNet2DModel",
         ),
-        (lambda c: c["base"].update(architecture_sha256="0" * 64), "made for another architecture"),
+        (lambda c: c["base"].update(architecture_sha256="0" * 64), "is for another architecture"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_plan_that_contradicts_itself_or_the_model_is_refused(written, unet, edit, words):
-    """Even with a fitting hash."""
-    with pytest.raises(InputError, match=words):
+def test_a_plan_that_contradicts_itself_or_the_model_is_refused(written, unet, edit, message):
+    """Even if its hash is correct."""
+    with pytest.raises(InputError, match=message):
         check_plan(read_plan(written(edit)), unet)
 
 
 @pytest.mark.parametrize("edit", [swap_a_channel, drop_a_layer, lambda c: c.update(criterion="random")])
-def test_a_plan_that_was_tampered_with_is_refused(written, edit):
-    """Any change after it was sealed, also of what nobody computes with."""
+def test_a_plan_with_a_wrong_hash_is_refused(written, edit):
+    """Whichever field was changed."""
     with pytest.raises(InputError, match="was changed after it was written"):
         read_plan(written(edit, seal=False))
 
 
 @pytest.mark.parametrize(
-    ("edit", "words"),
+    ("edit", "message"),
     [
         (lambda c: c.update(version=1), "has version 1; known: 2"),
         (lambda c: c.pop("groups"), "is no pruning plan: groups: Field required"),
@@ -133,14 +133,14 @@ def test_a_plan_that_was_tampered_with_is_refused(written, edit):
         (lambda c: c["budget"].update(found="much"), "is no pruning plan: budget.found"),
     ],
 )
-def test_a_file_of_another_shape_is_refused(written, edit, words):
-    """A version or a key that is not known, a key that lacks."""
-    with pytest.raises(InputError, match=words):
+def test_a_file_that_is_not_a_plan_is_refused(written, edit, message):
+    """Unknown version, unknown key, missing key or wrong type."""
+    with pytest.raises(InputError, match=message):
         read_plan(written(edit, seal=False))
 
 
 @pytest.mark.parametrize("changes", [{"layers_per_block": 2}, {"block_out_channels": (16, 48)}, {"norm_num_groups": 8}])
 def test_a_plan_from_another_base_is_refused(make_unet, plan, changes):
-    """More layers, other widths, or the same shapes with other GroupNorm groups."""
-    with pytest.raises(InputError, match=r"another architecture|not those of this model"):
+    """More layers, other widths, or only other norm groups."""
+    with pytest.raises(InputError, match=r"another architecture|groups differ from the model's"):
         check_plan(plan, make_unet(**changes))
