@@ -1,7 +1,7 @@
 """UCI digits -> the pretrained DDPM and the feature extractor that ship with the repository.
 
-Run it with `make base`. It uses the pipeline's own data, split and trainer, and prints the hash to put into
-stages/fetch/model.py. See recipes/README.md for what came out.
+Run it with `make base`. It uses the data, split and trainer of the pipeline, and prints the hash that belongs into
+stages/fetch/model.py. recipes/README.md has the results.
 """
 
 import sys
@@ -41,7 +41,7 @@ UNET = {
     "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
     "layers_per_block": 1,
     "norm_num_groups": 8,
-    # The rest is as in the paper's own UNets.
+    # The values below are those of the paper's UNets.
     "attention_head_dim": None,
     "downsample_padding": 0,
     "flip_sin_to_cos": False,
@@ -61,51 +61,51 @@ TRAINING = FinetuneParams(
     checkpoint_every=500,
 )
 CLASSIFIER_STEPS = 3000
-SHIFT = 1
-"""Pixels by which the classifier's training images move, at most."""
+MAX_SHIFT_PX = 1
+"""Maximum shift of the classifier's training images, in pixels."""
 
 
 def train_model(images: Images) -> None:
-    """Train the DDPM and put it where the fetch stage finds it."""
+    """Train the DDPM and write it to the bundled model of the fetch stage."""
     torch.manual_seed(derive_seed(SEED, "base"))
     unet, scheduler = UNet2DModel(**UNET).to(select_device()), DDPMScheduler()
-    made = {"seed": SEED, "finetune": TRAINING}
+    record = {"seed": SEED, "finetune": TRAINING}
     trainer = Trainer(unet, scheduler, images, TRAINING, SEED)
     checkpoints = Checkpoints(
-        Path("checkpoints/base"), sha256(f"{fingerprint('finetune', [], **made)} {UNET}".encode()).hexdigest()
+        Path("checkpoints/base"), sha256(f"{fingerprint('finetune', [], **record)} {UNET}".encode()).hexdigest()
     )
     trainer.run(checkpoints)
     for point in trainer.curve:
         print(point)
     with writing(BUNDLED / "digits") as folder:
         write_pipeline(folder, trainer.ema, scheduler)
-        write_run_record(folder, "finetune", **made)
+        write_run_record(folder, "finetune", **record)
     checkpoints.clear()
     print("sha256 of the weights:", file_sha256(BUNDLED / "digits" / "unet" / WEIGHTS))
 
 
 def train_classifier(images: Images, train_labels: torch.Tensor, heldout_labels: torch.Tensor) -> None:
-    """Train the feature extractor and put it where the evaluate stage finds it."""
+    """Train the feature extractor and write it to the weights that the evaluate stage reads."""
     torch.manual_seed(derive_seed(SEED, "classifier"))
     classifier = DigitsClassifier()
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=1e-3, weight_decay=1e-2)
-    draws, pictures = generator(SEED, "classifier batches"), to_model_range(images.train)
+    batches, pixels = generator(SEED, "classifier batches"), to_model_range(images.train)
     for _ in track(range(CLASSIFIER_STEPS), "classifier, step", CLASSIFIER_STEPS):
-        chosen = torch.randint(len(pictures), (64,), generator=draws)
-        moves = torch.randint(-SHIFT, SHIFT + 1, (2,), generator=draws).tolist()
-        _, logits = classifier(pictures[chosen].roll(moves, dims=(2, 3)))
+        chosen = torch.randint(len(pixels), (64,), generator=batches)
+        shifts = torch.randint(-MAX_SHIFT_PX, MAX_SHIFT_PX + 1, (2,), generator=batches).tolist()
+        _, logits = classifier(pixels[chosen].roll(shifts, dims=(2, 3)))
         optimizer.zero_grad()
         cross_entropy(logits, train_labels[chosen]).backward()
         optimizer.step()
     with torch.no_grad():
-        classifier.rms.copy_(classifier(pictures)[0].square().mean().sqrt())
+        classifier.rms.copy_(classifier(pixels)[0].square().mean().sqrt())
         _, logits = classifier(to_model_range(images.heldout))
     print("held-out accuracy:", (logits.argmax(1) == heldout_labels).float().mean().item())
     write_tensors(DIGITS_WEIGHTS, classifier.state_dict())
 
 
 def main(parts: list[str]) -> None:
-    """Make both parts, or those that are named: model, classifier."""
+    """Train the parts with these names: model, classifier."""
     pixels = bundled_digits()
     images = split(pixels, HELDOUT)
     labels = split(load_digits().target.reshape(-1, 1), HELDOUT)

@@ -1,4 +1,4 @@
-"""MNIST as one file of arrays -> a pretrained DDPM and packed images, for experiments; nothing of it is shipped."""
+"""mnist.npz -> a pretrained DDPM and packed images, for experiments; they do not ship with the repository."""
 
 from hashlib import sha256
 from pathlib import Path
@@ -26,40 +26,48 @@ TRAINING = digits.TRAINING.model_copy(update={"batch_size": 32})
 
 
 def read_mnist(path: Path) -> Images:
-    """Read mnist.npz: 60,000 training images, and its 10,000 test images as those held out."""
+    """Read mnist.npz: 60,000 training images, and the 10,000 test images as held-out images.
+
+    Raises:
+        InputError: The file is missing or damaged, or lacks one of the arrays.
+    """
     try:
         with np.load(path, allow_pickle=False) as arrays:
             train, heldout = (np.ascontiguousarray(arrays[f"{part}_images"][:, None]) for part in ("train", "test"))
     except (OSError, KeyError, ValueError) as error:
-        raise InputError(f"{path} is no mnist.npz with train_images and test_images ({error})") from None
+        raise InputError(
+            f"{path} is not an .npz file with train_images and test_images ({error}); give mnist.npz"
+        ) from None
     return Images(train, heldout)
 
 
 @click.command()
 @click.option("--npz", type=Path, required=True, help="mnist.npz, with train_images and test_images.")
-@click.option("--model-out", type=Path, required=True, help="Where the model goes.")
-@click.option("--data-out", type=Path, required=True, help="Where the packed images go.")
-@click.option("--checkpoints", type=Path, default=Path("checkpoints/mnist"), help="Of a training in progress.")
+@click.option("--model-out", type=Path, required=True, help="Folder for the model.")
+@click.option("--data-out", type=Path, required=True, help="Folder for the packed images.")
+@click.option(
+    "--checkpoints", type=Path, default=Path("checkpoints/mnist"), help="Folder for the checkpoints of the training."
+)
 def main(npz: Path, model_out: Path, data_out: Path, checkpoints: Path) -> None:
-    """Pack the images and train the model: some twenty minutes on two cores."""
+    """Pack the images and train the model, in about twenty minutes on two cores."""
     images = read_mnist(npz)
-    made = {"seed": SEED, "finetune": TRAINING}
+    record = {"seed": SEED, "finetune": TRAINING}
     check_free(model_out, data_out)
     with writing(data_out) as folder:
         write_images(folder, images, {"sha256": file_sha256(npz)})
-        write_run_record(folder, "fetch", **made)
+        write_run_record(folder, "fetch", **record)
     torch.manual_seed(derive_seed(SEED, "base"))
     trainer = Trainer(UNet2DModel(**UNET).to(select_device()), DDPMScheduler(), images, TRAINING, SEED)
-    kept = Checkpoints(
-        checkpoints, sha256(f"{fingerprint('finetune', [data_out], **made)} {UNET}".encode()).hexdigest()
+    saved = Checkpoints(
+        checkpoints, sha256(f"{fingerprint('finetune', [data_out], **record)} {UNET}".encode()).hexdigest()
     )
-    trainer.run(kept)
+    trainer.run(saved)
     for point in trainer.curve:
         print(point)
     with writing(model_out) as folder:
         write_pipeline(folder, trainer.ema, trainer.scheduler)
-        write_run_record(folder, "finetune", **made)
-    kept.clear()
+        write_run_record(folder, "finetune", **record)
+    saved.clear()
 
 
 if __name__ == "__main__":
