@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -242,24 +241,6 @@ def copy_plan(source: Path, target: Path) -> None:
     """Hand the record of the kept channels on to a model with the same widths, where there is one."""
     if (source / PLAN).is_file():
         copy_file(source / PLAN, target / PLAN)
-
-
-def read_class_table(folder: Path) -> NDArray[np.float32] | None:
-    """Read what a class-conditional model is told of each class, [K, 1, D], the last row for none.
-
-    That row is zero where the model knows no such thing. None for a folder without class_embedding/.
-
-    Raises:
-        InputError: The embedding is damaged.
-    """
-    home = folder / CLASS_EMBEDDING
-    if not home.is_dir():
-        return None
-    about, weight = read_json(home / "config.json"), read_tensors(home / WEIGHTS)["weight"].float()
-    nothing = weight.new_zeros(1, weight.shape[1])
-    without = nothing if about.get("unconditional") is None else weight[about["unconditional"]][None]
-    table: NDArray[np.float32] = torch.cat([weight[: about["num_classes"]], without])[:, None].numpy()
-    return table
 
 
 def check_conditions(unet: Denoiser, conditions: Conditions | None, origin: Path) -> None:
