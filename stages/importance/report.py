@@ -50,7 +50,7 @@ def draw_report(importance: Importance, heatmap: Heatmap | None) -> Figure:
             timesteps = importance.timesteps[: len(losses)]
             top.plot(timesteps, losses, linewidth=1)
             top.plot(timesteps[-1:], losses[-1:], "o", markersize=4)
-        top.set(xlabel="timestep", ylabel="loss", title=f"{importance.criterion}: losses, and the end of each sum")
+        top.set(xlabel="timestep", ylabel="loss", title=f"{importance.criterion}: losses, and where each sum ends")
         if importance.losses:
             top.set_yscale("log")
         if heatmap is None:
