@@ -16,7 +16,7 @@ from stages.costs.params import CostsParams
 from stages.models.complexity import measure_peak_bytes, weights_bytes
 from stages.models.families import Denoiser
 from stages.models.latency import forward_pass, time_in_turns
-from stages.models.pipeline import describe
+from stages.models.pipeline import unet_config
 from stages.models.sampling import cast_model
 from stages.protocol.costs import Cost
 from stages.runtime.progress import track
@@ -34,7 +34,7 @@ def measure_costs(models: Mapping[str, Denoiser], params: CostsParams) -> list[C
 
     Models of equal widths compute the same and are timed once: they get the same rows.
     """
-    descriptions = {name: str(describe(unet)) for name, unet in models.items()}
+    descriptions = {name: str(unet_config(unet)) for name, unet in models.items()}
     first = {text: name for name, text in reversed(list(descriptions.items()))}
     distinct = {name: models[name] for name in dict.fromkeys(first[text] for text in descriptions.values())}
     rows = list(_measure(distinct, params))

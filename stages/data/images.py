@@ -1,4 +1,4 @@
-"""Packed images, or latents and conditions in their stead, as memory-mapped .npy files <-> arrays."""
+"""Packed images, latents and conditions: memory-mapped .npy files <-> arrays."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ SPLITS = ("train", "heldout")
 
 
 def evenly_spaced(count: int, limit: int | None) -> NDArray[np.int64]:
-    """Choose at most `limit` of so many, evenly spaced, since neighbours may be of one class; all without a limit."""
+    """Choose at most `limit` of `count` rows, evenly spaced because neighbours may share a class; None chooses all."""
     rows: NDArray[np.int64] = np.linspace(0, count - 1, min(count, limit or count)).round().astype(np.int64)
     return rows
 
 
 class RowSelection:
-    """Some rows of packed images, read when they are asked for: an array as far as those need it who go through all."""
+    """Lazy row selection over a memory-mapped array; supports len, shape and indexing."""
 
     def __init__(self, pixels: NDArray[np.uint8], rows: NDArray[np.int64]) -> None:
         self.pixels, self.rows = pixels, rows
@@ -33,44 +33,46 @@ class RowSelection:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, key: Any) -> Any:  # noqa: ANN401  # as an array
+    def __getitem__(self, key: Any) -> Any:  # noqa: ANN401  # keys and results of an array
         return self.pixels[self.rows[key]]
 
 
-Pixels = NDArray[np.uint8] | RowSelection
-"""uint8 [N, C, H, W]."""
+PixelArray = NDArray[np.uint8] | RowSelection
+"""Images as uint8 [N, C, H, W]."""
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a conditional model is told of each image, of a small number of things: classes, say."""
+    """The conditions of a conditional model: a table of them, such as one per class, and the row of each image."""
 
     table: NDArray[np.float32]
-    """[K, S, D]: its encoder_hidden_states for each; the last row says nothing, as guidance needs it."""
+    """[K, S, D] encoder_hidden_states; the last row is the empty condition, which guidance needs."""
     train: NDArray[np.int64]
-    """[N]: the row of each training image."""
+    """[N] row of each training image."""
     heldout: NDArray[np.int64]
+    """[N] row of each held-out image."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """Packed images: uint8 [N, C, H, W], memory-mapped; or latents, float16 or float32, of the scale a model takes."""
+    """Memory-mapped images, uint8 [N, C, H, W], or latents, float16 or float32 [N, c, h, w], in the model's scale."""
 
     train: NDArray[Any]
-    """What finetuning sees."""
+    """Images or latents for calibration and finetuning."""
     heldout: NDArray[Any]
-    """What it never sees."""
+    """Images or latents for validation only."""
     conditions: Conditions | None = None
-    decoded: NDArray[np.uint8] | None = None
-    """The images that `train` holds the latents of."""
+    """The conditions of both splits; None for an unconditional model."""
+    source_pixels: NDArray[np.uint8] | None = None
+    """The images that the latents in `train` encode, uint8 [N, C, H, W]; None if `train` holds images."""
 
     @property
     def pixels(self) -> NDArray[np.uint8]:
-        """The training images as uint8 [N, C, H, W], the reference of FID and KID."""
-        return self.train if self.decoded is None else self.decoded
+        """The training images as uint8 [N, C, H, W], the real images of FID and KID."""
+        return self.train if self.source_pixels is None else self.source_pixels
 
     def condition_for(self, chosen: NDArray[np.int64], device: torch.device) -> dict[str, torch.Tensor]:
-        """Give what a conditional model is told of some training images, by the names of its forward."""
+        """Return the conditions of training images as keyword arguments of forward; empty if unconditional."""
         if self.conditions is None:
             return {}
         rows = self.conditions.table[self.conditions.train[chosen]]
@@ -78,10 +80,10 @@ class Images:
 
 
 def write_images(folder: Path, images: Images, about: Mapping[str, Any]) -> None:
-    """Write both splits and what is known of them as .npy files, and dataset.json with their hash and origin."""
+    """Write images and conditions as .npy files, and dataset.json with `about`, counts and shape."""
     arrays = {split: [getattr(images, split)] for split in SPLITS}
-    if images.decoded is not None:
-        arrays["pixels"] = [images.decoded]
+    if images.source_pixels is not None:
+        arrays["pixels"] = [images.source_pixels]
     write_stream(folder, arrays, images.conditions, about)
 
 
@@ -91,13 +93,13 @@ def write_stream(
     conditions: Conditions | None,
     about: Mapping[str, Any],
 ) -> None:
-    """Write what `write_images` writes, from blocks of images of which one at a time is in memory.
+    """Write the same files as `write_images` from blocks of images, with one block at a time in memory.
 
     Args:
-        folder: Where to.
-        arrays: train and heldout; of latents also pixels, the training images themselves.
-        conditions: Of both splits.
-        about: The hash and origin of the images.
+        folder: An existing folder.
+        arrays: The blocks of train and heldout; for latents also of pixels, the training images themselves.
+        conditions: The conditions of both splits.
+        about: Hash and origin of the images.
     """
     shapes = {name: write_blocks(folder / f"{name}.npy", blocks) for name, blocks in arrays.items()}
     if conditions:
@@ -109,7 +111,7 @@ def write_stream(
 
 
 def read_images(folder: Path) -> Images:
-    """Open the packed images of `folder`.
+    """Open the packed images or latents of a folder.
 
     Raises:
         InputError: A file is missing or damaged.
@@ -122,10 +124,10 @@ def read_images(folder: Path) -> Images:
         if array.dtype != np.uint8 and not is_latent:
             raise _no_images(folder, f"{array.dtype}")
     conditions = _read_conditions(folder, {"train": len(train), "heldout": len(heldout)})
-    return Images(train, heldout, conditions, _read_decoded(folder, train))
+    return Images(train, heldout, conditions, _read_source_pixels(folder, train))
 
 
-def _read_decoded(folder: Path, train: NDArray[Any]) -> NDArray[np.uint8] | None:
+def _read_source_pixels(folder: Path, train: NDArray[Any]) -> NDArray[np.uint8] | None:
     if train.dtype == np.uint8:
         return None
     pixels = _open(folder, "pixels.npy")
@@ -135,16 +137,16 @@ def _read_decoded(folder: Path, train: NDArray[Any]) -> NDArray[np.uint8] | None
 
 
 def read_table(folder: Path) -> NDArray[np.float32] | None:
-    """Read the table of conditions of a folder; None where there is none.
+    """Read conditions.npy, float32 [K, S, D], into memory; None for a folder without it.
 
     Raises:
-        InputError: It is damaged.
+        InputError: The file is damaged.
     """
     if not (folder / "conditions.npy").is_file():
         return None
     table = _open(folder, "conditions.npy")
     if table.dtype != np.float32 or table.ndim != 3:  # noqa: PLR2004
-        raise InputError(f"{folder}/conditions.npy is no table of conditions, float32 [K, S, D]; make it again")
+        raise InputError(f"{folder}/conditions.npy is not a condition table, float32 [K, S, D]; write it again")
     return np.array(table)
 
 
@@ -155,8 +157,9 @@ def _read_conditions(folder: Path, counts: Mapping[str, int]) -> Conditions | No
     labels = {split: _open(folder, f"{split}_labels.npy") for split in SPLITS}
     for split, rows in labels.items():
         if rows.dtype != np.int64 or rows.shape != (counts[split],) or not ((rows >= 0) & (rows < len(table))).all():
-            wanted = f"int64 [{counts[split]}] from 0 to {len(table) - 1}"
-            raise InputError(f"{folder}/{split}_labels.npy names no row of conditions.npy for each image, {wanted}")
+            allowed = f"int64 [{counts[split]}] from 0 to {len(table) - 1}"
+            found = f"{folder}/{split}_labels.npy does not hold a row of conditions.npy for each image, {allowed}"
+            raise InputError(f"{found}; run the fetch stage again")
     return Conditions(table, labels["train"], labels["heldout"])
 
 
@@ -175,6 +178,6 @@ def _no_images(folder: Path, why: str) -> InputError:
 
 
 def to_model_range(images: NDArray[Any]) -> torch.Tensor:
-    """[N, C, H, W] uint8 -> float32 in [-1, 1]; latents -> float32 as they are."""
+    """uint8 [N, C, H, W] -> float32 in [-1, 1]; latents -> float32 with the same values."""
     floats = torch.from_numpy(images.astype(np.float32))
     return floats.div_(127.5).sub_(1) if images.dtype == np.uint8 else floats

@@ -22,8 +22,9 @@ def main(params_path: Path, dense: Path, pruned: Path, finetuned: Path, referenc
 
     from stages.evaluate.evaluation import evaluate
     from stages.evaluate.report import write_report
-    from stages.models.autoencoder import picture_shape, read_codec
-    from stages.models.pipeline import check_images, read_scheduler, read_unet, weights_file
+    from stages.models.autoencoder import image_shape, read_autoencoder
+    from stages.models.checks import check_images
+    from stages.models.pipeline import read_scheduler, read_unet, weights_file
     from stages.protocol.extractors import Extractor
     from stages.protocol.protocol import check_current
     from stages.protocol.reference import read_reference
@@ -36,14 +37,14 @@ def main(params_path: Path, dense: Path, pruned: Path, finetuned: Path, referenc
     device = select_device()
     models = {name: read_unet(folder, device) for name, folder in folders.items()}
     reference = read_reference(reference_path)
-    codec = read_codec(dense, device)
+    autoencoder = read_autoencoder(dense, device)
     for unet in models.values():
-        check_images(reference.samples[0], picture_shape(unet, codec), reference_path)
+        check_images(reference.samples[0], image_shape(unet, autoencoder), reference_path)
     extractor = Extractor(params.extractor, params.batch_size)
     scheduler = read_scheduler(dense)
     check_current(reference.protocol, params, seed, scheduler, extractor, reference_path)
     files = {name: weights_file(folder) for name, folder in folders.items()}
-    evaluation = evaluate(models, files, scheduler, reference, extractor, codec)
+    evaluation = evaluate(models, files, scheduler, reference, extractor, autoencoder)
     with writing(report) as folder:
         write_report(evaluation, folder)
         write_run_record(folder, "evaluate", seed=seed, reference=params)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stages.evaluate.consistency import Pairs, images_to_mse, images_to_ssim
 from stages.evaluate.quality import QualityMetrics
-from stages.models.autoencoder import Codec
+from stages.models.autoencoder import Autoencoder
 from stages.models.complexity import count_attention_macs, count_macs, count_params
 from stages.models.families import Denoiser
 from stages.models.sampling import SamplingContext, draw_strip, image_seeds
@@ -81,7 +81,7 @@ def evaluate(
     scheduler: DDPMScheduler,
     reference: Reference,
     extractor: Extractor,
-    codec: Codec | None = None,
+    autoencoder: Autoencoder | None = None,
 ) -> Evaluation:
     """Measure the dense model on the images in the reference, and the other models on images that are drawn now.
 
@@ -91,7 +91,7 @@ def evaluate(
         scheduler: The noise schedule.
         reference: Images and features of the dense model.
         extractor: The extractor of the reference.
-        codec: Of models that draw latents.
+        autoencoder: Of models that draw latents.
 
     Raises:
         InputError: The reference comes from another dense model, or images are not finite.
@@ -101,7 +101,7 @@ def evaluate(
         found = f"{dense_sha256[:8]}…, the reference was drawn by {reference.model_sha256[:8]}…"
         raise InputError(f"the dense model has weights of sha256 {found}; run the reference stage again")
     quality_metrics = QualityMetrics(reference.real_features, reference.protocol)
-    context = SamplingContext(codec, reference.table, reference.protocol.guidance)
+    context = SamplingContext(autoencoder, reference.table, reference.protocol.guidance)
     measured = {
         name: _measure(name, unet, files[name], scheduler, reference, extractor, quality_metrics, context)
         for name, unet in models.items()

@@ -22,7 +22,7 @@ def main(params_path: Path, model_out: Path, data_out: Path) -> None:
     telemetry.switch_off()
 
     from stages.fetch import data, model
-    from stages.models.autoencoder import picture_shape, read_codec
+    from stages.models.autoencoder import image_shape, read_autoencoder
     from stages.runtime.device import select_device
     from stages.storage.provenance import write_provenance, write_run_record
 
@@ -30,9 +30,9 @@ def main(params_path: Path, model_out: Path, data_out: Path) -> None:
     data.check_path(params.data)
     with writing(model_out) as model_folder, writing(data_out) as data_folder:
         unet, table = model.fetch_model(params.model, model_folder)
-        codec = read_codec(model_folder, select_device())
-        channels, size, _ = picture_shape(unet, codec)
-        encode = codec.encode if codec else None
+        autoencoder = read_autoencoder(model_folder, select_device())
+        channels, size, _ = image_shape(unet, autoencoder)
+        encode = autoencoder.encode if autoencoder else None
         data.fetch_data(params.data, (channels, size), params.heldout, data_folder, table=table, encode=encode)
         for folder in (model_folder, data_folder):
             write_run_record(folder, "fetch", fetch=params)

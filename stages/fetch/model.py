@@ -31,7 +31,7 @@ from stages.fetch.pickles import (
     unet_weights,
     with_safetensors,
 )
-from stages.models.autoencoder import read_codec
+from stages.models.autoencoder import read_autoencoder
 from stages.models.families import Denoiser, example_inputs, sample_shape
 from stages.models.layout import WEIGHTS
 from stages.models.pipeline import read_scheduler, read_unet, write_pipeline
@@ -102,13 +102,13 @@ def check_autoencoder(unet: Denoiser, folder: Path) -> None:
     Raises:
         InputError: The autoencoder raises an exception, or its latents do not have the UNet's shape or are not finite.
     """
-    codec = read_codec(folder, unet.device)
-    if codec is None:
+    autoencoder = read_autoencoder(folder, unet.device)
+    if autoencoder is None:
         return
     shape = sample_shape(unet)
     try:
-        images = codec.decode(torch.zeros(1, *shape, device=unet.device))
-        latents = codec.encode(to_pixels(images))
+        images = autoencoder.decode(torch.zeros(1, *shape, device=unet.device))
+        latents = autoencoder.encode(to_pixels(images))
     except Exception as error:  # noqa: BLE001  # as above
         raise InputError(f"{folder}: the autoencoder does not fit the model ({first_line(error)})") from None
     if latents.shape[1:] != shape or not (images.isfinite().all() and np.isfinite(latents).all()):

@@ -10,7 +10,7 @@ from zipfile import is_zipfile
 
 import torch
 
-from stages.models.layout import CLASS_EMBEDDING, CODECS, WEIGHTS
+from stages.models.layout import AUTOENCODERS, CLASS_EMBEDDING, WEIGHTS
 from stages.models.pipeline import component, rename_attention
 from stages.runtime.errors import InputError, first_line
 from stages.storage.files import temporary_folder
@@ -18,7 +18,7 @@ from stages.storage.tensors import write_tensors
 
 BIN = "diffusion_pytorch_model.bin"
 """Name of the weights in diffusers folders that predate safetensors."""
-OPTIONAL_COMPONENTS = (*CODECS, CLASS_EMBEDDING)
+OPTIONAL_COMPONENTS = (*AUTOENCODERS, CLASS_EMBEDDING)
 """Components with weights that a pipeline may have in addition to the UNet."""
 LINKED_SUFFIXES = {".json", ".md", ".safetensors"}
 

@@ -15,8 +15,8 @@ from stages.finetune.interrupt import StoppedError
 from stages.finetune.params import FinetuneParams
 from stages.finetune.report import write_report
 from stages.finetune.trainer import Listener, Trainer
-from stages.models import pipeline
-from stages.models.autoencoder import read_codec
+from stages.models import checks, pipeline
+from stages.models.autoencoder import read_autoencoder
 from stages.models.families import Denoiser, sample_shape
 from stages.models.pruned_unet import Layers
 from stages.models.sampling import SamplingContext
@@ -39,13 +39,13 @@ def prepare(
     engine = Engine(params.engine, device)
     unet, scheduler = pipeline.read_unet(model, engine.device), pipeline.read_scheduler(model)
     images = read_images(data)
-    pipeline.check_conditions(unet, images.conditions, data)
-    pipeline.check_images(images.train, sample_shape(unet), data)
+    checks.check_conditions(unet, images.conditions, data)
+    checks.check_images(images.train, sample_shape(unet), data)
     taught = _read_teacher(teacher, model, params, engine.device)
     if params.init == "scratch":
         unet = fresh(unet, derive_seed(seed, "scratch"))
     table = np.array(images.conditions.table) if images.conditions else None
-    context = SamplingContext(read_codec(model, engine.device) if params.samples else None, table)
+    context = SamplingContext(read_autoencoder(model, engine.device) if params.samples else None, table)
     return Trainer(unet, scheduler, images, params, seed, taught, engine, context)
 
 

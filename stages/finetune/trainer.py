@@ -25,7 +25,7 @@ from stages.finetune.loss import Objective, Prediction
 from stages.finetune.params import FinetuneParams
 from stages.models.families import Denoiser
 from stages.models.params import SamplerParams
-from stages.models.sampling import PLAIN_CONTEXT, SamplingContext, draw, image_seeds
+from stages.models.sampling import DEFAULT_CONTEXT, SamplingContext, draw, image_seeds
 from stages.runtime.errors import InputError
 from stages.runtime.progress import track
 from stages.runtime.seeds import derive_seed
@@ -65,7 +65,7 @@ class Trainer:
         seed: int,
         teacher: tuple[Denoiser, Channels] | None = None,
         engine: Engine | None = None,
-        context: SamplingContext = PLAIN_CONTEXT,
+        context: SamplingContext = DEFAULT_CONTEXT,
     ) -> None:
         self.engine, self.context = engine or Engine(params.engine, unet.device), context
         self.share = self.engine.share(params.batch_size)

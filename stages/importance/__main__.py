@@ -23,8 +23,9 @@ def main(params_path: Path, model: Path, data: Path, out: Path, report: Path) ->
     from stages.importance.calibration import calibrate
     from stages.importance.report import write_report
     from stages.importance.stability import measure_diagnostics
+    from stages.models.checks import check_conditions, check_images
     from stages.models.families import sample_shape
-    from stages.models.pipeline import check_conditions, check_images, read_scheduler, read_unet
+    from stages.models.pipeline import read_scheduler, read_unet
     from stages.models.saliency import write_importance
     from stages.runtime.device import select_device
     from stages.storage.files import check_free, writing

@@ -1,4 +1,4 @@
-"""The autoencoder of a latent diffusion model: pixels <-> the latents that its UNet draws."""
+"""The autoencoder of a latent diffusion model: images <-> latents."""
 
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,9 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vq_model import VQModel
 from numpy.typing import NDArray
 
+from stages.models.checks import check_finite
 from stages.models.families import Denoiser, sample_shape
-from stages.models.layout import CODECS, WEIGHTS
+from stages.models.layout import AUTOENCODERS, WEIGHTS
 from stages.models.pipeline import rename_attention
 from stages.runtime.errors import InputError, first_line
 from stages.storage.files import read_json
@@ -19,64 +20,64 @@ from stages.storage.tensors import read_tensors
 CLASSES: dict[str, type[Any]] = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
 
 
-class Codec:
-    """An autoencoder in eval mode, whose weights never change here.
+class Autoencoder:
+    """A frozen autoencoder in eval mode.
 
     Args:
-        network: Of diffusers; its config tells by what its latents are scaled.
+        network: The diffusers model; its config gives the scaling factor of the latents.
     """
 
     def __init__(self, network: AutoencoderKL | VQModel) -> None:
         self.network: Any = network
         self.network.eval().requires_grad_(requires_grad=False)
         self.scale = float(self.network.config.get("scaling_factor") or 1.0)
-        self.factor: int = 2 ** (len(self.network.config["block_out_channels"]) - 1)
+        self.downsampling: int = 2 ** (len(self.network.config["block_out_channels"]) - 1)
 
     @torch.inference_mode()
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float16]:
-        """[N, C, H, W] uint8 -> the latents [N, c, h, w] that the UNet was trained on; of a distribution its mode."""
+        """[N, C, H, W] uint8 -> scaled latents [N, c, h, w]; for AutoencoderKL the mode of the latent distribution."""
         images = torch.from_numpy(pixels.astype(np.float32)).to(self.network.device) / 127.5 - 1
-        found = self.network.encode(images)
-        latents = found.latent_dist.mode() if isinstance(self.network, AutoencoderKL) else found.latents
+        encoded = self.network.encode(images)
+        latents = encoded.latent_dist.mode() if isinstance(self.network, AutoencoderKL) else encoded.latents
         return (latents * self.scale).half().cpu().numpy()  # type: ignore[no-any-return]
 
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """[N, c, h, w] -> images [N, C, H, W], about in [-1, 1]."""
+        """Scaled latents [N, c, h, w] -> images [N, C, H, W], approximately in [-1, 1]."""
         images: torch.Tensor = self.network.decode(latents.float() / self.scale).sample
         return images
 
 
-def read_codec(folder: Path, device: torch.device) -> Codec | None:
-    """Load the autoencoder of a pipeline; None where a model draws pixels.
+def read_autoencoder(folder: Path, device: torch.device) -> Autoencoder | None:
+    """Load the autoencoder of a pipeline folder; None for a model in pixel space.
 
     Raises:
-        InputError: It is of a class that is not known here, damaged, or holds values that are not finite.
+        InputError: The class is not supported, the files are damaged, or a weight is not finite.
     """
-    homes = [folder / name for name in CODECS if (folder / name).is_dir()]
-    if not homes:
+    component_folder = next((folder / name for name in AUTOENCODERS if (folder / name).is_dir()), None)
+    if component_folder is None:
         return None
-    config = read_json(homes[0] / "config.json")
+    config = read_json(component_folder / "config.json")
     name = str(config.get("_class_name"))
     if name not in CLASSES:
-        raise InputError(f"{homes[0]} holds a {name}; supported: {', '.join(CLASSES)}")
-    if name == "VQModel":  # those of latent diffusion are not scaled, and configs of 2022 do not say so
+        raise InputError(f"{component_folder} holds a {name}; supported: {', '.join(CLASSES)}")
+    if name == "VQModel":  # latent diffusion does not scale these latents, and configs of 2022 do not say so
         config = {"scaling_factor": 1.0, **config}
-    tensors = read_tensors(homes[0] / WEIGHTS)
+    tensors = read_tensors(component_folder / WEIGHTS)
     try:
         with torch.device("meta"):
             network = CLASSES[name].from_config(config)
         network.load_state_dict({rename_attention(key): tensor.float() for key, tensor in tensors.items()}, assign=True)
     except Exception as error:  # noqa: BLE001  # a config from anywhere can break diffusers anywhere
-        raise InputError(f"{homes[0]}: the weights do not fit the config ({first_line(error)})") from None
-    if broken := [key for key, tensor in network.state_dict().items() if not tensor.isfinite().all()]:
-        raise InputError(f"{homes[0]}: {broken[0]} holds values that are not finite; use another autoencoder")
-    return Codec(network.to(device))
+        raise InputError(f"{component_folder}: the weights do not fit the config ({first_line(error)})") from None
+    check_finite(network, component_folder)
+    return Autoencoder(network.to(device))
 
 
-def picture_shape(unet: Denoiser, codec: Codec | None) -> tuple[int, int, int]:
-    """Channels, height and width of the pictures that a model draws, decoded where it draws latents."""
+def image_shape(unet: Denoiser, autoencoder: Autoencoder | None) -> tuple[int, int, int]:
+    """Channels, height and width of the generated images, after decoding."""
     channels, height, width = sample_shape(unet)
-    if codec is None:
+    if autoencoder is None:
         return channels, height, width
-    return codec.network.config["in_channels"], height * codec.factor, width * codec.factor
+    factor = autoencoder.downsampling
+    return autoencoder.network.config["in_channels"], height * factor, width * factor

@@ -1,4 +1,4 @@
-"""A UNet -> what it costs: parameters, multiply-accumulates, memory."""
+"""A UNet -> its costs: parameters, multiply-accumulates (MACs), memory."""
 
 import torch
 import torch_pruning
@@ -10,35 +10,35 @@ from stages.models.latency import forward_pass
 
 
 def count_params(unet: Denoiser) -> int:
-    """Count the parameters."""
+    """Count the parameters of a UNet."""
     return sum(parameter.numel() for parameter in unet.parameters())
 
 
 def weights_bytes(unet: Denoiser) -> int:
-    """Measure the memory of parameters and buffers."""
+    """Return the size of parameters and buffers in bytes."""
     return sum(tensor.nbytes for tensor in (*unet.parameters(), *unet.buffers()))
 
 
 def count_macs(unet: Denoiser) -> int:
-    """Count the multiply-accumulates of one forward pass of one image.
+    """Count the multiply-accumulates of one forward pass of one image, on the meta device.
 
-    Counted by torch-pruning's module hooks, as in Diff-Pruning's tables: the matrix products inside attention belong to
-    no module and are left out. Only shapes matter, so nothing is computed.
+    torch-pruning's module hooks count them, as in Diff-Pruning's tables. The matrix products inside attention belong to
+    no module and are not included.
     """
-    bare = skeleton(unet)
-    inputs = example_inputs(bare)
-    macs, _ = torch_pruning.utils.count_ops_and_params(bare, (inputs.pop("sample"), *inputs.values()))
+    meta_unet = skeleton(unet)
+    inputs = example_inputs(meta_unet)
+    macs, _ = torch_pruning.utils.count_ops_and_params(meta_unet, (inputs.pop("sample"), *inputs.values()))
     return int(macs)
 
 
 def count_attention_macs(unet: Denoiser) -> int:
     """Count the multiply-accumulates of the products inside attention, q·kᵀ and weights·v, of one image.
 
-    Counted by PyTorch's FlopCounterMode, which sees them as batched matrix products; there are no others.
+    PyTorch's FlopCounterMode counts them as batched matrix products; these models have no others.
     """
-    bare = skeleton(unet)
+    meta_unet = skeleton(unet)
     with FlopCounterMode(display=False) as counter:
-        bare(**example_inputs(bare))
+        meta_unet(**example_inputs(meta_unet))
     products = (torch.ops.aten.bmm, torch.ops.aten.baddbmm)
     counts = counter.get_flop_counts()["Global"]
     return sum(int(counts.get(product, 0)) for product in products) // 2
@@ -46,10 +46,10 @@ def count_attention_macs(unet: Denoiser) -> int:
 
 @torch.inference_mode()
 def measure_peak_bytes(unet: Denoiser, batch_size: int) -> int:
-    """Measure the most memory that weights and activations take at once in an eager forward pass.
+    """Measure the peak memory of weights and activations in an eager forward pass, in bytes.
 
-    On a GPU what its allocator handed out at most beyond what was there before; on the CPU the tensors alive at once,
-    without what kernels keep for themselves.
+    On a GPU: the allocator's peak above its level before the pass, plus the weights. On the CPU: the largest sum of
+    live tensors, without the scratch memory of kernels.
     """
     run = forward_pass(unet, batch_size)
     if unet.device.type == "cuda":

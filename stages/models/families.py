@@ -1,4 +1,4 @@
-"""A class of model -> what the program must know of it: how to build it, what it takes, where its noise comes from."""
+"""The supported model classes: their dense and pruned form, their inputs and their output layer."""
 
 import copy
 from collections.abc import Mapping
@@ -14,38 +14,40 @@ from stages.models.pruned_unet import PrunedUNet2DConditionModel, PrunedUNet2DMo
 
 Denoiser = UNet2DModel | UNet2DConditionModel
 Condition = Mapping[str, torch.Tensor]
-"""What a conditional model takes beside image and timestep, by the names of its forward; empty for others."""
+"""Keyword arguments of a conditional model's forward, besides sample and timestep; empty for other models."""
 Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class Family:
-    """One class of diffusers that can be pruned."""
+    """One diffusers class that can be pruned."""
 
     dense: type[Any]
     pruned: type[Any]
-    last: str = "conv_out"
-    """The layer whose outputs are the noise: they stay."""
+    output_layer: str = "conv_out"
+    """The layer whose outputs are the predicted noise; its outputs are never pruned."""
 
 
 FAMILIES = {
     "UNet2DModel": Family(UNet2DModel, PrunedUNet2DModel),
     "UNet2DConditionModel": Family(UNet2DConditionModel, PrunedUNet2DConditionModel),
 }
+CLASSES = {cls.__name__: cls for family in FAMILIES.values() for cls in (family.dense, family.pruned)}
+"""Class name in a config -> class, dense and pruned."""
 
 
 def family_name(unet: Denoiser) -> str:
-    """Name the family that a model belongs to."""
+    """Return the key of FAMILIES for a model."""
     return next(name for name, family in FAMILIES.items() if isinstance(unet, family.dense))
 
 
 def sample_shape(unet: Denoiser) -> tuple[int, int, int]:
-    """Channels, height and width of what a model draws: pictures, or latents."""
+    """Channels, height and width of the samples of a model: images, or latents."""
     return unet.config["in_channels"], unet.config["sample_size"], unet.config["sample_size"]
 
 
 def example_inputs(unet: Denoiser, batch_size: int = 1) -> dict[str, torch.Tensor]:
-    """Zeros of the model's size, timestep 0 and a condition where it takes one, on the model's device."""
+    """Build inputs of forward on the model's device: zeros of its size, timestep 0 and, if needed, a zero condition."""
     device = unet.device
     inputs = {
         "sample": torch.zeros(batch_size, *sample_shape(unet), device=device),
@@ -58,7 +60,7 @@ def example_inputs(unet: Denoiser, batch_size: int = 1) -> dict[str, torch.Tenso
 
 
 def skeleton(model: Model) -> Model:
-    """Copy a model without its weights, onto the meta device: enough to count and to trace."""
+    """Copy a model to the meta device, without its weights; enough to count operations and to trace dependencies."""
     tensors = [*model.parameters(), *model.buffers()]
     memo: dict[int, Any] = {
         id(tensor): nn.Parameter(tensor.to("meta")) if isinstance(tensor, nn.Parameter) else tensor.to("meta")

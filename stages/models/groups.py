@@ -1,4 +1,4 @@
-"""A UNet -> the groups of channels that can only be cut together, found by torch-pruning."""
+"""A UNet -> its groups of coupled channels, which can only be pruned together; found by torch-pruning."""
 
 import math
 from dataclasses import dataclass
@@ -18,53 +18,54 @@ Prunable = (nn.Conv2d, nn.Linear)
 
 @dataclass(frozen=True)
 class Member:
-    """One side of one layer that a group runs through."""
+    """The inputs or outputs of one layer that belong to a group."""
 
     layer: str
     dim: int
-    """0 for the outputs of a weight (and for a norm), 1 for its inputs."""
+    """Dimension of the layer's weight: 0 for outputs (and for a norm), 1 for inputs."""
     channels: torch.Tensor
-    """Which of the layer's channels, in dense numbering."""
+    """Indices of the layer's channels in the dense model."""
     roots: torch.Tensor
-    """The group's channel that each of them stands for."""
+    """The group's channel that each of `channels` belongs to."""
     norm: bool = False
-    """Whether the layer is a norm, which only scales what others produce."""
+    """Whether the layer is a norm, which only scales the outputs of other layers."""
 
 
 @dataclass(frozen=True)
 class Group:
     """Channels that are coupled through additions, concatenations, products and norms.
 
-    Where one layer feeds both factors of a product (the halves of GEGLU, scale and shift), a channel is a pair of them.
+    If one layer feeds both factors of a product (the halves of GEGLU, scale and shift), one channel of the group stands
+    for a pair of the layer's channels.
     """
 
     root: str
-    """The layer that torch-pruning reaches the group from."""
+    """Name of the layer where torch-pruning starts the group."""
     width: int
-    """Number of channels of the dense model."""
+    """Number of channels in the dense model."""
     blocks: int
-    """GroupNorm groups and attention heads that must stay of equal size; 1 where there are none."""
+    """Number of GroupNorm groups or attention heads that must keep equal sizes; 1 without either."""
     members: list[Member]
     attentions: tuple[str, ...] = ()
-    """The attentions with several heads whose queries, keys and values these are."""
+    """The multi-head attentions whose queries, keys or values these channels are."""
 
     def producers(self) -> list[str]:
-        """List the convolutions and linear layers whose outputs these channels are."""
+        """Names of the convolutions and linear layers whose outputs these channels are."""
         return [member.layer for member in self.members if member.dim == 0 and not member.norm]
 
 
 def build_graph(unet: Denoiser) -> torch_pruning.DependencyGraph:
-    """Trace which layers depend on which."""
+    """Trace the dependencies between the layers of a UNet."""
     inputs = tuple(example_inputs(unet.eval()).values())
     with torch.enable_grad():
         return torch_pruning.DependencyGraph().build_dependency(unet, inputs)
 
 
 def find_groups(unet: Denoiser) -> list[Group]:
-    """List the groups of a dense UNet in the order of the original; the outputs of its last layer are protected.
+    """List the groups of a dense UNet in the order of torch-pruning; the outputs of its output layer are protected.
 
     Raises:
-        InputError: The model couples channels in a way that this cannot cut.
+        InputError: The model couples channels in a way that is not supported.
     """
     unet = skeleton(unet)
     graph, names = build_graph(unet), {module: name for name, module in unet.named_modules()}
@@ -74,11 +75,11 @@ def find_groups(unet: Denoiser) -> list[Group]:
         if isinstance(module, Attention) and module.heads > 1
         for side in ATTENTION_OUTPUTS
     }
-    last = unet.get_submodule(FAMILIES[family_name(unet)].last)
-    return [_group(graph, found, names, heads) for found in graph.get_all_groups(ignored_layers=[last])]
+    output_layer = unet.get_submodule(FAMILIES[family_name(unet)].output_layer)
+    return [_build_group(graph, found, names, heads) for found in graph.get_all_groups(ignored_layers=[output_layer])]
 
 
-def _group(
+def _build_group(
     graph: torch_pruning.DependencyGraph,
     found: torch_pruning.Group,
     names: dict[nn.Module, str],
@@ -89,15 +90,15 @@ def _group(
         layer = item.dep.target.module
         if not isinstance(layer, Layers):
             continue
-        inputs = isinstance(layer, Prunable) and graph.is_in_channel_pruning_fn(item.dep.handler)
+        is_input = isinstance(layer, Prunable) and graph.is_in_channel_pruning_fn(item.dep.handler)
         if isinstance(layer, nn.GroupNorm):
             blocks.add(layer.num_groups)
-        elif not inputs and names[layer] in heads:
+        elif not is_input and names[layer] in heads:
             attention, num_heads = heads[names[layer]]
             attentions.add(attention)
             blocks.add(num_heads)
         channels, roots = torch.tensor(item.idxs), torch.tensor(item.root_idxs)
-        members.append(Member(names[layer], int(inputs), channels, roots, not isinstance(layer, Prunable)))
+        members.append(Member(names[layer], int(is_input), channels, roots, not isinstance(layer, Prunable)))
     root, width = names[found[0].dep.target.module], len(found[0].idxs)
     if attentions and len(blocks) > 2:  # noqa: PLR2004  # 1 and the number of heads
         raise InputError(f"the heads of {root} are coupled with a norm; such a model cannot be pruned")
@@ -107,10 +108,10 @@ def _group(
 
 
 def _fold(members: list[Member], width: int, root: str) -> tuple[list[Member], int]:
-    """Number a group whose root is chunked by what can be cut alone: channel c of every chunk together.
+    """Renumber a group whose root is split into chunks: channel c of every chunk becomes channel c of the group.
 
     Raises:
-        InputError: The members are not chunks of equal size.
+        InputError: A member is not split into chunks of equal size.
     """
     chunk = min(len(member.channels) for member in members)
     merged: dict[tuple[str, int, bool], dict[int, int]] = {}

@@ -1,4 +1,4 @@
-"""Things to run -> how long each takes on this device."""
+"""Models or other callables -> their running times on this device."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -13,9 +13,9 @@ WARM_UP = 5
 
 @torch.inference_mode()
 def measure_latencies_ms(models: Mapping[str, Denoiser], repeats: int) -> dict[str, float]:
-    """Time a forward pass of one image, in milliseconds: the median of `repeats` after a warm-up.
+    """Measure a forward pass of one image in milliseconds: the median of `repeats` passes after a warm-up.
 
-    The models take turns, so that a slow moment of the machine falls on all of them alike.
+    The models run in turn, so that a slow phase of the machine affects all of them alike.
     """
     runs = {name: forward_pass(unet) for name, unet in models.items()}
     device = next(iter(models.values())).device
@@ -24,7 +24,7 @@ def measure_latencies_ms(models: Mapping[str, Denoiser], repeats: int) -> dict[s
 
 
 def forward_pass(unet: Denoiser, batch_size: int = 1) -> Callable[[], object]:
-    """Prepare a forward pass on zeros of the model's own precision, ready to be timed."""
+    """Return a function that runs one forward pass on zeros in the model's precision."""
     inputs = {
         name: value.to(unet.dtype) if value.is_floating_point() else value
         for name, value in example_inputs(unet, batch_size).items()
@@ -35,19 +35,19 @@ def forward_pass(unet: Denoiser, batch_size: int = 1) -> Callable[[], object]:
 def time_in_turns(
     runs: Mapping[str, Callable[[], object]], device: torch.device, repeats: int, warm_up: int = 1
 ) -> dict[str, list[float]]:
-    """Run everything `warm_up + repeats` times in turn: the milliseconds of each run after the warm-up."""
+    """Run all functions in turn `warm_up + repeats` times; returns the milliseconds of each run after the warm-up."""
     rounds = [{name: _time_ms(run, device) for name, run in runs.items()} for _ in range(warm_up + repeats)]
     return {name: [times_ms[name] for times_ms in rounds[warm_up:]] for name in runs}
 
 
 def _time_ms(run: Callable[[], object], device: torch.device) -> float:
-    _wait(device)
+    _synchronize(device)
     begin = time.perf_counter()
     run()
-    _wait(device)
+    _synchronize(device)
     return (time.perf_counter() - begin) * 1e3
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()

@@ -4,5 +4,5 @@ PLAN = "pruning_plan.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CLASS_EMBEDDING = "class_embedding"
 """Component of a class-conditional pipeline: config.json {num_classes, width, unconditional} and the table `weight`."""
-CODECS = ("vqvae", "vae")
-"""Components that decode latents, as pipelines of diffusers call them."""
+AUTOENCODERS = ("vqvae", "vae")
+"""Component names that diffusers pipelines use for an autoencoder."""

@@ -24,24 +24,27 @@ SchedulerName = Literal[
 
 
 class SamplerParams(Section):
-    """How pictures are drawn."""
+    """How images are sampled."""
 
     scheduler: SchedulerName = "DDIM"
-    """By its name in diffusers, less "Scheduler"; the noise schedule is the model's own."""
+    """Name of the diffusers class without "Scheduler"; the noise schedule is always the model's own."""
     spacing: Literal["leading", "linspace", "trailing", "quadratic"] = "leading"
-    """Of the steps, in diffusers' words; leading is uniform from 0; quadratic, as the original's, is DDIM's."""
+    """Spacing of the timesteps, as diffusers names it; quadratic (Song et al., 2021, appendix D.2) is for DDIM only."""
     steps: int = Field(ge=1, le=1000)
+    """Number of sampling steps."""
     eta: float = Field(0.0, ge=0, le=1)
-    """Share of DDPM's noise in each step of DDIM; 0 is deterministic."""
+    """Noise of each DDIM step relative to DDPM's; 0 is deterministic."""
     clip: bool | None = None
-    """Whether each estimate of the clean image is clipped to [-1, 1], for DDIM and DDPM; null asks the model."""
+    """Whether DDIM and DDPM clip each estimate of the clean image to [-1, 1]; null takes the model's own setting."""
 
     @model_validator(mode="after")
-    def _is_known_to_the_scheduler(self) -> "SamplerParams":
+    def _scheduler_supports_options(self) -> "SamplerParams":
         if self.scheduler != "DDIM" and (self.eta or self.spacing == "quadratic"):
-            raise ValueError(f"scheduler {self.scheduler} has neither eta nor spacing quadratic; only DDIM has")
+            raise ValueError(f"scheduler {self.scheduler} has neither eta nor spacing quadratic; use scheduler DDIM")
         if self.scheduler not in ("DDIM", "DDPM") and self.clip:
-            raise ValueError(f"scheduler {self.scheduler} does not clip; only DDIM and DDPM do")
+            raise ValueError(f"scheduler {self.scheduler} does not clip; use DDIM or DDPM, or set clip to null")
         if self.scheduler == "DDIM" and self.spacing == "linspace":
-            raise ValueError("scheduler DDIM goes down by T / steps and so misses linspace; take leading or trailing")
+            raise ValueError(
+                "scheduler DDIM steps by T / steps and misses the timesteps of linspace; use leading or trailing"
+            )
         return self

@@ -1,4 +1,4 @@
-"""The record of one pruning on disk: what was kept, why and of what; sealed by a hash and checked when read."""
+"""pruning_plan.json: the channels that a pruning keeps and the settings behind it, sealed by a hash."""
 
 import hashlib
 import json
@@ -18,51 +18,57 @@ UNITS: dict[Quantity, str] = {"channels": "channels", "macs": "MACs", "params": 
 
 
 class Budget(Frozen):
-    """What was asked for, what was possible, what was found."""
+    """The requested, the possible and the reached cost."""
 
     quantity: Quantity
     asked: float
+    """The requested cost."""
     found: float
+    """The cost that the plan reaches."""
     smallest: float
-    """With every cut made that round_to, floor, include and exclude allow."""
+    """The cost after every cut that round_to, floor, include and exclude allow."""
     dense: float
+    """The cost of the dense model."""
 
     def line(self) -> str:
-        """Write it as one line: what could be had, what was asked for, what was found."""
+        """Format the budget as one line: limits, requested and reached cost."""
         show = partial(show_cost, self.quantity)
         limits = f"smallest {show(self.smallest)}, asked {show(self.asked)}, largest {show(self.dense)}"
         return f"{limits}: found {show(self.found)}"
 
 
 def show_cost(quantity: Quantity, cost: float) -> str:
-    """Write a cost with its unit: 3.3919 G MACs."""
+    """Format a cost with its unit: 3.3919 G MACs."""
     large = {"G ": 1e9, "M ": 1e6, "K ": 1e3} if quantity in ("macs", "params") else {}
     prefix, scale = next(((prefix, scale) for prefix, scale in large.items() if cost >= scale), ("", 1.0))
     return f"{cost / scale:.5g} {prefix}{UNITS[quantity]}"
 
 
 class Base(Frozen):
-    """The dense model."""
+    """Identity of the dense model."""
 
     family: str
     architecture_sha256: Sha256
-    """Of the names and shapes of its parameters, by `architecture_sha256`."""
+    """`architecture_sha256` of the dense model: names and shapes of its parameters."""
     weights_sha256: Sha256
-    """Of its weights, by `tensors_sha256`."""
+    """`tensors_sha256` of its weights."""
 
 
 class PlannedGroup(Frozen):
-    """What happens to one group."""
+    """The cut of one group."""
 
     root: str
+    """Name of the layer where torch-pruning starts the group."""
     width: int
+    """Number of channels in the dense model."""
     blocks: int
+    """Number of GroupNorm groups or attention heads that must keep equal sizes."""
     cut: list[int]
-    """Channels that go, ascending, in dense numbering."""
+    """The removed channels, ascending, numbered as in the dense model."""
 
 
 class KeptChannels(Frozen):
-    """What stays of one layer, in dense numbering; null where a side is left whole."""
+    """The kept channels of one layer, numbered as in the dense model; null for a side that is not cut."""
 
     outputs: list[int] | None = None
     inputs: list[int] | None = None
@@ -74,38 +80,41 @@ class Plan(Frozen):
     version: Literal[2] = 2
     base: Base
     criterion: str
+    """Name of the importance criterion."""
     formula: str
+    """The formula, paper or diffusers, of the measured loss."""
     seed: int
-    """Of the scores of the criterion random."""
+    """Seed of the scores of the criterion random."""
     prune: dict[str, Any]
-    """The block prune of params.yaml that made the plan."""
+    """The block prune of params.yaml."""
     budget: Budget
     groups: list[PlannedGroup]
-    """In the order in which they were visited."""
+    """The groups in the order in which they were cut."""
     layers: dict[str, KeptChannels]
+    """Layer name -> its kept channels."""
     heads: dict[str, int]
-    """Attention -> heads that stay, where whole heads went."""
+    """Attention name -> number of kept heads, for attentions that lose whole heads."""
     replayed_from: Sha256 | None = None
-    """The plan that was made for another checkpoint of the same architecture."""
+    """sha256 of the plan for another checkpoint of the same architecture that this one repeats; null otherwise."""
     sha256: str = ""
-    """Of all the rest."""
+    """Hash of all other fields."""
 
     def sealed(self) -> "Plan":
-        """Write the hash of all the rest into `sha256`."""
+        """Return a copy with the hash of all other fields in `sha256`."""
         return self.model_copy(update={"sha256": self.content_sha256()})
 
     def content_sha256(self) -> str:
-        """Hash everything but `sha256`."""
+        """Hash all fields except `sha256`."""
         content = self.model_dump(mode="json", exclude={"sha256"})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        """Give the plan as `write_json` takes it."""
+        """Convert the plan to JSON types."""
         return self.model_dump(mode="json")
 
 
 def architecture_sha256(unet: Denoiser) -> str:
-    """Hash the names and shapes of a model's parameters, and the class that they belong to."""
+    """Hash a model's family and the names and shapes of its parameters."""
     shapes = {name: list(parameter.shape) for name, parameter in unet.named_parameters()}
     return hashlib.sha256(json.dumps([family_name(unet), shapes], sort_keys=True).encode()).hexdigest()
 
@@ -114,18 +123,18 @@ def read_plan(path: Path) -> Plan:
     """Read a plan and check its hash.
 
     Raises:
-        InputError: The file is missing, is no plan of a version known here, or was changed after it was sealed.
+        InputError: The file is missing or invalid, has another version, or was changed after it was sealed.
     """
     if path.is_dir():
         raise InputError(f"{path} is a folder; give the pruning_plan.json in it")
     content = read_json(path)
     if content.get("version") != Plan.model_fields["version"].default:
-        raise InputError(f"{path} has version {content.get('version')!r}; known: 2; prune again with this program")
+        raise InputError(f"{path} has version {content.get('version')!r}; supported: 2; run the prune stage again")
     try:
         plan = Plan.model_validate(content)
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise InputError(f"{path} is no pruning plan: {where}: {error.errors()[0]['msg']}") from None
+        raise InputError(f"{path} is not a valid pruning plan: {where}: {error.errors()[0]['msg']}") from None
     if plan.sha256 != plan.content_sha256():
-        raise InputError(f"{path} was changed after it was written: its sha256 does not fit; use the original file")
+        raise InputError(f"{path} was changed after it was written: its sha256 does not match; use the original file")
     return plan

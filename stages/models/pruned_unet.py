@@ -1,7 +1,7 @@
-"""UNets of any widths for plain diffusers. This file travels with every pruned model: torch and diffusers are enough.
+"""UNets of any widths for plain diffusers. Every pruned model folder holds a copy; it needs only torch and diffusers.
 
-A pruned model's config is that of the dense one and two more keys: `pruned_widths` (layer -> [outputs, inputs], or
-[channels] of a norm) and `pruned_heads` (attention -> number of heads), for what differs from the dense.
+The config of a pruned model is the config of the dense model and two more keys for the layers that differ from it:
+`pruned_widths` (layer -> [outputs, inputs], or [channels] for a norm) and `pruned_heads` (attention -> heads).
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,16 +22,16 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def narrow(model: Model, widths: Mapping[str, Sequence[int]], heads: Mapping[str, int]) -> Model:
-    """Give the layers of a model other widths; their new parameters are empty.
+    """Replace the parameters of some layers by uninitialized ones of other widths.
 
     Args:
-        model: A UNet of diffusers, changed in place.
-        widths: Layer -> the first dimensions of its weight.
-        heads: Attention -> its number of heads.
+        model: A diffusers UNet, changed in place.
+        widths: Layer name -> the first dimensions of its weight.
+        heads: Attention name -> its number of heads.
 
     Raises:
-        AttributeError: The model has no such layer.
-        TypeError: What should have heads is no attention.
+        AttributeError: The model has no layer of that name.
+        TypeError: A layer in `heads` is not an attention.
     """
     for name, width in widths.items():
         layer = model.get_submodule(name)
@@ -41,14 +41,14 @@ def narrow(model: Model, widths: Mapping[str, Sequence[int]], heads: Mapping[str
     for name, num_heads in heads.items():
         attention = model.get_submodule(name)
         if not isinstance(attention, Attention):
-            raise TypeError(f"{name} is no attention")
+            raise TypeError(f"{name} is not an attention layer")
         attention.heads = num_heads
     note_widths(model)
     return model
 
 
 def note_widths(model: nn.Module) -> None:
-    """Make the widths that layers and blocks remember, and partly check in forward, those of their weights."""
+    """Set the width attributes of layers and blocks, some of which forward checks, to the shapes of their weights."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             module.out_channels, module.in_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
@@ -68,7 +68,7 @@ def note_widths(model: nn.Module) -> None:
 
 
 def _note_resnet(resnet: ResnetBlock2D) -> None:
-    """Widths of the block, and of a sampler without weights inside it."""
+    """Set the widths of the block and of its up- or downsampler without weights."""
     resnet.in_channels, resnet.out_channels = resnet.conv1.in_channels, resnet.conv2.out_channels
     for sampler in (resnet.upsample, resnet.downsample):
         if isinstance(sampler, Downsample2D | Upsample2D):
@@ -76,17 +76,17 @@ def _note_resnet(resnet: ResnetBlock2D) -> None:
 
 
 def _note_attention(attention: Attention) -> None:
-    """Widths, and one scale for every processor: 1/√(current head width), as the fused one has it."""
+    """Set widths and scale; with 1/√(current head width), the default of fused attention, all processors agree."""
     attention.inner_dim, attention.query_dim = attention.to_v.out_features, attention.to_q.in_features
     attention.inner_kv_dim, attention.sliceable_head_dim = attention.inner_dim, attention.heads
     attention.scale = (attention.to_q.out_features // attention.heads) ** -0.5
 
 
 class _Pruned:
-    """What from_config does for a pruned model: build the dense one, then narrow it."""
+    """Mixin whose from_config builds the dense model and then narrows it."""
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], **kwargs: Any) -> Any:  # noqa: ANN401  # as diffusers has it
+    def from_config(cls, config: Mapping[str, Any], **kwargs: Any) -> Any:  # noqa: ANN401  # the return type of diffusers
         """Build a model from a dense config with `pruned_widths` and `pruned_heads`."""
         pruned = {key: dict(config.get(key) or {}) for key in PRUNED_KEYS}
         dense = {key: value for key, value in config.items() if key not in (*PRUNED_KEYS, "auto_map")}
@@ -98,8 +98,8 @@ class _Pruned:
 
 
 class PrunedUNet2DModel(_Pruned, UNet2DModel):  # type: ignore[misc]  # diffusers' own bases disagree
-    """A UNet2DModel with a width of its own for each layer."""
+    """A UNet2DModel whose layers may have any widths."""
 
 
 class PrunedUNet2DConditionModel(_Pruned, UNet2DConditionModel):  # type: ignore[misc]
-    """A UNet2DConditionModel with a width of its own for each layer."""
+    """A UNet2DConditionModel whose layers may have any widths."""

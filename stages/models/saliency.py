@@ -1,4 +1,4 @@
-"""The record of the importance stage: one number for each weight, and how it was measured."""
+"""The record of the importance stage: a saliency for each weight, and how it was measured."""
 
 from pathlib import Path
 
@@ -14,22 +14,22 @@ from stages.storage.tensors import read_tensors, write_tensors
 
 @checked(frozen=True, config=ConfigDict(arbitrary_types_allowed=True, strict=True, extra="forbid"))
 class Importance:
-    """What the importance stage found out about a model."""
+    """The saliencies of a model's weights and the settings that they were measured with."""
 
     criterion: CriterionName
     formula: FormulaName
     model_sha256: str
-    """Of the weights that were looked at, by `tensors_sha256`."""
+    """`tensors_sha256` of the measured weights."""
     counts_doubled: bool
-    """Whether a layer that reads the same channels twice, through a skip, has a say in their score."""
+    """Whether a layer that reads a channel twice, through a skip connection, contributes to the channel's score."""
     timesteps: list[int]
-    """Those that were to be used, ascending."""
+    """The requested timesteps, ascending."""
     losses: list[list[float]]
-    """For each draw of images and noise, L_t of the timesteps that counted: the first of `timesteps`."""
+    """For each draw of images and noise, the losses L_t of the timesteps before the stop: a prefix of `timesteps`."""
     precision: str
-    """In which losses and gradients were computed."""
+    """Floating-point type of losses and gradients: float32 or bfloat16."""
     saliency: dict[str, torch.Tensor]
-    """Layer name -> a number for each of its weights, float32 of the weight's shape; empty for random."""
+    """Layer name -> saliencies, float32 of the weight's shape; empty for the criterion random."""
 
 
 def write_importance(folder: Path, importance: Importance) -> None:
@@ -40,7 +40,7 @@ def write_importance(folder: Path, importance: Importance) -> None:
 
 
 def read_importance(folder: Path) -> Importance:
-    """Read what the importance stage wrote.
+    """Read the record of the importance stage.
 
     Raises:
         InputError: A file is missing or damaged.

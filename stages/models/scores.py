@@ -1,4 +1,4 @@
-"""Saliencies and what is kept so far -> the score of every channel of a group."""
+"""Saliencies and the channels kept so far -> the score of every channel of a group."""
 
 import torch
 
@@ -6,17 +6,17 @@ from stages.models.groups import Group, Member
 from stages.models.saliency import Importance
 
 KeptIndices = dict[tuple[str, int], torch.Tensor]
-"""(layer, dim) -> the channels that stay, in dense numbering; a side that no group runs through is not listed."""
+"""(layer, dim) -> the kept channels, numbered as in the dense model; sides that belong to no group are absent."""
 
 
 def score_group(group: Group, importance: Importance, kept: KeptIndices) -> torch.Tensor:
-    """Score the channels of a group: over its layers, the sum of |Σ saliency| over the weights still there: [width]."""
+    """Score the channels of a group [width]: the sum over its layers of |Σ saliency| over the remaining weights."""
     scores = torch.zeros(group.width)
     for member in group.members:
         saliency = importance.saliency.get(member.layer)
         if saliency is None:
             continue
-        reads = member.dim == 1 or member.norm  # a layer that feeds the group in chunks always has a say
+        reads = member.dim == 1 or member.norm  # a layer that feeds the group in chunks always counts
         if reads and len(member.channels) > group.width and not importance.counts_doubled:
             continue
         scores.scatter_add_(0, member.roots, _score_member(saliency, member, kept))

@@ -1,1 +1,1 @@
-"""What every model is measured by: how images are drawn, seen and scored, and what the dense model drew under it."""
+"""The measurement protocol, its feature extractors, and the records that are compared under it."""

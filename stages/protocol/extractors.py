@@ -12,7 +12,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_featur
 from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
 from torchvision.models import VGG16_Weights
 
-from stages.data.images import Pixels
+from stages.data.images import PixelArray
 from stages.protocol import thumbnail
 from stages.protocol.digits import DIGITS_WEIGHTS, DigitsExtractor
 from stages.protocol.params import ExtractorParams
@@ -60,7 +60,7 @@ OURS: dict[str, tuple[type, Path]] = {
 class RgbImages(Dataset[torch.Tensor]):
     """Packed images as torch-fidelity wants them: uint8 [3, H, W] each, grey ones repeated."""
 
-    def __init__(self, pixels: Pixels) -> None:
+    def __init__(self, pixels: PixelArray) -> None:
         self.pixels = pixels
 
     def __len__(self) -> int:
@@ -101,7 +101,7 @@ class Extractor:
             found = f"{path} holds no weights of {params.name} ({type(error).__name__})"
             raise InputError(f"{found}; correct reference.extractor") from None
 
-    def check_images(self, pixels: Pixels) -> None:
+    def check_images(self, pixels: PixelArray) -> None:
         """Make sure that the extractor sees such images.
 
         Raises:
@@ -113,7 +113,7 @@ class Extractor:
                 f"the extractor digits sees grey images, these are {found}; choose another reference.extractor"
             )
 
-    def features(self, pixels: Pixels) -> torch.Tensor:
+    def features(self, pixels: PixelArray) -> torch.Tensor:
         """[N, C, H, W] uint8 -> [N, D] float32."""
         self.check_images(pixels)
         found = get_featuresdict_from_dataset(

@@ -1,4 +1,4 @@
-"""Params, model and real images -> the protocol, under whose id alone two numbers may be compared."""
+"""Params, noise schedule, extractor and real images -> the protocol; only equal protocols may be compared."""
 
 import hashlib
 import json
@@ -8,94 +8,106 @@ from typing import Any, Literal
 import numpy as np
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from stages.data.images import Pixels
+from stages.data.images import PixelArray
 from stages.models.params import SamplerParams
-from stages.models.sampling import check_sampler, make_sampler
+from stages.models.samplers import check_sampler, make_sampler
 from stages.protocol.extractors import Extractor
 from stages.protocol.params import ReferenceParams
 from stages.runtime.errors import InputError
 from stages.runtime.schema import Frozen, Sha256, flatten
 
 SSIM_WINDOW = 11
-"""Side of its Gaussian window, in pixels."""
-ENOUGH_IMAGES = 20
-"""Images for each feature, below which a warning is given: some 40,000 for Inception's 2,048."""
+"""Side of SSIM's Gaussian window, in pixels."""
+IMAGES_PER_FEATURE = 20
+"""FID on fewer images per feature causes a warning; about 40,000 images for Inception's 2,048 features."""
 CLIPPING = ("DDIM", "DDPM")
-FEWEST_REAL = 4
-"""For a covariance of each half."""
+"""Samplers that can clip their estimates of the clean image."""
+MIN_REAL_IMAGES = 4
+"""Two for the covariance of each half of the real images."""
 
 
 class Protocol(Frozen):
-    """Everything that two numbers must have in common to be compared; batch size and device are not in it."""
+    """All settings that comparable measurements share; batch size and device are not part of it."""
 
     sampler: SamplerParams
+    """Sampler and number of steps, with `clip` resolved."""
     guidance: float | None = None
-    """Scale of classifier-free guidance; models without conditions have none."""
+    """Classifier-free guidance scale; None or 1 disables it."""
     precision: Literal["float32", "bfloat16"]
+    """Floating-point type of weights and activations."""
     weights: Literal["stored"] = "stored"
-    """Which weights draw: those of the model folders; finetuning leaves its moving average there and no others."""
+    """The weights that generate the images: those of the model folders, where finetuning writes only its EMA."""
     schedule_sha256: Sha256
-    """Of the noise schedule and all other settings of the sampler, as diffusers resolves them."""
+    """Hash of the noise schedule and all other settings of the sampler, as diffusers resolves them."""
     num_images: int
+    """Images per set."""
     sets: int
+    """Number of sets."""
     seed: int
-    """The root that every image's own seed is derived from, with the index of its set and its own."""
+    """Root seed; with the set's and the image's index it gives the seed of every image."""
     extractor: str
+    """Name of the feature extractor."""
     layer: str
+    """Name of its feature layer."""
     extractor_sha256: Sha256
+    """Hash of its weights, or of its code if it has no weights."""
     num_real_images: int
+    """Number of real images that the features are compared with."""
     real_sha256: Sha256
-    """Of the real images' shape and pixels. With the extractor they decide the statistics, whose own hash would not be
-    the same on two machines."""
+    """Hash of the real images' shape and pixels. The statistics of their features are not hashed, since they differ in
+    the last digits between machines."""
     kid_subsets: int
+    """Number of random subsets that KID averages over."""
     kid_subset_size: int
+    """Images per subset."""
     neighbours: int
+    """k of precision and recall."""
 
     @property
     def id(self) -> str:
-        """Name the protocol by its content, in 12 hexadecimal digits."""
+        """The first 12 hexadecimal digits of the hash of all fields."""
         content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
 def make_protocol(
-    params: ReferenceParams, seed: int, scheduler: DDPMScheduler, real: Pixels, extractor: Extractor
+    params: ReferenceParams, seed: int, scheduler: DDPMScheduler, real: PixelArray, extractor: Extractor
 ) -> Protocol:
-    """Fix what params.yaml leaves to model, data and extractor.
+    """Resolve the settings that params.yaml leaves to the model, the data and the extractor.
 
     Args:
         params: The block reference of params.yaml.
-        seed: The root of every draw.
+        seed: Root seed of all random draws.
         scheduler: The noise schedule of the dense model.
         real: The real images, [M, C, H, W] uint8.
-        extractor: What sees them.
+        extractor: The feature extractor.
 
     Raises:
-        InputError: The sampler does not fit the model, or a metric needs more real images.
+        InputError: The sampler does not fit the schedule, or a metric needs larger images or more real images.
     """
-    given = _given(params, seed, scheduler, extractor)
+    settings = _settings(params, seed, scheduler, extractor)
     if min(real.shape[2:]) < SSIM_WINDOW:
         found = f"{real.shape[2]}×{real.shape[3]}"
-        raise InputError(f"SSIM needs images of at least {SSIM_WINDOW}×{SSIM_WINDOW}, the models draw {found}")
-    if len(real) < FEWEST_REAL:
-        raise InputError(f"there are {len(real)} real images to compare with, at least {FEWEST_REAL} are needed")
+        raise InputError(f"SSIM needs images of at least {SSIM_WINDOW}×{SSIM_WINDOW}, the models generate {found}")
+    if len(real) < MIN_REAL_IMAGES:
+        raise InputError(f"there are {len(real)} real images, at least {MIN_REAL_IMAGES} are needed; fetch more")
     needed = {"kid_subset_size": params.kid_subset_size, "neighbours": params.neighbours + 1}
     for key, count in needed.items():
         if count > len(real):
             found = f"reference.{key} {getattr(params, key)} needs {count} real images, there are {len(real)}"
             raise InputError(f"{found}; lower it in params.yaml or fetch more")
-    return Protocol(**given, num_real_images=len(real), real_sha256=_pixels_sha256(real))
+    return Protocol(**settings, num_real_images=len(real), real_sha256=_pixels_sha256(real))
 
 
-def _given(params: ReferenceParams, seed: int, scheduler: DDPMScheduler, extractor: Extractor) -> dict[str, Any]:
-    """What params.yaml, the model's noise schedule and the extractor decide."""
+def _settings(params: ReferenceParams, seed: int, scheduler: DDPMScheduler, extractor: Extractor) -> dict[str, Any]:
+    """Return the fields that params, noise schedule and extractor determine; the real images determine the others."""
     check_sampler(scheduler, params.sampler)
     config = make_sampler(scheduler, params.sampler).config
-    settings = {key: value for key, value in config.items() if key[0] != "_"}
+    resolved = {key: value for key, value in config.items() if key[0] != "_"}
     clip = params.sampler.scheduler in CLIPPING and bool(config["clip_sample"])
     return {
         "sampler": params.sampler.model_copy(update={"clip": clip}),
-        "schedule_sha256": hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest(),
+        "schedule_sha256": hashlib.sha256(json.dumps(resolved, sort_keys=True, default=str).encode()).hexdigest(),
         "guidance": params.guidance,
         "precision": params.precision,
         "num_images": params.num_images,
@@ -118,16 +130,16 @@ def check_current(
     extractor: Extractor,
     origin: Path,
 ) -> None:
-    """Refuse a reference that was made under another protocol than that of params.yaml and the model.
+    """Check that a reference was made under the protocol of the current params and model.
 
     Raises:
-        InputError: They differ, with every field that does.
+        InputError: The protocols differ; every field that differs is named.
     """
-    asked = protocol.model_copy(update=_given(params, seed, scheduler, extractor))
-    check_same(protocol, asked, (str(origin), "params.yaml"))
+    current = protocol.model_copy(update=_settings(params, seed, scheduler, extractor))
+    check_same(protocol, current, (str(origin), "params.yaml"))
 
 
-def _pixels_sha256(pixels: Pixels) -> str:
+def _pixels_sha256(pixels: PixelArray) -> str:
     digest = hashlib.sha256(str(pixels.shape).encode())
     for start in range(0, len(pixels), 1024):
         digest.update(np.ascontiguousarray(pixels[start : start + 1024]).tobytes())
@@ -135,27 +147,27 @@ def _pixels_sha256(pixels: Pixels) -> str:
 
 
 def check_same(one: Protocol, other: Protocol, names: tuple[str, str]) -> None:
-    """Refuse to compare across protocols.
+    """Check that two protocols are equal.
 
     Raises:
-        InputError: They differ; every field that does is named with both values.
+        InputError: The protocols differ; every field that differs is named with both values.
     """
     pairs = zip(flatten(one.model_dump(mode="json")), flatten(other.model_dump(mode="json")), strict=True)
-    unlike = [f"{name} is {_brief(left)} and {_brief(right)}" for (name, left), (_, right) in pairs if left != right]
-    if unlike:
+    differing = [f"{name} is {_brief(left)} and {_brief(right)}" for (name, left), (_, right) in pairs if left != right]
+    if differing:
         found = f"{names[0]} and {names[1]} were measured under protocols {one.id} and {other.id}"
-        raise InputError(f"{found}: {'; '.join(unlike)}; measure both under one protocol")
+        raise InputError(f"{found}: {'; '.join(differing)}; measure both under one protocol")
 
 
 def _brief(value: object) -> str:
     text = str(value)
-    return text if len(text) < 40 else f"{text[:8]}…"  # noqa: PLR2004  # of a hash, enough to tell two apart
+    return text if len(text) < 40 else f"{text[:8]}…"  # noqa: PLR2004  # the first digits distinguish two hashes
 
 
 def bias_warning(protocol: Protocol, num_features: int) -> str | None:
-    """Say where so few images bias FID upwards; two values with the same number of images may still be compared."""
-    enough = ENOUGH_IMAGES * num_features
-    if protocol.num_images >= enough:
+    """Return a warning if FID is biased upwards by too few images; values with equal numbers remain comparable."""
+    recommended = IMAGES_PER_FEATURE * num_features
+    if protocol.num_images >= recommended:
         return None
     found = f"FID on {protocol.num_images} images with {num_features} features is biased upwards"
-    return f"{found}, and its interval does not show it; compare at equal numbers only, or draw {enough} or more"
+    return f"{found}, and its interval does not show it; compare only equal numbers, or draw {recommended} or more"

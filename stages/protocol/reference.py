@@ -1,4 +1,4 @@
-"""What the dense model drew under a protocol, and what the extractor saw of it and of the real images."""
+"""The reference of a protocol: the dense model's images, and features of them and of the real images."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from stages.data.images import read_table
 from stages.models.families import Denoiser
-from stages.models.sampling import PLAIN_CONTEXT, SamplingContext, draw, image_seeds
+from stages.models.sampling import DEFAULT_CONTEXT, SamplingContext, draw, image_seeds
 from stages.protocol.protocol import Protocol
 from stages.runtime.errors import InputError, first_line
 from stages.storage.files import read_json, write_json
@@ -21,19 +21,19 @@ from stages.storage.tensors import read_tensors, write_array, write_tensors
 
 @dataclass(frozen=True)
 class Reference:
-    """Computed once under a protocol, and used by every model that is compared with this dense one."""
+    """Images and features that are computed once per protocol and reused by every comparison with the dense model."""
 
     protocol: Protocol
     model_sha256: str
-    """Of the dense model's weights, by `tensors_sha256`."""
+    """`tensors_sha256` of the dense model's weights."""
     samples: NDArray[np.uint8]
-    """[sets, N, C, H, W], what the dense model drew."""
+    """[sets, N, C, H, W] images of the dense model."""
     features: torch.Tensor
-    """[sets, N, D] float32 of them."""
+    """[sets, N, D] float32 features of the samples."""
     real_features: torch.Tensor
-    """[M, D] float32 of the real images."""
+    """[M, D] float32 features of the real images."""
     table: NDArray[np.float32] | None = None
-    """[K, S, D], what a conditional model is told of each class."""
+    """[K, S, D] conditions of each class and the empty condition last; None for an unconditional model."""
 
 
 def draw_set(
@@ -43,7 +43,7 @@ def draw_set(
     index: int,
     batch_size: int,
     label: str,
-    context: SamplingContext = PLAIN_CONTEXT,
+    context: SamplingContext = DEFAULT_CONTEXT,
 ) -> NDArray[np.uint8]:
     """Draw the images of one set of the protocol: [N, C, H, W] uint8."""
     return draw(
@@ -60,7 +60,7 @@ def draw_set(
 
 
 def write_reference(folder: Path, reference: Reference) -> None:
-    """Write protocol.json, reference.json, samples.npy and features.safetensors."""
+    """Write protocol.json, reference.json, samples.npy, features.safetensors and, if conditional, conditions.npy."""
     write_json(folder / "protocol.json", reference.protocol.model_dump(mode="json"))
     write_json(folder / "reference.json", {"model_sha256": reference.model_sha256})
     write_array(folder / "samples.npy", reference.samples)
@@ -70,10 +70,10 @@ def write_reference(folder: Path, reference: Reference) -> None:
 
 
 def read_reference(folder: Path) -> Reference:
-    """Read what the reference stage wrote; the samples are memory-mapped.
+    """Read the reference; the samples are memory-mapped.
 
     Raises:
-        InputError: A file is missing, damaged, or does not fit the others.
+        InputError: A file is missing or damaged, or does not fit the others.
     """
     protocol = read_protocol(folder / "protocol.json")
     model_sha256 = read_json(folder / "reference.json").get("model_sha256")
@@ -83,13 +83,13 @@ def read_reference(folder: Path) -> Reference:
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{folder} holds no samples ({first_line(error)}); run the reference stage again") from None
     packed = isinstance(samples, np.ndarray) and samples.dtype == np.uint8 and samples.ndim == 5  # noqa: PLR2004
-    if not (packed and isinstance(model_sha256, str) and _fit(tensors, samples, protocol)):
-        raise InputError(f"{folder} does not hold what its protocol.json says; run the reference stage again")
+    if not (packed and isinstance(model_sha256, str) and _matches(tensors, samples, protocol)):
+        raise InputError(f"{folder} does not match its protocol.json; run the reference stage again")
     return Reference(protocol, model_sha256, samples, tensors["dense"], tensors["real"], read_table(folder))
 
 
-def _fit(tensors: Mapping[str, torch.Tensor], samples: NDArray[np.uint8], protocol: Protocol) -> bool:
-    """Tell whether samples and features have the shapes of the protocol, and the features are numbers."""
+def _matches(tensors: Mapping[str, torch.Tensor], samples: NDArray[np.uint8], protocol: Protocol) -> bool:
+    """Whether samples and features have the shapes of the protocol and the features are finite."""
     if set(tensors) != {"dense", "real"} or tensors["real"].ndim != 2:  # noqa: PLR2004
         return False
     width = tensors["real"].shape[1]
@@ -99,12 +99,14 @@ def _fit(tensors: Mapping[str, torch.Tensor], samples: NDArray[np.uint8], protoc
 
 
 def read_protocol(path: Path) -> Protocol:
-    """Read a protocol.
+    """Read protocol.json.
 
     Raises:
-        InputError: The file is missing or holds none.
+        InputError: The file is missing or invalid.
     """
     try:
         return Protocol.model_validate(read_json(path))
     except ValidationError as error:
-        raise InputError(f"{path} holds no protocol of this version ({first_line(error)}); measure again") from None
+        raise InputError(
+            f"{path} is not a valid protocol ({first_line(error)}); run the reference stage again"
+        ) from None

@@ -9,10 +9,10 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import nn
 
 from stages.data.images import read_images
+from stages.models.checks import check_conditions, check_images
 from stages.models.complexity import count_macs, count_params
 from stages.models.families import Denoiser, sample_shape
 from stages.models.params import Quantity
-from stages.models.pipeline import check_conditions, check_images
 from stages.models.plan import Plan, read_plan, show_cost
 from stages.models.pruned_unet import Layers
 from stages.models.saliency import Importance, read_importance

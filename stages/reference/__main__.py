@@ -19,8 +19,9 @@ def main(params_path: Path, model: Path, data: Path, out: Path) -> None:
     seed = load_seed(params_path)
 
     from stages.data.images import RowSelection, evenly_spaced, read_images
-    from stages.models import pipeline
-    from stages.models.autoencoder import picture_shape
+    from stages.models.autoencoder import image_shape
+    from stages.models.checks import check_images
+    from stages.models.pipeline import read_scheduler, read_unet
     from stages.protocol.extractors import Extractor
     from stages.protocol.protocol import bias_warning, make_protocol
     from stages.protocol.reference import write_reference
@@ -30,10 +31,10 @@ def main(params_path: Path, model: Path, data: Path, out: Path) -> None:
     from stages.storage.provenance import write_provenance, write_run_record
 
     check_free(out, inputs=[model, data], stage="reference")
-    unet, scheduler = pipeline.read_unet(model, select_device()), pipeline.read_scheduler(model)
+    unet, scheduler = read_unet(model, select_device()), read_scheduler(model)
     images = read_images(data)
     context = load_context(unet, model, images.conditions, params.guidance)
-    pipeline.check_images(images.pixels, picture_shape(unet, context.codec), data)
+    check_images(images.pixels, image_shape(unet, context.autoencoder), data)
     extractor = Extractor(params.extractor, params.batch_size)
     real = RowSelection(images.pixels, evenly_spaced(len(images.pixels), params.real_images))
     protocol = make_protocol(params, seed, scheduler, real, extractor)

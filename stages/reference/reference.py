@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from stages.data.images import Conditions, Pixels
-from stages.models.autoencoder import read_codec
+from stages.data.images import Conditions, PixelArray
+from stages.models.autoencoder import read_autoencoder
+from stages.models.checks import check_conditions
 from stages.models.families import Denoiser
-from stages.models.pipeline import check_conditions
-from stages.models.sampling import PLAIN_CONTEXT, SamplingContext
+from stages.models.sampling import DEFAULT_CONTEXT, SamplingContext
 from stages.protocol.extractors import Extractor
 from stages.protocol.protocol import Protocol
 from stages.protocol.reference import Reference, draw_set
@@ -27,19 +27,19 @@ def load_context(unet: Denoiser, model: Path, conditions: Conditions | None, gui
     check_conditions(unet, conditions, model)
     if guidance is not None and conditions is None:
         raise InputError(f"reference.guidance is {guidance}, and {model} takes no conditions; set it to null")
-    table = np.array(conditions.table) if conditions else None
+    table = conditions.table if conditions else None
     if table is not None and guidance not in (None, 1) and not table[-1].any():
         raise InputError(f"reference.guidance is {guidance}, and {model} knows no empty condition; set it to null")
-    return SamplingContext(read_codec(model, unet.device), table, guidance)
+    return SamplingContext(read_autoencoder(model, unet.device), table, guidance)
 
 
 def make_reference(
     unet: Denoiser,
     scheduler: DDPMScheduler,
-    real: Pixels,
+    real: PixelArray,
     protocol: Protocol,
     extractor: Extractor,
-    context: SamplingContext = PLAIN_CONTEXT,
+    context: SamplingContext = DEFAULT_CONTEXT,
 ) -> Reference:
     """Draw with the dense model, and look at that and at the real images, once."""
     real_features = extractor.features(real)

@@ -95,8 +95,8 @@ class Draw(PythonModel):
 
     def _decode(self, images: torch.Tensor) -> torch.Tensor:
         """Make pictures of latents, where the pipeline has an autoencoder."""
-        codec = getattr(self.pipeline, "vqvae", None) or getattr(self.pipeline, "vae", None)
-        return images if codec is None else codec.decode(images / self.settings["latent_scale"]).sample
+        autoencoder = getattr(self.pipeline, "vqvae", None) or getattr(self.pipeline, "vae", None)
+        return images if autoencoder is None else autoencoder.decode(images / self.settings["latent_scale"]).sample
 
     def _options(self, generators: list[torch.Generator]) -> dict[str, Any]:
         given = {"generator": generators, "eta": self.settings["eta"]}

@@ -13,11 +13,11 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from stages.models.autoencoder import read_codec
+from stages.models.autoencoder import read_autoencoder
 from stages.models.layout import CLASS_EMBEDDING
 from stages.models.params import SamplerParams
 from stages.models.pipeline import CPU, read_scheduler
-from stages.models.sampling import make_sampler
+from stages.models.samplers import make_sampler
 from stages.protocol.evaluation import read_evaluation
 from stages.register.canary import draw
 from stages.register.lineage import FILES, Lineage
@@ -160,10 +160,10 @@ def _describe_sampler(params: SamplerParams, model: Path) -> dict[str, Any]:
 
 def _describe_context(model: Path) -> dict[str, Any]:
     """Say what latents are scaled by, and how many classes there are and which row of their table is none."""
-    codec, home = read_codec(model, CPU), model / CLASS_EMBEDDING
+    autoencoder, home = read_autoencoder(model, CPU), model / CLASS_EMBEDDING
     about = read_json(home / "config.json") if home.is_dir() else {}
     return {
-        "latent_scale": codec.scale if codec else None,
+        "latent_scale": autoencoder.scale if autoencoder else None,
         "classes": about.get("num_classes"),
         "without_class": about.get("unconditional"),
     }

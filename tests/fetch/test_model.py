@@ -69,8 +69,8 @@ def test_a_missing_folder_is_named(tmp_path):
         ("unet", {"layers_per_block": "two"}, "the weights do not fit the config"),
         ("unet", {"sample_size": 0}, "sample_size 0; supported: one number"),
         ("unet", {"freq_shift": "x"}, "the model does not run"),
-        ("scheduler", {"beta_schedule": "foo"}, "is no noise schedule"),
-        ("scheduler", {"num_train_timesteps": 0}, "is no noise schedule"),
+        ("scheduler", {"beta_schedule": "foo"}, "is not a valid noise schedule"),
+        ("scheduler", {"num_train_timesteps": 0}, "is not a valid noise schedule"),
     ],
 )
 def test_a_model_that_does_not_run_is_refused(tmp_path, model_folder, part, change, message):

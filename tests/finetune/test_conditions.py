@@ -11,7 +11,7 @@ from stages.finetune.batches import Batches
 from stages.finetune.checkpoint import Checkpoints
 from stages.finetune.params import FinetuneParams
 from stages.finetune.trainer import Trainer
-from stages.models.pipeline import check_conditions
+from stages.models.checks import check_conditions
 from stages.runtime.errors import InputError
 
 PARAMS = FinetuneParams(
@@ -84,8 +84,8 @@ def test_model_and_conditions_must_fit(conditional, unet, latents, tmp_path):
     narrow = dataclasses.replace(latents.conditions, table=latents.conditions.table[..., :8])
     for model, found, words in (
         (conditional, None, "takes conditions of width 12, .* has none"),
-        (conditional, narrow, "takes conditions of width 12, .* has those of width 8"),
-        (unet, narrow, "takes no conditions, .* has those of width 8"),
+        (conditional, narrow, "takes conditions of width 12, .* has conditions of width 8"),
+        (unet, narrow, "takes no conditions, .* has conditions of width 8"),
     ):
         with pytest.raises(InputError, match=words):
             check_conditions(model, found, tmp_path)
@@ -94,9 +94,13 @@ def test_model_and_conditions_must_fit(conditional, unet, latents, tmp_path):
 @pytest.mark.parametrize(
     ("file", "array", "words"),
     [
-        ("conditions.npy", np.zeros((2, 3)), r"no table of conditions, float32 \[K, S, D\]"),
-        ("train_labels.npy", np.zeros(3, np.int64), r"train_labels\.npy names no row .* int64 \[24\] from 0 to 4"),
-        ("heldout_labels.npy", np.full(8, 5), r"heldout_labels\.npy names no row"),
+        ("conditions.npy", np.zeros((2, 3)), r"is not a condition table, float32 \[K, S, D\]"),
+        (
+            "train_labels.npy",
+            np.zeros(3, np.int64),
+            r"train_labels\.npy does not hold a row .* int64 \[24\] from 0 to 4",
+        ),
+        ("heldout_labels.npy", np.full(8, 5), r"heldout_labels\.npy does not hold a row"),
         ("train.npy", np.zeros((4, 3, 8, 8), np.float64), r"holds no packed images, uint8 \[N, C, H, W\] \(float64\)"),
     ],
 )
@@ -113,6 +117,6 @@ def test_damaged_data_is_refused(tmp_path, latents, file, array, words):
 
 def test_latents_need_their_pictures(tmp_path, latents):
     """FID is taken against them, one for each latent."""
-    write_images(tmp_path, dataclasses.replace(latents, decoded=latents.pixels[1:]), {})
+    write_images(tmp_path, dataclasses.replace(latents, source_pixels=latents.pixels[1:]), {})
     with pytest.raises(InputError, match=r"pixels\.npy must hold the 24 images whose latents are in train\.npy"):
         read_images(tmp_path)

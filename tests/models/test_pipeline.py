@@ -1,4 +1,4 @@
-"""Diffusers folders."""
+"""Reading and writing diffusers pipeline folders."""
 
 import json
 import shutil
@@ -10,8 +10,9 @@ import pytest
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 
+from stages.models.checks import check_images
 from stages.models.layout import WEIGHTS
-from stages.models.pipeline import check_images, read_scheduler, read_unet, write_pipeline
+from stages.models.pipeline import read_scheduler, read_unet, write_pipeline
 from stages.prune.params import PruneParams
 from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut
@@ -23,16 +24,16 @@ X, T = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torc
 
 
 def test_a_dense_folder_is_a_plain_diffusers_folder(model_folder, unet):
-    """Diffusers itself opens it, and so do we, bit for bit."""
-    theirs = UNet2DModel.from_pretrained(model_folder, subfolder="unet", low_cpu_mem_usage=False)
+    """Diffusers and read_unet both load it bit for bit."""
+    by_diffusers = UNet2DModel.from_pretrained(model_folder, subfolder="unet", low_cpu_mem_usage=False)
 
-    for loaded in (theirs, read_unet(model_folder)):
+    for loaded in (by_diffusers, read_unet(model_folder)):
         assert torch.equal(loaded(X, T).sample, unet(X, T).sample)
 
 
 @pytest.mark.parametrize("ratio", [0.3, 0.5])
 def test_a_pruned_folder_loads_bit_for_bit(tmp_path, unet, scheduler, magnitude, ratio):
-    """The config is the dense one, the widths come from the tensors."""
+    """The loaded model has the same widths and outputs, and the config keeps the dense block_out_channels."""
     pruned = cut(unet, plan_pruning(unet, magnitude, PruneParams(target={"ratio": ratio})))
     write_pipeline(tmp_path / "pruned", pruned, scheduler)
     loaded = read_unet(tmp_path / "pruned")
@@ -45,8 +46,8 @@ def test_a_pruned_folder_loads_bit_for_bit(tmp_path, unet, scheduler, magnitude,
     assert read_json(tmp_path / "pruned/unet/config.json")["block_out_channels"] == [16, 32]
 
 
-def test_every_remembered_width_is_the_real_one(tmp_path, unet, scheduler, magnitude):
-    """The layers of a loaded model say of themselves what their tensors are."""
+def test_width_attributes_match_the_tensors(tmp_path, unet, scheduler, magnitude):
+    """The width attributes of a loaded model's layers are the shapes of their weights."""
     write_pipeline(
         tmp_path / "pruned", cut(unet, plan_pruning(unet, magnitude, PruneParams(target={"ratio": 0.3}))), scheduler
     )
@@ -61,7 +62,7 @@ def test_every_remembered_width_is_the_real_one(tmp_path, unet, scheduler, magni
 
 
 def test_loading_needs_no_torch_pruning(model_folder):
-    """Whoever uses a pruned model need not be able to prune."""
+    """A pruned model can be used without the pruning library."""
     code = (
         "import sys; sys.modules['torch_pruning'] = None\n"
         "from pathlib import Path; from stages.models.pipeline import read_unet\n"
@@ -71,8 +72,8 @@ def test_loading_needs_no_torch_pruning(model_folder):
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=root).returncode == 0
 
 
-def test_the_old_layout_of_the_hub_loads(tmp_path, model_folder, unet):
-    """google/ddpm-cifar10-32 keeps UNet and scheduler at the top of its folder."""
+def test_the_flat_folder_layout_loads(tmp_path, model_folder, unet):
+    """As in google/ddpm-cifar10-32, UNet and scheduler may be at the top of the folder."""
     for part in ("unet", "scheduler"):
         shutil.copytree(model_folder / part, tmp_path / "flat", dirs_exist_ok=True)
 
@@ -80,13 +81,13 @@ def test_the_old_layout_of_the_hub_loads(tmp_path, model_folder, unet):
     assert read_scheduler(tmp_path / "flat").config["num_train_timesteps"] == 1000
 
 
-def test_attention_of_2022_loads(model_folder, unet):
-    """The Hub's DDPM UNets call their projections query, key, value and proj_attn."""
+def test_old_attention_names_load(model_folder, unet):
+    """The Hub's DDPM UNets of 2022 name their projections query, key, value and proj_attn."""
     path = model_folder / "unet" / WEIGHTS
-    today = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    old_names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     tensors = read_tensors(path)
-    for now, then in today.items():
-        tensors = {name.replace(f".{now}.", f".{then}."): tensor for name, tensor in tensors.items()}
+    for new, old in old_names.items():
+        tensors = {name.replace(f".{new}.", f".{old}."): tensor for name, tensor in tensors.items()}
     assert sum("proj_attn" in name for name in tensors) == 8  # four attentions, weight and bias
     write_tensors(path, tensors)
 
@@ -95,7 +96,7 @@ def test_attention_of_2022_loads(model_folder, unet):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_read_as_float32(model_folder, dtype):
-    """Importance and training want float32, whatever the folder holds."""
+    """Importance and training need float32, so float16 and bfloat16 weights are converted."""
     path = model_folder / "unet" / WEIGHTS
     write_tensors(path, {name: tensor.to(dtype) for name, tensor in read_tensors(path).items()})
 
@@ -105,13 +106,13 @@ def test_half_precision_is_read_as_float32(model_folder, dtype):
 
 
 def test_a_missing_model_folder_is_named(tmp_path):
-    """One line with the path."""
+    """The error gives the path."""
     with pytest.raises(InputError, match="nowhere does not exist"):
         read_unet(tmp_path / "nowhere")
 
 
 def test_weights_of_another_model_are_refused(model_folder, make_unet, scheduler, tmp_path):
-    """A config and tensors that do not belong together do not load half-way."""
+    """Tensors that do not fit the config cause one error line."""
     write_pipeline(tmp_path / "other", make_unet(layers_per_block=2), scheduler)
     shutil.copyfile(tmp_path / "other/unet" / WEIGHTS, model_folder / "unet" / WEIGHTS)
 
@@ -121,43 +122,43 @@ def test_weights_of_another_model_are_refused(model_folder, make_unet, scheduler
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"_class_name": "DiTTransformer2DModel"}, "describes a DiTTransformer2DModel; supported: UNet2DModel"),
         ({"addition_embed_type": "text"}, "describes a model with further conditions"),
         ({"num_class_embeds": 10}, "with class labels; supported: none, or cross-attention"),
-        ({"out_channels": 2}, "from 1 channels to 2; supported: as many out as in"),
-        ({"sample_size": [8, 16]}, r"sample_size \[8, 16\]; supported: one number"),
+        ({"out_channels": 2}, "1 input and 2 output channels; supported: equal numbers"),
+        ({"sample_size": [8, 16]}, r"sample_size \[8, 16\]; supported: one positive integer"),
     ],
 )
-def test_another_kind_of_model_is_refused(model_folder, change, words):
-    """What was found and what is supported stand in the message."""
+def test_an_unsupported_model_is_refused(model_folder, change, message):
+    """The error gives what was found and what is supported."""
     config = json.loads((model_folder / "unet/config.json").read_text())
     write_json(model_folder / "unet/config.json", {**config, **change})
 
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=message):
         read_unet(model_folder)
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"prediction_type": "v_prediction"}, "prediction_type v_prediction; supported: epsilon"),
         ({"_class_name": "ScoreSdeVeScheduler"}, "describes a ScoreSdeVeScheduler; supported: DDIMScheduler, DDPM"),
     ],
 )
-def test_another_kind_of_noise_is_refused(model_folder, change, words):
-    """The losses are those of ε under DDPM's schedule."""
+def test_an_unsupported_noise_schedule_is_refused(model_folder, change, message):
+    """Only ε-prediction under DDPM's schedule is supported."""
     path = model_folder / "scheduler/scheduler_config.json"
     write_json(path, {**read_json(path), **change})
 
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=message):
         read_scheduler(model_folder)
 
 
 def test_images_of_another_size_are_refused(tmp_path):
-    """The message gives both sizes."""
+    """The error gives both sizes."""
     pixels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8).numpy()
 
-    with pytest.raises(InputError, match="holds 3×8×8 images, the model draws 1×8×8"):
+    with pytest.raises(InputError, match="holds 3×8×8 images, the model generates 1×8×8"):
         check_images(pixels, (1, 8, 8), tmp_path)

@@ -1,4 +1,4 @@
-"""Drawing images."""
+"""Samplers and image sampling."""
 
 from typing import get_args
 
@@ -9,27 +9,28 @@ from diffusers import DDIMPipeline, DDIMScheduler
 from pydantic import ValidationError
 
 from stages.models.params import SamplerParams, SchedulerName
-from stages.models.sampling import QuadraticDdim, draw, draw_strip, image_seeds, initial_noise, make_sampler
+from stages.models.samplers import QuadraticDdim, make_sampler
+from stages.models.sampling import draw, draw_strip, image_seeds, initial_noise
 from stages.runtime.errors import InputError
 
 FOUR = SamplerParams(steps=4)
 
 
-def pictures(unet, scheduler, seeds, sampler=FOUR, batch_size=8, **options):
-    """Draw without a label."""
+def draw_images(unet, scheduler, seeds, sampler=FOUR, batch_size=8, **options):
+    """Draw with an empty label."""
     return draw(unet, scheduler, seeds, sampler, batch_size=batch_size, label="", **options)
 
 
 @pytest.mark.parametrize("scheduler_name", get_args(SchedulerName))
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
-def test_batching_does_not_change_a_picture(unet, scheduler, scheduler_name, spacing):
-    """Every image has a seed of its own, noise of the steps included; what is left is the rounding of other kernels."""
+def test_the_batch_size_does_not_change_an_image(unet, scheduler, scheduler_name, spacing):
+    """Initial and step noise come from each image's own seed; kernels may round by one level of 255."""
     if (scheduler_name, spacing) == ("DDIM", "linspace"):
-        with pytest.raises(ValidationError, match="misses linspace"):
+        with pytest.raises(ValidationError, match="misses the timesteps of linspace"):
             SamplerParams(scheduler=scheduler_name, spacing=spacing, steps=4)
         return
     sampler = SamplerParams(scheduler=scheduler_name, spacing=spacing, steps=4)
-    drawn = [pictures(unet, scheduler, image_seeds(0, 9), sampler, size) for size in (1, 7, 64)]
+    drawn = [draw_images(unet, scheduler, image_seeds(0, 9), sampler, size) for size in (1, 7, 64)]
 
     assert drawn[0].shape == (9, 1, 8, 8)
     for other in drawn[1:]:
@@ -41,63 +42,63 @@ def test_batching_does_not_change_a_picture(unet, scheduler, scheduler_name, spa
 @pytest.mark.parametrize(
     "sampler", [SamplerParams(steps=4, eta=0.7), SamplerParams(steps=9, spacing="quadratic", eta=1)]
 )
-def test_the_noise_of_every_step_comes_from_the_images_own_seed(unet, scheduler, sampler):
-    """With eta too, a picture does not depend on its neighbours; and eta matters."""
-    whole = pictures(unet, scheduler, [5, 6, 7], sampler)
+def test_step_noise_depends_only_on_the_images_seed(unet, scheduler, sampler):
+    """With eta, an image does not depend on the rest of its batch, and differs from the image without eta."""
+    whole = draw_images(unet, scheduler, [5, 6, 7], sampler)
 
-    assert np.array_equal(whole[2:], pictures(unet, scheduler, [7], sampler))
-    assert not np.array_equal(whole, pictures(unet, scheduler, [5, 6, 7], sampler.model_copy(update={"eta": 0})))
+    assert np.array_equal(whole[2:], draw_images(unet, scheduler, [7], sampler))
+    assert not np.array_equal(whole, draw_images(unet, scheduler, [5, 6, 7], sampler.model_copy(update={"eta": 0})))
 
 
-def test_seeds_are_distinct_and_do_not_depend_on_how_many():
-    """The first images of a large set are those of a small one; another set and another root have others."""
+def test_image_seeds_are_distinct_and_independent_of_their_number():
+    """A small set has the first seeds of a large set; other sets and root seeds share none of them."""
     assert image_seeds(0, 100)[:3] == image_seeds(0, 3)
     assert len({*image_seeds(0, 100), *image_seeds(1, 100), *image_seeds(0, 100, 1)}) == 300
 
 
-def test_noise_belongs_to_its_seed(unet):
-    """Alone or in a batch."""
+def test_initial_noise_depends_only_on_its_seed(unet):
+    """It is the same alone and in a batch."""
     five, six, again = (torch.Generator().manual_seed(seed) for seed in (5, 6, 6))
 
     assert torch.equal(initial_noise(unet, [five, six])[1], initial_noise(unet, [again])[0])
 
 
-def by_hand(unet, scheduler, seeds, steps):
-    """DDIM by hand (Song et al., 2021, eq. 12, σ = 0): x̂0 from ε, clipped, then to the noise level of the next step."""
+def ddim(unet, scheduler, seeds, steps):
+    """Plain DDIM (Song et al., 2021, eq. 12, σ = 0): clipped x̂0 from ε, then the noise level of the next timestep."""
     images = initial_noise(unet, [torch.Generator().manual_seed(seed) for seed in seeds])
-    alphas = torch.cat([scheduler.alphas_cumprod, torch.ones(1)])  # behind the last step there is no noise
-    for here, there in steps:
+    alphas = torch.cat([scheduler.alphas_cumprod, torch.ones(1)])  # index -1: no noise after the last step
+    for current, following in steps:
         with torch.no_grad():
-            epsilon = unet(images, here).sample
-        clean = ((images - (1 - alphas[here]).sqrt() * epsilon) / alphas[here].sqrt()).clamp(-1, 1)
-        images = alphas[there].sqrt() * clean + (1 - alphas[there]).sqrt() * epsilon
+            epsilon = unet(images, current).sample
+        clean = ((images - (1 - alphas[current]).sqrt() * epsilon) / alphas[current].sqrt()).clamp(-1, 1)
+        images = alphas[following].sqrt() * clean + (1 - alphas[following]).sqrt() * epsilon
     return ((images + 1) * 127.5).round().clamp(0, 255).numpy()
 
 
-def test_the_sampler_is_ddim(unet, scheduler):
-    """As by hand, from 750 down in four steps."""
-    expected = by_hand(unet, scheduler, [7, 8], [(750, 500), (500, 250), (250, 0), (0, -1)])
+def test_default_sampling_is_ddim(unet, scheduler):
+    """Four steps from timestep 750 equal plain DDIM."""
+    expected = ddim(unet, scheduler, [7, 8], [(750, 500), (500, 250), (250, 0), (0, -1)])
 
-    assert np.abs(pictures(unet, scheduler, [7, 8]) - expected).max() <= 1
+    assert np.abs(draw_images(unet, scheduler, [7, 8]) - expected).max() <= 1
 
 
-def test_quadratic_spacing_is_the_originals(unet, scheduler):
-    """The squares of evenly spaced roots up to .8·T, in whole timesteps, and DDIM between them as by hand."""
+def test_quadratic_spacing_follows_the_ddim_code(unet, scheduler):
+    """Timesteps are ⌊r²⌋ for evenly spaced r up to √(0.8·T), with plain DDIM steps between them."""
     quadratic = SamplerParams(steps=5, spacing="quadratic")
     timesteps = [int(root**2) for root in np.linspace(0, 800**0.5, 5)][::-1]
 
     assert make_sampler(scheduler, quadratic).timesteps.tolist() == timesteps == [800, 450, 200, 50, 0]
-    expected = by_hand(unet, scheduler, [7, 8], list(zip(timesteps, [*timesteps[1:], -1], strict=True)))
-    assert np.abs(pictures(unet, scheduler, [7, 8], quadratic) - expected).max() <= 1
+    expected = ddim(unet, scheduler, [7, 8], list(zip(timesteps, [*timesteps[1:], -1], strict=True)))
+    assert np.abs(draw_images(unet, scheduler, [7, 8], quadratic) - expected).max() <= 1
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.6])
-def test_on_uniform_steps_our_ddim_is_that_of_diffusers(scheduler, eta):
-    """Step by step, with the same noise: within 1e-6."""
+def test_our_ddim_step_matches_diffusers(scheduler, eta):
+    """On uniform timesteps with the same noise, each step agrees within 1e-6."""
     ours, theirs = (cls.from_config(scheduler.config) for cls in (QuadraticDdim, DDIMScheduler))
     theirs.set_timesteps(4)
     ours.set_timesteps(4)
-    ours.timesteps, ours.following = theirs.timesteps, iter([500, 250, 0, -1])
+    ours.timesteps, ours.next_timesteps = theirs.timesteps, iter([500, 250, 0, -1])
     images, epsilon = torch.randn(2, 3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     for timestep in theirs.timesteps:
         noise = [[torch.Generator().manual_seed(seed) for seed in range(3)] for _ in range(2)]
@@ -107,38 +108,38 @@ def test_on_uniform_steps_our_ddim_is_that_of_diffusers(scheduler, eta):
         images = expected
 
 
-def test_the_pictures_are_those_of_the_diffusers_pipeline(unet, scheduler):
-    """DDIMPipeline with the same generators, up to rounding by one of 255."""
+def test_images_match_the_diffusers_pipeline(unet, scheduler):
+    """DDIMPipeline with the same generators gives the same images up to one level of 255."""
     pipeline = DDIMPipeline(unet, DDIMScheduler.from_config(scheduler.config))
     pipeline.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
     (expected,) = pipeline(2, generators, num_inference_steps=4, output_type="np", return_dict=False)
 
-    drawn = pictures(unet, scheduler, [1, 2]).transpose(0, 2, 3, 1)
+    drawn = draw_images(unet, scheduler, [1, 2]).transpose(0, 2, 3, 1)
     assert np.abs(drawn - (expected * 255).round()).max() <= 1
 
 
-def test_bfloat16_draws_nearly_the_same_and_leaves_the_model_alone(unet, scheduler):
-    """A copy computes."""
-    exact, rough = (pictures(unet, scheduler, [1, 2], precision=name) for name in ("float32", "bfloat16"))
+def test_bfloat16_is_close_to_float32_and_does_not_change_the_model(unet, scheduler):
+    """Sampling in bfloat16 uses a copy of the model."""
+    exact, approximate = (draw_images(unet, scheduler, [1, 2], precision=name) for name in ("float32", "bfloat16"))
 
     assert unet.dtype == torch.float32
-    assert 0 < np.abs(exact.astype(int) - rough).max() < 30
+    assert 0 < np.abs(exact.astype(int) - approximate).max() < 30
 
 
 @pytest.mark.parametrize(
-    ("sampler", "words"),
+    ("sampler", "message"),
     [
         (SamplerParams(steps=600), "sampler.steps 600 does not divide the 1000 timesteps"),
         (SamplerParams(steps=1000, spacing="trailing"), None),
     ],
 )
-def test_steps_that_begin_below_full_noise_are_refused(scheduler, sampler, words):
-    """600 steps would begin at timestep 599 of 1,000, with noise that the model does not expect there."""
-    if words is None:
+def test_steps_that_begin_below_full_noise_are_refused(scheduler, sampler, message):
+    """600 leading steps would begin at timestep 599 of 1,000 although the initial noise is that of 999."""
+    if message is None:
         assert make_sampler(scheduler, sampler).timesteps[0] == 999
     else:
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=message):
             make_sampler(scheduler, sampler)
 
 
@@ -146,22 +147,22 @@ def test_steps_that_begin_below_full_noise_are_refused(scheduler, sampler, words
     ("spacing", "timesteps"),
     [("leading", [750, 500, 250, 0]), ("linspace", [999, 666, 333, 0]), ("trailing", [999, 749, 499, 249])],
 )
-def test_spacing_is_what_was_asked_for(scheduler, spacing, timesteps):
-    """Also over a schedule whose config was left at its defaults, which diffusers would prefer."""
+def test_spacing_of_params_overrides_the_scheduler(scheduler, spacing, timesteps):
+    """It also holds for a schedule with default config, where diffusers would ignore the override."""
     assert (
         make_sampler(scheduler, SamplerParams(scheduler="DDPM", steps=4, spacing=spacing)).timesteps.tolist()
         == timesteps
     )
 
 
-def test_clipping_is_the_models_unless_told(scheduler):
-    """Null asks the model's config."""
+def test_clip_null_uses_the_models_setting(scheduler):
+    """Only an explicit value overrides clip_sample of the scheduler's config."""
     assert make_sampler(scheduler, FOUR).config["clip_sample"] is True
     assert make_sampler(scheduler, FOUR.model_copy(update={"clip": False})).config["clip_sample"] is False
 
 
 def test_images_that_are_not_finite_are_refused(unet, scheduler):
-    """With whose they are, how many, and a seed to look at."""
+    """The error gives the label, the number of images and the first seed."""
     with torch.no_grad():
         unet.conv_out.weight.fill_(float("inf"))
 
@@ -171,11 +172,11 @@ def test_images_that_are_not_finite_are_refused(unet, scheduler):
         draw(unet, scheduler, [1, 2], FOUR, batch_size=2, label="pruned")
 
 
-def test_a_strip_goes_from_noise_to_picture(unet, scheduler):
-    """Its last frame is the picture, its first the noise."""
+def test_a_strip_goes_from_noise_to_image(unet, scheduler):
+    """Its first frame is the initial noise, its last the image."""
     strip = draw_strip(unet, scheduler, [1, 2], FOUR, 3)
 
     assert strip.shape == (2, 3, 1, 8, 8)
-    assert np.abs(strip[:, -1].astype(int) - pictures(unet, scheduler, [1, 2])).max() <= 1
+    assert np.abs(strip[:, -1].astype(int) - draw_images(unet, scheduler, [1, 2])).max() <= 1
     noise = initial_noise(unet, [torch.Generator().manual_seed(1)])[0]
     assert np.abs(strip[0, 0] - ((noise + 1) * 127.5).round().clamp(0, 255).numpy()).max() == 0

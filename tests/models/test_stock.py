@@ -1,4 +1,4 @@
-"""Stock configs and plain diffusers."""
+"""Stock models, and loading with plain diffusers."""
 
 import subprocess
 import sys
@@ -19,19 +19,19 @@ from stages.runtime.errors import InputError
 from stages.storage.files import read_json
 
 WIDE = {"block_out_channels": (128, 256), "norm_num_groups": 32, "sample_size": 8}
-PLAIN = """
+LOAD_SCRIPT = """
 import sys
 from safetensors.torch import load_file, save_file
 from diffusers import AutoModel, DDPMPipeline, UNet2DModel
 assert not [name for name in sys.modules if name.startswith(("stages", "torch_pruning"))]
-custom, stock, given, out = sys.argv[1:]
-inputs = load_file(given)
+custom, stock, inputs_path, outputs_path = sys.argv[1:]
+inputs = load_file(inputs_path)
 models = {
     "auto": AutoModel.from_pretrained(f"{custom}/unet", trust_remote_code=True),
     "pipeline": DDPMPipeline.from_pretrained(custom, trust_remote_code=True).unet,
     "stock": UNet2DModel.from_pretrained(stock, subfolder="unet"),
 }
-save_file({name: model.eval()(**inputs).sample.detach().contiguous() for name, model in models.items()}, out)
+save_file({name: model.eval()(**inputs).sample.detach().contiguous() for name, model in models.items()}, outputs_path)
 """
 
 
@@ -42,7 +42,7 @@ def wide(make_unet):
 
 
 def test_a_uniform_cut_is_a_stock_model(wide, magnitude_of, scheduler, tmp_path):
-    """Every group loses a quarter: diffusers' own class loads it, and the outputs are equal to float32 accuracy."""
+    """After a uniform cut by a quarter, diffusers' own class loads the model, with outputs equal in float32."""
     pruned = cut(wide, plan_pruning(wide, magnitude_of(wide), PruneParams(target={"ratio": 0.25})))
     stock, error = to_stock(pruned, 1000)
     write_pipeline(tmp_path / "stock", stock, scheduler)
@@ -56,8 +56,8 @@ def test_a_uniform_cut_is_a_stock_model(wide, magnitude_of, scheduler, tmp_path)
 
 
 @pytest.mark.parametrize("heads", ["width", "whole"])
-def test_heads_may_be_narrower_or_fewer(make_unet, magnitude_of, heads):
-    """Either is a stock config of its own."""
+def test_narrower_and_fewer_heads_have_stock_configs(make_unet, magnitude_of, heads):
+    """A narrower head changes attention_head_dim, fewer heads do not."""
     unet = make_unet(**WIDE, attention_head_dim=32)
     pruned = cut(unet, plan_pruning(unet, magnitude_of(unet), PruneParams(target={"ratio": 0.25}, heads=heads)))
     stock, _ = to_stock(pruned, 1000)
@@ -66,15 +66,15 @@ def test_heads_may_be_narrower_or_fewer(make_unet, magnitude_of, heads):
 
 
 def test_uneven_widths_are_refused(wide, magnitude_of):
-    """The first layer that stands out is named."""
+    """The error names the first layer with another width."""
     pruned = cut(wide, plan_pruning(wide, magnitude_of(wide), PruneParams(target={"ratio": 0.3})))
 
     with pytest.raises(InputError, match=r"no stock config has these widths \(time_embedding\.linear_1\.bias is"):
         to_stock(pruned, 1000)
 
 
-def test_a_first_block_too_narrow_for_the_timesteps_is_refused(make_unet, magnitude_of):
-    """The table of 1,000 sinusoids does not fit into 12 columns; the error is measured and named."""
+def test_a_first_block_too_narrow_for_the_timestep_table_is_refused(make_unet, magnitude_of):
+    """The table of 1,000 sinusoids does not fit into 12 columns; the error gives the measured difference."""
     unet = make_unet()
     pruned = cut(unet, plan_pruning(unet, magnitude_of(unet), PruneParams(target={"ratio": 0.25})))
 
@@ -84,7 +84,7 @@ def test_a_first_block_too_narrow_for_the_timesteps_is_refused(make_unet, magnit
 
 @pytest.fixture
 def folders(wide, magnitude_of, scheduler, tmp_path):
-    """A pruned model with its code, the same as a stock model, inputs, and the outputs that must come of them."""
+    """A pruned model with its code, its stock model, inputs, and the expected outputs."""
     pruned = cut(wide, plan_pruning(wide, magnitude_of(wide), PruneParams(target={"ratio": 0.25})))
     write_pipeline(tmp_path / "custom", pruned, scheduler)
     write_pipeline(tmp_path / "stock", to_stock(pruned, 1000)[0], scheduler)
@@ -93,34 +93,34 @@ def folders(wide, magnitude_of, scheduler, tmp_path):
     return tmp_path, pruned(**inputs).sample
 
 
-def load_plainly(python, folders):
-    """Load all of them in a process without the project, and compare."""
+def check_plain_loading(python, folders):
+    """Load both models in a process without the project, and compare the outputs."""
     from safetensors.torch import load_file
 
     folder, expected = folders
-    places = [str(folder / name) for name in ("custom", "stock", "inputs.safetensors", "outputs.safetensors")]
+    paths = [str(folder / name) for name in ("custom", "stock", "inputs.safetensors", "outputs.safetensors")]
     environment = {
         "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(folder / "home"),
         "OMP_NUM_THREADS": str(torch.get_num_threads()),  # sums are split by thread
         "PATH": "/usr/bin:/bin",
     }
-    subprocess.run([python, "-c", PLAIN, *places], check=True, cwd=folder, env=environment, capture_output=True)
-    found = load_file(places[-1])
+    subprocess.run([python, "-c", LOAD_SCRIPT, *paths], check=True, cwd=folder, env=environment, capture_output=True)
+    found = load_file(paths[-1])
 
     assert torch.equal(found["auto"], expected)
     assert torch.equal(found["pipeline"], expected)
     torch.testing.assert_close(found["stock"], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_plain_diffusers_opens_both(folders):
-    """In a process that imports nothing of this project."""
-    load_plainly(sys.executable, folders)
+def test_plain_diffusers_loads_both(folders):
+    """A process that imports nothing of this project loads the pruned and the stock model."""
+    check_plain_loading(sys.executable, folders)
 
 
 @pytest.mark.network
-def test_a_clean_environment_opens_both(folders, tmp_path):
-    """One that has only torch, diffusers and safetensors."""
+def test_a_clean_environment_loads_both(folders, tmp_path):
+    """An environment with only torch, diffusers and safetensors loads both models."""
     from importlib.metadata import version
 
     venv.create(tmp_path / "venv", with_pip=False)
@@ -129,4 +129,4 @@ def test_a_clean_environment_opens_both(folders, tmp_path):
     packages = [f"{name}=={version(name)}" for name in ("torch", "diffusers", "safetensors")]
     subprocess.run([uv, "pip", "install", "--python", python, *packages], check=True, capture_output=True)
 
-    load_plainly(str(python), folders)
+    check_plain_loading(str(python), folders)

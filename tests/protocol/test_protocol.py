@@ -1,4 +1,4 @@
-"""The protocol, and what it refuses to compare."""
+"""The protocol, its id and its checks."""
 
 from pathlib import Path
 from typing import get_args
@@ -17,12 +17,12 @@ REAL = np.zeros((600, 1, 16, 16), np.uint8)
 
 @pytest.fixture
 def extractor(params):
-    """The bundled one."""
+    """The default extractor."""
     return Extractor(params.reference.extractor, 100)
 
 
-def test_equal_protocols_have_one_id_and_unequal_ones_others(params, scheduler, extractor):
-    """Every choice that moves a number moves the id; batch size does not."""
+def test_the_id_changes_with_every_setting_but_the_batch_size(params, scheduler, extractor):
+    """Every setting that affects a measurement changes the id."""
     base = make_protocol(params.reference, 0, scheduler, REAL, extractor)
     batch = params.reference.model_copy(update={"batch_size": 3})
     assert make_protocol(batch, 0, scheduler, REAL, extractor).id == base.id
@@ -49,8 +49,8 @@ def test_equal_protocols_have_one_id_and_unequal_ones_others(params, scheduler, 
     assert len({protocol.id for protocol in [base, *others]}) == len(others) + 1
 
 
-def test_comparing_across_protocols_is_refused_and_the_fields_are_named(protocol):
-    """With both ids and both values, in one line."""
+def test_comparing_across_protocols_is_refused(protocol):
+    """The error has one line with both ids and both values of every field that differs."""
     other = protocol.model_copy(update={"num_images": 5, "sampler": SamplerParams(steps=2, clip=False)})
 
     with pytest.raises(InputError) as caught:
@@ -62,8 +62,8 @@ def test_comparing_across_protocols_is_refused_and_the_fields_are_named(protocol
     check_same(protocol, protocol.model_copy(), ("a", "b"))
 
 
-def test_a_reference_of_other_params_is_refused(params, scheduler, extractor):
-    """By the field that differs; the same params pass, also where the model decides on clipping."""
+def test_a_reference_of_another_protocol_is_refused(params, scheduler, extractor):
+    """The error names the field that differs; equal params pass, with clip null too."""
     protocol = make_protocol(params.reference, 0, scheduler, REAL, extractor)
     check_current(protocol, params.reference, 0, scheduler, extractor, Path("reference"))
 
@@ -74,8 +74,8 @@ def test_a_reference_of_other_params_is_refused(params, scheduler, extractor):
 
 
 @pytest.mark.parametrize("name", get_args(SchedulerName))
-def test_every_sampler_has_a_protocol_that_survives_json(params, scheduler, extractor, name):
-    """And clipping is noted only where the sampler clips."""
+def test_the_protocol_of_every_sampler_survives_json(params, scheduler, extractor, name):
+    """Clip is true only for samplers that can clip."""
     sampler = SamplerParams(scheduler=name, steps=10)
     protocol = make_protocol(params.reference.model_copy(update={"sampler": sampler}), 0, scheduler, REAL, extractor)
 
@@ -84,11 +84,11 @@ def test_every_sampler_has_a_protocol_that_survives_json(params, scheduler, extr
 
 
 @pytest.mark.parametrize(
-    ("changes", "shape", "words"),
+    ("changes", "shape", "message"),
     [
         ({}, (200, 1, 16, 16), r"kid_subset_size 250 needs 250 real images, there are 200"),
         ({"kid_subset_size": 2, "neighbours": 9}, (9, 1, 16, 16), r"neighbours 9 needs 10 real images, there are 9"),
-        ({}, (600, 1, 8, 8), r"SSIM needs images of at least 11×11, the models draw 8×8"),
+        ({}, (600, 1, 8, 8), r"SSIM needs images of at least 11×11, the models generate 8×8"),
         ({"sampler": SamplerParams(steps=600)}, (600, 1, 16, 16), r"steps 600 does not divide the 1000 timesteps"),
         ({"sampler": SamplerParams(steps=1)}, (600, 1, 16, 16), r"1 leading steps of DDIM begin at 0 of 1000"),
         (
@@ -96,17 +96,17 @@ def test_every_sampler_has_a_protocol_that_survives_json(params, scheduler, extr
             (600, 1, 16, 16),
             r"2 leading steps of PNDM do not work with this model's schedule",
         ),
-        ({}, (3, 1, 16, 16), r"there are 3 real images to compare with, at least 4 are needed"),
+        ({}, (3, 1, 16, 16), r"there are 3 real images, at least 4 are needed"),
     ],
 )
-def test_a_protocol_that_does_not_fit_is_refused(params, scheduler, extractor, changes, shape, words):
-    """Before anything is drawn, with the numbers and the key to change."""
-    with pytest.raises(InputError, match=words):
+def test_params_that_do_not_fit_model_or_data_are_refused(params, scheduler, extractor, changes, shape, message):
+    """They are refused before anything is drawn; the error gives the numbers."""
+    with pytest.raises(InputError, match=message):
         make_protocol(params.reference.model_copy(update=changes), 0, scheduler, np.zeros(shape, np.uint8), extractor)
 
 
-def test_few_images_are_warned_of(protocol):
-    """FID is biased upwards where images are few for the number of features."""
+def test_few_images_cause_a_warning(protocol):
+    """FID is biased upwards if there are few images per feature."""
     assert bias_warning(protocol.model_copy(update={"num_images": 50_000}), 2048) is None
     warning = bias_warning(protocol.model_copy(update={"num_images": 1000}), 2048)
     assert warning.startswith("FID on 1000 images with 2048 features is biased upwards")

@@ -1,4 +1,4 @@
-"""What the dense model drew."""
+"""The reference: drawing, writing and reading it."""
 
 import numpy as np
 import pytest
@@ -12,14 +12,14 @@ from stages.storage.tensors import write_tensors
 
 @pytest.fixture
 def reference(protocol):
-    """Some samples and features."""
+    """A reference with random samples and features."""
     draws = np.random.default_rng(0)
     samples = draws.integers(0, 256, (2, 4, 1, 16, 16)).astype(np.uint8)
     return Reference(protocol, "c" * 64, samples, torch.rand(2, 4, 8), torch.rand(10, 8))
 
 
-def test_a_reference_comes_back_as_it_was_written(reference, tmp_path):
-    """Samples, features, protocol and the model's hash; and none of it is a pickle."""
+def test_a_written_reference_reads_back_unchanged(reference, tmp_path):
+    """Samples, features, protocol and the model's hash are equal, without pickle."""
     write_reference(tmp_path, reference)
     found = read_reference(tmp_path)
 
@@ -30,8 +30,8 @@ def test_a_reference_comes_back_as_it_was_written(reference, tmp_path):
     assert torch.equal(found.real_features, reference.real_features)
 
 
-def test_exactly_the_asked_number_of_images_is_drawn(make_unet, scheduler, protocol):
-    """Also where the batch size does not divide it; every set has its own."""
+def test_a_set_has_the_protocols_number_of_images(make_unet, scheduler, protocol):
+    """It holds also if the batch size does not divide the number; sets share no image."""
     unet = make_unet(sample_size=16)
     sets = [draw_set(unet, scheduler, protocol, index, 3, "dense") for index in range(2)]
 
@@ -40,22 +40,22 @@ def test_exactly_the_asked_number_of_images_is_drawn(make_unet, scheduler, proto
 
 
 def test_a_damaged_reference_is_refused(reference, tmp_path):
-    """Truncated samples, another number of sets than the protocol says, or a protocol that is none: one line each."""
+    """Truncated samples, another number of sets, an invalid protocol and features that are not finite are refused."""
     write_reference(tmp_path, reference)
     written = read_json(tmp_path / "protocol.json")
     write_json(tmp_path / "protocol.json", {**written, "sets": 3})
-    with pytest.raises(InputError, match=r"does not hold what its protocol\.json says"):
+    with pytest.raises(InputError, match=r"does not match its protocol\.json"):
         read_reference(tmp_path)
 
     write_json(tmp_path / "protocol.json", {"sets": 3})
-    with pytest.raises(InputError, match="holds no protocol of this version"):
+    with pytest.raises(InputError, match="is not a valid protocol"):
         read_reference(tmp_path)
 
     write_json(tmp_path / "protocol.json", written)
     write_tensors(
         tmp_path / "features.safetensors", {"dense": torch.full((2, 4, 8), torch.nan), "real": torch.ones(10, 8)}
     )
-    with pytest.raises(InputError, match=r"does not hold what its protocol\.json says"):
+    with pytest.raises(InputError, match=r"does not match its protocol\.json"):
         read_reference(tmp_path)
 
     (tmp_path / "samples.npy").write_bytes((tmp_path / "samples.npy").read_bytes()[:500])

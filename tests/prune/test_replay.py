@@ -127,10 +127,10 @@ def test_a_plan_with_a_wrong_hash_is_refused(written, edit):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda c: c.update(version=1), "has version 1; known: 2"),
-        (lambda c: c.pop("groups"), "is no pruning plan: groups: Field required"),
-        (lambda c: c.update(surprise=1), "is no pruning plan: surprise"),
-        (lambda c: c["budget"].update(found="much"), "is no pruning plan: budget.found"),
+        (lambda c: c.update(version=1), "has version 1; supported: 2"),
+        (lambda c: c.pop("groups"), "is not a valid pruning plan: groups: Field required"),
+        (lambda c: c.update(surprise=1), "is not a valid pruning plan: surprise"),
+        (lambda c: c["budget"].update(found="much"), "is not a valid pruning plan: budget.found"),
     ],
 )
 def test_a_file_that_is_not_a_plan_is_refused(written, edit, message):

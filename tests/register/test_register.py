@@ -12,7 +12,7 @@ from diffusers import VQModel
 from PIL import Image
 
 from stages.fetch.class_embedding import read_class_embedding
-from stages.models.autoencoder import read_codec
+from stages.models.autoencoder import read_autoencoder
 from stages.models.pipeline import CPU, write_pipeline
 from stages.models.sampling import SamplingContext, draw
 from stages.prune.params import PruneParams
@@ -66,7 +66,7 @@ def test_a_latent_model_of_classes_draws_as_a_version(tmp_path, conditional, sch
     write(package, tmp_path, pruned, scheduler, guided, released)
     model = mlflow.pyfunc.load_model(str(package))
     chosen, asked = model.predict({"seed": [5, 6]}), model.predict({"seed": [5, 6], "label": [3, 0]})
-    context = SamplingContext(read_codec(released, CPU), read_class_embedding(pruned, released), 2.0)
+    context = SamplingContext(read_autoencoder(released, CPU), read_class_embedding(pruned, released), 2.0)
 
     for found, labels in ((chosen, [1, 2]), (asked, [3, 0])):
         ours = draw(pruned, scheduler, [5, 6], clear, batch_size=2, label="ours", context=context, labels=labels)

@@ -1,0 +1,120 @@
+"""Noise schedule and sampler params -> one of diffusers' samplers, or DDIM on quadratically spaced timesteps."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import diffusers
+import numpy as np
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+from stages.models.params import SamplerParams
+from stages.runtime.errors import InputError, first_line
+
+QUADRATIC_SHARE = 0.8
+"""Share of the training timesteps that quadratic spacing covers, as in DDIM's published code."""
+
+
+class Sampler(Protocol):
+    """The common interface of diffusers' samplers."""
+
+    config: Mapping[str, Any]
+    timesteps: torch.Tensor
+    init_noise_sigma: float
+    step: Callable[..., tuple[torch.Tensor, ...]]
+    set_timesteps: Callable[[int], None]
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """Scale noisy images to the range that the model was trained on."""
+        ...
+
+
+class QuadraticDdim(DDIMScheduler):
+    """DDIM on quadratically spaced timesteps, denser towards low noise (Song et al., 2021, appendix D.2)."""
+
+    def set_timesteps(self, num_inference_steps: int, device: str | torch.device = "cpu") -> None:
+        """Set the timesteps to ⌊r²⌋ for evenly spaced r from √(0.8·T) down to 0; the last ones may be equal."""
+        super().set_timesteps(num_inference_steps, device)
+        roots = np.linspace(0, np.sqrt(QUADRATIC_SHARE * self.config["num_train_timesteps"]), num_inference_steps)
+        self.timesteps = torch.from_numpy((roots**2).astype(np.int64)[::-1].copy()).to(device)
+        self.next_timesteps = iter([*self.timesteps.tolist()[1:], -1])
+
+    def step(  # type: ignore[override]  # returns a tuple, as all samplers are called here
+        self,
+        model_output: torch.Tensor,
+        timestep: torch.Tensor,
+        sample: torch.Tensor,
+        eta: float = 0.0,
+        generator: Sequence[torch.Generator] | None = None,
+        *,
+        return_dict: bool = False,
+    ) -> tuple[torch.Tensor]:
+        """One DDIM step to the next timestep (Song et al., 2021, eq. 12, with the σ of eq. 16)."""
+        del return_dict
+        following = next(self.next_timesteps)
+        alpha = self.alphas_cumprod[timestep]
+        alpha_next = self.alphas_cumprod[following] if following >= 0 else torch.ones(())
+        clean = (sample - (1 - alpha).sqrt() * model_output) / alpha.sqrt()
+        if self.config["clip_sample"]:
+            clean = clean.clamp(-1, 1)
+        sigma = eta * ((1 - alpha_next) / (1 - alpha) * (1 - alpha / alpha_next)).clamp(min=0).sqrt()
+        result = alpha_next.sqrt() * clean + (1 - alpha_next - sigma**2).clamp(min=0).sqrt() * model_output
+        if eta:
+            result = result + sigma * _noise_like(sample, generator or ())
+        return (result,)
+
+
+def _noise_like(images: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
+    return torch.stack([torch.randn(images.shape[1:], generator=one) for one in generators]).to(images)
+
+
+def make_sampler(scheduler: DDPMScheduler, params: SamplerParams) -> Sampler:
+    """Build the sampler on the noise schedule of the model.
+
+    Raises:
+        InputError: The schedule does not allow this number of steps.
+    """
+    num_timesteps: int = scheduler.config["num_train_timesteps"]
+    if params.spacing == "leading" and num_timesteps % params.steps:
+        found = f"reference.sampler.steps {params.steps} does not divide the {num_timesteps} timesteps of the model"
+        raise InputError(f"{found}, so sampling would not begin at full noise; use a divisor or another spacing")
+    if params.steps > num_timesteps:
+        found = f"reference.sampler.steps {params.steps} is more than the model's {num_timesteps} timesteps"
+        raise InputError(f"{found}; lower it")
+    quadratic = params.spacing == "quadratic"
+    cls = QuadraticDdim if quadratic else getattr(diffusers, f"{params.scheduler}Scheduler")
+    changes: dict[str, object] = {} if quadratic else {"timestep_spacing": params.spacing}
+    if params.clip is not None:
+        changes["clip_sample"] = params.clip
+    # diffusers keeps a list of the keys that were left at their defaults, and ignores them when they are passed.
+    known = {key: value for key, value in scheduler.config.items() if key[0] != "_" and key != "timestep_spacing"}
+    try:
+        sampler: Sampler = cls.from_config({**known, **changes})
+        sampler.set_timesteps(params.steps)
+    except Exception as error:  # noqa: BLE001  # samplers fail in many ways
+        raise _misfit(params, error) from None
+    if float(sampler.timesteps[0]) < num_timesteps / 2:
+        found = f"{params.steps} {params.spacing} steps of {params.scheduler} begin at {float(sampler.timesteps[0]):g}"
+        raise InputError(f"{found} of {num_timesteps} timesteps, far below full noise; use more or trailing steps")
+    return sampler
+
+
+def check_sampler(scheduler: DDPMScheduler, params: SamplerParams) -> None:
+    """Run all steps without a model, since some samplers fail only in the middle with few or with many steps.
+
+    Raises:
+        InputError: The schedule does not allow this number of steps, or a step fails.
+    """
+    sampler, state = make_sampler(scheduler, params), torch.zeros(1, 1, 2, 2)
+    try:
+        for timestep in sampler.timesteps:
+            sampler.scale_model_input(state, timestep)
+            state, *_ = sampler.step(torch.zeros_like(state), timestep, state, return_dict=False)
+    except Exception as error:  # noqa: BLE001  # samplers fail in many ways
+        raise _misfit(params, error) from None
+
+
+def _misfit(params: SamplerParams, error: Exception) -> InputError:
+    found = f"{params.steps} {params.spacing} steps of {params.scheduler} do not work with this model's schedule"
+    return InputError(f"reference.sampler: {found} ({first_line(error)}); change scheduler, spacing or steps")
