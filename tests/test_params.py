@@ -60,7 +60,7 @@ def test_scientific_notation_is_a_number(tmp_path, root):
         ("importance.criterion", "hessian", "importance.criterion is 'hessian': input should be 'random', 'magnitude'"),
         ("seed", -1, "seed is -1"),
         ("reference.kid_subset_size", 5000, "kid_subset_size 5000 is more than num_images"),
-        ("reference.neighbours", 500, "neighbours 500 needs more than num_images 500"),
+        ("reference.neighbours", 500, "neighbours 500 is not less than num_images 500"),
         ("reference.sampler.scheduler", "DDIMM", "reference.sampler.scheduler is 'DDIMM': input should be 'DDIM'"),
         ("reference.sampler", {"scheduler": "PNDM", "steps": 5, "eta": 0.5}, "scheduler PNDM has neither eta nor"),
         ("reference.sampler", {"scheduler": "UniPCMultistep", "steps": 5, "clip": True}, "does not clip"),

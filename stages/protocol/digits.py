@@ -1,12 +1,12 @@
-"""Digits -> features, by the bundled classifier."""
+"""Images of digits -> features of the bundled classifier."""
 
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn.functional import interpolate
-from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
+from stages.protocol.bundled import BundledExtractor
 from stages.storage.tensors import read_tensors
 
 DIGITS_WEIGHTS = Path(__file__).parent / "digits_classifier.safetensors"
@@ -15,10 +15,10 @@ DIGITS_SHAPE = (1, 16, 16)
 
 
 class DigitsClassifier(nn.Module):
-    """Tells the ten digits apart: [N, 1, 16, 16] in [-1, 1] -> (features [N, 64], logits [N, 10]).
+    """A classifier of the ten digits: [N, 1, 16, 16] in [-1, 1] -> (features [N, 64], logits [N, 10]).
 
-    The features are divided by their root mean square on the training images, so that KID's cubic kernel
-    (x·y / 64 + 1)³ works where it was meant to.
+    The features are divided by their root mean square on the training images, which brings them to the scale that
+    KID's cubic kernel (x·y / 64 + 1)³ is made for.
     """
 
     def __init__(self) -> None:
@@ -42,39 +42,21 @@ class DigitsClassifier(nn.Module):
         return features / self.rms, self.head(features)
 
 
-class DigitsExtractor(FeatureExtractorBase):  # type: ignore[misc]  # torch-fidelity has no types
-    """The last hidden layer of the bundled classifier, as torch-fidelity wants it: [N, 3, H, W] uint8 -> [N, 64].
+class DigitsExtractor(BundledExtractor):
+    """The last hidden layer of the bundled classifier: [N, 3, H, W] uint8 -> [N, 64] float32.
 
-    Pictures of another size are brought to 16×16, bilinearly.
+    Images of another size are resized to 16×16, bilinearly with antialiasing.
     """
+
+    num_features = NUM_FEATURES
 
     def __init__(self, name: str, features_list: list[str], **_: object) -> None:
         super().__init__(name, features_list)
         self.classifier = DigitsClassifier()
         self.classifier.load_state_dict(read_tensors(DIGITS_WEIGHTS))
 
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        """Name the features."""
-        return (str(NUM_FEATURES),)
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        """All metrics use the same features."""
-        del metric
-        return str(NUM_FEATURES)
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        """Too small to gain from it."""
-        return False
-
-    @staticmethod
-    def get_dummy_input_for_compile() -> None:
-        """Is never compiled."""
-
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor]:
-        """Extract the features of a batch of RGB images."""
+        """Extract the features of a batch of RGB images, of which only the first channel is used."""
         grey = images[:, :1].float()
         if grey.shape[1:] != DIGITS_SHAPE:
             grey = interpolate(grey, DIGITS_SHAPE[1:], mode="bilinear", antialias=True)

@@ -1,4 +1,4 @@
-"""Images -> features, by the extractors of torch-fidelity and ours, whose weights are known by their hash."""
+"""Images -> features by bundled extractors or those of torch-fidelity, with weights identified by their hash."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from torchvision.models import VGG16_Weights
 
 from stages.data.images import PixelArray
 from stages.protocol import thumbnail
+from stages.protocol.bundled import BundledExtractor
 from stages.protocol.digits import DIGITS_WEIGHTS, DigitsExtractor
 from stages.protocol.params import ExtractorParams
 from stages.protocol.thumbnail import ThumbnailExtractor
@@ -25,15 +26,15 @@ INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb91
 
 @dataclass(frozen=True)
 class Source:
-    """Where torch-fidelity gets an extractor's weights, and what they must be."""
+    """Download address and expected hash of the weights of a torch-fidelity extractor."""
 
     url: str
     file_name: str
-    """In PyTorch's cache."""
+    """Name of the file in PyTorch's cache."""
     sha256: str
-    """Of the file, or the first digits of it."""
+    """The expected sha256, or its first digits."""
     holds_code: bool = False
-    """A TorchScript archive, which is opened only if it is the very file that torch-fidelity means."""
+    """Whether the file is a TorchScript archive, which is opened only with exactly this sha256."""
 
 
 def _sources() -> dict[str, Source]:
@@ -50,15 +51,15 @@ def _sources() -> dict[str, Source]:
 
 
 SOURCES = _sources()
-OURS: dict[str, tuple[type, Path]] = {
+BUNDLED: dict[str, tuple[type[BundledExtractor], Path]] = {
     "digits": (DigitsExtractor, DIGITS_WEIGHTS),
     "thumbnail": (ThumbnailExtractor, Path(thumbnail.__file__)),
 }
-"""Our own extractors, with the file whose hash tells which they are: weights, or the code of one that has none."""
+"""The bundled extractors and the file whose hash identifies each: its weights, or its code if it has no weights."""
 
 
 class RgbImages(Dataset[torch.Tensor]):
-    """Packed images as torch-fidelity wants them: uint8 [3, H, W] each, grey ones repeated."""
+    """The dataset that torch-fidelity reads: uint8 [3, H, W] per image, with a grey channel repeated."""
 
     def __init__(self, pixels: PixelArray) -> None:
         self.pixels = pixels
@@ -71,22 +72,22 @@ class RgbImages(Dataset[torch.Tensor]):
 
 
 class Extractor:
-    """One of torch-fidelity's extractors with weights that are known.
+    """A registered extractor of torch-fidelity with verified weights.
 
     Args:
-        params: Its name, and where its weights are.
-        batch_size: Images at once.
+        params: Name, and path and hash of the weights.
+        batch_size: Images per batch.
 
     Raises:
-        InputError: The name is unknown, or the weights are missing, others than expected, or no mere tensors.
+        InputError: The name is unknown, or the weights are missing, have another hash or hold more than tensors.
     """
 
     def __init__(self, params: ExtractorParams, batch_size: int) -> None:
-        for name, (ours, _) in OURS.items():
+        for name, (bundled, _) in BUNDLED.items():
             if name not in FEATURE_EXTRACTORS_REGISTRY:
-                register_feature_extractor(name, ours)
+                register_feature_extractor(name, bundled)
         self.name, self.batch_size = params.name, batch_size
-        path = OURS[params.name][1] if params.name in OURS else _find_weights(params)
+        path = BUNDLED[params.name][1] if params.name in BUNDLED else _find_weights(params)
         self.sha256 = _check_hash(path, params)
         if params.name in SOURCES and not SOURCES[params.name].holds_code:
             _check_tensors(path)
@@ -98,20 +99,18 @@ class Extractor:
                 params.name, [self.layer], cuda=self.cuda, feature_extractor_weights_path=str(path), verbose=False
             )
         except Exception as error:  # noqa: BLE001  # tensors, but not of this network, fail in many ways
-            found = f"{path} holds no weights of {params.name} ({type(error).__name__})"
+            found = f"{path} does not hold weights of {params.name} ({type(error).__name__})"
             raise InputError(f"{found}; correct reference.extractor") from None
 
     def check_images(self, pixels: PixelArray) -> None:
-        """Make sure that the extractor sees such images.
+        """Check that the extractor accepts the images.
 
         Raises:
-            InputError: They are not for this extractor.
+            InputError: The extractor is digits and the images are not grey.
         """
         if self.name == "digits" and pixels.shape[-3] != 1:
             found = "×".join(map(str, pixels.shape[-3:]))
-            raise InputError(
-                f"the extractor digits sees grey images, these are {found}; choose another reference.extractor"
-            )
+            raise InputError(f"the extractor digits takes grey images, found {found}; use another reference.extractor")
 
     def features(self, pixels: PixelArray) -> torch.Tensor:
         """[N, C, H, W] uint8 -> [N, D] float32."""
@@ -124,16 +123,14 @@ class Extractor:
 
 
 def _find_weights(params: ExtractorParams) -> Path:
-    """Find the weights: at the path given, in PyTorch's cache, or on their download page."""
+    """Return the path of the weights: the given one, or one in PyTorch's cache, downloaded if necessary."""
     if params.name not in SOURCES:
         reason = ", which runs code of no fixed version" if params.name.startswith("dinov2") else ""
-        known = ", ".join([*OURS, *SOURCES])
+        known = ", ".join([*BUNDLED, *SOURCES])
         raise InputError(f"reference.extractor.name is {params.name!r}{reason}; allowed: {known}")
     if params.weights is not None:
         if not _is_file(params.weights):
-            raise InputError(
-                f"the extractor's weights are not at {params.weights}; correct reference.extractor.weights"
-            )
+            raise InputError(f"no extractor weights at {params.weights}; correct reference.extractor.weights")
         return params.weights
     source = SOURCES[params.name]
     cached = Path(torch.hub.get_dir()) / "checkpoints" / source.file_name
@@ -142,7 +139,7 @@ def _find_weights(params: ExtractorParams) -> Path:
             cached.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(source.url, str(cached), source.sha256, progress=False)
         except (OSError, RuntimeError) as error:
-            found = f"the weights of {params.name} are neither at {cached} nor to be had from their page"
+            found = f"the weights of {params.name} are not at {cached} and could not be downloaded"
             advice = "put the file there or set reference.extractor.weights"
             raise InputError(f"{found} ({first_line(error)}); {advice}") from None
     return cached
@@ -151,7 +148,7 @@ def _find_weights(params: ExtractorParams) -> Path:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # a name that is too long
+    except OSError:  # the name is too long
         return False
 
 
@@ -160,16 +157,22 @@ def _check_hash(path: Path, params: ExtractorParams) -> str:
     known = SOURCES[params.name].sha256 if params.name in SOURCES else ""
     expected = params.sha256 or known
     if params.name in SOURCES and SOURCES[params.name].holds_code and not found.startswith(known):
-        raise InputError(f"{path} has sha256 {found}; {params.name} is opened only with {known}")
+        raise InputError(f"{path} has sha256 {found}; {params.name} is opened only with {known}; use that file")
     if not found.startswith(expected):
-        advice = "fetch it again, or set reference.extractor.sha256 to the hash of the weights that you mean"
+        advice = "download it again, or set reference.extractor.sha256 to the hash of these weights"
         raise InputError(f"{path} has sha256 {found}, expected {expected}; {advice}")
     return found
 
 
 def _check_tensors(path: Path) -> None:
-    """Make sure that a file holds tensors and nothing else: torch-fidelity unpickles it whatever it holds."""
+    """Check that a file holds only tensors, since torch-fidelity unpickles any content.
+
+    Raises:
+        InputError: The file is damaged or holds other objects.
+    """
     try:
         torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001  # a file can be broken anywhere; what PyTorch advises then is dangerous
-        raise InputError(f"{path} holds something other than tensors ({type(error).__name__}); use others") from None
+    except Exception as error:  # noqa: BLE001  # files break in many ways, and PyTorch's own advice is unsafe
+        raise InputError(
+            f"{path} holds something other than tensors ({type(error).__name__}); use other weights"
+        ) from None

@@ -1,4 +1,4 @@
-"""The block reference of params.yaml: the protocol under which every model is measured."""
+"""The block reference of params.yaml: the protocol of all measurements."""
 
 from pathlib import Path
 from typing import Literal
@@ -10,49 +10,54 @@ from stages.runtime.schema import Section, Sha256
 
 
 class ExtractorParams(Section):
-    """What sees the images in place of people."""
+    """The feature extractor of FID, KID, precision and recall."""
 
     name: str = Field(min_length=1)
-    """digits and thumbnail are ours; inception-v3-compat, vgg16 and others are torch-fidelity's, with fixed weights."""
+    """digits or thumbnail (bundled), or one of torch-fidelity's with fixed weights, such as inception-v3-compat."""
     weights: Path | None = None
-    """Its weights on this machine; null takes them from PyTorch's cache or their download page."""
+    """Path of its weights; null takes them from PyTorch's cache or downloads them."""
     sha256: Sha256 | None = None
-    """Of that file; null takes what the weights' own name or torch-fidelity promises, if they promise anything."""
+    """Expected sha256 of the weights; null takes the published one, or accepts any file if none is published."""
 
     @model_validator(mode="after")
-    def _has_weights(self) -> "ExtractorParams":
+    def _bundled_takes_no_weights(self) -> "ExtractorParams":
         if self.name in ("digits", "thumbnail") and self.weights is not None:
-            raise ValueError(f"extractor {self.name} brings what it needs; leave weights null")
+            raise ValueError(f"extractor {self.name} is bundled; set weights to null")
         return self
 
 
 class ReferenceParams(Section):
-    """The protocol: how every model's images are drawn, seen and scored."""
+    """The protocol: how the images of every model are drawn and measured."""
 
     sampler: SamplerParams
+    """Sampler and number of steps."""
     guidance: float | None = Field(None, ge=0)
-    """Scale of classifier-free guidance of a conditional model; 1, as null, draws without."""
+    """Classifier-free guidance scale of a conditional model; null or 1 disables it."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the model's weights and activations; the sampler computes in float32."""
+    """Floating-point type of weights and activations; the sampler always computes in float32."""
     num_images: int = Field(ge=2)
-    """Images of a set; FID, KID, precision and recall are taken on one set at a time."""
+    """Images per set; FID, KID, precision and recall are computed for each set."""
     sets: int = Field(1, ge=1, le=1000)
-    """Sets drawn from seeds of their own; intervals need two or more."""
+    """Number of sets, each with its own seeds; confidence intervals need two or more."""
     batch_size: int = Field(ge=1, le=1_000_000)
-    """Images drawn or seen at once; no part of the protocol, though DVC draws anew when it changes."""
+    """Images per batch; not part of the protocol, but a change makes DVC run the stage again."""
     extractor: ExtractorParams
+    """Feature extractor and its weights."""
     real_images: int | None = Field(None, ge=4)
-    """Training images to compare with, at most, evenly spaced; null takes all, which costs memory for each."""
+    """Largest number of real images, evenly spaced over the training images; null takes all, at a cost in memory."""
     kid_subsets: int = Field(ge=1, le=1_000_000)
+    """Number of random subsets that KID averages over."""
     kid_subset_size: int = Field(ge=2)
-    """Images in each of KID's subsets; at most num_images."""
+    """Images per subset of KID; at most num_images."""
     neighbours: int = Field(3, ge=1)
-    """k of precision and recall: how far an image's neighbourhood reaches."""
+    """k of precision and recall: an image's neighbourhood reaches to its k-th nearest neighbour."""
 
     @model_validator(mode="after")
-    def _images_suffice(self) -> "ReferenceParams":
+    def _enough_images(self) -> "ReferenceParams":
         if self.kid_subset_size > self.num_images:
-            raise ValueError(f"kid_subset_size {self.kid_subset_size} is more than num_images {self.num_images}")
+            raise ValueError(
+                f"kid_subset_size {self.kid_subset_size} is more than num_images {self.num_images}; lower it"
+            )
         if self.neighbours >= self.num_images:
-            raise ValueError(f"neighbours {self.neighbours} needs more than num_images {self.num_images}")
+            raise ValueError(f"neighbours {self.neighbours} is not less than num_images {self.num_images}; lower it")
         return self
