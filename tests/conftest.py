@@ -1,4 +1,4 @@
-"""Small models, images and params that many tests share."""
+"""Small models, images and params shared by many tests."""
 
 import fcntl
 from pathlib import Path
@@ -41,11 +41,11 @@ SLOW = [
     "pipeline/test_registry.py",
     "pipeline/test_page.py",
 ]
-"""Workers take whole files in this order: one makes the finished workspace while another does what needs none."""
+"""Workers take whole files in this order, so that one builds the finished workspace while others run other tests."""
 
 
 def pytest_collection_modifyitems(config, items):
-    """Let workers begin with the slowest files and end with those that compare times; the order in each file stays."""
+    """Order files for workers: the slowest first, those that compare times last; tests in a file keep their order."""
     if hasattr(config, "workerinput"):
         order = {ROOT / "tests" / name: place for place, name in enumerate(SLOW)}
         timed = {item.path for item in items if item.get_closest_marker("timed")}
@@ -54,17 +54,17 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    """Let a test that compares times wait until no other worker runs a test, and those wait for it."""
+    """Run a test that compares times while no other worker runs a test."""
     if not hasattr(item.config, "workerinput"):
         return (yield)
-    with Path(__file__).open() as turn:
-        fcntl.flock(turn, fcntl.LOCK_EX if item.get_closest_marker("timed") else fcntl.LOCK_SH)
+    with Path(__file__).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX if item.get_closest_marker("timed") else fcntl.LOCK_SH)
         return (yield)
 
 
 @pytest.fixture
 def root() -> Path:
-    """The checkout."""
+    """The root of the checkout."""
     return ROOT
 
 
@@ -111,7 +111,7 @@ def scheduler() -> DDPMScheduler:
 
 @pytest.fixture
 def images() -> Images:
-    """Blurred noise, 24 for training and 8 held out."""
+    """Random 8×8 images of 2×2 blocks, 24 for training and 8 held out."""
     draws = np.random.default_rng(0)
     pixels = draws.integers(0, 256, (32, 1, 4, 4)).repeat(2, axis=2).repeat(2, axis=3).astype(np.uint8)
     return Images(train=pixels[:24], heldout=pixels[24:])
@@ -119,7 +119,7 @@ def images() -> Images:
 
 @pytest.fixture
 def latents():
-    """Latents of four kinds, which say nothing of their kind but are of its colour; and the empty condition."""
+    """Constant latents of four classes, each class with its own value, and a table with the empty condition."""
     draws = np.random.default_rng(0)
     labels = draws.integers(0, 4, 32)
     values = np.stack([np.full((3, 8, 8), label - 1.5) for label in labels]).astype(np.float16)
@@ -137,7 +137,7 @@ def params() -> Params:
 
 @pytest.fixture
 def protocol() -> Protocol:
-    """Two sets of four images, drawn in two steps."""
+    """A protocol of two sets of four images in two steps."""
     return Protocol(
         sampler={"steps": 2, "clip": True},
         precision="float32",
@@ -165,7 +165,7 @@ def model_folder(tmp_path, unet, scheduler) -> Path:
 
 @pytest.fixture
 def magnitude_of(scheduler):
-    """Measure a UNet's magnitude importance, which needs no data."""
+    """Measure the magnitude importance of a UNet, which needs no data."""
 
     def measure(unet):
         return measure_importance(unet, scheduler, [], [], criterion="magnitude", formula="paper")

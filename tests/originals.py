@@ -1,4 +1,4 @@
-"""The networks of DDIM, of VQGAN and of latent diffusion, with the names and the arithmetic of their authors."""
+"""The networks of DDIM, VQGAN and latent diffusion (LDM), with the names and arithmetic of their published code."""
 
 import math
 
@@ -10,17 +10,17 @@ GROUPS = 4
 
 
 def norm(width, eps=1e-6):
-    """Group normalization; DDIM, VQGAN and the transformers of LDM have this ε, its ResNet blocks PyTorch's own."""
+    """Group normalization with the ε of DDIM, VQGAN and LDM's transformers; LDM's ResNet blocks use PyTorch's."""
     return nn.GroupNorm(GROUPS, width, eps=eps)
 
 
 def conv(inside, outside, size=3, **options):
-    """A convolution that keeps the size."""
+    """A convolution that keeps height and width."""
     return nn.Conv2d(inside, outside, size, padding=size // 2, **options)
 
 
 def bare(**parts):
-    """A module that only holds others."""
+    """A module that only holds submodules."""
     module = nn.Module()
     for name, part in parts.items():
         setattr(module, name, part)
@@ -28,7 +28,7 @@ def bare(**parts):
 
 
 class Block(nn.Module):
-    """A ResNet block of DDIM; without a width of the timestep, one of VQGAN."""
+    """A ResNet block of DDIM, or of VQGAN if `time`, the width of the timestep embedding, is None."""
 
     def __init__(self, inside, outside, time=None):
         super().__init__()
@@ -48,7 +48,7 @@ class Block(nn.Module):
 
 
 class Attn(nn.Module):
-    """Attention over all places, its projections 1×1 convolutions."""
+    """Attention over all positions, with 1×1 convolutions as projections."""
 
     def __init__(self, width):
         super().__init__()
@@ -63,17 +63,17 @@ class Attn(nn.Module):
 
 
 def halve(layer, x):
-    """A strided convolution, padded on the right and below alone."""
+    """Downsample by a strided convolution, padded only on the right and at the bottom."""
     return layer(functional.pad(x, (0, 1, 0, 1)))
 
 
 def double(layer, x):
-    """Nearest neighbours, then a convolution."""
+    """Upsample by nearest neighbours, then a convolution."""
     return layer(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 def level(*, block, attn=(), **sampler):
-    """One resolution."""
+    """The blocks, attentions and up- or downsampler of one resolution."""
     part = bare(block=nn.ModuleList(block), attn=nn.ModuleList(attn))
     for name, width in sampler.items():
         down = name == "downsample"
@@ -83,7 +83,7 @@ def level(*, block, attn=(), **sampler):
 
 
 class DDIM(nn.Module):
-    """The UNet of DDIM (and DDPM): `up` is numbered by resolution, so up.0 comes last."""
+    """The UNet of DDIM and DDPM; `up` is numbered by resolution, so that up.0 runs last."""
 
     def __init__(self, widths, attended, layers=2, channels=3):
         super().__init__()
@@ -129,7 +129,7 @@ class DDIM(nn.Module):
 
 
 class Encoder(nn.Module):
-    """VQGAN's, attention in the middle alone."""
+    """The encoder of VQGAN, with attention only in the middle block."""
 
     def __init__(self, widths, latent, layers=2):
         super().__init__()
@@ -152,7 +152,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """VQGAN's; `up` is numbered by resolution."""
+    """The decoder of VQGAN; `up` is numbered by resolution."""
 
     def __init__(self, widths, latent, layers=2):
         super().__init__()
@@ -175,7 +175,7 @@ class Decoder(nn.Module):
 
 
 class VQ(nn.Module):
-    """The first stage of LDM: it quantizes as it decodes."""
+    """The first stage of LDM, which quantizes in decode."""
 
     def __init__(self, widths, latent, codes):
         super().__init__()
@@ -209,7 +209,7 @@ class LDMBlock(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention with heads, over a context or over itself."""
+    """Multi-head attention over a context, or self-attention without one."""
 
     def __init__(self, width, context, heads):
         super().__init__()
@@ -229,7 +229,7 @@ class CrossAttention(nn.Module):
 
 
 class GEGLU(nn.Module):
-    """Half of the outputs, each times the GELU of its gate."""
+    """GEGLU: one half of the outputs times the GELU of the other half."""
 
     def __init__(self, width):
         super().__init__()
@@ -241,7 +241,7 @@ class GEGLU(nn.Module):
 
 
 class Transformer(nn.Module):
-    """LDM's SpatialTransformer of one block."""
+    """LDM's SpatialTransformer with one block."""
 
     def __init__(self, width, context, heads):
         super().__init__()
@@ -263,7 +263,7 @@ class Transformer(nn.Module):
 
 
 class Down(nn.Module):
-    """Half the size."""
+    """Halve height and width."""
 
     def __init__(self, width):
         super().__init__()
@@ -274,7 +274,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Double the size."""
+    """Double height and width."""
 
     def __init__(self, width):
         super().__init__()
@@ -285,14 +285,14 @@ class Up(nn.Module):
 
 
 class First(nn.Conv2d):
-    """conv_in, which takes no notice of timestep and context."""
+    """conv_in, which ignores timestep and context."""
 
     def forward(self, x, *_):
         return super().forward(x)
 
 
 class LDM(nn.Module):
-    """The UNetModel of latent diffusion: one list of blocks down, one up."""
+    """The UNetModel of latent diffusion, with one list of blocks down and one up."""
 
     def __init__(self, widths, attended, context, heads, layers=2):
         super().__init__()

@@ -1,1 +1,1 @@
-"""Packed images, latents and conditions."""
+"""Packed images, latents and conditions on disk, and grids of images."""

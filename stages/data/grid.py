@@ -1,4 +1,4 @@
-"""Drawn images -> the pictures that people look at."""
+"""Images -> one PNG that shows them in a grid."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from PIL import Image
 COLUMNS = 6
 GAP_PIXELS = 2
 SMALLEST_SIDE, LARGEST_SIDE = 48, 128
-"""Pixels that an image takes in a picture: enough to see it, few enough for a page of dozens."""
+"""Limits of an image's side in the PNG, in pixels: large enough to see, small enough for a page of dozens."""
 
 
 def images_to_grid(pixels: NDArray[np.uint8], columns: int = COLUMNS) -> NDArray[np.uint8]:
-    """Lay images out in reading order: [N, C, H, W] -> [rows·(H + gap) + gap, columns·(W + gap) + gap, C]."""
+    """Arrange images in reading order: [N, C, H, W] -> [rows·(H + gap) + gap, columns·(W + gap) + gap, C]."""
     count, channels, height, width = pixels.shape
     rows = -(-count // columns)
     shape = (rows * (height + GAP_PIXELS) + GAP_PIXELS, columns * (width + GAP_PIXELS) + GAP_PIXELS, channels)
@@ -26,7 +26,7 @@ def images_to_grid(pixels: NDArray[np.uint8], columns: int = COLUMNS) -> NDArray
 
 
 def write_grid(pixels: NDArray[np.uint8], path: Path, columns: int = COLUMNS) -> None:
-    """Write a grid as PNG, small images enlarged and large ones reduced."""
+    """Write a grid of images [N, C, H, W] as PNG, with small images enlarged and large ones reduced."""
     side = pixels.shape[-1]
     grid = images_to_grid(pixels, columns)
     image = Image.fromarray(grid[..., 0] if grid.shape[2] == 1 else grid)

@@ -1,4 +1,4 @@
-"""One value a set -> what can be said about their mean, and about a difference."""
+"""One value per set -> mean and 95 % confidence interval, also of a difference."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,20 +9,20 @@ from scipy.stats import t as student
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over sets."""
+    """A mean over sets with its confidence interval."""
 
     mean: float
     half_width: float | None
-    """Of the 95 % interval; None for a single set, which has none."""
+    """Half the width of the 95 % confidence interval; None for a single set."""
 
     @property
     def is_distinct(self) -> bool | None:
-        """Whether zero lies outside the interval; None where there is none."""
+        """Whether zero lies outside the interval; None for a single set."""
         return None if self.half_width is None else abs(self.mean) > self.half_width
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Take the mean and its 95 % interval by Student's t; sets are independent draws."""
+    """Estimate the mean with its 95 % interval by Student's t distribution; sets are independent samples."""
     count = len(values)
     if count == 1:
         return Estimate(values[0], None)
@@ -30,5 +30,5 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def paired_difference(values: Sequence[float], others: Sequence[float]) -> Estimate:
-    """Estimate how much `values` are above `others`, set by set: the same noise makes them vary together."""
+    """Estimate the mean of values − others, paired by set: sets from the same noise vary together."""
     return estimate([value - other for value, other in zip(values, others, strict=True)])

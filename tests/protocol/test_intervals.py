@@ -1,4 +1,4 @@
-"""What a handful of sets can say."""
+"""Confidence intervals over a few sets."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ VALUES = [1.0, 1.4, 0.8, 1.1, 1.3]
 
 
 def test_an_interval_is_that_of_students_t():
-    """As scipy gives it."""
+    """It equals scipy's interval."""
     low, high = stats.t.interval(0.95, 4, loc=np.mean(VALUES), scale=stats.sem(VALUES))
     found = estimate(VALUES)
 
@@ -18,13 +18,13 @@ def test_an_interval_is_that_of_students_t():
 
 
 def test_one_set_has_no_interval():
-    """And so nothing can be said of a difference."""
+    """Half width and significance are None."""
     assert estimate([2.0]).half_width is None
     assert estimate([2.0]).is_distinct is None
 
 
-def test_a_difference_smaller_than_its_interval_is_none():
-    """Pairs that vary together show a small difference; the same difference between unpaired sets would drown."""
+def test_pairing_finds_a_small_difference():
+    """A small difference is distinct between pairs that vary together, and not between shuffled sets."""
     above = [value + 0.05 for value in VALUES]
     shuffled = [above[index] for index in (3, 0, 4, 1, 2)]
 
