@@ -1,4 +1,4 @@
-"""The CIFAR-10 UNet of the paper -> how fast its importance is measured, against the loop that the original runs."""
+"""The paper's CIFAR-10 UNet -> time of its importance measurement, compared with the loop of the original code."""
 
 import resource
 import subprocess
@@ -16,7 +16,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from benchmarks.sizes import SYSTEMS, build
 from stages.importance.criteria import squared_taylor
 from stages.importance.measure import CalibrationBatch, measure_importance
-from stages.importance.stability import RankingStability, compare_rankings
+from stages.importance.stability import Stability, compare_rankings
 from stages.models.families import Denoiser
 from stages.models.groups import find_groups
 from stages.models.saliency import Importance
@@ -33,21 +33,21 @@ MODES = {
 }
 
 
-def draw(batch_size: int, seed: int = 0) -> CalibrationBatch:
-    """Draw images and noise of CIFAR-10's size."""
+def draw_batch(batch_size: int, seed: int = 0) -> CalibrationBatch:
+    """CalibrationBatch random images and noise of CIFAR-10's size."""
     generator = torch.Generator().manual_seed(seed)
     images, noise = torch.randn(2, batch_size, 3, 32, 32, generator=generator)
     return CalibrationBatch(images.clamp(-1, 1), noise)
 
 
 def plain_loop(unet: Denoiser, scheduler: DDPMScheduler, batch: CalibrationBatch, timesteps: range) -> Importance:
-    """Do what the original does: one timestep a pass, eager attention, float32, gradients of everything."""
+    """Repeat the original's loop: one timestep per pass, eager attention, float32, gradients of all parameters."""
     unet.zero_grad(set_to_none=True)
     losses, largest = [], 0.0
     for timestep in timesteps:
-        moments = torch.full((len(batch.images),), timestep)
-        noisy = scheduler.add_noise(batch.images, batch.noise, moments)
-        loss = (unet(noisy, moments).sample - batch.noise).square().sum(dim=(1, 2, 3)).mean()
+        timesteps_of_batch = torch.full((len(batch.images),), timestep)
+        noisy = scheduler.add_noise(batch.images, batch.noise, timesteps_of_batch)
+        loss = (unet(noisy, timesteps_of_batch).sample - batch.noise).square().sum(dim=(1, 2, 3)).mean()
         largest = max(largest, loss.item())
         if loss.item() < 0.05 * largest:
             break
@@ -61,21 +61,21 @@ def plain_loop(unet: Denoiser, scheduler: DDPMScheduler, batch: CalibrationBatch
     return Importance("diff-pruning", "paper", sha256, False, list(timesteps), [losses], "float32", saliency)  # noqa: FBT003
 
 
-def attend(unet: Denoiser, processor: Callable[[], object]) -> None:
-    """Choose how attention is computed."""
+def set_attention(unet: Denoiser, processor: Callable[[], object]) -> None:
+    """Set the attention processor of all layers."""
     for module in unet.modules():
         if isinstance(module, Attention):
             module.set_processor(processor())
 
 
 def measure(mode: str, unet: Denoiser, batch: CalibrationBatch, timesteps: range) -> tuple[float, Importance]:
-    """Run one mode: its seconds, and what it found."""
-    attend(unet, AttnProcessor if mode == "plain" else AttnProcessor2_0)
+    """Measure the importance in one mode; returns seconds and importance."""
+    set_attention(unet, AttnProcessor if mode == "plain" else AttnProcessor2_0)
     begin = time.perf_counter()
     if mode == "plain":
-        found = plain_loop(unet, DDPMScheduler(), batch, timesteps)
+        importance = plain_loop(unet, DDPMScheduler(), batch, timesteps)
     else:
-        found = measure_importance(
+        importance = measure_importance(
             unet,
             DDPMScheduler(),
             [batch],
@@ -85,11 +85,11 @@ def measure(mode: str, unet: Denoiser, batch: CalibrationBatch, timesteps: range
             threshold=0.05,
             **MODES[mode],
         )
-    return time.perf_counter() - begin, found
+    return time.perf_counter() - begin, importance
 
 
-def compare(unet: Denoiser, one: Importance, two: Importance) -> tuple[int, RankingStability]:
-    """Count the channels that only one of two selections cuts, and compare the rankings."""
+def compare_selections(unet: Denoiser, one: Importance, two: Importance) -> tuple[int, Stability]:
+    """Count the channels that only one of two selections cuts, and compare the rankings of all channels."""
     cuts = [plan_pruning(unet, importance, RATIO).groups for importance in (one, two)]
     differing = sum(len(set(a.cut) ^ set(b.cut)) for a, b in zip(*cuts, strict=True))
     groups = find_groups(unet)
@@ -97,19 +97,19 @@ def compare(unet: Denoiser, one: Importance, two: Importance) -> tuple[int, Rank
 
 
 def peak_mib(num_timesteps: int, num_draws: int, batch_size: int) -> float:
-    """Measure in a process of its own how much memory the exact mode needs at most."""
-    code = f"from benchmarks.importance import remember; remember({num_timesteps}, {num_draws}, {batch_size})"
+    """Measure the peak memory of the exact mode in a separate process."""
+    code = f"from benchmarks.importance import print_peak; print_peak({num_timesteps}, {num_draws}, {batch_size})"
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout  # noqa: S603
     return float(output.split()[-1])
 
 
-def remember(num_timesteps: int, num_draws: int, batch_size: int) -> None:
-    """Measure importance and print the peak of this process's memory in MiB."""
+def print_peak(num_timesteps: int, num_draws: int, batch_size: int) -> None:
+    """Measure importance and print the peak memory of this process in MiB."""
     unet = build(SYSTEMS / "cifar10.json")
 
     def draws() -> Iterator[CalibrationBatch]:
-        """Draw one batch after the other."""
-        yield from (draw(batch_size, seed) for seed in range(num_draws))
+        """CalibrationBatch the batches one at a time."""
+        yield from (draw_batch(batch_size, seed) for seed in range(num_draws))
 
     timesteps = range(0, num_timesteps * 4, 4)
     measure_importance(
@@ -121,29 +121,31 @@ def remember(num_timesteps: int, num_draws: int, batch_size: int) -> None:
 @click.command()
 @click.option("--batch-size", type=click.IntRange(1), default=4, help="Calibration images.")
 @click.option(
-    "--spacing", type=click.IntRange(1, 500), default=16, help="Distance of the timesteps that plain and exact take."
+    "--spacing", type=click.IntRange(1, 500), default=16, help="Distance of the timesteps in plain and exact."
 )
-@click.option("--stride", type=click.IntRange(1), default=4, help="Every how many of them fast takes.")
-@click.option("--rounds", type=click.IntRange(1), default=3, help="How often; the modes take turns, medians count.")
+@click.option("--stride", type=click.IntRange(1), default=4, help="Fast uses every n-th of these timesteps.")
+@click.option(
+    "--rounds", type=click.IntRange(1), default=3, help="Runs of each mode, in turn; the table shows medians."
+)
 @click.option("--model", type=Path, default=SYSTEMS / "cifar10.json", help="Config of the model.")
 def main(batch_size: int, spacing: int, stride: int, rounds: int, model: Path) -> None:
-    """Time the three modes in turn, and compare what they select."""
-    unet, batch, timesteps = build(model), draw(batch_size), range(0, 1000, spacing)
-    taken = {"plain": timesteps, "exact": timesteps, "fast": timesteps[::stride]}
+    """Time the three modes in turn, and compare the channels that they select."""
+    unet, batch, timesteps = build(model), draw_batch(batch_size), range(0, 1000, spacing)
+    timesteps_of = {"plain": timesteps, "exact": timesteps, "fast": timesteps[::stride]}
     seconds: dict[str, list[float]] = {mode: [] for mode in MODES}
-    found = {}
+    importances = {}
     measure("plain", unet, batch, timesteps[:2])
     for _ in range(rounds):
         for mode in MODES:
-            spent, found[mode] = measure(mode, unet, batch, taken[mode])
+            spent, importances[mode] = measure(mode, unet, batch, timesteps_of[mode])
             seconds[mode].append(spent)
-    print("| mode | timesteps | seconds | faster | channels cut otherwise | Spearman | overlap |")
+    print("| mode | timesteps | seconds | speed-up | differing channels | Spearman | overlap |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for mode in MODES:
-        differing, agreement = compare(unet, found["plain"], found[mode])
+        differing, agreement = compare_selections(unet, importances["plain"], importances[mode])
         ratios = [one / two for one, two in zip(seconds["plain"], seconds[mode], strict=True)]
         print(
-            f"| {mode} | {len(taken[mode])} | {median(seconds[mode]):.1f} | {median(ratios):.2f}× "
+            f"| {mode} | {len(timesteps_of[mode])} | {median(seconds[mode]):.1f} | {median(ratios):.2f}× "
             f"| {differing} | {agreement.spearman:.4f} | {agreement.overlap:.4f} |"
         )
     print("\n| timesteps | draws | peak memory |\n| ---: | ---: | ---: |")

@@ -1,4 +1,4 @@
-"""A pretrained model -> images per second, against diffusers' own pipeline at the same settings in one run."""
+"""A pretrained model -> images per second, compared with diffusers' own pipeline at the same settings."""
 
 import copy
 import time
@@ -20,21 +20,23 @@ from stages.models.sampling import cast_model, draw, image_seeds
 from stages.runtime.device import select_device
 
 MODEL = Path(__file__).parents[1] / "stages" / "fetch" / "bundled" / "digits"
-Way = Callable[[], np.ndarray]
+Draw = Callable[[], np.ndarray]
 
 
-def by_diffusers(pipeline: DDIMPipeline, seeds: list[int], steps: int, batch_size: int) -> np.ndarray:
-    """Draw with the plain pipeline, one generator an image."""
+def draw_with_diffusers(pipeline: DDIMPipeline, seeds: list[int], steps: int, batch_size: int) -> np.ndarray:
+    """Draw images with the plain pipeline, one generator per image."""
     batches = []
     for start in range(0, len(seeds), batch_size):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]]
-        (found,) = pipeline(len(generators), generators, num_inference_steps=steps, output_type="np", return_dict=False)
-        batches.append((found * 255).round().astype(np.uint8).transpose(0, 3, 1, 2))
+        (images,) = pipeline(
+            len(generators), generators, num_inference_steps=steps, output_type="np", return_dict=False
+        )
+        batches.append((images * 255).round().astype(np.uint8).transpose(0, 3, 1, 2))
     return np.concatenate(batches)
 
 
-def ways(model: Path, seeds: list[int], steps: int, batch_size: int, *, compiled: bool) -> dict[str, Way]:
-    """List what is timed; models are cast, laid out and compiled before."""
+def variants(model: Path, seeds: list[int], steps: int, batch_size: int, *, compiled: bool) -> dict[str, Draw]:
+    """Prepare the functions to time; models are cast, laid out and wrapped for compilation here."""
     unet, scheduler = read_unet(model, select_device()), read_scheduler(model)
     pipeline = DDIMPipeline(unet, DDIMScheduler.from_config(scheduler.config))
     pipeline.set_progress_bar_config(disable=True)
@@ -49,40 +51,44 @@ def ways(model: Path, seeds: list[int], steps: int, batch_size: int, *, compiled
     ours = partial(draw, scheduler=scheduler, seeds=seeds, sampler=SamplerParams(steps=steps), batch_size=batch_size)
     drawn = {
         f"Espalier, {name}": partial(
-            ours, unet=it, precision="bfloat16" if "bfloat16" in name else "float32", label=name
+            ours, unet=network, precision="bfloat16" if "bfloat16" in name else "float32", label=name
         )
-        for name, it in models.items()
+        for name, network in models.items()
     }
-    return {"diffusers": partial(by_diffusers, pipeline, seeds, steps, batch_size), **drawn}
+    return {"diffusers": partial(draw_with_diffusers, pipeline, seeds, steps, batch_size), **drawn}
 
 
 @click.command()
 @click.option("--model", type=Path, default=MODEL, help="Model folder.")
-@click.option("--num-images", type=click.IntRange(1), default=128, help="Images drawn each time.")
-@click.option("--batch-size", type=click.IntRange(1), default=64, help="Images at once.")
+@click.option("--num-images", type=click.IntRange(1), default=128, help="Images drawn per run.")
+@click.option("--batch-size", type=click.IntRange(1), default=64, help="Images per batch.")
 @click.option("--steps", type=click.IntRange(1, 1000), default=20, help="DDIM steps.")
-@click.option("--rounds", type=click.IntRange(1), default=5, help="How often; the ways take turns, medians count.")
 @click.option(
-    "--compiled/--no-compiled", default=True, help="Whether torch.compile is tried; it takes a minute or two."
+    "--rounds", type=click.IntRange(1), default=5, help="Timed runs of each variant, in turn; the table shows medians."
+)
+@click.option(
+    "--compiled/--no-compiled",
+    default=True,
+    help="Whether to time torch.compile too, which takes one or two minutes more.",
 )
 def main(model: Path, num_images: int, batch_size: int, steps: int, rounds: int, *, compiled: bool) -> None:
-    """Draw the same images in every way, in turn, and compare speed and pixels with diffusers'."""
-    todo = ways(model, image_seeds(0, num_images), steps, batch_size, compiled=compiled)
-    with warnings.catch_warnings(action="ignore"):  # of the compiler, about diffusers
-        drawn = {name: way() for name, way in todo.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in todo}
+    """Draw the same images with every variant in turn, and compare speed and pixels with diffusers."""
+    timed = variants(model, image_seeds(0, num_images), steps, batch_size, compiled=compiled)
+    with warnings.catch_warnings(action="ignore"):  # the compiler warns about diffusers
+        drawn = {name: draw_images() for name, draw_images in timed.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in timed}
     for _ in range(rounds):
-        for name, way in todo.items():
+        for name, draw_images in timed.items():
             begin = time.perf_counter()
-            way()
+            draw_images()
             seconds[name].append(time.perf_counter() - begin)
-    print("| way | images per second | faster | pixels that differ | by at most |")
+    print("| variant | images per second | speed-up | differing pixels | largest difference |")
     print("| --- | ---: | ---: | ---: | ---: |")
-    for name in todo:
+    for name in timed:
         ratio = median(one / two for one, two in zip(seconds["diffusers"], seconds[name], strict=True))
-        apart = np.abs(drawn[name].astype(int) - drawn["diffusers"])
+        differences = np.abs(drawn[name].astype(int) - drawn["diffusers"])
         rate = num_images / median(seconds[name])
-        print(f"| {name} | {rate:.1f} | {ratio:.2f}× | {(apart > 0).mean():.2%} | {apart.max()} of 255 |")
+        print(f"| {name} | {rate:.1f} | {ratio:.2f}× | {(differences > 0).mean():.2%} | {differences.max()} of 255 |")
 
 
 if __name__ == "__main__":

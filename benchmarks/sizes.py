@@ -1,4 +1,4 @@
-"""The configs of the paper's models -> parameters and MACs, dense and pruned at ratio 0.3, after a real cut."""
+"""The configs of the paper's models -> parameters and MACs, dense and pruned at one ratio."""
 
 from pathlib import Path
 
@@ -17,21 +17,23 @@ NAMES = sorted(path.stem for path in SYSTEMS.glob("*.json"))
 
 
 def build(path: Path) -> Denoiser:
-    """Build a model from its config, with random weights from seed 0."""
+    """Build a model with random weights of seed 0 from the config file."""
     config = read_json(path)
     torch.manual_seed(0)
     unet: Denoiser = FAMILIES[config["_class_name"]].dense.from_config(config)
     return unet.eval()
 
 
-def size(unet: Denoiser) -> str:
-    """Write parameters and MACs with four digits."""
+def format_size(unet: Denoiser) -> str:
+    """Format parameters and MACs with four decimals."""
     return f"{count_params(unet) / 1e6:.4f} M / {count_macs(unet) / 1e9:.4f} G"
 
 
 @click.command()
-@click.option("--system", multiple=True, type=click.Choice(NAMES), help="One of stages/fetch/systems; without it, all.")
-@click.option("--ratio", type=click.FloatRange(0, 0.95), default=0.3, help="Share of channels to cut from every group.")
+@click.option("--system", multiple=True, type=click.Choice(NAMES), help="Model in stages/fetch/systems; default: all.")
+@click.option(
+    "--ratio", type=click.FloatRange(0, 0.95), default=0.3, help="Share of channels removed from every group."
+)
 def main(system: tuple[str, ...], ratio: float) -> None:
     """Print the sizes of the paper's models before and after pruning."""
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -39,9 +41,9 @@ def main(system: tuple[str, ...], ratio: float) -> None:
     rows = ["| model | dense | pruned |", "| --- | ---: | ---: |"]
     for path in sorted(SYSTEMS.glob("*.json")):
         if not system or path.stem in system:
-            unet, nothing = build(path), torch.zeros(1)
-            plan = plan_one_shot(unet, DDPMScheduler(), nothing, nothing, [], criterion="random", ratio=ratio)
-            rows.append(f"| {path.stem} | {size(unet)} | {size(cut(unet, plan))} |")
+            unet, no_images = build(path), torch.zeros(1)
+            plan = plan_one_shot(unet, DDPMScheduler(), no_images, no_images, [], criterion="random", ratio=ratio)
+            rows.append(f"| {path.stem} | {format_size(unet)} | {format_size(cut(unet, plan))} |")
             click.echo(rows[-1], err=True)
     click.echo("\n".join(rows))
 

@@ -67,7 +67,7 @@ def test_a_missing_folder_is_named(tmp_path):
     [
         ("unet", {"norm_num_groups": 0}, "the weights do not fit the config"),
         ("unet", {"layers_per_block": "two"}, "the weights do not fit the config"),
-        ("unet", {"sample_size": 0}, "sample_size 0; supported: one number"),
+        ("unet", {"sample_size": 0}, "sample_size 0; supported: one positive integer"),
         ("unet", {"freq_shift": "x"}, "the model does not run"),
         ("scheduler", {"beta_schedule": "foo"}, "is not a valid noise schedule"),
         ("scheduler", {"num_train_timesteps": 0}, "is not a valid noise schedule"),
