@@ -61,7 +61,7 @@ def read_autoencoder(folder: Path, device: torch.device) -> Autoencoder | None:
     name = str(config.get("_class_name"))
     if name not in CLASSES:
         raise InputError(f"{component_folder} holds a {name}; supported: {', '.join(CLASSES)}")
-    if name == "VQModel":  # latent diffusion does not scale these latents, and configs of 2022 do not say so
+    if name == "VQModel":  # these latents are not scaled, and configs of 2022 lack the key
         config = {"scaling_factor": 1.0, **config}
     tensors = read_tensors(component_folder / WEIGHTS)
     try:
