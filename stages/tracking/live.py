@@ -1,10 +1,11 @@
-"""A training in progress -> an MLflow run that people can watch; a server that is slow or away holds up no training."""
+"""A training in progress -> an MLflow run with its curve and samples; a slow server does not delay the training."""
 
 import os
 import tempfile
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 import click
@@ -16,76 +17,86 @@ from stages.runtime.errors import first_line
 from stages.tracking.mlflow_client import connect, find_experiment
 
 EXPERIMENT = "espalier-live"
-"""Beside the record of finished compressions, which is complete without it."""
+"""Apart from the experiment of finished compressions, which does not depend on it."""
 TAG = "espalier.run"
 PATIENCE_S = 20.0
-"""That the end of a training waits for the last lines to arrive."""
+"""Longest time that the end of a training waits for the server."""
+Row = tuple[int, Mapping[str, float], NDArray[np.uint8] | None]
+"""Step, metrics and samples."""
 
 
 class LiveRun:
-    """The MLflow run of one training, which goes on in it after a stop; silent where no MLFLOW_TRACKING_URI is set.
+    """The MLflow run of one training, which a resumed training continues; does nothing without MLFLOW_TRACKING_URI.
+
+    MLflow's own asynchronous logging is no substitute: it waits without limit for its queue at exit, and creates runs
+    and logs artifacts synchronously. A daemon thread, unlike a ThreadPoolExecutor's, does not delay the exit.
 
     Args:
         run: Fingerprint of the training.
-        params: What to tell of it.
+        params: Params to log.
     """
 
     def __init__(self, run: str, params: Mapping[str, Any]) -> None:
-        self.run, self.params = run, params
-        self.is_on = bool(os.environ.get("MLFLOW_TRACKING_URI"))
-        self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="live")
-        self.id = ""
+        self.run, self.params, self.has_warned = run, params, False
+        self.queue: SimpleQueue[Row | str] = SimpleQueue()
+        self.thread = Thread(target=self._send_all, name="live", daemon=True)
+        if os.environ.get("MLFLOW_TRACKING_URI"):
+            self.thread.start()
 
-    def log(self, step: int, values: Mapping[str, float | None], pictures: NDArray[np.uint8] | None = None) -> None:
-        """Send numbers of a step, and pictures [N, C, H, W], in the background."""
-        if self.is_on:
-            self.pool.submit(
-                self._send, step, {key: value for key, value in values.items() if value is not None}, pictures
-            )
+    def log(self, step: int, values: Mapping[str, float | None], samples: NDArray[np.uint8] | None = None) -> None:
+        """Log metrics of a step, and samples [N, C, H, W], in the background."""
+        if self.thread.is_alive():
+            metrics = {key: value for key, value in values.items() if value is not None}
+            self.queue.put((step, metrics, samples))
 
     def close(self, status: str) -> None:
-        """Say how it ended, in MLflow's words: FINISHED, FAILED or KILLED."""
-        if self.is_on:
-            wait([self.pool.submit(self._end, status)], timeout=PATIENCE_S)
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        """End the run with a status of MLflow: FINISHED, FAILED or KILLED."""
+        if self.thread.is_alive():
+            self.queue.put(status)
+            self.thread.join(PATIENCE_S)
+            if self.thread.is_alive():
+                self._warn(f"no answer within {PATIENCE_S:g} s")
 
-    def _send(self, step: int, values: Mapping[str, float], pictures: NDArray[np.uint8] | None) -> None:
+    def _send_all(self) -> None:
         try:
-            client = self._open()
-            for key, value in values.items():
-                client.log_metric(self.id, key, value, step=step)
-            if pictures is not None:
-                with tempfile.TemporaryDirectory() as folder:
-                    path = Path(folder) / f"step-{step:08d}.png"
-                    write_grid(pictures, path, columns=len(pictures))
-                    client.log_artifact(self.id, str(path), "samples")
-        except Exception as error:  # noqa: BLE001  # any fault of a server
-            self._give_up(error)
+            client = connect()
+            run_id = self._open(client)
+            while not isinstance(row := self.queue.get(), str):
+                _send(client, run_id, *row)
+            client.set_terminated(run_id, row)
+        except Exception as error:  # noqa: BLE001  # whatever a server or MLflow raises
+            self._warn(first_line(error))
 
-    def _open(self) -> Any:  # noqa: ANN401  # MLflow is not imported before it is needed
-        """Find the run of this training, or begin it."""
-        if not self.is_on:
-            raise ConnectionError("it was away before")
-        client = connect()
-        if not self.id:
-            experiment = find_experiment(client, EXPERIMENT)
-            found = client.search_runs([experiment], f"tags.`{TAG}` = '{self.run}'", max_results=1)
-            started = found[0] if found else client.create_run(experiment, tags={TAG: self.run}, run_name=self.run[:8])
-            self.id = str(started.info.run_id)
-            client.update_run(self.id, status="RUNNING")
-            for key, value in self.params.items() if not found else ():
-                client.log_param(self.id, key, value)
-        return client
+    def _open(self, client: Any) -> str:  # noqa: ANN401  # MLflow is imported in `connect`
+        """Find or create the run of this training and return its id."""
+        experiment = find_experiment(client, EXPERIMENT)
+        found = client.search_runs([experiment], f"tags.`{TAG}` = '{self.run}'", max_results=1)
+        started = found[0] if found else client.create_run(experiment, tags={TAG: self.run}, run_name=self.run[:8])
+        run_id = str(started.info.run_id)
+        client.update_run(run_id, status="RUNNING")
+        for key, value in self.params.items() if not found else ():
+            client.log_param(run_id, key, value)
+        return run_id
 
-    def _end(self, status: str) -> None:
-        try:
-            self._open().set_terminated(self.id, status)
-        except Exception as error:  # noqa: BLE001  # any fault of a server
-            self._give_up(error)
+    def _warn(self, reason: str) -> None:
+        if not self.has_warned:
+            self.has_warned = True
+            message = f"Warning: MLflow does not show this training ({reason}); the training continues without it"
+            click.echo(message, err=True)
 
-    def _give_up(self, error: Exception) -> None:
-        if self.is_on:
-            self.is_on = False
-            click.echo(
-                f"Warning: MLflow does not show this training ({first_line(error)}); it goes on unseen", err=True
-            )
+
+def _send(
+    client: Any,  # noqa: ANN401  # MLflow is imported in `connect`
+    run_id: str,
+    step: int,
+    metrics: Mapping[str, float],
+    samples: NDArray[np.uint8] | None,
+) -> None:
+    """Log one row."""
+    for key, value in metrics.items():
+        client.log_metric(run_id, key, value, step=step)
+    if samples is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"step-{step:08d}.png"
+            write_grid(samples, path, columns=len(samples))
+            client.log_artifact(run_id, str(path), "samples")

@@ -1,4 +1,4 @@
-"""The environment -> the MLflow server that it names, set up to be quick to fail and to report to nobody."""
+"""Environment variables -> an MLflow client that fails fast and sends no telemetry."""
 
 import os
 import re
@@ -18,61 +18,62 @@ SETTINGS = {
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-"""Defaults that the environment may overrule."""
+"""Defaults; variables of the environment take precedence."""
 MODEL = "artifacts/model"
-"""Folder of a version in the registry: what diffusers opens."""
+"""Folder of a registered version that diffusers loads."""
 NETWORK = ("requests.", "urllib3.")
-"""Modules whose errors are those of a network."""
+"""Prefixes of modules whose errors are network errors."""
 
 
 def connect() -> "MlflowClient":
-    """Open the tracking server that MLFLOW_TRACKING_URI names; without one, a file here."""
-    prepare()
+    """Return a client of the tracking server in MLFLOW_TRACKING_URI; by default MLflow's own local file."""
+    set_environment()
     from filelock import FileLock
     from mlflow import MlflowClient
 
-    file = database()
+    file = sqlite_file()
     if file is None or file.exists():
         return MlflowClient()
-    with FileLock(f"{file}.lock"):  # two processes at once would both make its tables
+    with FileLock(f"{file}.lock"):  # two processes at once would both create its tables
         return MlflowClient()
 
 
-def prepare() -> None:
-    """Set what MLflow reads from the environment as it is imported."""
+def set_environment() -> None:
+    """Set the variables that MLflow reads when it is imported."""
     telemetry.switch_off()
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
 
 
 def find_experiment(client: "MlflowClient", name: str) -> str:
-    """Find an experiment, or make it: its id."""
+    """Find or create an experiment and return its id."""
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            file = database()
-            beside = (file.parent / "mlruns").as_uri() if file else None  # else the server knows
-            return str(client.create_experiment(name, artifact_location=beside))
-        except MlflowException:  # another process made it between the two calls
+            file = sqlite_file()
+            artifacts = (file.parent / "mlruns").as_uri() if file else None  # a server has its own default
+            return str(client.create_experiment(name, artifact_location=artifacts))
+        except MlflowException:  # another process created it between the two calls
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
     return str(found.experiment_id)
 
 
-def database() -> Path | None:
-    """Give the file that the record is, where it is a file whose place does not depend on where we are."""
+def sqlite_file() -> Path | None:
+    """Return the SQLite file in MLFLOW_TRACKING_URI, if it is one with an absolute path."""
     found = re.fullmatch(r"sqlite:///(/.+)", os.environ.get("MLFLOW_TRACKING_URI", ""))
     return Path(found[1]) if found else None
 
 
 def download_model(uri: str, folder: Path) -> Path:
-    """Download the diffusers folder of a version, models:/NAME/VERSION, below `folder`.
+    """Download the diffusers folder of a registered version, models:/NAME/VERSION, into `folder`.
 
     Raises:
-        InputError: There is no such version, it holds no model, or the server is away.
+        InputError: The version does not exist or holds no model.
+        UnavailableError: The server does not answer.
     """
     with errors(f"does not give {uri}"):
         connect()
@@ -83,19 +84,24 @@ def download_model(uri: str, folder: Path) -> Path:
 
 @contextmanager
 def errors(what: str) -> Iterator[None]:
-    """Turn what MLflow raises into one line that holds no password."""
-    prepare()
+    """Turn any exception of MLflow into one line without passwords.
+
+    Raises:
+        UnavailableError: The server does not answer.
+        InputError: MLflow raised any other exception.
+    """
+    set_environment()
     try:
         yield
     except InputError:
         raise
-    except Exception as error:  # noqa: BLE001  # a server may answer anything, and MLflow stumble over it anywhere
-        kind = UnavailableError if _is_of_the_network(error) else InputError
+    except Exception as error:  # noqa: BLE001  # MLflow raises exceptions of any kind on unexpected answers
+        kind = UnavailableError if _is_network_error(error) else InputError
         raise kind(f"the MLflow registry {what}: {first_line(error)}") from None
 
 
-def _is_of_the_network(error: BaseException | None) -> bool:
-    """Say whether an error is, or came of, a server that does not answer."""
+def _is_network_error(error: BaseException | None) -> bool:
+    """Return whether an error, or one that caused it, is a network error."""
     while error is not None:
         if isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.startswith(NETWORK):
             return True
