@@ -1,4 +1,4 @@
-"""Dense model, real images and protocol -> samples and features."""
+"""Dense model, real images and protocol -> samples of the model, and features of both."""
 
 from pathlib import Path
 
@@ -19,17 +19,18 @@ from stages.storage.tensors import tensors_sha256
 
 
 def load_context(unet: Denoiser, model: Path, conditions: Conditions | None, guidance: float | None) -> SamplingContext:
-    """Load what the dense model needs beside itself to draw, and check that it belongs to it.
+    """Load the codec and the table of conditions that the dense model needs for sampling.
 
     Raises:
-        InputError: It does not, or guidance is asked of a model without conditions.
+        InputError: The conditions do not fit the model, or guidance is set and the model or its table does not
+            support it.
     """
     check_conditions(unet, conditions, model)
     if guidance is not None and conditions is None:
         raise InputError(f"reference.guidance is {guidance}, and {model} takes no conditions; set it to null")
     table = conditions.table if conditions else None
     if table is not None and guidance not in (None, 1) and not table[-1].any():
-        raise InputError(f"reference.guidance is {guidance}, and {model} knows no empty condition; set it to null")
+        raise InputError(f"reference.guidance is {guidance}, and {model} has no empty condition; set it to null")
     return SamplingContext(read_autoencoder(model, unet.device), table, guidance)
 
 
@@ -41,7 +42,7 @@ def make_reference(
     extractor: Extractor,
     context: SamplingContext = DEFAULT_CONTEXT,
 ) -> Reference:
-    """Draw with the dense model, and look at that and at the real images, once."""
+    """Draw the sets of samples with the dense model, and extract features of them and of the real images."""
     real_features = extractor.features(real)
     samples = np.empty((protocol.sets, protocol.num_images, *real.shape[1:]), np.uint8)
     for index in range(protocol.sets):

@@ -198,7 +198,7 @@ def test_a_sampling_context_must_fit_the_model(conditional, unet, latents, tmp_p
     table[-1] = 0
     without_empty = dataclasses.replace(latents.conditions, table=table)
     assert load_context(conditional, tmp_path, without_empty, 1).guidance == 1
-    with pytest.raises(InputError, match="knows no empty condition; set it to null"):
+    with pytest.raises(InputError, match="has no empty condition; set it to null"):
         load_context(conditional, tmp_path, without_empty, 3)
     with pytest.raises(InputError, match=r"reference\.guidance is 2\.0, and .* takes no conditions; set it to null"):
         load_context(unet, tmp_path, None, 2.0)
