@@ -59,7 +59,16 @@ def pack(folder: Path, size: int, out: Path) -> Images:
 
 def packed_batches(images: Images, params: FinetuneParams) -> Iterator[object]:
     """Yield the batches of a training."""
-    batches, step = Batches(images, 1000, params, 0), 0
+    batches = Batches(
+        images,
+        1000,
+        0,
+        batch_size=params.batch_size,
+        flip=params.flip,
+        antithetic=params.antithetic,
+        label_dropout=params.label_dropout,
+    )
+    step = 0
     while True:
         yield batches.at(step, slice(0, params.batch_size))
         step += 1
@@ -125,7 +134,7 @@ def data_share_of_a_step(rounds: int) -> tuple[float, float, float]:
     for _ in range(rounds):
         begin = time.perf_counter()
         for step in range(STEPS):
-            trainer.batches.at(trainer.done + step, trainer.share)
+            trainer.batches.at(trainer.steps_done + step, trainer.rows)
         middle = time.perf_counter()
         for _ in range(STEPS):
             trainer.step()

@@ -1,4 +1,4 @@
-"""A pretrained model, pruned to 56 % of its MACs -> every lever of the recovery at equal steps, over several seeds."""
+"""A pretrained model, pruned to 56 % of its MACs -> quality of each recipe of recovery, at equal steps and seeds."""
 
 import csv
 import itertools
@@ -22,7 +22,7 @@ from stages.finetune.checkpoint import Checkpoints
 from stages.finetune.distillation import kept_channels
 from stages.finetune.engine import Engine
 from stages.finetune.params import FinetuneParams
-from stages.finetune.recovery import fresh
+from stages.finetune.recovery import with_fresh_weights
 from stages.finetune.trainer import Trainer
 from stages.importance.calibration import calibrate
 from stages.importance.params import ImportanceParams
@@ -52,14 +52,14 @@ QUALITY = ReferenceParams(
 )
 PAPER_EMA = 0.9999
 DECAYS = (0.9, 0.95, PAPER_EMA)
-"""In a short run the last is its ramp alone."""
+"""In a short run the last one follows its ramp only."""
 METRICS = ("fid", "kid", "ssim", "loss")
 COLUMNS = ("variant", "seed", "ema", "ema_decay", *METRICS)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What is changed of the paper's recipe: the noise loss, a constant learning rate, one average."""
+    """One recipe; the defaults are the paper's: noise loss, constant learning rate, no compensation."""
 
     loss: Mapping[str, float]
     schedule: str = "constant"
@@ -85,7 +85,7 @@ VARIANTS = {
 
 
 class Bench:
-    """The dense model, its data, and what is measured on a model recovered from it."""
+    """Prunes one dense model, trains it by a recipe and measures the result."""
 
     def __init__(self, model: Path, data: Path, steps: int, batch_size: int, learning_rate: float) -> None:
         self.unet, self.scheduler = read_unet(model), read_scheduler(model)
@@ -93,19 +93,19 @@ class Bench:
         self.steps, self.batch_size, self.learning_rate = steps, batch_size, learning_rate
         self.extractor = Extractor(QUALITY.extractor, BATCH_SIZE)
         real = self.images.train[: 10 * NUM_IMAGES]
-        self.judge = QualityMetrics(
+        self.quality_metrics = QualityMetrics(
             self.extractor.features(real), make_protocol(QUALITY, 0, self.scheduler, real, self.extractor)
         )
         self.dense: dict[int, NDArray[np.uint8]] = {}
         self.pruned: dict[tuple[int, bool], tuple[Any, Any]] = {}
 
     def prune(self, seed: int, *, compensated: bool) -> tuple[Any, Any]:
-        """Prune with the importance of a seed: the model and its plan."""
+        """Prune with the importance of a seed, once: the pruned model and its plan."""
         if (seed, compensated) not in self.pruned:
-            chosen = ImportanceParams(
+            importance_params = ImportanceParams(
                 criterion="diff-pruning", formula="paper", threshold=0.05, num_images=16, stride=10
             )
-            importance = calibrate(self.unet, self.scheduler, self.images, chosen, seed)
+            importance = calibrate(self.unet, self.scheduler, self.images, importance_params, seed)
             params = PruneParams(target=Target(macs=BUDGET), compensate=COMPENSATE if compensated else None)
             plan = plan_pruning(self.unet, importance, params, derive_seed(seed, "random importance"))
             noisy = NoisyBatches(self.unet, self.scheduler, self.images, COMPENSATE, seed)
@@ -113,8 +113,8 @@ class Bench:
         return self.pruned[seed, compensated]
 
     def rows(self, name: str, variant: Variant, seed: int, scratch: Path) -> list[dict[str, object]]:
-        """Train one variant on one seed: a row with the paper's average and one with the best."""
-        cut, plan = self.prune(seed, compensated=variant.compensate)
+        """Train one variant with one seed: a row for the paper's EMA and one for the best."""
+        pruned, plan = self.prune(seed, compensated=variant.compensate)
         params = FinetuneParams(
             init=variant.init,
             steps=self.steps,
@@ -129,15 +129,15 @@ class Bench:
             heldout_every=self.steps,
             checkpoint_every=self.steps,
         )
-        unet = fresh(cut, derive_seed(seed, "scratch"))
+        unet = with_fresh_weights(pruned, derive_seed(seed, "scratch"))
         if variant.init == "pruned":
-            unet.load_state_dict(cut.state_dict())
+            unet.load_state_dict(pruned.state_dict())
         teacher = (self.unet, kept_channels(self.unet, plan)) if params.loss.needs_teacher else None
         engine = Engine(params.engine, self.unet.device)
         trainer = Trainer(unet, self.scheduler, self.images, params, seed, teacher, engine)
-        kept = Checkpoints(scratch, sha256(f"{name} {seed}".encode()).hexdigest())
-        kept.clear()  # of a variant that was broken off
-        trainer.run(kept)
+        checkpoints = Checkpoints(scratch, sha256(f"{name} {seed}".encode()).hexdigest())
+        checkpoints.clear()  # those of an interrupted variant
+        trainer.run(checkpoints)
         best = trainer.curve[-1].ema_decay
         measured = {decay: self.measure(trainer.ema_models.models[decay], seed) for decay in {PAPER_EMA, best}}
         return [
@@ -146,11 +146,11 @@ class Bench:
         ]
 
     def measure(self, unet: torch.nn.Module, seed: int) -> dict[str, float]:
-        """FID, KID, and SSIM against the dense model's images from the same noise."""
+        """Measure FID, KID, SSIM to the dense model's images from the same noise, and the held-out loss."""
         if seed not in self.dense:
             self.dense[seed] = self.sample(self.unet, seed)
         drawn = self.sample(unet, seed)
-        quality = self.judge(self.extractor.features(drawn), seed)
+        quality = self.quality_metrics(self.extractor.features(drawn), seed)
         return {
             "fid": quality.fid,
             "kid": quality.kid,
@@ -160,19 +160,19 @@ class Bench:
 
     @torch.no_grad()
     def loss(self, unet: torch.nn.Module) -> float:
-        """Take the squared error of the noise on the held-out images."""
+        """Compute the mean squared error of the noise on the held-out images."""
         batch = heldout_batch(self.images, 512, self.scheduler.config["num_train_timesteps"])
         noisy = self.scheduler.add_noise(batch.images, batch.noise, batch.timesteps)
         return float((unet(noisy, batch.timesteps).sample - batch.noise).square().mean())
 
     def sample(self, unet: torch.nn.Module, seed: int) -> NDArray[np.uint8]:
-        """Draw the images of a seed."""
+        """Draw the images of a seed: [N, C, H, W] uint8."""
         seeds = image_seeds(seed, NUM_IMAGES)
         return draw(unet, self.scheduler, seeds, QUALITY.sampler, batch_size=BATCH_SIZE, label="images")
 
 
 def table(path: Path) -> str:
-    """Write a Markdown table of mean ± half the 95 % interval over the seeds, and the difference from the first row."""
+    """Format a Markdown table: mean ± half the 95 % interval over the seeds, and the difference from the first row."""
     cells: dict[tuple[str, str], dict[str, dict[str, str]]] = defaultdict(dict)
     with path.open() as file:
         for row in csv.DictReader(file):
@@ -185,11 +185,11 @@ def table(path: Path) -> str:
     for (variant, ema), rows in cells.items():
         same = {key: row["ema_decay"] for key, row in cells[variant, "paper"].items()}
         if ema == "best" and same == {key: row["ema_decay"] for key, row in rows.items()}:
-            continue  # the best was the paper's, every time
+            continue  # the best EMA was the paper's with every seed
         seeds = sorted(set(rows) & set(base))
         values = {key: [float(rows[seed][key]) for seed in seeds] for key in METRICS}
         deltas = {key: [float(rows[seed][key]) - float(base[seed][key]) for seed in seeds] for key in METRICS}
-        shown = [
+        columns = [
             interval(values["fid"], 3),
             interval(deltas["fid"], 3),
             interval([1000 * value for value in values["kid"]], 1),
@@ -197,12 +197,12 @@ def table(path: Path) -> str:
             interval(deltas["ssim"], 4),
             interval([1000 * value for value in values["loss"]], 2),
         ]
-        lines.append(f"| {variant} | {ema} | {' | '.join(shown)} |")
+        lines.append(f"| {variant} | {ema} | {' | '.join(columns)} |")
     return "\n".join(lines)
 
 
 def interval(values: list[float], digits: int) -> str:
-    """Write the mean ± half the 95 % interval; the mean alone of a single value."""
+    """Format the mean ± half the 95 % interval; the value alone if there is one, or all are 0."""
     if len(values) < 2 or not any(values):  # noqa: PLR2004
         return f"{values[0]:.{digits}f}"
     found = estimate(values)
@@ -212,11 +212,15 @@ def interval(values: list[float], digits: int) -> str:
 @click.command()
 @click.option("--model", type=Path, default=Path("artifacts/pretrained"), help="The dense model.")
 @click.option("--data", type=Path, default=Path("artifacts/data"), help="Packed images, as fetch writes them.")
-@click.option("--out", type=Path, default=Path("reports/recovery.csv"), help="One row a measurement; taken up again.")
-@click.option("--steps", type=click.IntRange(1), default=450, help="Of each training.")
-@click.option("--batch-size", type=click.IntRange(1), default=64)
-@click.option("--learning-rate", default=5e-4)
-@click.option("--seed", "seeds", type=int, multiple=True, default=range(5), help="Of pruning, training and drawing.")
+@click.option(
+    "--out", type=Path, default=Path("reports/recovery.csv"), help="Table of measurements; existing rows are kept."
+)
+@click.option("--steps", type=click.IntRange(1), default=450, help="Steps of each training.")
+@click.option("--batch-size", type=click.IntRange(1), default=64, help="Images per step.")
+@click.option("--learning-rate", default=5e-4, help="Highest learning rate of Adam.")
+@click.option(
+    "--seed", "seeds", type=int, multiple=True, default=range(5), help="Seeds of pruning, training and drawing."
+)
 @click.option("--variant", "names", type=click.Choice(list(VARIANTS)), multiple=True, default=list(VARIANTS))
 def main(
     model: Path,
@@ -228,7 +232,7 @@ def main(
     seeds: tuple[int, ...],
     names: tuple[str, ...],
 ) -> None:
-    """Measure what is not there yet, then print the table."""
+    """Measure the variants and seeds that the table lacks, then print it."""
     bench = Bench(model, data, steps, batch_size, learning_rate)
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("a+", newline="") as file:

@@ -78,7 +78,7 @@ def train_model(images: Images) -> None:
     for point in trainer.curve:
         print(point)
     with writing(BUNDLED / "digits") as folder:
-        write_pipeline(folder, trainer.ema, scheduler)
+        write_pipeline(folder, trainer.best_ema, scheduler)
         write_run_record(folder, "finetune", **record)
     checkpoints.clear()
     print("sha256 of the weights:", file_sha256(BUNDLED / "digits" / "unet" / WEIGHTS))

@@ -65,7 +65,7 @@ def main(npz: Path, model_out: Path, data_out: Path, checkpoints: Path) -> None:
     for point in trainer.curve:
         print(point)
     with writing(model_out) as folder:
-        write_pipeline(folder, trainer.ema, trainer.scheduler)
+        write_pipeline(folder, trainer.best_ema, trainer.scheduler)
         write_run_record(folder, "finetune", **record)
     saved.clear()
 

@@ -51,7 +51,7 @@ def main(
         sys.exit(code)
 
     from stages.finetune.checkpoint import Checkpoints
-    from stages.finetune.recovery import prepare, watched, write
+    from stages.finetune.recovery import live_logging, prepare, write
     from stages.storage.provenance import fingerprint
     from stages.storage.s3 import open_store
 
@@ -59,7 +59,7 @@ def main(
     read = [path for path in (model, data, teacher) if path]
     run = fingerprint("finetune", read, seed=seed, finetune=params, processes=trainer.engine.num_processes)
     kept = Checkpoints(checkpoints, run, open_store(), params.keep_checkpoints)
-    with watched(run, params, trainer.engine) as listener:
+    with live_logging(run, params, trainer.engine) as listener:
         trainer.run(kept, listener)
     if trainer.engine.is_main:
         write(trainer, model, out, report)

@@ -7,14 +7,13 @@ import numpy as np
 import torch
 
 from stages.data.images import Images, evenly_spaced, to_model_range
-from stages.finetune.params import FinetuneParams
 from stages.runtime.errors import InputError
 from stages.runtime.seeds import generator
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step, or the part of it that a process computes, is taken on."""
+    """Inputs of one training step, or of the part of it that one process computes."""
 
     images: torch.Tensor
     """[B, C, H, W] in [-1, 1]."""
@@ -23,101 +22,114 @@ class Batch:
     timesteps: torch.Tensor
     """[B]."""
     labels: torch.Tensor
-    """[B]: rows of the table of conditions; 0 for a model that takes none."""
+    """[B]: rows of the table of conditions; 0 for an unconditional model."""
 
     def __len__(self) -> int:
         return len(self.images)
 
     def split(self, size: int) -> list["Batch"]:
-        """Cut it into parts of `size` images; the last may be smaller."""
+        """Split the batch into parts of `size` images; the last may be smaller."""
         parts = (tensor.split(size) for tensor in vars(self).values())
         return [Batch(*part) for part in zip(*parts, strict=True)]
 
     def to(self, device: torch.device) -> "Batch":
-        """Bring it to a device."""
+        """Return a copy on a device."""
         return Batch(*(tensor.to(device) for tensor in vars(self).values()))
 
 
 class Batches:
-    """An endless series of shuffles of the images. Every draw of step k comes from a seed of its own.
+    """Batches of an endless series of epochs, each in a new random order; every step has its own seed.
 
     Args:
-        images: Memory-mapped as may be: only what a step needs is read.
+        images: Packed images; of a memory-mapped array only the rows of a step are read.
         num_timesteps: T of the noise schedule.
-        params: Batch size, flip, antithetic timesteps.
-        seed: The root of every draw.
+        seed: Root seed of all draws.
+        batch_size: Images per step, over all processes.
+        flip: Whether each image is mirrored left to right with probability 1/2.
+        antithetic: Whether half of the timesteps mirror the other half, see `draw_timesteps`.
+        label_dropout: Probability that an image gets the empty condition.
 
     Raises:
-        InputError: A batch is larger than the data.
+        InputError: The batch is larger than the data.
     """
 
-    def __init__(self, images: Images, num_timesteps: int, params: FinetuneParams, seed: int) -> None:
-        if params.batch_size > len(images.train):
-            found = f"finetune.batch_size {params.batch_size} is more than the {len(images.train)} training images"
+    def __init__(
+        self,
+        images: Images,
+        num_timesteps: int,
+        seed: int,
+        *,
+        batch_size: int,
+        flip: bool,
+        antithetic: bool,
+        label_dropout: float,
+    ) -> None:
+        if batch_size > len(images.train):
+            found = f"finetune.batch_size {batch_size} is more than the {len(images.train)} training images"
             raise InputError(f"{found}; lower it in params.yaml")
         self.pixels, self.conditions = images.train, images.conditions
-        self.num_timesteps, self.params, self.seed = num_timesteps, params, seed
+        self.num_timesteps, self.seed, self.batch_size = num_timesteps, seed, batch_size
+        self.flip, self.antithetic, self.label_dropout = flip, antithetic, label_dropout
         self.epoch, self.order = -1, torch.empty(0, dtype=torch.long)
 
-    def at(self, step: int, share: slice) -> Batch:
-        """Give a share of the batch of a step; shares of one step, put together, are its batch."""
-        size, draws = self.params.batch_size, generator(self.seed, "finetune", step)
+    def at(self, step: int, rows: slice) -> Batch:
+        """Return some rows of the batch of a step; they do not depend on which other rows are requested."""
+        size, draws = self.batch_size, generator(self.seed, "finetune", step)
         chosen = self.choose(step)
-        mirrored = (torch.rand(size, generator=draws)[share] < 0.5).numpy() if self.params.flip else None  # noqa: PLR2004
+        flipped = (torch.rand(size, generator=draws)[rows] < 0.5).numpy() if self.flip else None  # noqa: PLR2004
         noise = torch.randn((size, *self.pixels.shape[1:]), generator=draws)
-        timesteps = draw_timesteps(size, self.num_timesteps, draws, antithetic=self.params.antithetic)
-        labels = self._labels(chosen, draws)[share]
-        pixels = self.pixels[chosen[share]]
-        if mirrored is not None:
-            pixels[mirrored] = pixels[mirrored][..., ::-1]
-        return Batch(to_model_range(pixels), noise[share], timesteps[share], labels)
+        timesteps = draw_timesteps(size, self.num_timesteps, draws, antithetic=self.antithetic)
+        labels = self._labels(chosen, draws)[rows]
+        pixels = self.pixels[chosen[rows]]
+        if flipped is not None:
+            pixels[flipped] = pixels[flipped][..., ::-1]
+        return Batch(to_model_range(pixels), noise[rows], timesteps[rows], labels)
 
     def _labels(self, chosen: list[int], draws: torch.Generator) -> torch.Tensor:
-        """Give each image's condition, or the empty one by chance."""
+        """Return each image's row of the table of conditions: [B]; some are replaced by the empty condition."""
         if self.conditions is None:
             return torch.zeros(len(chosen), dtype=torch.long)
         labels, empty = torch.from_numpy(self.conditions.train[chosen]), len(self.conditions.table) - 1
-        is_dropped = torch.rand(len(chosen), generator=draws) < self.params.label_dropout
+        is_dropped = torch.rand(len(chosen), generator=draws) < self.label_dropout
         return torch.where(is_dropped, empty, labels)
 
     def choose(self, step: int) -> list[int]:
-        """Say which images a step takes: every epoch takes each once, in an order of its own."""
-        size, num_images = self.params.batch_size, len(self.pixels)
-        return [self._place(position, num_images) for position in range(step * size, (step + 1) * size)]
+        """Return the indices of the images of a step; each epoch uses every image once, in its own order."""
+        positions = range(step * self.batch_size, (step + 1) * self.batch_size)
+        return [self._index(*divmod(position, len(self.pixels))) for position in positions]
 
-    def _place(self, position: int, num_images: int) -> int:
-        epoch, index = divmod(position, num_images)
+    def _index(self, epoch: int, position: int) -> int:
         if epoch != self.epoch:
             self.epoch = epoch
-            self.order = torch.randperm(num_images, generator=generator(self.seed, "shuffle", epoch))
-        return int(self.order[index])
+            self.order = torch.randperm(len(self.pixels), generator=generator(self.seed, "shuffle", epoch))
+        return int(self.order[position])
 
 
 class Prefetcher:
-    """Draws the next step's share of a batch in a thread, while the model computes on this one.
+    """Reads the next step's batch in a thread while the current step is computed.
 
     Args:
-        batches: What is drawn depends on the step alone, so neither thread nor order changes a bit.
-        share: Of this process.
+        batches: Source of the batches; a batch depends on its step alone, so threads and order change no bit.
+        rows: Rows of each batch that this process computes.
     """
 
-    def __init__(self, batches: Batches, share: slice) -> None:
-        self.batches, self.share = batches, share
+    def __init__(self, batches: Batches, rows: slice) -> None:
+        self.batches, self.rows = batches, rows
         self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
-        self.coming: dict[int, Future[Batch]] = {}
+        self.pending: dict[int, Future[Batch]] = {}
 
-    def take(self, step: int) -> Batch:
-        """Give the share of a step, drawn before if it follows the last one."""
-        wanted = self.coming.pop(step, None) or self._draw(step)
-        self.coming = {step + 1: self._draw(step + 1)}
-        return wanted.result()
+    def get(self, step: int) -> Batch:
+        """Return the batch of a step and start to read the next one."""
+        batch = self.pending.pop(step, None) or self._submit(step)
+        self.pending = {step + 1: self._submit(step + 1)}
+        return batch.result()
 
-    def _draw(self, step: int) -> "Future[Batch]":
-        return self.pool.submit(self.batches.at, step, self.share)
+    def _submit(self, step: int) -> "Future[Batch]":
+        return self.pool.submit(self.batches.at, step, self.rows)
 
 
 def draw_timesteps(size: int, num_timesteps: int, draws: torch.Generator, *, antithetic: bool) -> torch.Tensor:
-    """Draw the timesteps of a batch: [size], of which the second half mirrors the first where antithetic."""
+    """Draw the timesteps of a batch: [size]; if antithetic, the second half is T - 1 - t of the first half."""
     if not antithetic:
         return torch.randint(num_timesteps, (size,), generator=draws)
     half = torch.randint(num_timesteps, (size // 2 + 1,), generator=draws)
@@ -125,11 +137,11 @@ def draw_timesteps(size: int, num_timesteps: int, draws: torch.Generator, *, ant
 
 
 def heldout_batch(images: Images, limit: int, num_timesteps: int) -> Batch:
-    """Give held-out images, at most `limit`, under noise and timesteps that never change, whatever the seed."""
+    """Build a batch of at most `limit` held-out images, with noise and timesteps that no seed changes."""
     draws = generator(0, "heldout loss")
     chosen = evenly_spaced(len(images.heldout), limit)
     clean = to_model_range(images.heldout[chosen])
     noise = torch.randn(clean.shape, generator=draws)
-    rows = np.array(images.conditions.heldout[chosen]) if images.conditions else np.zeros(len(clean), np.int64)
+    labels = np.array(images.conditions.heldout[chosen]) if images.conditions else np.zeros(len(clean), np.int64)
     timesteps = draw_timesteps(len(clean), num_timesteps, draws, antithetic=False)
-    return Batch(clean, noise, timesteps, torch.from_numpy(rows))
+    return Batch(clean, noise, timesteps, torch.from_numpy(labels))

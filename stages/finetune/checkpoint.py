@@ -1,4 +1,4 @@
-"""A training in progress <-> safetensors files of which the newest whole one is found again."""
+"""A training in progress <-> safetensors files, of which the newest intact one is read."""
 
 import json
 import shutil
@@ -8,23 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from stages.finetune.checkpoint_upload import CheckpointUploads
 from stages.finetune.curve import CurvePoint
+from stages.models.families import Denoiser
 from stages.runtime.errors import InputError
 from stages.storage.s3 import Store
 from stages.storage.tensors import read_metadata, read_tensors, write_tensors
 
-ABOUT = "checkpoint"
-"""The one key of a file's metadata; safetensors would write several in no fixed order."""
+METADATA_KEY = "checkpoint"
+"""The only key of a file's metadata, because safetensors writes several keys in no fixed order."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a training needs to go on as if nothing had happened; random draws depend on the step alone."""
+    """The complete state of a training; random draws depend on the step alone and need no state."""
 
     step: int
+    """Steps that are done."""
     tensors: dict[str, torch.Tensor]
     losses: list[float]
     """Training losses since the last row of the curve."""
@@ -32,13 +36,13 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run, in a folder that no other run shares.
+    """The checkpoints of one run, in a folder that no other run uses.
 
     Args:
-        root: Where all runs keep theirs.
-        run: Fingerprint of everything that decides the outcome of the run.
-        store: Where copies go, so that another machine of the same kind can go on; None keeps them here only.
-        keep: How many of them stay.
+        root: Parent folder of the checkpoints of all runs.
+        run: Fingerprint of everything that determines the outcome of the run.
+        store: Store that receives copies, so that another machine of the same kind can resume; None disables them.
+        keep: Number of checkpoints that are kept.
     """
 
     def __init__(self, root: Path, run: str, store: Store | None = None, keep: int = 2) -> None:
@@ -46,42 +50,41 @@ class Checkpoints:
         self.uploads = CheckpointUploads(store, run) if store else None
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint whole or not at all, and drop all but the last ones."""
+        """Write a checkpoint atomically and remove all but the last `keep`."""
         curve = [asdict(point) for point in checkpoint.curve]
-        about = {"run": self.run, "step": checkpoint.step, "losses": checkpoint.losses, "curve": curve}
+        metadata = {"run": self.run, "step": checkpoint.step, "losses": checkpoint.losses, "curve": curve}
         path = self.folder / f"step-{checkpoint.step:08d}.safetensors"
-        write_tensors(path, checkpoint.tensors, {ABOUT: json.dumps(about)})
+        write_tensors(path, checkpoint.tensors, {METADATA_KEY: json.dumps(metadata)})
         if self.uploads:
             self.uploads.upload(path)
         for old in self._paths()[: -self.keep]:
             old.unlink()
 
     def newest(self) -> Checkpoint | None:
-        """Read the newest checkpoint that is whole, here or else in the store; None where there is none."""
-        if self.uploads and not self._paths():
-            self.uploads.fetch(self.folder)
-        for path in reversed(self._paths()):
-            try:
-                about, tensors = json.loads(read_metadata(path).get(ABOUT, "{}")), read_tensors(path)
-            except InputError as error:
-                click.echo(f"{error.message}: going back to the checkpoint before", err=True)
-            else:
-                self._check_run(about, path)
-                return _unpack(about, tensors)
-        return None
-
-    def _check_run(self, about: Mapping[str, Any], path: Path) -> None:
-        """Refuse a checkpoint that somebody put here.
+        """Read the newest intact checkpoint, from this machine or else from the store; None if there is none.
 
         Raises:
-            InputError: It is that of another run: other params, data, model, code or machine.
+            InputError: The checkpoint belongs to another run, or the store has copies of which none can be downloaded.
         """
-        if about.get("run") != self.run:
-            found = f"{path} is a checkpoint of run {str(about.get('run'))[:12]}, this is run {self.run[:12]}"
-            raise InputError(f"{found}: other params, inputs, code or machine; remove it to begin anew")
+        if self.uploads and not self._paths():
+            self.uploads.download(self.folder)
+        for path in reversed(self._paths()):
+            try:
+                metadata, tensors = json.loads(read_metadata(path).get(METADATA_KEY, "{}")), read_tensors(path)
+            except InputError as error:
+                click.echo(f"Warning: {error.message}; this checkpoint is skipped", err=True)
+            else:
+                self._check_run(metadata.get("run"), path)
+                return _to_checkpoint(metadata, tensors)
+        return None
+
+    def _check_run(self, run: object, path: Path) -> None:
+        if run != self.run:
+            found = f"{path} is a checkpoint of run {str(run)[:12]}, this is run {self.run[:12]}"
+            raise InputError(f"{found}: other params, inputs, code or machine; remove it to start again")
 
     def clear(self) -> None:
-        """Remove the checkpoints of a run that has come to its end; copies in the store stay."""
+        """Remove the checkpoints of a finished run from this machine; copies in the store stay."""
         if self.uploads:
             self.uploads.close()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -90,7 +93,42 @@ class Checkpoints:
         return sorted(self.folder.glob("step-*.safetensors"))
 
 
-def _unpack(about: Mapping[str, Any], tensors: dict[str, torch.Tensor]) -> Checkpoint:
-    rows = ({**point, "heldout": tuple(tuple(pair) for pair in point["heldout"])} for point in about["curve"])
-    curve = [CurvePoint(**row) for row in rows]
-    return Checkpoint(about["step"], tensors, about["losses"], curve)
+def _to_checkpoint(metadata: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Checkpoint:
+    rows = ({**point, "heldout": tuple(tuple(pair) for pair in point["heldout"])} for point in metadata["curve"])
+    return Checkpoint(metadata["step"], tensors, metadata["losses"], [CurvePoint(**row) for row in rows])
+
+
+def to_tensors(
+    unet: Denoiser,
+    ema_models: Mapping[float, Denoiser],
+    optimizer: torch.optim.Optimizer,
+    samples: Mapping[int, NDArray[np.uint8]],
+) -> dict[str, torch.Tensor]:
+    """Collect weights, EMA weights, moments of the optimiser and samples under names with a prefix each."""
+    states = {"unet": unet.state_dict()}
+    states |= {f"ema.{decay}": model.state_dict() for decay, model in ema_models.items()}
+    states |= {f"optimizer.{index}": state for index, state in optimizer.state_dict()["state"].items()}
+    states["samples"] = {str(step): torch.from_numpy(drawn) for step, drawn in samples.items()}
+    return {f"{prefix}.{name}": tensor for prefix, state in states.items() for name, tensor in state.items()}
+
+
+def load_tensors(
+    tensors: Mapping[str, torch.Tensor],
+    unet: Denoiser,
+    ema_models: Mapping[float, Denoiser],
+    optimizer: torch.optim.Optimizer,
+) -> dict[int, NDArray[np.uint8]]:
+    """Load into models and optimiser what `to_tensors` collected, and return the samples."""
+    unet.load_state_dict(_with_prefix("unet.", tensors))
+    for decay, model in ema_models.items():
+        model.load_state_dict(_with_prefix(f"ema.{decay}.", tensors))
+    moments: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in _with_prefix("optimizer.", tensors).items():
+        index, key = name.split(".")
+        moments.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    return {int(step): drawn.numpy() for step, drawn in _with_prefix("samples.", tensors).items()}
+
+
+def _with_prefix(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""Checkpoints on this machine <-> their copies in a store, brought there while the training goes on."""
+"""Checkpoints on this machine <-> their copies in a store, uploaded while the training runs."""
 
 import os
 import shutil
@@ -13,35 +13,35 @@ from stages.storage.s3 import Store
 
 
 class CheckpointUploads:
-    """The copies of one run's checkpoints.
+    """The copies of one run's checkpoints in a store.
 
-    One upload runs at a time. Where checkpoints come faster than they can be sent, only the newest waits. A store that
-    is away stops no training.
+    One upload runs at a time. If checkpoints are saved faster than they are uploaded, only the newest one waits. A
+    failed upload prints a warning and does not stop the training.
 
     Args:
-        store: Where they go.
+        store: Where the copies go.
         run: Fingerprint of the run.
     """
 
     def __init__(self, store: Store, run: str) -> None:
         self.store, self.prefix = store, f"checkpoints/{run}/"
         self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="upload")
-        self.waiting: Future[None] | None = None
+        self.pending: Future[None] | None = None
 
     def upload(self, path: Path) -> None:
-        """Send a checkpoint as soon as the one before it is through."""
-        if self.waiting is not None:
-            self.waiting.cancel()
-        home = Path(tempfile.mkdtemp(prefix=".upload.", dir=path.parent))
-        _link(path, home / path.name)  # stays when the checkpoint itself is dropped
-        self.waiting = self.pool.submit(self._send, home, path.stem)
-        self.waiting.add_done_callback(lambda _: shutil.rmtree(home, ignore_errors=True))
+        """Upload a checkpoint in the background, in place of one that still waits."""
+        if self.pending is not None:
+            self.pending.cancel()
+        folder = Path(tempfile.mkdtemp(prefix=".upload.", dir=path.parent))
+        _link_or_copy(path, folder / path.name)  # so that the checkpoint may be removed before it is uploaded
+        self.pending = self.pool.submit(self._push, folder, path.stem)
+        self.pending.add_done_callback(lambda _: shutil.rmtree(folder, ignore_errors=True))
 
-    def fetch(self, folder: Path) -> None:
-        """Bring the newest whole copy to a folder that has no checkpoint of its own.
+    def download(self, folder: Path) -> None:
+        """Download the newest intact copy, if any, to a folder without checkpoints.
 
         Raises:
-            InputError: There are some, but none can be had; without one the training would begin anew.
+            InputError: The store has copies but none can be downloaded; the training must not start from step 0 then.
         """
         names = self.store.names(self.prefix)
         while names:
@@ -50,34 +50,30 @@ class CheckpointUploads:
             except InputError as error:
                 if not names:
                     raise
-                click.echo(f"Warning: {error.message}; the copy before it is taken", err=True)
+                click.echo(f"Warning: {error.message}; the copy before it is used", err=True)
             else:
                 return
-
-    def _pull(self, name: str, folder: Path) -> None:
-        with tempfile.TemporaryDirectory(dir=_made(folder), prefix=".download.") as place:
-            self.store.pull(name, Path(place) / "checkpoint")
-            for path in (Path(place) / "checkpoint").iterdir():
-                path.replace(folder / path.name)
 
     def close(self) -> None:
         """Wait for the last upload."""
         self.pool.shutdown(wait=True)
 
-    def _send(self, home: Path, name: str) -> None:
+    def _pull(self, name: str, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".download.") as temporary:
+            self.store.pull(name, Path(temporary) / "checkpoint")
+            for path in (Path(temporary) / "checkpoint").iterdir():
+                path.replace(folder / path.name)
+
+    def _push(self, folder: Path, name: str) -> None:
         try:
-            self.store.push(home, f"{self.prefix}{name}")
+            self.store.push(folder, f"{self.prefix}{name}")
         except InputError as error:
             click.echo(f"Warning: {error.message}; the checkpoint is kept on this machine only", err=True)
 
 
-def _link(source: Path, target: Path) -> None:
+def _link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
-    except OSError:  # a file system without links
+    except OSError:  # the file system has no hard links
         shutil.copyfile(source, target)
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

@@ -1,4 +1,4 @@
-"""Held-out losses over the steps -> which average is best, and whether a goal can still be reached."""
+"""Held-out losses over the steps -> the best EMA decay, and whether the gate can still be reached."""
 
 import itertools
 import math
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from stages.runtime.errors import InputError
 
-LOOK_BACK = 3
-"""Measurements whose steepest fall is expected to go on."""
+NUM_SLOPES = 3
+"""Last segments of the curve of which the steepest slope bounds the rest."""
 
 
 @dataclass(frozen=True)
@@ -17,54 +17,53 @@ class CurvePoint:
 
     step: int
     train_loss: float | None
-    """Mean over the steps since the row before; None before the first step."""
+    """Mean over the steps since the previous row; None before the first step."""
     heldout: tuple[tuple[float, float], ...]
-    """For each moving average its decay and its held-out loss, under noise that never changes."""
+    """(EMA decay, held-out loss) of each EMA model."""
 
     @property
     def ema_decay(self) -> float:
-        """Of the best average; of equal ones the first."""
+        """Decay of the EMA model with the lowest held-out loss; the first of equal ones."""
         return min(self.heldout, key=lambda pair: pair[1])[0]
-
-    def values(self) -> dict[str, float | None]:
-        """Give what was measured, by the names of the columns of curve.csv."""
-        averages = {f"heldout_ema_{decay}": loss for decay, loss in self.heldout}
-        return {"train_loss": self.train_loss, "heldout_loss": self.heldout_loss, **averages}
 
     @property
     def heldout_loss(self) -> float:
-        """Of the best average."""
+        """Lowest held-out loss of the EMA models."""
         return min(loss for _, loss in self.heldout)
+
+    def values(self) -> dict[str, float | None]:
+        """Return the losses by the names of the columns of curve.csv."""
+        by_decay = {f"heldout_ema_{decay}": loss for decay, loss in self.heldout}
+        return {"train_loss": self.train_loss, "heldout_loss": self.heldout_loss, **by_decay}
 
 
 def lowest_reachable(curve: Sequence[CurvePoint], steps: int) -> float:
-    """Say how low the held-out loss can get by the last step, if it falls on as fast as it did at its fastest lately.
+    """Bound the held-out loss at the last step from below.
 
-    Over the logarithm of the steps a recovery curve flattens out, so its steepest slope of late bounds what is to come.
-    Before there are enough measurements anything can be reached: -∞.
+    Over the logarithm of the steps a recovery curve flattens, so the steepest of its last slopes bounds the rest.
+    The bound is -∞ until there are enough points.
     """
-    if curve[-1].step == steps:
-        return curve[-1].heldout_loss
-    points = [point for point in curve if point.step]
-    if len(points) <= LOOK_BACK:
+    last = curve[-1]
+    if last.step == steps:
+        return last.heldout_loss
+    recent = [point for point in curve if point.step][-NUM_SLOPES - 1 :]
+    if len(recent) <= NUM_SLOPES:
         return -math.inf
-    recent = points[-LOOK_BACK - 1 :]
     slopes = [
         (later.heldout_loss - earlier.heldout_loss) / math.log(later.step / earlier.step)
         for earlier, later in itertools.pairwise(recent)
     ]
-    last = points[-1]
     return last.heldout_loss + min(0.0, *slopes) * math.log(steps / last.step)
 
 
 def check_gate(curve: Sequence[CurvePoint], steps: int, gate: float | None) -> None:
-    """End a training that cannot reach its gate, or has not.
+    """Check that the held-out loss has reached `gate` by the last step, or still can; None disables the check.
 
     Raises:
-        InputError: So it is.
+        InputError: The gate was missed or can no longer be reached.
     """
-    if gate is None or (best := lowest_reachable(curve, steps)) <= gate:
+    if gate is None or (lowest := lowest_reachable(curve, steps)) <= gate:
         return
     last = curve[-1]
-    found = f"the held-out loss {last.heldout_loss:.4g} at step {last.step} falls to {best:.4g} at best by {steps}"
+    found = f"the held-out loss {last.heldout_loss:.4g} at step {last.step} falls to {lowest:.4g} at best by {steps}"
     raise InputError(f"{found}, finetune.gate is {gate:g}; prune less, train longer, or set finetune.gate to null")

@@ -1,4 +1,4 @@
-"""The dense model and the plan -> what it predicts and, of the channels that were kept, what it computes on the way."""
+"""A noisy batch -> the predictions of the pruned model and its teacher, and the features of their blocks."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,74 +21,76 @@ from stages.runtime.errors import InputError
 from stages.storage.tensors import tensors_sha256
 
 Channels = Mapping[str, list[int] | None]
-"""Block -> its kept channels, in dense numbering; None where all are."""
+"""Residual block -> indices of its kept output channels in the dense model; None for all."""
 
 
 def read_teacher(folder: Path, student: Path, device: torch.device) -> tuple[Denoiser, Channels]:
-    """Load the dense model that a pruned one was cut from, and the channels of its blocks that were kept.
+    """Load the dense model that a pruned one was cut from, and the channels that were kept.
 
     Raises:
         InputError: The pruned model has no plan, or it was cut from another model.
     """
     if not (student / PLAN).is_file():
-        raise InputError(f"{student} has no {PLAN}, so nothing says which channels it kept; distil from a pruned model")
+        raise InputError(f"{student} has no {PLAN}, so its kept channels are unknown; distil into a pruned model")
     teacher, plan = read_unet(folder, device), read_plan(student / PLAN)
     found = tensors_sha256(teacher.state_dict())
     if found != plan.base.weights_sha256:
         wrong = f"{student} was cut from a model with sha256 {plan.base.weights_sha256[:12]}, {folder} has {found[:12]}"
-        raise InputError(f"{wrong}; give the model it was cut from, or set the weights of finetune.loss but noise to 0")
+        raise InputError(f"{wrong}; give the model it was cut from, or set finetune.loss.output and .feature to 0")
     return teacher.requires_grad_(requires_grad=False), kept_channels(teacher, plan)
 
 
 def kept_channels(teacher: nn.Module, plan: Plan) -> Channels:
-    """List the residual blocks, and which of their output channels were kept."""
+    """List the residual blocks of the dense model and the output channels of each that the plan keeps."""
     blocks = [name for name, module in teacher.named_modules() if isinstance(module, ResnetBlock2D)]
     layers = {name: plan.layers.get(f"{name}.conv2") for name in blocks}
     return {name: layer.outputs if layer else None for name, layer in layers.items()}
 
 
 class FeatureHooks:
-    """Keeps what blocks compute between `listen` and `take`; gradient checkpointing computes it again afterwards.
+    """Records the outputs of blocks between `start` and `stop`.
+
+    Recording must stop before the backward pass, in which gradient checkpointing runs the blocks a second time.
 
     Args:
-        unet: The model, which must not be compiled yet.
-        channels: The blocks, and which channels of each; None takes all.
+        unet: The model; it must not be compiled yet.
+        channels: The blocks, and which channels of each are recorded; None for all.
     """
 
     def __init__(self, unet: nn.Module, channels: Channels) -> None:
-        self.names, self.is_open = list(channels), False
-        self.found: dict[str, torch.Tensor] = {}
+        self.names, self.is_recording = list(channels), False
+        self.features: dict[str, torch.Tensor] = {}
         for name, kept in channels.items():
             unet.get_submodule(name).register_forward_hook(
-                lambda _module, _inputs, output, name=name, kept=kept: self._keep(name, kept, output)
+                lambda _module, _inputs, output, name=name, kept=kept: self._record(name, kept, output)
             )
 
-    def _keep(self, name: str, kept: list[int] | None, output: torch.Tensor) -> None:
-        if self.is_open:
-            self.found[name] = output if kept is None else output[:, kept]
+    def _record(self, name: str, kept: list[int] | None, output: torch.Tensor) -> None:
+        if self.is_recording:
+            self.features[name] = output if kept is None else output[:, kept]
 
-    def listen(self) -> None:
-        """Keep what comes from now on."""
-        self.found, self.is_open = {}, True
+    def start(self) -> None:
+        """Start to record."""
+        self.features, self.is_recording = {}, True
 
-    def take(self) -> list[torch.Tensor]:
-        """Give the features of the last pass, block by block: [B, K, H, W] each."""
-        features = [self.found[name] for name in self.names]
-        self.found, self.is_open = {}, False
+    def stop(self) -> list[torch.Tensor]:
+        """Stop to record and return the features of each block: [B, K, H, W]."""
+        features = [self.features[name] for name in self.names]
+        self.features, self.is_recording = {}, False
         return features
 
 
 class Distillation:
-    """Student and, where there is one, teacher, before the same noisy images.
+    """Runs the student and the optional teacher on one noisy batch.
 
     Args:
-        student: As the engine prepared it.
-        unet: The student's own modules, below what the engine wrapped around them.
+        student: The pruned model as `Engine.wrap` returned it.
+        unet: The pruned model itself, which the hooks are registered on.
         scheduler: The noise schedule.
-        engine: Where they compute.
-        teacher: The dense model and the channels that were kept of its blocks; None without distillation.
-        conditions: What the models are told of each image; None for models that take nothing.
-        with_features: Whether features are compared.
+        engine: Device and precision.
+        teacher: The dense model and the kept channels of its blocks; None without distillation.
+        conditions: Table of encoder_hidden_states; None for unconditional models.
+        with_features: Whether features of the blocks are recorded.
     """
 
     def __init__(
@@ -105,25 +107,25 @@ class Distillation:
         self.student, self.scheduler, self.engine = student, scheduler, engine
         self.table = torch.from_numpy(np.array(conditions.table)).to(engine.device) if conditions else None
         self.teacher = teacher[0] if teacher else None
-        hooked = teacher[1] if teacher and with_features else {}
-        self.hooks = [FeatureHooks(unet, dict.fromkeys(hooked))]
+        channels = teacher[1] if teacher and with_features else {}
+        self.hooks = [FeatureHooks(unet, dict.fromkeys(channels))]
         if self.teacher is not None:
-            self.hooks.append(FeatureHooks(self.teacher, hooked))
+            self.hooks.append(FeatureHooks(self.teacher, channels))
 
     def predict(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """Let a model predict the noise in x_t = √ᾱ x_0 + √(1 − ᾱ) ε (Ho et al., 2020, eq. 4)."""
+        """Predict the noise in x_t = √ᾱ x_0 + √(1 − ᾱ) ε (Ho et al., 2020, eq. 4): [B, C, H, W]."""
         noisy = self.scheduler.add_noise(batch.images, batch.noise, batch.timesteps)  # type: ignore[arg-type]  # integers
-        told = {} if self.table is None else {"encoder_hidden_states": self.table[batch.labels]}
-        predicted: torch.Tensor = model(noisy, batch.timesteps, **told, return_dict=False)[0]
+        condition = {} if self.table is None else {"encoder_hidden_states": self.table[batch.labels]}
+        predicted: torch.Tensor = model(noisy, batch.timesteps, **condition, return_dict=False)[0]
         return predicted
 
     def forward(self, batch: Batch) -> Prediction:
-        """Let both predict the noise of a batch."""
-        for hook in self.hooks:
-            hook.listen()
+        """Predict the noise of a batch with both models, and record their features."""
+        for hooks in self.hooks:
+            hooks.start()
         with self.engine.autocast():
-            predicted = self.predict(self.student, batch)
+            student = self.predict(self.student, batch)
             with torch.no_grad():
-                taught = self.predict(self.teacher, batch) if self.teacher else None
-        pairs = tuple(zip(*(hook.take() for hook in self.hooks), strict=True)) if self.teacher else ()
-        return Prediction(batch.noise, predicted, taught, pairs)
+                teacher = self.predict(self.teacher, batch) if self.teacher else None
+        features = tuple(zip(*(hooks.stop() for hooks in self.hooks), strict=True)) if self.teacher else ()
+        return Prediction(batch.noise, student, teacher, features)

@@ -1,4 +1,4 @@
-"""A model in training -> moving averages of its weights, at several decays side by side."""
+"""A model in training -> exponential moving averages (EMA) of its weights, one for each decay."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -8,15 +8,15 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from stages.models.families import Denoiser
 
 RAMP = 10
-"""After k steps an average reaches back about k / 9 of them, so the first weights are forgotten in short runs too."""
+"""After k steps an EMA spans about k / 9 of them, so that short runs forget their first weights too."""
 
 
 class EmaModels:
     """ē ← d_k · ē + (1 − d_k) · w after step k, with d_k = min(d, (1 + k) / (10 + k)).
 
     Args:
-        unet: The model; every average begins with its weights.
-        decays: d of each average.
+        unet: The model; every EMA starts from its weights.
+        decays: d of each EMA.
     """
 
     def __init__(self, unet: Denoiser, decays: Sequence[float]) -> None:
@@ -25,8 +25,8 @@ class EmaModels:
         }
 
     def update(self, unet: Denoiser, step: int) -> None:
-        """Move each average towards the weights after a step, counted from 1."""
-        current = list(unet.parameters())
+        """Update every EMA with the weights after `step`, counted from 1."""
+        weights = list(unet.parameters())
         for decay, model in self.models.items():
-            now = min(decay, (1 + step) / (RAMP + step))
-            get_ema_multi_avg_fn(now)(list(model.parameters()), current, step)
+            ramped = min(decay, (1 + step) / (RAMP + step))
+            get_ema_multi_avg_fn(ramped)(list(model.parameters()), weights, step)

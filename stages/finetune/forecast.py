@@ -1,4 +1,4 @@
-"""Steps, measurements and pictures, each timed once -> how long a training will take, and how right that was."""
+"""Measured seconds of a step, a measurement and a row of samples -> how long a training will take."""
 
 import resource
 import sys
@@ -9,40 +9,43 @@ from dataclasses import dataclass
 import torch
 
 KIBIBYTE = 1024
-Cost = dict[str, float | int | None]
+TrainingCost = dict[str, float | int | None]
+"""Content of cost.json."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is left to do, and what one of each takes."""
+    """What a training still has to do, and the seconds that one of each takes."""
 
     steps: int
     step_s: float
     heldouts: int
+    """Measurements of the held-out loss."""
     heldout_s: float
     samples: int
+    """Rows of samples."""
     samples_s: float
 
     @property
     def seconds(self) -> float:
-        """All of it; saving checkpoints is not in it."""
+        """Total seconds, without those for checkpoints."""
         return self.steps * self.step_s + self.heldouts * self.heldout_s + self.samples * self.samples_s
 
-    def line(self) -> str:
-        """Write it as one line."""
+    def summary(self) -> str:
+        """Describe the forecast in one line."""
         parts = [
             f"{count} {what} of {seconds:.2g} s"
             for count, what, seconds in (
                 (self.steps, "steps", self.step_s),
                 (self.heldouts, "measurements", self.heldout_s),
-                (self.samples, "rows of pictures", self.samples_s),
+                (self.samples, "rows of samples", self.samples_s),
             )
             if count
         ]
-        return f"finetune will take about {in_time(self.seconds)}: {', '.join(parts)}"
+        return f"finetune will take about {format_duration(self.seconds)}: {', '.join(parts)}"
 
-    def compare(self, measured_s: float, batch_size: int) -> Cost:
-        """Set it against what was measured: seconds, images a second, bytes of memory at the highest."""
+    def with_measured(self, measured_s: float, batch_size: int) -> TrainingCost:
+        """Return the forecast beside the measured seconds, images per second and peak memory."""
         return {
             "steps": self.steps,
             "forecast_s": round(self.seconds, 3),
@@ -52,29 +55,28 @@ class Forecast:
         }
 
 
-def timed(act: Callable[[], object]) -> float:
-    """Say how many seconds something takes, the device's work included."""
+def elapsed_s(function: Callable[[], object]) -> float:
+    """Call a function and return the seconds it took, the GPU's work included."""
     begin = time.perf_counter()
-    act()
+    function()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - begin
 
 
 def peak_memory_bytes() -> int:
-    """Give the most memory that was in use: of the GPU where there is one, else of this process."""
+    """Return the peak memory of this process: on the GPU if there is one, else in RAM."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else KIBIBYTE
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def in_time(seconds: float) -> str:
-    """Write seconds as people say it: 45 s, 3 min 20 s, 2 h 5 min."""
-    whole = round(seconds)
-    if whole < 60:  # noqa: PLR2004
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
+def format_duration(seconds: float) -> str:
+    """Format seconds as 45 s, 3 min 20 s or 2 h 5 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
     if minutes < 60:  # noqa: PLR2004
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"

@@ -1,4 +1,4 @@
-"""One process -> as many as there are GPUs, which run the same command and know of each other."""
+"""One process -> one for each GPU, all running the same command as one training."""
 
 import logging
 import os
@@ -11,18 +11,18 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 
 def launch(processes: int | None, device: torch.device) -> int | None:
-    """Run this command in several processes of this machine, where there are several GPUs or the user wants it.
+    """Run this command in several processes of this machine: `processes`, or one for each GPU if None.
 
-    `accelerate launch` and `torchrun` do the same from outside, over several machines too; on the CPU the former starts
-    one process alone, whatever it is told, unless there is an MPI.
+    `accelerate launch` and `torchrun` do the same from outside, and across machines; on the CPU `accelerate launch`
+    starts one process only, unless MPI is installed.
 
     Returns:
-        The exit code; None where this process is to do the work itself, alone or as one of several.
+        The exit code of the processes; None if this process has to train, alone or as one of several.
     """
     count = processes or (torch.cuda.device_count() if device.type == "cuda" else 1)
     if count == 1 or "LOCAL_RANK" in os.environ:
         return None
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes tell what went wrong
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes print their own errors
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=count, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
     )

@@ -1,4 +1,4 @@
-"""What student and teacher make of a batch -> one number an image, for each loss of the recovery."""
+"""Predictions of student and teacher -> the training loss of each image."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,54 +12,57 @@ from stages.finetune.params import LossParams
 
 @dataclass(frozen=True)
 class Prediction:
-    """One batch as the models see it."""
+    """The noise of a batch, and what the models computed from the noisy images."""
 
     noise: torch.Tensor
     """ε: [B, C, H, W]."""
     student: torch.Tensor
-    """What the pruned model predicts of it."""
+    """ε predicted by the pruned model: [B, C, H, W]."""
     teacher: torch.Tensor | None = None
-    """What the dense model predicts of it."""
+    """ε predicted by the dense model: [B, C, H, W]; None without distillation."""
     features: tuple[tuple[torch.Tensor, torch.Tensor], ...] = ()
-    """Of each block the student's and, of the same channels, the teacher's: [B, K, H, W]."""
+    """(student, teacher) features of each block, of the same channels: [B, K, H, W]."""
 
 
 class Loss(Protocol):
-    """What the losses have in common."""
+    """Common interface of the losses."""
 
-    def __call__(self, seen: Prediction) -> torch.Tensor:
-        """Give a number for each image: [B]."""
+    def __call__(self, prediction: Prediction) -> torch.Tensor:
+        """Prediction -> [B]."""
         ...
 
 
 class NoiseLoss:
     """‖ε − ε_s‖², averaged over pixels (Ho et al., 2020, eq. 14)."""
 
-    def __call__(self, seen: Prediction) -> torch.Tensor:
+    def __call__(self, prediction: Prediction) -> torch.Tensor:
         """Prediction -> [B]."""
-        return _mean_square(seen.student - seen.noise)
+        return _mean_square(prediction.student - prediction.noise)
 
 
 class OutputDistillation:
     """‖ε_teacher − ε_s‖², averaged over pixels (Kim et al., 2023, eq. 2)."""
 
-    def __call__(self, seen: Prediction) -> torch.Tensor:
+    def __call__(self, prediction: Prediction) -> torch.Tensor:
         """Prediction -> [B]."""
-        assert seen.teacher is not None
-        return _mean_square(seen.student - seen.teacher)
+        assert prediction.teacher is not None
+        return _mean_square(prediction.student - prediction.teacher)
 
 
 class FeatureDistillation:
     """‖f_s − f_t[K]‖² / ‖f_t[K]‖², averaged over the blocks.
 
-    Channel i of a pruned layer is channel K_i of the dense one, so the teacher's features need no projection that would
-    have to be learned, and its norm makes blocks of any scale count alike.
+    Channel i of a pruned layer is channel K_i of the dense one, so the teacher's features need no learned projection.
+    The norm gives blocks of any scale the same weight.
     """
 
-    def __call__(self, seen: Prediction) -> torch.Tensor:
+    def __call__(self, prediction: Prediction) -> torch.Tensor:
         """Prediction -> [B]."""
-        parts = [_mean_square(student - kept) / _mean_square(kept).clamp_min(1e-12) for student, kept in seen.features]
-        return torch.stack(parts).mean(dim=0)
+        ratios = [
+            _mean_square(student - teacher) / _mean_square(teacher).clamp_min(1e-12)
+            for student, teacher in prediction.features
+        ]
+        return torch.stack(ratios).mean(dim=0)
 
 
 LOSSES: Mapping[str, Loss] = {
@@ -70,7 +73,7 @@ LOSSES: Mapping[str, Loss] = {
 
 
 class Objective:
-    """w(t) · Σ_k a_k L_k, and its parts.
+    """w(t) · Σ_k a_k L_k.
 
     Args:
         scheduler: The noise schedule.
@@ -82,9 +85,9 @@ class Objective:
         snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
         self.by_timestep = torch.ones_like(snr) if params.min_snr is None else snr.clamp(max=params.min_snr) / snr
 
-    def __call__(self, seen: Prediction, timesteps: torch.Tensor) -> torch.Tensor:
+    def __call__(self, prediction: Prediction, timesteps: torch.Tensor) -> torch.Tensor:
         """Prediction and its timesteps [B] -> [B]."""
-        parts = [weight * LOSSES[name](seen) for name, weight in self.weights.items()]
+        parts = [weight * LOSSES[name](prediction) for name, weight in self.weights.items()]
         return self.by_timestep.to(timesteps.device)[timesteps] * torch.stack(parts).sum(dim=0)
 
 

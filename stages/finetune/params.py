@@ -8,107 +8,111 @@ from stages.runtime.schema import Section
 
 
 class LossParams(Section):
-    """What the pruned model is trained on: a sum of losses with these weights; one of weight 0 costs nothing."""
+    """Weights of the losses that are summed; a loss of weight 0 is not computed."""
 
     noise: float = Field(1, ge=0)
-    """Of the squared error of the noise, the loss that the dense model was trained with."""
+    """Weight of the squared error of the predicted noise, the loss that the dense model was trained with."""
     output: float = Field(0, ge=0)
-    """Of the squared distance from what the dense model predicts."""
+    """Weight of the squared distance from the dense model's prediction."""
     feature: float = Field(0, ge=0)
-    """Of the relative squared distance from the dense model's features, cut to the channels that were kept."""
+    """Weight of the relative squared distance from the dense model's features, on the kept channels."""
     min_snr: float | None = Field(None, gt=0)
-    """γ of the min-SNR weights of the timesteps; null weighs all alike."""
+    """γ of the min-SNR weights of the timesteps; null gives all timesteps the same weight."""
 
     @model_validator(mode="after")
     def _has_one(self) -> "LossParams":
         if not (self.noise or self.output or self.feature):
-            raise ValueError("all weights are 0; give one of noise, output, feature more")
+            raise ValueError("all weights are 0; set noise, output or feature above 0")
         return self
 
     def without_features(self) -> "LossParams":
-        """Give what held-out images are measured by: noise and output alone, or the noise where neither counts."""
-        alone = 0.0 if self.noise or self.output else 1.0
-        return self.model_copy(update={"feature": 0.0, "noise": self.noise or alone})
+        """Return the weights of the held-out loss: those of noise and output, or noise 1 if both are 0."""
+        noise = self.noise if self.noise or self.output else 1.0
+        return self.model_copy(update={"feature": 0.0, "noise": noise})
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether the dense model takes part."""
+        """Whether a loss uses the dense model."""
         return bool(self.output or self.feature)
 
 
 class EngineParams(Section):
-    """How steps are computed; on another setting a run comes to other last bits."""
+    """How steps are computed; another setting changes the last bits of the result."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 computes under autocast; weights, averages and losses stay float32."""
+    """Precision of the forward pass; bfloat16 uses autocast, and weights, EMA and losses stay float32."""
     compile: bool = False
-    """Whether torch.compile fuses the model; the first step then takes up to minutes."""
+    """Whether torch.compile compiles the model; the first step then takes up to minutes."""
     channels_last: bool = False
-    """Memory layout of images and weights."""
+    """Whether images and weights use the memory layout NHWC instead of NCHW."""
     accumulate: int = Field(1, ge=1)
-    """Parts that each process takes its share of the batch in, one after the other, to save memory."""
+    """Parts of a batch that each process computes one after the other, to save memory."""
     gradient_checkpointing: bool = False
-    """Compute activations twice rather than keep them."""
+    """Whether activations are computed again in the backward pass instead of stored, to save memory."""
 
 
 class SamplesParams(Section):
-    """Pictures of the model as it recovers, always from the same noise."""
+    """Images drawn from the model during the training, always from the same noise."""
 
     every: int = Field(ge=1)
-    """Steps between two rows of pictures."""
+    """Steps between two rows of samples."""
     num_images: int = Field(8, ge=1, le=64)
+    """Images per row."""
     steps: int = Field(20, ge=1, le=1000)
-    """Of DDIM."""
+    """DDIM steps."""
 
 
 class FinetuneParams(Section):
-    """How the pruned model recovers."""
+    """How the pruned model is trained."""
 
     init: Literal["pruned", "scratch"] = "pruned"
-    """scratch is the baseline: the pruned model's widths, fresh weights."""
+    """Initial weights: those of the pruned model, or (scratch, the baseline) random ones in the same widths."""
     steps: int = Field(ge=1)
     """Optimiser steps."""
     batch_size: int = Field(ge=1, le=1_000_000)
-    """Images a step, over all processes and parts."""
+    """Images per step, over all processes and parts."""
     loss: LossParams = LossParams()
+    """Weights of the losses."""
     antithetic: bool = True
-    """Whether half of a batch takes the timesteps T - 1 - t of the other half, as in the original."""
+    """Whether half of a batch uses the timesteps T - 1 - t of the other half, as in the original."""
     learning_rate: float = Field(gt=0)
-    """Of Adam, at its highest."""
+    """Highest learning rate of Adam."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Of the learning rate; linear and cosine end at 0."""
+    """Learning rate after the warm-up; linear and cosine end at 0."""
     warmup_steps: int = Field(0, ge=0)
-    """In which the learning rate rises from 0."""
+    """Steps in which the learning rate rises linearly from 0."""
     ema_decays: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(min_length=1, max_length=8)
-    """Moving averages of the weights that are kept side by side; each decay ramps up as (1 + step) / (10 + step). The
-    one with the lowest held-out loss at the end, by the weights of noise and output in `loss`, is the result."""
+    """Decays of the exponential moving averages of the weights; each ramps up as (1 + step) / (10 + step). The EMA
+    with the lowest held-out loss at the end, by the weights of noise and output in `loss`, is the result."""
     dropout: float | None = Field(None, ge=0, lt=1)
-    """null leaves it as the model's config has it."""
+    """Dropout probability; null keeps that of the model's config."""
     clip_norm: float = Field(gt=0)
     """Largest norm of the gradient."""
     flip: bool
-    """CheckpointUploads half of the images; wrong for digits, right for most photographs."""
+    """Whether half of the images are mirrored left to right; wrong for digits, right for most photographs."""
     label_dropout: float = Field(0.1, ge=0, le=1)
-    """Share of the images of a conditional model that are shown without their condition, for guidance."""
+    """Share of the images that a conditional model gets with the empty condition, for guidance."""
     heldout_images: int = Field(ge=1)
-    """Held-out images to measure the loss on, at most."""
+    """Largest number of held-out images that the loss is measured on."""
     heldout_every: int = Field(ge=1)
     """Steps between two measurements of the held-out loss."""
     gate: float | None = Field(None, gt=0)
-    """Held-out loss that must be reached at the end; training stops as soon as its curve cannot get there."""
+    """Held-out loss to reach by the last step; training stops as soon as it is out of reach. null disables the gate."""
     checkpoint_every: int = Field(ge=1)
     """Steps between two checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)
-    """How many of them stay."""
+    """Number of checkpoints that are kept."""
     samples: SamplesParams | None = None
+    """Images drawn during the training; null draws none."""
     engine: EngineParams = EngineParams()
+    """Precision, compilation and memory."""
 
     @model_validator(mode="after")
     def _fits(self) -> "FinetuneParams":
         if len(set(self.ema_decays)) < len(self.ema_decays):
-            raise ValueError("ema_decays names a decay twice")
+            raise ValueError("ema_decays names a decay twice; remove one")
         if self.warmup_steps >= self.steps and self.warmup_steps:
-            raise ValueError(f"warmup_steps {self.warmup_steps} leaves none of the {self.steps} steps")
+            raise ValueError(f"warmup_steps {self.warmup_steps} must be less than steps {self.steps}")
         if self.init == "scratch" and self.loss.feature:
             raise ValueError("init scratch has no channels of the dense model; set loss.feature to 0")
         if self.batch_size % self.engine.accumulate:

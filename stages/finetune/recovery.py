@@ -1,4 +1,4 @@
-"""Folders -> a trainer; what it came to -> folders."""
+"""Input folders -> a trainer; a finished training -> the model folder and the report."""
 
 import copy
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from stages.finetune.engine import Engine
 from stages.finetune.interrupt import StoppedError
 from stages.finetune.params import FinetuneParams
 from stages.finetune.report import write_report
-from stages.finetune.trainer import Listener, Trainer
+from stages.finetune.trainer import CurveCallback, Trainer
 from stages.models import checks, pipeline
 from stages.models.autoencoder import read_autoencoder
 from stages.models.families import Denoiser, sample_shape
@@ -43,7 +43,7 @@ def prepare(
     checks.check_images(images.train, sample_shape(unet), data)
     taught = _read_teacher(teacher, model, params, engine.device)
     if params.init == "scratch":
-        unet = fresh(unet, derive_seed(seed, "scratch"))
+        unet = with_fresh_weights(unet, derive_seed(seed, "scratch"))
     table = np.array(images.conditions.table) if images.conditions else None
     context = SamplingContext(read_autoencoder(model, engine.device) if params.samples else None, table)
     return Trainer(unet, scheduler, images, params, seed, taught, engine, context)
@@ -55,31 +55,32 @@ def _read_teacher(
     if not params.loss.needs_teacher:
         return None
     if teacher is None:
-        raise InputError("finetune.loss distils from the dense model; give it with --teacher, or set its weights to 0")
+        found = "finetune.loss distils from the dense model; give it with --teacher"
+        raise InputError(f"{found}, or set finetune.loss.output and .feature to 0")
     return read_teacher(teacher, model, device)
 
 
-def fresh(unet: Denoiser, seed: int) -> Denoiser:
-    """Build the same widths with weights as they are before any training, by the initialisation of its layers."""
-    made = copy.deepcopy(unet).cpu()
+def with_fresh_weights(unet: Denoiser, seed: int) -> Denoiser:
+    """Copy a model and initialise the weights of the copy again, by the default of each layer."""
+    copied = copy.deepcopy(unet).cpu()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for module in made.modules():
+        for module in copied.modules():
             if isinstance(module, Layers):
                 module.reset_parameters()
-    return made.to(unet.device)  # type: ignore[arg-type,no-any-return]  # diffusers wraps away the types
+    return copied.to(unet.device)  # type: ignore[arg-type,no-any-return]  # diffusers' wrapper is untyped
 
 
 @contextmanager
-def watched(run: str, params: FinetuneParams, engine: Engine) -> Iterator[Listener | None]:
-    """Let MLflow show a training while it runs, and how it ended; of several processes one tells."""
+def live_logging(run: str, params: FinetuneParams, engine: Engine) -> Iterator[CurveCallback | None]:
+    """Log a training to MLflow while it runs, from the main process only; yield the callback that logs a row."""
     if not engine.is_main:
         yield None
         return
     live = LiveRun(run, dict(flatten(params.model_dump(mode="json"))))
     status = "FAILED"
     try:
-        yield lambda point, pictures: live.log(point.step, point.values(), pictures)
+        yield lambda point, samples: live.log(point.step, point.values(), samples)
         status = "FINISHED"
     except StoppedError:
         status = "KILLED"

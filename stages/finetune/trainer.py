@@ -1,7 +1,7 @@
 """A model, losses and images -> a recovered model and its curve, resumable at any step."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from statistics import fmean
 
 import click
@@ -13,47 +13,46 @@ from numpy.typing import NDArray
 from torch import nn
 
 from stages.data.images import Images
-from stages.finetune.batches import Batch, Batches, Prefetcher, heldout_batch
-from stages.finetune.checkpoint import Checkpoint, Checkpoints
+from stages.finetune.batches import Batches, Prefetcher, heldout_batch
+from stages.finetune.checkpoint import Checkpoint, Checkpoints, load_tensors, to_tensors
 from stages.finetune.curve import CurvePoint, check_gate
 from stages.finetune.distillation import Channels, Distillation
 from stages.finetune.ema import EmaModels
 from stages.finetune.engine import Engine
-from stages.finetune.forecast import Cost, Forecast, timed
+from stages.finetune.forecast import Forecast, TrainingCost, elapsed_s
 from stages.finetune.interrupt import Interrupts, StoppedError
-from stages.finetune.loss import Objective, Prediction
+from stages.finetune.loss import Objective
+from stages.finetune.measurement import HeldoutLoss, draw_samples
 from stages.finetune.params import FinetuneParams
 from stages.models.families import Denoiser
-from stages.models.params import SamplerParams
-from stages.models.sampling import DEFAULT_CONTEXT, SamplingContext, draw, image_seeds
+from stages.models.sampling import DEFAULT_CONTEXT, SamplingContext
 from stages.runtime.errors import InputError
 from stages.runtime.progress import track
 from stages.runtime.seeds import derive_seed
 
-Listener = Callable[[CurvePoint, NDArray[np.uint8] | None], None]
-"""Hears of each row of the curve and of the pictures drawn with it, [N, C, H, W]."""
+CurveCallback = Callable[[CurvePoint, NDArray[np.uint8] | None], None]
+"""Called with each new row of the curve and the samples [N, C, H, W] drawn at the same step, if any."""
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
-"""In diffusers' words."""
+"""finetune.schedule -> its name in diffusers."""
 
 
 class Trainer:
-    """Adam with gradient clipping on the losses of `params`, and moving averages of the weights.
+    """Adam with gradient clipping on the losses of `params`, and exponential moving averages of the weights.
 
-    Every draw of step k comes from a seed of its own, so a training that stops and goes on takes the same steps as one
-    that never stopped.
+    Every step has its own seed, so an interrupted training that resumes gives the same bits as an uninterrupted one.
 
     Args:
         unet: The model; it is trained in place.
         scheduler: Its noise schedule.
         images: Packed images.
         params: The block finetune of params.yaml.
-        seed: The root of every draw.
-        teacher: The dense model and the channels that were kept of its blocks, where the losses need it.
-        engine: Where it computes; the CPU and this process alone unless given.
-        context: What the model needs beside itself to draw pictures.
+        seed: Root seed of all draws.
+        teacher: The dense model and the kept channels of its blocks; None if no loss needs them.
+        engine: Processes and precision; by default this process alone, on the model's device.
+        context: Codec and conditions for drawing samples.
 
     Raises:
-        InputError: The batch is larger than the data, or cannot be shared out evenly.
+        InputError: The batch is larger than the data, or does not divide evenly.
     """
 
     def __init__(
@@ -67,81 +66,94 @@ class Trainer:
         engine: Engine | None = None,
         context: SamplingContext = DEFAULT_CONTEXT,
     ) -> None:
-        self.engine, self.context = engine or Engine(params.engine, unet.device), context
-        self.share = self.engine.share(params.batch_size)
+        self.unet, self.scheduler, self.params, self.seed, self.context = unet, scheduler, params, seed, context
+        self.engine = engine or Engine(params.engine, unet.device)
+        self.rows = self.engine.local_rows(params.batch_size)
+        self.part_size = (self.rows.stop - self.rows.start) // params.engine.accumulate
         num_timesteps = int(scheduler.config["num_train_timesteps"])
-        self.batches = Batches(images, num_timesteps, params, seed)
-        self.prefetcher = Prefetcher(self.batches, self.share)
-        self.unet, self.scheduler, self.params, self.seed = unet.train(), scheduler, params, seed
-        for module in unet.modules():
-            if isinstance(module, nn.Dropout) and params.dropout is not None:
-                module.p = params.dropout
-        for model in (unet, *([teacher[0]] if teacher else [])):
-            self.engine.lay_out(model)
-        self.ema_models = EmaModels(unet, params.ema_decays)
-        self.objective = Objective(scheduler, params.loss)
-        self.heldout_objective = Objective(scheduler, params.loss.without_features())
-        with_features = bool(params.loss.feature)
-        self.model = self.engine.wrap(unet)
-        self.distillation = Distillation(
-            self.model, unet, scheduler, self.engine, teacher, images.conditions, with_features=with_features
+        self.batches = Batches(
+            images,
+            num_timesteps,
+            seed,
+            batch_size=params.batch_size,
+            flip=params.flip,
+            antithetic=params.antithetic,
+            label_dropout=params.label_dropout,
         )
+        self.prefetcher = Prefetcher(self.batches, self.rows)
+        self._prepare_models(images, teacher)
+        objective = Objective(scheduler, params.loss.without_features())
         heldout = heldout_batch(images, params.heldout_images, num_timesteps)
-        self.heldout = self._prepare_heldout(heldout, teacher[0] if teacher and params.loss.output else None)
+        self.heldout_loss = HeldoutLoss(heldout, self.part_size, objective, self.distillation)
         self.optimizer = torch.optim.Adam(unet.parameters(), lr=params.learning_rate, fused=True)
-        rates = get_scheduler(
-            SCHEDULES[params.schedule],
-            self.optimizer,
-            num_warmup_steps=params.warmup_steps,
-            num_training_steps=params.steps,
-        )
-        self.rate = rates.lr_lambdas[0]
-        self.done = 0
+        self.relative_rate = _make_schedule(self.optimizer, params)
+        self.steps_done = 0
         self.losses: list[float] = []
         self.curve: list[CurvePoint] = []
         self.samples: dict[int, NDArray[np.uint8]] = {}
         self.draw_s = 0.0
-        self.cost: Cost = {}
+        self.cost: TrainingCost = {}
+
+    def _prepare_models(self, images: Images, teacher: tuple[Denoiser, Channels] | None) -> None:
+        """Place the models on the device, and build what computes with them."""
+        _set_dropout(self.unet.train(), self.params.dropout)
+        self.engine.place(self.unet)
+        if teacher:
+            self.engine.place(teacher[0])
+        self.ema_models = EmaModels(self.unet, self.params.ema_decays)  # copies, so before any hook is registered
+        self.model = self.engine.wrap(self.unet)
+        self.objective = Objective(self.scheduler, self.params.loss)
+        self.distillation = Distillation(
+            self.model,
+            self.unet,
+            self.scheduler,
+            self.engine,
+            teacher,
+            images.conditions,
+            with_features=bool(self.params.loss.feature),
+        )
 
     @property
     def best_ema(self) -> Denoiser:
-        """The average with the lowest held-out loss at the last measurement."""
+        """The EMA model with the lowest held-out loss at the last measurement."""
         return self.ema_models.models[self.curve[-1].ema_decay if self.curve else self.params.ema_decays[0]]
 
-    def run(self, checkpoints: Checkpoints, listener: Listener | None = None) -> None:
-        """Train to the last step, going on from the newest checkpoint where there is one.
+    def run(self, checkpoints: Checkpoints, callback: CurveCallback | None = None) -> None:
+        """Train to the last step, from the newest checkpoint if there is one.
 
         Raises:
-            StoppedError: A signal asked for it; a checkpoint is saved.
-            InputError: The loss is not finite, or cannot reach its gate; the last checkpoint stays.
+            StoppedError: A signal stopped the training; a checkpoint is saved.
+            InputError: The loss is not finite, or the gate is out of reach; the last checkpoint is kept.
         """
-        with self.engine.accelerator.main_process_first():  # who else brings it from the store
+        with self.engine.accelerator.main_process_first():  # so that one process downloads it for all
             checkpoint = checkpoints.newest()
         if checkpoint is not None:
             self.restore(checkpoint)
-            self._log(f"finetune goes on from step {self.done}")
-        forecast = self._forecast(listener)
-        self._log(forecast.line())
+            self._log(f"finetune goes on from step {self.steps_done}")
+        forecast = self._forecast(callback)
+        self._log(forecast.summary())
         with Interrupts() as interrupts:
             begin = time.perf_counter()
-            steps = range(self.done, self.params.steps)
-            for _ in (
-                track(steps, "finetune, step", self.params.steps, done=self.done) if self.engine.is_main else steps
-            ):
-                self._advance(checkpoints, listener)
+            for _ in self._remaining_steps():
+                self._advance(checkpoints, callback)
                 if self.engine.any(flag=bool(interrupts.number)):
                     self._save(checkpoints)
-                    raise StoppedError(interrupts.number, self.done)
-        self.cost = forecast.compare(time.perf_counter() - begin, self.params.batch_size)
+                    raise StoppedError(interrupts.number, self.steps_done)
+        self.cost = forecast.with_measured(time.perf_counter() - begin, self.params.batch_size)
         self._log(f"finetune took {self.cost['measured_s']} s, forecast {self.cost['forecast_s']} s")
 
-    def _advance(self, checkpoints: Checkpoints, listener: Listener | None) -> None:
-        """Take a step, and what is due after it."""
+    def _remaining_steps(self) -> Iterable[int]:
+        steps = range(self.steps_done, self.params.steps)
+        if not self.engine.is_main:
+            return steps
+        return track(steps, "finetune, step", self.params.steps, done=self.steps_done)
+
+    def _advance(self, checkpoints: Checkpoints, callback: CurveCallback | None) -> None:
+        """Take a step, then measure and save where it is due."""
         self.step()
-        is_last = self.done == self.params.steps
-        if self.done % self.params.heldout_every == 0 or is_last or self._draws_at(self.done):
-            self.note(listener)
-        if self.done % self.params.checkpoint_every == 0 and not is_last:
+        if self._is_measured(self.steps_done):
+            self.measure(callback)
+        if self.steps_done % self.params.checkpoint_every == 0 and self.steps_done < self.params.steps:
             self._save(checkpoints)
 
     def step(self) -> None:
@@ -150,95 +162,69 @@ class Trainer:
         Raises:
             InputError: The loss or its gradient is not finite.
         """
-        loss = self._accumulate(self.done)
+        loss = self._accumulate(self.steps_done)
         norm = nn.utils.clip_grad_norm_(self.unet.parameters(), self.params.clip_norm)
         if not bool(loss.isfinite() & norm.isfinite()):
-            found = f"the loss is {loss.item()} and its gradient's norm {norm.item()} at step {self.done}"
+            found = f"the loss is {loss.item()} and its gradient's norm {norm.item()} at step {self.steps_done}"
             raise InputError(f"{found}; lower finetune.learning_rate; the last checkpoint is kept")
         for group in self.optimizer.param_groups:
-            group["lr"] = self.params.learning_rate * self.rate(self.done)
+            group["lr"] = self.params.learning_rate * self.relative_rate(self.steps_done)
         self.optimizer.step()
-        self.done += 1
+        self.steps_done += 1
         self.losses.append(loss.item())
-        self.ema_models.update(self.unet, self.done)
+        self.ema_models.update(self.unet, self.steps_done)
 
     def _accumulate(self, step: int) -> torch.Tensor:
-        """Compute the gradients of a step's batch: its loss."""
+        """Compute the gradients of a step's batch, part by part, and return its loss."""
         torch.manual_seed(derive_seed(self.seed, "dropout", step, self.engine.index))
-        batch = self.prefetcher.take(step)
-        parts = batch.split(len(batch) // self.params.engine.accumulate)
+        parts = self.prefetcher.get(step).split(self.part_size)
         self.optimizer.zero_grad()
         loss = torch.zeros((), device=self.engine.device)
         for index, part in enumerate(parts, start=1):
-            with self.engine.holding_back(self.model, is_last=index == len(parts)):
-                here = part.to(self.engine.device)
-                part_loss = self.objective(self.distillation.forward(here), here.timesteps).mean() / len(parts)
+            with self.engine.accumulating(self.model, is_last=index == len(parts)):
+                batch = part.to(self.engine.device)
+                part_loss = self.objective(self.distillation.forward(batch), batch.timesteps).mean() / len(parts)
                 part_loss.backward()
                 loss += part_loss.detach()
         return self.engine.mean(loss)
 
-    def note(self, listener: Listener | None = None) -> None:
-        """Add a row to the curve, and one to the pictures where it is due.
+    def measure(self, callback: CurveCallback | None = None) -> None:
+        """Add a row to the curve, and a row of samples if one is due.
 
         Raises:
-            InputError: The curve cannot reach its gate.
+            InputError: The gate was missed or can no longer be reached.
         """
         losses = tuple((decay, self.heldout_loss(model)) for decay, model in self.ema_models.models.items())
-        self.curve.append(CurvePoint(self.done, fmean(self.losses) if self.losses else None, losses))
+        self.curve.append(CurvePoint(self.steps_done, fmean(self.losses) if self.losses else None, losses))
         self.losses = []
-        if self._draws_at(self.done) and self.engine.is_main:
-            self.draw_s = timed(lambda: self.samples.update({self.done: self._draw()}))
-        if listener:
-            listener(self.curve[-1], self.samples.get(self.done))
+        if self._is_sampled(self.steps_done) and self.engine.is_main:
+            self.draw_s = elapsed_s(lambda: self.samples.update({self.steps_done: self._draw_samples()}))
+        if callback:
+            callback(self.curve[-1], self.samples.get(self.steps_done))
         check_gate(self.curve, self.params.steps, self.params.gate)
 
-    @torch.no_grad()
-    def heldout_loss(self, unet: Denoiser) -> float:
-        """Take the loss on the held-out images, each under noise that never changes; features are left out of it."""
-        found = []
-        for part, taught in self.heldout:
-            predicted = self.distillation.predict(unet, part)
-            found.append(self.heldout_objective(Prediction(part.noise, predicted, taught), part.timesteps))
-        return float(torch.cat(found).mean())
+    def _is_measured(self, step: int) -> bool:
+        return step % self.params.heldout_every == 0 or step == self.params.steps or self._is_sampled(step)
 
-    @torch.no_grad()
-    def _prepare_heldout(self, batch: Batch, teacher: Denoiser | None) -> list[tuple[Batch, torch.Tensor | None]]:
-        """Cut held-out images into parts that fit into memory, with what the teacher makes of each."""
-        size = max(1, (self.share.stop - self.share.start) // self.params.engine.accumulate)
-        parts = [part.to(self.engine.device) for part in batch.split(size)]
-        return [(part, self.distillation.predict(teacher, part) if teacher else None) for part in parts]
-
-    def _draws_at(self, step: int) -> bool:
+    def _is_sampled(self, step: int) -> bool:
         samples = self.params.samples
         return samples is not None and (step % samples.every == 0 or step == self.params.steps)
 
-    def _draw(self) -> NDArray[np.uint8]:
-        """Draw pictures with the best average."""
+    def _draw_samples(self) -> NDArray[np.uint8]:
         assert self.params.samples is not None
-        sampler, seeds = SamplerParams(steps=self.params.samples.steps), image_seeds(0, self.params.samples.num_images)
-        return draw(
-            self.best_ema,
-            self.scheduler,
-            seeds,
-            sampler,
-            batch_size=len(seeds),
-            label="samples",
-            context=self.context,
-            labels=self.context.labels(0, len(seeds)),
-        )
+        return draw_samples(self.best_ema, self.scheduler, self.params.samples, self.context)
 
-    def _forecast(self, listener: Listener | None) -> Forecast:
-        """Time one of each: the first measurement, and a step that changes nothing, once it is warm."""
+    def _forecast(self, callback: CurveCallback | None) -> Forecast:
+        """Time a measurement, a row of samples and, once it is warm, the gradients of a step; no weight changes."""
         if not self.curve:
-            self.note(listener)
-        heldout_s = timed(lambda: self.heldout_loss(self.best_ema)) * len(self.ema_models.models)
-        step_s = min(timed(lambda: self._accumulate(self.done)) for _ in range(2))
+            self.measure(callback)
+        heldout_s = elapsed_s(lambda: self.heldout_loss(self.best_ema)) * len(self.ema_models.models)
+        step_s = min(elapsed_s(lambda: self._accumulate(self.steps_done)) for _ in range(2))
         if self.params.samples and self.engine.is_main and not self.draw_s:
-            self.draw_s = timed(self._draw)
-        dues = range(self.done + 1, self.params.steps + 1)
-        samples = sum(self._draws_at(step) for step in dues)
-        heldouts = sum(step % self.params.heldout_every == 0 or step == self.params.steps for step in dues)
-        return Forecast(len(dues), step_s, heldouts, heldout_s, samples, self.draw_s)
+            self.draw_s = elapsed_s(self._draw_samples)
+        steps = range(self.steps_done + 1, self.params.steps + 1)
+        heldouts, samples = sum(map(self._is_measured, steps)), sum(map(self._is_sampled, steps))
+        return Forecast(len(steps), step_s, heldouts, heldout_s, samples, self.draw_s)
 
     def _save(self, checkpoints: Checkpoints) -> None:
         if self.engine.is_main:
@@ -250,27 +236,24 @@ class Trainer:
 
     def checkpoint(self) -> Checkpoint:
         """Collect everything that the next step depends on."""
-        tensors = {f"unet.{name}": tensor for name, tensor in self.unet.state_dict().items()}
-        for decay, model in self.ema_models.models.items():
-            tensors |= {f"ema.{decay}.{name}": tensor for name, tensor in model.state_dict().items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{key}": tensor for key, tensor in state.items()}
-        tensors |= {f"samples.{step}": torch.from_numpy(drawn) for step, drawn in self.samples.items()}
-        return Checkpoint(self.done, tensors, self.losses, self.curve)
+        tensors = to_tensors(self.unet, self.ema_models.models, self.optimizer, self.samples)
+        return Checkpoint(self.steps_done, tensors, self.losses, self.curve)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Become the training that wrote `checkpoint`."""
-        self.done, self.losses, self.curve = checkpoint.step, list(checkpoint.losses), list(checkpoint.curve)
-        self.unet.load_state_dict(_below("unet.", checkpoint.tensors))
-        for decay, model in self.ema_models.models.items():
-            model.load_state_dict(_below(f"ema.{decay}.", checkpoint.tensors))
-        self.samples = {int(step): drawn.numpy() for step, drawn in _below("samples.", checkpoint.tensors).items()}
-        moments: dict[int, dict[str, torch.Tensor]] = {}
-        for name, tensor in _below("optimizer.", checkpoint.tensors).items():
-            index, key = name.split(".")
-            moments.setdefault(int(index), {})[key] = tensor
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        """Continue from `checkpoint`."""
+        self.steps_done, self.losses, self.curve = checkpoint.step, list(checkpoint.losses), list(checkpoint.curve)
+        self.samples = load_tensors(checkpoint.tensors, self.unet, self.ema_models.models, self.optimizer)
 
 
-def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+def _set_dropout(unet: Denoiser, probability: float | None) -> None:
+    for module in unet.modules():
+        if isinstance(module, nn.Dropout) and probability is not None:
+            module.p = probability
+
+
+def _make_schedule(optimizer: torch.optim.Optimizer, params: FinetuneParams) -> Callable[[int], float]:
+    """Return the learning rate of a step relative to its highest."""
+    name, steps = SCHEDULES[params.schedule], params.steps
+    schedule = get_scheduler(name, optimizer, num_warmup_steps=params.warmup_steps, num_training_steps=steps)
+    factor: Callable[[int], float] = schedule.lr_lambdas[0]
+    return factor

@@ -1,4 +1,4 @@
-"""Checkpoints in the store."""
+"""Copies of checkpoints in the store."""
 
 import pytest
 import torch
@@ -13,18 +13,18 @@ CURVE = [CurvePoint(0, None, ((0.9, 0.5), (0.99, 0.4)))]
 
 
 def checkpoint(step):
-    """A small one."""
+    """A checkpoint of four numbers."""
     return Checkpoint(step, {"unet.weight": torch.full((4,), float(step))}, [0.1], CURVE)
 
 
-def test_another_machine_goes_on_from_the_copy(connect, tmp_path):
-    """The newest one, as it was saved; the uploads of those before it may have been skipped."""
-    here = Checkpoints(tmp_path / "here", RUN, connect())
+def test_another_machine_resumes_from_the_newest_copy(connect, tmp_path):
+    """It is equal to the saved checkpoint; other runs do not find it."""
+    first = Checkpoints(tmp_path / "first", RUN, connect())
     for step in (2, 4, 6):
-        here.save(checkpoint(step))
-    here.uploads.close()
-    there = Checkpoints(tmp_path / "there", RUN, connect())
-    found = there.newest()
+        first.save(checkpoint(step))
+    first.uploads.close()
+    second = Checkpoints(tmp_path / "second", RUN, connect())
+    found = second.newest()
 
     assert found.step == 6
     assert torch.equal(found.tensors["unet.weight"], torch.full((4,), 6.0))
@@ -32,67 +32,67 @@ def test_another_machine_goes_on_from_the_copy(connect, tmp_path):
     assert Checkpoints(tmp_path / "other", "e" * 64, connect()).newest() is None
 
 
-def test_a_damaged_copy_gives_way_to_the_one_before(connect, tmp_path, capsys):
-    """With a warning; only where none is whole is it an error."""
+def test_a_damaged_copy_is_replaced_by_the_previous_one(connect, tmp_path, capsys):
+    """A warning is printed; it is an error only if no copy is intact."""
     store = connect()
-    here = Checkpoints(tmp_path / "here", RUN, store)
+    first = Checkpoints(tmp_path / "first", RUN, store)
     for step in (2, 4):
-        here.save(checkpoint(step))
-        here.uploads.waiting.result()
-    here.uploads.close()
+        first.save(checkpoint(step))
+        first.uploads.pending.result()
+    first.uploads.close()
 
-    def lose(step):
+    def delete(step):
         (entry,) = store._read(f"checkpoints/{RUN}/step-{step:08}").files
         store.client.delete_object(Bucket=store.bucket, Key=store._object(entry.sha256))
 
-    lose(4)
-    assert Checkpoints(tmp_path / "there", RUN, connect()).newest().step == 2
-    assert "there is no such object; the copy before it is taken" in capsys.readouterr().err
+    delete(4)
+    assert Checkpoints(tmp_path / "second", RUN, connect()).newest().step == 2
+    assert "there is no such object; the copy before it is used" in capsys.readouterr().err
 
-    lose(2)
+    delete(2)
     with pytest.raises(InputError, match="there is no such object"):
-        Checkpoints(tmp_path / "elsewhere", RUN, connect()).newest()
+        Checkpoints(tmp_path / "third", RUN, connect()).newest()
 
 
-def test_a_file_system_without_links_is_good_enough(connect, tmp_path, monkeypatch):
-    """The checkpoint is copied before it is sent."""
+def test_without_hard_links_the_checkpoint_is_copied(connect, tmp_path, monkeypatch):
+    """The upload works the same way."""
 
     def refuse(*_):
         raise OSError("Operation not permitted")
 
     monkeypatch.setattr("os.link", refuse)
-    here = Checkpoints(tmp_path / "here", RUN, connect())
-    here.save(checkpoint(2))
-    here.uploads.close()
+    first = Checkpoints(tmp_path / "first", RUN, connect())
+    first.save(checkpoint(2))
+    first.uploads.close()
 
-    assert Checkpoints(tmp_path / "there", RUN, connect()).newest().step == 2
-
-
-def test_nothing_is_left_of_an_upload_or_a_download(connect, tmp_path):
-    """The checkpoints, and no hidden folder beside them."""
-    here = Checkpoints(tmp_path / "here", RUN, connect())
-    here.save(checkpoint(2))
-    here.uploads.close()
-    there = Checkpoints(tmp_path / "there", RUN, connect())
-    there.newest()
-
-    for kept in (here, there):
-        assert [path.name for path in kept.folder.iterdir()] == ["step-00000002.safetensors"]
+    assert Checkpoints(tmp_path / "second", RUN, connect()).newest().step == 2
 
 
-def test_a_store_that_is_away_stops_no_training(connect, tmp_path, capsys):
-    """One line says that the copy is missing, and the checkpoint is here."""
+def test_uploads_and_downloads_leave_no_temporary_files(connect, tmp_path):
+    """The folder holds the checkpoint alone."""
+    first = Checkpoints(tmp_path / "first", RUN, connect())
+    first.save(checkpoint(2))
+    first.uploads.close()
+    second = Checkpoints(tmp_path / "second", RUN, connect())
+    second.newest()
+
+    for checkpoints in (first, second):
+        assert [path.name for path in checkpoints.folder.iterdir()] == ["step-00000002.safetensors"]
+
+
+def test_an_unreachable_store_does_not_stop_the_training(connect, tmp_path, capsys):
+    """A warning is printed, and the checkpoint is on this machine."""
     store = connect(lambda _: ("cut", 0, "up"))
-    kept = Checkpoints(tmp_path / "here", RUN, store)
-    kept.save(checkpoint(2))
-    kept.uploads.close()
+    checkpoints = Checkpoints(tmp_path / "first", RUN, store)
+    checkpoints.save(checkpoint(2))
+    checkpoints.uploads.close()
 
     assert "the checkpoint is kept on this machine only" in capsys.readouterr().err
-    assert Checkpoints(tmp_path / "here", RUN).newest().step == 2
+    assert Checkpoints(tmp_path / "first", RUN).newest().step == 2
 
 
-def test_the_environment_names_the_store(connect, monkeypatch):
-    """Without it there is none."""
+def test_the_store_comes_from_the_environment(connect, monkeypatch):
+    """Without the variable there is no store."""
     uri = connect().uri
     monkeypatch.delenv("ESPALIER_STORE", raising=False)
     assert open_store() is None

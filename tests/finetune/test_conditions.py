@@ -1,4 +1,4 @@
-"""Conditional models, latents, and what does not belong together."""
+"""Training of conditional models on latents, and checks of their data."""
 
 import dataclasses
 
@@ -27,8 +27,8 @@ PARAMS = FinetuneParams(
 )
 
 
-def test_latents_and_conditions_come_back_as_they_were(tmp_path, latents):
-    """Memory-mapped, of the same types."""
+def test_latents_and_conditions_survive_writing_and_reading(tmp_path, latents):
+    """Values and types are the same; the latents are memory-mapped."""
     write_images(tmp_path, latents, {})
     found = read_images(tmp_path)
 
@@ -42,10 +42,10 @@ def test_latents_and_conditions_come_back_as_they_were(tmp_path, latents):
         assert np.array_equal(mine, theirs)
 
 
-def test_a_model_is_told_the_condition_of_each_image(conditional, scheduler, latents):
-    """What it predicts is that of its own call with the rows of the table; another row is another prediction."""
+def test_a_model_gets_the_condition_of_each_image(conditional, scheduler, latents):
+    """The prediction equals a direct call with the rows of the table; other rows give another prediction."""
     trainer = Trainer(conditional, scheduler, latents, PARAMS, 0)
-    batch = trainer.batches.at(0, trainer.share)
+    batch = trainer.batches.at(0, trainer.rows)
     found = trainer.distillation.predict(conditional, batch)
     noisy = scheduler.add_noise(batch.images, batch.noise, batch.timesteps)
     rows = torch.from_numpy(latents.conditions.table)[batch.labels]
@@ -57,17 +57,16 @@ def test_a_model_is_told_the_condition_of_each_image(conditional, scheduler, lat
 
 
 def test_a_conditional_model_trains(conditional, scheduler, latents, tmp_path):
-    """To the end, on latents of float16, and its held-out loss falls."""
+    """On float16 latents, its held-out loss falls."""
     trainer = Trainer(conditional, scheduler, latents, PARAMS.model_copy(update={"steps": 30}), 0)
     trainer.run(Checkpoints(tmp_path, "run"))
 
     assert trainer.curve[-1].heldout_loss < 0.8 * trainer.curve[0].heldout_loss
 
 
-def test_a_share_of_the_conditions_is_left_out(latents):
-    """The last row of the table stands for none."""
-    params = FinetuneParams(**{**dict(PARAMS), "label_dropout": 0.25, "batch_size": 24})
-    batches = Batches(latents, 1000, params, 0)
+def test_label_dropout_replaces_conditions_by_the_empty_one(latents):
+    """The empty condition is the last row of the table; all other labels stay."""
+    batches = Batches(latents, 1000, 0, batch_size=24, flip=False, antithetic=True, label_dropout=0.25)
     shown = torch.cat([batches.at(step, slice(0, 24)).labels for step in range(40)])
     kept = [batches.at(step, slice(0, 24)).labels for step in range(3)]
 
@@ -78,21 +77,21 @@ def test_a_share_of_the_conditions_is_left_out(latents):
 
 
 def test_model_and_conditions_must_fit(conditional, unet, latents, tmp_path):
-    """Of the same width, and none for a model that takes none."""
+    """The widths are equal; an unconditional model has no conditions."""
     check_conditions(conditional, latents.conditions, tmp_path)
     check_conditions(unet, None, tmp_path)
     narrow = dataclasses.replace(latents.conditions, table=latents.conditions.table[..., :8])
-    for model, found, words in (
+    for model, found, message in (
         (conditional, None, "takes conditions of width 12, .* has none"),
         (conditional, narrow, "takes conditions of width 12, .* has conditions of width 8"),
         (unet, narrow, "takes no conditions, .* has conditions of width 8"),
     ):
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=message):
             check_conditions(model, found, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("file", "array", "words"),
+    ("file", "array", "message"),
     [
         ("conditions.npy", np.zeros((2, 3)), r"is not a condition table, float32 \[K, S, D\]"),
         (
@@ -104,19 +103,19 @@ def test_model_and_conditions_must_fit(conditional, unet, latents, tmp_path):
         ("train.npy", np.zeros((4, 3, 8, 8), np.float64), r"holds no packed images, uint8 \[N, C, H, W\] \(float64\)"),
     ],
 )
-def test_damaged_data_is_refused(tmp_path, latents, file, array, words):
-    """By name, with what is allowed."""
+def test_damaged_data_is_refused(tmp_path, latents, file, array, message):
+    """The message has the file and what is allowed."""
     write_images(tmp_path, latents, {})
     np.save(tmp_path / file, array)
     if file == "train.npy":
         np.save(tmp_path / "heldout.npy", array)
 
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=message):
         read_images(tmp_path)
 
 
-def test_latents_need_their_pictures(tmp_path, latents):
-    """FID is taken against them, one for each latent."""
+def test_latents_need_the_images_they_encode(tmp_path, latents):
+    """FID compares with these images; there is one for each latent."""
     write_images(tmp_path, dataclasses.replace(latents, source_pixels=latents.pixels[1:]), {})
     with pytest.raises(InputError, match=r"pixels\.npy must hold the 24 images whose latents are in train\.npy"):
         read_images(tmp_path)

@@ -1,4 +1,4 @@
-"""Trainings that are killed with SIGKILL, at moments of chance and at the worst ones."""
+"""Trainings killed with SIGKILL, at random moments and in the middle of a write or an upload."""
 
 import copy
 import os
@@ -35,10 +35,10 @@ PARAMS = FinetuneParams(
 
 @pytest.fixture
 def start(unet, scheduler, images, tmp_path):
-    """Start a training in a process of its own; `meddle` is called in it before it begins."""
+    """Return a function that starts a training in a child process, which calls `prepare` first."""
 
-    def begin(name, store=None, meddle=None):
-        ready, tell = os.pipe()
+    def begin(name, store=None, prepare=None):
+        ready, write_end = os.pipe()
         if child := os.fork():
             os.read(ready, 1)
             return child
@@ -46,18 +46,18 @@ def start(unet, scheduler, images, tmp_path):
         try:
             torch.set_num_threads(1)
             trainer = Trainer(copy.deepcopy(unet), scheduler, images, PARAMS, 0)
-            kept = Checkpoints(tmp_path / name, RUN, store() if store else None)
-            if meddle:
-                meddle(kept)
-            os.write(tell, b"!")
-            trainer.run(kept)
+            checkpoints = Checkpoints(tmp_path / name, RUN, store() if store else None)
+            if prepare:
+                prepare(checkpoints)
+            os.write(write_end, b"!")
+            trainer.run(checkpoints)
             models = {"unet": trainer.unet} | {str(key): model for key, model in trainer.ema_models.models.items()}
             states = {
                 f"{key}.{part}": tensor for key, model in models.items() for part, tensor in model.state_dict().items()
             }
             write_tensors(tmp_path / f"{name}.safetensors", states)
             code = 0
-        except BaseException:  # noqa: BLE001  # nothing of the child may reach pytest
+        except BaseException:  # noqa: BLE001  # no exception of the child may reach pytest
             traceback.print_exc()
         finally:
             os._exit(code)
@@ -67,80 +67,80 @@ def start(unet, scheduler, images, tmp_path):
 
 
 @pytest.fixture
-def undisturbed(start, tmp_path):
-    """The hash of all weights of a training that nobody killed, and the seconds it took."""
-    child, begin = start("undisturbed"), time.monotonic()
+def uninterrupted(start, tmp_path):
+    """The hash of all weights of an uninterrupted training, and the seconds it took."""
+    child, begin = start("uninterrupted"), time.monotonic()
     assert os.waitpid(child, 0)[1] == 0
-    return tensors_sha256(read_tensors(tmp_path / "undisturbed.safetensors")), time.monotonic() - begin
+    return tensors_sha256(read_tensors(tmp_path / "uninterrupted.safetensors")), time.monotonic() - begin
 
 
-def end(child):
-    """Wait for a process: the signal that ended it, or 0."""
+def wait(child):
+    """Wait for a process and return its exit code, or minus the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def test_twenty_kills_at_random_moments_change_no_bit(start, undisturbed, tmp_path):
-    """Each training is killed once and started again; weights and averages are those of the undisturbed one."""
-    expected, seconds = undisturbed
+def test_twenty_kills_at_random_moments_change_no_bit(start, uninterrupted, tmp_path):
+    """Each training is killed once and started again; weights and EMA equal those of the uninterrupted one."""
+    expected, seconds = uninterrupted
     moments = random.Random(0)
-    killed = halves = 0
+    killed = partial = 0
     for trial in range(20):
         name = f"trial-{trial}"
         child = start(name)
         time.sleep(moments.uniform(0, 0.9 * seconds))
         os.kill(child, signal.SIGKILL)
-        killed += end(child) == -signal.SIGKILL
-        halves += bool(list((tmp_path / name).glob("*/.*")))
-        assert end(start(name)) == 0
+        killed += wait(child) == -signal.SIGKILL
+        partial += bool(list((tmp_path / name).glob("*/.*")))
+        assert wait(start(name)) == 0
         assert tensors_sha256(read_tensors(tmp_path / f"{name}.safetensors")) == expected, trial
-    print(f"{killed} of 20 were killed in time, {halves} of them while a checkpoint was written")
+    print(f"{killed} of 20 were killed before their end, {partial} of them while a checkpoint was written")
     assert killed >= 15
 
 
-def test_a_kill_within_the_writing_of_a_checkpoint_leaves_the_one_before(start, undisturbed, tmp_path, monkeypatch):
-    """The file is there by halves, under another name that nobody reads."""
+def test_a_kill_while_a_checkpoint_is_written_keeps_the_previous_one(start, uninterrupted, tmp_path, monkeypatch):
+    """The partial file has another name, which is never read."""
 
-    def die_in_writing(kept):
+    def die_in_writing(checkpoints):
         def fsync(_):
-            if list(kept.folder.glob("step-*")):
+            if list(checkpoints.folder.glob("step-*")):
                 os.kill(os.getpid(), signal.SIGKILL)
 
         monkeypatch.setattr("os.fsync", fsync)
 
-    assert end(start("killed", meddle=die_in_writing)) == -signal.SIGKILL
+    assert wait(start("killed", prepare=die_in_writing)) == -signal.SIGKILL
     (folder,) = (tmp_path / "killed").iterdir()
     assert sorted(path.name for path in folder.iterdir()) == [
         ".step-00000006.safetensors.part",
         "step-00000003.safetensors",
     ]
-    assert end(start("killed")) == 0
-    assert tensors_sha256(read_tensors(tmp_path / "killed.safetensors")) == undisturbed[0]
+    assert wait(start("killed")) == 0
+    assert tensors_sha256(read_tensors(tmp_path / "killed.safetensors")) == uninterrupted[0]
 
 
-def test_a_kill_within_an_upload_loses_nothing(start, undisturbed, tmp_path, connect):
-    """Another machine goes on from the newest copy that is whole, this one from its own checkpoint."""
+def test_a_kill_during_an_upload_loses_nothing(start, uninterrupted, tmp_path, connect):
+    """Another machine resumes from the newest complete copy, this one from its own checkpoint."""
     uri = connect().uri
 
-    def die_in_upload(kept):
-        offer, upload = kept.uploads.offer, kept.uploads.store._upload
+    def die_in_upload(checkpoints):
+        upload, upload_file = checkpoints.uploads.upload, checkpoints.uploads.store._upload
 
-        def offer_and_wait(path):
-            offer(path)
-            kept.uploads.waiting.result()  # a newer checkpoint would take the place of one that waits
+        def upload_and_wait(path):
+            upload(path)
+            checkpoints.uploads.pending.result()  # a newer checkpoint would replace one that waits
 
-        def upload_and_die(entry, folder):
-            upload(entry, folder)
+        def upload_file_and_die(entry, folder):
+            upload_file(entry, folder)
             if "00000009" in entry.path:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        kept.uploads.offer, kept.uploads.store._upload = offer_and_wait, upload_and_die
+        checkpoints.uploads.upload, checkpoints.uploads.store._upload = upload_and_wait, upload_file_and_die
 
     def store():
         return Store(uri)
 
-    assert end(start("here", store, die_in_upload)) == -signal.SIGKILL
+    assert wait(start("first", store, die_in_upload)) == -signal.SIGKILL
     prefix = f"checkpoints/{RUN}/"
     assert Store(uri).names(prefix) == [f"{prefix}step-0000000{step}" for step in (3, 6)]
-    for name in ("elsewhere", "here"):
-        assert end(start(name, store)) == 0
-        assert tensors_sha256(read_tensors(tmp_path / f"{name}.safetensors")) == undisturbed[0]
+    for name in ("second", "first"):
+        assert wait(start(name, store)) == 0
+        assert tensors_sha256(read_tensors(tmp_path / f"{name}.safetensors")) == uninterrupted[0]

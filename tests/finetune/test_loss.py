@@ -1,4 +1,4 @@
-"""The losses of the recovery, by hand."""
+"""The training losses, against their formulas."""
 
 import copy
 
@@ -16,8 +16,8 @@ from stages.runtime.errors import InputError
 
 
 @pytest.fixture
-def seen():
-    """What two models might make of three images."""
+def prediction():
+    """Random predictions and features of two models for three images."""
     draws = torch.Generator().manual_seed(0)
     noise, student, teacher = torch.randn(3, 3, 1, 4, 4, generator=draws)
     features = tuple((torch.randn(3, 2, 2, 2, generator=draws), torch.randn(3, 2, 2, 2, generator=draws)) for _ in "ab")
@@ -31,41 +31,47 @@ def pruned(unet, magnitude):
     return prune_unet(copy.deepcopy(unet), plan, None), plan
 
 
-def test_each_loss_is_its_formula(seen):
+def test_each_loss_is_its_formula(prediction):
     """‖ε − ε_s‖², ‖ε_t − ε_s‖² and the mean over blocks of ‖f_s − f_t‖² / ‖f_t‖², image by image."""
-    ratios = [(mine - theirs).pow(2).sum((1, 2, 3)) / theirs.pow(2).sum((1, 2, 3)) for mine, theirs in seen.features]
+    ratios = [
+        (mine - theirs).pow(2).sum((1, 2, 3)) / theirs.pow(2).sum((1, 2, 3)) for mine, theirs in prediction.features
+    ]
 
-    torch.testing.assert_close(LOSSES["noise"](seen), (seen.noise - seen.student).pow(2).mean((1, 2, 3)))
-    torch.testing.assert_close(LOSSES["output"](seen), (seen.teacher - seen.student).pow(2).mean((1, 2, 3)))
-    torch.testing.assert_close(LOSSES["feature"](seen), (ratios[0] + ratios[1]) / 2)
+    torch.testing.assert_close(
+        LOSSES["noise"](prediction), (prediction.noise - prediction.student).pow(2).mean((1, 2, 3))
+    )
+    torch.testing.assert_close(
+        LOSSES["output"](prediction), (prediction.teacher - prediction.student).pow(2).mean((1, 2, 3))
+    )
+    torch.testing.assert_close(LOSSES["feature"](prediction), (ratios[0] + ratios[1]) / 2)
 
 
-def test_the_objective_is_their_weighted_sum(seen, scheduler):
-    """With γ, times min(SNR, γ) / SNR, where SNR = ᾱ / (1 − ᾱ); a weight of 0 leaves a loss out."""
+def test_the_objective_is_the_weighted_sum_of_the_losses(prediction, scheduler):
+    """With γ it is multiplied by min(SNR, γ) / SNR, where SNR = ᾱ / (1 − ᾱ); a loss of weight 0 is not computed."""
     timesteps = torch.tensor([0, 500, 999])
     weights = {"noise": 1.0, "output": 0.5, "feature": 0.25}
-    total = sum(weight * LOSSES[name](seen) for name, weight in weights.items())
+    total = sum(weight * LOSSES[name](prediction) for name, weight in weights.items())
     alpha = scheduler.alphas_cumprod[timesteps]
     snr = alpha / (1 - alpha)
 
-    torch.testing.assert_close(Objective(scheduler, LossParams(**weights))(seen, timesteps), total)
-    weighted = Objective(scheduler, LossParams(**weights, min_snr=5))(seen, timesteps)
+    torch.testing.assert_close(Objective(scheduler, LossParams(**weights))(prediction, timesteps), total)
+    weighted = Objective(scheduler, LossParams(**weights, min_snr=5))(prediction, timesteps)
     torch.testing.assert_close(weighted, total * torch.minimum(snr, torch.tensor(5.0)) / snr)
-    without = Prediction(seen.noise, seen.student)
-    torch.testing.assert_close(Objective(scheduler, LossParams())(without, timesteps), LOSSES["noise"](seen))
+    without = Prediction(prediction.noise, prediction.student)
+    torch.testing.assert_close(Objective(scheduler, LossParams())(without, timesteps), LOSSES["noise"](prediction))
 
 
-def test_a_student_channel_is_compared_with_the_teacher_channel_it_was(unet, pruned):
-    """Before any training, the first block's features differ by what its inputs lost, and channels match by index."""
+def test_student_and_teacher_features_have_the_same_channels(unet, pruned):
+    """Channel i of the pruned layer has the weights of channel K_i of the dense one."""
     student, plan = pruned
     channels = kept_channels(unet, plan)
     blocks = [name for name, module in unet.named_modules() if isinstance(module, ResnetBlock2D)]
     hooks = [FeatureHooks(student, dict.fromkeys(channels)), FeatureHooks(unet, channels)]
     images, timesteps = torch.randn(2, 1, 8, 8), torch.tensor([3, 700])
     for hook, model in zip(hooks, (student, unet), strict=True):
-        hook.listen()
+        hook.start()
         model(images, timesteps)
-    features = [hook.take() for hook in hooks]
+    features = [hook.stop() for hook in hooks]
 
     assert list(channels) == blocks
     assert any(kept for kept in channels.values())
@@ -79,24 +85,24 @@ def test_a_student_channel_is_compared_with_the_teacher_channel_it_was(unet, pru
 
 
 def test_an_unpruned_student_has_the_teachers_features(unet):
-    """Identity: the loss of features and outputs of a copy is 0."""
+    """Identity: the feature and output losses of a copy are 0."""
     channels = {name: None for name, module in unet.named_modules() if isinstance(module, ResnetBlock2D)}
     hooks = [FeatureHooks(model, channels) for model in (copy.deepcopy(unet), unet)]
     images = torch.randn(2, 1, 8, 8)
     for hook in hooks:
-        hook.listen()
+        hook.start()
     student = copy.deepcopy(unet)
     mine = FeatureHooks(student, channels)
-    mine.listen()
+    mine.start()
     outputs = [model(images, torch.tensor([5, 6])).sample.detach() for model in (student, unet)]
-    features = tuple(zip(mine.take(), hooks[1].take(), strict=True))
+    features = tuple(zip(mine.stop(), hooks[1].stop(), strict=True))
 
-    seen = Prediction(torch.zeros_like(images), outputs[0], outputs[1], features)
-    assert LOSSES["output"](seen).tolist() == LOSSES["feature"](seen).tolist() == [0, 0]
+    prediction = Prediction(torch.zeros_like(images), outputs[0], outputs[1], features)
+    assert LOSSES["output"](prediction).tolist() == LOSSES["feature"](prediction).tolist() == [0, 0]
 
 
-def test_a_teacher_must_be_the_model_that_was_cut(tmp_path, unet, make_unet, pruned, scheduler):
-    """Both hashes, and what to change; likewise a model that was never pruned."""
+def test_the_teacher_must_be_the_model_that_was_pruned(tmp_path, unet, make_unet, pruned, scheduler):
+    """The message has both hashes; a student without a plan is refused too."""
     from stages.models.layout import PLAN
     from stages.models.pipeline import write_pipeline
     from stages.storage.files import write_json

@@ -1,4 +1,4 @@
-"""The stage as it is started: alone, as several processes, with mistakes, and asked to stop."""
+"""The stage as a command: one process and several, invalid input, SIGTERM."""
 
 import copy
 import re
@@ -23,7 +23,7 @@ from stages.storage.tensors import read_tensors
 
 @pytest.fixture
 def recover(tmp_path, root, unet, scheduler, images, magnitude):
-    """Run the stage on a pruned model with its teacher: what came of it, and what it said."""
+    """Return a function that runs the stage on a pruned model and returns the weights and the finished process."""
     plan = plan_pruning(unet, magnitude, PruneParams(target=Target(ratio=0.3)), 0)
     write_pipeline(tmp_path / "dense", unet, scheduler)
     write_pipeline(tmp_path / "pruned", prune_unet(copy.deepcopy(unet), plan, None), scheduler)
@@ -37,13 +37,15 @@ def recover(tmp_path, root, unet, scheduler, images, magnitude):
         params["finetune"] |= {"loss": {"noise": 1.0, "output": 1.0, "feature": 0.1}} | changes
         YAML().dump(params, tmp_path / f"{name}.yaml")
         folders = {"model": "pruned", "teacher": teacher, "data": "data", "checkpoints": "checkpoints"}
-        given = [word for key, value in folders.items() if value for word in (f"--{key}", str(tmp_path / value))]
+        given = [
+            argument for key, value in folders.items() if value for argument in (f"--{key}", str(tmp_path / value))
+        ]
         given += ["--params", str(tmp_path / f"{name}.yaml"), "--out", str(tmp_path / name / "out")]
         return [*before, "stages.finetune", *given, "--report", str(tmp_path / name / "report"), *options]
 
     def run(name, *options, **changes):
-        started = command(name, *options, **changes)
-        result = subprocess.run(started, cwd=root, capture_output=True, text=True, check=False)
+        arguments = command(name, *options, **changes)
+        result = subprocess.run(arguments, cwd=root, capture_output=True, text=True, check=False)
         weights = tmp_path / name / "out" / "unet" / "diffusion_pytorch_model.safetensors"
         return read_tensors(weights) if weights.exists() else None, result
 
@@ -52,64 +54,64 @@ def recover(tmp_path, root, unet, scheduler, images, magnitude):
 
 
 def test_two_processes_equal_one(recover):
-    """The same global batch in two halves: within float32's rounding; and nothing is written or said twice."""
-    alone, _ = recover("alone")
-    together, result = recover(
-        "together", before=(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m")
+    """Two halves of one batch give the same weights within float32's rounding; files and messages appear once."""
+    single, _ = recover("single")
+    double, result = recover(
+        "double", before=(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m")
     )
     assert result.returncode == 0, result.stderr
-    differences = [float((together[name] - alone[name]).abs().max()) for name in alone]
+    differences = [float((double[name] - single[name]).abs().max()) for name in single]
     print(f"largest difference of a weight: {max(differences):.2g}")
 
-    assert together.keys() == alone.keys()
-    assert max(differences) > 0  # there were two of them
-    for name, tensor in alone.items():
-        torch.testing.assert_close(together[name], tensor, atol=2e-5, rtol=1e-4)
+    assert double.keys() == single.keys()
+    assert max(differences) > 0  # two processes sum in another order
+    for name, tensor in single.items():
+        torch.testing.assert_close(double[name], tensor, atol=2e-5, rtol=1e-4)
     assert result.stderr.count("finetune will take") == 1
     option, result = recover("option", "--processes", "2")
-    assert all(torch.equal(option[name], together[name]) for name in together)
+    assert all(torch.equal(option[name], double[name]) for name in double)
 
 
-def test_a_batch_that_two_cannot_share_is_refused(recover):
-    """Before anything is computed."""
+def test_a_batch_that_does_not_divide_is_refused(recover):
+    """The error comes before any step."""
     weights, result = recover("odd", "--processes", "2", batch_size=7)
 
     assert weights is None
     assert result.returncode != 0
-    assert "Error: finetune.batch_size 7 cannot be shared by 2 processes in 1 parts each" in result.stderr
+    assert "Error: finetune.batch_size 7 does not divide by 2 processes of 1 parts each" in result.stderr
 
 
 def stop(command, root, number):
-    """Start the stage and send it a signal while it trains: its exit code, and what it said."""
+    """Start the stage and send it a signal while it trains; return its exit code and stderr."""
     process = subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True)
-    said = []
+    lines = []
     for line in process.stderr:
-        said.append(line)
+        lines.append(line)
         if "finetune will take" in line:
             time.sleep(1)
             process.send_signal(number)
             break
-    said.append(process.communicate(timeout=60)[1])
-    return process.returncode, "".join(said)
+    lines.append(process.communicate(timeout=60)[1])
+    return process.returncode, "".join(lines)
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
-def test_sigterm_saves_and_leaves(recover, root, tmp_path, processes):
-    """With the exit code of the signal, and without a traceback; the same command goes on from there."""
+def test_sigterm_saves_a_checkpoint_and_exits(recover, root, tmp_path, processes):
+    """The exit code is that of the signal, without a traceback; the same command resumes."""
     steps = {"steps": 100_000, "heldout_every": 100_000, "checkpoint_every": 100_000}
     command = recover.command("stopped", "--processes", processes, **steps)
-    code, said = stop(command, root, signal.SIGTERM)
-    again, said_again = stop(command, root, signal.SIGTERM)
-    step = re.search(r"stopped by SIGTERM after step (\d+), which is saved", said)[1]
+    code, stderr = stop(command, root, signal.SIGTERM)
+    again, stderr_again = stop(command, root, signal.SIGTERM)
+    step = re.search(r"stopped by SIGTERM after step (\d+), which is saved", stderr)[1]
 
-    assert (code, again) == (143, 143), said
-    assert "Traceback" not in said
-    assert f"finetune goes on from step {step}" in said_again
+    assert (code, again) == (143, 143), stderr
+    assert "Traceback" not in stderr
+    assert f"finetune goes on from step {step}" in stderr_again
     assert not (tmp_path / "stopped").exists()
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"teacher": None}, "finetune.loss distils from the dense model; give it with --teacher"),
         ({"teacher": "pruned"}, "pruned was cut from a model with sha256"),
@@ -120,13 +122,13 @@ def test_sigterm_saves_and_leaves(recover, root, tmp_path, processes):
         ({"ema_decays": [0.9, 0.9]}, "ema_decays names a decay twice"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(recover, tmp_path, changes, words):
-    """What was found and what to change; nothing is written, and checkpoints stay."""
+def test_invalid_input_gives_a_one_line_error(recover, tmp_path, changes, message):
+    """Nothing is written."""
     weights, result = recover("wrong", **changes)
     errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
 
     assert (weights, result.returncode) == (None, 1)
     assert len(errors) == 1, result.stderr
-    assert words in errors[0]
+    assert message in errors[0]
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "wrong").exists()

@@ -1,4 +1,4 @@
-"""Recovery by training."""
+"""The training loop."""
 
 import copy
 import math
@@ -16,7 +16,7 @@ from stages.finetune.batches import Batches, Prefetcher, draw_timesteps
 from stages.finetune.checkpoint import Checkpoints
 from stages.finetune.interrupt import StoppedError
 from stages.finetune.params import EngineParams, FinetuneParams, LossParams, SamplesParams
-from stages.finetune.recovery import fresh
+from stages.finetune.recovery import with_fresh_weights
 from stages.finetune.trainer import Trainer
 from stages.prune.params import PruneParams, Target
 from stages.prune.pruning import prune_unet
@@ -37,26 +37,27 @@ PARAMS = FinetuneParams(
     checkpoint_every=2,
     samples=SamplesParams(every=5, num_images=2, steps=2),
 )
+BATCHES = {"batch_size": 8, "flip": True, "antithetic": True, "label_dropout": 0.1}
 
 
 @pytest.fixture
 def trainer(unet, scheduler, images):
-    """Start the same training, as often as wanted; keywords change its params."""
+    """Return a function that builds the same trainer at every call; keywords change its params."""
 
     def start(seed=0, teacher=None, **changes):
         params = FinetuneParams(**{**dict(PARAMS), **changes})
-        AcceleratorState._reset_state()  # the precision of a process is decided once
+        AcceleratorState._reset_state()  # accelerate sets the precision once per process
         return Trainer(copy.deepcopy(unet), scheduler, images, params, seed, teacher)
 
     return start
 
 
 class KilledError(Exception):
-    """The machine went away."""
+    """Stands for the end of the process."""
 
 
 def test_training_lowers_the_heldout_loss(trainer, tmp_path):
-    """Some steps on a fresh model help, and the curve holds every measurement."""
+    """The curve has a row for each measurement, the first before any step."""
     run = trainer(steps=30, heldout_every=10, samples=None)
     run.run(Checkpoints(tmp_path, "run"))
 
@@ -67,15 +68,15 @@ def test_training_lowers_the_heldout_loss(trainer, tmp_path):
 
 
 @pytest.mark.parametrize("killed_at", [1, 2, 3, 4, 5, 6])
-def test_a_killed_training_goes_on_as_if_nothing_had_happened(trainer, tmp_path, killed_at):
-    """Weights, average and curve are bit-identical to those of the undisturbed run, wherever it was killed."""
-    undisturbed = trainer()
-    undisturbed.run(Checkpoints(tmp_path / "undisturbed", "run"))
+def test_a_killed_training_resumes_bit_for_bit(trainer, tmp_path, killed_at):
+    """Weights, EMA, curve and samples equal those of an uninterrupted run, whichever step it was killed at."""
+    uninterrupted = trainer()
+    uninterrupted.run(Checkpoints(tmp_path / "uninterrupted", "run"))
     killed = trainer()
     step = killed.step
 
     def step_or_die():
-        if killed.done == killed_at:
+        if killed.steps_done == killed_at:
             raise KilledError
         step()
 
@@ -84,18 +85,18 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(trainer, tmp_path,
         killed.run(Checkpoints(tmp_path / "killed", "run"))
     resumed, steps = trainer(), []
     step_again = resumed.step
-    resumed.step = lambda: (steps.append(resumed.done), step_again())
+    resumed.step = lambda: (steps.append(resumed.steps_done), step_again())
     resumed.run(Checkpoints(tmp_path / "killed", "run"))
 
-    assert steps == list(range(killed_at // 2 * 2, 7))  # from the last checkpoint, and not from the start
+    assert steps == list(range(killed_at // 2 * 2, 7))  # from the last checkpoint
     states = [
         [tensors_sha256(model.state_dict()) for model in (run.unet, *run.ema_models.models.values())]
-        for run in (undisturbed, resumed)
+        for run in (uninterrupted, resumed)
     ]
     assert states[0] == states[1]
-    assert resumed.curve == undisturbed.curve
+    assert resumed.curve == uninterrupted.curve
     assert {step: drawn.tolist() for step, drawn in resumed.samples.items()} == {
-        step: drawn.tolist() for step, drawn in undisturbed.samples.items()
+        step: drawn.tolist() for step, drawn in uninterrupted.samples.items()
     }
 
 
@@ -104,20 +105,20 @@ def test_another_seed_is_another_training(trainer, tmp_path):
     runs = [trainer(seed) for seed in (0, 0, 1)]
     for index, run in enumerate(runs):
         run.run(Checkpoints(tmp_path / str(index), "run"))
-    hashes = [tensors_sha256(run.ema.state_dict()) for run in runs]
+    hashes = [tensors_sha256(run.best_ema.state_dict()) for run in runs]
 
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def test_an_epoch_sees_every_image_once(trainer, images):
-    """Three batches of eight are the 24 training images, in an order of their own each time round."""
+def test_an_epoch_uses_every_image_once(trainer, images):
+    """Three batches of eight are the 24 training images; the second epoch has another order."""
     run = trainer(flip=False)
     epochs = []
     for _ in range(2):
         batches = []
         for _ in range(3):
-            batches.append(run.batches.at(run.done, run.share).images)
-            run.done += 1
+            batches.append(run.batches.at(run.steps_done, run.rows).images)
+            run.steps_done += 1
         epochs.append(torch.cat(batches))
 
     expected = torch.from_numpy(images.train).float() / 127.5 - 1
@@ -126,19 +127,19 @@ def test_an_epoch_sees_every_image_once(trainer, images):
     assert not torch.equal(*epochs)
 
 
-def test_half_of_the_images_are_mirrored(trainer, images):
-    """Left to right, those that the step's own draws choose, and the images on disk stay as they are."""
+def test_half_of_the_images_are_flipped(trainer, images):
+    """The seed of the step decides which ones; the images in memory do not change."""
     run, before = trainer(), images.train.copy()
-    batch = run.batches.at(0, run.share)
+    batch = run.batches.at(0, run.rows)
     plain = torch.from_numpy(images.train[run.batches.choose(0)]).float() / 127.5 - 1
-    mirrored = torch.rand(len(batch), generator=generator(run.seed, "finetune", 0)) < 0.5
+    flipped = torch.rand(len(batch), generator=generator(run.seed, "finetune", 0)) < 0.5
 
-    assert 0 < int(mirrored.sum()) < len(batch)
-    assert torch.equal(batch.images, torch.where(mirrored[:, None, None, None], plain.flip(-1), plain))
+    assert 0 < int(flipped.sum()) < len(batch)
+    assert torch.equal(batch.images, torch.where(flipped[:, None, None, None], plain.flip(-1), plain))
     assert np.array_equal(images.train, before)
 
 
-def test_the_average_follows_by_hand(trainer):
+def test_the_ema_follows_its_formula(trainer):
     """After one step with ramp (1 + 1) / (10 + 1): ema = d·before + (1 − d)·after."""
     run = trainer()
     before = run.unet.conv_in.weight.clone()
@@ -146,21 +147,21 @@ def test_the_average_follows_by_hand(trainer):
 
     decay = 2 / 11
     expected = decay * before + (1 - decay) * run.unet.conv_in.weight
-    for average in run.ema_models.models.values():  # both decays are above the ramp
-        torch.testing.assert_close(average.conv_in.weight.data, expected.data)
+    for ema in run.ema_models.models.values():  # both decays are above the ramp
+        torch.testing.assert_close(ema.conv_in.weight.data, expected.data)
     decays = [0.5, 0.9]
     for _ in range(10):
         run.step()
-    before = [average.conv_in.weight.clone() for average in run.ema_models.models.values()]
+    before = [ema.conv_in.weight.clone() for ema in run.ema_models.models.values()]
     run.step()
-    now = [min(decay, 13 / 22) for decay in decays]
-    for average, kept, decay in zip(run.ema_models.models.values(), before, now, strict=True):
-        expected = decay * kept + (1 - decay) * run.unet.conv_in.weight
-        torch.testing.assert_close(average.conv_in.weight.data, expected.data)
+    ramped = [min(decay, 13 / 22) for decay in decays]
+    for ema, previous, decay in zip(run.ema_models.models.values(), before, ramped, strict=True):
+        expected = decay * previous + (1 - decay) * run.unet.conv_in.weight
+        torch.testing.assert_close(ema.conv_in.weight.data, expected.data)
 
 
-def test_a_damaged_checkpoint_is_never_read(trainer, tmp_path, capsys):
-    """The one before is taken, and the user is told."""
+def test_a_damaged_checkpoint_is_skipped(trainer, tmp_path, capsys):
+    """The previous one is read, and a warning is printed."""
     checkpoints = Checkpoints(tmp_path, "run")
     run = trainer()
     for _ in range(4):
@@ -174,11 +175,11 @@ def test_a_damaged_checkpoint_is_never_read(trainer, tmp_path, capsys):
         "step-00000004.safetensors",
     ]
     assert checkpoints.newest().step == 3
-    assert "going back to the checkpoint before" in capsys.readouterr().err
+    assert "this checkpoint is skipped" in capsys.readouterr().err
 
 
-def test_checkpoints_of_another_run_are_not_touched(trainer, tmp_path):
-    """Each run sees its own."""
+def test_runs_have_separate_checkpoints(trainer, tmp_path):
+    """Reading and clearing one run does not affect another."""
     run = trainer()
     run.step()
     Checkpoints(tmp_path, "a" * 64).save(run.checkpoint())
@@ -189,7 +190,7 @@ def test_checkpoints_of_another_run_are_not_touched(trainer, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(images, scheduler, unet):
-    """At once, naming the step and the key to change."""
+    """The message has the step and the key to change."""
     with torch.no_grad():
         unet.conv_in.weight.fill_(math.nan)
     run = Trainer(unet, scheduler, images, PARAMS, 0)
@@ -199,14 +200,14 @@ def test_a_loss_that_is_not_finite_ends_the_training(images, scheduler, unet):
 
 
 def test_a_batch_larger_than_the_data_is_refused(trainer, images):
-    """Both numbers and the key to change."""
+    """The message has both numbers and the key."""
     assert isinstance(images, Images)
     with pytest.raises(InputError, match=r"finetune\.batch_size 25 is more than the 24 training images"):
         trainer(batch_size=25)
 
 
 def test_half_of_the_timesteps_mirror_the_others():
-    """T − 1 − t, as in the original; with an odd batch one has no partner."""
+    """The mirror of t is T − 1 − t; in an odd batch one timestep has none."""
     for size in (1, 7, 8):
         timesteps = draw_timesteps(size, 1000, torch.Generator().manual_seed(0), antithetic=True)
         half = size // 2 + 1
@@ -216,21 +217,21 @@ def test_half_of_the_timesteps_mirror_the_others():
     assert evenly_spaced.bincount().tolist() == pytest.approx([400] * 10, rel=0.2)
 
 
-def test_shares_of_a_step_are_its_batch(images):
-    """Whoever takes which part: images, mirroring, noise and timesteps are those of the whole."""
-    batches = Batches(images, 1000, PARAMS, 3)
+def test_parts_of_a_batch_equal_the_whole(images):
+    """Images, flips, noise and timesteps do not depend on how processes divide the batch."""
+    batches = Batches(images, 1000, 3, **BATCHES)
     whole = batches.at(5, slice(0, 8))
-    parts = [Batches(images, 1000, PARAMS, 3).at(5, part) for part in (slice(0, 2), slice(2, 8))]
+    parts = [Batches(images, 1000, 3, **BATCHES).at(5, part) for part in (slice(0, 2), slice(2, 8))]
 
     for name in ("images", "noise", "timesteps"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
 
 
-def test_what_is_drawn_ahead_is_what_the_step_would_draw(images):
-    """In whatever order the steps are asked for, once or twice."""
-    ahead = Prefetcher(Batches(images, 1000, PARAMS, 3), slice(2, 8))
+def test_the_prefetcher_returns_the_batch_of_each_step(images):
+    """Steps may come in any order, and twice."""
+    prefetcher = Prefetcher(Batches(images, 1000, 3, **BATCHES), slice(2, 8))
     for step in (0, 1, 2, 7, 7, 8, 3):
-        found, expected = ahead.take(step), Batches(images, 1000, PARAMS, 3).at(step, slice(2, 8))
+        found, expected = prefetcher.get(step), Batches(images, 1000, 3, **BATCHES).at(step, slice(2, 8))
         assert all(torch.equal(vars(found)[name], vars(expected)[name]) for name in vars(expected))
 
 
@@ -240,13 +241,13 @@ def test_what_is_drawn_ahead_is_what_the_step_would_draw(images):
     ids=str,
 )
 def test_the_engine_changes_only_the_last_bits(trainer, unet, engine):
-    """The same steps in parts, with recomputed activations or another layout: within float32's rounding."""
+    """Parts, recomputed activations and another layout give the same steps within float32's rounding."""
     channels = {name: None for name, module in unet.named_modules() if isinstance(module, ResnetBlock2D)}
     loss = LossParams(output=1, feature=0.1)
     runs = []
-    for given in ({}, engine):
+    for changes in ({}, engine):
         teacher = (copy.deepcopy(unet), channels)
-        run = trainer(loss=loss, engine=EngineParams(**given), teacher=teacher)
+        run = trainer(loss=loss, engine=EngineParams(**changes), teacher=teacher)
         run.unet.conv_out.weight.data.add_(0.01)
         for _ in range(3):
             run.step()
@@ -258,7 +259,7 @@ def test_the_engine_changes_only_the_last_bits(trainer, unet, engine):
 
 
 def test_bfloat16_stays_close_and_keeps_float32_weights(trainer):
-    """The losses of the first steps differ by a percent or two; what is stored does not lose precision."""
+    """The losses of the first steps differ by less than two percent."""
     runs = [trainer(engine=EngineParams(precision=precision)) for precision in ("float32", "bfloat16")]
     for run in runs:
         for _ in range(3):
@@ -270,7 +271,7 @@ def test_bfloat16_stays_close_and_keeps_float32_weights(trainer):
 
 
 def test_the_learning_rate_follows_its_schedule(trainer):
-    """Up in the warm-up, then down to 0 along a half cosine; a resumed training goes on where it was."""
+    """It rises during the warm-up, then falls to 0 along a half cosine."""
     run = trainer(schedule="cosine", warmup_steps=2, steps=6)
     rates = []
     for _ in range(6):
@@ -280,17 +281,17 @@ def test_the_learning_rate_follows_its_schedule(trainer):
     assert rates == pytest.approx([0, 0.5, *[0.5 * (1 + math.cos(math.pi * part / 4)) for part in range(4)]])
 
 
-def test_dropout_is_as_asked_for(trainer):
-    """Without a number it leaves what the config has."""
-    given = [module.p for module in trainer(dropout=0.3).unet.modules() if isinstance(module, torch.nn.Dropout)]
+def test_dropout_overrides_the_models_config(trainer):
+    """Without a number the config's probability stays."""
+    changed = [module.p for module in trainer(dropout=0.3).unet.modules() if isinstance(module, torch.nn.Dropout)]
     kept = [module.p for module in trainer().unet.modules() if isinstance(module, torch.nn.Dropout)]
 
-    assert set(given) == {0.3}
+    assert set(changed) == {0.3}
     assert set(kept) == {0.0}
 
 
-def test_pictures_come_from_the_same_noise(trainer, tmp_path):
-    """A row before the first step, one every few steps, one at the end."""
+def test_samples_are_drawn_at_regular_steps(trainer, tmp_path):
+    """There is a row before the first step, one every four steps and one at the end."""
     run = trainer(samples=SamplesParams(every=4, num_images=2, steps=2))
     run.run(Checkpoints(tmp_path, "run"))
 
@@ -299,29 +300,29 @@ def test_pictures_come_from_the_same_noise(trainer, tmp_path):
 
 
 def test_a_training_that_cannot_reach_its_gate_ends_early(trainer, tmp_path):
-    """And keeps its checkpoints."""
+    """Its checkpoints stay."""
     run = trainer(steps=40, heldout_every=2, gate=1e-6, samples=None)
     with pytest.raises(InputError, match=r"finetune\.gate is 1e-06"):
         run.run(Checkpoints(tmp_path, "run"))
 
-    assert run.done == 8
+    assert run.steps_done == 8
     assert Checkpoints(tmp_path, "run").newest().step == 6
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_leaves(trainer, tmp_path, number):
-    """After the step that it came in; the exit code is that of the signal, and the next run goes on from there."""
-    undisturbed = trainer()
-    undisturbed.run(Checkpoints(tmp_path / "undisturbed", "run"))
+def test_a_signal_saves_a_checkpoint_and_stops(trainer, tmp_path, number):
+    """The current step is finished, the exit code is that of the signal, and the next run resumes bit for bit."""
+    uninterrupted = trainer()
+    uninterrupted.run(Checkpoints(tmp_path / "uninterrupted", "run"))
     run = trainer()
     step = run.step
 
-    def step_and_hear():
+    def step_and_interrupt():
         step()
-        if run.done == 5:
+        if run.steps_done == 5:
             os.kill(os.getpid(), number)
 
-    run.step = step_and_hear
+    run.step = step_and_interrupt
     before = signal.getsignal(number)
     with pytest.raises(StoppedError, match=f"stopped by {number.name} after step 5, which is saved") as stopped:
         run.run(Checkpoints(tmp_path / "stopped", "run"))
@@ -330,11 +331,11 @@ def test_a_signal_saves_and_leaves(trainer, tmp_path, number):
 
     assert stopped.value.exit_code == 128 + number
     assert signal.getsignal(number) == before
-    assert tensors_sha256(resumed.unet.state_dict()) == tensors_sha256(undisturbed.unet.state_dict())
+    assert tensors_sha256(resumed.unet.state_dict()) == tensors_sha256(uninterrupted.unet.state_dict())
 
 
 def test_a_checkpoint_of_another_run_is_refused(trainer, tmp_path):
-    """Where somebody copied it into this run's folder."""
+    """It can only get into this run's folder by hand."""
     run = trainer()
     run.step()
     theirs = Checkpoints(tmp_path, "a" * 64)
@@ -346,22 +347,22 @@ def test_a_checkpoint_of_another_run_is_refused(trainer, tmp_path):
         mine.newest()
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(trainer):
-    """By processes and parts."""
+def test_a_batch_that_does_not_divide_is_refused(trainer):
+    """The message has the processes, the parts and a possible size."""
     run = trainer()
     run.engine.num_processes = 3
-    with pytest.raises(InputError, match=r"batch_size 8 cannot be shared by 3 processes in 1 parts each; .* of 3"):
-        run.engine.share(8)
+    with pytest.raises(InputError, match=r"batch_size 8 does not divide by 3 processes of 1 parts each; .* of 3"):
+        run.engine.local_rows(8)
 
 
-def test_scratch_has_the_same_widths_and_fresh_weights(unet, magnitude):
-    """The seed decides them."""
+def test_fresh_weights_have_the_same_shapes(unet, magnitude):
+    """The seed determines them."""
     plan = plan_pruning(unet, magnitude, PruneParams(target=Target(ratio=0.3)), 0)
     pruned = prune_unet(copy.deepcopy(unet), plan, None)
-    made = [fresh(pruned, seed) for seed in (0, 0, 1)]
-    hashes = [tensors_sha256(one.state_dict()) for one in made]
+    copies = [with_fresh_weights(pruned, seed) for seed in (0, 0, 1)]
+    hashes = [tensors_sha256(one.state_dict()) for one in copies]
 
-    shapes = [{name: tensor.shape for name, tensor in one.state_dict().items()} for one in (pruned, *made)]
+    shapes = [{name: tensor.shape for name, tensor in one.state_dict().items()} for one in (pruned, *copies)]
     assert all(found == shapes[0] for found in shapes)
     assert hashes[0] == hashes[1] != hashes[2]
     assert tensors_sha256(pruned.state_dict()) not in hashes

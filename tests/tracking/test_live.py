@@ -1,4 +1,8 @@
-"""A training that can be watched."""
+"""Live logging of a training to MLflow."""
+
+import socket
+import subprocess
+import sys
 
 import pytest
 from mlflow import MlflowClient
@@ -6,7 +10,7 @@ from mlflow import MlflowClient
 from stages.finetune.curve import CurvePoint
 from stages.finetune.engine import Engine
 from stages.finetune.interrupt import StoppedError
-from stages.finetune.recovery import watched
+from stages.finetune.recovery import live_logging
 from stages.tracking.live import EXPERIMENT, TAG
 
 RUN = "e" * 64
@@ -14,39 +18,39 @@ RUN = "e" * 64
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """MLflow on a file of the test's own."""
+    """A client of an MLflow database of the test's own, which the environment names."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     return MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
 
 
 @pytest.fixture
-def watch(params, unet):
-    """Watch a training of one row; `error` ends it."""
+def train(params, unet):
+    """Return a function that logs a training of one row, which `error` ends."""
 
-    def act(step=5, error=None):
+    def run_training(step=5, error=None):
         engine = Engine(params.finetune.engine, unet.device)
-        with watched(RUN, params.finetune, engine) as listener:
-            listener(CurvePoint(step, 0.5, ((0.9, 0.4), (0.99, 0.3))), None)
+        with live_logging(RUN, params.finetune, engine) as callback:
+            callback(CurvePoint(step, 0.5, ((0.9, 0.4), (0.99, 0.3))), None)
             if error:
                 raise error
 
-    return act
+    return run_training
 
 
 def runs(client):
-    """Find what the server shows."""
+    """Return the runs on the server."""
     experiment = client.get_experiment_by_name(EXPERIMENT)
     return client.search_runs([experiment.experiment_id])
 
 
-def test_the_curve_is_there_while_the_training_runs(server, watch):
-    """Numbers under the names of curve.csv, params, and how it ended; a second start goes on in the same run."""
+def test_a_run_holds_the_curve_and_a_resumed_training_continues_it(server, train):
+    """Metrics have the names of curve.csv; params and the final status are logged."""
     with pytest.raises(StoppedError):
-        watch(5, StoppedError(15, 5))
+        train(5, StoppedError(15, 5))
     (run,) = runs(server)
     assert (run.info.status, run.data.tags[TAG]) == ("KILLED", RUN)
     assert run.data.params["loss.output"] == "1.0"
-    watch(10)
+    train(10)
     (run,) = runs(server)
 
     assert run.info.status == "FINISHED"
@@ -55,28 +59,47 @@ def test_the_curve_is_there_while_the_training_runs(server, watch):
     assert run.data.metrics["heldout_ema_0.9"] == 0.4
 
 
-def test_pictures_are_shown(server, params, unet, images):
-    """As an artifact, named by the step."""
-    with watched(RUN, params.finetune, Engine(params.finetune.engine, unet.device)) as listener:
-        listener(CurvePoint(4, None, ((0.9, 0.4),)), images.train[:3])
+def test_samples_are_logged_as_artifacts(server, params, unet, images):
+    """The file name holds the step."""
+    with live_logging(RUN, params.finetune, Engine(params.finetune.engine, unet.device)) as callback:
+        callback(CurvePoint(4, None, ((0.9, 0.4),)), images.train[:3])
     (run,) = runs(server)
 
     assert [file.path for file in server.list_artifacts(run.info.run_id, "samples")] == ["samples/step-00000004.png"]
 
 
-def test_a_server_that_is_away_is_told_of_once(watch, monkeypatch, capsys):
-    """And the training goes on."""
+def test_an_unreachable_server_gives_one_warning(train, monkeypatch, capsys):
+    """The training continues."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    watch()
+    train()
 
     assert capsys.readouterr().err.count("Warning: MLflow does not show this training") == 1
 
 
-def test_nothing_is_sent_where_no_server_is_named(watch, monkeypatch, tmp_path):
-    """Not even to a file."""
+HANGING = """
+from stages.tracking import live
+live.PATIENCE_S = 0.5
+run = live.LiveRun("e" * 64, {})
+run.log(1, {"loss": 0.5})
+run.close("FINISHED")
+"""
+
+
+def test_a_server_that_never_answers_does_not_delay_the_exit(root, monkeypatch):
+    """The end of a training waits PATIENCE_S and warns once; the pending request does not keep the process alive."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        command = [sys.executable, "-c", HANGING]
+        result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=60)
+
+    assert result.stderr.count("Warning: MLflow does not show this training") == 1
+
+
+def test_nothing_is_logged_without_a_server(train, monkeypatch, tmp_path):
+    """No local file is written either."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
-    watch()
+    train()
 
     assert list(tmp_path.iterdir()) == []
