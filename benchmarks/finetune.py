@@ -1,8 +1,8 @@
-"""The digits model, pruned -> the time of our training step against a bare loop and one as in diffusers' example.
+"""The pruned digits model -> time of a training step here, in a minimal loop and in a loop like diffusers' example.
 
-All take turns on one machine in one run, so that what else the machine does meets them alike. The example's loop is
-written from its description: PIL images through torchvision's transforms and a DataLoader, accelerate, AdamW with a
-cosine schedule, EMAModel, clipping.
+The loops alternate step by step in one process, so that other load on the machine affects them equally. The example's
+loop is written from its description: PIL images through torchvision's transforms and a DataLoader, accelerate, AdamW
+with a cosine schedule, EMAModel, clipping.
 """
 
 import time
@@ -37,16 +37,16 @@ ENGINES = {
 }
 
 
-class Course:
-    """One model and its data, for loops of several kinds."""
+class TrainingLoops:
+    """Builds the step of each loop for one model and its data."""
 
     def __init__(self, model: Path, data: Path, batch_size: int) -> None:
         self.model, self.device, self.batch_size = model, select_device(), batch_size
         self.images, self.scheduler = read_images(data), read_scheduler(model)
 
     def ours(self, engine: EngineParams) -> Step:
-        """Our trainer, with one average as the example has."""
-        AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001  # a process has one precision
+        """Build the step of `Trainer`, with one EMA as in the example."""
+        AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001  # accelerate sets the precision once per process
         params = FinetuneParams(
             steps=10**6,
             batch_size=self.batch_size,
@@ -63,7 +63,7 @@ class Course:
         return Trainer(read_unet(self.model, self.device), self.scheduler, self.images, params, 0).step
 
     def bare(self) -> Step:
-        """The least that trains: noise, a pass forwards and backwards, Adam."""
+        """Build a minimal step: noise, forward and backward pass, Adam."""
         unet = read_unet(self.model, self.device).train()
         optimizer = torch.optim.Adam(unet.parameters(), lr=1e-4)
         pixels = to_model_range(np.array(self.images.train)).to(self.device)
@@ -82,7 +82,7 @@ class Course:
         return step
 
     def example(self) -> Step:
-        """As diffusers' example of unconditional training does it."""
+        """Build the step of diffusers' example of unconditional training."""
         AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001
         accelerator = Accelerator(cpu=self.device.type == "cpu")
         unet = read_unet(self.model, self.device).train()
@@ -134,28 +134,28 @@ def _endless(loader: DataLoader[torch.Tensor]) -> Iterator[torch.Tensor]:
 
 
 def measure(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
-    """Let the loops take turns, step by step: seconds of each."""
+    """Time the loops step by step in alternating order: seconds of each step."""
     for step in steps.values():
         step()
         step()
-    found: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(rounds):
-        names = list(steps) if turn % 2 else list(reversed(steps))
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for index in range(rounds):
+        names = list(steps) if index % 2 else list(reversed(steps))
         for name in names:
             begin = time.perf_counter()
             steps[name]()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            found[name].append(time.perf_counter() - begin)
-    return found
+            seconds[name].append(time.perf_counter() - begin)
+    return seconds
 
 
-def table(found: dict[str, list[float]], batch_size: int) -> str:
-    """Write a Markdown table: medians, and medians of the ratios turn by turn."""
-    lines = ["| loop | ms a step | images/s | over bare | example over it |", "| --- |" + " ---: |" * 4]
-    for name, seconds in found.items():
-        bare = median(mine / other for mine, other in zip(seconds, found["bare"], strict=True))
-        gain = median(other / mine for mine, other in zip(seconds, found["example"], strict=True))
+def table(timings: dict[str, list[float]], batch_size: int) -> str:
+    """Format a Markdown table of medians, and of medians of the ratios round by round."""
+    lines = ["| loop | ms per step | images/s | ratio to bare | ratio of example to it |", "| --- |" + " ---: |" * 4]
+    for name, seconds in timings.items():
+        bare = median(mine / other for mine, other in zip(seconds, timings["bare"], strict=True))
+        gain = median(other / mine for mine, other in zip(seconds, timings["example"], strict=True))
         middle = median(seconds)
         lines.append(f"| {name} | {1000 * middle:.1f} | {batch_size / middle:.0f} | {bare:.3f}× | {gain:.2f}× |")
     return "\n".join(lines)
@@ -164,14 +164,21 @@ def table(found: dict[str, list[float]], batch_size: int) -> str:
 @click.command()
 @click.option("--model", type=Path, default=Path("artifacts/pruned"), help="Model folder.")
 @click.option("--data", type=Path, default=Path("artifacts/data"), help="Packed images.")
-@click.option("--batch-size", default=64)
-@click.option("--rounds", type=click.IntRange(1), default=60, help="Steps of each loop.")
-@click.option("--engine", "engines", multiple=True, type=click.Choice(list(ENGINES)), default=list(ENGINES))
+@click.option("--batch-size", default=64, help="Images per step.")
+@click.option("--rounds", type=click.IntRange(1), default=60, help="Timed steps of each loop.")
+@click.option(
+    "--engine",
+    "engines",
+    multiple=True,
+    type=click.Choice(list(ENGINES)),
+    default=list(ENGINES),
+    help="Settings to time.",
+)
 def main(model: Path, data: Path, batch_size: int, rounds: int, engines: tuple[str, ...]) -> None:
-    """Time the loops in turn and print the table."""
-    course = Course(model, data, batch_size)
-    steps = {"bare": course.bare(), "example": course.example()}
-    steps |= {name: course.ours(ENGINES[name]) for name in engines}
+    """Time the loops and print the table."""
+    loops = TrainingLoops(model, data, batch_size)
+    steps = {"bare": loops.bare(), "example": loops.example()}
+    steps |= {name: loops.ours(ENGINES[name]) for name in engines}
     click.echo(table(measure(steps, rounds), batch_size))
 
 

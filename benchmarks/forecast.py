@@ -1,4 +1,4 @@
-"""A preset and the sizes of its models -> multiply-accumulates and memory of each stage, and hours by a rate."""
+"""A preset and the sizes of its models -> MACs of each stage, memory of finetuning, and hours at a given rate."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,29 +10,30 @@ from stages.params import Params, load_params
 
 TIMESTEPS = 1000
 STOPS_AT = 0.25
-"""Of the timesteps, where T ends the sum on a trained model; measured on CIFAR-10's at T = .05."""
+"""Share of the timesteps after which the threshold T ends the sum; measured on CIFAR-10's model at T = .05."""
 BACKWARD = 3
-"""A forward and a backward pass over a forward pass."""
+"""Cost of a forward and a backward pass relative to a forward pass."""
 BYTES = 4
+"""Per float32."""
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """What a preset asks for."""
+class Workload:
+    """Computation and memory of a preset."""
 
     macs: dict[str, float]
-    """Of each stage."""
+    """Multiply-accumulates of each stage."""
     train_bytes: float
-    """Weights, gradients, Adam's two moments, averages and teacher, without activations."""
+    """Weights, gradients, Adam's two moments, EMA and teacher, without activations."""
 
     def hours(self, tflops: float, gpus: int) -> dict[str, float]:
-        """Time at a sustained rate of one GPU; only finetuning is shared by several."""
+        """Return the hours of each stage at a sustained rate per GPU; only finetuning uses several GPUs."""
         rate = tflops * 1e12 / 2 * 3600
         return {stage: macs / rate / (gpus if stage == "finetune" else 1) for stage, macs in self.macs.items()}
 
 
-def forecast(name: str, params: Params) -> Forecast:
-    """Count what the stages compute: passes of the dense and of the pruned model times their size."""
+def estimate(name: str, params: Params) -> Workload:
+    """Count the MACs of the stages: passes of the dense and the pruned model times their MACs per pass."""
     system = SYSTEM_OF[name]
     dense, pruned = system.dense[1] * 1e9, system.pruned[1] * 1e9
     drawn = params.reference.num_images * params.reference.sets
@@ -43,7 +44,7 @@ def forecast(name: str, params: Params) -> Forecast:
     step = finetune.batch_size * (BACKWARD * pruned + (dense if finetune.loss.needs_teacher else 0))
     copies = 4 + len(finetune.ema_decays)
     teacher = system.dense[0] if finetune.loss.needs_teacher else 0
-    return Forecast(
+    return Workload(
         {
             "reference": passes * dense,
             "importance": scored * BACKWARD * dense,
@@ -56,20 +57,20 @@ def forecast(name: str, params: Params) -> Forecast:
 
 @click.command()
 @click.option("--preset", "names", multiple=True, type=click.Choice(list(SYSTEM_OF)), default=list(SYSTEM_OF))
-@click.option("--tflops", default=40.0, help="What one GPU sustains on these models, in 10¹² operations a second.")
-@click.option("--gpus", type=click.IntRange(1), default=1, help="That share each batch of finetuning.")
-@click.option("--params", "path", type=click.Path(path_type=Path), help="In place of the preset's own file.")
+@click.option("--tflops", default=40.0, help="Sustained rate of one GPU, in 10¹² operations per second.")
+@click.option("--gpus", type=click.IntRange(1), default=1, help="GPUs that share each batch of finetuning.")
+@click.option("--params", "path", type=click.Path(path_type=Path), help="Params file instead of the preset's own.")
 def main(names: tuple[str, ...], tflops: float, gpus: int, path: Path | None) -> None:
-    """Print hours of each stage, and the memory that finetuning takes before any activation."""
+    """Print the hours of each stage, and the memory of finetuning without activations."""
     if path is not None and len(names) != 1:
-        raise click.UsageError("--params is of one preset; name it with --preset")
-    print("| preset | reference | importance | finetune | evaluate | together | weights and their like |")
+        raise click.UsageError("--params needs exactly one preset; name it with --preset")
+    print("| preset | reference | importance | finetune | evaluate | total | memory without activations |")
     print("| --- |" + " ---: |" * 6)
     for name in names:
-        found = forecast(name, load_params(path or PRESETS / f"{name}.yaml"))
-        hours = found.hours(tflops, gpus)
+        workload = estimate(name, load_params(path or PRESETS / f"{name}.yaml"))
+        hours = workload.hours(tflops, gpus)
         cells = [f"{value:.1f} h" for value in (*hours.values(), sum(hours.values()))]
-        print(f"| {name} | {' | '.join(cells)} | {found.train_bytes / 2**30:.1f} GiB |")
+        print(f"| {name} | {' | '.join(cells)} | {workload.train_bytes / 2**30:.1f} GiB |")
 
 
 if __name__ == "__main__":
