@@ -1,4 +1,4 @@
-"""The pruned digits model -> time of a training step here, in a minimal loop and in a loop like diffusers' example.
+"""The pruned digits model -> time of a step of `Trainer`, of a minimal loop and of one like diffusers' example.
 
 The loops alternate step by step in one process, so that other load on the machine affects them equally. The example's
 loop is written from its description: PIL images through torchvision's transforms and a DataLoader, accelerate, AdamW
