@@ -1,1 +1,1 @@
-"""When and in which order things run: Prefect flows over the stages of dvc.yaml."""
+"""Prefect flows over the stages of dvc.yaml: schedules, sweeps, retries, promotion."""

@@ -1,4 +1,4 @@
-"""The one door to the flows: python -m flows NAME."""
+"""The command line of the flows: python -m flows NAME."""
 
 import os
 import sys
@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.workspaces.overrides import check_apart, parse_grid, parse_overrides, plan_cells
+from flows.workspaces.overrides import parse_grid, parse_limits, parse_overrides
 from stages.runtime import telemetry
 from stages.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from prefect import State
 
+    from flows.workspaces.repository import ParamsSource, Repository
     from stages.register.promotion import Decision
     from stages.register.reproduce import Reproduction
 
@@ -21,26 +22,25 @@ SETTINGS = {
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
 }
-"""Defaults that the environment may overrule; with no PREFECT_API_URL, Prefect starts a server for the run alone."""
+"""Defaults of environment variables; without PREFECT_API_URL, Prefect starts a server for the one run."""
 
 RUNNERS = ["threads", "pool", "dask", "ray"]
 
-policy_option = click.option("--policy", default="mlflow/promotion.yaml", help="What a version must show.")
-set_option = click.option("--set", "texts", multiple=True, metavar="KEY=VALUE", help="Overrides a key of params.yaml.")
-preset_option = click.option(
-    "--preset", default=None, help="Of the commit's recipes/presets, in place of its params.yaml."
-)
+policy_option = click.option("--policy", default="mlflow/promotion.yaml", help="The promotion policy.")
+set_option = click.option("--set", "texts", multiple=True, metavar="KEY=VALUE", help="Override a key of params.yaml.")
+preset_option = click.option("--preset", default=None, help="A preset of the commit that replaces its params.yaml.")
+commit_option = click.option("--commit", default="HEAD", help="A branch, tag or hash.")
 runner_option = click.option("--runner", type=click.Choice(RUNNERS), default="threads", help="Where cells run.")
 jobs_option = click.option("--jobs", type=click.IntRange(1), default=1, help="Cells at once on this machine.")
-address_option = click.option("--address", default=None, help="Of the cluster's scheduler.")
+address_option = click.option("--address", default=None, help="Address of the cluster's scheduler.")
 limit_option = click.option(
-    "--limit", "limits", multiple=True, metavar="STAGE=MINUTES", help="Ends a stage that takes longer."
+    "--limit", "limits", multiple=True, metavar="STAGE=MINUTES", help="Terminate a stage that takes longer."
 )
 
 
 @click.group()
 def main() -> None:
-    """Run a flow here and now, with or without a Prefect server."""
+    """Run a flow in this process, with or without a Prefect server."""
     telemetry.switch_off()
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
@@ -49,55 +49,63 @@ def main() -> None:
 @main.command()
 @set_option
 @preset_option
-@click.option("--commit", default=None, help="A branch, tag or hash; the folder here as it stands without it.")
+@click.option("--commit", default=None, help="A branch, tag or hash; by default the current folder as it stands.")
 @limit_option
 @click.option("--register", "to_register", is_flag=True, help="Make the result a version in MLflow's registry.")
 def compress(
     texts: tuple[str, ...], preset: str | None, commit: str | None, limits: tuple[str, ...], *, to_register: bool
 ) -> None:
-    """Bring every stage up to date and record the result: here, or in a workspace of its own."""
-    overrides, minutes = parse_overrides(texts), _minutes(limits)
+    """Bring every stage up to date and record the result, in the current folder or in a workspace of its own."""
+    overrides, minutes = parse_overrides(texts), parse_limits(limits)
     if commit is None and (overrides or preset):
         commit = "HEAD"
-    _check(commit, [overrides], minutes, preset)
+    if commit is None:
+        from flows.workspaces.workspace import current_checkout
+
+        current_checkout().check_limits(minutes)
+    else:
+        repository, source = _find_source(commit, preset, minutes)
+        repository.render(source, [overrides])
 
     from flows.compress import compress as flow
 
-    _leave(flow(overrides, commit, minutes, preset=preset, to_register=to_register, return_state=True))
+    _exit(flow(overrides, commit, minutes, preset=preset, to_register=to_register, return_state=True))
 
 
 @main.command()
 @click.option("--grid", "grids", multiple=True, required=True, metavar="KEY=VALUE,…", help="The values of a key.")
 @set_option
 @preset_option
-@click.option("--commit", default="HEAD", help="A branch, tag or hash.")
+@commit_option
 @runner_option
 @jobs_option
 @address_option
 @limit_option
 @click.option("--best", type=click.IntRange(0), default=1, help="How many of the best become versions.")
 def sweep(grids: tuple[str, ...], texts: tuple[str, ...], limits: tuple[str, ...], **given: Any) -> None:  # noqa: ANN401
-    """Compress every combination of some values: one table, one plot; started again, it goes on where it stopped."""
-    grid, overrides, minutes = parse_grid(grids), parse_overrides(texts), _minutes(limits)
-    check_apart(grid, overrides)
-    _check(given["commit"], [{**overrides, **cell} for cell in plan_cells(grid)], minutes, given["preset"])
+    """Compress every combination of some values: one table, one plot; a second run continues an interrupted one."""
+    from flows.workspaces.grid import check_disjoint, plan_sweep
+
+    grid, overrides, minutes = parse_grid(grids), parse_overrides(texts), parse_limits(limits)
+    check_disjoint(grid, overrides)
+    plan_sweep(*_find_source(given["commit"], given["preset"], minutes), grid, overrides)
 
     from flows.sweep import sweep as flow
 
-    _leave(flow(grid, overrides, limits=minutes, return_state=True, **given))
+    _exit(flow(grid, overrides, limits=minutes, return_state=True, **given))
 
 
 @main.command()
-@click.option("--preset", required=True, help="Of the commit's recipes/presets.")
-@click.option("--seeds", default="0,1,2,3,4", help="Every row is made with each of them.")
-@click.option("--rows", default=None, metavar="ROW,…", help="Some of the table's rows.")
+@click.option("--preset", required=True, help="A preset of the commit (recipes/presets).")
+@click.option("--seeds", default="0,1,2,3,4", help="Each row has one cell per seed.")
+@click.option("--rows", default=None, metavar="ROW,…", help="Rows of the table; by default all.")
 @set_option
-@click.option("--commit", default="HEAD", help="A branch, tag or hash.")
+@commit_option
 @runner_option
 @jobs_option
 @address_option
 @limit_option
-@click.option("--ablation/--no-ablation", default=True, help="Whether the number of timesteps used is varied, too.")
+@click.option("--ablation/--no-ablation", default=True, help="Whether to vary the number of timesteps as well.")
 def compare(
     seeds: str,
     rows: str | None,
@@ -105,43 +113,41 @@ def compare(
     limits: tuple[str, ...],
     **given: Any,  # noqa: ANN401
 ) -> None:
-    """Make the paper's table for a preset, and how far its rows can be told apart."""
+    """Make the paper's table for a preset, with intervals over the seeds."""
     from flows.workspaces.method_rows import parse_seeds, plan_comparison
-    from flows.workspaces.repository import Base, Repository
     from stages.tools.published import METHODS
 
-    overrides, minutes, numbers = parse_overrides(texts), _minutes(limits), parse_seeds(seeds)
+    overrides, minutes, numbers = parse_overrides(texts), parse_limits(limits), parse_seeds(seeds)
     names = list(METHODS) if rows is None else rows.split(",") if rows else []
-    _check(given["commit"], [], minutes, given["preset"])
-    repository = Repository.find()
-    base = Base(repository.resolve(given["commit"], _discard), given["preset"])
-    plan_comparison(repository, base, names, numbers, overrides, ablation=given["ablation"])
+    source = _find_source(given["commit"], given["preset"], minutes)
+    plan_comparison(*source, names, numbers, overrides, ablation=given["ablation"])
 
     from flows.compare import compare as flow
 
-    _leave(flow(seeds=numbers, rows=names, overrides=overrides, limits=minutes, return_state=True, **given))
+    _exit(flow(seeds=numbers, rows=names, overrides=overrides, limits=minutes, return_state=True, **given))
 
 
 @main.command()
 @set_option
-@click.option("--commit", default="HEAD", help="A branch, tag or hash.")
+@commit_option
 @policy_option
 @limit_option
 def nightly(texts: tuple[str, ...], commit: str, policy: str, limits: tuple[str, ...]) -> None:
-    """Compress the current base, register the result, and promote it or say why not."""
-    overrides, minutes = parse_overrides(texts), _minutes(limits)
-    _check(commit, [overrides], minutes)
+    """Compress the current base, register the result, and promote it or report why not."""
+    overrides, minutes = parse_overrides(texts), parse_limits(limits)
+    repository, source = _find_source(commit, None, minutes)
+    repository.render(source, [overrides])
 
     from flows.nightly import nightly as flow
 
-    _leave(flow(overrides, commit, policy, minutes, return_state=True))
+    _exit(flow(overrides, commit, policy, minutes, return_state=True))
 
 
 @main.command()
 @click.argument("name")
-@click.option("--version", "uri", default=None, help="models:/NAME/3; the challenger without it.")
+@click.option("--version", "uri", default=None, help="models:/NAME/3; by default the challenger.")
 @policy_option
-@click.option("--why", default=None, help="For the ledger.")
+@click.option("--why", default=None, help="Reason, for the ledger.")
 def promote(name: str, uri: str | None, policy: str, why: str | None) -> None:
     """Decide by the policy whether a version of the model NAME becomes its champion."""
     if _is_served():
@@ -161,8 +167,8 @@ def promote(name: str, uri: str | None, policy: str, why: str | None) -> None:
 @main.command()
 @click.argument("name")
 @policy_option
-@click.option("--why", required=True, help="For the ledger.")
-@click.option("--unseen", is_flag=True, help="In an emergency: do not look first whether it still draws.")
+@click.option("--why", required=True, help="Reason, for the ledger.")
+@click.option("--unseen", is_flag=True, help="In an emergency: skip the check of its samples.")
 def rollback(name: str, policy: str, why: str, *, unseen: bool) -> None:
     """Make the previous champion of the model NAME the champion again."""
     if _is_served():
@@ -183,11 +189,11 @@ def rollback(name: str, policy: str, why: str, *, unseen: bool) -> None:
 @click.option(
     "--repository",
     envvar="ESPALIER_REPOSITORY",
-    help="Where to clone from; without, this checkout or the version's own remote.",
+    help="Folder or address to clone from; by default this checkout or the version's own remote.",
 )
-@click.option("--keep", "workspace", default=None, help="An empty folder for the work, which stays.")
+@click.option("--keep", "workspace", default=None, help="An empty folder for the work, which is kept.")
 def reproduce(uri: str, repository: str | None, workspace: str | None) -> None:
-    """Do the work of a version, such as models:/NAME/3, once more, without caches, and say what comes out."""
+    """Repeat the work of a version, such as models:/NAME/3, without caches, and compare the results."""
     found: Reproduction
     if _is_served():
         from flows.promotion import reproduce as flow
@@ -214,7 +220,7 @@ def reproduce(uri: str, repository: str | None, workspace: str | None) -> None:
 @main.command()
 @click.argument("name")
 def ledger(name: str) -> None:
-    """Print who did what to the model NAME, when, why, from what, to what."""
+    """Print every promotion and rollback of the model NAME: when, by whom, why, from which version to which."""
     from stages.register.ledger import Ledger
     from stages.register.registry import Registry
 
@@ -224,60 +230,50 @@ def ledger(name: str) -> None:
             f"{act.number:>4}  {act.at}  {act.kind} {act.start} -> {act.to}: {act.outcome}, by {act.by}: {act.why}"
         )
     if not acts:
-        click.echo(f"nothing was promoted yet under the name {name}")
+        click.echo(f"model {name} has no promotions yet")
 
 
 @main.command()
-@click.option("--file", "path", type=Path, default=Path("prefect.yaml"), help="The deployments.")
-@click.option("--pool", default=None, help="The work pool of all of them; else the one that the file names.")
+@click.option("--file", "path", type=Path, default=Path("prefect.yaml"), help="The file of deployments.")
+@click.option("--pool", default=None, help="Work pool of the deployments for which the file names none.")
 def deploy(path: Path, pool: str | None) -> None:
-    """Check the deployments of prefect.yaml, schedules and pools included, and hand them to the Prefect server."""
-    from flows.deploy import deploy as hand_over
+    """Check the deployments of prefect.yaml, schedules and pools included, and create them on the Prefect server."""
+    from flows.deploy import deploy as create_deployments
 
-    hand_over(path, pool)
-
-
-def _minutes(texts: tuple[str, ...]) -> dict[str, float]:
-    return parse_overrides(texts, "--limit", "finetune=90")
+    create_deployments(path, pool)
 
 
-def _check(
-    commit: str | None, cells: list[dict[str, Any]], limits: dict[str, float], preset: str | None = None
-) -> None:
-    """Find a mistake before a server is started for it."""
-    from flows.workspaces.repository import Repository
+def _find_source(commit: str, preset: str | None, limits: dict[str, float]) -> "tuple[Repository, ParamsSource]":
+    """Check the limits and find the commit, so that a mistake is reported before a Prefect server is started."""
+    from flows.workspaces.repository import ParamsSource, Repository
     from flows.workspaces.workspace import current_checkout
 
-    if commit is None or (limits and Path("dvc.yaml").is_file()):
+    if limits and Path("dvc.yaml").is_file():
         current_checkout().check_limits(limits)
-    if commit is not None:
-        repository = Repository.find()
-        repository.render(repository.resolve(commit, _discard), cells, preset)
-
-
-def _discard(_line: str) -> None:
-    """The flow will say it."""
+    repository = Repository.find()
+    return repository, ParamsSource(repository.resolve(commit, lambda _line: None), preset)  # the flow logs the line
 
 
 def _is_served() -> bool:
-    """Whether a Prefect server could show the run; without one, an act on the registry needs none of its own."""
+    """Whether a Prefect server is set; without one, commands on the registry run without a flow."""
     from prefect.settings import PREFECT_API_URL
 
     return bool(PREFECT_API_URL.value())
 
 
 def _result(state: "State[Any]") -> Any:  # noqa: ANN401
-    """Give what a flow found.
+    """Return the data of a flow's state.
 
     Raises:
-        InputError: It failed.
+        InputError: The flow failed.
     """
     if state.data is None:
-        raise InputError(state.message or f"it ended as {state.name}")
+        raise InputError(state.message or f"the flow ended as {state.name}")
     return state.result(raise_on_failure=False)
 
 
-def _leave(state: "State[Any]") -> None:
+def _exit(state: "State[Any]") -> None:
+    """Print a flow's state, and end this process with exit code 0 only if the flow completed."""
     click.echo(f"{state.name}: {state.message}")
     sys.exit(0 if state.is_completed() and state.name == "Completed" else 1)
 

@@ -1,4 +1,4 @@
-"""A preset -> the paper's table: every method with every seed, the same way, and how far they can be told apart."""
+"""A preset -> the paper's table: every method with every seed, with intervals over the seeds."""
 
 import json
 import shlex
@@ -9,6 +9,7 @@ from prefect import State, flow
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
+from pydantic import PositiveInt
 
 from flows.tasks.errors import fail_on_input_error
 from flows.tasks.notifications import HOOKS
@@ -16,7 +17,7 @@ from flows.tasks.runners import RunnerName
 from flows.tasks.series import Series, describe, open_executor
 from flows.workspaces.method_rows import plan_comparison
 from flows.workspaces.overrides import Overrides
-from flows.workspaces.repository import Base, Repository
+from flows.workspaces.repository import ParamsSource, Repository
 from stages.tools.published import METHODS
 
 PICTURES = {
@@ -34,49 +35,49 @@ def _name_run() -> str:
 @fail_on_input_error
 def compare(
     preset: str,
-    seeds: list[int] = [0, 1, 2, 3, 4],  # noqa: B006  # Prefect shows it; nobody changes it
+    seeds: list[int] = [0, 1, 2, 3, 4],  # noqa: B006  # Prefect shows the default; it is never changed
     rows: list[str] | None = None,
     overrides: dict[str, Any] | None = None,
     commit: str = "HEAD",
     runner: RunnerName = "threads",
-    jobs: int = 1,
+    jobs: PositiveInt = 1,
     address: str | None = None,
     *,
     limits: dict[str, float] | None = None,
     ablation: bool = True,
 ) -> State[None]:
-    """Compress a preset by every method of the paper and by ours, with every seed; what is finished is not done again.
+    """Compress a preset by every method of the paper and by ours, with every seed; finished cells are not repeated.
 
     Args:
-        preset: Of the commit's recipes/presets.
-        seeds: Each row is made with each of them.
-        rows: Some of scratch, random, magnitude, taylor, diff-pruning-0, -0.02 and -0.05, ours; null takes all.
+        preset: Name of a preset of the commit (recipes/presets).
+        seeds: Each row has one cell per seed.
+        rows: Any of scratch, random, magnitude, taylor, diff-pruning-0, -0.02 and -0.05, ours; null selects all.
         overrides: Dotted keys of params.yaml -> one value, for all cells.
         commit: A branch, tag or hash.
         runner: threads of this machine, the deployment compress on a pool of workers, or a dask or ray cluster.
         jobs: Cells at once, on threads.
-        address: Of the cluster's scheduler; null starts one on this machine.
-        limits: Stage -> minutes after which it is ended.
-        ablation: Whether the number of timesteps used is varied, too.
+        address: Address of the cluster's scheduler; null starts one on this machine.
+        limits: Stage -> minutes after which it is terminated.
+        ablation: Whether cells that vary the number of timesteps are added.
     """
     repository, names = Repository.find(), list(METHODS) if rows is None else rows
-    base = Base(repository.resolve(commit, get_run_logger().info), preset)
-    cells = plan_comparison(repository, base, names, seeds, overrides or {}, ablation=ablation)
-    series = Series(repository, "comparison", base, cells)
+    source = ParamsSource(repository.resolve(commit, get_run_logger().info), preset)
+    cells = plan_comparison(repository, source, names, seeds, overrides or {}, ablation=ablation)
+    series = Series(repository, "comparison", source, cells)
     with open_executor(series, runner, jobs, address, limits) as executor:
         failed = executor.compress_all()
         if len(failed) < len(cells):
-            command = shlex.join(_command(base, seeds, names, overrides or {}, ablation=ablation))
-            params = {"preset": preset, "seeds": str(seeds), "rows": str(names), "commit": base.commit}
+            command = shlex.join(_command(source, seeds, names, overrides or {}, ablation=ablation))
+            params = {"preset": preset, "seeds": str(seeds), "rows": str(names), "commit": source.commit}
             series.publish("method_table", ["--preset", preset, "--command", command], params, PICTURES)
     return (Failed if failed else Completed)(message="; ".join(describe(series, failed)))
 
 
 def _command(
-    base: Base, seeds: Iterable[int], names: list[str], overrides: Overrides, *, ablation: bool
+    source: ParamsSource, seeds: Iterable[int], names: list[str], overrides: Overrides, *, ablation: bool
 ) -> Iterator[str]:
-    """Write how the same is had again."""
-    yield from ("python", "-m", "flows", "compare", "--preset", str(base.preset), "--commit", base.commit[:12])
+    """Write the command line that makes the same comparison."""
+    yield from ("python", "-m", "flows", "compare", "--preset", str(source.preset), "--commit", source.commit[:12])
     yield from ("--seeds", ",".join(map(str, seeds)))
     if names != list(METHODS):
         yield from ("--rows", ",".join(names))

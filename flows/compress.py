@@ -1,14 +1,16 @@
-"""A commit and overrides -> one compression, recorded, and registered if asked."""
+"""A commit and overrides -> one compression, recorded in MLflow, and registered if requested."""
 
 from typing import Any
 
 from prefect import State, flow
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
+from prefect.states import Completed
 
 from flows.tasks.compression import compress_at
 from flows.tasks.errors import fail_on_input_error
 from flows.tasks.notifications import HOOKS
+from flows.tasks.outcome import attach_outcome
 from flows.workspaces.overrides import write
 from flows.workspaces.workspace import current_checkout, open_workspace
 from stages.runtime.errors import InputError
@@ -17,8 +19,8 @@ from stages.runtime.errors import InputError
 def _name_run() -> str:
     given = flow_run.parameters
     overrides = write(given.get("overrides") or {})
-    base = given.get("preset") or "params.yaml"
-    return f"{given.get('commit') or 'current_checkout'}: {f'{base} with {overrides}' if overrides else base}"
+    source = given.get("preset") or "params.yaml"
+    return f"{given.get('commit') or 'current checkout'}: {f'{source} with {overrides}' if overrides else source}"
 
 
 @flow(flow_run_name=_name_run, persist_result=False, log_prints=False, **HOOKS)
@@ -31,19 +33,22 @@ def compress(
     preset: str | None = None,
     to_register: bool = False,
 ) -> State[None]:
-    """Bring every stage up to date, make sure that MLflow has the result, and register it if asked.
+    """Bring every stage up to date, record the result in MLflow, and register it if requested.
 
     Args:
         overrides: Dotted keys of params.yaml -> values, such as {"prune.target.macs": "56%"}.
-        commit: A branch, tag or hash, which gets a workspace of its own; null runs in the folder that the flow is
-            started in, as it stands, and takes no overrides.
-        limits: Stage -> minutes after which it is ended.
-        preset: Which of the commit's recipes/presets stands in place of its params.yaml.
+        commit: A branch, tag or hash, which runs in a workspace of its own; null runs in the current folder as it
+            stands, and allows no overrides.
+        limits: Stage -> minutes after which it is terminated.
+        preset: Name of a preset of the commit (recipes/presets) that replaces its params.yaml; null keeps it.
         to_register: Whether the result becomes a version in MLflow's registry, the challenger.
     """
     if commit is None:
         if overrides or preset:
-            raise InputError("overrides and presets need a commit, since nobody's params.yaml is changed; give HEAD")
-        return compress_at(current_checkout(), limits or {}, to_register=to_register)
-    with open_workspace(commit, overrides or {}, get_run_logger().info, preset=preset) as place:
-        return compress_at(place, limits or {}, to_register=to_register)
+            raise InputError("overrides and presets need a commit, since the checkout's params.yaml stays; give HEAD")
+        outcome = compress_at(current_checkout(), limits or {}, to_register=to_register)
+    else:
+        with open_workspace(commit, overrides or {}, get_run_logger().info, preset=preset) as workspace:
+            outcome = compress_at(workspace, limits or {}, to_register=to_register)
+    attach_outcome(outcome)
+    return Completed(message=str(outcome))

@@ -1,4 +1,4 @@
-"""prefect.yaml -> deployments on a Prefect server, after checks of what Prefect itself would take without a word."""
+"""prefect.yaml -> deployments on a Prefect server, after checks that Prefect itself does not make."""
 
 import os
 from contextlib import suppress
@@ -21,8 +21,9 @@ from ruamel.yaml import YAML
 
 from flows.tasks.notifications import REFUSED
 from flows.workspaces.commands import run
+from flows.workspaces.grid import combine
 from flows.workspaces.method_rows import check_plan, plan_rows
-from flows.workspaces.overrides import apply, plan_cells
+from flows.workspaces.overrides import apply
 from flows.workspaces.workspace import current_checkout
 from stages.params import load_params
 from stages.runtime.errors import InputError, first_line, without_password
@@ -30,16 +31,18 @@ from stages.runtime.schema import Frozen, read_tree, validate_tree
 from stages.tools.preset import find_preset
 
 POOL = "espalier"
+"""Default work pool, and the tag of all deployments."""
 LOST = "espalier: runs that were lost"
+"""Name of the automation that crashes runs without heartbeats."""
 LOST_AFTER_S = 90
-"""Three heartbeats, as the pools' templates set them."""
+"""Three heartbeats; the templates of the work pools set their interval."""
 PARAMS = Path("params.yaml")
 CRON_FIELDS = 5
-"""With six, Prefect and others disagree where the seconds stand."""
+"""A sixth field is refused, since Prefect and cron disagree on the position of the seconds."""
 
 
 class Schedule(Frozen):
-    """When a deployment runs by itself; what Prefect knows of one."""
+    """When a deployment runs by itself: the keys that Prefect reads."""
 
     cron: str | None = None
     interval: float | None = Field(None, gt=0)
@@ -54,7 +57,7 @@ class Schedule(Frozen):
 
 
 class PoolOfDeployment(Frozen):
-    """Who runs it."""
+    """Work pool of a deployment."""
 
     name: str | None = None
     work_queue_name: str | None = None
@@ -62,7 +65,7 @@ class PoolOfDeployment(Frozen):
 
 
 class Deployment(Frozen):
-    """An entry of prefect.yaml; a key that Prefect would not read is refused."""
+    """An entry of prefect.yaml; a key that Prefect does not read is refused."""
 
     name: str = Field(pattern=r"^[^/%&<>]+$")
     entrypoint: str = Field(pattern=r"^\w+(/\w+)*\.py(:\w+)?$")
@@ -81,27 +84,27 @@ class Deployment(Frozen):
 
 
 class Deployments(Frozen):
-    """All of them."""
+    """All entries of prefect.yaml."""
 
     deployments: tuple[Deployment, ...]
 
 
 def deploy(path: Path, pool: str | None) -> None:
-    """Check every deployment of a file and hand all of them to the server.
+    """Check every deployment of a file and create all of them on the server.
 
     Args:
         path: A prefect.yaml.
-        pool: The work pool of those that name none.
+        pool: Work pool of the deployments that name none.
 
     Raises:
-        InputError: A deployment would never run, or not as it is written; or the server or the pool is not there.
+        InputError: A deployment would never run, or not as written; or the server or a pool is missing.
     """
     entries = _read(path)
     for entry in entries:
         _check(entry, f"{path}: {entry.name}")
     pools = {(entry.work_pool and entry.work_pool.name) or pool or POOL for entry in entries}
     if not PREFECT_API_URL.value():
-        raise InputError("no Prefect server is named; start one (prefect server start) and set PREFECT_API_URL")
+        raise InputError("PREFECT_API_URL is not set; start a server (prefect server start) and set it")
     for name in sorted(pools):
         _require_pool(name)
     environment = {
@@ -111,21 +114,21 @@ def deploy(path: Path, pool: str | None) -> None:
     command = ["prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(path)]
     lines: list[str] = []
     if run(command, lines.append, environment=environment).code:
-        raise InputError(f"Prefect does not take {path}: {' '.join(lines[-3:])}")
-    _watch_over()
+        raise InputError(f"Prefect refused {path}: {' '.join(lines[-3:])}")
+    _create_automation()
     for entry in entries:
         schedules = ", ".join(schedule.cron for schedule in entry.schedules or () if schedule.cron)
-        when = f"at {schedules}" if schedules else "when it is asked for"
+        when = f"at {schedules}" if schedules else "on request"
         click.echo(f"{entry.entrypoint.rpartition(':')[2]}/{entry.name}: {when}")
 
 
-def _watch_over() -> None:
-    """Let the server end runs of which nothing is heard: their machine is gone, and nobody else would say so."""
+def _create_automation() -> None:
+    """Let the server mark runs without heartbeats as crashed, since their machine can no longer report it."""
     beats = ["prefect.flow-run.heartbeat"]
     ends = [f"prefect.flow-run.{name}" for name in ("Completed", REFUSED, "Failed", "Cancelled", "Crashed")]
     lost = Automation(
         name=LOST,
-        description="A run that gave signs of life and gives none any more has crashed.",
+        description="A run that sent heartbeats and sends none any more has crashed.",
         trigger=EventTrigger(
             posture=Posture.Proactive,
             threshold=1,
@@ -138,9 +141,9 @@ def _watch_over() -> None:
             ),
             for_each={"prefect.resource.id"},
         ),
-        actions=[ChangeFlowRunState(state=StateType.CRASHED, message="Nothing was heard of it any more.")],
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message="The run sent no heartbeat any more.")],
     )
-    with suppress(ValueError):  # there is none yet
+    with suppress(ValueError):  # it does not exist yet
         cast("Automation", Automation.read(name=LOST)).delete()
     lost.create()
 
@@ -156,7 +159,7 @@ def _read(path: Path) -> tuple[Deployment, ...]:
     names = [(entry.entrypoint, entry.name) for entry in found]
     for entrypoint, name in names:
         if names.count((entrypoint, name)) > 1:
-            raise InputError(f"{path}: {name} of {entrypoint} stands twice; give each a name of its own")
+            raise InputError(f"{path}: {name} of {entrypoint} is listed twice; give each a name of its own")
     return found
 
 
@@ -168,32 +171,38 @@ def _check(entry: Deployment, where: str) -> None:
     unknown = sorted(set(given) - set(schema["properties"]))
     if unknown:
         allowed = ", ".join(schema["properties"])
-        raise InputError(f"{where}: {', '.join(unknown)} is no parameter of its flow; it takes {allowed}")
+        raise InputError(f"{where}: unknown parameter {', '.join(unknown)}; the flow takes {allowed}")
     try:
         validate(given, schema, raise_on_error=True, preprocess=False, ignore_required=True)
     except ValidationError as error:
         raise InputError(f"{where}: {first_line(error)}") from None
     overrides, grid = given.get("overrides") or {}, given.get("grid", {})
     if not all(isinstance(key, str) for key in (*overrides, *grid)):
-        raise InputError(f"{where}: a key of overrides or grid is no text; write them as prune.target.macs")
+        raise InputError(f"{where}: keys of overrides and grid are text; write them as prune.target.macs")
     if PARAMS.is_file():
         try:
-            base = PARAMS if given.get("preset") is None else find_preset(given["preset"])
-            for cell in plan_cells(grid) if "grid" in given else [{}]:
-                apply({**overrides, **cell}, base)
-            if "seeds" in schema["properties"]:
-                seeds = given.get("seeds", schema["properties"]["seeds"]["default"])
-                check_plan(plan_rows(load_params(base)), given.get("rows") or [], seeds, overrides)
-            current_checkout().check_limits(given.get("limits") or {})
+            _check_params(given, schema)
         except InputError as error:
             raise InputError(f"{where}: {error.message}") from None
 
 
+def _check_params(given: dict[str, Any], schema: dict[str, Any]) -> None:
+    """Check the parameters of a deployment against the project in the current folder."""
+    overrides = given.get("overrides") or {}
+    params_path = PARAMS if given.get("preset") is None else find_preset(given["preset"])
+    for cell in combine(given["grid"]) if "grid" in given else [{}]:
+        apply({**overrides, **cell}, params_path)
+    if "seeds" in schema["properties"]:
+        seeds = given.get("seeds", schema["properties"]["seeds"]["default"])
+        check_plan(plan_rows(load_params(params_path)), given.get("rows") or [], seeds, overrides)
+    current_checkout().check_limits(given.get("limits") or {})
+
+
 def _check_schedule(schedule: Schedule, where: str) -> None:
-    """Build it as Prefect will, so that Prefect cannot refuse it halfway through the file."""
+    """Build the schedule as Prefect does, so that Prefect cannot refuse it halfway through the file."""
     kinds = [schedule.cron, schedule.interval, schedule.rrule]
     if sum(kind is not None for kind in kinds) != 1:
-        raise InputError(f"{where}: a schedule is exactly one of cron, interval, rrule")
+        raise InputError(f"{where}: give exactly one of cron, interval, rrule in a schedule")
     zone = {"timezone": schedule.timezone} if schedule.timezone else {}
     try:
         if schedule.cron is not None:
@@ -205,28 +214,30 @@ def _check_schedule(schedule: Schedule, where: str) -> None:
             RRuleSchedule(rrule=str(schedule.rrule), **zone)
     except ValueError as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{where}: its schedule is none ({reason})") from None
+        raise InputError(f"{where}: invalid schedule ({reason})") from None
 
 
 def _check_cron(cron: str, where: str) -> None:
-    advice = "write minute hour day month weekday, as 0 2 * * *"
+    expected = "expected minute hour day month weekday, such as 0 2 * * *"
     if len(cron.split()) != CRON_FIELDS:
-        raise InputError(f"{where}: cron {cron!r} is none; {advice}")
+        raise InputError(f"{where}: invalid cron expression {cron!r}: {expected}")
     try:
         next(CronSim(cron, datetime.now(UTC)))
     except CronSimError as error:
-        raise InputError(f"{where}: cron {cron!r} is none ({first_line(error)}); {advice}") from None
+        raise InputError(f"{where}: invalid cron expression {cron!r} ({first_line(error)}): {expected}") from None
     except StopIteration:
-        raise InputError(f"{where}: cron {cron!r} never fires, since there is no such day; correct it") from None
+        raise InputError(
+            f"{where}: cron expression {cron!r} never fires, since no such day exists; correct it"
+        ) from None
 
 
 def _schema(entrypoint: str, where: str) -> dict[str, Any]:
-    """Give the parameters of a flow as a JSON schema."""
+    """Return the parameters of a flow as a JSON schema."""
     file, _, name = entrypoint.partition(":")
     try:
         flow = getattr(import_module(file.removesuffix(".py").replace("/", ".")), name)
         return dict(flow.parameters.model_dump_for_openapi())
-    except (Exception, SystemExit) as error:  # noqa: BLE001  # a module may do anything as it is imported
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # an import may raise anything
         raise InputError(f"{where}: there is no flow {entrypoint} ({first_line(error)})") from None
 
 
@@ -240,6 +251,6 @@ def _require_pool(name: str) -> None:
                 f"the server has no work pool {name!r}; make it: prefect work-pool create {name} --type process "
                 f"--base-job-template {template}"
             ) from None
-        except Exception as error:  # noqa: BLE001  # whatever a network does
+        except Exception as error:  # noqa: BLE001  # any fault of a network
             server = without_password(str(PREFECT_API_URL.value()))
             raise InputError(f"the Prefect server {server} does not answer: {first_line(error)}") from None

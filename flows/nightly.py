@@ -1,4 +1,4 @@
-"""The base of today -> a version, and a champion if it is better."""
+"""The current base -> a version, which becomes the champion if it is better."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from prefect import State, flow
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
-from flows.promotion import POLICY, act, promote
+from flows.promotion import POLICY, promote, run_as_task
 from flows.tasks import artifacts
 from flows.tasks.compression import register
 from flows.tasks.errors import fail_on_input_error
@@ -24,42 +24,46 @@ def nightly(
     policy: str = POLICY,
     limits: dict[str, float] | None = None,
 ) -> State[Any]:
-    """Compress the current base, register the result, and promote it, or say why not.
+    """Compress the current base, register the result, and promote it or report why not.
 
     Args:
         overrides: Dotted keys of params.yaml -> values.
         commit: A branch, tag or hash.
-        policy: What a version must show; a path in the commit.
-        limits: Stage -> minutes after which it is ended.
+        policy: Path of the promotion policy in the commit.
+        limits: Stage -> minutes after which it is terminated.
     """
-    with open_workspace(commit, overrides or {}, get_run_logger().info) as place:
-        outcome = bring_up_to_date(place, limits or {})
-        artifacts.results(place, outcome)
-        uri = register(place)
-        kind = Completed
-        found: tuple[str, str] | None = act("look up", lambda: _look_up(uri))
-        if found:
-            name, message = found
-        else:
+    with open_workspace(commit, overrides or {}, get_run_logger().info) as workspace:
+        outcome = bring_up_to_date(workspace, limits or {})
+        artifacts.results(workspace, outcome)
+        uri = register(workspace)
+        decision: tuple[str, str] | None = run_as_task("find decision", lambda: find_decision(uri))
+        state_type = Completed
+        if decision is None:
             model = uri.removeprefix("models:/").partition("/")[0]
-            why = f"nightly of {str(place.commit)[:12]}, {write(overrides or {}) or 'as in params.yaml'}"
-            decided = promote(model, uri, str(place.path / policy), why, return_state=True)
-            kind = Completed if decided.is_completed() else Failed
-            name, message = decided.name or "", decided.message or ""
-        place.remove()
-        return kind(name=name, message=message)  # a state of its own, or Prefect words it anew
+            why = f"nightly of {str(workspace.commit)[:12]}, {write(overrides or {}) or 'as in params.yaml'}"
+            promoted = promote(model, uri, str(workspace.path / policy), why, return_state=True)
+            state_type = Completed if promoted.is_completed() else Failed
+            decision = promoted.name or "", promoted.message or ""
+        workspace.remove()
+        name, message = decision
+        return state_type(
+            name=name, message=message
+        )  # a new state, since Prefect rewrites the message of another run's
 
 
-def _look_up(uri: str) -> tuple[str, str] | None:
-    """Give name and message of what became of a version that an earlier run made: nothing was changed since."""
-    from stages.register.registry import CHAMPION, GATE, Registry
+def find_decision(uri: str) -> tuple[str, str] | None:
+    """Find what an earlier run decided on a version: state name and message; None where it is still to be decided."""
+    from stages.register.ledger import Ledger
+    from stages.register.registry import CHAMPION, Registry
 
     registry = Registry()
     version = registry.find(uri)
     champion = registry.by_alias(version.name, CHAMPION)
     if champion is not None and champion.version == version.version:
         return "Completed", f"nothing has changed, {uri} is the champion already"
-    verdict = version.tags.get(GATE, "")
-    if verdict.startswith("refused"):
-        return REFUSED, f"nothing has changed since {uri} was {verdict}"
-    return None
+    acts = Ledger(registry, version.name).acts()  # the newest first
+    latest = next((act for act in acts if act.kind == "promote" and act.to == str(version.version)), None)
+    if latest is None or latest.outcome != "refused":
+        return None
+    reasons = "; ".join(f"{check.name}: {check.reason}" for check in latest.checks if not check.passed)
+    return REFUSED, f"nothing has changed since {uri} was refused: {reasons}"

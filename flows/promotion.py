@@ -24,19 +24,19 @@ POLICY = "mlflow/promotion.yaml"
 @flow(flow_run_name="{name} {uri}", persist_result=False, **HOOKS)
 @fail_on_input_error
 def promote(name: str, uri: str | None = None, policy: str = POLICY, why: str | None = None) -> State[Any]:
-    """Decide by the policy whether a version becomes the champion; a refusal completes, under the name Refused.
+    """Decide by the policy whether a version becomes the champion; a refusal is a completed state named Refused.
 
     Args:
-        name: Of the model in the registry.
-        uri: models:/NAME/3; null takes the challenger.
-        policy: What a version must show.
-        why: For the ledger.
+        name: Name of the model in the registry.
+        uri: Version, models:/NAME/3; null takes the challenger.
+        policy: Path of the promotion policy.
+        why: Reason, for the ledger.
     """
     from stages.register import promotion
     from stages.register.policy import load_policy
 
     rules = load_policy(Path(policy))
-    decision = act("promote", lambda: promotion.promote(name, uri, rules, why))
+    decision = run_as_task("promote", lambda: promotion.promote(name, uri, rules, why))
     return _show_decision(decision, decision.message())
 
 
@@ -46,53 +46,54 @@ def rollback(name: str, why: str, policy: str = POLICY, *, unseen: bool = False)
     """Make the previous champion the champion again.
 
     Args:
-        name: Of the model in the registry.
-        why: For the ledger.
-        policy: Says how exactly the previous champion must still draw what it drew.
-        unseen: In an emergency: do not look first whether it still draws.
+        name: Name of the model in the registry.
+        why: Reason, for the ledger.
+        policy: Path of the promotion policy, which bounds the deviation of the previous champion's samples.
+        unseen: Skip the check of the previous champion's samples, in an emergency.
     """
     from stages.register import promotion
     from stages.register.policy import load_policy
 
     rules = None if unseen else load_policy(Path(policy))
-    decision = act("rollback", lambda: promotion.roll_back(name, rules, why))
+    decision = run_as_task("rollback", lambda: promotion.roll_back(name, rules, why))
     return _show_decision(decision, f"{decision.uri} is the champion again, {decision.replaces} is withdrawn")
 
 
 @flow(flow_run_name="{uri}", persist_result=False, **HOOKS)
 @fail_on_input_error
 def reproduce(uri: str, repository: str | None = None, workspace: str | None = None) -> State[Any]:
-    """Do the work of a version once more, without caches, and compare; different results fail.
+    """Repeat the work of a version without caches and compare; different results fail.
 
     Args:
-        uri: models:/NAME/3 or models:/NAME@champion.
-        repository: Where to clone from; null takes ESPALIER_REPOSITORY, this folder, or the version's own remote.
-        workspace: An empty folder for the work, which stays; null takes a temporary one.
+        uri: Version, models:/NAME/3 or models:/NAME@champion.
+        repository: Folder or address to clone from; null takes ESPALIER_REPOSITORY, this folder, or the version's own
+            remote.
+        workspace: Empty folder for the work, which is kept; null takes a temporary one.
     """
     from stages.register.reproduce import reproduce as run_again
 
     source = repository or os.environ.get(REPOSITORY_VARIABLE)
-    found = act("reproduce", lambda: run_again(uri, source, Path(workspace) if workspace else None))
+    found = run_as_task("reproduce", lambda: run_again(uri, source, Path(workspace) if workspace else None))
     rows = [[it.name, f"{it.then:.6g}", f"{it.now:.6g}", f"± {it.allowed:.2g}"] for it in found.metrics]
     _show("reproduction", ["metric", "then", "now", "allowed"], rows, f"{found.uri} is {found.verdict}")
     kind = Failed if found.verdict == "different" else Completed
     return kind(message=f"{found.uri} is {found.verdict}", data=found)
 
 
-def act(name: str, function: Callable[[], Any]) -> Any:  # noqa: ANN401  # whatever it gives
-    """Do something as a task: it is tried again while MLflow is away.
+def run_as_task(name: str, function: Callable[[], Any]) -> Any:  # noqa: ANN401  # the function's result
+    """Call a function as a Prefect task, which is retried while MLflow is unavailable.
 
     Raises:
-        InputError: It cannot be done.
+        InputError: The function raised one.
     """
-    state = _act.with_options(task_run_name=name)(function, return_state=True)
+    state = _call.with_options(task_run_name=name)(function, return_state=True)
     if not state.is_completed():
         raise InputError(state.message or f"{name} failed")
     return state.result()
 
 
 @task(**RETRIED)
-def _act(function: Callable[[], Any]) -> State[Any]:
+def _call(function: Callable[[], Any]) -> State[Any]:
     try:
         return Completed(data=function())
     except UnavailableError as error:
@@ -102,7 +103,7 @@ def _act(function: Callable[[], Any]) -> State[Any]:
 
 
 def _show_decision(decision: "Decision", message: str) -> State[Any]:
-    """Show what was decided and why."""
+    """Show a decision and its checks; returns its completed state, whose data is the decision."""
     rows = [["✓" if check.passed else "✗", check.name, check.reason] for check in decision.checks]
     _show("decision", ["", "check", "reason"], rows, message)
     return Completed(name="Completed" if decision.passed else REFUSED, message=message, data=decision)

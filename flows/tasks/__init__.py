@@ -1,1 +1,1 @@
-"""Prefect glue: tasks, runners, artifacts, notifications, progress."""
+"""The Prefect side of the flows: tasks, runners, artifacts, notifications, progress."""

@@ -14,7 +14,7 @@ P = ParamSpec("P")
 
 
 def fail_on_input_error(function: Callable[P, State[Any]]) -> Callable[P, State[Any]]:
-    """Let a flow or task that meets a user's mistake fail with one line."""
+    """Wrap a flow or task so that an InputError becomes its Failed state, with the error's message."""
 
     @wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> State[Any]:

@@ -11,28 +11,28 @@ from prefect.logging import get_logger
 from prefect.settings import PREFECT_UI_URL
 
 VARIABLE = "ESPALIER_NOTIFY"
-"""Of the environment: blocks as TYPE/NAME, with commas between, such as slack-webhook/ops."""
+"""Environment variable: Prefect blocks as TYPE/NAME, separated by commas, such as slack-webhook/ops."""
 REFUSED = "Refused"
-"""The name of a completed state that promoted nothing."""
+"""Name of a completed state of a run that promoted nothing."""
 
 
 def notify(flow: Flow[..., Any], flow_run: FlowRun, state: State) -> None:
-    """Send name, state and message of a run to every block; a block that fails takes nothing down with it."""
+    """Send name, state and message of a run to every block; a block that fails is logged."""
     page = f"{PREFECT_UI_URL.value()}/runs/flow-run/{flow_run.id}" if PREFECT_UI_URL.value() else ""
     body = f"{flow.name} ({flow_run.name}): {state.name}\n{state.message or ''}\n{page}".strip()
     for slug in filter(None, (part.strip() for part in os.environ.get(VARIABLE, "").split(","))):
         try:
             _send(slug, body, f"Espalier: {flow.name} {state.name}")
-        except Exception as error:  # noqa: BLE001  # any service may answer anything
+        except Exception as error:  # noqa: BLE001  # any fault of a service
             reason = str(error).strip().splitlines() or [type(error).__name__]
-            get_logger().warning("the notification by %s was not sent: %s", slug, reason[0])
+            get_logger().warning("notification %s was not sent: %s", slug, reason[0])
 
 
 def _send(slug: str, body: str, subject: str) -> None:
     block = Block.load(slug)
     if not isinstance(block, NotificationBlock):
-        raise TypeError("it is no block that sends notifications; give one such as slack-webhook/ops")
-    block.notify(body, subject)  # type: ignore[unused-coroutine]  # it waits where nothing else does
+        raise TypeError("the block sends no notifications; name one such as slack-webhook/ops")
+    block.notify(body, subject)  # type: ignore[unused-coroutine]  # outside an event loop it runs to its end
 
 
 def _notify_if_refused(flow: Flow[..., Any], flow_run: FlowRun, state: State) -> None:
@@ -41,7 +41,7 @@ def _notify_if_refused(flow: Flow[..., Any], flow_run: FlowRun, state: State) ->
 
 
 class Hooks(TypedDict):
-    """What a flow calls when it ends."""
+    """Functions that Prefect calls when a flow ends."""
 
     on_failure: list[Any]
     on_crashed: list[Any]

@@ -1,34 +1,31 @@
-"""The lines of a long stage -> a progress bar that Prefect's page shows."""
+"""The progress of a long stage -> a bar on Prefect's page."""
 
-import re
+from collections.abc import Mapping
+from typing import Any
 from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-LINE = re.compile(r"(?P<label>.+?) (?P<done>\d+)/(?P<total>\d+), (?P<rate>[\d.]+)/s, (?P<left>\d+) s left$")
-"""As stages.progress writes it in a log."""
 
-
-class Progress:
-    """The bar of one task; nothing is shown before the first line that tells of progress.
+class ProgressBar:
+    """The bar of one task; Prefect shows it from the first update on.
 
     Args:
-        stage: Whose.
+        stage: Name of the stage, part of the artifact's key.
     """
 
     def __init__(self, stage: str) -> None:
         self.stage = stage
         self.artifact: UUID | None = None
 
-    def on_line(self, line: str) -> None:
-        """Move the bar if the line tells how far the stage is."""
-        found = LINE.match(line)
-        if not found or not int(found["total"]):
+    def update(self, progress: Mapping[str, Any]) -> None:
+        """Move the bar to what `stages.runtime.result.write_progress` wrote."""
+        if not progress["total"]:
             return
-        percent = 100 * int(found["done"]) / int(found["total"])
-        told = f"{found['label']}: {found['done']} of {found['total']}, {found['rate']}/s, {found['left']} s left"
+        percent = 100 * progress["done"] / progress["total"]
+        text = "{label}: {done} of {total}, {rate_per_s:.1f}/s, {left_s:.0f} s left".format_map(progress)
         if self.artifact is None:
-            artifact = create_progress_artifact(percent, key=f"progress-{self.stage}", description=told)
+            artifact = create_progress_artifact(percent, key=f"progress-{self.stage}", description=text)
             self.artifact = artifact if isinstance(artifact, UUID) else None
         else:
-            update_progress_artifact(self.artifact, percent, description=told)
+            update_progress_artifact(self.artifact, percent, description=text)

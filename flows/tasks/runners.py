@@ -1,4 +1,4 @@
-"""The cells of a series -> where and how many at once they are compressed."""
+"""The cells of a series -> tasks that compress them on threads, a work pool or a cluster."""
 
 import contextlib
 import os
@@ -23,28 +23,30 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.tasks.compression import compress_at
 from flows.tasks.errors import fail_on_input_error
+from flows.tasks.outcome import Outcome, read_outcome
 from flows.workspaces.overrides import Overrides
 from flows.workspaces.workspace import open_workspace
 from stages.runtime.errors import InputError
 
 RunnerName = Literal["threads", "pool", "dask", "ray"]
 DEPLOYMENT = "compress/compress"
-"""What a cell is on a work pool."""
+"""The deployment that compresses one cell on a work pool."""
 POLL_S = 2.0
 Slots = queue.Queue[dict[str, str]]
+"""Free shares of this machine: the environment variables of each."""
 
 
 @contextmanager
 def open_runner(name: RunnerName, jobs: int, address: str | None) -> Iterator[tuple[TaskRunner[Any], Slots | None]]:
-    """Start what runs cells side by side, and give a slot of this machine to each where they run on it.
+    """Start the runner of cells; yields it with the slots of this machine, None where cells run elsewhere.
 
     Args:
         name: threads of this process, workers of a work pool, or a cluster.
-        jobs: How many at once, on threads; the others have limits of their own.
-        address: Of a cluster's scheduler; None starts a small one on this machine.
+        jobs: Cells at once, on threads; the others have limits of their own.
+        address: Address of a cluster's scheduler; None starts a small cluster on this machine.
 
     Raises:
-        InputError: The cluster's package is not installed, or there is no such deployment.
+        InputError: The cluster's package is not installed, or the server lacks the deployment.
     """
     runner: TaskRunner[Any]
     slots: Slots | None = None
@@ -53,7 +55,7 @@ def open_runner(name: RunnerName, jobs: int, address: str | None) -> Iterator[tu
             runner, slots = ThreadPoolTaskRunner(max_workers=jobs), _slots(jobs)
         case "pool":
             _require_deployment()
-            runner = ThreadPoolTaskRunner(max_workers=1000)  # each only waits
+            runner = ThreadPoolTaskRunner(max_workers=1000)  # each thread only waits
         case "dask" | "ray":
             runner = _cluster(name, jobs, address)
     with runner:
@@ -75,7 +77,7 @@ def _cluster(name: Literal["dask", "ray"], jobs: int, address: str | None) -> An
 
 
 def _slots(jobs: int) -> Slots:
-    """Share the cores and GPUs of this machine out: two processes that take all cores hinder each other."""
+    """Divide the cores and GPUs of this machine: two processes that each use all cores slow each other down."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpus = _gpus()
     slots: Slots = queue.Queue()
@@ -88,13 +90,13 @@ def _slots(jobs: int) -> Slots:
 
 
 def _gpus() -> list[str]:
-    """Name the GPUs that this process may use."""
+    """List the GPUs that this process may use."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
     if not shutil.which("nvidia-smi"):
         return []
-    told = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)  # noqa: S607
-    return [str(index) for index in range(len(told.stdout.splitlines()))]
+    result = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)  # noqa: S607
+    return [str(index) for index in range(len(result.stdout.splitlines()))]
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
@@ -108,24 +110,29 @@ def compress_here(
     slots: Slots | None,
     *,
     to_register: bool,
-) -> State[None]:
-    """Compress one cell in a workspace of its own, in this process."""
+) -> State[Outcome]:
+    """Compress one cell in a workspace of its own, in this process; the state's data is the outcome."""
     slot = slots.get() if slots else {}
     try:
-        with open_workspace(commit, overrides, get_run_logger().info, slot, preset) as place:
-            return compress_at(place, limits, f"{label}: ", to_register=to_register)
+        with open_workspace(commit, overrides, get_run_logger().info, slot, preset) as workspace:
+            outcome = compress_at(workspace, limits, f"{label}: ", to_register=to_register)
+        return Completed(message=str(outcome), data=outcome)
     finally:
         if slots:
             slots.put(slot)
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
+@fail_on_input_error
 def compress_on_pool(
     overrides: Overrides, commit: str, limits: dict[str, float], preset: str | None, tag: str, *, to_register: bool
-) -> State[None]:
-    """Let a worker compress one cell, or wait for the one that does since an earlier try."""
-    under_way = _find_run(tag)
-    if under_way is None:
+) -> State[Outcome]:
+    """Let a worker compress one cell, or wait for a run of it that an earlier attempt started.
+
+    The state's data is the outcome.
+    """
+    run = _find_run(tag)
+    if run is None:
         parameters = {
             "overrides": overrides,
             "commit": commit,
@@ -133,27 +140,25 @@ def compress_on_pool(
             "preset": preset,
             "to_register": to_register,
         }
-        under_way = cast("FlowRun", run_deployment(DEPLOYMENT, parameters=parameters, tags=[tag], timeout=0))
-    get_run_logger().info("waiting for the run %s", under_way.name)
-    state = under_way.state
+        run = cast("FlowRun", run_deployment(DEPLOYMENT, parameters=parameters, tags=[tag], timeout=0))
+    get_run_logger().info("waiting for the run %s", run.name)
     with get_client(sync_client=True) as client:
-        while state is None or not state.is_final():
+        while not ((run := client.read_flow_run(run.id)).state and run.state.is_final()):
             time.sleep(POLL_S)
-            state = client.read_flow_run(under_way.id).state
-    if state.is_completed():
-        return Completed(message=state.message)
-    return Failed(message=state.message or f"its run was {state.name}")
+    if run.state.is_completed():
+        return Completed(message=run.state.message, data=read_outcome(run))
+    return Failed(message=run.state.message or f"run {run.name} ended as {run.state.name}")
 
 
 def _find_run(tag: str) -> FlowRun | None:
-    """Find the run of a cell that was started and has not ended."""
+    """Find a run with this tag that has not ended."""
     open_states = [kind for kind in StateType if kind.name in ("SCHEDULED", "PENDING", "RUNNING", "PAUSED")]
-    asked = FlowRunFilter(
+    unfinished = FlowRunFilter(
         tags=FlowRunFilterTags(all_=[tag]),
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=open_states)),
     )
     with get_client(sync_client=True) as client:
-        found = client.read_flow_runs(flow_run_filter=asked, limit=1)
+        found = client.read_flow_runs(flow_run_filter=unfinished, limit=1)
     return found[0] if found else None
 
 

@@ -1,4 +1,4 @@
-"""Named cells at a commit -> each compressed once, wherever there is room, and what came of all of them shown."""
+"""The cells of a sweep or comparison -> each compressed once, and a table of all that are finished."""
 
 import json
 import tempfile
@@ -15,120 +15,128 @@ from prefect.logging import get_run_logger
 from prefect.task_runners import TaskRunner
 
 from flows.tasks import artifacts
+from flows.tasks.outcome import Outcome
 from flows.tasks.runners import RunnerName, Slots, compress_here, compress_on_pool, open_runner
-from flows.tasks.stages import Outcome, StageFailedError
+from flows.tasks.stages import StageFailedError
 from flows.workspaces.commands import run
-from flows.workspaces.overrides import PlannedCell
-from flows.workspaces.repository import Base, Repository, hash_json, locked
+from flows.workspaces.grid import PlannedCell
+from flows.workspaces.repository import ParamsSource, Repository, hash_json, locked
 from stages.runtime.errors import InputError, UnavailableError
+
+REPORTS = ("evaluate/evaluation.json", "costs/costs.json")
+"""Report files of a cell that the tables compare."""
 
 
 class Series:
-    """Cells on one base, and what is finished of them on this machine.
+    """Cells that change one params file, and which of them are finished.
 
     Args:
-        home: What runs of the repository share.
-        kind: What it is in the words of the user, such as sweep.
-        base: What overrides change.
-        cells: Each of which is unlike every other.
+        repository: Its folder on this machine keeps the finished cells.
+        kind: sweep or comparison.
+        source: The params file that the cells' overrides change.
+        cells: All different.
     """
 
-    def __init__(self, repository: Repository, kind: str, base: Base, cells: Sequence[PlannedCell]) -> None:
-        names = [hash_json([base.commit, base.preset, cell.overrides, cell.about]) for cell in cells]
-        self.kind, self.base = kind, base
+    def __init__(self, repository: Repository, kind: str, source: ParamsSource, cells: Sequence[PlannedCell]) -> None:
+        names = [hash_json([source.commit, source.preset, cell.overrides, cell.about]) for cell in cells]
+        self.kind, self.source = kind, source
         self.cells = {name[:12]: cell for name, cell in zip(names, cells, strict=True)}
         self.id = hash_json([kind, *names])
         self.folder = repository.root / f"{kind}s" / self.id[:12]
         self.lock = repository.root / "locks" / f"{kind}-{self.id}.lock"
 
     def is_finished(self, name: str) -> bool:
-        """Whether a cell needs nothing more."""
+        """Whether a cell was compressed and its reports were fetched."""
         return (self.folder / "cells" / name / "cell.json").is_file()
 
-    def finish(self, name: str, message: str) -> None:
-        """Fetch a cell's evaluation from MLflow, where whatever machine it ran on has put it, and note that it is done.
+    def finish(self, name: str, outcome: Outcome) -> None:
+        """Fetch a cell's reports from MLflow, to which the machine that it ran on sent them, and mark it finished.
 
         Raises:
-            InputError: MLflow is away, or the cell was not recorded.
+            InputError: MLflow is unavailable, or the cell was not recorded.
         """
         from stages.tracking import recording
 
-        outcome = Outcome.read(message)
         if outcome.mlflow_run is None:
             raise UnavailableError(f"MLflow did not take its record; run the {self.kind} again when it is back")
-        place = self.folder / "cells" / name
-        place.parent.mkdir(parents=True, exist_ok=True)
+        cell = self.cells[name]
+        about = {**cell.about, "overrides": cell.overrides, "mlflow_run": outcome.mlflow_run, "ran": outcome.ran}
+        cells = self.folder / "cells"
+        cells.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.folder) as temporary:
-            found = Path(temporary) / "cell"
-            found.mkdir()
-            for file in ("evaluate/evaluation.json", "costs/costs.json"):
-                recording.fetch_report(outcome.mlflow_run, file, Path(temporary)).rename(found / Path(file).name)
-            cell = self.cells[name]
-            about = {
-                **cell.about,
-                "overrides": cell.overrides,
-                "mlflow_run": outcome.mlflow_run,
-                "ran": outcome.ran,
-            }
-            (found / "cell.json").write_text(json.dumps(about, indent=2))
-            found.rename(place)
+            folder = Path(temporary) / name
+            folder.mkdir()
+            for report in REPORTS:
+                found = recording.fetch_report(outcome.mlflow_run, report, Path(temporary))
+                found.rename(folder / found.name)
+            (folder / "cell.json").write_text(json.dumps(about, indent=2))
+            folder.rename(cells / name)
 
     def publish(
         self, table: str, options: Iterable[str], params: Mapping[str, str], pictures: Mapping[str, str]
     ) -> dict[str, Any]:
-        """Compare what is finished, show that here and in MLflow, and give what programs read of it.
+        """Compare the finished cells, show the table in Prefect and MLflow, and return it as data.
 
         Args:
-            table: sweep_table or method_table: the command of stages.tools that compares the cells.
-            options: For it, beside the folders of cells and result.
-            params: For MLflow.
-            pictures: File -> what it shows; one that is not there is left out.
+            table: sweep_table or method_table, after the command of stages.tools that compares the cells.
+            options: Further options of that command.
+            params: Params of the MLflow run that keeps the table.
+            pictures: File -> description; a file that is missing is left out.
 
         Raises:
             InputError: The cells cannot be compared.
         """
-        from stages.tracking import recording
-
         logger, out = get_run_logger(), self.folder / "result"
         folders = ["--cells", str(self.folder / "cells"), "--out", str(out)]
         result = run(["python", "-m", "stages.tools", table.replace("_", "-"), *folders, *options], logger.info)
         if result.code:
-            raise StageFailedError(f"the cells cannot be compared: {result.lines[-1].removeprefix('Error: ')}")
+            raise StageFailedError(f"the cells cannot be compared: {result.message}")
         found: dict[str, Any] = json.loads((out / f"{table}.json").read_text())
         rows = [dict(zip(found["header"], row, strict=True)) for row in found["rows"]]
-        title = f"{self.kind.capitalize()} {self.id[:12]} at {self.base.commit[:12]}"
+        self._show(out, rows, pictures)
+        self._record(out, rows, params)
+        logger.info("table and plot are in %s", out)
+        return found
+
+    def _show(self, out: Path, rows: list[dict[str, Any]], pictures: Mapping[str, str]) -> None:
+        """Show table and pictures on Prefect's page."""
+        title = f"{self.kind.capitalize()} {self.id[:12]} at {self.source.commit[:12]}"
         create_table_artifact(rows, key=self.kind, description=title)
         create_markdown_artifact((out / "table.md").read_text(), key=f"{self.kind}-table", description="With protocol")
         for file, description in pictures.items():
             if (out / file).is_file():
                 artifacts.picture(f"{self.kind}-{Path(file).stem}", out / file, description)
+
+    def _record(self, out: Path, rows: list[dict[str, Any]], params: Mapping[str, str]) -> None:
+        """Send table and pictures to MLflow; a warning where it is unavailable."""
+        from stages.tracking import recording
+
         try:
             artifacts.link(recording.record_folder(f"{self.kind}-{self.id[:8]}", self.id, params, out, rows))
         except UnavailableError as error:
-            logger.warning(error.message)
-        logger.info("table and plot are in %s", out)
-        return found
+            get_run_logger().warning(error.message)
 
 
 @dataclass(frozen=True)
 class CellExecutor:
-    """Who compresses the cells of a series."""
+    """Compresses the cells of a series."""
 
     series: Series
     runner: TaskRunner[Any]
     slots: Slots | None
-    """Of this machine, for those who work on it; None on a cluster."""
+    """Free shares of this machine; None where cells run elsewhere."""
     limits: dict[str, float]
     on_pool: bool = False
+    """Whether workers of a pool compress the cells."""
 
     def submit(self, name: str, *, to_register: bool = False) -> PrefectFuture[Any]:
-        """Start a cell, or let it wait for its turn."""
-        cell, base = self.series.cells[name], self.series.base
+        """Submit the compression of a cell to the runner."""
+        cell, source = self.series.cells[name], self.series.source
         given = {
             "overrides": cell.overrides,
-            "commit": base.commit,
+            "commit": source.commit,
             "limits": self.limits,
-            "preset": base.preset,
+            "preset": source.preset,
             "to_register": to_register,
         }
         job: Task[..., Any] = compress_here
@@ -139,9 +147,9 @@ class CellExecutor:
         return future
 
     def compress_all(self) -> dict[str, str]:
-        """Compress what is not finished, note each cell as soon as it is, and say why others failed.
+        """Compress the unfinished cells; returns cell -> reason of those that failed, which stop no other.
 
-        One that fails takes down no other.
+        Each cell is marked finished as soon as it is.
         """
         logger, series = get_run_logger(), self.series
         names = [name for name in series.cells if not series.is_finished(name)]
@@ -155,13 +163,13 @@ class CellExecutor:
         futures = {self.submit(name): name for name in names}
         failed: dict[str, str] = {}
         for done, future in enumerate(as_completed(list(futures)), start=1):
-            future.wait()  # else the state is what the server last said
+            future.wait()  # before this, the state may be an outdated one of the server
             name, state = futures[future], future.state
             progress = f"{done} of {len(names)} cells: {series.cells[name].label}"
             try:
                 if not state.is_completed():
                     raise StageFailedError(state.message or state.name or "it did not end")
-                series.finish(name, state.message or "")
+                series.finish(name, state.result())
                 logger.info("%s, %s", progress, state.message)
             except InputError as error:
                 failed[name] = error.message
@@ -173,13 +181,11 @@ class CellExecutor:
 def open_executor(
     series: Series, runner: RunnerName, jobs: int, address: str | None, limits: dict[str, float] | None
 ) -> Iterator[CellExecutor]:
-    """Keep other runs of the series out, and start who compresses its cells.
+    """Lock the series against other runs, and start the runner of its cells.
 
     Raises:
-        InputError: The runner cannot be had.
+        InputError: The runner's package is not installed, or the server lacks the deployment compress.
     """
-    if jobs < 1:
-        raise InputError(f"jobs is {jobs}; give at least 1")
     with (
         locked(series.lock, get_run_logger().info),
         open_runner(runner, jobs, address) as (task_runner, slots),
@@ -188,7 +194,7 @@ def open_executor(
 
 
 def describe(series: Series, failed: Mapping[str, str]) -> list[str]:
-    """Say how many cells finished, and why others did not."""
+    """Report how many cells finished, and why others did not."""
     return [
         f"{len(series.cells) - len(failed)} of {len(series.cells)} cells finished",
         *(f"{series.cells[name].label} failed: {why}" for name, why in failed.items()),

@@ -1,8 +1,6 @@
 """The stages of a workspace -> Prefect tasks: one after the other, each by DVC, with retries, limits and progress."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from prefect import State, Task, task
@@ -11,32 +9,31 @@ from prefect.client.schemas.objects import TaskRun
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
-from flows.tasks.progress import Progress
+from flows.tasks.outcome import Outcome
+from flows.tasks.progress import ProgressBar
 from flows.workspaces.commands import CommandResult, run
 from flows.workspaces.workspace import Workspace
 from stages.runtime.errors import InputError
 
 RETRY_DELAYS_S: list[float] = [5, 30, 60]
 UNAVAILABLE = "Unavailable"
-"""The name of a failed state that another try may mend."""
-NOISE = ("Generating lock file", "Updating lock file", "Use `dvc push`")
-"""What DVC says at every stage and nobody needs."""
-MESSAGE = re.compile(r"(?:ran (?P<ran>[^;]+)|nothing had changed); MLflow run (?P<run>\w+)")
-"""Of a finished compression."""
+"""Name of a failed state that Prefect retries."""
 CACHED = "Cached"
-"""The name of a stage's state where DVC had the outputs."""
+"""Name of a completed state of a stage that DVC did not run, since it had the outputs."""
+NOISE = ("Generating lock file", "Updating lock file", "Use `dvc push`")
+"""Lines that DVC prints at every stage, left out of the log."""
 
 
 class StageFailedError(InputError):
-    """A stage did not do its work; what it said stands in the log."""
+    """A stage or a command after it failed; its output stands in the log."""
 
 
-def _is_transient(_task: Task[..., Any], _run: TaskRun, state: State) -> bool:
+def _is_unavailable(_task: Task[..., Any], _run: TaskRun, state: State) -> bool:
     return state.name == UNAVAILABLE
 
 
 class Retried(TypedDict):
-    """Options of a task."""
+    """Options of a task that Prefect retries."""
 
     cache_policy: CachePolicy
     persist_result: bool
@@ -50,136 +47,113 @@ RETRIED = Retried(
     persist_result=False,
     retries=len(RETRY_DELAYS_S),
     retry_delay_seconds=RETRY_DELAYS_S,
-    retry_condition_fn=_is_transient,
+    retry_condition_fn=_is_unavailable,
 )
-"""Try again where a server was away, or something from outside killed it."""
+"""Retries where a server was unavailable, or something outside killed the command."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What came of bringing a workspace up to date."""
-
-    ran: tuple[str, ...]
-    """The stages that computed; DVC had the outputs of the others."""
-    mlflow_run: str | None
-    """None while MLflow is away; the record waits."""
-
-    def __str__(self) -> str:
-        """Write what a run did, for the list of runs."""
-        did = f"ran {', '.join(self.ran)}" if self.ran else "nothing had changed"
-        return f"{did}; {f'MLflow run {self.mlflow_run}' if self.mlflow_run else 'MLflow is away, the record waits'}"
-
-    @classmethod
-    def read(cls, message: str) -> "Outcome":
-        """Read what a run wrote of itself, on whatever machine."""
-        found = MESSAGE.search(message)
-        if not found:
-            return cls((), None)
-        return cls(tuple(found["ran"].split(", ")) if found["ran"] else (), found["run"])
-
-
-def bring_up_to_date(place: Workspace, limits: Mapping[str, float], label: str = "") -> Outcome:
+def bring_up_to_date(workspace: Workspace, limits: Mapping[str, float], label: str = "") -> Outcome:
     """Run what changed, in the order of dvc.yaml, then make sure that MLflow has the result.
 
     Args:
-        place: Where.
-        limits: Minutes that a stage may take; endless where it is not named.
-        label: Put before the names of the tasks, to tell the cells of a sweep apart.
+        workspace: Where the stages run.
+        limits: Stage -> minutes it may take; a stage without an entry has no limit.
+        label: Prefix of the task names, which distinguishes the cells of a sweep.
 
     Raises:
-        InputError: A stage failed, or a limit is of none.
+        InputError: A stage failed, or a limit is not allowed.
     """
-    place.check_limits(limits)
+    workspace.check_limits(limits)
     ran: list[str] = []
-    if place.commit is not None or not _is_current(place):
-        ran = list(_run_stages(place, limits, label))
-    if place.has_remote:
-        pushed = push.with_options(task_run_name=f"{label}push")(place, [], return_state=True)
+    if workspace.commit is not None or not _is_current(workspace):
+        ran = list(_run_stages(workspace, limits, label))
+    if workspace.has_remote:
+        pushed = push.with_options(task_run_name=f"{label}push")(workspace, [], return_state=True)
         if not pushed.is_completed():
             raise StageFailedError(f"DVC's remote did not take the outputs: {pushed.message}")
-    recorded = record.with_options(task_run_name=f"{label}record")(place, return_state=True)
+    recorded = record.with_options(task_run_name=f"{label}record")(workspace, return_state=True)
     if recorded.is_failed() and recorded.name != UNAVAILABLE:
-        raise StageFailedError(f"it could not be recorded: {recorded.message}")
-    return Outcome(tuple(ran), recorded.message if recorded.is_completed() else None)
+        raise StageFailedError(f"the compression could not be recorded: {recorded.message}")
+    return Outcome(ran=tuple(ran), mlflow_run=recorded.result() if recorded.is_completed() else None)
 
 
-def _run_stages(place: Workspace, limits: Mapping[str, float], label: str) -> Iterator[str]:
-    """Run every stage that is out of date, and name it."""
-    for name, key in place.keys().items():
+def _run_stages(workspace: Workspace, limits: Mapping[str, float], label: str) -> Iterator[str]:
+    """Bring every stage up to date; yields the names of those that computed."""
+    for name, key in workspace.keys().items():
         state = run_stage.with_options(task_run_name=f"{label}{name}")(
-            name, place, key, limits.get(name), return_state=True
+            name, workspace, key, limits.get(name), return_state=True
         )
         if not state.is_completed():
             raise StageFailedError(f"stage {name} failed: {state.message}")
         if state.name == CACHED:
             continue
         yield name
-        if place.has_remote:  # at once, for those on other machines who need it, too
-            push.with_options(task_run_name=f"{label}push {name}")(place, [name], return_state=True)
+        if workspace.has_remote:  # at once, for runs on other machines that need the outputs
+            push.with_options(task_run_name=f"{label}push {name}")(workspace, [name], return_state=True)
 
 
-def _is_current(place: Workspace) -> bool:
-    """Ask DVC once about everything, which is quicker than stage by stage."""
-    return run(["dvc", "status", "--quiet"], _discard, folder=place.path).code == 0
+def _is_current(workspace: Workspace) -> bool:
+    """Check all stages by one call of DVC, which is quicker than stage by stage."""
+    return run(["dvc", "status", "--quiet"], _discard, folder=workspace.path).code == 0
 
 
 @task(**RETRIED)
-def run_stage(name: str, place: Workspace, key: str, limit_minutes: float | None) -> State[None]:
-    """Let DVC run a stage if anything that it depends on has changed, while no other run is at the same."""
+def run_stage(name: str, workspace: Workspace, key: str, limit_minutes: float | None) -> State[None]:
+    """Let DVC run a stage if anything that it depends on has changed; equal work of other runs is waited for."""
     log = get_run_logger().info
-    pull = ["--pull"] if place.has_remote else []
-    progress = Progress(name)
-
-    def on_line(line: str) -> None:
-        if not line.startswith(NOISE):
-            log(line)
-        progress.on_line(line)
-
-    with place.alone(key, log):
+    pull = ["--pull"] if workspace.has_remote else []
+    with workspace.exclusive(key, log):
         result = run(
             ["dvc", "--wait-for-lock", "repro", "--single-item", *pull, name],
-            on_line,
-            folder=place.path,
-            environment=place.environment,
+            lambda line: None if line.startswith(NOISE) else log(line),
+            folder=workspace.path,
+            environment=workspace.environment,
             limit_s=limit_minutes and limit_minutes * 60,
+            on_progress=ProgressBar(name).update,
         )
-    if result.code or result.is_late:
-        return fail(result, limit_minutes)
-    ran = any(line.startswith(f"Running stage '{name}'") for line in result.lines)
-    return Completed() if ran else Completed(name=CACHED, message="DVC has its outputs")
+    if result.timed_out:
+        message = f"the stage ran past its limit of {limit_minutes:g} minutes and was terminated"
+        return Failed(name="TimedOut", message=message)
+    if result.code:
+        pull_failed = workspace.has_remote and result.stage_code is None  # DVC itself failed, before any stage ran
+        return fail(result, is_transient=pull_failed or result.is_transient)
+    return Completed() if result.stage_code is not None else Completed(name=CACHED, message="DVC has its outputs")
 
 
 @task(**RETRIED)
-def push(place: Workspace, stages: list[str]) -> State[None]:
-    """Send what DVC's remote lacks of some stages, or of all; what it has is not sent again."""
+def push(workspace: Workspace, stages: list[str]) -> State[None]:
+    """Upload the outputs of some stages, or of all, that DVC's remote lacks."""
     command = ["dvc", "push", "--run-cache", *stages]
-    result = run(command, get_run_logger().info, folder=place.path, environment=place.environment)
-    return fail(result) if result.code else Completed()
+    result = run(command, get_run_logger().info, folder=workspace.path, environment=workspace.environment)
+    return fail(result, is_transient=True) if result.code else Completed()
 
 
 @task(**RETRIED)
-def record(place: Workspace) -> State[None]:
-    """Record the compression in MLflow unless it is there; the message of the state is the run's id."""
+def record(workspace: Workspace) -> State[str]:
+    """Record the compression in MLflow unless it is there; the state's data is the id of its run."""
+    return run_for("mlflow_run", "stages.tracking", workspace)
+
+
+def run_for(key: str, module: str, workspace: Workspace) -> State[Any]:
+    """Run a module of the workspace that sends something to MLflow; the state's data is `key` of what it found."""
     result = run(
-        ["python", "-m", "stages.tracking", "--unsent", str(place.unsent)],
+        ["python", "-m", module, "--unsent", str(workspace.unsent)],
         get_run_logger().info,
-        folder=place.path,
-        environment=place.environment,
+        folder=workspace.path,
+        environment=workspace.environment,
     )
-    for line in result.lines:
-        if result.code == 0 and (found := re.match(r"MLflow run (\w+):", line)):
-            return Completed(message=found[1])
-    return fail(result)
+    if result.code:
+        return fail(result, is_transient=result.is_transient)
+    if key not in result.found:
+        return Failed(message=f"{module} of this commit does not write {key} to its result file; take a newer commit")
+    return Completed(message=str(result.found[key]), data=result.found[key])
 
 
-def fail(result: CommandResult, limit_minutes: float | None = None) -> State[None]:
-    """Say of a command that failed why, in its own words, and whether another try makes sense."""
-    if result.is_late:
-        return Failed(name="TimedOut", message=f"it ran past its limit of {limit_minutes:g} minutes and was ended")
-    errors = [line for line in result.lines if line.startswith(("Error: ", "ERROR: "))]
-    said = (errors or [*result.lines[-1:], "it said nothing"])[0].partition(": ")[2] or "it said nothing"
-    return Failed(name=UNAVAILABLE if result.is_transient else "Failed", message=f"{said} (exit code {result.code})")
+def fail(result: CommandResult, *, is_transient: bool) -> State[Any]:
+    """Return the failed state of a command, with its message and exit code; Prefect retries a transient failure."""
+    name = UNAVAILABLE if is_transient else "Failed"
+    return Failed(name=name, message=f"{result.message} (exit code {result.exit_code})")
 
 
 def _discard(_line: str) -> None:
-    """Keep a question to DVC out of the log."""
+    """Keep the lines of a command out of the log."""

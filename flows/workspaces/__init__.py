@@ -1,1 +1,1 @@
-"""Where and with which params a run takes place; no Prefect."""
+"""The checkout, params and commands of a run; no Prefect."""

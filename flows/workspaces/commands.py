@@ -1,94 +1,110 @@
-"""A command line -> how it ended, its lines handed on as they come."""
+"""A command line -> its exit code, its lines as they are printed, and what it found as data."""
 
+import json
 import os
-import re
 import subprocess
 import sys
+import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from flows.workspaces import supervisor
+from stages.runtime.errors import UnavailableError
+from stages.runtime.result import PROGRESS_VARIABLE, RESULT_VARIABLE
 
-STAGE_CODE = re.compile(r"failed to run: .*, exited with (-?\d+)")
-"""DVC exits with 255 whatever a stage's own exit code was, but tells it."""
-DVC_FAILED = 255
-"""What DVC says where no stage failed but DVC itself."""
-SIGNALLED = 128
-NETWORK = re.compile(r"(?i)connect|timed? ?out|unavailable|reset by|refused|failed to (?:pull|push|fetch)")
+Log = Callable[[str], None]
+"""Takes one line."""
+EXIT_CODE_VARIABLE = "ESPALIER_EXIT_CODE_FILE"
+STAGE_SHELL = Path(__file__).parent / "stage_shell.sh"
+"""Takes the place of the user's shell, so that the exit code of a stage below DVC is known."""
+SIGNALLED = range(129, 193)
+"""128 + n: exit codes of a process that signal n killed; DVC's own exit codes lie above."""
 MARK = "ESPALIER_COMMAND"
-"""Of the environment of all that one command started, by which they can be found."""
-TEMPORARY = 75
-"""Of stages.errors.UnavailableError."""
+"""Environment variable that every process of one command carries."""
 
 
 @dataclass(frozen=True)
 class CommandResult:
-    """How a command ended."""
+    """How a command ended, and what it found."""
 
     code: int
-    """Of the stage, where DVC ran one that failed; 128 + n where signal n ended it."""
-    is_late: bool = False
-    """Whether it was ended because its time was over."""
+    """128 + n where signal n killed it."""
     lines: tuple[str, ...] = ()
+    timed_out: bool = False
+    """Whether it was terminated at its time limit."""
+    found: Mapping[str, Any] = field(default_factory=dict)
+    """What the command passed to `stages.runtime.result.write_result`, or the message of its InputError."""
+    stage_code: int | None = None
+    """Exit code of the last command that DVC ran for a stage; None where DVC ran none."""
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of the stage that failed, else of the command itself."""
+        return self.stage_code or self.code
+
+    @property
+    def message(self) -> str:
+        """The message of the command's InputError, else its last line."""
+        return str(self.found.get("message") or (self.lines[-1] if self.lines else "it printed nothing"))
 
     @property
     def is_transient(self) -> bool:
-        """Whether another try makes sense: a server was away, or something outside killed it. A mistake stays one."""
-        if self.is_late or self.code == DVC_FAILED:
-            return not self.is_late and any(NETWORK.search(line) for line in self.lines if line.startswith("ERROR"))
-        return self.code == TEMPORARY or self.code < 0 or self.code > SIGNALLED
+        """Whether a retry makes sense: a server was unavailable, or something outside killed the command."""
+        code = self.exit_code
+        return not self.timed_out and (code == UnavailableError.exit_code or code < 0 or code in SIGNALLED)
 
 
 def run(
     command: list[str],
-    log: Callable[[str], None],
+    log: Log,
     *,
     folder: Path | None = None,
     environment: Mapping[str, str] | None = None,
     limit_s: float | None = None,
+    on_progress: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> CommandResult:
-    """Run a program of this environment; all that it starts dies with this call, with this process, or at its limit.
+    """Run a program of this environment; no process of it outlives this call, this process, or the time limit.
 
     Args:
         command: The program and its arguments.
-        log: Takes every line, without its end.
-        folder: Where it works; here without one.
-        environment: What differs from this process's.
-        limit_s: Its time in seconds; endless without.
+        log: Called with every line that is not empty, without its line end.
+        folder: Working folder; None is the current one.
+        environment: Changes to this process's environment.
+        limit_s: Time limit in seconds; None is no limit.
+        on_progress: Called with label, done, total, rate_per_s and left_s when `stages.runtime.progress` reports them.
     """
     mark = uuid.uuid4().hex
-    process = _start(command, folder, {**(environment or {}), MARK: mark})
-    assert process.stdout is not None
-    is_over = threading.Event()
-    timer = threading.Timer(limit_s or 0, _end, (process, is_over))
-    guard = threading.Thread(target=_bury, args=(process, mark), daemon=True)
-    guard.start()
-    if limit_s:
-        timer.start()
-    lines: list[str] = []
-    try:
-        for line in process.stdout:
-            if line.strip():
-                lines.append(line.rstrip())
-                log(lines[-1])
-    finally:
-        timer.cancel()
-        _close(process)
-        guard.join(supervisor.GRACE_S + 10)
-        process.stdout.close()
-    code = process.wait()
-    found = [int(match[1]) for line in lines if (match := STAGE_CODE.search(line))]
-    return CommandResult(found[-1] if found and code else code, is_over.is_set(), tuple(lines))
+    with tempfile.TemporaryDirectory(prefix="espalier-", ignore_cleanup_errors=True) as temporary:
+        files = {name: Path(temporary) / name for name in (RESULT_VARIABLE, PROGRESS_VARIABLE, EXIT_CODE_VARIABLE)}
+        paths = {name: str(path) for name, path in files.items()}
+        process = _start(command, folder, {**(environment or {}), **paths, MARK: mark, "SHELL": str(STAGE_SHELL)})
+        expired = threading.Event()
+        timer = threading.Timer(limit_s or 0, _expire, (process, expired))
+        guard = threading.Thread(target=_kill_survivors, args=(process, mark), daemon=True)
+        guard.start()
+        if limit_s:
+            timer.start()
+        try:
+            lines = _read_lines(process, log, files[PROGRESS_VARIABLE], on_progress)
+        finally:
+            timer.cancel()
+            _terminate(process)
+            guard.join(supervisor.GRACE_S + 10)
+            if process.stdout:
+                process.stdout.close()
+        found, stage_code = _read_json(files[RESULT_VARIABLE]), _read_json(files[EXIT_CODE_VARIABLE])
+        return CommandResult(process.wait(), lines, expired.is_set(), found or {}, stage_code)
 
 
 def _start(command: list[str], folder: Path | None, changes: Mapping[str, str]) -> "subprocess.Popen[str]":
-    """Start a command below its warden, this environment first on its path."""
+    """Start a command below its supervisor, with this Python's programs first on its path."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     return subprocess.Popen(
         [sys.executable, "-I", supervisor.__file__, *command],
@@ -103,20 +119,46 @@ def _start(command: list[str], folder: Path | None, changes: Mapping[str, str]) 
     )
 
 
-def _end(process: "subprocess.Popen[str]", is_over: threading.Event) -> None:
-    is_over.set()
-    _close(process)
+def _read_lines(
+    process: "subprocess.Popen[str]",
+    log: Log,
+    progress_file: Path,
+    on_progress: Callable[[Mapping[str, Any]], None] | None,
+) -> tuple[str, ...]:
+    """Log every line until the command ends; progress is written before its line is printed."""
+    lines: list[str] = []
+    progress = None
+    for line in process.stdout or ():
+        if line.strip():
+            lines.append(line.rstrip())
+            log(lines[-1])
+        if on_progress and (latest := _read_json(progress_file)) and latest != progress:
+            progress = latest
+            on_progress(latest)
+    return tuple(lines)
 
 
-def _close(process: "subprocess.Popen[str]") -> None:
-    """Log the warden to end everything."""
+def _read_json(path: Path) -> Any:  # noqa: ANN401  # a record or a number
+    """Read a file of the command; None where it wrote none."""
+    with suppress(OSError, ValueError):
+        return json.loads(path.read_text())
+    return None
+
+
+def _expire(process: "subprocess.Popen[str]", expired: threading.Event) -> None:
+    expired.set()
+    _terminate(process)
+
+
+def _terminate(process: "subprocess.Popen[str]") -> None:
+    """Close the supervisor's standard input, whereupon it terminates everything."""
     assert process.stdin is not None
     with suppress(OSError, ValueError):
         process.stdin.close()
 
 
-def _bury(process: "subprocess.Popen[str]", mark: str) -> None:
-    """Wait for the warden, then end whoever outlives it: nobody, unless something killed the warden."""
+def _kill_survivors(process: "subprocess.Popen[str]", mark: str) -> None:
+    """Wait for the supervisor; where a signal killed it, kill every process that it would have terminated."""
     if process.wait() >= 0:
         return
     for other in psutil.process_iter():

@@ -1,18 +1,19 @@
-"""A preset's params -> the cells of the paper's table: every method with every seed, at equal size and equal steps."""
+"""A preset's params -> the cells of the paper's table: every method with every seed, of equal size and equal steps."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from flows.workspaces.overrides import Overrides, PlannedCell
-from flows.workspaces.repository import Base, Repository
+from flows.workspaces.grid import PlannedCell
+from flows.workspaces.overrides import Overrides
+from flows.workspaces.repository import ParamsSource, Repository
 from stages.params import Params
 from stages.runtime.errors import InputError
 from stages.tools.published import ABLATION, METHODS
 
 TIMESTEPS = (50, 100, 250, 300, 350, 1000)
-"""Of the paper's ablation."""
+"""Numbers of timesteps in the paper's ablation."""
 OUR_DECAYS = (0.9, 0.95)
-"""Of the moving averages that our recovery keeps beside the preset's slowest."""
+"""EMA decays of our recovery, in addition to the preset's slowest."""
 ONE_SHOT = {
     "importance.criterion": "taylor",
     "importance.stride": 1,
@@ -28,36 +29,25 @@ ONE_SHOT = {
     "finetune.gate": None,
     "finetune.samples": None,
 }
-"""The ablation looks at the pruned model, so it is finetuned as little as can be."""
+"""Overrides of the ablation, which evaluates the pruned model and so finetunes for one step."""
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Read 0,1,2.
+    """Read a list such as 0,1,2.
 
     Raises:
-        InputError: It is no list of unlike numbers from 0.
+        InputError: A seed is not a number from 0, or occurs twice.
     """
-    words = text.split(",")
-    if not all(word.strip().isdecimal() for word in words) or len({int(word) for word in words}) < len(words):
-        raise InputError(f"--seeds {text} is no list of unlike numbers from 0; write for example --seeds 0,1,2,3,4")
-    return [int(word) for word in words]
-
-
-def check_rows(names: Iterable[str]) -> None:
-    """Refuse rows that there are none of.
-
-    Raises:
-        InputError: There is one.
-    """
-    unknown = [name for name in names if name not in METHODS]
-    if unknown:
-        raise InputError(f"there is no row {', '.join(map(repr, unknown))}; the rows are {', '.join(METHODS)}")
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts) or len({int(part) for part in parts}) < len(parts):
+        raise InputError(f"--seeds {text}: give different numbers from 0, for example --seeds 0,1,2,3,4")
+    return [int(part) for part in parts]
 
 
 def plan_rows(params: Params) -> dict[str, dict[str, Any]]:
-    """Give the overrides that make each row of the table what it is.
+    """Return the overrides of each row of the table.
 
-    All prune uniformly to the preset's target, so that all have its widths, whatever the criterion.
+    All rows prune uniformly to the preset's target, so that their widths are equal whatever the criterion.
     """
     slowest = max(params.finetune.ema_decays)
     recovery = {"prune.ranking": "uniform", "finetune.init": "pruned"}
@@ -89,61 +79,66 @@ def _diff_pruning(threshold: float) -> dict[str, Any]:
 
 def plan_comparison(
     repository: Repository,
-    base: Base,
+    source: ParamsSource,
     names: Sequence[str],
     seeds: Sequence[int],
     overrides: Overrides,
     *,
     ablation: bool,
 ) -> list[PlannedCell]:
-    """Plan every cell, and make sure that each is allowed, before anything is cloned.
+    """Plan every cell of a comparison, and check its params before anything is cloned.
 
     Args:
         repository: Where the preset is found.
-        base: Commit and preset.
-        names: Which rows of `METHODS`.
-        seeds: Each row is made with each of them.
-        overrides: For all cells; what the ablation fixes it fixes all the same.
-        ablation: Whether the number of timesteps used is varied, too.
+        source: Commit and preset.
+        names: Rows, keys of `METHODS`.
+        seeds: Each row has one cell per seed.
+        overrides: Dotted keys -> one value, for all cells; in the ablation, `ONE_SHOT` takes precedence.
+        ablation: Whether cells that vary the number of timesteps are added.
 
     Raises:
-        InputError: There is nothing to compare, no such row or preset, the overrides set what rows and seeds differ in,
-            or a value is not allowed.
+        InputError: There is nothing to compare, a row or preset does not exist, the overrides set a key that rows or
+            seeds set, or a value is not allowed.
     """
     if not (names or ablation):
         raise InputError("there is nothing to compare; give at least one row")
-    params = repository.params(base.commit, base.preset)
+    params = repository.params(source)
     rows = plan_rows(params)
     check_plan(rows, names, seeds, overrides)
     common = {"finetune.steps": params.finetune.steps, **overrides}
-    kinds = [(name, METHODS[name], {**common, **rows[name]}) for name in METHODS if name in names]
+    rows_of_seed = [(name, METHODS[name], {**common, **rows[name]}) for name in METHODS if name in names]
     if ablation:
-        kinds += [
+        rows_of_seed += [
             (ABLATION, f"{count} timesteps", {**common, **ONE_SHOT, "importance.num_timesteps": count})
             for count in TIMESTEPS
         ]
     cells = [
         PlannedCell(f"{title}, seed {seed}", {**given, "seed": seed}, {"row": row})
         for seed in seeds
-        for row, title, given in kinds
+        for row, title, given in rows_of_seed
     ]
-    repository.render(base.commit, [cell.overrides for cell in cells], base.preset)
+    repository.render(source, [cell.overrides for cell in cells])
     return cells
 
 
 def check_plan(rows: Mapping[str, Overrides], names: Iterable[str], seeds: Sequence[int], overrides: Overrides) -> None:
-    """Refuse a comparison that cannot be, before a commit is looked at.
+    """Check rows, seeds and overrides of a comparison.
 
     Raises:
-        InputError: There is no such row, a seed is missing or none, or the overrides set what rows and seeds differ in.
+        InputError: A row does not exist, the seeds are not one or more different numbers from 0, or the overrides
+            set a key that rows or seeds set.
     """
-    check_rows(names)
+    unknown = [name for name in names if name not in METHODS]
+    if unknown:
+        raise InputError(f"there is no row {', '.join(map(repr, unknown))}; the rows are {', '.join(METHODS)}")
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise InputError(f"seeds are {', '.join(map(str, seeds)) or 'none'}; give one or more from 0, each once")
+        raise InputError(f"seeds are {', '.join(map(str, seeds)) or 'missing'}; give one or more from 0, each once")
     fixed = {"seed", *(key for row in rows.values() for key in row)}
     taken = [key for key in overrides if any(_overlap(key, other) for other in fixed)]
     if taken:
-        raise InputError(f"{', '.join(taken)} is what rows and seeds decide; leave it out of --set (--rows, --seeds)")
+        raise InputError(
+            f"{', '.join(taken)} is set by rows and seeds; leave it out of --set, choose --rows or --seeds"
+        )
 
 
 def _overlap(one: str, other: str) -> bool:

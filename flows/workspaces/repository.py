@@ -1,4 +1,4 @@
-"""What runs share on one machine: the repository that they are cloned from, and the folder of workspaces and locks."""
+"""The repository that runs are cloned from, and the folder of this machine that holds their workspaces and locks."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,45 +15,47 @@ from typing import Any
 from filelock import FileLock, Timeout
 from ruamel.yaml import YAML
 
+from flows.workspaces.commands import Log
 from flows.workspaces.overrides import Overrides, apply
 from stages.params import Params
 from stages.runtime.errors import InputError, UnavailableError, without_password
 from stages.runtime.git import git_error, git_output
 
 REPOSITORY_VARIABLE = "ESPALIER_REPOSITORY"
-"""Of the environment: what runs are cloned from, a folder or an address; without it the folder we are in."""
+"""Environment variable: folder or address that runs are cloned from; by default the current folder."""
 HOME_VARIABLE = "ESPALIER_HOME"
-"""Of the environment: where workspaces, locks, sweeps and unsent records lie; else .espalier in the repository."""
+"""Environment variable: folder of workspaces, locks, sweeps, unsent records; by default .espalier in the repository."""
 PRESETS = "recipes/presets"
-"""Of a commit: whole params files, which a run may take in place of params.yaml."""
-NAMES_TOLD = 3
-Log = Callable[[str], None]
-"""Takes a line for the log."""
+"""Folder of a commit with whole params files, which a run may take in place of params.yaml."""
+MOST_NAMES = 3
+"""Changed files that a warning names."""
 
 
 @dataclass(frozen=True)
-class Base:
-    """What the overrides of cells change."""
+class ParamsSource:
+    """The params file that overrides change: params.yaml or a preset of a commit."""
 
     commit: str
-    """Its hash."""
+    """Full hash."""
     preset: str | None = None
-    """None is the commit's params.yaml."""
+    """Name in recipes/presets; None is params.yaml."""
 
 
 @dataclass(frozen=True)
 class Repository:
-    """Where runs of one repository live on this machine."""
+    """A git repository, and the folder that its runs share on this machine."""
 
     origin: str
+    """Folder or address."""
     root: Path
+    """Holds workspaces, locks, mirrors, sweeps and unsent records."""
 
     @classmethod
     def find(cls) -> "Repository":
-        """Read the environment, and let this process and all that it starts keep one record in MLflow.
+        """Read the environment; sets MLFLOW_TRACKING_URI, so that this process and its children share one MLflow.
 
         Raises:
-            InputError: The repository is elsewhere, and no folder is named.
+            InputError: The repository is an address, and no folder of this machine is named.
         """
         origin, root = os.environ.get(REPOSITORY_VARIABLE) or str(Path.cwd()), os.environ.get(HOME_VARIABLE)
         if not root and not Path(origin).is_dir():
@@ -68,142 +70,145 @@ class Repository:
 
     @property
     def is_local(self) -> bool:
-        """Whether runs are cloned from a folder of this machine."""
+        """Whether the origin is a folder of this machine."""
         return Path(self.origin).is_dir()
 
     @property
-    def source(self) -> Path:
-        """The folder to clone from: the repository, or its mirror."""
+    def clone_from(self) -> Path:
+        """The folder to clone from: the origin, or its mirror."""
         return Path(self.origin).resolve() if self.is_local else self.root / "mirrors" / hash_json(self.origin)
 
     def _tracking_uri(self) -> str:
-        """Give MLflow's address for those who work elsewhere, too: a relative file would be another one there."""
+        """Return MLflow's address with an absolute path, since a relative one would differ in every workspace."""
         uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
         relative = re.fullmatch(r"sqlite:///([^/].*)", uri)
         base = Path(self.origin).resolve() if self.is_local and not os.environ.get(HOME_VARIABLE) else self.root
         return f"sqlite:///{base / relative[1]}" if relative else uri
 
     def resolve(self, commit: str, log: Log) -> str:
-        """Find the hash of a branch, tag or hash in the repository as it is now.
+        """Return the full hash of a branch, tag or hash in the repository as it is now.
 
         Raises:
-            InputError: There is none.
+            InputError: The repository has no such commit.
             UnavailableError: The repository does not answer.
         """
         if not self.is_local:
-            self._mirror(log)
+            self._update_mirror(log)
         found = (
-            None if commit.startswith("-") else git_output(self.source, "rev-parse", "--verify", f"{commit}^{{commit}}")
+            None
+            if commit.startswith("-")
+            else git_output(self.clone_from, "rev-parse", "--verify", f"{commit}^{{commit}}")
         )
         if not found:
             place = without_password(self.origin)
-            complaint = git_error(self.source, "rev-parse", "--git-dir")  # such as that it belongs to another user
+            complaint = git_error(self.clone_from, "rev-parse", "--git-dir")  # such as a repository of another user
             why = f" ({complaint})" if complaint else ""
             raise InputError(f"{place} has no commit {commit!r}{why}; give a branch, tag or hash of it")
         if self.is_local and commit == "HEAD":
-            self._warn(found, log)
+            self._warn_of_changes(found, log)
         return found
 
-    def render(self, commit: str, cells: Iterable[Overrides], preset: str | None = None) -> list[bytes]:
-        """Give the params of a commit, its params.yaml or a preset, with each cell's overrides, and clone nothing.
+    def render(self, source: ParamsSource, cells: Iterable[Overrides]) -> list[bytes]:
+        """Return a params file with the overrides of each cell; nothing is cloned.
 
         Raises:
-            InputError: The commit has none, or an override is not allowed.
+            InputError: The commit lacks the file, or an override is not allowed.
         """
-        name, params = self._base(commit, preset)
+        name, params = self._read_params(source)
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary) / name
             path.write_text(f"{params}\n")
             return [apply(overrides, path) for overrides in cells]
 
-    def params(self, commit: str, preset: str | None = None) -> Params:
-        """Read the params of a commit, its params.yaml or a preset.
+    def params(self, source: ParamsSource) -> Params:
+        """Read a params file.
 
         Raises:
-            InputError: The commit has none, or a value is not allowed.
+            InputError: The commit lacks the file, or a value is not allowed.
         """
-        (text,) = self.render(commit, [{}], preset)
+        (text,) = self.render(source, [{}])
         return Params.model_validate(YAML(typ="safe").load(text.decode()))
 
-    def _base(self, commit: str, preset: str | None) -> tuple[str, str]:
-        """Find the params file that overrides change: its name and its text."""
+    def _read_params(self, source: ParamsSource) -> tuple[str, str]:
+        """Read name and text of a params file."""
+        commit, preset = source.commit, source.preset
         if preset is not None:
-            listed = git_output(self.source, "ls-tree", "--name-only", f"{commit}:{PRESETS}") or ""
+            listed = git_output(self.clone_from, "ls-tree", "--name-only", f"{commit}:{PRESETS}") or ""
             known = [name.removesuffix(".yaml") for name in listed.splitlines() if name.endswith(".yaml")]
             if preset not in known:
                 found = f"commit {commit[:12]} has no preset {preset!r}"
                 raise InputError(f"{found}; it has {', '.join(known)}" if known else f"{found}, nor any other")
         path = "params.yaml" if preset is None else f"{PRESETS}/{preset}.yaml"
-        text = git_output(self.source, "show", f"{commit}:{path}")
+        text = git_output(self.clone_from, "show", f"{commit}:{path}")
         if text is None:
             raise InputError(f"commit {commit[:12]} has no params.yaml; give a commit of this project")
         return Path(path).name, text
 
     def clone(self, commit: str, path: Path) -> None:
-        """Clone a commit, whole or not at all; whatever of it was there by halves goes.
+        """Clone a commit, whole or not at all; remains of an interrupted clone are removed.
 
         Raises:
-            InputError: git cannot.
+            InputError: git failed.
         """
         make_folder(path.parent)
-        for torn in [path, *path.parent.glob(f".{path.name}.*")]:
-            shutil.rmtree(torn, ignore_errors=True)
-        origin = git_output(self.source, "config", "--get", "remote.origin.url")
+        for old in [path, *path.parent.glob(f".{path.name}.*")]:
+            shutil.rmtree(old, ignore_errors=True)
+        origin = git_output(self.clone_from, "config", "--get", "remote.origin.url")
         with _renamed(path) as temporary:
             for place, command in (
-                (None, ["clone", "--quiet", "--no-checkout", "--", str(self.source), str(temporary)]),
+                (None, ["clone", "--quiet", "--no-checkout", "--", str(self.clone_from), str(temporary)]),
                 (temporary, ["checkout", "--quiet", "--detach", commit]),
-                # Where a version can be had from is told by the repository's own remote, not by a folder of here.
+                # A version records the remote that it can be cloned from, not a folder of this machine.
                 (temporary, ["remote", *(["set-url", "origin", origin] if origin else ["remove", "origin"])]),
             ):
                 if complaint := git_error(place, *command):
                     repository = without_password(self.origin)
                     raise InputError(f"no workspace for {commit[:12]} of {repository}: {complaint}")
 
-    def _mirror(self, log: Log) -> None:
-        """Bring the mirror of the repository up to date."""
-        make_folder(self.source.parent)
-        with locked(self.source.with_suffix(".lock"), log):
-            if self.source.is_dir():
-                complaint = git_error(self.source, "remote", "update", "--prune")
+    def _update_mirror(self, log: Log) -> None:
+        """Clone the mirror of the repository, or bring it up to date."""
+        make_folder(self.clone_from.parent)
+        with locked(self.clone_from.with_suffix(".lock"), log):
+            if self.clone_from.is_dir():
+                complaint = git_error(self.clone_from, "remote", "update", "--prune")
             else:
-                temporary = Path(tempfile.mkdtemp(dir=self.source.parent))
+                temporary = Path(tempfile.mkdtemp(dir=self.clone_from.parent))
                 complaint = git_error(None, "clone", "--quiet", "--mirror", "--", self.origin, str(temporary))
                 if complaint:
                     shutil.rmtree(temporary)
                 else:
-                    temporary.rename(self.source)
+                    temporary.rename(self.clone_from)
         if complaint:
             raise UnavailableError(f"{without_password(self.origin)} cannot be cloned: {complaint}")
 
-    def _warn(self, found: str, log: Log) -> None:
-        """Say where a checkout holds what its commit does not."""
-        changed = git_output(self.source, "status", "--porcelain", "--untracked-files=no")
+    def _warn_of_changes(self, found: str, log: Log) -> None:
+        """Log a warning if the checkout has changes that are not committed."""
+        changed = git_output(self.clone_from, "status", "--porcelain", "--untracked-files=no")
         names = [line[3:] for line in (changed or "").splitlines()]
         if names:
-            more = f" and {len(names) - NAMES_TOLD} more" if len(names) > NAMES_TOLD else ""
-            some = f"{', '.join(names[:NAMES_TOLD])}{more}"
-            log(f"Warning: this run takes commit {found[:12]}, since which {some} changed")
+            more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+            some = f"{', '.join(names[:MOST_NAMES])}{more}"
+            log(f"Warning: this run uses commit {found[:12]}, since which {some} changed")
 
 
 def hash_overrides(overrides: Overrides, preset: str | None = None) -> str:
-    """Name overrides, in whatever order, of params.yaml or of a preset."""
+    """Hash overrides of params.yaml or of a preset, whatever their order; 12 hex digits."""
     return hash_json(dict(overrides) if preset is None else [preset, dict(overrides)])[:12]
 
 
 def hash_json(content: Any) -> str:  # noqa: ANN401  # whatever JSON takes
-    """Name a value by its content."""
+    """Hash a value by its content."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 @contextmanager
 def locked(path: Path, log: Log) -> Iterator[None]:
-    """Keep other processes out; the lock dies with its owner."""
+    """Hold a lock file against other processes; the system releases it when this process ends."""
     lock = FileLock(path)
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        log(f"waiting for another run, which is at the same work ({path.stem[:25]})")
+        log(f"waiting for another run that does the same work ({path.stem[:25]})")
         lock.acquire()
     try:
         yield
@@ -212,10 +217,10 @@ def locked(path: Path, log: Log) -> Iterator[None]:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it.
+    """Make a folder and its parents.
 
     Raises:
-        InputError: The place cannot be written.
+        InputError: It cannot be made or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -229,7 +234,7 @@ def make_folder(folder: Path) -> None:
 
 @contextmanager
 def _renamed(path: Path) -> Iterator[Path]:
-    """Give a temporary folder that becomes `path` when the block ends well, and vanishes when it does not."""
+    """Yield a temporary folder, which becomes `path` when the block succeeds and is removed when it fails."""
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield temporary

@@ -1,8 +1,8 @@
-"""A command -> the same command, which outlives neither its caller nor its time.
+"""A command -> the same command, which outlives neither its caller nor its time limit.
 
-The caller holds the other end of this process's standard input and writes nothing to it. When it closes, because the
-caller wants the command to end or because a kill -9 ended the caller, everything that the command started is ended,
-in however many sessions and process groups: first by SIGTERM, so that it can save, then by SIGKILL.
+The caller holds the other end of this process's standard input and writes nothing to it. It closes when the caller
+wants the command to end, or when a kill -9 ended the caller. Then every process that the command started is ended,
+whatever its session and process group: first by SIGTERM, so that it can save, then by SIGKILL.
 """
 
 import ctypes
@@ -17,41 +17,42 @@ from contextlib import suppress
 import psutil
 
 GRACE_S = 20.0
+"""Seconds between SIGTERM and SIGKILL."""
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-"""Of Linux's prctl(2)."""
+"""Options of Linux's prctl(2)."""
 
 
 def main() -> int:
-    """Run the command line's command and give its exit code; 128 + n where signal n ended it, as in a shell."""
-    _prctl(PR_SET_CHILD_SUBREAPER, 1)  # who loses its parent becomes our child, not init's
+    """Run the command line's command and return its exit code; 128 + n where signal n ended it, as in a shell."""
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)  # a process that loses its parent becomes this process's child, not init's
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: _end_all())
-    process = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent)  # noqa: PLW1509
-    threading.Thread(target=_watch, daemon=True).start()
+        signal.signal(number, lambda *_: _terminate_descendants())
+    process = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, preexec_fn=_set_death_signal)  # noqa: PLW1509
+    threading.Thread(target=_wait_for_caller, daemon=True).start()
     code = process.wait()
-    _end_all()
+    _terminate_descendants()
     return 128 - code if code < 0 else code
 
 
-def _watch() -> None:
-    """Wait until nobody holds the other end."""
+def _wait_for_caller() -> None:
+    """Wait until the caller's end of standard input closes."""
     while os.read(0, 1):
         pass
     os.kill(os.getpid(), signal.SIGTERM)  # its handler runs in the main thread
 
 
-def _end_all() -> None:
-    """End every descendant, those that appear meanwhile too."""
+def _terminate_descendants() -> None:
+    """Terminate every descendant, including those that start meanwhile; kill them after the grace period."""
     deadline = time.monotonic() + GRACE_S
-    asked: set[int] = set()
+    terminated: set[int] = set()
     while left := _descendants():
         for process in left:
             if time.monotonic() > deadline:
                 _signal(process, signal.SIGKILL)
-            elif process.pid not in asked:
-                asked.add(process.pid)
+            elif process.pid not in terminated:
+                terminated.add(process.pid)
                 _signal(process, signal.SIGTERM)
-        time.sleep(0.05)  # psutil's own wait would take the exit code of the command away from us
+        time.sleep(0.05)  # psutil's own wait would collect the exit code of the command
 
 
 def _descendants() -> list[psutil.Process]:
@@ -64,13 +65,13 @@ def _signal(process: psutil.Process, number: int) -> None:
         process.send_signal(number)
 
 
-def _die_with_parent() -> None:
-    """Die at once where this warden does, by whose hand ever."""
+def _set_death_signal() -> None:
+    """Let the kernel kill the command when this supervisor ends, even by SIGKILL."""
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _prctl(option: int, value: int) -> None:
-    """Ask Linux; other systems have neither, and there a command's own children in other sessions are not followed."""
+    """Call prctl on Linux; elsewhere, children of the command that are in other sessions are not followed."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
 

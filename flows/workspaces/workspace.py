@@ -1,4 +1,4 @@
-"""A commit and overrides -> a place of their own for one run, which shares DVC's cache with all others."""
+"""A commit and overrides -> a workspace: a clone for one run, which shares DVC's cache with all others."""
 
 import os
 import shutil
@@ -11,16 +11,24 @@ from configobj import ConfigObj, ConfigObjError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from flows.workspaces.commands import Log
 from flows.workspaces.overrides import Overrides
-from flows.workspaces.repository import HOME_VARIABLE, Log, Repository, hash_json, hash_overrides, locked
+from flows.workspaces.repository import (
+    HOME_VARIABLE,
+    ParamsSource,
+    Repository,
+    hash_json,
+    hash_overrides,
+    locked,
+)
 from stages.params import load_params
 from stages.runtime.errors import InputError, first_line
 from stages.runtime.git import git_output
 
-LONGEST = 1_000_000
-"""Minutes: two years."""
+LONGEST_MINUTES = 1_000_000
+"""Highest limit of a stage: two years."""
 LINKS = "reflink,hardlink,copy"
-"""How outputs come out of the cache: links, where the file system has them, since data sets may be large."""
+"""DVC's cache.type: links where the file system has them, since data sets may be large."""
 
 
 @dataclass(frozen=True)
@@ -30,32 +38,32 @@ class Stage:
     name: str
     params: tuple[str, ...]
     needs: tuple[str, ...]
-    """Stages whose outputs it reads."""
+    """Names of the stages whose outputs it reads."""
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where one run works."""
+    """The checkout in which one run works."""
 
     path: Path
-    """The top of a checkout."""
+    """Top folder of the checkout."""
     unsent: Path
-    """Where records wait for MLflow."""
+    """Folder of records that wait for MLflow."""
     commit: str | None = None
-    """None where it is the user's own checkout, as it stands."""
+    """Full hash; None for the user's own checkout, as it stands."""
     locks: Path | None = None
-    """Where runs tell each other what they are at; None in the user's own checkout, which DVC guards."""
+    """Folder of the locks that runs share; None in the user's own checkout, which DVC locks."""
     has_remote: bool = False
-    """Whether DVC has a remote that other machines share."""
+    """Whether DVC has a default remote."""
     environment: dict[str, str] = field(default_factory=dict)
-    """For every command in it, beside this process's."""
+    """Environment variables for every command in it, in addition to this process's."""
 
     @property
     def stages(self) -> list[Stage]:
-        """Read the stages in order of flow.
+        """Read the stages in the order of dvc.yaml.
 
         Raises:
-            InputError: There is no dvc.yaml, or it lists no stages.
+            InputError: dvc.yaml is missing or lists no stages.
         """
         try:
             entries = YAML(typ="safe").load((self.path / "dvc.yaml").read_text())["stages"]
@@ -70,7 +78,7 @@ class Workspace:
             ) from None
 
     def keys(self) -> dict[str, str]:
-        """Name what each stage would make: by the commit, its params and what it needs. Equal names, equal outputs."""
+        """Hash the commit, params and inputs of each stage; stages with equal keys have equal outputs."""
         params = load_params(self.path / "params.yaml").model_dump(mode="json")
         found: dict[str, str] = {}
         for stage in self.stages:
@@ -79,21 +87,21 @@ class Workspace:
         return found
 
     def check_limits(self, limits: Mapping[str, float]) -> None:
-        """Check minutes of stages.
+        """Check that every key is a stage and every value a number of minutes.
 
         Raises:
-            InputError: One is of no stage, or no number of minutes.
+            InputError: One is not.
         """
         names = [stage.name for stage in self.stages]
         for name, minutes in limits.items():
             if name not in names:
-                raise InputError(f"a limit is given for {name}, which is no stage; the stages are {', '.join(names)}")
-            if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not 0 < minutes <= LONGEST:
-                raise InputError(f"{name}={minutes} is no number of minutes above 0, and at most {LONGEST}")
+                raise InputError(f"limit {name}: no such stage; the stages are {', '.join(names)}")
+            if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not 0 < minutes <= LONGEST_MINUTES:
+                raise InputError(f"limit {name}={minutes}: give minutes above 0 and at most {LONGEST_MINUTES}")
 
     @contextmanager
-    def alone(self, key: str, log: Log) -> Iterator[None]:
-        """Wait until no other run that shares our home is at the same work, then keep others from it."""
+    def exclusive(self, key: str, log: Log) -> Iterator[None]:
+        """Hold the lock of a stage's key, so that runs that share the folder of locks do equal work one at a time."""
         if self.locks is None:
             yield
             return
@@ -101,30 +109,30 @@ class Workspace:
             yield
 
     def remove(self) -> None:
-        """Remove what is no longer needed, since the cache has the outputs; never a user's own checkout."""
+        """Remove the workspace, since the cache has its outputs; a user's own checkout stays."""
         if self.commit is not None:
-            gone = self.path.with_name(f".{self.path.name}.gone")  # a kill in the middle must not leave a half one
+            gone = self.path.with_name(f".{self.path.name}.gone")  # a kill meanwhile must not leave half a workspace
             shutil.rmtree(gone, ignore_errors=True)
             self.path.rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
 
 
 def _needs(deps: list[str], makers: Mapping[str, str]) -> Iterator[str]:
-    """Name the makers of what a stage reads; it may read one file of a folder."""
+    """Name the stages whose outputs a stage reads; it may read one file of an output folder."""
     needed = {maker for dep in deps for out, maker in makers.items() if Path(dep).is_relative_to(out)}
     yield from (maker for maker in dict.fromkeys(makers.values()) if maker in needed)
 
 
 def current_checkout() -> Workspace:
-    """Give the checkout that we are in, as it stands.
+    """Return the current folder as a workspace, as it stands.
 
     Raises:
-        InputError: It is none.
+        InputError: It is not the top folder of a project.
     """
     load_params(Path("params.yaml"))
-    place = Workspace(Path.cwd(), Path("unsent").resolve())
-    place.stages  # noqa: B018  # raises where this is no project
-    return place
+    workspace = Workspace(Path.cwd(), Path("unsent").resolve())
+    workspace.stages  # noqa: B018  # raises where the folder is no project
+    return workspace
 
 
 @contextmanager
@@ -135,24 +143,24 @@ def open_workspace(
     environment: Mapping[str, str] | None = None,
     preset: str | None = None,
 ) -> Iterator[Workspace]:
-    """Clone a commit, put the overrides into its params.yaml, and keep other runs out while the block lasts.
+    """Clone a commit, write the overrides into its params.yaml, and lock the workspace while the block lasts.
 
     The same commit, preset and overrides have the same workspace, so a run that was killed goes on from its
     checkpoints.
 
     Args:
-        commit: Anything that git takes for one: HEAD, a branch, a tag, a hash.
-        overrides: Of params.yaml as it stands in the commit.
-        log: Takes lines for the log.
-        environment: For every command in it, beside this process's.
-        preset: Which of the commit's presets stands in place of its params.yaml.
+        commit: A branch, tag or hash.
+        overrides: Changes to the commit's params.yaml.
+        log: Called with lines for the log.
+        environment: Environment variables for every command in it.
+        preset: Name of a preset of the commit that replaces its params.yaml; None keeps it.
 
     Raises:
-        InputError: The commit cannot be had, or the overrides are not allowed.
+        InputError: The commit is not found, or the overrides are not allowed.
     """
     repository = Repository.find()
     found = repository.resolve(commit, log)
-    (params,) = repository.render(found, [overrides], preset)
+    (params,) = repository.render(ParamsSource(found, preset), [overrides])
     name = f"{found[:12]}-{hash_overrides(overrides, preset)}"
     path = repository.root / "workspaces" / name
     with locked(repository.root / "locks" / f"{name}.lock", log):
@@ -170,10 +178,10 @@ def open_workspace(
 
 
 def _configure(repository: Repository, path: Path) -> bool:
-    """Let DVC use the shared cache, and the repository's remotes; say whether there is one."""
+    """Point DVC to the shared cache and the repository's remotes; returns whether it has a default remote."""
     origin = (Path(repository.origin) if repository.is_local else path).resolve() / ".dvc"
     if not (path / ".dvc").is_dir():
-        raise InputError("the commit has no .dvc, so it is no project of DVC; make it one: dvc init")
+        raise InputError("the commit has no .dvc folder; set DVC up first: dvc init")
     try:
         settings = ConfigObj(str(path / ".dvc" / "config"), list_values=False, encoding="utf-8")
         local = ConfigObj(

@@ -11,9 +11,11 @@ import click
 def main(name: str | None, unsent: Path) -> None:
     """Register the compression that the pipeline here has finished as the challenger, however often this is called."""
     from stages.register.register import register
+    from stages.runtime.result import write_result
     from stages.tracking.compression import Compression
 
     version, new = register(Compression(Path("artifacts"), Path("reports")), unsent, name)
+    write_result(uri=f"models:/{version.name}/{version.version}", new=new)
     done = "registered" if new else "was registered before"
     click.echo(
         f"models:/{version.name}/{version.version} {done}; decide on it with: python -m flows promote {version.name}"

@@ -1,4 +1,4 @@
-"""Long work -> a bar with rate and ETA on a terminal, plain lines in a log."""
+"""Long work -> a bar with rate and time left on a terminal; lines and a progress file elsewhere."""
 
 import sys
 import time
@@ -7,13 +7,15 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from stages.runtime.result import write_progress
+
 Item = TypeVar("Item")
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
 def track(items: Iterable[Item], label: str, total: int, *, done: int = 0) -> Iterator[Item]:
-    """Yield `items`, telling how far the work is; `done` of `total` were finished before."""
+    """Yield `items` and report progress; `done` of `total` were finished before."""
     if sys.stderr.isatty():
         yield from tqdm(items, desc=label, total=total, initial=done)
     else:
@@ -27,8 +29,7 @@ def _log(items: Iterable[Item], label: str, total: int, done: int) -> Iterator[I
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES or done + count == total:
             rate = count / max(now - begin, 1e-9)
-            eta_seconds = (total - done - count) / rate
-            print(
-                f"{label} {done + count}/{total}, {rate:.1f}/s, {eta_seconds:.0f} s left", file=sys.stderr, flush=True
-            )
+            left_s = (total - done - count) / rate
+            write_progress(label, done + count, total, rate, left_s)
+            print(f"{label} {done + count}/{total}, {rate:.1f}/s, {left_s:.0f} s left", file=sys.stderr, flush=True)
             last = now

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from stages.runtime.result import write_result
 from stages.tracking.compression import Compression
 from stages.tracking.recording import record_all
 
@@ -15,7 +16,10 @@ from stages.tracking.recording import record_all
 @click.option("--allow-offline", is_flag=True, help="Only warn when MLflow cannot be reached.")
 def main(artifacts: Path, reports: Path, unsent: Path, *, allow_offline: bool) -> None:
     """Record the finished compression as one MLflow run, however often this is called, and all that still wait."""
-    record_all(Compression(artifacts, reports), unsent, allow_offline=allow_offline)
+    recorded = record_all(Compression(artifacts, reports), unsent, allow_offline=allow_offline)
+    if recorded:
+        run_id, new = recorded
+        write_result(mlflow_run=run_id, new=new)
 
 
 if __name__ == "__main__":

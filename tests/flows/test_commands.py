@@ -1,4 +1,4 @@
-"""Commands: their lines, their end, and that nothing of them outlives whoever asked for them."""
+"""Commands: lines, exit codes and results as data; no process of a command outlives its caller."""
 
 import os
 import signal
@@ -34,23 +34,23 @@ def marked(mark):
 
 
 def until(condition, seconds=30):
-    """Wait for something to become true, and say whether it did."""
+    """Wait for a condition; returns whether it became true."""
     deadline = time.monotonic() + seconds
     while not (found := condition()) and time.monotonic() < deadline:
         time.sleep(0.05)
     return found
 
 
-def say(_line):
+def discard(_line):
     """Take a line."""
 
 
 def test_lines_and_code_come_through():
-    """In order, both streams, without empty ones."""
+    """The lines of both streams arrive in order, without empty ones."""
     lines = []
     result = run(["sh", "-c", "echo one; echo; echo two >&2; exit 3"], lines.append)
     assert lines == ["one", "two"] == list(result.lines)
-    assert (result.code, result.is_transient, result.is_late) == (3, False, False)
+    assert (result.code, result.is_transient, result.timed_out) == (3, False, False)
 
 
 @pytest.mark.parametrize(
@@ -59,61 +59,139 @@ def test_lines_and_code_come_through():
         ("exit 1", 1, False),
         ("exit 75", 75, True),
         ("kill -9 $$", 137, True),
-        ("echo \"ERROR: failed to reproduce 'x': failed to run: y, exited with 1\"; exit 255", 1, False),
-        ("echo \"ERROR: failed to reproduce 'x': failed to run: y, exited with 75\"; exit 255", 75, True),
-        ("echo 'ERROR: failed to pull'; exit 255", 255, True),
+        ("$SHELL -c 'exit 1'; exit 255", 1, False),
+        ("$SHELL -c 'exit 75'; exit 255", 75, True),
+        ("$SHELL -c 'kill -9 $$'; exit 255", 137, True),
+        ("$SHELL -c true; exit 255", 255, False),
+        ("echo 'ERROR: failed to pull: failed to run: y, exited with 75'; exit 255", 255, False),
     ],
 )
-def test_only_what_may_pass_is_worth_another_try(script, code, is_transient):
-    """A mistake stays one, whatever DVC makes of its exit code."""
-    result = run(["sh", "-c", script], say)
-    assert (result.code, result.is_transient) == (code, is_transient)
+def test_only_unavailable_servers_and_signals_are_retried(script, code, is_transient):
+    """The exit code of a stage counts, not that of DVC, which is always 255; text of any kind does not."""
+    result = run(["sh", "-c", script], discard)
+    assert (result.exit_code, result.is_transient) == (code, is_transient)
+
+
+def test_a_stage_code_shows_that_dvc_ran_a_stage():
+    """None where DVC ran none, and that of the last command where a stage has several."""
+    assert run(["echo", "Running stage 'prune':"], discard).stage_code is None
+    assert run(["sh", "-c", "$SHELL -c true"], discard).stage_code == 0
+    assert run(["sh", "-c", "$SHELL -c true; $SHELL -c 'exit 3'"], discard).stage_code == 3
+
+
+def test_dvc_runs_a_stage_in_our_shell(tmp_path):
+    """A real DVC: a stage that ran, one that was cached, and one that failed."""
+    environment = {"DVC_NO_ANALYTICS": "1"}
+    (tmp_path / "dvc.yaml").write_text(
+        "stages:\n  good: {cmd: echo made > out, deps: [dvc.yaml], outs: [out]}\n  bad: {cmd: exit 75, outs: [other]}\n"
+    )
+    for command in (["git", "init", "-q"], ["dvc", "init", "-q"]):
+        assert run(command, discard, folder=tmp_path, environment=environment).code == 0
+
+    def reproduce(stage):
+        return run(["dvc", "repro", "--single-item", stage], discard, folder=tmp_path, environment=environment)
+
+    assert [(it.code, it.stage_code) for it in (reproduce("good"), reproduce("good"))] == [(0, 0), (0, None)]
+    (tmp_path / "out").unlink()
+    (tmp_path / "dvc.lock").unlink()
+    assert reproduce("good").stage_code is None  # from DVC's run cache
+    bad = reproduce("bad")
+    assert (bad.code, bad.exit_code, bad.is_transient) == (255, 75, True)
+
+
+ODD = "no MLflow run x: Error: give a; b\\nERROR: exited with (75)"
+
+
+@pytest.mark.parametrize("error", ["InputError", "UnavailableError"])
+def test_the_message_of_an_input_error_arrives_as_data(error):
+    """Whatever its text, and whatever is printed beside it."""
+    code = f"""
+import click
+from stages.runtime.errors import {error}
+@click.command()
+def main():
+    print("Error: not this; MLflow run 1")
+    raise {error}("{ODD}")
+main()
+"""
+    result = run([sys.executable, "-c", code], discard)
+    assert result.message == ODD.replace("\\n", "\n")
+    assert result.is_transient == (error == "UnavailableError")
+
+
+def test_a_result_arrives_as_data():
+    """The last one that was written; text that looks like one is only text."""
+    code = """
+from stages.runtime.result import write_result
+write_result(mlflow_run="half")
+write_result(mlflow_run="abc", new=True)
+print("MLflow run other: recorded")
+"""
+    result = run([sys.executable, "-c", code], discard)
+    assert result.found == {"mlflow_run": "abc", "new": True}
+    assert run(["echo", "MLflow run other: recorded"], discard).found == {}
+
+
+def test_progress_arrives_as_data():
+    """Each time that it changes; a line of the same form is no progress."""
+    code = """
+import time
+from stages.runtime.progress import track
+print("odd 1/2, 3.0/s, 4 s left")
+list(track(range(3), "a label 1/2, 3.0/s", 3))
+time.sleep(0.5)
+list(track(range(2), "second", 4, done=2))
+"""
+    found = []
+    run([sys.executable, "-c", code], discard, on_progress=found.append)
+    assert [(it["label"], it["done"], it["total"]) for it in found] == [("a label 1/2, 3.0/s", 3, 3), ("second", 4, 4)]
+    assert all(it["rate_per_s"] > 0 and it["left_s"] == 0 for it in found)
 
 
 def test_a_limit_ends_everything(monkeypatch):
-    """Children in sessions of their own, too; and it is no success."""
+    """Children in sessions of their own end as well, and the result is a failure that is not retried."""
     monkeypatch.setenv(MARK, "limit")
-    result = run([sys.executable, "-c", TREE], say, limit_s=2)
-    assert result.is_late
+    result = run([sys.executable, "-c", TREE], discard, limit_s=2)
+    assert result.timed_out
     assert result.code != 0
     assert not result.is_transient
     assert until(lambda: not marked("limit"))
 
 
-@pytest.mark.parametrize("victim", ["caller", "warden"])
+@pytest.mark.parametrize("victim", ["caller", "supervisor"])
 def test_kill_9_leaves_no_orphan(victim):
-    """Of whoever asked, or of the warden itself: every process of the command goes."""
-    ask = f"run([{sys.executable!r}, '-c', {TREE!r}], lambda line: print(line, flush=True))"
-    code = f"from flows.commands import run; {ask}"
+    """Whether it kills the caller or the supervisor, every process of the command ends."""
+    call = f"run([{sys.executable!r}, '-c', {TREE!r}], lambda line: print(line, flush=True))"
+    code = f"from flows.workspaces.commands import run; {call}"
     environment = {**os.environ, MARK: victim}
     with subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True) as caller:
         assert caller.stdout.readline() == "up\n"
         try:
-            assert until(lambda: len(marked(victim)) == 4)  # caller, warden, command, its child in another session
+            assert until(lambda: len(marked(victim)) == 4)  # caller, supervisor, command, its child in another session
             if victim == "caller":
                 caller.kill()
             else:
                 children = psutil.Process(caller.pid).children()
-                (warden,) = (it for it in children if "warden.py" in " ".join(it.cmdline()))
-                warden.kill()
+                (supervisor,) = (it for it in children if "supervisor.py" in " ".join(it.cmdline()))
+                supervisor.kill()
             assert until(lambda: not marked(victim))
         finally:
             caller.kill()
 
 
-def test_what_can_save_itself_may(tmp_path):
-    """SIGTERM comes first, and time after it."""
+def test_a_command_may_save_before_it_is_killed(tmp_path):
+    """SIGTERM comes first, and SIGKILL after a grace period."""
     script = f"trap 'sleep 0.5; echo saved > {tmp_path}/saved; exit 0' TERM; echo up; while :; do sleep 0.1; done"
-    run(["sh", "-c", script], say, limit_s=1)
+    run(["sh", "-c", script], discard, limit_s=1)
     assert (tmp_path / "saved").read_text() == "saved\n"
 
 
 def test_an_exception_ends_the_command(monkeypatch):
-    """As Prefect raises one to cancel a run."""
+    """Prefect raises one to cancel a run."""
     monkeypatch.setenv(MARK, "exception")
 
     class CancelledError(Exception):
-        """What arrives."""
+        """Stands for Prefect's."""
 
     def on_line(_line):
         raise CancelledError
@@ -124,26 +202,26 @@ def test_an_exception_ends_the_command(monkeypatch):
 
 
 def test_two_at_once_do_not_wait_for_each_other():
-    """One holds no end of the other's pipe."""
-    endings = {}
-    slow = threading.Thread(target=lambda: endings.update(slow=run(["sleep", "30"], say, limit_s=3)))
+    """Neither holds an end of the other's pipe."""
+    results = {}
+    slow = threading.Thread(target=lambda: results.update(slow=run(["sleep", "30"], discard, limit_s=3)))
     slow.start()
     begin = time.monotonic()
-    endings["quick"] = run(["true"], say)
+    results["quick"] = run(["true"], discard)
     assert time.monotonic() - begin < 2.5
     slow.join()
-    assert endings["quick"].code == 0
-    assert endings["slow"].is_late
+    assert results["quick"].code == 0
+    assert results["slow"].timed_out
 
 
-def test_the_warden_hands_a_signal_on(monkeypatch):
+def test_the_supervisor_forwards_a_signal(monkeypatch):
     """A worker that cancels a run signals its group."""
     monkeypatch.setenv(MARK, "signal")
 
     def on_line(line):
         if line == "up":
-            (warden,) = (it for it in psutil.Process().children() if "warden.py" in " ".join(it.cmdline()))
-            os.killpg(warden.pid, signal.SIGTERM)
+            (supervisor,) = (it for it in psutil.Process().children() if "supervisor.py" in " ".join(it.cmdline()))
+            os.killpg(supervisor.pid, signal.SIGTERM)
 
     result = run([sys.executable, "-c", TREE], on_line)
     assert result.code != 0

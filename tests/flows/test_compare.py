@@ -5,10 +5,11 @@ import json
 import pytest
 from mlflow import MlflowClient
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
-from prefect.states import Completed, Failed
 
 from flows.compare import compare
 from flows.tasks import runners
+from flows.tasks.outcome import Outcome
+from flows.tasks.stages import StageFailedError
 from stages.params import load_params
 from stages.storage.files import write_json
 from stages.tracking.recording import TABLE, record_folder
@@ -18,34 +19,35 @@ from tests.tools.test_method_table import make_record
 
 __all__ = ["repository"]
 ROWS = ["random", "diff-pruning-0.05", "ours"]
+ODD = "Error: the disk is full; ran prune; MLflow run x"
 
 
 @pytest.fixture
 def compress(protocol, tmp_path, monkeypatch):
-    """In place of minutes of computing in a workspace: an evaluation as it would be, in MLflow, or a failure."""
-    asked, broken = [], set()
+    """Replace minutes of computing in a workspace by an evaluation in MLflow, or by a failure."""
+    compressed, broken = [], set()
 
-    def compress_at(place, _limits, label, *, to_register):
+    def compress_at(workspace, _limits, label, *, to_register):
         label = label.removesuffix(": ")
-        asked.append(label)
+        compressed.append(label)
         if label in broken:
-            return Failed(message="the disk is full")
-        params = load_params(place.path / "params.yaml")
+            raise StageFailedError(ODD)
+        params = load_params(workspace.path / "params.yaml")
         drawn = protocol.model_copy(update={"seed": params.seed})
         record = make_record(drawn, 1 + params.seed + len(params.finetune.ema_decays) / 10, 0.5)
         folder = tmp_path / "recorded" / label
         write_json(folder / "reports" / "evaluate" / "evaluation.json", record.model_dump(mode="json"))
         write_json(folder / "reports" / "costs" / "costs.json", make_costs(record).model_dump(mode="json"))
         run_id = record_folder(label, label, {}, folder, [{"registered": to_register}])
-        return Completed(message=f"ran prune; MLflow run {run_id}")
+        return Outcome(ran=("prune",), mlflow_run=run_id)
 
     monkeypatch.setattr(runners, "compress_at", compress_at)
-    return asked, broken
+    return compressed, broken
 
 
 @pytest.fixture
 def run(prefect_server, repository):
-    """Run a comparison of three rows with two seeds: its state, and what programs read of it."""
+    """Run a comparison of three rows with two seeds: its state, and the table as data."""
 
     def do():
         settings = {PREFECT_API_URL: prefect_server.uri, PREFECT_API_AUTH_STRING: prefect_server.auth}
@@ -57,22 +59,22 @@ def run(prefect_server, repository):
     return do
 
 
-def test_a_failed_cell_is_told_and_made_up_for(run, compress):
-    """The rest is compared meanwhile; the next time it alone is compressed, and MLflow keeps one run of all."""
-    asked, broken = compress
+def test_a_failed_cell_is_reported_and_repeated(run, compress):
+    """The others are compared; the next run compresses it alone, and MLflow keeps one run of the comparison."""
+    compressed, broken = compress
     broken.add("ours, seed 1")
     state, found = run()
 
     assert state.is_failed()
-    assert state.message == "5 of 6 cells finished; ours, seed 1 failed: the disk is full"
-    assert len(asked) == len(set(asked)) == 6
+    assert state.message == f"5 of 6 cells finished; ours, seed 1 failed: {ODD}"
+    assert len(compressed) == len(set(compressed)) == 6
     assert [row[-1] for row in found["rows"]] == ["2", "2", "2", "1"]
 
-    asked.clear()
+    compressed.clear()
     broken.clear()
     state, found = run()
 
-    assert (state.is_completed(), asked) == (True, ["ours, seed 1"])
+    assert (state.is_completed(), compressed) == (True, ["ours, seed 1"])
     assert [row[-1] for row in found["rows"]] == ["2", "2", "2", "2"]
     assert found["methods"]["ours"]["fid_difference"]["mean"] == pytest.approx(0.2)
     assert found["command"].startswith("python -m flows compare --preset digits --commit ")

@@ -1,4 +1,4 @@
-"""prefect.yaml -> deployments on a real server; what would never run, or not as it is written, is refused before."""
+"""prefect.yaml -> deployments on a real server; a file that would not run as written is refused before."""
 
 import json
 import shutil
@@ -21,12 +21,12 @@ SILENT = {
     "entrypoint": "flows/compress.py:compress",
     "parameters": {"overrides": {"finetune.steps": 7}, "limits": {"fetch": 1}},
 }
-"""A deployment that is fine, and asks for no runs."""
+"""A correct deployment without a schedule."""
 
 
 @pytest.fixture(scope="module")
 def pool(prefect_server):
-    """A work pool as its template makes it, and nothing that was deployed to it is left in the end."""
+    """A work pool made from its template; everything that was deployed to it is deleted in the end."""
     template = json.loads((ROOT / "flows" / "pools" / "process.json").read_text())
     body = {"name": "pool-deploy", "type": "process", "base_job_template": template}
     prefect_server.ask("work_pools/", body)
@@ -44,13 +44,13 @@ def withdraw(server, pool):
 
 
 def watchers(server):
-    """List what ends lost runs."""
+    """List the automations that crash lost runs."""
     return [found for found in server.ask("automations/filter", {}) if found["name"] == LOST]
 
 
 @pytest.fixture
 def project(root, tmp_path, monkeypatch):
-    """A folder with params.yaml, dvc.yaml and the flows, which we are in."""
+    """A folder with params.yaml, dvc.yaml and the flows, as the current folder."""
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copyfile(root / name, tmp_path / name)
     for name in ("flows", "recipes", "stages"):
@@ -61,7 +61,7 @@ def project(root, tmp_path, monkeypatch):
 
 @pytest.fixture
 def deploy(monkeypatch, prefect_server):
-    """Deploy a file to the server, or to wherever told: exit code and the lines that were said."""
+    """Deploy a file to the server, or to another address: exit code and printed lines."""
     for name in (*SETTINGS, *telemetry.OFF):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
@@ -88,7 +88,7 @@ def names(prefect_server):
 
 @pytest.fixture
 def refused(project, deploy, names, pool, prefect_server):
-    """Deploy what cannot be: the one line that is said of it. The server has nothing more than before."""
+    """Deploy a wrong file: the one line that is printed. The server has no new deployment."""
 
     def try_(content, *options, **places):
         if isinstance(content, str):
@@ -114,7 +114,7 @@ def with_one(**changes):
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "message"),
     [
         ("", "lists no deployments"),
         ("[]", "lists no deployments"),
@@ -129,30 +129,36 @@ def with_one(**changes):
         (with_one(entrypoint="flows/compress.py:nothing"), "two: there is no flow flows/compress.py:nothing"),
         (with_one(entrypoint="flows/compress.py"), "two: there is no flow flows/compress.py"),
         (with_one(entrypoint="flows/compress.py:Any"), "two: there is no flow"),
-        (with_one(schedules=[{"cron": "61 * * * *"}]), "two: cron '61 * * * *' is none"),
-        (with_one(schedules=[{"cron": "* * * *"}]), "two: cron '* * * *' is none"),
-        (with_one(schedules=[{"cron": ""}]), "two: cron '' is none"),
-        (with_one(schedules=[{"cron": "every day"}]), "two: cron 'every day' is none"),
-        (with_one(schedules=[{"cron": "0 0 30 2 *"}]), "two: cron '0 0 30 2 *'"),
-        (with_one(schedules=[{"cron": "0 0 31 4,6,9,11 *"}]), "two: cron '0 0 31 4,6,9,11 *'"),
-        (with_one(schedules=[{"cron": "0 2 * * *"}, {"cron": "0 0 30 2 *"}]), "two: cron '0 0 30 2 *'"),
-        (with_one(parameters={"comit": "HEAD"}), "two: comit is no parameter of its flow; it takes overrides, commit"),
+        (with_one(schedules=[{"cron": "61 * * * *"}]), "two: invalid cron expression '61 * * * *'"),
+        (with_one(schedules=[{"cron": "* * * *"}]), "two: invalid cron expression '* * * *'"),
+        (with_one(schedules=[{"cron": ""}]), "two: invalid cron expression ''"),
+        (with_one(schedules=[{"cron": "every day"}]), "two: invalid cron expression 'every day'"),
+        (with_one(schedules=[{"cron": "0 0 30 2 *"}]), "two: cron expression '0 0 30 2 *' never fires"),
+        (with_one(schedules=[{"cron": "0 0 31 4,6,9,11 *"}]), "two: cron expression '0 0 31 4,6,9,11 *'"),
+        (
+            with_one(schedules=[{"cron": "0 2 * * *"}, {"cron": "0 0 30 2 *"}]),
+            "two: cron expression '0 0 30 2 *' never fires",
+        ),
+        (with_one(parameters={"comit": "HEAD"}), "two: unknown parameter comit; the flow takes overrides, commit"),
         (with_one(parameters={"overrides": {"prune.ratio": 0.3}}), "prune.ratio is not a known key"),
         (with_one(parameters={"overrides": {"finetune.steps": "many"}}), "finetune.steps is 'many'"),
         (with_one(parameters={"preset": "nonsense"}), "two: there is no preset 'nonsense' in recipes/presets"),
         (with_one(parameters={"preset": "mnist", "overrides": {"seed": "x"}}), "mnist.yaml with seed=x: seed is 'x'"),
         (with_one(entrypoint="flows/compare.py:compare", parameters={"rows": ["best"]}), "there is no row 'best'"),
         (with_one(entrypoint="flows/compare.py:compare", parameters={"seeds": [0, 0]}), "seeds are 0, 0; give one or"),
-        (with_one(entrypoint="flows/compare.py:compare", parameters={"overrides": {"seed": 3}}), "what rows and seeds"),
+        (
+            with_one(entrypoint="flows/compare.py:compare", parameters={"overrides": {"seed": 3}}),
+            "seed is set by rows and seeds",
+        ),
         (with_one(entrypoint="flows/compare.py:compare", parameters={"preset": "../x"}), "there is no preset '../x'"),
         (with_one(entrypoint="flows/sweep.py:sweep", parameters={"grid": {}}), "the grid has no cells"),
         (with_one(entrypoint="flows/sweep.py:sweep", parameters={"grid": {"seed": []}}), "the grid has no cells"),
         (with_one(entrypoint="flows/sweep.py:sweep", parameters={"grid": {"seed": [1, "b"]}}), "seed is 'b'"),
     ],
 )
-def test_what_would_never_run_is_refused(refused, content, words):
-    """In one line that names the deployment, and nothing of the file is deployed, not even what is fine."""
-    assert words in refused(content)
+def test_what_would_never_run_is_refused(refused, content, message):
+    """One line names the deployment, and nothing of the file is deployed, not even its correct entries."""
+    assert message in refused(content)
 
 
 SWEEP = "flows/sweep.py:sweep"
@@ -199,67 +205,67 @@ SWEEP = "flows/sweep.py:sweep"
     ids=str,
 )
 def test_what_is_of_another_form_is_refused(refused, project, pool, monkeypatch, changes):
-    """Before the server is asked, so that nothing of the file is deployed; the deployment is named or counted."""
+    """No request is sent, so that nothing of the file is deployed; the message names or counts the deployment."""
     (project / "broken.py").write_text("def (:")
     monkeypatch.syspath_prepend(project)  # as python -m does
-    told = refused(with_one(**changes), "--pool", pool)
+    line = refused(with_one(**changes), "--pool", pool)
 
-    assert told.startswith("Error: prefect.yaml: ")
-    assert any(word in told for word in ("two", "deployments.1", str(changes.get("name", "two"))))
+    assert line.startswith("Error: prefect.yaml: ")
+    assert any(name in line for name in ("two", "deployments.1", str(changes.get("name", "two"))))
 
 
 def test_two_deployments_of_one_flow_need_two_names(refused, pool):
-    """The second would take the place of the first without a word."""
+    """Prefect would silently replace the first by the second."""
     assert "one" in refused({"deployments": [SILENT, deepcopy(SILENT)]}, "--pool", pool)
 
 
 @pytest.mark.usefixtures("project")
 def test_no_file_is_one_line(refused):
-    """With its name."""
+    """The message names it."""
     assert "prefect.yaml: No such file or directory" in refused(None)
     assert "no.yaml: No such file or directory" in refused(None, "--file", "no.yaml")
 
 
 def test_an_unknown_pool_is_refused_with_its_remedy(refused):
-    """Prefect itself would deploy to it without a word, and nothing would ever run."""
-    told = refused(with_one(), "--pool", "nowhere")
-    assert told == (
+    """Prefect itself would deploy to it silently, and nothing would ever run."""
+    line = refused(with_one(), "--pool", "nowhere")
+    assert line == (
         "Error: the server has no work pool 'nowhere'; make it: prefect work-pool create nowhere --type process "
         "--base-job-template flows/pools/process.json"
     )
 
 
 def test_an_unknown_pool_of_one_deployment_is_refused(refused, pool):
-    """The file's word counts for its deployment, and the option for the others."""
+    """The file's pool counts for its deployment, and the option for the others."""
     assert "has no work pool 'elsewhere'" in refused(with_one(work_pool={"name": "elsewhere"}), "--pool", pool)
 
 
-def test_no_server_is_named(refused):
+def test_a_server_must_be_set(refused):
     """Without an address, a server would be started for this command alone and be gone after it."""
-    told = refused(with_one(), url=None)
-    assert told == "Error: no Prefect server is named; start one (prefect server start) and set PREFECT_API_URL"
+    line = refused(with_one(), url=None)
+    assert line == "Error: PREFECT_API_URL is not set; start a server (prefect server start) and set it"
 
 
 def test_a_server_that_does_not_answer(refused):
-    """Nobody listens at that port; the address is told."""
+    """No server listens at that port; the message names the address."""
     (port,) = free_ports(1)
-    told = refused(with_one(), url=f"http://127.0.0.1:{port}/api")
-    assert told.startswith(f"Error: the Prefect server http://127.0.0.1:{port}/api does not answer: ")
+    line = refused(with_one(), url=f"http://127.0.0.1:{port}/api")
+    assert line.startswith(f"Error: the Prefect server http://127.0.0.1:{port}/api does not answer: ")
 
 
-def test_a_password_in_the_servers_address_is_not_told(refused):
-    """The server's name is."""
+def test_a_password_in_the_servers_address_is_not_printed(refused):
+    """The server's address without it is."""
     (port,) = free_ports(1)
-    told = refused(with_one(), url=f"http://me:hunter2@127.0.0.1:{port}/api")
+    line = refused(with_one(), url=f"http://me:hunter2@127.0.0.1:{port}/api")
 
-    assert f"127.0.0.1:{port}/api does not answer" in told
-    assert "hunter2" not in told
+    assert f"127.0.0.1:{port}/api does not answer" in line
+    assert "hunter2" not in line
 
 
 def test_the_file_of_the_project_is_deployed_as_it_is(root, monkeypatch, prefect_server, deploy, pool, names):
-    """Every deployment, on the pool that was asked for, with its schedule, from which the server makes runs.
+    """Every deployment, on the chosen pool, with its schedule, from which the server makes runs.
 
-    Deployed again, it is the same, and lost runs are still watched for once.
+    Deployed again, it is the same, and one automation crashes lost runs.
     """
     monkeypatch.chdir(root)
     monkeypatch.delenv("ESPALIER_CODE", raising=False)
@@ -268,7 +274,7 @@ def test_the_file_of_the_project_is_deployed_as_it_is(root, monkeypatch, prefect
     for _ in range(2):
         code, lines = deploy("--pool", pool)
         assert (code, len(lines)) == (0, len(expected)), lines
-    told = dict(line.split(": ") for line in lines)
+    printed = dict(line.split(": ") for line in lines)
 
     assert names() >= {it["name"] for it in expected}
     for entry in expected:
@@ -280,7 +286,7 @@ def test_the_file_of_the_project_is_deployed_as_it_is(root, monkeypatch, prefect
         assert found["pull_steps"] == [{"prefect.deployments.steps.set_working_directory": {"directory": str(root)}}]
         crons = [it["cron"] for it in entry.get("schedules", [])]
         assert [it["schedule"]["cron"] for it in found["schedules"]] == crons
-        assert told[name] == (f"at {crons[0]}" if crons else "when it is asked for")
-        asked = {"deployments": {"id": {"any_": [found["id"]]}}}
-        assert not crons or until(lambda asked=asked: prefect_server.ask("flow_runs/count", asked), 30)
+        assert printed[name] == (f"at {crons[0]}" if crons else "on request")
+        query = {"deployments": {"id": {"any_": [found["id"]]}}}
+        assert not crons or until(lambda query=query: prefect_server.ask("flow_runs/count", query), 30)
     assert len(watchers(prefect_server)) == 1

@@ -22,8 +22,8 @@ import sys
 from click.testing import CliRunner
 from flows.__main__ import main
 
-for words in ([], *([name] for name in main.commands)):
-    result = CliRunner().invoke(main, [*words, "--help"])
+for arguments in ([], *([name] for name in main.commands)):
+    result = CliRunner().invoke(main, [*arguments, "--help"])
     assert result.exit_code == 0, result.output
     assert "Usage: " in result.output
 print(*(name for name in HEAVY if name in sys.modules))
@@ -45,7 +45,7 @@ def project(tmp_path):
 
 
 def files(project):
-    """What lies in a project, but for git's and our own; of ours there is no workspace."""
+    """Read the files of a project, without those of git and .espalier, in which there is no workspace."""
     assert not (project / ".espalier" / "workspaces").exists()
     found = (path for path in project.rglob("*") if not {".git", ".espalier"} & set(path.parts))
     return {path: path.read_bytes() for path in found if path.is_file()}
@@ -53,9 +53,9 @@ def files(project):
 
 @pytest.fixture
 def refused(project, tmp_path):
-    """Ask for what cannot be: what was said. It is quick, starts no server, and leaves everything as it was."""
+    """Run a wrong command: its error output. It is quick, starts no server, and changes no file."""
 
-    def ask(*arguments, cwd=project, code=1):
+    def run(*arguments, cwd=project, code=1):
         before = files(project)
         repository = tmp_path / "prefect"
         begin = time.monotonic()
@@ -74,29 +74,32 @@ def refused(project, tmp_path):
         assert files(project) == before
         return result.stderr
 
-    return ask
+    return run
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["compress", "--set", "prune.tarjet.macs=56%"], "prune.tarjet is not a known key"),
         (["compress", "--set", "finetune.steps=many"], "finetune.steps is 'many'"),
         (["compress", "--set", "finetune.steps=0"], "finetune.steps is 0"),
         (["compress", "--set", "finetune.steps"], "--set finetune.steps is not KEY=VALUE; write for example --set "),
-        (["compress", "--set", "seed=1", "--set", "seed=2"], "--set seed stands twice"),
+        (["compress", "--set", "seed=1", "--set", "seed=2"], "--set seed is given twice"),
         (["compress", "--set", "seed=[1"], "is not valid YAML"),
         (["compress", "--limit", "finetune"], "--limit finetune is not KEY=VALUE; write for example --limit "),
-        (["compress", "--limit", "finetune=soon"], "finetune=soon is no number of minutes above 0"),
-        (["compress", "--limit", "finetune=0"], "finetune=0 is no number of minutes above 0"),
-        (["compress", "--limit", "finetune=-3"], "finetune=-3 is no number of minutes above 0"),
-        (["compress", "--limit", "finetune=true"], "finetune=True is no number of minutes above 0"),
-        (["compress", "--limit", "finetune=.nan"], "finetune=nan is no number of minutes above 0"),
-        (["compress", "--set", "seed=1", "--commit", "nowhere", "--limit", "finetune=.inf"], "no number of minutes"),
-        (["compress", "--set", " seed=1", "--set", "seed=2", "--commit", "nowhere"], "seed stands twice"),
-        ([*GRID, "--set", "seed=x", "--commit", "nowhere"], "seed stands in --grid and in --set"),
+        (["compress", "--limit", "finetune=soon"], "limit finetune=soon: give minutes above 0"),
+        (["compress", "--limit", "finetune=0"], "limit finetune=0: give minutes above 0"),
+        (["compress", "--limit", "finetune=-3"], "limit finetune=-3: give minutes above 0"),
+        (["compress", "--limit", "finetune=true"], "limit finetune=True: give minutes above 0"),
+        (["compress", "--limit", "finetune=.nan"], "limit finetune=nan: give minutes above 0"),
+        (
+            ["compress", "--set", "seed=1", "--commit", "nowhere", "--limit", "finetune=.inf"],
+            "limit finetune=inf: give minutes",
+        ),
+        (["compress", "--set", " seed=1", "--set", "seed=2", "--commit", "nowhere"], "seed is given twice"),
+        ([*GRID, "--set", "seed=x", "--commit", "nowhere"], "seed is given in --grid and in --set"),
         (["compress", "--commit", ""], "has no commit ''"),
-        (["compress", "--limit", "finetune="], "finetune=None is no number of minutes above 0"),
+        (["compress", "--limit", "finetune="], "limit finetune=None: give minutes above 0"),
         (["compress", "--limit", "fintune=5"], "fintune"),
         (["compress", "--set", "seed=1", "--limit", "fintune=5"], "fintune"),
         (["sweep", "--grid", "seed=1", "--limit", "fintune=5"], "fintune"),
@@ -104,7 +107,7 @@ def refused(project, tmp_path):
         (["sweep", "--grid", "seed="], "the grid has no cells"),
         (["sweep", "--grid", "seed=[]"], "the grid has no cells"),
         (["sweep", "--grid", "seed"], "--grid seed is not KEY=VALUE"),
-        (["sweep", "--grid", "seed=1", "--grid", "seed=2"], "--grid seed stands twice"),
+        (["sweep", "--grid", "seed=1", "--grid", "seed=2"], "--grid seed is given twice"),
         (["sweep", "--grid", "seed=1,b"], "seed is 'b'"),
         (["sweep", "--grid", "sede=1,2"], "sede is not a known key"),
         (["sweep", "--grid", "seed=1", "--set", "finetune.steps=many"], "finetune.steps is 'many'"),
@@ -116,26 +119,26 @@ def refused(project, tmp_path):
         ([*GRID, "--preset", "nonsense"], "has no preset 'nonsense'; it has digits"),
         ([*COMPARE[:-1], "nonsense"], "has no preset 'nonsense'; it has digits"),
         ([*COMPARE, "--rows", "ours,theirs"], "there is no row 'theirs'; the rows are scratch, random"),
-        ([*COMPARE, "--seeds", "0,0"], "--seeds 0,0 is no list of unlike numbers from 0"),
-        ([*COMPARE, "--set", "seed=1"], "seed is what rows and seeds decide"),
+        ([*COMPARE, "--seeds", "0,0"], "--seeds 0,0: give different numbers from 0"),
+        ([*COMPARE, "--set", "seed=1"], "seed is set by rows and seeds"),
         ([*COMPARE, "--set", "finetune.steps=many"], "finetune.steps is 'many'"),
         ([*COMPARE, "--limit", "fintune=5"], "fintune"),
         (["deploy", "--file", "nowhere.yaml"], "nowhere.yaml: No such file or directory"),
-        (["deploy"], "no Prefect server is named"),
+        (["deploy"], "PREFECT_API_URL is not set"),
         (["promote", "espalier-digits", "--policy", "nowhere.yaml"], "nowhere.yaml: No such file or directory"),
     ],
 )
-def test_a_mistake_is_one_line_at_once(refused, arguments, words):
-    """Its place and value are named, and no server was started to find it."""
-    said = refused(*arguments)
+def test_a_mistake_is_one_line_at_once(refused, arguments, message):
+    """It names key and value, and no server was started to find it."""
+    output = refused(*arguments)
 
-    assert words in said
-    assert len(said.splitlines()) == 1
-    assert said.startswith("Error: ")
+    assert message in output
+    assert len(output.splitlines()) == 1
+    assert output.startswith("Error: ")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["compres"], "No such command 'compres'"),
         (["compress", "--sett", "seed=1"], "No such option"),
@@ -150,36 +153,36 @@ def test_a_mistake_is_one_line_at_once(refused, arguments, words):
         (["rollback", "espalier-digits"], "Missing option '--why'"),
     ],
 )
-def test_a_wrong_option_is_told_as_click_does(refused, arguments, words):
-    """With the usage above it, as every program here."""
-    said = refused(*arguments, code=2)
+def test_a_wrong_option_is_a_usage_error(refused, arguments, message):
+    """Click prints the usage above it, with exit code 2."""
+    output = refused(*arguments, code=2)
 
-    assert words in said.splitlines()[-1]
-    assert "Traceback" not in said
+    assert message in output.splitlines()[-1]
+    assert "Traceback" not in output
 
 
 @pytest.mark.parametrize(
-    ("files", "words"),
+    ("files", "message"),
     [
         ([], "params.yaml: No such file or directory"),
         (["params.yaml"], "dvc.yaml here lists no stages"),
     ],
 )
-def test_a_folder_that_is_no_project_is_one_line(refused, tmp_path, files, words):
-    """With what is missing, and nothing is made in it."""
+def test_a_folder_without_a_project_is_one_line(refused, tmp_path, files, message):
+    """It names what is missing, and no file is written."""
     empty = tmp_path / "empty"
     empty.mkdir()
     for name in files:
         shutil.copyfile(ROOT / name, empty / name)
-    said = refused("compress", cwd=empty)
+    output = refused("compress", cwd=empty)
 
-    assert words in said
-    assert len(said.splitlines()) == 1
+    assert message in output
+    assert len(output.splitlines()) == 1
     assert sorted(path.name for path in empty.iterdir()) == files
 
 
 def test_help_imports_nothing_heavy():
-    """Neither for all commands nor for one, so that it answers at once."""
+    """The help of all commands and of each one appears at once."""
     code = HELP.replace("HEAVY", repr(HEAVY))
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT, env=os.environ

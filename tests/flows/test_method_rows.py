@@ -6,7 +6,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from flows.workspaces.method_rows import ONE_SHOT, TIMESTEPS, parse_seeds, plan_comparison
-from flows.workspaces.repository import HOME_VARIABLE, REPOSITORY_VARIABLE, Base, Repository
+from flows.workspaces.repository import HOME_VARIABLE, REPOSITORY_VARIABLE, ParamsSource, Repository
 from flows.workspaces.workspace import open_workspace
 from stages.params import Params, load_params
 from stages.runtime.errors import InputError
@@ -19,7 +19,7 @@ PRESETS = sorted(path.stem for path in (ROOT / "recipes" / "presets").glob("*.ya
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """A project of one commit with all presets, which we are in."""
+    """A project of one commit with all presets, as the current folder."""
     project = tmp_path / "project"
     (project / ".dvc").mkdir(parents=True)
     for name in ("params.yaml", "dvc.yaml", ".dvc/config"):
@@ -39,9 +39,9 @@ def plan(repository):
     """Plan a comparison: its cells, with the params of each."""
 
     def do(preset, names=tuple(METHODS), seeds=(0, 1), overrides=None, *, ablation=True):
-        base = Base(repository.resolve("HEAD", print), preset)
-        cells = plan_comparison(repository, base, names, seeds, overrides or {}, ablation=ablation)
-        texts = repository.render(base.commit, [cell.overrides for cell in cells], preset)
+        source = ParamsSource(repository.resolve("HEAD", print), preset)
+        cells = plan_comparison(repository, source, names, seeds, overrides or {}, ablation=ablation)
+        texts = repository.render(source, [cell.overrides for cell in cells])
         return cells, [Params.model_validate(YAML(typ="safe").load(text.decode())) for text in texts]
 
     return do
@@ -49,7 +49,7 @@ def plan(repository):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_row_is_allowed_for_every_preset(plan, preset):
-    """Every row with every seed, of one size and as many steps, and each unlike all others."""
+    """Every row with every seed has the same size and number of steps, and all cells differ."""
     cells, params = plan(preset)
     base = load_params(ROOT / "recipes" / "presets" / f"{preset}.yaml")
     rows = [(cell.about["row"], it) for cell, it in zip(cells, params, strict=True) if cell.about["row"] != ABLATION]
@@ -61,7 +61,7 @@ def test_every_row_is_allowed_for_every_preset(plan, preset):
     assert len({str(it) for it in params}) == len(cells) == len({cell.label for cell in cells})
 
 
-def test_rows_differ_in_what_they_are_called_by(plan, params):
+def test_rows_differ_in_what_their_names_state(plan, params):
     """The paper's recovery learns from the noise alone and keeps one average; ours distils and keeps three."""
     cells, found = plan("digits", seeds=[3], ablation=False)
     rows = {cell.about["row"]: it for cell, it in zip(cells, found, strict=True)}
@@ -81,7 +81,7 @@ def test_rows_differ_in_what_they_are_called_by(plan, params):
 
 
 def test_the_ablation_varies_the_number_of_timesteps_alone(plan):
-    """All else of it is fixed, whatever is set for the rows."""
+    """Everything else is fixed, whatever is set for the rows."""
     cells, params = plan("mnist", [], [7], {"finetune.steps": 9, "importance.stride": 200, "reference.sets": 2})
 
     assert [it.importance.num_timesteps for it in params] == list(TIMESTEPS)
@@ -93,26 +93,26 @@ def test_the_ablation_varies_the_number_of_timesteps_alone(plan):
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("given", "message"),
     [
-        ({"overrides": {"seed": 1}}, "seed is what rows and seeds decide"),
-        ({"overrides": {"finetune.loss": {"noise": 1}}}, "finetune.loss is what rows and seeds decide"),
-        ({"overrides": {"importance.criterion": "random"}}, "importance.criterion is what rows and seeds decide"),
+        ({"overrides": {"seed": 1}}, "seed is set by rows and seeds"),
+        ({"overrides": {"finetune.loss": {"noise": 1}}}, "finetune.loss is set by rows and seeds"),
+        ({"overrides": {"importance.criterion": "random"}}, "importance.criterion is set by rows and seeds"),
         ({"overrides": {"finetune.steps": "many"}}, "finetune.steps is 'many'"),
         ({"names": ["ours", "theirs"]}, "there is no row 'theirs'; the rows are scratch, random"),
         ({"names": [], "ablation": False}, "there is nothing to compare"),
-        ({"seeds": []}, "seeds are none; give one or more from 0, each once"),
+        ({"seeds": []}, "seeds are missing; give one or more from 0, each once"),
         ({"seeds": [0, 1, 0]}, "seeds are 0, 1, 0; give one or more from 0, each once"),
     ],
 )
-def test_what_cannot_be_compared_is_one_line(plan, given, words):
+def test_what_cannot_be_compared_is_one_line(plan, given, message):
     """Before anything is cloned."""
-    with pytest.raises(InputError, match=words) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         plan("digits", **given)
     assert len(caught.value.message.splitlines()) == 1
 
 
-def test_an_unknown_preset_is_told_with_those_that_there_are(plan):
+def test_an_unknown_preset_is_reported_with_the_known_ones(plan):
     """Those of the commit, not of the checkout."""
     with pytest.raises(InputError, match=r"commit [0-9a-f]{12} has no preset 'nonsense'; it has ") as caught:
         plan("nonsense")
@@ -120,9 +120,9 @@ def test_an_unknown_preset_is_told_with_those_that_there_are(plan):
 
 
 @pytest.mark.parametrize("text", ["", "a", "1,", "1,1", "0,00", "-1", "1.5"])
-def test_seeds_are_unlike_numbers(text):
+def test_seeds_are_different_numbers(text):
     """Each once."""
-    with pytest.raises(InputError, match="is no list of unlike numbers from 0"):
+    with pytest.raises(InputError, match="give different numbers from 0"):
         parse_seeds(text)
     assert parse_seeds("0, 3,1") == [0, 3, 1]
 

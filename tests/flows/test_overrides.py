@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, strategies
 from ruamel.yaml import YAML
 
-from flows.workspaces.overrides import apply, parse_grid, parse_overrides, plan_cells
+from flows.workspaces.grid import combine
+from flows.workspaces.overrides import apply, parse_grid, parse_overrides
 from stages.runtime.errors import InputError
 
 
@@ -24,8 +25,8 @@ def test_nothing_else_changes(root):
     ]
 
 
-def test_a_choice_replaces_the_one_that_it_rules_out(root):
-    """A target is one of several, a source has keys of its own: what stood there goes, and nothing else."""
+def test_a_choice_replaces_the_one_that_it_excludes(root):
+    """Targets exclude each other, and a source has keys of its own: both blocks are replaced, and nothing else."""
     found = read(root, "prune.target.macs=0.5", "finetune.steps=7", "fetch.model.source=folder", "fetch.model.path=/m")
 
     assert found["prune"]["target"] == {"macs": 0.5}
@@ -33,6 +34,12 @@ def test_a_choice_replaces_the_one_that_it_rules_out(root):
     assert found["finetune"]["steps"] == 7
     assert found["fetch"]["model"] == {"source": "folder", "path": "/m"}
     assert found["fetch"]["data"] == {"source": "bundled", "name": "digits"}
+
+
+def test_the_same_source_keeps_its_other_keys(root):
+    """A block is replaced only if the source becomes another one."""
+    assert read(root, "fetch.model.source=bundled")["fetch"]["model"] == {"source": "bundled", "name": "digits"}
+    assert read(root, "prune.target.ratio=0.2")["prune"]["target"] == {"ratio": 0.2}
 
 
 @pytest.mark.parametrize(
@@ -47,7 +54,7 @@ def test_a_choice_replaces_the_one_that_it_rules_out(root):
         (["finetune.steps"], "is not KEY=VALUE"),
         (["=1"], "is not KEY=VALUE"),
         (["finetune.steps=[1"], "is not valid YAML"),
-        (["finetune.steps=1", "finetune.steps=2"], "stands twice"),
+        (["finetune.steps=1", "finetune.steps=2"], "is given twice"),
     ],
 )
 def test_what_is_not_allowed_is_one_line(root, texts, message):
@@ -63,10 +70,10 @@ def test_what_is_not_allowed_is_one_line(root, texts, message):
     )
 )
 def test_a_grid_has_each_combination_once(grid):
-    """As many cells as the product of the numbers of unlike values."""
+    """As many cells as the product of the numbers of different values."""
     if not grid:
         return
-    cells = plan_cells(grid)
+    cells = combine(grid)
     expected = 1
     for values in grid.values():
         expected *= len(set(values))
@@ -77,10 +84,10 @@ def test_a_grid_has_each_combination_once(grid):
 def test_a_grid_without_cells_is_refused(texts):
     """Nothing to do is a mistake."""
     with pytest.raises(InputError, match="the grid has no cells"):
-        plan_cells(parse_grid(texts))
+        combine(parse_grid(texts))
 
 
 def test_a_grid_reads_lists_and_commas():
-    """Both ways to write it, with values of any kind."""
+    """Both notations, with values of any kind."""
     found = parse_grid(["prune.target.macs=44%,0.5", "prune.compensate=[null, {num_images: 2}]"])
     assert found == {"prune.target.macs": ["44%", 0.5], "prune.compensate": [None, {"num_images": 2}]}

@@ -32,18 +32,18 @@ LOCAL = """[core]
 """
 OPEN = """
 import sys
-from flows.workspace import open_workspace
+from flows.workspaces.workspace import open_workspace
 
 with open_workspace("HEAD", {"finetune.steps": 7}, lambda line: print(line, flush=True)):
     print("inside", flush=True)
     sys.stdin.read()
 """
-DOOR = """
+ANOTHER_USER = """
 import os
 import click
-from flows.workspace import open_workspace
+from flows.workspaces.workspace import open_workspace
 
-if os.geteuid() == 0:  # whose Python another user may not even read, so it becomes another user when all is read
+if os.geteuid() == 0:  # another user may not read this Python, so the user changes after the imports
     os.setgroups([])
     os.setgid(65534)
     os.setuid(65534)
@@ -55,32 +55,33 @@ def main():
 
 main()
 """
-PLAIN_CONTEXT = """
+EXCLUSIVE = """
 import sys
 from pathlib import Path
-from flows.workspace import Workspace
+from flows.workspaces.workspace import Workspace
 
-place = Workspace(Path(), Path(), "another", locks=Path(sys.argv[1]))
+workspace = Workspace(Path(), Path(), "another", locks=Path(sys.argv[1]))
 for key in ("other work", sys.argv[2]):
-    with place.alone(key, print):
+    with workspace.exclusive(key, print):
         print(key)
 """
 
 
 def git(folder, *arguments):
-    """Let git do something: what it says."""
-    said = subprocess.run(["git", *AUTHOR, *arguments], cwd=folder, capture_output=True, text=True, check=False)
-    assert said.returncode == 0, said.stderr
-    return said.stdout.strip()
+    """Run git; returns its output."""
+    result = subprocess.run(["git", *AUTHOR, *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
 
 
 def dvc(folder, *arguments):
-    """Let DVC do something: what it says."""
+    """Run DVC; returns its output."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1"}
-    said = subprocess.run(["dvc", *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert said.returncode == 0, said.stderr
-    return said.stdout
+    command = ["dvc", *arguments]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def commit(folder, message="x"):
@@ -113,21 +114,21 @@ def all_files(folder):
 
 @pytest.fixture
 def project(root, tmp_path, monkeypatch):
-    """The project that we are in, with no word of others in the environment."""
+    """The project as the current folder; the environment names no other."""
     path = make_project(root, tmp_path / "project")
     for name in (HOME_VARIABLE, REPOSITORY_VARIABLE):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv(TRACKING, "sqlite:///mlflow.db")  # whatever becomes of it, monkeypatch restores what was there
+    monkeypatch.setenv(TRACKING, "sqlite:///mlflow.db")  # monkeypatch restores it after the test
     monkeypatch.chdir(path)
     return path
 
 
 @pytest.fixture
 def elsewhere(project, tmp_path, monkeypatch):
-    """The same project as an address; we are in a folder that is none."""
-    here_ = tmp_path / "worker"
-    here_.mkdir()
-    monkeypatch.chdir(here_)
+    """The same project as an address; the current folder is no project."""
+    folder = tmp_path / "worker"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
     monkeypatch.setenv(REPOSITORY_VARIABLE, f"file://{project}")
     monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
     return SimpleNamespace(origin=project, repository=tmp_path / "home")
@@ -135,19 +136,19 @@ def elsewhere(project, tmp_path, monkeypatch):
 
 @pytest.fixture
 def enter():
-    """Open a workspace and leave it: what it was, and what was told."""
+    """Open a workspace and leave it: its path, params and log."""
 
     def once(commit_="HEAD", **overrides):
-        said = []
-        with open_workspace(commit_, {key.replace("__", "."): it for key, it in overrides.items()}, said.append) as it:
-            return SimpleNamespace(place=it, path=it.path, said=said, params=read(it.path / "params.yaml"))
+        log = []
+        with open_workspace(commit_, {key.replace("__", "."): it for key, it in overrides.items()}, log.append) as it:
+            return SimpleNamespace(workspace=it, path=it.path, log=log, params=read(it.path / "params.yaml"))
 
     return once
 
 
-def config(place):
-    """Read what DVC is told in a workspace alone."""
-    return ConfigObj(str(place.path / ".dvc" / "config.local"), list_values=False)
+def config(workspace):
+    """Read the settings of DVC that are a workspace's own."""
+    return ConfigObj(str(workspace.path / ".dvc" / "config.local"), list_values=False)
 
 
 def test_the_commit_is_cloned_and_not_the_folder(project, enter):
@@ -160,10 +161,10 @@ def test_the_commit_is_cloned_and_not_the_folder(project, enter):
 
     found = enter(finetune__steps=7)
 
-    assert found.place.commit == first == git(found.path, "rev-parse", "HEAD")
+    assert found.workspace.commit == first == git(found.path, "rev-parse", "HEAD")
     assert not (found.path / "new").exists()
-    assert "fetch" in [stage.name for stage in found.place.stages]
-    assert found.said == [f"Warning: this run takes commit {first[:12]}, since which dvc.yaml, new changed"]
+    assert "fetch" in [stage.name for stage in found.workspace.stages]
+    assert found.log == [f"Warning: this run uses commit {first[:12]}, since which dvc.yaml, new changed"]
     assert (git(project, "status", "--porcelain"), all_files(project)) == (index, before)
 
 
@@ -179,7 +180,7 @@ def test_an_older_commit_is_had_by_hash_branch_and_tag(project, enter):
 
     assert {it.path for it in found} == {found[0].path}
     assert [it.params["seed"] for it in found] == [0] * 4
-    assert [it.said for it in found] == [[]] * 4
+    assert [it.log for it in found] == [[]] * 4
     assert enter().params["seed"] == 5
 
 
@@ -283,7 +284,7 @@ def test_a_second_process_waits_for_the_first():
         assert processes[0].stdout.readline() == "inside\n"
         for end in ("kill", "finish"):
             processes.append(start())
-            assert re.match("waiting for another run, which is at the same work", processes[-1].stdout.readline())
+            assert re.match("waiting for another run, that does the same work", processes[-1].stdout.readline())
             assert processes[-1].poll() is None
             if end == "kill":
                 processes[-2].kill()
@@ -304,7 +305,7 @@ def test_other_overrides_do_not_wait(project, enter):
         other = enter(seed=2)
 
     assert one.path != other.path
-    assert one.locks == other.place.locks == project / ".espalier" / "locks"
+    assert one.locks == other.workspace.locks == project / ".espalier" / "locks"
 
 
 def test_origin_is_where_the_version_can_be_had_from(project, enter):
@@ -327,7 +328,7 @@ def test_a_git_hook_starts_no_run_in_its_own_repository(project, tmp_path, enter
 
 def test_all_share_the_cache_of_the_checkout(project, enter):
     """By links where the file system has them; a command in the workspace puts nothing elsewhere."""
-    found = config(enter().place)["cache"]
+    found = config(enter().workspace)["cache"]
 
     assert found == {"dir": str(project / ".dvc" / "cache"), "type": LINKS}
 
@@ -339,9 +340,9 @@ def test_a_home_has_a_cache_of_its_own(project, tmp_path, enter, monkeypatch):
 
     found = enter()
 
-    assert config(found.place)["cache"]["dir"] == str(tmp_path / "home" / "cache")
+    assert config(found.workspace)["cache"]["dir"] == str(tmp_path / "home" / "cache")
     assert found.path.parent == tmp_path / "home" / "workspaces"
-    assert (found.place.unsent, found.place.locks) == (
+    assert (found.workspace.unsent, found.workspace.locks) == (
         tmp_path / "home" / "unsent",
         tmp_path / "home" / "locks",
     )
@@ -356,12 +357,12 @@ def test_settings_of_the_users_own_are_kept(project, enter):
 
     found = enter()
 
-    own = config(found.place)
+    own = config(found.workspace)
     assert own["cache"] == {"dir": str(project / "shared" / "cache"), "type": "symlink"}
     assert own['remote "store"'] == {"access_key_id": "me", "session_name": '"a, b#c"'}
-    told = dvc(found.path, "config", "--list", "--local")
-    assert "remote.store.session_name=a, b#c" in told.splitlines()
-    assert found.place.has_remote
+    printed = dvc(found.path, "config", "--list", "--local")
+    assert "remote.store.session_name=a, b#c" in printed.splitlines()
+    assert found.workspace.has_remote
     assert (project / ".dvc" / "config.local").read_bytes() == before
 
 
@@ -374,24 +375,24 @@ def test_a_relative_remote_is_the_same_folder_from_a_workspace(project, tmp_path
 
     found = enter()
 
-    told = dvc(found.path, "remote", "list").split()  # which wraps long lines
-    assert told[:2] == ["near", str(tmp_path / "store")]
-    assert told[-2:] == ["far", "s3://bucket/dvc"]
-    assert found.place.has_remote
+    printed = dvc(found.path, "remote", "list").split()  # which wraps long lines
+    assert printed[:2] == ["near", str(tmp_path / "store")]
+    assert printed[-2:] == ["far", "s3://bucket/dvc"]
+    assert found.workspace.has_remote
 
 
 def test_without_a_remote_there_is_none_to_push_to(project, enter):
     """One that is listed but not the default is none, either."""
-    assert not enter(seed=1).place.has_remote
+    assert not enter(seed=1).workspace.has_remote
 
     with (project / ".dvc" / "config").open("a") as file:
         file.write("['remote \"store\"']\n    url = s3://bucket/dvc\n")
     commit(project)
 
-    assert not enter(seed=2).place.has_remote
+    assert not enter(seed=2).workspace.has_remote
 
 
-def test_dvc_takes_what_it_is_told(project, enter):
+def test_dvc_reads_the_settings_of_a_workspace(project, enter):
     """It finds the cache of the checkout from the workspace."""
     assert dvc(enter().path, "cache", "dir").strip() == str(project / ".dvc" / "cache")
 
@@ -414,12 +415,12 @@ def test_an_address_is_mirrored(elsewhere, enter):
     second = enter()
 
     assert first.path.parent == elsewhere.repository / "workspaces"
-    assert second.place.commit == head != first.place.commit
+    assert second.workspace.commit == head != first.workspace.commit
     assert (second.path / "new").read_text() == "new"
     assert len([path for path in (elsewhere.repository / "mirrors").iterdir() if path.is_dir()]) == 1
     assert git(second.path, "remote", "get-url", "origin") == f"file://{elsewhere.origin}"
-    assert config(second.place)["cache"]["dir"] == str(elsewhere.repository / "cache")
-    assert second.said == []
+    assert config(second.workspace)["cache"]["dir"] == str(elsewhere.repository / "cache")
+    assert second.log == []
 
 
 def test_a_branch_that_was_rewritten_is_the_new_one(elsewhere, enter):
@@ -431,7 +432,7 @@ def test_a_branch_that_was_rewritten_is_the_new_one(elsewhere, enter):
     git(elsewhere.origin, "commit", "--amend", "-qm", "rewritten")
     git(elsewhere.origin, "branch", "--force", "work")
 
-    assert enter("work").place.commit == git(elsewhere.origin, "rev-parse", "work")
+    assert enter("work").workspace.commit == git(elsewhere.origin, "rev-parse", "work")
 
     git(elsewhere.origin, "branch", "-D", "work")
     with pytest.raises(InputError, match="has no commit 'work'"):
@@ -448,15 +449,15 @@ def test_a_bare_repository_is_cloned_from(project, tmp_path, enter, monkeypatch)
 
     found = enter(seed=1)
 
-    assert found.place.commit == git(project, "rev-parse", "HEAD")
+    assert found.workspace.commit == git(project, "rev-parse", "HEAD")
     assert found.params["seed"] == 1
-    assert config(found.place)["cache"]["dir"] == str(tmp_path / "home" / "cache")
+    assert config(found.workspace)["cache"]["dir"] == str(tmp_path / "home" / "cache")
     assert all_files(bare) == before
 
 
 @pytest.mark.usefixtures("project")
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "message"),
     [
         ("nowhere", "has no commit 'nowhere'"),
         ("0" * 40, "has no commit '0000"),
@@ -466,9 +467,9 @@ def test_a_bare_repository_is_cloned_from(project, tmp_path, enter, monkeypatch)
         ("HEAD\nHEAD", "has no commit"),
     ],
 )
-def test_an_unknown_commit_is_one_line(project, enter, name, words):
+def test_an_unknown_commit_is_one_line(project, enter, name, message):
     """With the repository and what to give; nothing is made for it."""
-    with pytest.raises(InputError, match=words) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         enter(name)
 
     assert "give a branch, tag or hash" in caught.value.message
@@ -516,8 +517,8 @@ def test_a_folder_that_is_no_repository_is_one_line(tmp_path, project, enter, mo
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a repository to another user")
-def test_a_repository_of_another_user_is_told_as_such(project, tmp_path, enter, monkeypatch):
-    """As git tells it, which refuses it for safety: that there is no such commit would lead astray."""
+def test_a_repository_of_another_user_is_reported(project, tmp_path, enter, monkeypatch):
+    """The message is git's, which refuses it for safety; 'no such commit' alone would mislead."""
     os.chown(project, 65534, 65534)
     os.chown(project / ".git", 65534, 65534)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -527,7 +528,7 @@ def test_a_repository_of_another_user_is_told_as_such(project, tmp_path, enter, 
     assert len(caught.value.message.splitlines()) == 1
 
 
-def test_a_home_that_cannot_be_made_is_one_line(project, tmp_path, enter, monkeypatch):  # noqa: ARG001
+def test_a_root_folder_that_cannot_be_made_is_one_line(project, tmp_path, enter, monkeypatch):  # noqa: ARG001
     """A file stands in its way; root may write everywhere, so rights would not do."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "file" / "home"))
@@ -539,7 +540,7 @@ def test_a_home_that_cannot_be_made_is_one_line(project, tmp_path, enter, monkey
 
 
 @pytest.mark.parametrize("closed", ["home", "home/locks", "home/workspaces"])
-def test_a_home_without_rights_is_one_line(project, tmp_path, closed):  # noqa: ARG001
+def test_a_root_folder_without_permission_is_one_line(project, tmp_path, closed):  # noqa: ARG001
     """Whether it is to be made or there already; root may write everywhere, so another user tries it."""
     for path in (tmp_path, *tmp_path.parents[:2]):
         path.chmod(0o755)
@@ -555,16 +556,16 @@ def test_a_home_without_rights_is_one_line(project, tmp_path, closed):  # noqa: 
         "PYTHONPATH": str(ROOT),
     }
 
-    command = [sys.executable, "-c", DOOR]
-    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", ANOTHER_USER]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
-    assert said.returncode == 1
-    assert len(said.stderr.splitlines()) == 1, said.stderr
-    assert "ermission denied" in said.stderr
-    assert HOME_VARIABLE in said.stderr
+    assert result.returncode == 1
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    assert "ermission denied" in result.stderr
+    assert HOME_VARIABLE in result.stderr
 
 
-def test_an_address_needs_a_home(elsewhere, enter, monkeypatch):  # noqa: ARG001
+def test_an_address_needs_a_root_folder(elsewhere, enter, monkeypatch):  # noqa: ARG001
     """There is no folder of its own to put anything into."""
     monkeypatch.delenv(HOME_VARIABLE)
 
@@ -582,10 +583,10 @@ def test_a_repository_that_does_not_answer_may_later(elsewhere, tmp_path, enter,
     assert [path for path in (elsewhere.repository / "mirrors").iterdir() if path.is_dir()] == []
 
     elsewhere.origin.rename(tmp_path / "later")
-    assert enter().place.commit
+    assert enter().workspace.commit
 
 
-def test_a_mirror_of_a_repository_that_went_away_tells(elsewhere, tmp_path, enter):
+def test_a_mirror_of_a_repository_that_is_gone_is_not_used(elsewhere, tmp_path, enter):
     """What it has may be old, so it is not used instead."""
     enter()
     elsewhere.origin.rename(tmp_path / "gone")
@@ -595,7 +596,7 @@ def test_a_mirror_of_a_repository_that_went_away_tells(elsewhere, tmp_path, ente
 
 
 @pytest.mark.parametrize("has_home", [True, False])
-def test_a_password_in_the_address_is_not_told(elsewhere, enter, monkeypatch, has_home):  # noqa: ARG001
+def test_a_password_in_the_address_is_not_printed(elsewhere, enter, monkeypatch, has_home):  # noqa: ARG001
     """Neither by us nor by git; nobody listens at that port."""
     monkeypatch.setenv(REPOSITORY_VARIABLE, f"http://me:{HIDDEN}@127.0.0.1:9/espalier.git")
     monkeypatch.setenv("GIT_TERMINAL_PROMPT", "0")
@@ -652,12 +653,12 @@ def test_cells_share_what_they_have_in_common(enter):
     """Two workspaces of one commit have equal names for equal work, which is done by one and awaited by the other."""
     names = []
     for overrides in ({"importance__criterion": "random"}, {"importance__criterion": "magnitude"}):
-        with open_workspace("HEAD", {key.replace("__", "."): it for key, it in overrides.items()}, print) as place:
-            names.append(place.keys())
+        with open_workspace("HEAD", {key.replace("__", "."): it for key, it in overrides.items()}, print) as workspace:
+            names.append(workspace.keys())
     one, other = names
 
     assert [stage for stage in one if one[stage] == other[stage]] == ["fetch", "reference"]
-    assert enter().place.environment == {}
+    assert enter().workspace.environment == {}
 
 
 def test_another_commit_is_other_work(project, enter):
@@ -672,16 +673,16 @@ def test_another_commit_is_other_work(project, enter):
 
 def keys_of(found):
     """Name what the stages of a workspace would make."""
-    return found.place.keys()
+    return found.workspace.keys()
 
 
 @pytest.mark.usefixtures("project")
 def test_the_same_work_is_done_once_at_a_time():
     """By whichever workspace comes first; another says that it waits, and waits for no other work."""
-    with open_workspace("HEAD", {"seed": 1}, print) as place:
-        key = place.keys()["fetch"]
-        with place.alone(key, print):
-            command = [sys.executable, "-uc", PLAIN_CONTEXT, str(place.locks), key]
+    with open_workspace("HEAD", {"seed": 1}, print) as workspace:
+        key = workspace.keys()["fetch"]
+        with workspace.exclusive(key, print):
+            command = [sys.executable, "-uc", EXCLUSIVE, str(workspace.locks), key]
             second = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
             assert second.stdout.readline() == "other work\n"
             assert second.stdout.readline().startswith("waiting for another run")
@@ -691,7 +692,7 @@ def test_the_same_work_is_done_once_at_a_time():
 
 def test_only_a_workspace_can_be_removed(project, enter):
     """The user's own checkout never goes."""
-    found = enter().place
+    found = enter().workspace
     assert found.path.is_dir()
     found.remove()
     assert not found.path.exists()
