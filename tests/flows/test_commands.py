@@ -83,8 +83,9 @@ def test_dvc_runs_a_stage_in_our_shell(tmp_path):
     """A real DVC: a stage that ran, one that was cached, and one that failed."""
     environment = {"DVC_NO_ANALYTICS": "1"}
     (tmp_path / "dvc.yaml").write_text(
-        "stages:\n  good: {cmd: echo made > out, deps: [dvc.yaml], outs: [out]}\n  bad: {cmd: exit 75, outs: [other]}\n"
+        "stages:\n  good: {cmd: echo made > out, deps: [input], outs: [out]}\n  bad: {cmd: exit 75, outs: [other]}\n"
     )
+    (tmp_path / "input").write_text("x")
     for command in (["git", "init", "-q"], ["dvc", "init", "-q"]):
         assert run(command, discard, folder=tmp_path, environment=environment).code == 0
 
