@@ -1,4 +1,4 @@
-"""What Prefect adds to DVC: seconds on a finished pipeline, with and without a server, and a share of real work."""
+"""The time that Prefect adds to DVC: seconds on a finished pipeline, and a share of real work."""
 
 import os
 import secrets
@@ -28,13 +28,13 @@ WORK = {
     "costs.batches": [1],
     "costs.precisions": ["float32"],
 }
-"""Some two minutes on two cores."""
+"""Overrides for about two minutes of work on two cores."""
 FLOW = [sys.executable, "-m", "flows", "compress"]
 DVC = [sys.executable, "-m", "dvc", "repro"]
 
 
 def copy_project(place: Path) -> None:
-    """Copy what a run needs, with a repository of its own and nothing computed."""
+    """Copy the files that a run needs into a new repository without outputs."""
     for part in PARTS:
         source, target = ROOT / part, place / part
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def copy_project(place: Path) -> None:
 
 
 def seconds(command: list[str], place: Path, environment: dict[str, str]) -> float:
-    """Run a command that must succeed, and time it as a whole process."""
+    """Run a command that must succeed; returns its seconds, those of Python's start included."""
     begin = time.perf_counter()
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     subprocess.run(command, cwd=place, env=environment, check=True, **quiet)  # type: ignore[call-overload]  # noqa: S603
@@ -55,13 +55,13 @@ def seconds(command: list[str], place: Path, environment: dict[str, str]) -> flo
 
 
 @contextmanager
-def serving(home: Path, environment: dict[str, str]) -> Iterator[dict[str, str]]:
-    """Run a Prefect server on loopback: what its clients need."""
+def serving(folder: Path, environment: dict[str, str]) -> Iterator[dict[str, str]]:
+    """Run a Prefect server on loopback; yields the environment variables of its clients."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     auth = f"admin:{secrets.token_hex(16)}"
-    settings = {"PREFECT_HOME": str(home / "server"), "PREFECT_SERVER_API_AUTH_STRING": auth}
+    settings = {"PREFECT_HOME": str(folder / "server"), "PREFECT_SERVER_API_AUTH_STRING": auth}
     command = [str(Path(sys.executable).parent / "prefect"), "server", "start", "--port", str(port)]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, env={**environment, **settings}, **quiet) as server:  # type: ignore[call-overload]  # noqa: S603
@@ -83,15 +83,17 @@ def _answers(address: str) -> bool:
 
 
 @click.command()
-@click.option("--rounds", type=click.IntRange(1), default=5, help="Of the finished pipeline.")
-@click.option("--work", type=click.IntRange(0), default=1, help="Rounds of real work, each way; minutes each.")
+@click.option("--rounds", type=click.IntRange(1), default=5, help="Rounds of the finished pipeline.")
+@click.option(
+    "--work", type=click.IntRange(0), default=1, help="Rounds of real work, by DVC and by the flow; minutes each."
+)
 def main(rounds: int, work: int) -> None:
-    """Print medians; nothing else may use the machine meanwhile."""
+    """Print medians; the machine should be otherwise idle."""
     with tempfile.TemporaryDirectory() as temporary:
-        home = Path(temporary)
+        folder = Path(temporary)
         environment = {
             **os.environ,
-            "PREFECT_HOME": str(home / "prefect"),
+            "PREFECT_HOME": str(folder / "prefect"),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
@@ -99,17 +101,17 @@ def main(rounds: int, work: int) -> None:
         for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "ESPALIER_HOME", "ESPALIER_REPOSITORY"):
             environment.pop(name, None)
         ratios = []
-        with serving(home, environment) as client:
+        with serving(folder, environment) as client:
             for turn in range(work):
                 spent = {}
                 for name in ("dvc", "flow") if turn % 2 == 0 else ("flow", "dvc"):
-                    place = home / f"{name}-{turn}"
+                    place = folder / f"{name}-{turn}"
                     copy_project(place)
                     given = environment | (client if name == "flow" else {})
                     spent[name] = seconds(DVC if name == "dvc" else FLOW, place, given)
                 ratios.append(spent["flow"] / spent["dvc"])
                 click.echo(f"real work: dvc repro {spent['dvc']:.1f} s, flow {spent['flow']:.1f} s, {ratios[-1]:.3f}×")
-            place = home / "finished"
+            place = folder / "finished"
             copy_project(place)
             seconds(DVC, place, environment)
             cases = {

@@ -155,10 +155,13 @@ def promote(name: str, uri: str | None, policy: str, why: str | None) -> None:
 
         decision = _result(flow(name, uri, policy, why, return_state=True))
     else:
-        from stages.register import promotion
         from stages.register.policy import load_policy
 
-        decision = promotion.promote(name, uri, load_policy(Path(policy)), why)
+        rules = load_policy(Path(policy))  # a mistake in it is reported before anything heavy is imported
+
+        from stages.register import promotion
+
+        decision = promotion.promote(name, uri, rules, why)
     _print_checks(decision)
     click.echo(decision.message())
     sys.exit(0 if decision.passed else 1)
@@ -176,10 +179,13 @@ def rollback(name: str, policy: str, why: str, *, unseen: bool) -> None:
 
         decision = _result(flow(name, why, policy, unseen=unseen, return_state=True))
     else:
-        from stages.register import promotion
         from stages.register.policy import load_policy
 
-        decision = promotion.roll_back(name, None if unseen else load_policy(Path(policy)), why)
+        rules = None if unseen else load_policy(Path(policy))
+
+        from stages.register import promotion
+
+        decision = promotion.roll_back(name, rules, why)
     _print_checks(decision)
     click.echo(f"{decision.uri} is the champion again, {decision.replaces} is withdrawn")
 

@@ -1,4 +1,4 @@
-"""A real Prefect server and real process workers on loopback, which tests may stop, kill and start again."""
+"""A real Prefect server and real process workers on loopback, which tests may stop, kill and restart."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ from tests.servers import own_environment, running
 from tests.swift import BIN, free_ports
 
 MARK = "ORCHESTRA_MARK"
-"""Every program of this module and all that it starts carry it in their environment."""
+"""Environment variable of every program of this module and of all processes that it starts."""
 PREFECT = BIN / "prefect"
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -36,32 +36,32 @@ SERVER = {
     "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
     "PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "1",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-    "PREFECT_SERVER_UI_V2_ENABLED": "false",  # that one calls amplitude.com, whatever the settings say
+    "PREFECT_SERVER_UI_V2_ENABLED": "false",  # it calls amplitude.com, whatever the settings are
 }
-"""Cron runs are there within two seconds, a run that waits for another asks again every two, not every thirty."""
+"""The server schedules cron runs and checks waiting runs every two seconds, not every thirty."""
 WORKER = {
     "PREFECT_WORKER_HEARTBEAT_SECONDS": "2",
     "PREFECT_WORKER_PREFETCH_SECONDS": "1",
     "PREFECT_WORKER_QUERY_SECONDS": "1",
 }
-"""Work is fetched every second, not every ten."""
+"""A worker polls for runs every second, not every ten."""
 
 
 def bare_environment(**changes):
-    """Give this process's environment without what it says of any server, Prefect's included, and with changes."""
+    """Copy this process's environment without the settings of any server, with changes."""
     return {key: value for key, value in own_environment().items() if not key.startswith("PREFECT_")} | changes
 
 
-def until(reached, seconds=60, every=0.1):
-    """Wait until a condition holds: what it returned, which is false where it never did."""
+def until(condition, seconds=60, every=0.1):
+    """Wait until a condition holds; returns its value, which is false after a timeout."""
     deadline = time.monotonic() + seconds
-    while not (found := reached()) and time.monotonic() < deadline:
+    while not (found := condition()) and time.monotonic() < deadline:
         time.sleep(every)
     return found
 
 
 def descendants(mark):
-    """List the living processes that carry a mark, whoever their parent is by now."""
+    """List the living processes that carry a mark, whatever their parent."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
@@ -71,7 +71,7 @@ def descendants(mark):
 
 
 class Program:
-    """A command in a session of its own, marked together with all that it starts."""
+    """A command in a session of its own; it and all processes that it starts carry a mark."""
 
     def __init__(self, command, cwd, log, environment):
         self.command, self.cwd, self.log = command, cwd, log
@@ -79,7 +79,7 @@ class Program:
         self.environment = {**environment, MARK: self.mark}
 
     def start(self, seconds=120):
-        """Start it, and wait until it works."""
+        """Start it, and wait until it is ready."""
         begin = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
@@ -91,32 +91,32 @@ class Program:
                 stderr=log,
                 start_new_session=True,
             )
-        works = until(lambda: self.process.poll() is not None or self.works(self.said(begin)), seconds)
-        assert works, f"{self.log} after {seconds} s: {self.said(begin)}"
-        assert self.process.poll() is None, self.said(begin)
+        ready = until(lambda: self.process.poll() is not None or self.is_ready(self.output(begin)), seconds)
+        assert ready, f"{self.log} after {seconds} s: {self.output(begin)}"
+        assert self.process.poll() is None, self.output(begin)
         self.note_command_lines()
 
-    def works(self, said):
-        """Whether it is ready, by what it said since its start or otherwise."""
+    def is_ready(self, output):
+        """Whether it is ready, by its output since the start or otherwise."""
         raise NotImplementedError
 
-    def said(self, begin=0):
+    def output(self, begin=0):
         """Read its log, from a byte on."""
         return self.log.read_bytes()[begin:].decode(errors="replace")
 
     def note_command_lines(self):
-        """Add those that `ps` would show now."""
+        """Collect the command lines that `ps` would show now."""
         for process in descendants(self.mark):
             with contextlib.suppress(psutil.Error):
                 self.command_lines.add(" ".join(process.cmdline()))
 
     def orphans(self):
-        """List what it started and what still lives, itself not counted."""
+        """List the living processes that it started, without itself."""
         own = self.process.pid if self.process else None
         return [process for process in descendants(self.mark) if process.pid != own]
 
     def stop(self, how=signal.SIGTERM, seconds=60):
-        """Ask it alone to end, and wait for it: its exit code; nothing where it does not run."""
+        """Signal it alone and wait for its end; returns the exit code, None where it does not run."""
         if self.process is None:
             return None
         self.process.send_signal(how)
@@ -125,14 +125,14 @@ class Program:
         return exit_code
 
     def strike(self):
-        """End it alone, at once, as the kernel does when memory is short: nothing else is told."""
+        """Kill it alone, as the kernel does when memory is short."""
         if self.process:
             self.process.kill()
             self.process.wait()
         self.process = None
 
     def kill(self):
-        """End it and all that it started, wherever that is, at once."""
+        """Kill it and all processes that it started."""
         while found := descendants(self.mark):
             for process in found:
                 with contextlib.suppress(psutil.Error):
@@ -147,9 +147,9 @@ class PrefectServer(Program):
     """A server with its scheduler, user interface and one user, whose password every request needs.
 
     Args:
-        root: A folder for its log and, unless told otherwise, for everything it keeps.
+        root: A folder for its log and, by default, for everything it keeps.
         backend: The database, postgresql://user@host:port/name as Postgres.new_database() gives it.
-        environment: What the database needs; also overrides any setting.
+        environment: Variables for the database; they also override any setting.
     """
 
     def __init__(self, root, backend=None, **environment):
@@ -165,7 +165,7 @@ class PrefectServer(Program):
             "PREFECT_SERVER_API_PORT": str(self.port),
             "PREFECT_SERVER_DATABASE_CONNECTION_URL": backend.replace("postgresql://", "postgresql+asyncpg://"),
             "PREFECT_SERVER_UI_API_URL": self.uri,
-            "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(root / "ui"),  # else it writes into its own package
+            "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(root / "ui"),  # by default it writes into its own package
         }
         self.client_home = root / "client"
         command = [PREFECT, "server", "start"]
@@ -173,21 +173,21 @@ class PrefectServer(Program):
 
     @property
     def uri(self):
-        """Where its API is."""
+        """Address of its API."""
         return f"http://127.0.0.1:{self.port}/api"
 
     @property
     def page(self):
-        """Where its user interface is."""
+        """Address of its user interface."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def password(self):
-        """The secret half of what every request needs."""
+        """The password of its user, which every request needs."""
         return self.auth.partition(":")[2]
 
     def client_environment(self):
-        """What a client of it needs."""
+        """Environment variables of its clients."""
         return {
             **QUIET,
             "PREFECT_API_AUTH_STRING": self.auth,
@@ -195,26 +195,26 @@ class PrefectServer(Program):
             "PREFECT_HOME": str(self.client_home),
         }
 
-    def works(self, said):  # noqa: ARG002
-        """Whether it answers."""
+    def is_ready(self, output):  # noqa: ARG002
+        """Whether its API answers."""
         return self.answers()
 
     def answers(self):
-        """Whether it is there, its database included."""
-        with contextlib.suppress(URLError, OSError), urlopen(f"{self.uri}/ready", timeout=5) as answer:
-            return answer.status == 200
+        """Whether server and database answer."""
+        with contextlib.suppress(URLError, OSError), urlopen(f"{self.uri}/ready", timeout=5) as response:
+            return response.status == 200
         return False
 
-    def ask(self, path, body=None, method=None):
-        """Ask as its user, again while SQLite is busy: what it answers, from JSON; without a body it reads."""
+    def request(self, path, body=None, method=None):
+        """Send a request as its user, again while SQLite is busy; returns the JSON. Without a body it is a GET."""
         data = None if body is None else json.dumps(body).encode()
         request = Request(f"{self.uri}/{path}", data, {"Content-Type": "application/json"}, method=method)
         request.add_header("Authorization", f"Basic {b64encode(self.auth.encode()).decode()}")
         deadline = time.monotonic() + 60
         while True:
             try:
-                with urlopen(request, timeout=60) as answer:
-                    content = answer.read()
+                with urlopen(request, timeout=60) as response:
+                    content = response.read()
                 return json.loads(content) if content else None
             except HTTPError as error:
                 if error.code != HTTPStatus.SERVICE_UNAVAILABLE or time.monotonic() > deadline:
@@ -222,7 +222,7 @@ class PrefectServer(Program):
                 time.sleep(0.5)
 
     def cli(self, *arguments, cwd=None, **environment):
-        """Run `prefect` as its client: the finished process, with what it said."""
+        """Run `prefect` as its client; returns the finished process with its output."""
         return subprocess.run(
             [PREFECT, *arguments],
             cwd=cwd or self.cwd,
@@ -233,52 +233,52 @@ class PrefectServer(Program):
         )
 
     def submit(self, deployment, **parameters):
-        """Ask for a run of a deployment, flow/name: the run's id."""
-        found = self.ask(f"deployments/name/{deployment}")
+        """Start a run of a deployment, flow/name; returns its id."""
+        found = self.request(f"deployments/name/{deployment}")
         body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
-        return self.ask(f"deployments/{found['id']}/create_flow_run", body)["id"]
+        return self.request(f"deployments/{found['id']}/create_flow_run", body)["id"]
 
     def state(self, run):
-        """Read the state of a run: its name, such as Completed, or Late, which is of type SCHEDULED."""
-        return self.ask(f"flow_runs/{run}")["state"]["name"]
+        """Read the name of a run's state, such as Completed, or Late, which is of type SCHEDULED."""
+        return self.request(f"flow_runs/{run}")["state"]["name"]
 
     def wait(self, run, seconds=120):
-        """Wait until a run is over: the name of its state then."""
-        over = {"CANCELLED", "COMPLETED", "CRASHED", "FAILED"}
-        until(lambda: self.ask(f"flow_runs/{run}")["state"]["type"] in over, seconds)
+        """Wait until a run is over; returns the name of its final state."""
+        final = {"CANCELLED", "COMPLETED", "CRASHED", "FAILED"}
+        until(lambda: self.request(f"flow_runs/{run}")["state"]["type"] in final, seconds)
         return self.state(run)
 
     def states(self, run):
-        """List all the states that a run went through, oldest first: dictionaries."""
-        return sorted(self.ask(f"flow_run_states/?flow_run_id={run}"), key=lambda state: state["timestamp"])
+        """List all states of a run, oldest first, as dictionaries."""
+        return sorted(self.request(f"flow_run_states/?flow_run_id={run}"), key=lambda state: state["timestamp"])
 
     def lines(self, run):
         """List what a run logged, oldest first."""
         begin, found = 0, []
         while True:
             logs = {"flow_run_id": {"any_": [run]}}
-            page = self.ask("logs/filter", {"logs": logs, "sort": "TIMESTAMP_ASC", "offset": begin, "limit": 200})
+            page = self.request("logs/filter", {"logs": logs, "sort": "TIMESTAMP_ASC", "offset": begin, "limit": 200})
             if not page:
                 return found
             found += [line["message"] for line in page]
             begin += len(page)
 
     def cancel(self, run):
-        """Ask for the end of a run, as the button of the user interface does."""
+        """Cancel a run, as the button of the user interface does."""
         body = {"state": {"type": "CANCELLING", "name": "Cancelling"}, "force": False}
-        return self.ask(f"flow_runs/{run}/set_state", body)["status"]
+        return self.request(f"flow_runs/{run}/set_state", body)["status"]
 
 
 class Worker(Program):
-    """A process worker of a pool, which it makes where there is none.
+    """A process worker of a pool, which it makes if it is missing.
 
     Args:
         root: A folder for its log and home.
-        server: The PrefectServer that it asks for work.
+        server: The PrefectServer that it polls.
         pool: Name of the pool.
         name: Its own name.
-        cwd: Where it is started; flows without a place of their own run elsewhere, in temporary folders.
-        environment: What the flows need; also overrides any setting.
+        cwd: Folder in which it starts; flows without a working folder of their own run in temporary folders.
+        environment: Variables for the flows; they also override any setting.
     """
 
     def __init__(self, root, server, pool, name, cwd, **environment):
@@ -288,21 +288,21 @@ class Worker(Program):
         super().__init__(command, cwd, root / f"{name}.log", bare_environment(**settings) | environment)
         self.name = name
 
-    def works(self, said):
-        """Whether it asks for work."""
-        return f"Worker '{self.name}' started!" in said
+    def is_ready(self, output):
+        """Whether it polls for runs."""
+        return f"Worker '{self.name}' started!" in output
 
 
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory):
-    """The running Prefect over SQLite; whoever stops it starts it again."""
+    """The running Prefect over SQLite; a test that stops it starts it again."""
     with running(PrefectServer(tmp_path_factory.mktemp("prefect"))) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def full_prefect_server(postgres, tmp_path_factory):
-    """The running Prefect over PostgreSQL; whoever stops it starts it again."""
+    """The running Prefect over PostgreSQL; a test that stops it starts it again."""
     root = tmp_path_factory.mktemp("prefect-postgres")
     with running(PrefectServer(root, postgres.new_database(), **postgres.environment)) as server:
         yield server
@@ -310,7 +310,7 @@ def full_prefect_server(postgres, tmp_path_factory):
 
 @pytest.fixture
 def worker(prefect_server, tmp_path):
-    """Start workers in a folder, of a pool that is the test's own unless told otherwise; all end with the test."""
+    """Start workers in a folder, by default of a pool of the test's own; all end with the test."""
     started = []
 
     def start(cwd, pool=None, name=None, server=None, **environment):
@@ -321,5 +321,5 @@ def worker(prefect_server, tmp_path):
         return started[-1]
 
     yield start
-    for one in started:
-        one.kill()
+    for program in started:
+        program.kill()

@@ -29,23 +29,23 @@ def pool(prefect_server):
     """A work pool made from its template; everything that was deployed to it is deleted in the end."""
     template = json.loads((ROOT / "flows" / "pools" / "process.json").read_text())
     body = {"name": "pool-deploy", "type": "process", "base_job_template": template}
-    prefect_server.ask("work_pools/", body)
+    prefect_server.request("work_pools/", body)
     yield "pool-deploy"
     withdraw(prefect_server, "pool-deploy")
     for found in watchers(prefect_server):
-        prefect_server.ask(f"automations/{found['id']}", method="DELETE")
+        prefect_server.request(f"automations/{found['id']}", method="DELETE")
 
 
 def withdraw(server, pool):
     """Delete the deployments of a pool."""
-    for found in server.ask("deployments/filter", {}):
+    for found in server.request("deployments/filter", {}):
         if found["work_pool_name"] == pool:
-            server.ask(f"deployments/{found['id']}", method="DELETE")
+            server.request(f"deployments/{found['id']}", method="DELETE")
 
 
 def watchers(server):
     """List the automations that crash lost runs."""
-    return [found for found in server.ask("automations/filter", {}) if found["name"] == LOST]
+    return [found for found in server.request("automations/filter", {}) if found["name"] == LOST]
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def deploy(monkeypatch, prefect_server):
 @pytest.fixture
 def names(prefect_server):
     """List the deployments that the server has."""
-    return lambda: {it["name"] for it in prefect_server.ask("deployments/filter", {})}
+    return lambda: {it["name"] for it in prefect_server.request("deployments/filter", {})}
 
 
 @pytest.fixture
@@ -279,7 +279,7 @@ def test_the_file_of_the_project_is_deployed_as_it_is(root, monkeypatch, prefect
     assert names() >= {it["name"] for it in expected}
     for entry in expected:
         name = f"{entry['entrypoint'].rpartition(':')[2]}/{entry['name']}"
-        found = prefect_server.ask(f"deployments/name/{name}")
+        found = prefect_server.request(f"deployments/name/{name}")
         assert found["work_pool_name"] == pool
         assert found["parameters"] == entry["parameters"]
         assert found["tags"] == entry["tags"]
@@ -288,5 +288,5 @@ def test_the_file_of_the_project_is_deployed_as_it_is(root, monkeypatch, prefect
         assert [it["schedule"]["cron"] for it in found["schedules"]] == crons
         assert printed[name] == (f"at {crons[0]}" if crons else "on request")
         query = {"deployments": {"id": {"any_": [found["id"]]}}}
-        assert not crons or until(lambda query=query: prefect_server.ask("flow_runs/count", query), 30)
+        assert not crons or until(lambda query=query: prefect_server.request("flow_runs/count", query), 30)
     assert len(watchers(prefect_server)) == 1

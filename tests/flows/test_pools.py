@@ -32,7 +32,7 @@ from prefect import flow
 
 @flow
 def probe():
-    """Write down what the environment says."""
+    """Write a variable of the environment to a file."""
     Path("found").write_text(os.environ["PROBE"])
 '''
 
@@ -45,7 +45,7 @@ def template(root):
 
 @pytest.fixture
 def render(template):
-    """Fill a template in with its defaults and a deployment's own values, as a worker does."""
+    """Render a template with its defaults and a deployment's own values, as a worker does."""
 
     def fill(kind, **values):
         read = template(kind)
@@ -55,14 +55,14 @@ def render(template):
 
 
 def defaults(template):
-    """Give the value of every variable that has one."""
+    """Return the default of every variable that has one."""
     variables = template["variables"]["properties"]
     return {name: variable["default"] for name, variable in variables.items() if "default" in variable}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_server_accepts_a_template(template, kind):
-    """It is a schema, and Prefect makes a pool of it."""
+    """It is a schema, and Prefect accepts it for a pool."""
     is_valid_schema(template(kind)["variables"], preprocess=False)
 
     assert WorkPoolCreate(name="a-pool", type=kind, base_job_template=template(kind)).base_job_template
@@ -70,7 +70,7 @@ def test_the_server_accepts_a_template(template, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_placeholders_and_variables_are_the_same(template, kind):
-    """None is unknown, and none has no effect."""
+    """Every placeholder has a variable, and every variable a placeholder."""
     found = find_placeholders(template(kind)["job_configuration"])
 
     assert {placeholder.name for placeholder in found} == template(kind)["variables"]["properties"].keys()
@@ -78,8 +78,8 @@ def test_placeholders_and_variables_are_the_same(template, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_deployment_may_say_nothing(template, render, kind):
-    """Every variable has a default, which is allowed, and they leave no placeholder unfilled."""
+def test_a_deployment_needs_no_job_variables(template, render, kind):
+    """Every variable has an allowed default, and the defaults fill every placeholder."""
     variables = template(kind)["variables"]
     validate(defaults(template(kind)), variables, raise_on_error=True, preprocess=False)
 
@@ -88,8 +88,8 @@ def test_a_deployment_may_say_nothing(template, render, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_variable_says_what_it_means(template, kind):
-    """In the form that the user interface makes of it."""
+def test_a_variable_is_described(template, kind):
+    """The form of the user interface shows title and description."""
     for name, variable in template(kind)["variables"]["properties"].items():
         assert {"title", "description"} <= variable.keys(), name
 
@@ -109,20 +109,20 @@ def test_a_variable_says_what_it_means(template, kind):
     ],
 )
 def test_a_wrong_value_is_refused(template, kind, values):
-    """When a deployment is made, not when its first run starts."""
+    """Prefect checks it when a deployment is made, not when its first run starts."""
     with pytest.raises(ValidationError):
         validate(values, template(kind)["variables"], raise_on_error=True, preprocess=False)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_secret_is_in_a_template(template, kind):
-    """Whatever leads to a server is a reference, of which the pool keeps the name."""
+    """Settings of servers are references to variables; the pool keeps their names alone."""
     for name, value in defaults(template(kind))["env"].items():
         assert value == PLACES.get(name, f"{{{{ ${name} }}}}")
 
 
 def test_a_container_gets_secrets_from_the_worker(template, monkeypatch):
-    """At the time of the run; what the worker lacks is empty."""
+    """References are resolved when a run starts; a variable that the worker lacks is empty."""
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "of the worker")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
     env = apply_values(defaults(template("docker"))["env"], {})
@@ -132,7 +132,7 @@ def test_a_container_gets_secrets_from_the_worker(template, monkeypatch):
 
 
 def test_a_container_gets_gpus(render):
-    """None are asked for by default, since that would fail where there are none."""
+    """By default no GPU is requested, since a machine without one would refuse the container."""
     two = [{"count": 2, "capabilities": [["gpu"]]}]
 
     assert render("docker")["container_create_kwargs"]["device_requests"] == []
@@ -140,14 +140,14 @@ def test_a_container_gets_gpus(render):
 
 
 def test_a_job_gets_gpus(render):
-    """As numbers, requested and limited alike, as Kubernetes asks of such devices."""
+    """Requests and limits are equal numbers, as Kubernetes requires of devices."""
     for gpus in (0, 2):
         (container,) = pod_of(render("kubernetes", gpus=gpus))["containers"]
         assert [container["resources"][key]["nvidia.com/gpu"] for key in ("limits", "requests")] == [gpus, gpus]
 
 
 def test_a_job_is_never_repeated_by_kubernetes(render):
-    """Prefect schedules it again when its node goes, after it had a minute to end."""
+    """Prefect reschedules it when its node fails, and it has a minute to end."""
     manifest = render("kubernetes")["job_manifest"]
 
     assert (manifest["spec"]["backoffLimit"], pod_of(render("kubernetes"))["restartPolicy"]) == (0, "Never")
@@ -155,7 +155,7 @@ def test_a_job_is_never_repeated_by_kubernetes(render):
 
 
 def test_a_job_has_secret_and_home(render):
-    """By name: the secret's keys are variables, the claim is where ESPALIER_HOME points."""
+    """The secret's keys become variables, and the claim is mounted at ESPALIER_HOME."""
     pod = pod_of(render("kubernetes", secret="a-secret", claim="a-claim"))
     (container,) = pod["containers"]
 
@@ -165,17 +165,17 @@ def test_a_job_has_secret_and_home(render):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_real_server_keeps_it_as_it_is(prefect_server, template, tmp_path, kind):
+def test_a_real_server_keeps_a_template_unchanged(prefect_server, template, tmp_path, kind):
     """A pool of each type is made from its file."""
     name = f"{kind}-{tmp_path.name}"
-    made = prefect_server.ask("work_pools/", {"name": name, "type": kind, "base_job_template": template(kind)})
+    made = prefect_server.request("work_pools/", {"name": name, "type": kind, "base_job_template": template(kind)})
 
     assert made["base_job_template"] == template(kind)
-    assert prefect_server.ask(f"work_pools/{name}")["type"] == kind
+    assert prefect_server.request(f"work_pools/{name}")["type"] == kind
 
 
 def test_a_process_runs_in_its_pool(prefect_server, worker, root, tmp_path):
-    """Deployed, fetched and run, with the deployment's environment, in the project's folder."""
+    """A worker runs a deployment in the project's folder, with the deployment's environment."""
     file, pool = root / "flows" / "pools" / "process.json", f"pool-{tmp_path.name}"
     made = prefect_server.cli("work-pool", "create", pool, "--type", "process", "--base-job-template", str(file))
     assert made.returncode == 0, made.stdout

@@ -229,7 +229,7 @@ def test_commit_and_overrides_name_a_workspace(project, enter):
 
 
 def test_a_torn_clone_is_replaced(project, enter):
-    """What a killed run left by halves goes, whether it lay beside its place or stood in it."""
+    """Remains of a killed run are removed, beside the workspace as well as in its place."""
     path = enter(finetune__steps=7).path
     shutil.rmtree(path / ".git")
     (path / "half").write_text("half")
@@ -284,7 +284,7 @@ def test_a_second_process_waits_for_the_first():
         assert processes[0].stdout.readline() == "inside\n"
         for end in ("kill", "finish"):
             processes.append(start())
-            assert re.match("waiting for another run, that does the same work", processes[-1].stdout.readline())
+            assert re.match("waiting for another run that does the same work", processes[-1].stdout.readline())
             assert processes[-1].poll() is None
             if end == "kill":
                 processes[-2].kill()
@@ -318,7 +318,7 @@ def test_origin_is_where_the_version_can_be_had_from(project, enter):
 
 
 def test_a_git_hook_starts_no_run_in_its_own_repository(project, tmp_path, enter, monkeypatch):
-    """What git tells its hooks in the environment would lead to another repository."""
+    """The variables that git sets for its hooks name another repository."""
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "nowhere"))
     monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path / "nowhere"))
     monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "nowhere" / "index"))
@@ -489,7 +489,7 @@ def test_a_commit_of_another_project_is_one_line(project, enter):
 
 
 def test_a_commit_without_dvc_is_one_line(project, enter):
-    """Outputs would have no place; no workspace is left that looks like one."""
+    """Its outputs could not be cached; no workspace is left."""
     git(project, "rm", "-qr", ".dvc")
     commit(project)
 
@@ -714,7 +714,7 @@ def test_only_a_workspace_can_be_removed(project, enter):
 )
 @pytest.mark.parametrize("has_home", [True, False])
 def test_all_keep_one_record(project, tmp_path, monkeypatch, given_, expected, has_home):
-    """A relative file would be another one in each workspace, so its place is told in full; an address stays."""
+    """A relative file would be another one in each workspace, so it becomes an absolute path; an address stays."""
     if has_home:
         monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
     if given_ is None:

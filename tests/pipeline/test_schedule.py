@@ -112,7 +112,7 @@ class Theatre:
 
     def message(self, run):
         """Read what the last state of a run says."""
-        return self.prefect.ask(f"flow_runs/{run}")["state"]["message"]
+        return self.prefect.request(f"flow_runs/{run}")["state"]["message"]
 
 
 @contextmanager
@@ -193,11 +193,11 @@ def test_a_missing_pool_and_its_remedy(theatre):
 def test_cron_creates_runs(theatre):
     """All deployments are there, and the scheduler, which some libraries break silently, makes runs of both crons."""
     for name in DEPLOYMENTS:
-        assert theatre.prefect.ask(f"deployments/name/{name}")["status"] == "NOT_READY"
+        assert theatre.prefect.request(f"deployments/name/{name}")["status"] == "NOT_READY"
 
     def scheduled():
         return {
-            name: theatre.prefect.ask("flow_runs/count", {"deployments": {"name": {"any_": [name]}}})
+            name: theatre.prefect.request("flow_runs/count", {"deployments": {"name": {"any_": [name]}}})
             for name in ("nightly", "weekly")
         }
 
@@ -217,7 +217,7 @@ def test_a_scheduled_run_makes_a_champion(theatre):
 
     def finished():
         asked = {"deployments": {"name": {"any_": ["nightly"]}}, "sort": "END_TIME_DESC"}
-        runs = theatre.prefect.ask("flow_runs/filter", asked)
+        runs = theatre.prefect.request("flow_runs/filter", asked)
         return [run for run in runs if run["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED")]
 
     assert until(finished, 400, every=1)
@@ -234,7 +234,7 @@ def test_a_scheduled_run_makes_a_champion(theatre):
     assert "reports/evaluate/evaluation.json" in reports
     assert theatre.run("git", "status", "--porcelain") == before
     assert until(lambda: not list((theatre.root / "home" / "workspaces").iterdir()), 60)
-    artifacts = theatre.prefect.ask("artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}})
+    artifacts = theatre.prefect.request("artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}})
     keys = {artifact["key"] for artifact in artifacts}
     assert {"results", "samples", "pareto", "mlflow"} <= keys
     assert any(key.startswith("progress-") for key in keys)
@@ -262,7 +262,7 @@ def test_two_workers_share_a_sweep(theatre):
     )
     assert theatre.prefect.wait(run, 900) == "Completed", theatre.message(run)
     asked = {"deployments": {"name": {"any_": ["compress"]}}}
-    cells = theatre.prefect.ask("flow_runs/filter", asked)
+    cells = theatre.prefect.request("flow_runs/filter", asked)
     ran = theatre.ran(*(cell["id"] for cell in cells))
     assert {stage: ran.count(stage) for stage in STAGES} == {
         "fetch": 0,
@@ -275,7 +275,7 @@ def test_two_workers_share_a_sweep(theatre):
     }
     workers = [event["resource"]["prefect.resource.name"] for event in _submissions(theatre)]
     assert {"first", "second"} <= set(workers)
-    artifacts = theatre.prefect.ask("artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run]}}})
+    artifacts = theatre.prefect.request("artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run]}}})
     assert {"sweep", "sweep-table", "sweep-pareto"} <= {artifact["key"] for artifact in artifacts}
     assert "models:/espalier-digits/" in theatre.message(run)
     second.stop()
@@ -285,7 +285,7 @@ def test_two_workers_share_a_sweep(theatre):
 def _submissions(theatre):
     """List which worker took which run."""
     asked = {"filter": {"event": {"name": ["prefect.worker.executed-flow-run"]}, "occurred": {"since": "2020-01-01"}}}
-    return theatre.prefect.ask("events/filter", asked)["events"]
+    return theatre.prefect.request("events/filter", asked)["events"]
 
 
 def test_a_stage_that_fails(theatre, chat):
@@ -457,7 +457,7 @@ def test_a_full_disk(theatre, tmp_path):
 
 def test_nothing_secret_was_said(theatre):
     """Not in what workers and servers wrote, nor in a command line."""
-    said = [program.said() for program in (*theatre.workers, theatre.prefect)]
+    said = [program.output() for program in (*theatre.workers, theatre.prefect)]
     said += [line for program in (*theatre.workers, theatre.prefect) for line in program.command_lines]
     hidden = [theatre.prefect.password, theatre.mlflow.password, theatre.postgres.password, SECRET]
     assert len(said) > 2
