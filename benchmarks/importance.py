@@ -16,7 +16,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from benchmarks.sizes import SYSTEMS, build
 from stages.importance.criteria import squared_taylor
 from stages.importance.measure import CalibrationBatch, measure_importance
-from stages.importance.stability import Stability, compare_rankings
+from stages.importance.stability import RankingStability, compare_rankings
 from stages.models.families import Denoiser
 from stages.models.groups import find_groups
 from stages.models.saliency import Importance
@@ -88,7 +88,7 @@ def measure(mode: str, unet: Denoiser, batch: CalibrationBatch, timesteps: range
     return time.perf_counter() - begin, importance
 
 
-def compare_selections(unet: Denoiser, one: Importance, two: Importance) -> tuple[int, Stability]:
+def compare_selections(unet: Denoiser, one: Importance, two: Importance) -> tuple[int, RankingStability]:
     """Count the channels that only one of two selections cuts, and compare the rankings of all channels."""
     cuts = [plan_pruning(unet, importance, RATIO).groups for importance in (one, two)]
     differing = sum(len(set(a.cut) ^ set(b.cut)) for a, b in zip(*cuts, strict=True))

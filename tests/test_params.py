@@ -48,7 +48,7 @@ def test_scientific_notation_is_a_number(tmp_path, root):
         (
             "prune.target",
             {"macs": "half"},
-            "prune.target.macs is 'half': give a number above 0, or a share",
+            "prune.target.macs is 'half': give a number above 0, or a percentage",
         ),
         ("prune.target", {"latency_ms": "0%"}, "such as 56%"),
         ("prune.target", {}, "give exactly one of ratio, macs, params, latency_ms"),

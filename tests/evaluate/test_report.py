@@ -193,7 +193,7 @@ def test_the_worst_pictures_are_those_of_the_worst_pairs(evaluation, reference):
     ("change", "words"),
     [
         ({"models": {}}, "models has no dense"),
-        ({"protocol_id": "0" * 12}, "protocol_id is 000000000000, that of the protocol beside it"),
+        ({"protocol_id": "0" * 12}, "protocol_id is 000000000000, but the protocol has the id"),
         ({"floor_fid": "a lot"}, "floor_fid: "),
         ({"surprise": 1}, "surprise: "),
     ],
@@ -203,7 +203,7 @@ def test_a_damaged_record_is_refused_in_one_line(evaluation, tmp_path, change, w
     content = summarise(evaluation).model_dump(mode="json")
     write_json(tmp_path / "evaluation.json", {**content, **change})
 
-    with pytest.raises(InputError, match="is no evaluation of this version") as caught:
+    with pytest.raises(InputError, match=r"evaluation\.json is invalid") as caught:
         read_evaluation(tmp_path)
     assert words in caught.value.message
     assert "\n" not in caught.value.message
