@@ -1,14 +1,14 @@
-# What runs stages, flows and Prefect workers. docs/docker.md says how to build it, also where there is no engine.
+# Image for stages, flows and Prefect workers. docs/docker.md describes how to build it, with or without an engine.
 ARG BASE=python:3.11-slim
 
 FROM ${BASE} AS packages
-# cuda: requirements.lock as it is, every file checked by its hash; it runs without a GPU, too. cpu: a smaller torch.
+# cuda: requirements.lock as it is, every file checked by its hash; runs without a GPU, too. cpu: a smaller torch.
 ARG TORCH=cuda
 WORKDIR /build
 COPY requirements.lock .
-# Whoever builds may hand in a pip.conf, a uv.toml and certificates of their own; none of them stays in the image.
-# uv comes first, by its own lines of the lock. With TORCH=cpu, torch and torchvision are of the locked versions, but
-# their files are others than those in the lock, so these two are checked by no hash; all the rest is.
+# pip.conf, uv.toml and certificates may be passed as secrets of the build; none of them stays in the image.
+# uv is installed first, from its own lines of the lock. With TORCH=cpu, torch and torchvision have the locked versions
+# but other files than those in the lock, so these two are not checked by a hash; all other packages are.
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     --mount=type=secret,id=uv,target=/etc/uv/uv.toml \
     --mount=type=secret,id=certificates,target=/etc/ssl/certs/ca-certificates.crt \
@@ -35,9 +35,9 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
 pathlib.Path(sysconfig.get_path("purelib"), "espalier.pth").write_text("/app\n")'
 
 FROM ${BASE}
-# git, since every run works in a clone. /repository is where a checkout, or its .git alone, can be mounted, whoever
-# owns it there.
-# hadolint ignore=DL3008 # the base decides which Debian it is, and a pinned git is soon gone from its mirrors
+# git, because every run works in a clone. A checkout, or its .git alone, can be mounted at /repository, with any
+# owner.
+# hadolint ignore=DL3008 # the base decides the release of Debian, whose servers soon drop a pinned version of git
 RUN command -v git >/dev/null \
     || { apt-get update && apt-get install --yes --no-install-recommends git && rm -rf /var/lib/apt/lists/*; }; \
     useradd --uid 1000 --home-dir /var/lib/espalier --shell /usr/sbin/nologin --no-log-init espalier \
@@ -46,8 +46,8 @@ RUN command -v git >/dev/null \
     && git config --system --add safe.directory /repository/.git
 COPY --from=packages /opt/venv /opt/venv
 COPY . /app
-# State, home and all that a worker keeps lie in one volume; so does the record, unless a server of MLflow is named,
-# since /repository can only be read. Nothing here reports to anyone, as in stages/runtime/telemetry.py.
+# HOME, ESPALIER_HOME and everything else that a worker keeps are in one volume; so is the record unless an MLflow server
+# is set, because /repository is read-only. Telemetry is off, as in stages/runtime/telemetry.py.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     HOME=/var/lib/espalier \
@@ -64,10 +64,10 @@ ENV PATH=/opt/venv/bin:$PATH \
 VOLUME /var/lib/espalier
 WORKDIR /app
 USER 1000:1000
-# Asks the worker itself: it is ill when it has not polled its server for a while. Other commands: --no-healthcheck.
+# The worker reports unhealthy if it has not polled its server for a while. For other commands: --no-healthcheck.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=90s --retries=3 \
     CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8080/health', timeout=8)"]
-# Without a server's address Prefect would start one of its own and wait there for runs that nobody can send.
+# Without an address Prefect would start a server of its own and wait there for runs that cannot arrive.
 CMD ["sh", "-c", ": \"${PREFECT_API_URL:?name the Prefect server to work for}\"; \
 exec prefect worker start --type process --pool \"${ESPALIER_POOL:-espalier}\" \
 --base-job-template flows/pools/process.json --with-healthcheck"]
