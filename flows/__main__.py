@@ -219,7 +219,7 @@ def reproduce(uri: str, repository: str | None, workspace: str | None) -> None:
             f"{mark} {metric.name}: {metric.then:.6g} then, {metric.now:.6g} now; allowed: ± {metric.allowed:.2g}"
         )
     same = f"{found.num_files - len(found.files)} of {found.num_files} files have the same hash"
-    click.echo(f"{found.uri} is {found.verdict}: {found.hindrance or same}")
+    click.echo(f"{found.uri} is {found.verdict}: {found.obstacle or same}")
     sys.exit(1 if found.verdict == "different" else 0)
 
 
@@ -230,7 +230,7 @@ def ledger(name: str) -> None:
     from stages.register.ledger import Ledger
     from stages.register.registry import Registry
 
-    acts = Ledger(Registry(), name).acts()
+    acts = Ledger(Registry(), name).entries()
     for act in acts:
         click.echo(
             f"{act.number:>4}  {act.at}  {act.kind} {act.start} -> {act.to}: {act.outcome}, by {act.by}: {act.why}"

@@ -53,17 +53,14 @@ def nightly(
 
 def find_decision(uri: str) -> tuple[str, str] | None:
     """Find what an earlier run decided on a version: state name and message; None where it is still to be decided."""
-    from stages.register.ledger import Ledger
-    from stages.register.registry import CHAMPION, Registry
+    from stages.register.registry import CHAMPION, Registry, refusal_reason
 
     registry = Registry()
     version = registry.find(uri)
     champion = registry.by_alias(version.name, CHAMPION)
     if champion is not None and champion.version == version.version:
         return "Completed", f"nothing has changed, {uri} is the champion already"
-    acts = Ledger(registry, version.name).acts()  # the newest first
-    latest = next((act for act in acts if act.kind == "promote" and act.to == str(version.version)), None)
-    if latest is None or latest.outcome != "refused":
-        return None
-    reasons = "; ".join(f"{check.name}: {check.reason}" for check in latest.checks if not check.passed)
-    return REFUSED, f"nothing has changed since {uri} was refused: {reasons}"
+    reason = refusal_reason(version)
+    if reason is not None:
+        return REFUSED, f"nothing has changed since {uri} was refused: {reason}"
+    return None

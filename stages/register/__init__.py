@@ -1,1 +1,1 @@
-"""A finished compression -> a version in MLflow's registry, promoted through a gate, and proved by running it again."""
+"""A finished compression -> a version in the registry: packaged, checked, promoted and reproduced."""

@@ -6,10 +6,10 @@ import click
 
 
 @click.command()
-@click.option("--name", default=None, help="Of the model in the registry; espalier-BASE without it.")
-@click.option("--unsent", type=Path, default=Path("unsent"), help="Where records wait for the server.")
+@click.option("--name", default=None, help="Name of the model in the registry; by default espalier-BASE.")
+@click.option("--unsent", type=Path, default=Path("unsent"), help="Folder of records that have not reached MLflow yet.")
 def main(name: str | None, unsent: Path) -> None:
-    """Register the compression that the pipeline here has finished as the challenger, however often this is called."""
+    """Register the finished compression of this folder as the challenger; a second call finds the same version."""
     from stages.register.register import register
     from stages.runtime.result import write_result
     from stages.tracking.compression import Compression

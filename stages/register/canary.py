@@ -1,6 +1,6 @@
-"""The folder of a version and seeds -> the pictures that it draws, in a process that knows no password.
+"""The folder of a version and seeds -> the images that it draws, in a subprocess without credentials.
 
-A version brings code of its own, which nobody here has read. So it is run beside the promoter, not inside.
+A version contains code that nobody has reviewed, so the process that promotes it does not load it.
 """
 
 import base64
@@ -15,40 +15,39 @@ import click
 
 from stages.runtime.errors import InputError
 
-SECRETIVE = ("AWS_", "AZURE_", "DATABRICKS_", "ESPALIER_", "GOOGLE_", "HF_TOKEN", "MLFLOW_", "PG", "PREFECT_")
-"""How variables begin that may hold a secret, or lead to one."""
-PATIENCE_S = 1800
+SECRET_PREFIXES = ("AWS_", "AZURE_", "DATABRICKS_", "ESPALIER_", "GOOGLE_", "HF_TOKEN", "MLFLOW_", "PG", "PREFECT_")
+"""Prefixes of environment variables that may hold credentials or the address of a server."""
+TIMEOUT_S = 1800
 
 
-def draw(folder: Path, seeds: Sequence[int]) -> dict[int, bytes]:
-    """Load a version as a user would, by mlflow.pyfunc, and draw: seed -> PNG.
+def draw_isolated(folder: Path, seeds: Sequence[int]) -> dict[int, bytes]:
+    """Load a version with mlflow.pyfunc in a subprocess and draw one image per seed: seed -> PNG.
 
     Raises:
-        InputError: It does not load or does not draw.
+        InputError: The version cannot be loaded, does not draw, or exceeds the time limit.
     """
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "-m", "stages.register.canary", str(folder.resolve()), out, *map(str, seeds)]
-        plain = {key: value for key, value in os.environ.items() if not key.startswith(SECRETIVE)}
         environment = {
-            **plain,
+            **{key: value for key, value in os.environ.items() if not key.startswith(SECRET_PREFIXES)},
             "MLFLOW_TRACKING_URI": f"sqlite:///{out}/mlflow.db",
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "PYTHONDONTWRITEBYTECODE": "1",
         }
         try:
             result = subprocess.run(  # noqa: S603
-                command, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE_S
+                command, env=environment, capture_output=True, text=True, check=False, timeout=TIMEOUT_S
             )
         except subprocess.TimeoutExpired:
-            raise InputError(f"the version does not draw {len(seeds)} pictures in {PATIENCE_S} s") from None
+            raise InputError(f"the version does not draw {len(seeds)} images within {TIMEOUT_S} s") from None
         if result.returncode:
-            reason = (result.stderr.strip().splitlines() or ["it says nothing"])[-1]
+            reason = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
             raise InputError(f"the version does not draw ({reason})")
         return {int(path.stem): path.read_bytes() for path in Path(out).glob("*.png")}
 
 
-def draw_here(folder: Path, out: Path, seeds: Sequence[int]) -> None:
-    """Load and draw in this process, and write SEED.png for each."""
+def draw_in_process(folder: Path, out: Path, seeds: Sequence[int]) -> None:
+    """Load a version in this process and write SEED.png for each seed."""
     import mlflow
 
     for row in mlflow.pyfunc.load_model(str(folder)).predict({"seed": list(seeds)}):
@@ -61,7 +60,7 @@ def draw_here(folder: Path, out: Path, seeds: Sequence[int]) -> None:
 @click.argument("seeds", type=int, nargs=-1)
 def main(folder: Path, out: Path, seeds: tuple[int, ...]) -> None:
     """Draw SEEDS with the version in FOLDER into the folder OUT."""
-    draw_here(folder, out, seeds)
+    draw_in_process(folder, out, seeds)
 
 
 if __name__ == "__main__":

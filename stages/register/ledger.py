@@ -1,8 +1,8 @@
-"""Acts on a model -> a numbered ledger in the registry, which is also the queue of those who act.
+"""Promotions and rollbacks of a model -> numbered entries in the registry, which also decide between concurrent ones.
 
-The ledger of a model NAME is the registered model NAME.promotions; each of its versions is one act. The server numbers
-them, no two alike, so of several at once the oldest goes on and the others yield. An act says beforehand what it wants
-the aliases to be, so that anybody can finish one that died after it had moved the champion.
+The ledger of the model NAME is the registered model NAME.promotions; each of its versions is one entry. The server
+gives every entry another number, so of several concurrent entries the oldest proceeds and the others yield. An entry
+is written before the aliases change and holds their new values, so that a later entry can finish an interrupted one.
 """
 
 import getpass
@@ -26,206 +26,218 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 LEASE_S = 1200
-"""After this long an open act of another machine counts as dead; longer than all retries of a call to the server."""
-PATIENCE_S = 300
-"""An act that did not get to move the champion in this time gives up."""
+"""Age from which an open entry of another machine counts as dead; longer than all retries of a call to the server."""
+TIMEOUT_S = 300
+"""An entry yields if it could not change the champion within this time."""
 NONE = "none"
+"""Stands for the number of a version where there is none."""
 SUFFIX = ".promotions"
 Kind = Literal["promote", "rollback"]
 Outcome = Literal["open", "done", "refused", "yielded", "broken off"]
 FIELDS = ("act", "outcome", "from", "to", "previous", "by", "at", "why", "checks", "policy", "process", "nonce")
-LONGEST_TEXT = 5000
-"""Of a description; MLflow takes no more."""
+MAX_DESCRIPTION = 5000
+"""Longest description that MLflow accepts, in characters."""
 
 
 @dataclass(frozen=True)
-class Act:
-    """One line of the ledger."""
-
-    version: "ModelVersion"
-    """Where it stands."""
-    kind: str
-    outcome: str
-    start: str
-    """The champion before: its number, or none."""
-    to: str
-    """The champion after, where the outcome is done."""
-    previous: str
-    """Where a rollback goes afterwards: a number, or none."""
-    by: str
-    at: str
-    """In ISO 8601, by the clock of the one who acted."""
-    why: str
-    checks: list[Check]
-    process: str
-    """Host, process and its start, to tell whether it lives."""
-    nonce: str
-    """One for each act, also where a lost answer made the server write it twice."""
-
-    @property
-    def number(self) -> int:
-        """Its place in the ledger."""
-        return int(self.version.version)
-
-
-@dataclass(frozen=True)
-class Intention:
-    """What an act is to be."""
+class PlannedChange:
+    """A promotion or rollback before it happens."""
 
     kind: Kind
     start: "ModelVersion | None"
+    """The champion that it replaces."""
     to: "ModelVersion"
+    """The new champion."""
     previous: str | None
+    """Number of the version that the alias previous gets; None deletes the alias."""
     why: str
     checks: Sequence[Check]
     policy: str
-    """The policy that was in force, as JSON."""
+    """The policy of the checks, as JSON; empty without one."""
+
+
+@dataclass(frozen=True)
+class LedgerEntry:
+    """One promotion or rollback in the ledger."""
+
+    version: "ModelVersion"
+    """The version of NAME.promotions that holds the entry."""
+    kind: str
+    outcome: str
+    start: str
+    """Number of the champion that it replaces, or none."""
+    to: str
+    """Number of the new champion; it became the champion if the outcome is done."""
+    previous: str
+    """Number of the version that the alias previous gets, or none."""
+    by: str
+    """User and host, as the client reports them."""
+    at: str
+    """Time of the entry in ISO 8601, by the client's clock."""
+    why: str
+    checks: list[Check]
+    process: str
+    """Host, process id and start time of the process; shows whether it still runs."""
+    nonce: str
+    """Unique for every entry; two versions with one nonce are a request that the client repeated."""
+
+    @property
+    def number(self) -> int:
+        """Position in the ledger."""
+        return int(self.version.version)
 
 
 class Ledger:
     """The ledger of one model.
 
     Args:
-        registry: Where it is kept.
-        name: The model.
+        registry: The registry that holds it.
+        name: Name of the model.
     """
 
     def __init__(self, registry: Registry, name: str) -> None:
-        self.registry, self.name, self.place = registry, name, f"{name}{SUFFIX}"
+        self.registry, self.name = registry, name
 
-    def acts(self) -> list[Act]:
-        """Read all acts, the newest first."""
-        return [_read(version) for version in self.registry.versions(self.place)]
+    def entries(self) -> list[LedgerEntry]:
+        """List all entries, the newest first."""
+        return [_read_entry(version) for version in self.registry.versions(f"{self.name}{SUFFIX}")]
 
-    def write(self, intention: Intention, outcome: Outcome) -> Act:
-        """Write an act down before it happens: who, when, why, from what, to what."""
-        to, checks = intention.to, intention.checks
+    def write(self, change: PlannedChange, outcome: Outcome) -> LedgerEntry:
+        """Write an entry, without changing any alias."""
         values = {
-            "act": intention.kind,
+            "act": change.kind,
             "outcome": outcome,
-            "from": str(intention.start.version) if intention.start else NONE,
-            "to": str(to.version),
-            "previous": intention.previous or NONE,
-            "by": who(),
+            "from": str(change.start.version) if change.start else NONE,
+            "to": str(change.to.version),
+            "previous": change.previous or NONE,
+            "by": describe_user(),
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "why": intention.why,
-            "checks": json.dumps([asdict(check) for check in checks]),
-            "policy": intention.policy,
+            "why": change.why,
+            "checks": json.dumps([asdict(check) for check in change.checks]),
+            "policy": change.policy,
             "process": _describe_process(os.getpid()),
             "nonce": uuid.uuid4().hex,
         }
-        text = "\n".join(f"- {'✓' if check.passed else '✗'} {check.name}: {check.reason}" for check in checks)
+        text = "\n".join(f"- {'✓' if check.passed else '✗'} {check.name}: {check.reason}" for check in change.checks)
         tags = {f"espalier.{key}": values[key] for key in FIELDS}
-        return _read(
-            self.registry.create(self.place, f"models:/{self.name}/{to.version}", None, tags, text[:LONGEST_TEXT])
-        )
+        source = f"models:/{self.name}/{change.to.version}"
+        return _read_entry(self.registry.create(f"{self.name}{SUFFIX}", source, None, tags, text[:MAX_DESCRIPTION]))
 
-    def carry_out(self, intention: Intention) -> None:
-        """Write an act down, wait for no one, move the champion, and finish.
+    def execute(self, change: PlannedChange) -> None:
+        """Write an entry, make the version the champion, set the other aliases, and close the entry.
 
         Raises:
-            InputError: Another act is at work, the champion is no longer the one that this was decided against, or the
-                version was rolled back meanwhile; then nothing is changed and the act is closed as yielded. Or the
-                server fails on the way; then the next act finishes or closes this one.
+            InputError: Another entry is in progress, the champion changed since the checks, or the version was rolled
+                back since; then no alias is changed and the entry is closed as yielded.
+            UnavailableError: The server does not answer; then the next entry finishes or closes this one.
         """
         begin = time.monotonic()
-        act = self.write(intention, "open")
+        entry = self.write(change, "open")
         try:
-            self._look_around(act, begin)
+            self._check_current(entry, begin)
         except InputError:
-            self._close(act, "yielded")
+            self._close(entry, "yielded")
             raise
-        self.registry.point(self.name, CHAMPION, act.to)
-        self._finish(act)
+        self.registry.set_alias(self.name, CHAMPION, entry.to)
+        self._finish(entry)
 
-    def _look_around(self, act: Act, begin: float) -> None:
-        """Yield to whoever was first; clear away what died."""
-        for other in self.acts():  # before the champion is read: who closes in between has moved it already
-            if other.nonce == act.nonce and other.number != act.number:
+    def _check_current(self, entry: LedgerEntry, begin: float) -> None:
+        """Settle dead older entries, and yield if one is alive or if the entry's premises no longer hold."""
+        for other in self.entries():  # before the champion is read, since an entry changes it before it closes
+            if other.nonce == entry.nonce and other.number != entry.number:
                 self._close(other, "yielded")
-            elif other.outcome == "open" and other.number < act.number:
-                self._outlive(other, act)
-            elif other.number == act.number and other.outcome != "open":
-                raise InputError("this act was taken for dead and closed; nothing was changed, try again")
+            elif other.outcome == "open" and other.number < entry.number:
+                self._settle_older(other, entry)
+            elif other.number == entry.number and other.outcome != "open":
+                raise InputError("another process took this entry for dead and closed it; nothing was changed, retry")
         champion = self._champion()
-        if champion != act.start:
-            found = f"the champion of {self.name} became version {champion} while this was decided against {act.start}"
-            raise InputError(f"{found}; nothing was changed, decide again")
-        if act.kind == "promote" and WITHDRAWN in self.registry.find(f"models:/{self.name}/{act.to}").tags:
-            raise InputError(f"version {act.to} of {self.name} was rolled back meanwhile; nothing was changed")
-        if time.monotonic() - begin > PATIENCE_S:
-            raise InputError(f"the registry took longer than {PATIENCE_S} s to answer; nothing was changed, try again")
+        if champion != entry.start:
+            found = f"the champion of {self.name} became version {champion}, and the checks compared with {entry.start}"
+            raise InputError(f"{found}; nothing was changed, retry")
+        if entry.kind == "promote" and WITHDRAWN in self.registry.find(f"models:/{self.name}/{entry.to}").tags:
+            raise InputError(f"version {entry.to} of {self.name} was rolled back meanwhile; nothing was changed")
+        if time.monotonic() - begin > TIMEOUT_S:
+            raise InputError(f"the registry took longer than {TIMEOUT_S} s to answer; nothing was changed, retry")
 
-    def _outlive(self, other: Act, act: Act) -> None:
-        """Settle an older act that died; yield to one that lives."""
-        if not _is_dead(other, act.version.creation_timestamp):
-            found = f"{other.by} is at work on {self.name} since {other.at} ({other.kind} to {other.to})"
-            raise InputError(f"{found}; nothing was changed, look at the outcome and try again")
-        if self._settle(other) and act.kind == "rollback":
-            raise InputError(_tell_finished(other))
+    def _settle_older(self, other: LedgerEntry, entry: LedgerEntry) -> None:
+        """Settle an older entry if it is dead; yield if it is alive."""
+        if not _is_dead(other, entry.version.creation_timestamp):
+            found = f"{self._describe(other)} is in progress"
+            raise InputError(f"{found}; nothing was changed, check its outcome and retry")
+        if self._settle(other) and entry.kind == "rollback":
+            raise self._was_finished(other)
 
-    def settle(self) -> None:
-        """Finish or close the acts that died, before somebody decides on what they left.
+    def settle_dead(self) -> None:
+        """Finish or close every dead entry, so that a rollback starts from settled aliases.
 
         Raises:
-            InputError: One was finished, so what was asked for may be done already.
+            InputError: An entry was finished, which may be the change that the caller wants to make.
         """
         now_ms = time.time() * 1000
-        for other in self.acts():
+        for other in self.entries():
             if other.outcome == "open" and _is_dead(other, now_ms) and self._settle(other):
-                raise InputError(_tell_finished(other))
+                raise self._was_finished(other)
 
-    def _settle(self, other: Act) -> bool:
-        """Finish an act that had moved the champion, or close it: whether it was finished."""
-        moved = self._champion() == other.to != other.start
-        if moved:
+    def _settle(self, other: LedgerEntry) -> bool:
+        """Finish an entry that had changed the champion, close any other; returns whether it was finished."""
+        changed = self._champion() == other.to != other.start
+        if changed:
             self._finish(other)
         else:
             self._close(other, "broken off")
-        return moved
+        return changed
 
-    def _finish(self, act: Act) -> None:
-        """Do what follows once the champion has moved; doing it twice changes nothing."""
-        self.registry.point(self.name, PREVIOUS, None if act.previous == NONE else act.previous)
+    def _finish(self, entry: LedgerEntry) -> None:
+        """Set the other aliases and tags after the champion has changed; a second call has no effect."""
+        self.registry.set_alias(self.name, PREVIOUS, None if entry.previous == NONE else entry.previous)
         challenger = self.registry.by_alias(self.name, CHALLENGER)
-        if challenger is not None and str(challenger.version) == act.to:
-            self.registry.point(self.name, CHALLENGER, None)
-        if act.kind == "rollback":
-            withdrawn = self.registry.find(f"models:/{self.name}/{act.start}")
-            self.registry.tag(withdrawn, withdrawn=f"by {act.by} at {act.at}: {act.why}")
-        self._close(act, "done")
+        if challenger is not None and str(challenger.version) == entry.to:
+            self.registry.set_alias(self.name, CHALLENGER, None)
+        if entry.kind == "rollback":
+            withdrawn = self.registry.find(f"models:/{self.name}/{entry.start}")
+            self.registry.tag(withdrawn, withdrawn=f"by {entry.by} at {entry.at}: {entry.why}")
+        self._close(entry, "done")
 
-    def _close(self, act: Act, outcome: Outcome) -> None:
-        self.registry.tag(act.version, outcome=outcome)
+    def _close(self, entry: LedgerEntry, outcome: Outcome) -> None:
+        self.registry.tag(entry.version, outcome=outcome)
 
     def _champion(self) -> str:
         champion = self.registry.by_alias(self.name, CHAMPION)
         return str(champion.version) if champion else NONE
 
-    def before(self, number: str) -> str | None:
-        """Find who was champion before a version became it; None where nobody was, or it is gone or withdrawn."""
-        acts = (act for act in self.acts() if (act.kind, act.outcome, act.to) == ("promote", "done", number))
-        earlier = next((act.start for act in acts), NONE)
+    def _describe(self, entry: LedgerEntry) -> str:
+        return f"entry {entry.number} of {self.name} ({entry.kind} to version {entry.to}, by {entry.by} at {entry.at})"
+
+    def _was_finished(self, entry: LedgerEntry) -> InputError:
+        found = f"{self._describe(entry)} was interrupted; it is finished now"
+        return InputError(f"{found}; check the ledger, and retry if another change is still wanted")
+
+    def champion_before(self, number: str) -> str | None:
+        """Find the champion that a version replaced; None if there was none, or it was deleted or withdrawn."""
+        promotions = (it for it in self.entries() if (it.kind, it.outcome, it.to) == ("promote", "done", number))
+        earlier = next((entry.start for entry in promotions), NONE)
         known = {str(version.version): version for version in self.registry.versions(self.name)}
         return earlier if earlier in known and WITHDRAWN not in known[earlier].tags else None
 
 
-def _is_dead(act: Act, now_ms: float) -> bool:
-    return now_ms - act.version.creation_timestamp > 1000 * LEASE_S or _has_ended(act.process)
+def describe_user() -> str:
+    """Name the user: MLflow user name if set, login and host."""
+    try:
+        login = getpass.getuser()
+    except (KeyError, OSError):  # the user of a container may have no name
+        login = str(os.getuid())
+    account = f"{login}@{socket.gethostname()}"
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    return f"{user} ({account})" if user else account
 
 
-def _tell_finished(act: Act) -> str:
-    found = f"the {act.kind} to version {act.to} that {act.by} began at {act.at} had not ended; it was finished now"
-    return f"{found}; look at the ledger, and ask again if this is still wanted"
-
-
-def _read(version: "ModelVersion") -> Act:
+def _read_entry(version: "ModelVersion") -> LedgerEntry:
     tags = {key: version.tags.get(f"espalier.{key}", "") for key in FIELDS}
     try:
         checks = [Check(**check) for check in json.loads(tags["checks"] or "[]")]
     except (TypeError, ValueError):
-        checks = [Check("the ledger", passed=False, reason="the checks of this act were damaged")]
-    return Act(
+        checks = [Check("the ledger", passed=False, reason="the checks of this entry are damaged")]
+    return LedgerEntry(
         version=version,
         kind=tags["act"],
         outcome=tags["outcome"],
@@ -241,15 +253,8 @@ def _read(version: "ModelVersion") -> Act:
     )
 
 
-def who() -> str:
-    """Name the one who acts: the name given to the server, and login and host."""
-    try:
-        login = getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        login = str(os.getuid())
-    here = f"{login}@{socket.gethostname()}"
-    user = os.environ.get("MLFLOW_TRACKING_USERNAME")
-    return f"{user} ({here})" if user else here
+def _is_dead(entry: LedgerEntry, now_ms: float) -> bool:
+    return now_ms - entry.version.creation_timestamp > 1000 * LEASE_S or _has_ended(entry.process)
 
 
 def _describe_process(pid: int) -> str:
@@ -257,7 +262,7 @@ def _describe_process(pid: int) -> str:
 
 
 def _has_ended(process: str) -> bool:
-    """Whether a process of this machine is no more; of another machine's nobody here can tell."""
+    """Return whether a process of this host has ended; False for another host, whose processes are unknown."""
     host, _, rest = process.partition(" ")
     pid = rest.split(" ")[0]
     if host != socket.gethostname() or not pid.isdigit():

@@ -1,4 +1,4 @@
-"""The workspace of a finished compression -> what is needed to make it again, and the hashes that must come out."""
+"""The workspace of a finished compression -> its lineage: what reproduces it, and the hashes of its outputs."""
 
 import re
 import subprocess
@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from pydantic import ValidationError, model_validator
 
 from stages.models.layout import PLAN
+from stages.runtime.code_hash import hash_code
 from stages.runtime.errors import InputError, without_password
 from stages.runtime.git import git_output, without_git_variables
 from stages.runtime.schema import Commit, Frozen, Sha256
@@ -18,59 +19,55 @@ from stages.storage.provenance import read_provenance
 from stages.tracking.compression import Compression
 
 CODE = ("stages", "flows", "dvc.yaml", "requirements.lock", "pyproject.toml")
-"""What must stand in the commit as it is here."""
+"""Paths that must be committed before a version is registered."""
 FileName = Literal["params.yaml", "dvc.lock", "dvc.yaml", "requirements.lock"]
 FILES: tuple[FileName, ...] = get_args(FileName)
-"""What travels with a version."""
-DECISIVE = {".safetensors", ".npy"}
+"""Files of the workspace that are copied into the version."""
+ARRAYS = {".safetensors", ".npy"}
 
 
 class Lineage(Frozen):
-    """Where a version comes from."""
+    """What a version was made from."""
 
     git_commit: Commit
+    """Commit whose code made the version: HEAD when it was registered."""
     git_remote: str | None
-    """Where the commit can be had, without a password."""
+    """Address of the remote origin, without a password."""
     files: dict[FileName, Sha256]
-    """Of those that lie beside this, all of them."""
+    """File of the workspace -> sha256; the files lie beside the lineage."""
     data_sha256: Sha256
-    """Of the packed pixels."""
+    """Hash of the packed pixels."""
     outputs: dict[str, Sha256]
-    """Path in the workspace -> hash, of all tensors, arrays and the plan, in the order of the stages."""
+    """Path in the workspace -> sha256, of all tensors, arrays and the plan, in the order of the stages."""
     runs: dict[str, dict[str, Any]]
-    """Stage -> its run.json: params, code, versions, device."""
+    """Stage -> its run.json, and under `provenance` the device, time and commit of the run; null if unknown."""
     dvc_remotes: list[str]
-    """Where `dvc pull` may find the outputs."""
+    """Addresses from which `dvc pull` may fetch the outputs, without passwords."""
     store: str | None = None
-    """Where the store holds the model: s3://BUCKET/PREFIX, manifest."""
+    """Address of the model in the store, s3://BUCKET/PREFIX, and its manifest."""
 
     @model_validator(mode="after")
-    def _is_whole(self) -> "Lineage":
+    def _is_complete(self) -> "Lineage":
         if set(self.files) != set(FILES):
             raise ValueError(f"it lacks {', '.join(set(FILES) - set(self.files))}")
         return self
 
 
-def take_lineage(compression: Compression) -> Lineage:
-    """Read the lineage off the workspace, here and now.
+def read_workspace_lineage(compression: Compression) -> Lineage:
+    """Read the lineage of a compression from the current folder, its workspace.
 
     Raises:
-        InputError: The code is not committed, the pipeline is not up to date, or something of it is missing.
+        InputError: The code is not committed or is not the code that the stages ran, the pipeline is not up to date,
+            or a file is missing.
     """
-    commit = git_output(Path(), "rev-parse", "--verify", "HEAD")
-    if commit is None or git_output(Path(), "rev-parse", "--show-prefix"):
-        raise InputError(
-            "a version names its git commit, and this is not the top of a repository with one; commit first"
-        )
-    changed = git_output(Path(), "status", "--porcelain", "--", *(part for part in CODE if Path(part).exists()))
-    if changed:
-        found = ", ".join(line[3:] for line in changed.splitlines()[:5])
-        raise InputError(f"{found} is not as in commit {commit[:12]}; commit it, since a version names its commit")
+    commit = _head()
     if _dvc("status", "--quiet") is None:
-        raise InputError("the pipeline is not up to date, or DVC cannot tell; run it first: make run")
+        raise InputError("the pipeline is not up to date, or `dvc status` failed; run the pipeline first: make run")
     missing = [name for name in FILES if not Path(name).is_file()]
     if missing:
-        raise InputError(f"{', '.join(missing)} is not here, and a version cannot be made again without; restore it")
+        raise InputError(f"{', '.join(missing)} is missing, and reproducing a version needs it; restore it")
+    runs = read_runs(compression.folders)
+    check_code(runs)
     dataset = read_json(compression.folders["fetch"].parent / "data" / "dataset.json")
     return Lineage(
         git_commit=commit,
@@ -78,13 +75,43 @@ def take_lineage(compression: Compression) -> Lineage:
         files={name: file_sha256(Path(name)) for name in FILES},
         data_sha256=str(dataset.get("sha256")),
         outputs=hash_outputs(Path()),
-        runs=read_runs(compression.folders),
-        dvc_remotes=_list_remotes(),
+        runs=runs,
+        dvc_remotes=_dvc_remotes(),
     )
 
 
+def _head() -> str:
+    """Return the commit of HEAD, after checking that the code is committed."""
+    commit = git_output(Path(), "rev-parse", "--verify", "HEAD")
+    if commit is None or git_output(Path(), "rev-parse", "--show-prefix"):
+        raise InputError(
+            "a version names its git commit, and this is not the top folder of a repository with a commit; commit first"
+        )
+    changed = git_output(Path(), "status", "--porcelain", "--", *(path for path in CODE if Path(path).exists()))
+    if changed:
+        paths = ", ".join(line[3:] for line in changed.splitlines()[:5])
+        raise InputError(f"{paths} is not as in commit {commit[:12]}; commit it, since a version names its commit")
+    return commit
+
+
+def check_code(runs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Compare the code that each stage ran, code_sha256 of its run.json, with the code of this checkout.
+
+    The outputs may be older than HEAD; the commit of a version stands for the code that made it.
+
+    Raises:
+        InputError: A stage ran other code.
+    """
+    changed = [stage for stage, run in runs.items() if run.get("code_sha256") != hash_code(stage)]
+    if changed:
+        raise InputError(
+            f"code_sha256 in run.json of {', '.join(changed)} is not the hash of the code in this checkout; "
+            "run the pipeline again: make run"
+        )
+
+
 def read_runs(folders: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
-    """Read the run.json of each stage, with the provenance beside it; null where its output came out of DVC's cache."""
+    """Read the run.json of each stage and its provenance, which is null if the output came out of DVC's cache."""
     return {
         stage: {**read_json(folder / RUN_RECORD), "provenance": read_provenance(folder)}
         for stage, folder in folders.items()
@@ -92,22 +119,22 @@ def read_runs(folders: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
 
 
 def hash_outputs(workspace: Path) -> dict[str, str]:
-    """Hash what decides a model: tensors, arrays and the plan of every stage, in the order of the stages."""
+    """Hash the tensors, arrays and the plan of every stage, in the order of the stages: path -> sha256."""
     folders = ("pretrained", "data", "reference", "importance", "pruned", "finetuned")
     paths = (path for folder in folders for path in sorted((workspace / "artifacts" / folder).rglob("*")))
-    chosen = [path for path in paths if path.suffix in DECISIVE or path.name == PLAN]
-    return {path.relative_to(workspace).as_posix(): file_sha256(path) for path in chosen}
+    hashed = [path for path in paths if path.suffix in ARRAYS or path.name == PLAN]
+    return {path.relative_to(workspace).as_posix(): file_sha256(path) for path in hashed}
 
 
 def read_lineage(evidence: Path) -> Lineage:
-    """Read the lineage of a version.
+    """Read the lineage of a version from its evidence.
 
     Raises:
-        InputError: There is none, or it is damaged.
+        InputError: The lineage is missing or damaged.
     """
     path = evidence / "lineage.json"
     if not path.is_file():
-        raise InputError("the version has no lineage: nothing says which commit, params and data made it")
+        raise InputError("the version has no lineage, so its commit, params and data are unknown; register it again")
     try:
         return Lineage.model_validate(read_json(path))
     except ValidationError as error:
@@ -117,18 +144,13 @@ def read_lineage(evidence: Path) -> Lineage:
         ) from None
 
 
-def _list_remotes() -> list[str]:
+def _dvc_remotes() -> list[str]:
     settings = (line.partition("=") for line in (_dvc("config", "--list") or "").splitlines())
     return [without_password(value) for key, _, value in settings if re.fullmatch(r"remote\..+\.url", key)]
 
 
 def _dvc(*arguments: str) -> str | None:
-    return _run(sys.executable, "-m", "dvc", *arguments)
-
-
-def _run(*command: str) -> str | None:
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, check=False, env=without_git_variables())  # noqa: S603
-    except OSError:
-        return None
-    return None if result.returncode else result.stdout.rstrip()
+    """Run DVC in the current folder and return its output; None if it fails."""
+    command = [sys.executable, "-m", "dvc", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=without_git_variables())  # noqa: S603
+    return None if result.returncode else result.stdout

@@ -1,4 +1,4 @@
-"""A finished compression -> an MLflow model folder without pickle, and the check that it is still that folder."""
+"""A finished compression -> the folder of a version, an MLflow model without pickle; and the checks of its files."""
 
 import hashlib
 import inspect
@@ -19,7 +19,7 @@ from stages.models.params import SamplerParams
 from stages.models.pipeline import CPU, read_scheduler
 from stages.models.samplers import make_sampler
 from stages.protocol.evaluation import read_evaluation
-from stages.register.canary import draw
+from stages.register.canary import draw_isolated
 from stages.register.lineage import FILES, Lineage
 from stages.register.registry import EVIDENCE
 from stages.runtime.errors import InputError, first_line
@@ -29,53 +29,53 @@ from stages.tracking.compression import Compression
 
 FILES_LIST = "files.json"
 ADDED_BY_MLFLOW = "registered_model_meta"
-"""MLflow writes it into what it downloads."""
+"""File that MLflow adds to a downloaded version."""
 REQUIREMENTS = ("diffusers", "mlflow", "numpy", "pillow", "safetensors", "torch")
 CANARY_SEEDS = (0, 1, 2, 3)
 CODE = "draw.py"
 ALLOWED = {".csv", ".json", ".lock", ".md", ".png", ".py", ".safetensors", ".svg", ".txt", ".yaml"}
-"""What a version may consist of, beside MLmodel; no format that can hold a pickle."""
+"""Suffixes of the files of a version, beside MLmodel; none of these formats can contain a pickle."""
 SAMPLER = "sampler.json"
 
 
 def hash_folder(folder: Path) -> str:
-    """Name a folder by its files."""
+    """Hash the names, sizes and contents of all files of a folder."""
     return hashlib.sha256(list_files(folder).model_dump_json().encode()).hexdigest()
 
 
 def list_files(folder: Path) -> Manifest:
-    """Hash every file of a folder."""
+    """List all files of a folder with their sizes and hashes."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return Manifest(files=[describe(path, folder) for path in paths])
 
 
 def write_package(compression: Compression, lineage: Lineage, folder: Path) -> str:
-    """Write the version: released model, evidence, and a record of every file.
+    """Write the folder of a version: released model, evidence, and files.json, the list of all its files.
 
     Args:
-        compression: Whose model.
-        lineage: Where it comes from.
-        folder: Where to; it must not exist.
+        compression: The finished compression.
+        lineage: Its lineage.
+        folder: Folder to write; it must not exist.
 
     Returns:
-        The sha256 of the list of files.
+        The sha256 of files.json.
 
     Raises:
-        InputError: Something of the compression is missing or damaged.
+        InputError: A file of the compression is missing or damaged.
     """
     with tempfile.TemporaryDirectory() as temporary:
         model, evidence = Path(temporary) / "model", Path(temporary) / "evidence"
         shutil.copytree(compression.released, model)
         _write_evidence(compression, lineage, evidence)
-        _save(model, evidence, folder)
-    for seed, png in draw(folder, CANARY_SEEDS).items():
+        _save_mlflow_model(model, evidence, folder)
+    for seed, png in draw_isolated(folder, CANARY_SEEDS).items():
         write_atomically(folder / EVIDENCE / "canary" / f"{seed}.png", png)
     write_json(folder / FILES_LIST, list_files(folder).model_dump(mode="json"))
     return hash_list(folder)
 
 
 def hash_list(folder: Path) -> str:
-    """Hash the list of files, which stands for them all."""
+    """Hash files.json, which holds the hash of every other file."""
     return hashlib.sha256(read_bytes(folder / FILES_LIST)).hexdigest()
 
 
@@ -83,16 +83,16 @@ def check_files(folder: Path, content: str | None) -> None:
     """Compare every file of a version with the hash under which it was registered.
 
     Args:
-        folder: The version, downloaded.
-        content: The hash of the list of files, from the registry; None where the registry has none.
+        folder: The downloaded version.
+        content: The hash of files.json in the registry; None if the version has no such tag.
 
     Raises:
-        InputError: A file was changed, added or removed, or the list itself was.
+        InputError: A file or files.json was changed, added or removed.
     """
     if content is None or not (folder / FILES_LIST).is_file():
-        raise InputError("the version has no list of files with hashes; it was not registered by Espalier")
+        raise InputError("the version has no files.json with hashes; it was not registered by Espalier")
     if hash_list(folder) != content:
-        raise InputError(f"{FILES_LIST} is not the one that was registered: the version was tampered with")
+        raise InputError(f"the version was tampered with: {FILES_LIST} does not have its registered hash")
     try:
         manifest = Manifest.model_validate(read_json(folder / FILES_LIST))
     except ValidationError as error:
@@ -102,28 +102,32 @@ def check_files(folder: Path, content: str | None) -> None:
     added = sorted(present - set(expected) - {FILES_LIST, ADDED_BY_MLFLOW})
     changed = [name for name in expected if name not in present or describe(folder / name, folder) != expected[name]]
     if changed or added:
-        found = ", ".join([*(f"{name} changed or gone" for name in changed), *(f"{name} added" for name in added)][:5])
+        found = ", ".join(
+            [*(f"{name} changed or removed" for name in changed), *(f"{name} added" for name in added)][:5]
+        )
         raise InputError(f"the version was tampered with: {found}")
 
 
 def check_formats(folder: Path) -> None:
-    """Refuse what could be unpickled: a version is text, pictures and safetensors, and MLflow opens it as code.
+    """Refuse files that could be unpickled: a version is text, images and safetensors, and MLflow loads it as code.
 
     Raises:
-        InputError: A file has another format, or MLmodel asks for another way to open it.
+        InputError: A file has another format, or MLmodel names another loader.
     """
     paths = [path for path in folder.rglob("*") if path.is_file() and path.name not in ("MLmodel", ADDED_BY_MLFLOW)]
-    odd = sorted(path.relative_to(folder).as_posix() for path in paths if path.suffix not in ALLOWED)
-    if odd:
-        raise InputError(f"{', '.join(odd[:5])}: a version holds no such format, since it might be a pickle")
+    other = sorted(path.relative_to(folder).as_posix() for path in paths if path.suffix not in ALLOWED)
+    if other:
+        raise InputError(
+            f"{', '.join(other[:5])}: the format may contain a pickle; allowed: {', '.join(sorted(ALLOWED))}"
+        )
     try:
         tree = YAML(typ="safe").load((folder / "MLmodel").read_text())
-        flavors, opened = set(tree["flavors"]), tree["flavors"]["python_function"]
-        ways = opened["loader_module"], opened["model_code_path"], opened.get("python_model")
+        flavors, flavor = set(tree["flavors"]), tree["flavors"]["python_function"]
+        loader = flavor["loader_module"], flavor["model_code_path"], flavor.get("python_model")
     except (OSError, YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
         raise InputError("MLmodel is damaged; register the compression again") from None
-    if flavors != {"python_function"} or ways != ("mlflow.pyfunc.loaders.code_model", CODE, None):
-        raise InputError("MLmodel is to be opened in another way than as the code beside it; register it again")
+    if flavors != {"python_function"} or loader != ("mlflow.pyfunc.loaders.code_model", CODE, None):
+        raise InputError(f"MLmodel names another loader than the code in {CODE}; register the compression again")
 
 
 def _write_evidence(compression: Compression, lineage: Lineage, folder: Path) -> None:
@@ -140,15 +144,15 @@ def _write_evidence(compression: Compression, lineage: Lineage, folder: Path) ->
 
 
 def _describe_sampler(params: SamplerParams, model: Path) -> dict[str, Any]:
-    """Name class and settings of the sampler as diffusers builds it.
+    """Describe the sampler by its diffusers class and config, so that a version draws without Espalier.
 
-    Quadratic spacing, which is ours, becomes the trailing one of diffusers' own DDIM.
+    Quadratic spacing, which diffusers' DDIM does not have, is replaced by trailing spacing.
     """
     if params.spacing == "quadratic":
         params = params.model_copy(update={"spacing": "trailing"})
     sampler = make_sampler(read_scheduler(model), params)
-    known = inspect.signature(type(sampler)).parameters
-    config = {key: value for key, value in sampler.config.items() if key in known}
+    accepted = inspect.signature(type(sampler)).parameters
+    config = {key: value for key, value in sampler.config.items() if key in accepted}
     return {
         "class": type(sampler).__name__,
         "config": json.loads(json.dumps(config)),
@@ -159,17 +163,17 @@ def _describe_sampler(params: SamplerParams, model: Path) -> dict[str, Any]:
 
 
 def _describe_context(model: Path) -> dict[str, Any]:
-    """Say what latents are scaled by, and how many classes there are and which row of their table is none."""
-    autoencoder, home = read_autoencoder(model, CPU), model / CLASS_EMBEDDING
-    about = read_json(home / "config.json") if home.is_dir() else {}
+    """Describe the scale of latents, the number of classes, and the row of their embedding for no class."""
+    autoencoder, embedding = read_autoencoder(model, CPU), model / CLASS_EMBEDDING
+    config = read_json(embedding / "config.json") if embedding.is_dir() else {}
     return {
         "latent_scale": autoencoder.scale if autoencoder else None,
-        "classes": about.get("num_classes"),
-        "without_class": about.get("unconditional"),
+        "classes": config.get("num_classes"),
+        "without_class": config.get("unconditional"),
     }
 
 
-def _save(model: Path, evidence: Path, folder: Path) -> None:
+def _save_mlflow_model(model: Path, evidence: Path, folder: Path) -> None:
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types.schema import ColSpec, Schema
@@ -187,11 +191,11 @@ def _save(model: Path, evidence: Path, folder: Path) -> None:
         input_example={"seed": [0, 1]},
         pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
     )
-    _forget_where_and_when(folder / "MLmodel")
+    _remove_varying_fields(folder / "MLmodel")
 
 
-def _forget_where_and_when(path: Path) -> None:
-    """Take time, random names and this machine's paths out, so that the same compression makes the same version."""
+def _remove_varying_fields(path: Path) -> None:
+    """Remove time, random ids and paths of this machine from MLmodel, so that one compression gives one version."""
     tree = YAML(typ="safe").load(path.read_text())
     flavor = tree["flavors"]["python_function"]
     for name, artifact in flavor["artifacts"].items():

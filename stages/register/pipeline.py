@@ -1,4 +1,4 @@
-"""The address of a version -> a diffusers pipeline."""
+"""The URI of a version -> a diffusers pipeline."""
 
 import tempfile
 from pathlib import Path
@@ -12,10 +12,11 @@ from stages.register.registry import CONTENT, MODEL, Registry
 
 
 def load_pipeline(uri: str) -> DiffusionPipeline:
-    """Open models:/NAME/3 or models:/NAME@champion, its files checked against the registry.
+    """Load models:/NAME/3 or models:/NAME@champion, after checking the hash of every file.
 
     Raises:
-        InputError: There is no such version, the server is away, or a file is not as it was registered.
+        InputError: The version does not exist, or a file is not as it was registered.
+        UnavailableError: The server does not answer.
     """
     registry = Registry()
     version = registry.find(uri)
@@ -27,6 +28,6 @@ def load_pipeline(uri: str) -> DiffusionPipeline:
         )
         modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
         for tensor in (tensor for module in modules for tensor in module.parameters()):
-            tensor.data = tensor.data.clone()  # the file that it is mapped from vanishes here
-    opened: DiffusionPipeline = pipeline
-    return opened
+            tensor.data = tensor.data.clone()  # the memory-mapped file is deleted with the temporary folder
+    loaded: DiffusionPipeline = pipeline
+    return loaded

@@ -1,4 +1,4 @@
-"""mlflow/promotion.yaml -> frozen, checked types; and what a version showed of it."""
+"""mlflow/promotion.yaml -> the promotion policy, and the result of one of its checks."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,62 +12,66 @@ Tolerance = Annotated[float, Field(ge=0)]
 
 
 class ChampionTolerance(Section):
-    """How much worse than the champion a version may be, at the worse end of the 95 % interval of the difference."""
+    """How much worse than the champion a version may be.
+
+    FID and SSIM: the worse end of the 95 % interval of the paired difference counts.
+    """
 
     fid: Tolerance
-    """FID above the champion's, paired set by set."""
+    """Largest FID above the champion's; sets of images are paired."""
     ssim: Tolerance
-    """SSIM below the champion's, paired set by set; both against the same dense model."""
+    """Largest SSIM below the champion's, both against the same dense model; sets of images are paired."""
     speed_up: Annotated[float, Field(ge=0, lt=1)]
-    """Share of the champion's speed-up that may be lost."""
+    """Largest loss of speed-up over the dense model, as a share of the champion's speed-up."""
 
 
 class DenseTolerance(Section):
-    """How far from the dense model a version may be, so that many small steps cannot add up to a large one."""
+    """How far from the dense model a version may be; it keeps many small losses from adding up to a large one."""
 
     fid: Tolerance
-    """FID above the dense model's, at the upper end of the interval."""
+    """Largest FID above the dense model's, at the upper end of the 95 % interval."""
     ssim: Annotated[float, Field(ge=0, le=1)]
-    """SSIM below 1, at the lower end of the interval."""
+    """Largest SSIM below 1, at the lower end of the 95 % interval."""
 
 
-class CostLimit(Section):
-    """What it may cost."""
+class MacsLimit(Section):
+    """How much computation a version may need."""
 
     macs: Annotated[float, Field(gt=0, le=1)]
-    """Share of the dense model's MACs."""
+    """Largest share of the dense model's MACs."""
 
 
-class Latency(Section):
-    """Which row of the truth table counts."""
+class LatencyLimit(Section):
+    """The row of costs.json that counts, and the least speed-up in it."""
 
     batch: Annotated[int, Field(ge=1)]
+    """Batch size, in images."""
     precision: Literal["float32", "bfloat16"]
     mode: Literal["eager", "compiled"]
     speed_up: Tolerance
-    """Least speed-up over the dense model, at the lower end of the interval."""
+    """Least speed-up over the dense model, as a factor, at the lower end of the 95 % interval."""
 
 
-class Canary(Section):
-    """The pictures that the version draws when it is loaded from the registry."""
+class CanaryTolerance(Section):
+    """How far the samples of a downloaded version may be from those that it drew when it was registered."""
 
     levels: Annotated[float, Field(ge=0, le=255)]
-    """Mean absolute difference, in grey levels of 0 to 255, from those that it drew when it was registered."""
+    """Largest mean absolute difference of an image, in grey levels from 0 to 255."""
 
 
 class Policy(Section):
-    """All that a version must show."""
+    """What a version must fulfil to become the champion."""
 
     champion: ChampionTolerance
     dense: DenseTolerance
-    budget: CostLimit
-    latency: Latency
-    canary: Canary
+    budget: MacsLimit
+    latency: LatencyLimit
+    canary: CanaryTolerance
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that a version must show."""
+    """The result of one check of the gate."""
 
     name: str
     passed: bool
@@ -79,6 +83,6 @@ def load_policy(path: Path) -> Policy:
     """Read and check a policy.
 
     Raises:
-        InputError: The file is missing, is no YAML, or a value is not allowed.
+        InputError: The file is missing or is not valid YAML, or a value is not allowed.
     """
     return read_yaml(path, Policy)

@@ -1,15 +1,15 @@
-"""A version and a policy -> a decision with reasons, an act in the ledger, and moved aliases."""
+"""A version and a policy -> a decision with reasons, an entry in the ledger, and changed aliases."""
 
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.register.gate import Candidate, check_canary, decide
-from stages.register.ledger import Intention, Ledger
+from stages.register.gate import VersionFiles, check_canary, run_checks
+from stages.register.ledger import Ledger, PlannedChange
 from stages.register.package import check_files
 from stages.register.policy import Check, Policy
-from stages.register.registry import CHALLENGER, CHAMPION, CONTENT, PREVIOUS, Registry
+from stages.register.registry import CHALLENGER, CHAMPION, CONTENT, PASSED, PREVIOUS, REFUSED, Registry
 from stages.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,50 +18,51 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Decision:
-    """What came of it."""
+    """The result of a promotion or rollback."""
 
     uri: str
-    """The version that it was about."""
+    """The version that was to become the champion."""
     replaces: str | None
-    """The champion before."""
+    """The champion before; None if there was none."""
     checks: list[Check]
 
     @property
     def passed(self) -> bool:
-        """Whether the aliases were moved."""
+        """Whether every check passed, so that the version is the champion."""
         return all(check.passed for check in self.checks)
 
     def message(self) -> str:
-        """Say in one line what came of it."""
-        refused = sum(not check.passed for check in self.checks)
-        if refused:
-            return f"{self.uri} is refused, by {refused} of {len(self.checks)} checks; no alias was moved"
-        return f"{self.uri} is the champion{f', after {self.replaces}' if self.replaces else ''}"
+        """Summarise a promotion in one line."""
+        failed = sum(not check.passed for check in self.checks)
+        if failed:
+            return f"{self.uri} was refused: {failed} of {len(self.checks)} checks failed; no alias was changed"
+        return f"{self.uri} is the champion{f', replacing {self.replaces}' if self.replaces else ''}"
 
 
 def promote(name: str, uri: str | None, policy: Policy, why: str | None) -> Decision:
-    """Decide whether a version becomes champion, write that down with the reasons, and move the aliases.
+    """Check a version against the policy, record the decision in the ledger, and make it the champion if it passes.
 
     Args:
-        name: The model.
-        uri: The version; None for the challenger.
-        policy: What it must show.
-        why: In the user's words.
+        name: Name of the model.
+        uri: The version, models:/NAME/3; None takes the challenger.
+        policy: What the version must fulfil.
+        why: The user's reason.
 
     Raises:
-        InputError: There is no such version, it is the champion already, another act is at work, or a server is away.
+        InputError: The version does not exist or is the champion already, or another promotion or rollback of the model
+            is in progress.
+        UnavailableError: The server does not answer.
     """
     registry = Registry()
     candidate = registry.find(uri or f"models:/{name}@{CHALLENGER}")
     champion = registry.by_alias(name, CHAMPION)
     if candidate.name != name:
-        raise InputError(f"{uri} is no version of {name}")
+        raise InputError(f"{uri} is a version of {candidate.name}, not of {name}")
     if champion is not None and champion.version == candidate.version:
         raise InputError(f"{_uri(candidate)} is the champion already")
-    checks = _look(registry, candidate, champion, policy)
-    decision = Decision(_uri(candidate), _uri(champion) if champion else None, checks)
+    checks = _run_gate(registry, candidate, champion, policy)
     failed = "; ".join(f"{check.name}: {check.reason}" for check in checks if not check.passed)
-    intention = Intention(
+    change = PlannedChange(
         kind="promote",
         start=champion,
         to=candidate,
@@ -72,66 +73,68 @@ def promote(name: str, uri: str | None, policy: Policy, why: str | None) -> Deci
     )
     ledger = Ledger(registry, name)
     if failed:
-        ledger.write(intention, "refused")
+        ledger.write(change, "refused")
     else:
-        ledger.carry_out(intention)
-    registry.tag(candidate, gate=f"refused: {failed}" if failed else "passed")
-    return decision
+        ledger.execute(change)
+    registry.tag(candidate, gate=REFUSED if failed else PASSED, gate_reason=failed or "every check passed")
+    return Decision(_uri(candidate), _uri(champion) if champion else None, checks)
 
 
 def roll_back(name: str, policy: Policy | None, why: str) -> Decision:
-    """Make the previous champion the champion again, and withdraw the one that is.
+    """Make the previous champion the champion again, and withdraw the current one.
 
     Args:
-        name: The model.
-        policy: Says how exactly the previous champion must still draw what it drew; None in an emergency, to not look.
-        why: In the user's words.
+        name: Name of the model.
+        policy: Bounds the deviation of the previous champion's samples; None skips that check, in an emergency.
+        why: The user's reason.
 
     Raises:
-        InputError: There is no previous champion, it no longer draws, another act is at work, or a server is away.
+        InputError: There is no previous champion, its files or samples have changed, or another promotion or rollback
+            of the model is in progress.
+        UnavailableError: The server does not answer.
     """
     if not why.strip():
-        raise InputError("a rollback needs a reason, for those who look for one later; give it with --why")
+        raise InputError("a rollback needs a reason for the ledger; give it with --why")
     registry = Registry()
     ledger = Ledger(registry, name)
-    ledger.settle()
+    ledger.settle_dead()
     champion, previous = (registry.by_alias(name, alias) for alias in (CHAMPION, PREVIOUS))
     if champion is None or previous is None or champion.version == previous.version:
         missing = CHAMPION if champion is None else PREVIOUS
-        raise InputError(f"{name} has no {missing}, so there is nothing to go back to")
-    checks = [_see(registry, previous, policy)] if policy else []
-    intention = Intention(
+        raise InputError(f"{name} has no version with the alias {missing}, so there is nothing to roll back to")
+    checks = [_check_samples(registry, previous, policy.canary.levels)] if policy else []
+    change = PlannedChange(
         kind="rollback",
         start=champion,
         to=previous,
-        previous=ledger.before(str(previous.version)),
+        previous=ledger.champion_before(str(previous.version)),
         why=why,
         checks=checks,
         policy=policy.model_dump_json() if policy else "",
     )
-    ledger.carry_out(intention)
+    ledger.execute(change)
     return Decision(_uri(previous), _uri(champion), checks)
 
 
-def _see(registry: Registry, version: "ModelVersion", policy: Policy) -> Check:
+def _check_samples(registry: Registry, version: "ModelVersion", levels: float) -> Check:
     with tempfile.TemporaryDirectory() as temporary:
-        candidate = _fetch(registry, version, Path(temporary))
-        check_files(candidate.folder, candidate.tags.get(CONTENT))
-        return Check("canary", passed=True, reason=check_canary(candidate.folder, policy.canary.levels))
+        previous = _download(registry, version, Path(temporary))
+        check_files(previous.folder, previous.tags.get(CONTENT))
+        return Check("canary", passed=True, reason=check_canary(previous.folder, levels))
 
 
-def _look(
+def _run_gate(
     registry: Registry, candidate: "ModelVersion", champion: "ModelVersion | None", policy: Policy
 ) -> list[Check]:
     with tempfile.TemporaryDirectory() as temporary:
-        ours = _fetch(registry, candidate, Path(temporary) / "candidate")
-        theirs = _fetch(registry, champion, Path(temporary) / "champion") if champion else None
-        return decide(ours, theirs, policy)
+        ours = _download(registry, candidate, Path(temporary) / "candidate")
+        theirs = _download(registry, champion, Path(temporary) / "champion") if champion else None
+        return run_checks(ours, theirs, policy)
 
 
-def _fetch(registry: Registry, version: "ModelVersion", folder: Path) -> Candidate:
+def _download(registry: Registry, version: "ModelVersion", folder: Path) -> VersionFiles:
     folder.mkdir(exist_ok=True)
-    return Candidate(_uri(version), registry.download(version, folder), dict(version.tags))
+    return VersionFiles(_uri(version), registry.download(version, folder), dict(version.tags))
 
 
 def _uri(version: "ModelVersion") -> str:

@@ -1,4 +1,4 @@
-"""A finished compression -> a version of a model in the registry, with all that proves it."""
+"""A finished compression -> a version of a model in the registry, with its evidence."""
 
 import tempfile
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from stages.protocol.evaluation import EvaluationRecord, Metric, read_evaluation
 from stages.register.ledger import SUFFIX
-from stages.register.lineage import Lineage, take_lineage
+from stages.register.lineage import Lineage, read_workspace_lineage
 from stages.register.package import hash_folder, write_package
 from stages.register.registry import CHALLENGER, CHAMPION, CONTENT, GATE, OURS, Registry
 from stages.runtime.errors import InputError, first_line
@@ -20,54 +20,50 @@ if TYPE_CHECKING:
 
 
 def register(compression: Compression, unsent: Path, name: str | None) -> "tuple[ModelVersion, bool]":
-    """Make sure that the compression is a version, and the challenger if it is new: the version, whether it is new.
+    """Register a compression as a version and make it the challenger, unless it is registered already.
 
-    The version is created last, in one call, when all of its files are there: a server that dies on the way leaves none
-    of it, and the next call goes on.
+    The version is created last, in one request, when all of its files are uploaded: an interrupted call leaves no
+    incomplete version, and the next call continues.
 
     Args:
-        compression: What to register.
-        unsent: Where its record waits for the server.
-        name: Of the model in the registry; None for one made from the base model's.
+        compression: The finished compression.
+        unsent: Folder of records that have not reached the server yet.
+        name: Name of the model in the registry; None derives it from the base model's.
+
+    Returns:
+        The version, and whether it is new.
 
     Raises:
-        InputError: The compression is not finished or not reproducible, or a server is away.
+        InputError: The compression is not finished or cannot be reproduced.
+        UnavailableError: A server does not answer.
     """
-    lineage = take_lineage(compression)
+    lineage = read_workspace_lineage(compression)
     record = read_evaluation(compression.folders["evaluate"])
     registry, name, content_id = Registry(), name or _default_name(lineage), compression.id()
     if name.endswith(SUFFIX):
         raise InputError(f"{name} is the name of a ledger; give a name that does not end in {SUFFIX}")
     if _find(registry, name, content_id):
-        return _settle(registry, name, content_id), False
-    with errors("does not take the record"):
-        run_id, _ = recording.record(compression, unsent)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "version"
-        try:
-            content = write_package(compression, _store(compression, lineage, name), folder)
-        except OSError as error:
-            raise InputError(
-                f"the version cannot be packed in {temporary} ({first_line(error)}); free some space"
-            ) from None
-        place = f"versions/{content[:16]}"
-        with errors("does not take the files"):
-            registry.client.log_artifacts(run_id, str(folder), place)
-            source = f"{registry.client.get_run(run_id).info.artifact_uri}/{place}"
-    registry.ensure(f"{name}{SUFFIX}")  # by whoever makes the model, so that nobody else can own its ledger
-    tags = {recording.COMPRESSION_TAG: content_id, CONTENT: content, **_describe(record, lineage)}
-    registry.create(name, source, run_id, tags, _version_description(record))
-    return _settle(registry, name, content_id), True
+        return _keep_first(registry, name, content_id), False
+    with errors("failed to store the record"):
+        run_id, _ = recording.record_compression(compression, unsent)
+    content, source = _upload(registry, run_id, compression, _push_to_store(compression, lineage, name))
+    registry.create_model(f"{name}{SUFFIX}")  # the owner of the model must own its ledger, too
+    tags = {recording.COMPRESSION_TAG: content_id, CONTENT: content, **_tags(record, lineage)}
+    registry.create(name, source, run_id, tags, _description(record))
+    return _keep_first(registry, name, content_id), True
 
 
 def _find(registry: Registry, name: str, compression: str) -> "list[ModelVersion]":
-    """Find the versions of a compression, the oldest first: one, or more where two machines made one at once."""
-    found = [it for it in registry.versions(name) if it.tags.get(recording.COMPRESSION_TAG) == compression]
-    return found[::-1]
+    """List the versions of a compression, the oldest first; several if two machines registered it at once."""
+    versions = [it for it in registry.versions(name) if it.tags.get(recording.COMPRESSION_TAG) == compression]
+    return versions[::-1]
 
 
-def _settle(registry: Registry, name: str, compression: str) -> "ModelVersion":
-    """Keep one version of the compression, and let the alias challenger point to it unless it was decided on."""
+def _keep_first(registry: Registry, name: str, compression: str) -> "ModelVersion":
+    """Delete all versions of a compression but the first, and make that the challenger.
+
+    The alias is not changed if the version was promoted or refused before, or if the challenger is newer.
+    """
     first, *others = _find(registry, name, compression)
     for other in others:
         registry.remove(other)
@@ -75,12 +71,28 @@ def _settle(registry: Registry, name: str, compression: str) -> "ModelVersion":
     newer = challenger is not None and int(challenger.version) > int(first.version)
     is_champion = champion is not None and champion.version == first.version
     if GATE not in first.tags and not newer and not is_champion:
-        registry.point(name, CHALLENGER, first.version)
+        registry.set_alias(name, CHALLENGER, first.version)
     return first
 
 
-def _store(compression: Compression, lineage: Lineage, name: str) -> Lineage:
-    """Keep a copy of the model in the store, where there is one, and note its address."""
+def _upload(registry: Registry, run_id: str, compression: Compression, lineage: Lineage) -> tuple[str, str]:
+    """Upload the files of a version to a run; returns the hash of their list and their address."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "version"
+        try:
+            content = write_package(compression, lineage, folder)
+        except OSError as error:
+            raise InputError(
+                f"cannot write the version's files in {temporary} ({first_line(error)}); free some space"
+            ) from None
+        path = f"versions/{content[:16]}"
+        with errors("failed to store the files"):
+            registry.client.log_artifacts(run_id, str(folder), path)
+            return content, f"{registry.client.get_run(run_id).info.artifact_uri}/{path}"
+
+
+def _push_to_store(compression: Compression, lineage: Lineage, name: str) -> Lineage:
+    """Copy the model to the store, if one is set, and add its address to the lineage."""
     store = open_store()
     if store is None:
         return lineage
@@ -93,32 +105,32 @@ def _default_name(lineage: Lineage) -> str:
     source = lineage.runs["fetch"]["params"]["fetch"]["model"]
     base = next((str(source[key]) for key in ("repo", "name", "system", "path", "uri") if source.get(key)), None)
     if base is None:
-        raise InputError("the base model has no name; give one to the version with --name")
+        raise InputError("the base model has no name; give the version one with --name")
     if source["source"] == "registry":
         base = base.rpartition("/")[0]  # models:/NAME/VERSION
     return f"espalier-{base.rstrip('/').rsplit('/')[-1].removeprefix('espalier-')}"
 
 
-def _describe(record: EvaluationRecord, lineage: Lineage) -> dict[str, str]:
-    """Tags for those who look through versions."""
+def _tags(record: EvaluationRecord, lineage: Lineage) -> dict[str, str]:
+    """Summarise a version in tags, for MLflow's list of versions."""
     model = record.models[OURS]
     return {
         "espalier.protocol": record.protocol_id,
         "espalier.commit": lineage.git_commit,
-        "espalier.fid": _write(model.fid),
-        "espalier.ssim": _write(model.ssim),
+        "espalier.fid": _format(model.fid),
+        "espalier.ssim": _format(model.ssim),
         "espalier.macs": f"{1 / record.macs_ratio(OURS):.1%} of the dense model's",
     }
 
 
-def _write(metric: Metric) -> str:
+def _format(metric: Metric) -> str:
     return f"{metric.mean:.4g}" + (f" ± {metric.half_width:.2g}" if metric.half_width is not None else "")
 
 
-def _version_description(record: EvaluationRecord) -> str:
+def _description(record: EvaluationRecord) -> str:
     model = record.models[OURS]
     return (
-        f"{1 / record.macs_ratio(OURS):.1%} of the dense model's MACs; FID {_write(model.fid)}, dense "
-        f"{_write(record.models['dense'].fid)}; SSIM against dense {_write(model.ssim)}; protocol "
+        f"{1 / record.macs_ratio(OURS):.1%} of the dense model's MACs; FID {_format(model.fid)}, dense "
+        f"{_format(record.models['dense'].fid)}; SSIM against dense {_format(model.ssim)}; protocol "
         f"{record.protocol_id}, {record.protocol.sets} sets of {record.protocol.num_images} images."
     )

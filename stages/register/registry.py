@@ -1,4 +1,4 @@
-"""Names of models -> their versions in MLflow's registry, as a user finds them."""
+"""Model versions in MLflow's registry: find, create, tag, download, and set aliases."""
 
 import re
 import shutil
@@ -14,19 +14,24 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
-CONTENT, GATE, WITHDRAWN = "espalier.content", "espalier.gate", "espalier.withdrawn"
-"""Tags: the sha256 of files.json, which holds that of every other file; what the gate said; who rolled it back."""
+CONTENT = "espalier.content"
+"""Tag: the sha256 of files.json, which holds the sha256 of every other file of the version."""
+GATE, GATE_REASON = "espalier.gate", "espalier.gate_reason"
+"""Tags: the latest decision of the gate, passed or refused, and its reason."""
+PASSED, REFUSED = "passed", "refused"
+WITHDRAWN = "espalier.withdrawn"
+"""Tag of a version that was rolled back: by whom, when and why."""
 OURS = "finetuned"
-"""Which model of a compression becomes a version."""
+"""The model of a compression that becomes a version."""
 MODEL, EVIDENCE = mlflow_client.MODEL, "artifacts/evidence"
-"""Folders of a version: what diffusers opens, and what proves it."""
+"""Folders of a version: the diffusers pipeline, and the files that the gate checks."""
 URI = r"models:/([^/@]+)(?:/(\d{1,9})|@([\w-]+))"
 
 
 class Registry:
-    """The registry of the tracking server.
+    """The model registry of the tracking server.
 
-    Every method raises InputError with one line where the server does not do as it is asked.
+    Every method raises InputError in one line if the server refuses a request, UnavailableError if it does not answer.
     """
 
     def __init__(self) -> None:
@@ -35,38 +40,26 @@ class Registry:
 
     def find(self, uri: str) -> "ModelVersion":
         """Find models:/NAME/3 or models:/NAME@champion."""
-        found = re.fullmatch(URI, uri)
-        if not found:
-            raise InputError(f"{uri!r} names no version; give models:/NAME/3 or models:/NAME@champion")
-        name, number, alias = found.groups()
+        match = re.fullmatch(URI, uri)
+        if not match:
+            raise InputError(f"invalid version {uri!r}: expected models:/NAME/3 or models:/NAME@champion")
+        name, number, alias = match.groups()
         version = self.by_alias(name, alias) if alias else self._by_number(name, number)
         if version is None:
-            raise InputError(f"the registry has no {uri}; it has {self._list(name)}")
+            raise InputError(f"the registry has no {uri}; it has {self._describe(name)}")
         return version
 
     def by_alias(self, name: str, alias: str) -> "ModelVersion | None":
-        """Find the version that an alias points to; None where it points to none."""
-        return self._query(f"{name}@{alias}", lambda: self.client.get_model_version_by_alias(name, alias))
+        """Find the version that an alias points to; None if the model or the alias does not exist."""
+        return _get(f"{name}@{alias}", lambda: self.client.get_model_version_by_alias(name, alias))
 
     def _by_number(self, name: str, number: str) -> "ModelVersion | None":
-        return self._query(f"{name}/{number}", lambda: self.client.get_model_version(name, number))
-
-    @staticmethod
-    def _query(what: str, question: "Callable[[], ModelVersion]") -> "ModelVersion | None":
-        from mlflow.exceptions import MlflowException
-
-        with errors(f"does not say what {what} is"):
-            try:
-                return question()
-            except MlflowException as error:
-                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                    return None
-                raise
+        return _get(f"{name}/{number}", lambda: self.client.get_model_version(name, number))
 
     def versions(self, name: str) -> "list[ModelVersion]":
-        """List the versions of a model, the newest first; none where there is no such model."""
+        """List the versions of a model, the newest first; empty if the model does not exist."""
         _check_name(name)
-        with errors(f"does not list {name}"):
+        with errors(f"failed to list {name}"):
             found: list[ModelVersion] = []
             token = None
             while True:
@@ -77,17 +70,25 @@ class Registry:
                     return sorted(found, key=lambda version: -int(version.version))
 
     def create(self, name: str, source: str, run_id: str | None, tags: Mapping[str, str], text: str) -> "ModelVersion":
-        """Add a version; the server numbers it, and no two get the same number."""
-        self.ensure(name)
-        with errors(f"does not take a version of {name}"):
+        """Create a version; the server gives each a number of its own.
+
+        Args:
+            name: Name of the model, which is created if it does not exist.
+            source: Address of the version's files.
+            run_id: MLflow run of the version.
+            tags: Tags of the version.
+            text: Description of the version.
+        """
+        self.create_model(name)
+        with errors(f"failed to create a version of {name}"):
             return self.client.create_model_version(name, source, run_id, dict(tags), description=text)
 
-    def ensure(self, name: str) -> None:
-        """Make a model without versions, unless it is there; it belongs to whoever made it."""
+    def create_model(self, name: str) -> None:
+        """Create a model without versions if it does not exist; its creator owns it."""
         from mlflow.exceptions import MlflowException
 
         _check_name(name)
-        with errors(f"does not take the name {name}"):
+        with errors(f"failed to create the model {name}"):
             try:
                 self.client.create_registered_model(name)
             except MlflowException as error:
@@ -95,42 +96,60 @@ class Registry:
                     raise
 
     def remove(self, version: "ModelVersion") -> None:
-        """Take a version back, unless somebody did."""
-        with errors(f"does not take version {version.version} of {version.name} back"):
+        """Delete a version if it still exists."""
+        with errors(f"failed to delete {version.name}/{version.version}"):
             if self._by_number(version.name, str(version.version)) is not None:
                 self.client.delete_model_version(version.name, version.version)
 
     def download(self, version: "ModelVersion", folder: Path) -> Path:
-        """Download a version's files below `folder`, as MLflow does for any user."""
+        """Download the files of a version into `folder`, as MLflow does for every client; returns their folder."""
         import mlflow
 
-        with errors(f"does not give the files of {version.name}/{version.version}"):
+        with errors(f"failed to download {version.name}/{version.version}"):
             uri = f"models:/{version.name}/{version.version}"
             files = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
-            for compiled in files.rglob("__pycache__"):  # who opens a version that lies on this disk leaves it there
+            for compiled in files.rglob("__pycache__"):  # left by processes that loaded the version from a local store
                 shutil.rmtree(compiled)
             return files
 
     def tag(self, version: "ModelVersion", **tags: str) -> None:
-        """Set tags espalier.KEY of a version."""
-        with errors(f"does not tag {version.name}/{version.version}"):
+        """Set tags of a version; the keyword KEY sets espalier.KEY."""
+        with errors(f"failed to tag {version.name}/{version.version}"):
             for key, value in tags.items():
                 self.client.set_model_version_tag(version.name, version.version, f"espalier.{key}", value)
 
-    def point(self, name: str, alias: str, number: str | None) -> None:
-        """Let an alias point to a version, or to none."""
-        with errors(f"does not move {name}@{alias}"):
+    def set_alias(self, name: str, alias: str, number: str | None) -> None:
+        """Point an alias to the version with this number; None deletes the alias."""
+        with errors(f"failed to set {name}@{alias}"):
             if number is None:
                 self.client.delete_registered_model_alias(name, alias)
             else:
                 self.client.set_registered_model_alias(name, alias, number)
 
-    def _list(self, name: str) -> str:
+    def _describe(self, name: str) -> str:
         numbers = [str(version.version) for version in self.versions(name)]
         return f"{name} in versions {', '.join(reversed(numbers))}" if numbers else f"no model {name}"
 
 
+def refusal_reason(version: "ModelVersion") -> str | None:
+    """Return why the latest decision of the gate refused a version; None unless it was refused."""
+    return version.tags.get(GATE_REASON, "") if version.tags.get(GATE) == REFUSED else None
+
+
+def _get(what: str, request: "Callable[[], ModelVersion]") -> "ModelVersion | None":
+    """Send a request for a version; None if the server answers that it does not exist."""
+    from mlflow.exceptions import MlflowException
+
+    with errors(f"failed to find {what}"):
+        try:
+            return request()
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+
+
 def _check_name(name: str) -> None:
-    """Refuse names that MLflow's addresses cannot hold."""
+    """Refuse names that MLflow's URIs cannot contain."""
     if not re.fullmatch(r"[\w.-]+(?: [\w.-]+)*", name):
-        raise InputError(f"{name!r} is no name of a model; use letters, digits, dots, dashes and underscores")
+        raise InputError(f"invalid model name {name!r}; use letters, digits, dots, dashes and underscores")

@@ -1,4 +1,4 @@
-"""A version -> its work done once more in an empty place, and a verdict: identical, equal or different."""
+"""A version -> its pipeline run again in an empty workspace, and a verdict: identical, equal or different."""
 
 import json
 import os
@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from stages.models.layout import PLAN, WEIGHTS
 from stages.protocol.evaluation import METRICS, EvaluationRecord, read_evaluation
-from stages.register.ledger import who
-from stages.register.lineage import DECISIVE, Lineage, hash_outputs, read_lineage, read_runs
+from stages.register.ledger import describe_user
+from stages.register.lineage import ARRAYS, Lineage, hash_outputs, read_lineage, read_runs
 from stages.register.package import check_files
 from stages.register.registry import CONTENT, EVIDENCE, MODEL, OURS, Registry
 from stages.runtime.errors import InputError, first_line, without_password
@@ -24,54 +24,56 @@ from stages.storage.s3 import VARIABLE
 from stages.storage.tensors import read_tensors
 from stages.tracking.compression import stage_folders
 
-PROVED = ("model_index.json", PLAN, "scheduler/scheduler_config.json", "unet/config.json", f"unet/{WEIGHTS}")
-"""Files of the model that must come out again; its card tells of times, which do not."""
+COMPARED = ("model_index.json", PLAN, "scheduler/scheduler_config.json", "unet/config.json", f"unet/{WEIGHTS}")
+"""Files of the released model that are compared; its card holds times, which vary."""
+UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
-class File:
-    """A file that did not come out again."""
+class FileDifference:
+    """A file that was not reproduced."""
 
     path: str
     what: str
+    """How it differs."""
     is_numeric: bool
-    """Whether only the values of its numbers may differ, and not what they are the values of."""
+    """Whether the two files may differ in the values of their numbers only."""
 
 
 @dataclass(frozen=True)
-class Value:
-    """A metric of the model, then and now."""
+class MetricComparison:
+    """A metric of the version and of its reproduction."""
 
     name: str
     then: float
     now: float
     allowed: float
-    """How far off it may be: half the 95 % interval that it was recorded with."""
+    """Largest absolute difference: half the width of the version's 95 % interval."""
 
     @property
     def is_equal(self) -> bool:
-        """Whether it came out within its interval."""
+        """Whether the difference is within the interval."""
         return abs(self.now - self.then) <= self.allowed
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What came of running a version's work again."""
+    """The comparison of a version with its reproduction."""
 
     uri: str
     num_files: int = 0
-    """How many were compared."""
-    files: list[File] = field(default_factory=list)
-    metrics: list[Value] = field(default_factory=list)
+    """Number of compared files."""
+    files: list[FileDifference] = field(default_factory=list)
+    metrics: list[MetricComparison] = field(default_factory=list)
     machine: list[str] = field(default_factory=list)
-    """How the machine differs from the one of then."""
-    hindrance: str = ""
-    """Why nothing could be compared."""
+    """Differences between the two machines: versions of packages, device."""
+    obstacle: str = ""
+    """Why files or metrics could not be compared; empty if they were."""
 
     @property
     def verdict(self) -> Literal["identical", "equal within tolerance", "different"]:
-        """Hash by hash, else metric by metric."""
-        if self.hindrance or not all(file.is_numeric for file in self.files):
+        """Identical files and metrics, differences in numbers with every metric within its interval, or neither."""
+        if self.obstacle or not all(file.is_numeric for file in self.files):
             return "different"
         if not self.files and all(metric.now == metric.then for metric in self.metrics):
             return "identical"
@@ -79,15 +81,17 @@ class Reproduction:
 
 
 def reproduce(uri: str, repository: str | None, workspace: Path | None) -> Reproduction:
-    """Rebuild a version's commit, params and data, run everything without caches, compare, and tag the version.
+    """Run a version's commit with its params, without any cache, compare the results, and tag the version with them.
 
     Args:
         uri: models:/NAME/3 or models:/NAME@champion.
-        repository: Where to clone from; without it this checkout, or the version's own remote if it lacks the commit.
-        workspace: An empty folder for the work, which stays; without it a temporary one.
+        repository: Folder or address to clone from; None takes this checkout if it has the commit, else the version's
+            own remote.
+        workspace: Empty folder for the work, which is kept; None takes a temporary one.
 
     Raises:
-        InputError: The version or its commit cannot be had.
+        InputError: The version or its commit does not exist, or the workspace is not empty.
+        UnavailableError: The server does not answer.
     """
     registry = Registry()
     version = registry.find(uri)
@@ -95,37 +99,38 @@ def reproduce(uri: str, repository: str | None, workspace: Path | None) -> Repro
         files = registry.download(version, Path(temporary))
         check_files(files, version.tags.get(CONTENT))
         lineage = read_lineage(files / EVIDENCE)
-        place = _empty(workspace or Path(temporary) / "workspace")
-        _clone(lineage, repository, place)
-        copy_file(files / EVIDENCE / "params.yaml", place / "params.yaml")
-        found = Reproduction(f"models:/{version.name}/{version.version}", hindrance=_run(place))
-        if not found.hindrance:
-            found = _compare(found.uri, files, lineage, place)
-    about = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "by": who(), **asdict(found)}
-    registry.tag(version, reproduced=found.verdict, reproduction=json.dumps(about))
-    return found
+        folder = workspace or Path(temporary) / "workspace"
+        _check_empty(folder)
+        _clone(lineage, repository, folder)
+        copy_file(files / EVIDENCE / "params.yaml", folder / "params.yaml")
+        result = Reproduction(f"models:/{version.name}/{version.version}", obstacle=_run_pipeline(folder))
+        if not result.obstacle:
+            result = _compare(result.uri, files, lineage, folder)
+    record = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "by": describe_user(), **asdict(result)}
+    registry.tag(version, reproduced=result.verdict, reproduction=json.dumps(record))
+    return result
 
 
-def _empty(folder: Path) -> Path:
+def _check_empty(folder: Path) -> None:
     try:
-        free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+        empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     except OSError as error:
-        raise InputError(f"{folder} cannot be looked into ({first_line(error)}); give another place") from None
-    if not free:
-        raise InputError(f"{folder} is not empty; give a place where nothing is")
-    return folder
+        raise InputError(f"{folder} cannot be read ({first_line(error)}); give another folder") from None
+    if not empty:
+        raise InputError(f"{folder} is not empty; give an empty folder or one that does not exist")
 
 
-def _clone(lineage: Lineage, repository: str | None, place: Path) -> None:
+def _clone(lineage: Lineage, repository: str | None, folder: Path) -> None:
+    """Check the version's commit out into a folder."""
     source = repository or _find_repository(lineage)
-    for folder, command in (
-        (None, ["clone", "--quiet", "--no-checkout", "--", source, str(place)]),
-        (place, ["checkout", "--quiet", "--detach", lineage.git_commit]),
+    for cwd, command in (
+        (None, ["clone", "--quiet", "--no-checkout", "--", source, str(folder)]),
+        (folder, ["checkout", "--quiet", "--detach", lineage.git_commit]),
     ):
-        if complaint := git_error(folder, *command):
-            found = f"commit {lineage.git_commit[:12]} cannot be had from {source}: {complaint}"
-            raise InputError(f"{without_password(found)}; name another with --repository")
-    (place / "dvc.lock").unlink(missing_ok=True)  # it would tell DVC that there is nothing to do
+        if message := git_error(cwd, *command):
+            found = f"commit {lineage.git_commit[:12]} cannot be checked out from {source}: {message}"
+            raise InputError(f"{without_password(found)}; name another repository with --repository")
+    (folder / "dvc.lock").unlink(missing_ok=True)  # it holds the results that DVC is to compute
 
 
 def _find_repository(lineage: Lineage) -> str:
@@ -133,82 +138,93 @@ def _find_repository(lineage: Lineage) -> str:
         return str(Path.cwd())
     if lineage.git_remote:
         return lineage.git_remote
-    raise InputError(f"this checkout has no commit {lineage.git_commit[:12]}; give one that has with --repository")
+    raise InputError(
+        f"this checkout has no commit {lineage.git_commit[:12]}; name a repository that has it with --repository"
+    )
 
 
-def _run(place: Path) -> str:
-    """Run every stage anew, with a record of its own; say what stopped it, if anything did."""
+def _run_pipeline(folder: Path) -> str:
+    """Run every stage without caches, and record the result in a database of its own; returns what failed, if any."""
     environment = {
         key: value for key, value in without_git_variables().items() if key != VARIABLE and key[:7] != "MLFLOW_"
     }
-    environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{place.resolve()}/mlflow.db"
+    environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder.resolve()}/mlflow.db"
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     command = [sys.executable, "-m", "dvc", "repro", "--force", "--no-run-cache"]
-    result = subprocess.run(command, cwd=place, env=environment, check=False)  # noqa: S603
-    return "the pipeline did not run to its end" if result.returncode else ""
+    result = subprocess.run(command, cwd=folder, env=environment, check=False)  # noqa: S603
+    return f"dvc repro failed with exit code {result.returncode}" if result.returncode else ""
 
 
-def _compare(uri: str, files: Path, lineage: Lineage, place: Path) -> Reproduction:
-    folders = stage_folders(place / "artifacts", place / "reports")
+def _compare(uri: str, files: Path, lineage: Lineage, workspace: Path) -> Reproduction:
+    folders = stage_folders(workspace / "artifacts", workspace / "reports")
     then, now = read_evaluation(files / EVIDENCE / "evaluation"), read_evaluation(folders["evaluate"])
-    runs = read_runs(folders)
-    released = place / "artifacts" / "released" / OURS
-    found = Reproduction(
+    result = Reproduction(
         uri=uri,
-        num_files=len(lineage.outputs) + len(PROVED),
+        num_files=len(lineage.outputs) + len(COMPARED),
         files=[
-            *_compare_outputs(lineage.outputs, hash_outputs(place)),
-            *(file for name in PROVED if (file := _compare_files(name, files / MODEL / name, released / name))),
+            *_compare_outputs(lineage.outputs, hash_outputs(workspace)),
+            *_compare_model(files / MODEL, workspace / "artifacts" / "released" / OURS),
         ],
-        machine=list(_machine(lineage.runs, runs)),
+        machine=sorted(set(_compare_machines(lineage.runs, read_runs(folders)))),
     )
     if then.protocol_id != now.protocol_id:
-        hindrance = f"the protocol came out as {now.protocol_id}, not as {then.protocol_id}, so metrics do not compare"
-        return replace(found, hindrance=hindrance)
-    return replace(found, metrics=list(_compare_metrics(then, now)))
+        obstacle = f"the protocol is {now.protocol_id} now, and was {then.protocol_id}; metrics cannot be compared"
+        return replace(result, obstacle=obstacle)
+    return replace(result, metrics=list(_compare_metrics(then, now)))
 
 
-def _compare_outputs(expected: Mapping[str, str], found: Mapping[str, str]) -> Iterator[File]:
+def _compare_outputs(expected: Mapping[str, str], found: Mapping[str, str]) -> Iterator[FileDifference]:
     for path, sha256 in expected.items():
         if path not in found:
-            yield File(path, "not made", is_numeric=False)
+            yield FileDifference(path, "missing", is_numeric=False)
         elif found[path] != sha256:
-            yield File(path, "another hash", is_numeric=Path(path).suffix in DECISIVE)
+            yield FileDifference(path, "another hash", is_numeric=Path(path).suffix in ARRAYS)
 
 
-def _compare_files(name: str, then: Path, now: Path) -> File | None:
-    """Say how a file of the model differs; None where it is equal."""
-    path = f"artifacts/released/{OURS}/{name}"
-    if not now.is_file():
-        return File(path, "not made", is_numeric=False)
-    if file_sha256(then) == file_sha256(now):
-        return None
-    if then.suffix != ".safetensors":
-        return File(path, "another content", is_numeric=False)
+def _compare_model(then: Path, now: Path) -> Iterator[FileDifference]:
+    for name in COMPARED:
+        path = f"artifacts/released/{OURS}/{name}"
+        if not (now / name).is_file():
+            yield FileDifference(path, "missing", is_numeric=False)
+        elif file_sha256(then / name) == file_sha256(now / name):
+            continue
+        elif Path(name).suffix == ".safetensors":
+            yield _compare_tensors(path, then / name, now / name)
+        else:
+            yield FileDifference(path, "another content", is_numeric=False)
+
+
+def _compare_tensors(path: str, then: Path, now: Path) -> FileDifference:
     old, new = read_tensors(then), read_tensors(now)
     if {key: it.shape for key, it in old.items()} != {key: it.shape for key, it in new.items()}:
-        return File(path, "other tensors", is_numeric=False)
-    off = {key: float((old[key].double() - new[key].double()).abs().max()) for key in old}
-    worst = max(off, key=lambda key: off[key])
-    what = f"{sum(it > 0 for it in off.values())} of {len(off)} tensors, most {worst} by {off[worst]:.2g}"
-    return File(path, what, is_numeric=True)
+        return FileDifference(path, "other names or shapes of tensors", is_numeric=False)
+    differences = {key: float((old[key].double() - new[key].double()).abs().max()) for key in old}
+    worst = max(differences, key=lambda key: differences[key])
+    changed = sum(difference > 0 for difference in differences.values())
+    what = f"{changed} of {len(differences)} tensors differ, most {worst} by {differences[worst]:.2g}"
+    return FileDifference(path, what, is_numeric=True)
 
 
-def _compare_metrics(then: EvaluationRecord, now: EvaluationRecord) -> Iterator[Value]:
+def _compare_metrics(then: EvaluationRecord, now: EvaluationRecord) -> Iterator[MetricComparison]:
     for name in METRICS:
         old, new = (it.models[OURS].metric(name) for it in (then, now))
-        yield Value(name, old.mean, new.mean, old.half_width or 0)
+        yield MetricComparison(name, old.mean, new.mean, old.half_width or 0)
 
 
-def _machine(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """Name what differs between the machines of then and now, once."""
-    seen: set[str] = set()
-    for stage in now:
-        old, new = (_describe(runs.get(stage, {})) for runs in (then, now))
-        seen.update(f"{key} {old.get(key)}, now {new.get(key)}" for key in new if old.get(key) != new.get(key))
-    yield from sorted(seen)
+def _compare_machines(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """List how the machine of each stage differs; these differences do not decide the verdict."""
+    for stage, run in now.items():
+        old, new = _machine(then.get(stage, {})), _machine(run)
+        for key in new:
+            if old.get(key, UNKNOWN) != new[key]:
+                yield f"{key} {old.get(key, UNKNOWN)}, now {new[key]}"
 
 
-def _describe(run: Mapping[str, Any]) -> dict[str, Any]:
+def _machine(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe the machine of a run; the device is missing if its provenance is unknown."""
     device = (run.get("provenance") or {}).get("device", {})
-    return {"python": run.get("python"), **run.get("packages", {}), **device}
+    return {
+        "python": run.get("python"),
+        **run.get("packages", {}),
+        **{f"device {key}": value for key, value in device.items()},
+    }

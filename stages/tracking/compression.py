@@ -1,4 +1,4 @@
-"""The folders of a finished compression -> its name, and what a tracking server is to know of it."""
+"""The folders of a finished compression -> its hash, params, metrics and tags."""
 
 import csv
 import hashlib
@@ -11,14 +11,15 @@ from typing import Any
 from stages.runtime.errors import InputError
 from stages.runtime.git import git_output
 from stages.runtime.schema import flatten
+from stages.storage.files import RUN_RECORD, read_bytes, read_json
 
 CHUNK_BYTES = 2**24
 CONTENT = ("stage", "params", "code_sha256")
-"""What names a compression, of each run.json; where and at which commit it ran does not."""
+"""Keys of run.json that identify a compression."""
 
 
 class Compression:
-    """All that the stages left of one compression.
+    """The outputs of one finished compression.
 
     Args:
         artifacts: The folder of model folders.
@@ -30,11 +31,11 @@ class Compression:
         self.folders = stage_folders(artifacts, reports)
 
     def id(self) -> str:
-        """Name the compression by its content: the params and code that made it and the weights that came of it."""
+        """Hash the params and code of the stages and the weights of the finetuned model."""
         content = [
             {key: record[key] for key in CONTENT}
             for stage, record in self.records().items()
-            if stage != "costs"  # times vary: the same compression timed twice is one
+            if stage != "costs"  # measured again, a compression is still the same
         ]
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
         for path in sorted(self.model.rglob("*.safetensors")):
@@ -44,29 +45,29 @@ class Compression:
         return digest.hexdigest()
 
     def records(self) -> dict[str, dict[str, Any]]:
-        """Read the run.json of each stage, in order."""
-        return {stage: _read_json(folder / "run.json", CONTENT) for stage, folder in self.folders.items()}
+        """Read the run.json of each stage, in the order of the stages."""
+        return {stage: _read_json(folder / RUN_RECORD, CONTENT) for stage, folder in self.folders.items()}
 
     def params(self) -> dict[str, Any]:
-        """Flatten the params of all stages to `prune.ratio: 0.3`."""
+        """Read the params of all stages, flattened to keys like prune.ratio."""
         return {key: value for record in self.records().values() for key, value in flatten(record["params"])}
 
     def metrics(self) -> dict[str, float]:
-        """Flatten the metrics of all reports to `evaluate.finetuned.fid: 1.2`."""
-        found = {path.parent.name: _read_json(path) for path in sorted(self.reports.glob("*/metrics.json"))}
-        found["evaluate"] = {
+        """Read the metrics of all reports, flattened to keys like evaluate.finetuned.fid."""
+        reports = {path.parent.name: _read_json(path) for path in sorted(self.reports.glob("*/metrics.json"))}
+        reports["evaluate"] = {
             path.stem: _read_json(path) for path in sorted(self.reports.glob("evaluate/metrics/*.json"))
         }
-        return {key: value for key, value in flatten(found) if isinstance(value, int | float)}
+        return {key: value for key, value in flatten(reports) if isinstance(value, int | float)}
 
     def tags(self) -> dict[str, str]:
-        """Name the protocol, the commit of the checkout, and the device on which the costs were measured."""
+        """Return the protocol, the commit of the checkout, and the device on which the costs were measured."""
         record = _read_json(self.reports / "evaluate" / "evaluation.json", {"protocol_id"})
         costs = _read_json(self.folders["costs"] / "costs.json", {"costs"})
         try:
             device = str(costs["costs"][0]["device"])
         except (LookupError, TypeError):
-            raise InputError(f"{self.folders['costs'] / 'costs.json'} is not what its stage wrote") from None
+            raise _unexpected(self.folders["costs"] / "costs.json") from None
         return {
             "espalier.protocol": str(record["protocol_id"]),
             "mlflow.source.git.commit": git_output(Path(), "rev-parse", "--verify", "--quiet", "HEAD") or "",
@@ -74,28 +75,28 @@ class Compression:
         }
 
     def values(self) -> list[tuple[str, int, float]]:
-        """Give metrics and curves as (key, step, value), as far as they are finite.
+        """Return all finite metrics and points of curves as (key, step, value).
 
         Raises:
             InputError: A curve holds something other than numbers.
         """
         metrics = [(key, 0, value) for key, value in self.metrics().items()]
         try:
-            found = [*metrics, *self.curves()]
+            values = [*metrics, *self.curves()]
         except ValueError as error:
             raise InputError(f"a curve below {self.reports} is not what its stage wrote ({error})") from None
-        return [(key, step, value) for key, step, value in found if math.isfinite(value)]
+        return [(key, step, value) for key, step, value in values if math.isfinite(value)]
 
     def curves(self) -> Iterator[tuple[str, int, float]]:
-        """Read the curves as (key, step, value)."""
+        """Read the curves as (key, step, value); the first column of their CSV files is the step."""
         for report, name in (("importance", "losses.csv"), ("finetune", "curve.csv")):
-            for row in csv.DictReader(_read(self.reports / report / name).decode().splitlines()):
+            for row in csv.DictReader(read_bytes(self.reports / report / name).decode().splitlines()):
                 step_column, *columns = row
                 yield from ((f"{report}.{key}", int(row[step_column]), float(row[key])) for key in columns if row[key])
 
 
 def stage_folders(artifacts: Path, reports: Path) -> dict[str, Path]:
-    """Say where every stage that decides something leaves its run.json; report only tells of it."""
+    """Return the folder with the run.json of each stage; report is left out, since it computes no result."""
     return {
         "fetch": artifacts / "pretrained",
         "reference": artifacts / "reference",
@@ -107,18 +108,14 @@ def stage_folders(artifacts: Path, reports: Path) -> dict[str, Path]:
     }
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; run the pipeline first: make run") from None
-
-
 def _read_json(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
-    try:
-        value = json.loads(_read(path))
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict) or not set(keys) <= set(value):
-        raise InputError(f"{path} is not what its stage wrote; run that stage again")
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; run the pipeline first: make run")
+    value = read_json(path)
+    if not set(keys) <= set(value):
+        raise _unexpected(path)
     return value
+
+
+def _unexpected(path: Path) -> InputError:
+    return InputError(f"{path} is not what its stage wrote; run that stage again")

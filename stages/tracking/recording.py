@@ -1,7 +1,7 @@
-"""A finished compression -> one MLflow run; this and stages/register/ are the doors to MLflow.
+"""A finished compression -> one MLflow run.
 
-The record is kept on disk before it is sent, and forgotten once the server has it: a server that is away, or dies in
-the middle, loses nothing, and nothing is there twice.
+The record is saved on disk before it is sent, and deleted when the server has it. A server that is unavailable or stops
+in the middle therefore loses nothing, and no run is written twice.
 """
 
 import csv
@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 
 from stages.runtime.errors import InputError, UnavailableError, first_line
 from stages.runtime.schema import Frozen, Sha256
+from stages.storage.files import read_json, write_json, writing
 from stages.tracking.compression import Compression
 from stages.tracking.mlflow_client import connect, find_experiment
 
@@ -25,58 +26,65 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "espalier"
 COMPRESSION_TAG = "espalier.compression"
+"""Tag of a run: the hash by which a compression is found again."""
 SENDER_TAG = "espalier.sender"
-"""Which folder of which machine a run was sent from."""
+"""Tag of a run: the host and folder that sent it."""
 RECORD = "record.json"
 TABLE = "rows.json"
-"""As MLflow's evaluation view reads it."""
+"""Artifact in the format of MLflow's evaluation view."""
 BATCH = 1000
-"""Metrics in a call; MLflow takes no more."""
+"""Most metrics that MLflow accepts in one request."""
 
 
 class RunRecord(Frozen):
-    """What is sent of a compression, beside its reports."""
+    """What a run of a compression holds, apart from its artifacts."""
 
     compression: Sha256
+    """Hash of the compression (`Compression.id`)."""
     run_name: str
     finished_ms: int = Field(ge=0)
-    """When it was kept, in milliseconds since 1970."""
+    """Time at which the record was saved, in milliseconds since 1970."""
     params: dict[str, str]
     tags: dict[str, str]
     values: list[tuple[str, int, float]]
-    """(key, step, value)."""
+    """Metrics and curves: (key, step, value)."""
 
 
 def save_record(compression: Compression, unsent: Path) -> Path:
-    """Write down what a tracking server is to know: the folder in which it waits to be sent.
+    """Save the record of a compression with its reports, unless it is saved already.
+
+    Args:
+        compression: The finished compression.
+        unsent: Folder of saved records.
+
+    Returns:
+        The folder of this record.
 
     Raises:
-        InputError: The compression is not finished, something of it is damaged, or the place cannot be written.
+        InputError: The compression is not finished, one of its files is damaged, or `unsent` cannot be written.
     """
-    from stages.storage.files import write_json, writing
-
-    record = _read(compression)
+    record = _make_record(compression)
     folder = unsent / record.compression
     if (folder / RECORD).is_file():
         return folder
     with writing(folder) as temporary:
         try:
             shutil.copytree(compression.reports, temporary / "reports")
-        except OSError as error:  # shutil.Error is one, too
-            raise InputError(f"{compression.reports} cannot be kept in {unsent} ({first_line(error)})") from None
+        except OSError as error:  # shutil.Error is an OSError
+            raise InputError(f"{compression.reports} cannot be copied to {unsent} ({first_line(error)})") from None
         write_json(temporary / RECORD, record.model_dump(mode="json"))
     return folder
 
 
-def _read(compression: Compression) -> RunRecord:
+def _make_record(compression: Compression) -> RunRecord:
     try:
-        name, params = compression.id(), compression.params()
+        content_id, params = compression.id(), compression.params()
         return RunRecord(
-            compression=name,
-            run_name=f"{params['importance.criterion']}-{name[:8]}",
+            compression=content_id,
+            run_name=f"{params['importance.criterion']}-{content_id[:8]}",
             finished_ms=int(time.time() * 1000),
             params={key: str(value) for key, value in params.items()},
-            tags={COMPRESSION_TAG: name, **compression.tags()},
+            tags={COMPRESSION_TAG: content_id, **compression.tags()},
             values=compression.values(),
         )
     except (
@@ -91,63 +99,69 @@ def _read(compression: Compression) -> RunRecord:
     ) as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(
-            f"a record of the compression is not what its stage wrote ({reason}); run the pipeline again"
+            f"a file of the compression is not what its stage wrote ({reason}); run the pipeline again"
         ) from None
 
 
 def send_record(folder: Path) -> tuple[str, bool]:
-    """Send what was kept, unless the server has it: the run's id, and whether it is new. Then forget it here.
+    """Send a saved record, unless the server has it, and delete it.
+
+    Returns:
+        The id of the run, and whether it is new.
 
     Raises:
-        InputError: The folder is damaged.
+        InputError: The record is damaged.
     """
     from filelock import FileLock
 
-    with FileLock(folder.parent / ".lock"):  # one folder is sent by one process at a time
+    with FileLock(folder.parent / ".lock"):  # one process at a time sends the records of a folder
         client = connect()
         if not folder.exists() and (run_id := find_run(client, folder.name)):
-            return run_id, False  # another process sent it while we waited
-        record = _read_kept(folder)
+            return run_id, False  # another process sent it while this one waited for the lock
+        record = _read_record(folder)
         run_id = find_run(client, record.compression)
         new = run_id is None
         if run_id is None:
-            run_id = _write(client, record, folder)
+            run_id = _create_run(client, record, folder)
         sent = folder.rename(folder.with_name(f".{folder.name}.sent"))
         shutil.rmtree(sent, ignore_errors=True)
     return run_id, new
 
 
-def record(compression: Compression, unsent: Path) -> tuple[str, bool]:
-    """Keep and send a compression: its run's id, and whether it is new."""
+def record_compression(compression: Compression, unsent: Path) -> tuple[str, bool]:
+    """Save and send the record of a compression; returns the id of its run, and whether it is new."""
     return send_record(save_record(compression, unsent))
 
 
 def fetch_report(run_id: str, name: str, folder: Path) -> Path:
-    """Download a file of a run's reports: where it lies now.
+    """Download a file of a run's reports into `folder`; returns its path.
 
     Raises:
-        UnavailableError: The server does not give it.
+        UnavailableError: The server does not answer or does not have the file.
     """
     try:
         return Path(connect().download_artifacts(run_id, f"reports/{name}", str(folder)))
-    except Exception as error:  # noqa: BLE001  # any fault of a server
-        raise UnavailableError(f"MLflow does not give {name} of run {run_id} ({first_line(error)})") from None
+    except Exception as error:  # noqa: BLE001  # whatever a server or MLflow raises
+        raise UnavailableError(f"MLflow failed to download {name} of run {run_id} ({first_line(error)})") from None
 
 
 def record_folder(
     name: str, content: str, params: Mapping[str, str], folder: Path, rows: Sequence[Mapping[str, Any]]
 ) -> str:
-    """Make sure that a folder and a table are there as the artifacts of a run of its own: the run's id.
+    """Record a folder and a table as the artifacts of one run; a second call replaces them.
 
     Args:
-        name: Of the run.
-        content: What tells it from others; the same content has one run, which gets the folder anew.
-        params: Of the run.
-        folder: What to send.
-        rows: Of the table, all with the same columns.
+        name: Name of the run.
+        content: Hash by which the run is found again.
+        params: Params of the run.
+        folder: The folder to upload.
+        rows: Rows of the table, all with the same columns.
+
+    Returns:
+        The id of the run.
 
     Raises:
-        UnavailableError: The server does not take it.
+        UnavailableError: The server does not answer or refuses the request.
     """
     from mlflow.entities import Param
 
@@ -159,23 +173,27 @@ def record_folder(
             run_id = str(client.create_run(find_experiment(client, EXPERIMENT), tags=tags, run_name=name).info.run_id)
             client.log_batch(run_id, params=[Param(key, value) for key, value in params.items()])
             client.log_table(run_id, {key: [row[key] for row in rows] for key in rows[0]}, TABLE)
-        else:  # log_table would put the rows below those of the last time
+        else:  # log_table would append the rows to those of the first call
             client.log_dict(run_id, {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}, TABLE)
         client.log_artifacts(run_id, str(folder))
         client.set_terminated(run_id, "FINISHED")
-    except Exception as error:  # noqa: BLE001  # any fault of a server
-        raise UnavailableError(f"MLflow does not take {name} ({first_line(error)})") from None
+    except Exception as error:  # noqa: BLE001  # whatever a server or MLflow raises
+        raise UnavailableError(f"MLflow failed to record {name} ({first_line(error)})") from None
     return run_id
 
 
 def find_run(client: "MlflowClient", compression: str) -> str | None:
-    """Find the finished run of a compression, the oldest if two machines wrote one at the same moment."""
-    runs = [run for run in _find_runs(client, compression) if run.info.status == "FINISHED"]
+    """Find the finished run of a compression; the oldest if two machines recorded it at the same time."""
+    runs = _find_finished_runs(client, compression)
     return str(runs[0].info.run_id) if runs else None
 
 
+def _find_finished_runs(client: "MlflowClient", compression: str) -> list[Any]:
+    return [run for run in _find_runs(client, compression) if run.info.status == "FINISHED"]
+
+
 def _find_runs(client: "MlflowClient", compression: str) -> list[Any]:
-    """Find all runs of a compression, the oldest first; those that never ended are among them."""
+    """List all runs of a compression, the oldest first, including unfinished ones."""
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
         return []
@@ -184,34 +202,36 @@ def _find_runs(client: "MlflowClient", compression: str) -> list[Any]:
     return list(client.search_runs([experiment.experiment_id], query, order_by=order))
 
 
-def _write(client: "MlflowClient", record: RunRecord, folder: Path) -> str:
-    """Write the run whole; what this sender left by halves goes, and of two finished at once the older stays."""
+def _create_run(client: "MlflowClient", record: RunRecord, folder: Path) -> str:
+    """Create the run of a record with its metrics and artifacts; returns its id.
+
+    Unfinished runs of the same sender are deleted first. If another machine finished a run meanwhile, the older of the
+    two remains.
+    """
     from mlflow.entities import Metric, Param
 
     sender = f"{socket.gethostname()}:{folder.resolve()}"
-    for half in _find_runs(client, record.compression):
-        if half.info.status != "FINISHED" and half.data.tags.get(SENDER_TAG) == sender:
-            client.delete_run(half.info.run_id)
+    for unfinished in _find_runs(client, record.compression):
+        if unfinished.info.status != "FINISHED" and unfinished.data.tags.get(SENDER_TAG) == sender:
+            client.delete_run(unfinished.info.run_id)
     tags = {SENDER_TAG: sender, **record.tags}
     run = client.create_run(
         find_experiment(client, EXPERIMENT), start_time=record.finished_ms, tags=tags, run_name=record.run_name
     )
     run_id = str(run.info.run_id)
     client.log_batch(run_id, params=[Param(key, value) for key, value in record.params.items()])
-    rows = [Metric(key, value, record.finished_ms, step) for key, step, value in record.values]
-    for start in range(0, len(rows), BATCH):
-        client.log_batch(run_id, metrics=rows[start : start + BATCH])
+    metrics = [Metric(key, value, record.finished_ms, step) for key, step, value in record.values]
+    for start in range(0, len(metrics), BATCH):
+        client.log_batch(run_id, metrics=metrics[start : start + BATCH])
     client.log_artifacts(run_id, str(folder / "reports"), "reports")
     client.set_terminated(run_id, "FINISHED")
-    finished = [run for run in _find_runs(client, record.compression) if run.info.status == "FINISHED"]
+    finished = _find_finished_runs(client, record.compression)
     for other in finished[1:]:
         client.delete_run(other.info.run_id)
     return str((finished or [run])[0].info.run_id)
 
 
-def _read_kept(folder: Path) -> RunRecord:
-    from stages.storage.files import read_json
-
+def _read_record(folder: Path) -> RunRecord:
     try:
         return RunRecord.model_validate(read_json(folder / RECORD))
     except ValidationError as error:
@@ -220,25 +240,25 @@ def _read_kept(folder: Path) -> RunRecord:
 
 
 def record_all(compression: Compression, unsent: Path, *, allow_offline: bool) -> tuple[str, bool] | None:
-    """Record a finished compression in MLflow, however often this is called, and all that still wait to be sent.
+    """Record a finished compression in MLflow and send all records saved before; a second call finds the same run.
 
     Args:
-        compression: What to record.
-        unsent: The folder in which records wait for the server.
-        allow_offline: Whether a server that is away is only warned of.
+        compression: The finished compression.
+        unsent: Folder of records that have not reached the server yet.
+        allow_offline: Whether a server that does not answer causes a warning in place of an error.
 
     Returns:
-        The id of the compression's run, and whether it is new; None while the server is away.
+        The id of the compression's run, and whether it is new; None if the server does not answer.
 
     Raises:
         InputError: The compression is not finished, or a record is damaged.
-        UnavailableError: The server is away, which is not allowed.
+        UnavailableError: The server does not answer, and `allow_offline` is False.
     """
     waiting = sorted(path.parent for path in unsent.glob(f"*/{RECORD}") if path.parent.name[0] != ".")
     try:
         known = None if waiting else find_run(connect(), compression.id())
-    except Exception as error:  # noqa: BLE001  # any fault of a server; a fault of a folder is raised by save_record
-        _warn_of_unsent(save_record(compression, unsent), error, allow_offline=allow_offline)
+    except Exception as error:  # noqa: BLE001  # whatever a server raises; save_record raises errors of the files
+        _report_unsent(save_record(compression, unsent), error, allow_offline=allow_offline)
         return None
     if known:
         click.echo(f"MLflow run {known}: this compression was recorded before")
@@ -250,17 +270,17 @@ def record_all(compression: Compression, unsent: Path, *, allow_offline: bool) -
             sent[folder] = run_id, new = send_record(folder)
         except InputError:
             raise
-        except Exception as error:  # noqa: BLE001  # any fault of a server
-            _warn_of_unsent(folder, error, allow_offline=allow_offline)
+        except Exception as error:  # noqa: BLE001  # whatever a server or MLflow raises
+            _report_unsent(folder, error, allow_offline=allow_offline)
             return None
         click.echo(f"MLflow run {run_id}: {'recorded' if new else 'this compression was recorded before'}")
     return sent[latest]
 
 
-def _warn_of_unsent(folder: Path, error: Exception, *, allow_offline: bool) -> None:
+def _report_unsent(folder: Path, error: Exception, *, allow_offline: bool) -> None:
     message = (
-        f"MLflow did not take the record ({first_line(error)}); it is kept in {folder} and goes with the next one, or "
-        "by: python -m stages.tracking"
+        f"MLflow did not store the record ({first_line(error)}); it is saved in {folder} and sent with the next record "
+        "or by: python -m stages.tracking"
     )
     if not allow_offline:
         raise UnavailableError(message) from None

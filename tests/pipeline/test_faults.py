@@ -73,7 +73,7 @@ def test_postgresql_restarted_in_mid_run(site, postgres, monkeypatch):
     postgres.stop()
     failed = site.run("python", "-m", "stages.tracking", "--allow-offline")
     assert failed.returncode == 0
-    assert "Warning: MLflow did not take the record" in failed.stderr
+    assert "Warning: MLflow did not store the record" in failed.stderr
     postgres.start()
 
     assert site.run("python", "-m", "stages.tracking").returncode == 0
@@ -86,7 +86,7 @@ def test_mlflow_killed_between_metrics_and_registration(site, monkeypatch):
     site.server.kill()
     failed = site.run(*register("killed"))
     assert failed.returncode == 75
-    assert failed.stderr.startswith("Error: the MLflow registry does not list killed: ")
+    assert failed.stderr.startswith("Error: the MLflow registry failed to list killed: ")
     assert len(failed.stderr.splitlines()) == 1
     site.server.start()
     assert site.look("killed", monkeypatch) == (["FINISHED"], [])
@@ -106,7 +106,7 @@ def test_mlflow_killed_while_the_files_of_a_version_are_uploaded(site, monkeypat
     site.server.kill()
     _, said = process.communicate(timeout=120)
     assert process.returncode == 75
-    assert said.startswith(b"Error: the MLflow registry does not take the files"), said
+    assert said.startswith(b"Error: the MLflow registry failed to store the files"), said
     assert len(said.splitlines()) == 1, said
     site.server.start()
     assert site.look("torn", monkeypatch) == (["FINISHED"], [])

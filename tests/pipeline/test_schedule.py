@@ -247,7 +247,7 @@ def test_a_refused_promotion_is_told(theatre, lenient, chat):
     theatre.commit("A strict policy")
     run = theatre.prefect.submit("nightly/nightly", overrides={"finetune.steps": 13}, policy="strict.yaml", limits={})
     assert theatre.prefect.wait(run, 300) == "Refused"
-    assert until(lambda: any("is refused" in it["body"] for it in chat.heard), 30)
+    assert until(lambda: any("was refused" in it["body"] for it in chat.heard), 30)
     print(theatre.message(run))
 
 

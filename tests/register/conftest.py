@@ -1,4 +1,4 @@
-"""Versions of a tiny model in a registry of the test's own."""
+"""Fixtures: versions of a tiny model in a registry of the test's own."""
 
 import shutil
 from types import SimpleNamespace
@@ -21,12 +21,12 @@ FIDS, SSIMS = [1.0, 1.1, 0.9], [0.95, 0.96, 0.94]
 
 
 def make_record(protocol, weights, fids=FIDS, ssims=SSIMS, macs=60, dense="a"):
-    """An evaluation whose finetuned model is as given and whose dense one has a FID of 0.9, 1.0, 0.8."""
+    """Make an evaluation of a finetuned model as given, and of a dense one with FID 0.9, 1.0, 0.8."""
 
     def model(values, similar, count):
-        found = {"fid": values, "ssim": similar}
+        given = {"fid": values, "ssim": similar}
         metrics = {
-            name: Metric(sets=found.get(name, [0.5] * 3), **vars(estimate(found.get(name, [0.5] * 3))))
+            name: Metric(sets=given.get(name, [0.5] * 3), **vars(estimate(given.get(name, [0.5] * 3))))
             for name in METRICS
         }
         size = {"params": 1, "macs": count, "attention_macs": 0, "size_bytes": 1, "fid_pooled": 1}
@@ -44,20 +44,20 @@ def make_record(protocol, weights, fids=FIDS, ssims=SSIMS, macs=60, dense="a"):
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory):
-    """Make what many tests share once in a session, and say where it lies."""
-    home = tmp_path_factory.mktemp("once")
+    """Make a file or folder once per session; returns its path."""
+    parent = tmp_path_factory.mktemp("once")
 
     def make_once(name, make):
-        if not (home / name).exists():
-            make(home / name)
-        return home / name
+        if not (parent / name).exists():
+            make(parent / name)
+        return parent / name
 
     return make_once
 
 
 @pytest.fixture
 def registry(tmp_path, monkeypatch, once, request):
-    """An empty registry of the test's own: in a file, or in the real database where a test asks for it."""
+    """An empty registry of the test's own, in SQLite, or in PostgreSQL if the test is parametrised so."""
 
     def make(path):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
@@ -76,7 +76,7 @@ def registry(tmp_path, monkeypatch, once, request):
 
 @pytest.fixture
 def policy():
-    """What a version must show here."""
+    """The promotion policy of the tests."""
     return Policy.model_validate(
         {
             "champion": {"fid": 0.2, "ssim": 0.02, "speed_up": 0.1},
@@ -89,17 +89,17 @@ def policy():
 
 
 @pytest.fixture
-def package(registry, tmp_path, unet, scheduler, protocol, once):  # noqa: ARG001  # MLflow wants a registry to write
-    """A version as it is registered."""
+def package(registry, tmp_path, unet, scheduler, protocol, once):  # noqa: ARG001  # MLflow needs a registry to save a model
+    """The folder of a version, as it is registered."""
     return once("package", lambda folder: write(folder, tmp_path, unet, scheduler, protocol))
 
 
-def write(folder, tmp_path, unet, scheduler, protocol, made=None):
-    """Write the package of a compression, of the pipeline in `made` or of a UNet alone."""
-    released, evaluated = made or tmp_path / "released", tmp_path / "evaluated"
+def write(folder, tmp_path, unet, scheduler, protocol, pipeline=None):
+    """Write the folder of a version, of the pipeline in a folder or of a UNet alone."""
+    released, evaluated = pipeline or tmp_path / "released", tmp_path / "evaluated"
     for name in FILES:
-        (tmp_path / name).write_text(f"# the {name} of then\n")
-    if not made:
+        (tmp_path / name).write_text(f"# the {name} of the version\n")
+    if not pipeline:
         write_pipeline(released, unet, scheduler)
     write_json(released / "pruning_plan.json", {"kept": []})
     weights = file_sha256(released / WEIGHTS)
@@ -124,14 +124,14 @@ def write(folder, tmp_path, unet, scheduler, protocol, made=None):
 
 @pytest.fixture
 def package_again(registry, tmp_path, unet, scheduler, protocol):  # noqa: ARG001
-    """The version of the same compression, written once more."""
+    """The folder of the same version, written a second time."""
     write(tmp_path / "again", tmp_path, unet, scheduler, protocol)
     return tmp_path / "again"
 
 
 @pytest.fixture
 def publish(registry, package, protocol, tmp_path):
-    """Register versions that differ in what their evaluation says, or in what `change(folder)` does to them."""
+    """Register a version as challenger: with another evaluation or other costs, or changed by `change(folder)`."""
     count = []
 
     def publish_one(change=None, changes=None, costs=None, **record):
@@ -140,15 +140,15 @@ def publish(registry, package, protocol, tmp_path):
         shutil.copytree(package, folder)
         (folder / FILES_LIST).unlink()
         under = protocol.model_copy(update={"sets": 3} | (changes or {}))
-        told = make_record(under, file_sha256(folder / MODEL / WEIGHTS), **record)
-        write_json(folder / EVIDENCE / "evaluation" / "evaluation.json", told.model_dump(mode="json"))
-        timed = make_costs(told, **(costs or {}))
-        write_json(folder / EVIDENCE / "costs" / "costs.json", timed.model_dump(mode="json"))
+        evaluation = make_record(under, file_sha256(folder / MODEL / WEIGHTS), **record)
+        write_json(folder / EVIDENCE / "evaluation" / "evaluation.json", evaluation.model_dump(mode="json"))
+        measured = make_costs(evaluation, **(costs or {}))
+        write_json(folder / EVIDENCE / "costs" / "costs.json", measured.model_dump(mode="json"))
         if change:
             change(folder)
         write_json(folder / FILES_LIST, list_files(folder).model_dump(mode="json"))
         version = registry.create(NAME, str(folder), None, {CONTENT: hash_list(folder)}, "")
-        registry.point(NAME, CHALLENGER, version.version)
+        registry.set_alias(NAME, CHALLENGER, version.version)
         return version
 
     return publish_one
@@ -156,7 +156,7 @@ def publish(registry, package, protocol, tmp_path):
 
 @pytest.fixture
 def aliases(registry):
-    """Read where the aliases point."""
+    """Read the aliases: alias -> number of the version."""
 
     def read():
         found = {alias: registry.by_alias(NAME, alias) for alias in ("champion", "challenger", "previous")}
@@ -167,7 +167,7 @@ def aliases(registry):
 
 @pytest.fixture
 def edit():
-    """Change a JSON file."""
+    """Change keys of a JSON file, given as keywords."""
 
     def change(path, **values):
         write_json(path, {**read_json(path), **values})

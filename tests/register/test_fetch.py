@@ -1,4 +1,4 @@
-"""A version in the registry as the pretrained model of a pipeline."""
+"""A version of the registry as the pretrained model of a pipeline."""
 
 import pytest
 
@@ -12,13 +12,13 @@ from tests.register.conftest import NAME, WEIGHTS
 
 
 def version(uri=f"models:/{NAME}/1", sha256=None):
-    """A version as params.yaml names it."""
+    """Name a version as params.yaml does."""
     return RegistryModel(source="registry", uri=uri, sha256=sha256)
 
 
 @pytest.fixture
 def refused(tmp_path):
-    """Fetch what must be refused: the one line."""
+    """Fetch a version that is refused; returns the one line of the message."""
 
     def fetch(source, kind=InputError):
         with pytest.raises(kind) as caught:
@@ -30,7 +30,7 @@ def refused(tmp_path):
 
 
 def test_a_version_is_fetched_as_a_folder(publish, package, tmp_path, unet, content):
-    """Bit for bit, its hash compared; nothing is left of the download and nothing of what proves the version."""
+    """Weights are equal bit for bit; neither temporary files nor the evidence of the version remain."""
     publish()
     (tmp_path / "place").mkdir()
     out = tmp_path / "place" / "out"
@@ -41,8 +41,8 @@ def test_a_version_is_fetched_as_a_folder(publish, package, tmp_path, unet, cont
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
-def test_other_weights_are_refused_by_the_version(publish, refused):
-    """Told of the address, not of a folder that is gone."""
+def test_another_hash_is_refused_with_the_uri(publish, refused):
+    """The message names the version, since the temporary folder no longer exists."""
     publish()
 
     message = refused(version(sha256="0" * 64))
@@ -51,8 +51,8 @@ def test_other_weights_are_refused_by_the_version(publish, refused):
 
 
 @pytest.mark.usefixtures("registry")
-def test_a_version_that_is_not_there_is_told(publish, refused):
-    """With what to correct."""
+def test_a_missing_version_is_one_line(publish, refused):
+    """The line names what to correct."""
     for uri in (f"models:/{NAME}/7", "models:/nobody/1"):
         message = refused(version(uri))
         assert message.startswith(f"the MLflow registry does not give {uri}: ")
@@ -61,8 +61,8 @@ def test_a_version_that_is_not_there_is_told(publish, refused):
     assert "does not give models:/tiny/1" in refused(version())
 
 
-def test_a_registry_that_is_away_may_come_back(refused, monkeypatch):
-    """Its exit code says that another try makes sense."""
+def test_an_unavailable_registry_raises_unavailable_error(refused, monkeypatch):
+    """Its exit code makes a flow retry."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 

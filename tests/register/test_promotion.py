@@ -23,12 +23,12 @@ from stages.models.sampling import draw
 from stages.protocol.protocol import Protocol
 from stages.register import gate, promotion
 from stages.register import ledger as ledger_module
-from stages.register.canary import draw_here
+from stages.register.canary import draw_in_process
 from stages.register.ledger import Ledger
 from stages.register.package import list_files
 from stages.register.pipeline import load_pipeline
 from stages.register.promotion import promote, roll_back
-from stages.register.registry import EVIDENCE, MODEL, WITHDRAWN, Registry
+from stages.register.registry import EVIDENCE, MODEL, WITHDRAWN, Registry, refusal_reason
 from stages.runtime.errors import InputError
 from stages.storage.files import read_json, write_json
 from stages.storage.tensors import read_tensors, write_tensors
@@ -38,35 +38,35 @@ NAME, WEIGHTS = "tiny", "unet/diffusion_pytorch_model.safetensors"
 
 @pytest.fixture
 def real_canary():
-    """Ask for the canary as it is, in a process of its own."""
+    """Draw the canary in a subprocess, as outside the tests."""
 
 
 @pytest.fixture(autouse=True)
 def quick_canary(request, monkeypatch, tmp_path):
-    """Let the canary draw in this process where a test does not ask for it as it is: it is the same function."""
+    """Draw the canary in this process unless the test requests `real_canary`; the function is the same."""
 
     def draw_quickly(folder, seeds):
         out = tmp_path / f"drawn-{uuid.uuid4().hex}"
         out.mkdir()
-        draw_here(folder, out, seeds)
+        draw_in_process(folder, out, seeds)
         return {int(path.stem): path.read_bytes() for path in out.iterdir()}
 
     if "real_canary" not in request.fixturenames:
-        monkeypatch.setattr(gate, "draw", draw_quickly)
+        monkeypatch.setattr(gate, "draw_isolated", draw_quickly)
 
 
 def outcomes(registry):
-    """(what, from, to, outcome) of every act, the oldest first."""
-    return [(act.kind, act.start, act.to, act.outcome) for act in reversed(Ledger(registry, NAME).acts())]
+    """List (kind, from, to, outcome) of every entry, the oldest first."""
+    return [(it.kind, it.start, it.to, it.outcome) for it in reversed(Ledger(registry, NAME).entries())]
 
 
 def refusals(decision):
-    """Check -> reason, of those that failed."""
+    """Map the failed checks to their reasons."""
     return {check.name: check.reason for check in decision.checks if not check.passed}
 
 
 def test_the_first_version_that_passes_is_the_champion(publish, policy, aliases, registry):
-    """There is nobody to compare with but the dense model."""
+    """It is compared with the dense model only."""
     publish()
     decision = promote(NAME, None, policy, None)
 
@@ -87,8 +87,8 @@ def test_the_first_version_that_passes_is_the_champion(publish, policy, aliases,
     ]
 
 
-def test_the_next_one_is_compared_with_the_champion(publish, policy, aliases):
-    """Better ones replace it, and it becomes the previous one."""
+def test_a_better_version_replaces_the_champion(publish, policy, aliases):
+    """It is compared with the champion, which gets the alias previous."""
     publish()
     promote(NAME, None, policy, None)
     publish(fids=[0.95, 1.0, 0.9])
@@ -113,7 +113,7 @@ def test_the_next_one_is_compared_with_the_champion(publish, policy, aliases):
         ({"ssims": [0.92, 0.93, 0.91]}, "SSIM against champion", "so at least -0.03; allowed: -0.02"),
         ({"ssims": [0.80, 0.90, 0.70]}, "SSIM against dense", "above 1, so at least"),
         ({"fids": [1.6, 1.7, 1.5]}, "FID against dense", "above the dense model, so at most +0.7; allowed: +0.5"),
-        ({"macs": 80}, "budget", "80.0% of the MACs; allowed: 70.0%"),
+        ({"macs": 80}, "budget", "80.0% of the dense model's MACs; allowed: 70.0%"),
         ({"costs": {"speed_up": 1.04}}, "latency", "1.04 times as fast as dense, at least 0.99; allowed: 1.00 or more"),
         ({"costs": {"speed_up": 1.06}}, "latency against champion", "the champion 1.20; allowed: 1.08 or more"),
         ({"costs": {"device": "another"}}, "latency against champion", "measured on another, the champion's on cpu"),
@@ -122,7 +122,7 @@ def test_the_next_one_is_compared_with_the_champion(publish, policy, aliases):
     ],
 )
 def test_a_worse_version_is_refused_with_its_reason(publish, policy, aliases, registry, worse, check, reason):
-    """At the worse end of the interval; no alias moves, and the ledger says why."""
+    """The worse end of the interval counts; no alias changes, and ledger and tags hold the reason."""
     publish()
     promote(NAME, None, policy, None)
     publish(**worse)
@@ -131,25 +131,43 @@ def test_a_worse_version_is_refused_with_its_reason(publish, policy, aliases, re
     assert not decision.passed
     assert reason in refusals(decision)[check]
     assert aliases() == {"champion": 1, "challenger": 2}
-    act = Ledger(registry, NAME).acts()[0]
-    assert (act.outcome, act.start, act.to) == ("refused", "1", "2")
-    assert reason in act.why
-    assert registry.find(f"models:/{NAME}/2").tags["espalier.gate"].startswith("refused: ")
+    entry = Ledger(registry, NAME).entries()[0]
+    assert (entry.outcome, entry.start, entry.to) == ("refused", "1", "2")
+    assert reason in entry.why
+    version = registry.find(f"models:/{NAME}/2")
+    assert version.tags["espalier.gate"] == "refused"
+    assert reason in refusal_reason(version)
     assert "canary" not in [check.name for check in decision.checks]
 
 
+def test_a_refused_version_that_passes_later_is_not_refused(publish, policy, registry):
+    """The tags hold the latest decision; before the first one there is none."""
+    publish(macs=80)
+    undecided = registry.find(f"models:/{NAME}/1")
+    promote(NAME, None, policy, None)
+    refused = registry.find(f"models:/{NAME}/1")
+    relaxed = policy.model_copy(update={"budget": policy.budget.model_copy(update={"macs": 0.9})})
+    promote(NAME, None, relaxed, None)
+    passed = registry.find(f"models:/{NAME}/1")
+
+    assert refusal_reason(undecided) is None
+    assert refusal_reason(refused) == "budget: 80.0% of the dense model's MACs; allowed: 70.0%"
+    assert refusal_reason(passed) is None
+    assert passed.tags["espalier.gate"] == "passed"
+
+
 def test_a_version_without_intervals_is_refused(publish, policy, edit):
-    """One set has none."""
+    """One set has no interval."""
 
     def draw_one_set(folder):
         path = folder / EVIDENCE / "evaluation" / "evaluation.json"
-        told = read_json(path)
-        told["protocol"]["sets"] = 1
-        told["protocol_id"] = Protocol.model_validate(told["protocol"]).id
-        for model in told["models"].values():
+        record = read_json(path)
+        record["protocol"]["sets"] = 1
+        record["protocol_id"] = Protocol.model_validate(record["protocol"]).id
+        for model in record["models"].values():
             for metric in (it for it in model.values() if isinstance(it, dict) and "sets" in it):
                 metric.update(sets=metric["sets"][:1], half_width=None)
-        edit(path, **told)
+        edit(path, **record)
 
     publish(draw_one_set)
 
@@ -160,7 +178,7 @@ def test_a_version_without_intervals_is_refused(publish, policy, edit):
 
 @pytest.mark.parametrize("how", ["weights", "added", "removed", "list", "evaluation"])
 def test_a_version_that_was_tampered_with_is_refused(publish, policy, how):
-    """A changed, added or removed file, or a list of files made to fit."""
+    """A file was changed, added or removed, or files.json was rewritten to match."""
     folder = Path(publish().source)
     if how in ("weights", "list"):
         tensors = read_tensors(folder / MODEL / WEIGHTS)
@@ -182,12 +200,12 @@ def test_a_version_that_was_tampered_with_is_refused(publish, policy, how):
 
 
 def test_the_same_compression_makes_the_same_version(package, package_again, content):
-    """Byte for byte: neither time nor place nor a random name is in it, so an upload that broke off is not doubled."""
+    """Byte for byte, without time, path or random id; a repeated upload therefore replaces an interrupted one."""
     assert content(package) == content(package_again)
 
 
-def test_python_leaves_no_trace_that_looks_like_tampering(publish, policy):
-    """A version on this disk is opened where it lies, and what Python compiles stays beside it."""
+def test_compiled_python_is_not_tampering(publish, policy):
+    """A version in a local store is loaded in place, and Python writes __pycache__ beside its code."""
     folder = Path(publish().source)
     (folder / "__pycache__").mkdir()
     (folder / "__pycache__" / "draw.cpython-311.pyc").write_bytes(b"compiled")
@@ -196,7 +214,7 @@ def test_python_leaves_no_trace_that_looks_like_tampering(publish, policy):
 
 
 def test_a_version_without_lineage_is_refused(publish, policy, edit):
-    """Or with one that tells of other weights, or is damaged."""
+    """So is one whose lineage belongs to other weights or is damaged."""
     publish(lambda folder: (folder / EVIDENCE / "lineage.json").unlink())
     assert "no lineage" in refusals(promote(NAME, None, policy, None))["lineage"]
 
@@ -209,7 +227,7 @@ def test_a_version_without_lineage_is_refused(publish, policy, edit):
 
 
 def test_a_version_registered_by_hand_is_refused(registry, publish, policy):
-    """It has no list of files with hashes."""
+    """It has no files.json with hashes."""
     source = publish().source
     version = registry.create(NAME, source, None, {}, "")
 
@@ -218,8 +236,8 @@ def test_a_version_registered_by_hand_is_refused(registry, publish, policy):
 
 
 @pytest.mark.usefixtures("real_canary")
-def test_the_canary_sees_a_version_that_draws_something_else(publish, policy):
-    """Everything else about it is in order."""
+def test_a_version_that_draws_other_images_is_refused(publish, policy):
+    """The canary fails although every other check passes; so it does for code that raises an exception."""
 
     def repaint(folder):
         for path in (folder / EVIDENCE / "canary").glob("*.png"):
@@ -232,8 +250,8 @@ def test_the_canary_sees_a_version_that_draws_something_else(publish, policy):
     assert "Error: no GPU left" in refusals(promote(NAME, None, policy, None))["canary"]
 
 
-def test_rollback_is_one_command(publish, policy, aliases, registry):
-    """The champion of before is back, the other is withdrawn and cannot come back unnoticed; it can be done again."""
+def test_rollback_restores_the_previous_champion(publish, policy, aliases, registry):
+    """The replaced one is withdrawn and refused from then on; rollbacks can be repeated up to the first champion."""
     for _ in range(3):
         publish()
         assert promote(NAME, None, policy, None).passed
@@ -246,7 +264,7 @@ def test_rollback_is_one_command(publish, policy, aliases, registry):
 
     roll_back(NAME, policy, "worse still")
     assert aliases() == {"champion": 1}
-    with pytest.raises(InputError, match="has no previous"):
+    with pytest.raises(InputError, match="has no version with the alias previous"):
         roll_back(NAME, policy, "once more")
     assert outcomes(registry) == [
         ("promote", "none", "1", "done"),
@@ -259,28 +277,28 @@ def test_rollback_is_one_command(publish, policy, aliases, registry):
 
 
 @pytest.mark.parametrize("registry", ["sqlite", "postgresql"], indirect=True)
-def test_of_two_at_once_one_wins(publish, policy, aliases, registry, monkeypatch):
-    """Both passed the gate against the same champion; the other yields, in one line, and the ledger shows both."""
+def test_of_two_concurrent_promotions_one_yields(publish, policy, aliases, registry, monkeypatch):
+    """Both passed the gate against the same champion; one yields in one line, and the ledger holds both."""
     publish()
     promote(NAME, None, policy, None)
     publish(fids=[0.95, 1.0, 0.9])
     publish(fids=[0.9, 1.0, 0.85])
-    barrier, decide = threading.Barrier(2), promotion.decide
+    barrier, run_checks = threading.Barrier(2), promotion.run_checks
 
-    def decide_together(*arguments):
-        found = decide(*arguments)
+    def check_together(*arguments):
+        checks = run_checks(*arguments)
         barrier.wait(60)
-        return found
+        return checks
 
-    monkeypatch.setattr(promotion, "decide", decide_together)
-    ends = {}
+    monkeypatch.setattr(promotion, "run_checks", check_together)
+    results = {}
 
     def run(number):
         try:
             promote(NAME, f"models:/{NAME}/{number}", policy, None)
-            ends[number] = "won"
+            results[number] = "done"
         except InputError as error:
-            ends[number] = error.message
+            results[number] = error.message
 
     threads = [threading.Thread(target=run, args=(number,)) for number in (2, 3)]
     for thread in threads:
@@ -288,9 +306,9 @@ def test_of_two_at_once_one_wins(publish, policy, aliases, registry, monkeypatch
     for thread in threads:
         thread.join()
 
-    (winner,) = [number for number, end in ends.items() if end == "won"]
+    (winner,) = [number for number, result in results.items() if result == "done"]
     loser = 5 - winner
-    assert "nothing was changed" in ends[loser]
+    assert "nothing was changed" in results[loser]
     assert aliases()["champion"] == winner
     assert aliases()["previous"] == 1
     assert sorted(outcome for *_, outcome in outcomes(registry)[1:]) == ["done", "yielded"]
@@ -298,32 +316,32 @@ def test_of_two_at_once_one_wins(publish, policy, aliases, registry, monkeypatch
 
 @pytest.fixture
 def die_at(monkeypatch):
-    """Die as the n-th alias is about to be moved, counted from 0."""
+    """Interrupt the process before it sets the n-th alias, counted from 0."""
 
     @contextmanager
     def die(number):
-        calls, point = [], Registry.point
+        calls, set_alias = [], Registry.set_alias
 
         def count(self, *arguments):
             calls.append(arguments)
             if len(calls) > number:
                 raise KeyboardInterrupt
-            point(self, *arguments)
+            set_alias(self, *arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Registry, "point", count)
+            patch.setattr(Registry, "set_alias", count)
             yield
 
     return die
 
 
-def test_an_act_at_work_is_not_disturbed(publish, policy, aliases, registry, die_at, monkeypatch):
-    """Others yield, until its process has ended or its lease is over; then it is closed, and they go on."""
+def test_an_open_entry_makes_later_ones_yield(publish, policy, aliases, registry, die_at, monkeypatch):
+    """Once its process has ended or its lease is over, the next entry closes it and proceeds."""
     publish()
     with die_at(0), pytest.raises(KeyboardInterrupt):
         promote(NAME, None, policy, None)
     assert aliases() == {"challenger": 1}
-    with pytest.raises(InputError, match="is at work on tiny since"):
+    with pytest.raises(InputError, match=r"^entry 1 of tiny \(promote to version 1, by .*\) is in progress;"):
         promote(NAME, None, policy, None)
 
     monkeypatch.setattr(ledger_module, "LEASE_S", 0)
@@ -332,8 +350,8 @@ def test_an_act_at_work_is_not_disturbed(publish, policy, aliases, registry, die
 
 
 @pytest.mark.parametrize("moved", [0, 1, 2])
-def test_a_promotion_that_died_is_finished_or_closed(publish, policy, aliases, registry, die_at, monkeypatch, moved):
-    """Before the champion moved, nothing was changed; after it, the next act does what was left to do."""
+def test_an_interrupted_promotion_is_finished_or_closed(publish, policy, aliases, registry, die_at, monkeypatch, moved):
+    """The next entry finishes it if the champion had changed, and closes it otherwise."""
     for _ in range(3):
         publish()
         promote(NAME, None, policy, None)
@@ -352,10 +370,8 @@ def test_a_promotion_that_died_is_finished_or_closed(publish, policy, aliases, r
 
 
 @pytest.mark.parametrize("moved", [0, 1])
-def test_a_rollback_that_died_goes_not_one_version_further(
-    publish, policy, aliases, registry, die_at, monkeypatch, moved
-):
-    """Asked for again it is done or finished; a version that nobody meant is not withdrawn."""
+def test_a_repeated_rollback_goes_back_one_version_only(publish, policy, aliases, registry, die_at, monkeypatch, moved):
+    """After an interruption it is done or finished, and no other version is withdrawn."""
     for _ in range(3):
         publish()
         promote(NAME, None, policy, None)
@@ -363,7 +379,7 @@ def test_a_rollback_that_died_goes_not_one_version_further(
         roll_back(NAME, policy, "bad")
     monkeypatch.setattr(ledger_module, "LEASE_S", 0)
     if moved:
-        with pytest.raises(InputError, match="had not ended; it was finished now; look at the ledger"):
+        with pytest.raises(InputError, match="was interrupted; it is finished now; check the ledger"):
             roll_back(NAME, policy, "bad")
     else:
         roll_back(NAME, policy, "bad")
@@ -373,31 +389,31 @@ def test_a_rollback_that_died_goes_not_one_version_further(
     assert withdrawn == [3]
 
 
-def test_who_looks_late_sees_what_was_moved(publish, policy, aliases, monkeypatch):
-    """Another act that is done between two looks has moved the champion before the second."""
+def test_entries_are_read_before_the_champion(publish, policy, aliases, monkeypatch):
+    """An entry that is done between the two reads has changed the champion before the second."""
     publish()
     promote(NAME, None, policy, None)
     publish()
     publish()
-    acts, once = Ledger.acts, []
+    entries, calls = Ledger.entries, []
 
     def be_overtaken(self):
-        found = acts(self)
-        if not once:
-            once.append(None)
+        found = entries(self)
+        if not calls:
+            calls.append(None)
             promote(NAME, f"models:/{NAME}/2", policy, None)
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(Ledger, "acts", be_overtaken)
+        patch.setattr(Ledger, "entries", be_overtaken)
         patch.setattr(ledger_module, "_has_ended", lambda _: True)
-        with pytest.raises(InputError, match="became version 2 while this was decided against 1"):
+        with pytest.raises(InputError, match="became version 2, and the checks compared with 1"):
             promote(NAME, f"models:/{NAME}/3", policy, None)
     assert aliases()["champion"] == 2
 
 
-def test_a_process_that_has_ended_is_known(registry):
-    """By host, number and start; of another host nobody can tell."""
+def test_a_process_has_ended_by_host_id_and_start_time(registry):
+    """A process of another host counts as running."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     name = ledger_module._describe_process(process.pid)
     assert not ledger_module._has_ended(name)
@@ -406,11 +422,11 @@ def test_a_process_that_has_ended_is_known(registry):
 
     assert ledger_module._has_ended(name)
     assert ledger_module._has_ended(f"{name}1")
-    assert Ledger(registry, NAME).acts() == []
+    assert Ledger(registry, NAME).entries() == []
 
 
-def test_an_act_that_the_server_wrote_twice_does_not_wait_for_itself(publish, policy, aliases, registry, monkeypatch):
-    """An answer was lost and the call repeated."""
+def test_an_entry_that_was_written_twice_does_not_block_itself(publish, policy, aliases, registry, monkeypatch):
+    """The client repeats a request whose answer was lost; both entries have one nonce."""
     create = Registry.create
 
     def create_twice(self, *arguments):
@@ -424,28 +440,28 @@ def test_an_act_that_the_server_wrote_twice_does_not_wait_for_itself(publish, po
     assert [outcome for *_, outcome in outcomes(registry)] == ["yielded", "done"]
 
 
-def test_a_version_that_was_withdrawn_meanwhile_stays_so(publish, policy, aliases, monkeypatch):
-    """It was promoted and rolled back while this promotion was decided."""
+def test_a_version_that_was_withdrawn_during_the_checks_is_refused(publish, policy, aliases, monkeypatch):
+    """Another process promoted it and rolled it back meanwhile."""
     publish()
     promote(NAME, None, policy, None)
     publish()
-    decide = promotion.decide
+    run_checks = promotion.run_checks
 
-    def decide_slowly(*arguments):
-        found = decide(*arguments)
-        monkeypatch.setattr(promotion, "decide", decide)
+    def check_slowly(*arguments):
+        checks = run_checks(*arguments)
+        monkeypatch.setattr(promotion, "run_checks", run_checks)
         promote(NAME, f"models:/{NAME}/2", policy, None)
         roll_back(NAME, policy, "bad")
-        return found
+        return checks
 
-    monkeypatch.setattr(promotion, "decide", decide_slowly)
+    monkeypatch.setattr(promotion, "run_checks", check_slowly)
     with pytest.raises(InputError, match="was rolled back meanwhile"):
         promote(NAME, f"models:/{NAME}/2", policy, None)
     assert aliases() == {"champion": 1}
 
 
-def test_a_rollback_needs_no_version_that_is_gone(publish, policy, aliases, registry):
-    """The one before the previous was deleted: there is nowhere further to go back to."""
+def test_a_deleted_version_does_not_block_a_rollback(publish, policy, aliases, registry):
+    """After it there is no previous champion, since the one before was deleted."""
     for _ in range(3):
         publish()
         promote(NAME, None, policy, None)
@@ -455,8 +471,8 @@ def test_a_rollback_needs_no_version_that_is_gone(publish, policy, aliases, regi
     assert aliases() == {"champion": 2}
 
 
-def test_an_emergency_needs_no_canary(publish, policy, aliases, registry):
-    """The previous champion cannot be had here at the moment, but whoever asks for the champion can have it."""
+def test_a_rollback_without_policy_runs_no_canary(publish, policy, aliases, registry):
+    """In an emergency the previous champion may be one that this machine cannot load; a reason is still needed."""
     for _ in range(2):
         publish()
         promote(NAME, None, policy, None)
@@ -471,8 +487,8 @@ def test_an_emergency_needs_no_canary(publish, policy, aliases, registry):
 
 
 @pytest.mark.parametrize("evidence", ["nothing drawn", "a pickle", "a loader", "an empty lineage", "another file"])
-def test_what_fits_its_hashes_is_still_looked_at(publish, policy, edit, evidence):
-    """Whoever registers by hand can make the list of files fit, too."""
+def test_matching_hashes_do_not_replace_the_other_checks(publish, policy, edit, evidence):
+    """A user who registers by hand can write a files.json that matches."""
 
     def change(folder):
         if evidence == "nothing drawn":
@@ -493,9 +509,9 @@ def test_what_fits_its_hashes_is_still_looked_at(publish, policy, edit, evidence
 
     publish(change)
     reasons = {
-        "nothing drawn": "it drew none",
-        "a pickle": "artifacts/model/more.pkl: a version holds no such format",
-        "a loader": "to be opened in another way",
+        "nothing drawn": "it drew images for the seeds none",
+        "a pickle": "artifacts/model/more.pkl: the format may contain a pickle",
+        "a loader": "MLmodel names another loader",
         "an empty lineage": "it lacks",
         "another file": "damaged",
     }
@@ -503,8 +519,8 @@ def test_what_fits_its_hashes_is_still_looked_at(publish, policy, edit, evidence
     assert reasons[evidence] in reason
 
 
-def test_a_champion_that_was_tampered_with_is_no_measure(publish, policy):
-    """Or a worse version would pass by making the champion look worse."""
+def test_a_champion_that_was_tampered_with_refuses_the_candidate(publish, policy):
+    """Otherwise a worse version would pass against a champion made to look worse."""
     folder = Path(publish().source)
     promote(NAME, None, policy, None)
     path = folder / EVIDENCE / "evaluation" / "evaluation.json"
@@ -514,8 +530,8 @@ def test_a_champion_that_was_tampered_with_is_no_measure(publish, policy):
     assert list(refusals(promote(NAME, None, policy, None))) == ["champion untampered"]
 
 
-def test_the_command_line_tells_reasons_and_history(publish, tmp_path, policy):
-    """Promote, refuse, roll back, and who did what when, why, from what, to what."""
+def test_the_command_line_prints_reasons_and_history(publish, tmp_path, policy):
+    """Promotion, refusal and rollback; the ledger prints user, time, reason and both versions of each."""
     YAML().dump(policy.model_dump(), tmp_path / "policy.yaml")
 
     def run(*arguments):
@@ -532,7 +548,7 @@ def test_the_command_line_tells_reasons_and_history(publish, tmp_path, policy):
     publish(macs=90)
     refused = run("promote", NAME, "--why", "please")
     assert refused.exit_code == 1
-    assert "✗ budget: 90.0% of the MACs; allowed: 70.0%" in refused.output
+    assert "✗ budget: 90.0% of the dense model's MACs; allowed: 70.0%" in refused.output
     publish()
     assert run("promote", NAME, "--why", "monthly").exit_code == 0
     assert f"models:/{NAME}/1 is the champion again" in run("rollback", NAME, "--why", "bad sevens").output
@@ -550,16 +566,19 @@ def test_the_command_line_tells_reasons_and_history(publish, tmp_path, policy):
     [
         (("promote", "nobody"), "the registry has no models:/nobody@challenger; it has no model nobody"),
         (("promote", NAME, "--version", f"models:/{NAME}/7"), f"it has {NAME} in versions 1"),
-        (("promote", NAME, "--version", "3"), "'3' names no version; give models:/NAME/3 or models:/NAME@champion"),
-        (("promote", "../../etc"), "names no version"),
+        (("promote", NAME, "--version", "3"), "invalid version '3': expected models:/NAME/3 or models:/NAME@champion"),
+        (("promote", "../../etc"), "invalid version"),
         (("promote", NAME, "--policy", "none.yaml"), "none.yaml: No such file or directory"),
-        (("rollback", NAME, "--why", "x"), f"{NAME} has no champion, so there is nothing to go back to"),
+        (
+            ("rollback", NAME, "--why", "x"),
+            f"{NAME} has no version with the alias champion, so there is nothing to roll back to",
+        ),
         (("rollback", "no'body", "--why", "x"), "no'body"),
         (("ledger", "nobody"), "nothing was promoted yet under the name nobody"),
     ],
 )
 def test_bad_input_is_one_line(publish, root, arguments, message):
-    """And no traceback."""
+    """The command prints no traceback."""
     publish()
     policy = (
         [] if "--policy" in arguments or arguments[0] == "ledger" else ["--policy", str(root / "mlflow/promotion.yaml")]
@@ -572,21 +591,21 @@ def test_bad_input_is_one_line(publish, root, arguments, message):
     assert not isinstance(result.exception, Exception) or isinstance(result.exception, SystemExit)
 
 
-def test_a_server_that_is_away_is_one_line(monkeypatch, root):
-    """And it names no password."""
+def test_an_unavailable_server_is_one_line(monkeypatch, root):
+    """The line contains no password."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:{'hidden'}@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     result = CliRunner().invoke(main, ["promote", NAME, "--policy", str(root / "mlflow/promotion.yaml")])
 
-    assert result.exit_code == 75  # EX_TEMPFAIL: another try makes sense
+    assert result.exit_code == 75  # EX_TEMPFAIL: a retry may succeed
     assert result.output.startswith("Error: the MLflow registry ")
     assert len(result.output.splitlines()) == 1
     assert "hidden" not in result.output
 
 
 @pytest.mark.parametrize("uri", ["http://[::1", "mysql://h/x", "nothing://h", "sqlite:////dev/null/x"])
-def test_an_address_that_is_none_is_one_line(monkeypatch, uri):
-    """Whatever MLflow makes of it."""
+def test_an_invalid_address_is_one_line(monkeypatch, uri):
+    """Whichever exception MLflow raises for it."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     result = CliRunner().invoke(main, ["ledger", NAME])
@@ -595,8 +614,8 @@ def test_an_address_that_is_none_is_one_line(monkeypatch, uri):
     assert result.stderr.startswith("Error: the MLflow registry ")
 
 
-def test_plain_diffusers_and_mlflow_open_a_version(publish, policy, unet, scheduler, protocol):
-    """One function gives the pipeline; pyfunc draws the same image from a seed, whatever else is in the batch."""
+def test_diffusers_and_mlflow_load_a_version(publish, policy, unet, scheduler, protocol):
+    """load_pipeline gives the pipeline; pyfunc draws the image of a seed, independent of the rest of the batch."""
     publish()
     promote(NAME, None, policy, None)
     model = mlflow.pyfunc.load_model(f"models:/{NAME}@champion")

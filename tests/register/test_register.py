@@ -1,4 +1,4 @@
-"""What a version is called unless told, and how one draws that needs more than a seed."""
+"""The default name of a version, and the samples of a class-conditional latent version."""
 
 import base64
 import io
@@ -35,15 +35,17 @@ from tests.register.conftest import write
         ({"source": "registry", "uri": "models:/faces/3"}, "espalier-faces"),
     ],
 )
-def test_a_version_is_named_after_the_base_model(source, name):
-    """By what people call it, whatever it came from."""
+def test_the_default_name_is_that_of_the_base_model(source, name):
+    """The last part of its repository, folder or registered name, after `espalier-`."""
     lineage = SimpleNamespace(runs={"fetch": {"params": {"fetch": {"model": source}}}})
 
     assert _default_name(lineage) == name
 
 
-def test_a_latent_model_of_classes_draws_as_a_version(tmp_path, conditional, scheduler, magnitude_of, protocol):
-    """Under guidance, decoded, of the class that is asked for or that the seed chooses: the pictures of `draw`."""
+def test_a_class_conditional_latent_version_draws_the_images_of_draw(
+    tmp_path, conditional, scheduler, magnitude_of, protocol
+):
+    """With guidance and decoded; the label is given or is the seed modulo the number of classes."""
     released, package = tmp_path / "released", tmp_path / "package"
     plan = plan_pruning(conditional, magnitude_of(conditional), PruneParams(target={"ratio": 0.25}))
     pruned, clear = cut(conditional, plan), protocol.sampler.model_copy(update={"clip": False})
@@ -65,12 +67,12 @@ def test_a_latent_model_of_classes_draws_as_a_version(tmp_path, conditional, sch
     guided = protocol.model_copy(update={"sampler": clear, "guidance": 2.0, "sets": 3})
     write(package, tmp_path, pruned, scheduler, guided, released)
     model = mlflow.pyfunc.load_model(str(package))
-    chosen, asked = model.predict({"seed": [5, 6]}), model.predict({"seed": [5, 6], "label": [3, 0]})
+    default, given = model.predict({"seed": [5, 6]}), model.predict({"seed": [5, 6], "label": [3, 0]})
     context = SamplingContext(read_autoencoder(released, CPU), read_class_embedding(pruned, released), 2.0)
 
-    for found, labels in ((chosen, [1, 2]), (asked, [3, 0])):
+    for rows, labels in ((default, [1, 2]), (given, [3, 0])):
         ours = draw(pruned, scheduler, [5, 6], clear, batch_size=2, label="ours", context=context, labels=labels)
-        theirs = [np.asarray(Image.open(io.BytesIO(base64.b64decode(row["png"])))) for row in found]
+        theirs = [np.asarray(Image.open(io.BytesIO(base64.b64decode(row["png"])))) for row in rows]
         assert np.abs(np.stack(theirs).transpose(0, 3, 1, 2).astype(int) - ours).max() <= 1
-    with pytest.raises(ValueError, match="label 4 is no class; give 0 to 3"):
+    with pytest.raises(ValueError, match="label 4 is out of range; give 0 to 3"):
         model.predict({"seed": [5], "label": [4]})

@@ -1,4 +1,4 @@
-"""What is said of work that was done again."""
+"""The comparison of a version with its reproduction, and the clone that it is made in."""
 
 import shutil
 import subprocess
@@ -7,27 +7,28 @@ import pytest
 
 from stages.register.lineage import FILES, Lineage, hash_outputs
 from stages.register.registry import EVIDENCE, MODEL
-from stages.register.reproduce import Reproduction, Value, _clone, _compare, _empty
+from stages.register.reproduce import MetricComparison, Reproduction, _check_empty, _clone, _compare
 from stages.runtime.errors import InputError, without_password
-from stages.storage.files import read_json, write_json
+from stages.storage.files import file_sha256, read_json, write_json
 from stages.storage.tensors import read_tensors, write_tensors
 from stages.tracking.compression import stage_folders
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 PROVENANCE = {"device": {"name": "cpu", "threads": 2}}
+OTHER_PROVENANCE = {"device": {"name": "gpu", "threads": 2, "cuda": True}, "began_at": "today", "seconds": 7}
 MACHINE = {"python": "3.11", "packages": {"torch": "2"}, "provenance": PROVENANCE}
 
 
 @pytest.fixture
 def again(package, tmp_path):
-    """A workspace in which the same came out, and what compares it with the version."""
+    """A workspace with identical results, and the function that compares it with the version."""
     place = tmp_path / "again"
     for name in ("finetuned", "released/finetuned"):
         shutil.copytree(package / MODEL, place / "artifacts" / name)
     folders = stage_folders(place / "artifacts", place / "reports")
     shutil.copytree(package / EVIDENCE / "evaluation", folders["evaluate"])
-    for home in folders.values():
-        write_json(home / "run.json", MACHINE)
+    for folder in folders.values():
+        write_json(folder / "run.json", MACHINE)
     lineage = Lineage(
         git_commit="c" * 40,
         git_remote=None,
@@ -41,7 +42,7 @@ def again(package, tmp_path):
 
 
 def nudge(place, amount):
-    """Change one weight of the model that came out."""
+    """Add a constant to one tensor of the reproduced model."""
     for name in ("finetuned", "released/finetuned"):
         tensors = read_tensors(place / "artifacts" / name / WEIGHTS)
         tensors["conv_in.bias"] = tensors["conv_in.bias"] + amount
@@ -49,15 +50,15 @@ def nudge(place, amount):
 
 
 def remeasure(place, fid):
-    """Let the model have another mean FID."""
+    """Set the mean FID of the reproduced model."""
     path = place / "reports" / "evaluate" / "evaluation.json"
-    told = read_json(path)
-    told["models"]["finetuned"]["fid"]["mean"] = fid
-    write_json(path, told)
+    record = read_json(path)
+    record["models"]["finetuned"]["fid"]["mean"] = fid
+    write_json(path, record)
 
 
-def test_the_same_files_and_numbers_are_identical(again):
-    """Hash by hash."""
+def test_equal_hashes_and_metrics_are_identical(again):
+    """No file, no metric and nothing of the machine differs."""
     found = again[1]()
 
     assert (found.verdict, found.files, found.machine) == ("identical", [], [])
@@ -65,7 +66,7 @@ def test_the_same_files_and_numbers_are_identical(again):
 
 
 def test_other_weights_with_metrics_within_their_intervals_are_equal(again):
-    """It says which tensors are off, and by how much."""
+    """The difference names the number of tensors, the worst one and its deviation."""
     place, compare = again
     nudge(place, 0.5)
     remeasure(place, 1.05)
@@ -75,11 +76,11 @@ def test_other_weights_with_metrics_within_their_intervals_are_equal(again):
     assert [file.path for file in found.files] == [
         f"artifacts/{it}/{WEIGHTS}" for it in ("finetuned", "released/finetuned")
     ]
-    assert found.files[1].what == "1 of 144 tensors, most conv_in.bias by 0.5"
+    assert found.files[1].what == "1 of 144 tensors differ, most conv_in.bias by 0.5"
 
 
 def test_a_metric_beyond_its_interval_is_different(again):
-    """And it says which."""
+    """The metric is named."""
     place, compare = again
     remeasure(place, 2.0)
     found = compare()
@@ -89,26 +90,37 @@ def test_a_metric_beyond_its_interval_is_different(again):
 
 
 def test_without_an_interval_only_the_same_number_is_equal():
-    """One set allows nothing."""
-    verdicts = [Reproduction("x", 1, [], [Value("fid", 1.0, now, 0)]).verdict for now in (1.0, 1.0 + 1e-9)]
+    """One set has no interval, so nothing is tolerated."""
+    verdicts = [Reproduction("x", 1, [], [MetricComparison("fid", 1.0, now, 0)]).verdict for now in (1.0, 1.0 + 1e-9)]
 
     assert verdicts == ["identical", "different"]
 
 
-def test_a_file_that_was_not_made_is_named(again):
-    """And so is another machine."""
+def test_a_missing_file_is_different(again):
+    """The file is named."""
     place, compare = again
     (place / "artifacts" / "finetuned" / "pruning_plan.json").unlink()
-    write_json(place / "artifacts" / "pruned" / "run.json", {**MACHINE, "packages": {"torch": "3"}})
     found = compare()
 
-    assert [(file.path, file.what) for file in found.files] == [("artifacts/finetuned/pruning_plan.json", "not made")]
+    assert [(file.path, file.what) for file in found.files] == [("artifacts/finetuned/pruning_plan.json", "missing")]
     assert found.verdict == "different"
-    assert found.machine == ["torch 2, now 3"]
 
 
-def test_other_data_or_code_is_different(again, protocol):
-    """Its numbers do not compare."""
+def test_another_machine_is_listed_and_does_not_decide(again):
+    """Versions of packages and the device; a device is unknown if the output came out of DVC's cache then."""
+    place, compare = again
+    pruned = place / "artifacts" / "pruned"
+    write_json(pruned / "run.json", {**MACHINE, "packages": {"torch": "3"}})
+    record = {"run_sha256": file_sha256(pruned / "run.json"), **OTHER_PROVENANCE}
+    write_json(place / "artifacts" / "pruned.provenance.json", record)
+    found = compare()
+
+    assert found.machine == ["device cuda unknown, now True", "device name cpu, now gpu", "torch 2, now 3"]
+    assert found.verdict == "identical"
+
+
+def test_another_protocol_is_different(again, protocol):
+    """Metrics of two protocols cannot be compared."""
     place, compare = again
     path = place / "reports" / "evaluate" / "evaluation.json"
     other = protocol.model_copy(update={"sets": 3, "real_sha256": "e" * 64})
@@ -116,11 +128,11 @@ def test_other_data_or_code_is_different(again, protocol):
 
     found = compare()
     assert found.verdict == "different"
-    assert found.hindrance.startswith(f"the protocol came out as {other.id}, not as ")
+    assert found.obstacle.startswith(f"the protocol is {other.id} now, and was ")
 
 
-def test_another_plan_is_different_whatever_the_metrics_say(again):
-    """So are other tensors: only the values of the same numbers may be equal within tolerance."""
+def test_another_plan_or_shape_is_different_with_equal_metrics(again):
+    """Only the values of numbers may differ within tolerance."""
     place, compare = again
     for name in ("finetuned", "released/finetuned"):
         write_json(place / "artifacts" / name / "pruning_plan.json", {"kept": [1]})
@@ -129,11 +141,11 @@ def test_another_plan_is_different_whatever_the_metrics_say(again):
     tensors = read_tensors(place / "artifacts" / "released" / "finetuned" / WEIGHTS)
     tensors["conv_in.bias"] = tensors["conv_in.bias"][:1]
     write_tensors(place / "artifacts" / "released" / "finetuned" / WEIGHTS, tensors)
-    assert "other tensors" in [file.what for file in compare().files]
+    assert "other names or shapes of tensors" in [file.what for file in compare().files]
 
 
-def test_a_commit_that_is_nowhere_is_one_line(tmp_path):
-    """With what git said; an address is never taken for an option, and nothing runs."""
+def test_a_missing_commit_is_one_line(tmp_path):
+    """The line holds git's message; an address that looks like an option or a command runs nothing."""
     lineage = Lineage(
         git_commit="c" * 40,
         git_remote="--upload-pack=touch pwned",
@@ -146,22 +158,23 @@ def test_a_commit_that_is_nowhere_is_one_line(tmp_path):
     subprocess.run(["git", "init", "-q", tmp_path / "other"], check=True)
     for source in (str(tmp_path / "other"), None, "ext::touch pwned", str(tmp_path / "nothing")):
         with pytest.raises(
-            InputError, match=r"^commit cccccccccccc cannot be had from [^\n]*; name another with --repository$"
+            InputError,
+            match=r"^commit cccccccccccc cannot be checked out from [^\n]*; name another repository with --repository$",
         ):
             _clone(lineage, source, tmp_path / f"place-{source is None}-{len(source or '')}")
     assert not list(tmp_path.rglob("pwned"))
 
 
-def test_work_is_done_in_an_empty_place_only(tmp_path):
-    """Never over somebody's files."""
+def test_a_reproduction_needs_an_empty_folder(tmp_path):
+    """It never overwrites files of the user."""
     (tmp_path / "mine").write_text("")
 
     with pytest.raises(InputError, match="is not empty"):
-        _empty(tmp_path)
+        _check_empty(tmp_path)
 
 
-def test_addresses_lose_their_password():
-    """And nothing else."""
+def test_passwords_are_removed_from_addresses():
+    """The rest of an address stays as it is."""
     for password in ("secret", "a@b", "p%40"):
         assert without_password(f"https://me:{password}@host/path") == "https://host/path"
     assert without_password("git@host:path") == "git@host:path"

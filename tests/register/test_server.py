@@ -1,4 +1,4 @@
-"""The server of mlflow/: who gets in, what it keeps, what it gives away."""
+"""The server of mlflow/serve: authentication, permissions, persistence, secrets."""
 
 import subprocess
 from pathlib import Path
@@ -14,47 +14,47 @@ EXAMPLE = dict(
     for line in (Path(__file__).parents[2] / "mlflow" / "server.env.example").read_text().splitlines()
     if line and not line.startswith("#")
 )
-WORD = "hush, hush, hush"  # a password nobody has
+PASSWORD = "hush, hush, hush"  # of no user
 SEARCH = "experiments/search?max_results=10"
 
 
 def serve(root, environment):
-    """Run what starts the server, which is to end at once; `timeout` ends its children, too."""
+    """Run mlflow/serve, which is expected to fail at once; `timeout` ends its children, too."""
     command = ["timeout", "30", root / "mlflow" / "serve"]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("value", [None, "", EXAMPLE["MLFLOW_AUTH_ADMIN_PASSWORD"], "password1234", "tiny"])
 @pytest.mark.parametrize("name", ["MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY"])
-def test_it_does_not_start_without_a_secret_of_ones_own(root, tmp_path, name, value):
+def test_a_missing_or_known_password_is_refused(root, tmp_path, name, value):
     """Absent, empty, the example's, MLflow's old default or too short: one line, which names the variable."""
     environment = {key: found for key, found in Mlflow(tmp_path).environment.items() if key != name}
     if value is not None:
         environment[name] = value
-    found = serve(root, environment)
+    result = serve(root, environment)
 
-    assert found.returncode == 1
-    assert found.stdout == ""
-    assert len(found.stderr.splitlines()) == 1
-    assert name in found.stderr
-    assert not value or value not in found.stderr.replace(name, "")
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
+    assert name in result.stderr
+    assert not value or value not in result.stderr.replace(name, "")
 
 
 @pytest.mark.parametrize("name", ["MLFLOW_BACKEND_STORE_URI", "ESPALIER_AUTH_DATABASE_URI"])
 @pytest.mark.parametrize(
-    "uri", [f"postgresql://me:{WORD}/@127.0.0.1/x", f"postgresql://127.0.0.1/x?user=me&password={WORD}"]
+    "uri", [f"postgresql://me:{PASSWORD}/@127.0.0.1/x", f"postgresql://127.0.0.1/x?user=me&password={PASSWORD}"]
 )
-def test_an_address_holds_no_password(root, tmp_path, name, uri):
-    """A password in an address would show in the process list and the log."""
+def test_a_password_in_an_address_is_refused(root, tmp_path, name, uri):
+    """It would appear in the process list and the log."""
     environment = {**Mlflow(tmp_path).environment, name: uri}
-    found = serve(root, environment)
+    result = serve(root, environment)
 
-    assert found.returncode == 1
-    assert found.stderr == f"mlflow/serve: {name} holds a password; give it as PGPASSWORD instead\n"
+    assert result.returncode == 1
+    assert result.stderr == f"mlflow/serve: {name} holds a password; give it as PGPASSWORD instead\n"
 
 
-def test_it_listens_on_loopback_alone(bare_mlflow_server):
-    """Unless told otherwise nobody reaches it from another machine."""
+def test_it_listens_on_loopback_only(bare_mlflow_server):
+    """By default no other machine can reach it."""
     listening = {
         socket.laddr
         for process in bare_mlflow_server.processes()
@@ -65,8 +65,8 @@ def test_it_listens_on_loopback_alone(bare_mlflow_server):
     assert listening == {("127.0.0.1", bare_mlflow_server.port)}
 
 
-def test_only_users_get_in(bare_mlflow_server):
-    """No name, a wrong password and an unknown name are refused alike."""
+def test_a_request_needs_a_user_and_password(bare_mlflow_server):
+    """No user, a wrong password and an unknown user are refused in the same way."""
     server = bare_mlflow_server
 
     assert server.request_status(SEARCH, server.admin) == 200
@@ -75,32 +75,32 @@ def test_only_users_get_in(bare_mlflow_server):
     assert server.request_status(SEARCH, ("nobody", server.password)) == 401
 
 
-def test_it_answers_to_its_own_name_alone(bare_mlflow_server):
-    """A page elsewhere cannot reach it through a name that it made point to loopback."""
+def test_other_host_names_are_refused(bare_mlflow_server):
+    """A web page cannot reach it through a host name that resolves to loopback (DNS rebinding)."""
     server = bare_mlflow_server
 
     assert server.request_status(SEARCH, server.admin, f"localhost:{server.port}") == 200
     assert server.request_status(SEARCH, server.admin, f"evil.example:{server.port}") == 403
 
 
-def test_users_read_what_others_made_and_change_nothing(bare_mlflow_server, as_client):
-    """What one user made, another one reads, and only reads; and only the admin makes users."""
+def test_users_read_and_do_not_change_what_others_created(bare_mlflow_server, as_client):
+    """Only the owner writes to an experiment, and only the admin creates users."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     server = as_client(bare_mlflow_server)
-    made = MlflowClient(server.uri).create_experiment("of the admin")
+    experiment = MlflowClient(server.uri).create_experiment("of the admin")
     reader = server.new_user()
     as_client(server, reader)
 
-    assert MlflowClient(server.uri).get_experiment(made).name == "of the admin"
+    assert MlflowClient(server.uri).get_experiment(experiment).name == "of the admin"
     with pytest.raises(MlflowException, match="Permission denied"):
-        MlflowClient(server.uri).create_run(made)
-    assert server.request_status("users/create", reader, body={"username": "another", "password": WORD}) == 403
+        MlflowClient(server.uri).create_run(experiment)
+    assert server.request_status("users/create", reader, body={"username": "another", "password": PASSWORD}) == 403
 
 
-def test_a_run_outlives_its_servers(mlflow_server, postgres, swift, as_client, tmp_path):
-    """PostgreSQL goes away in mid-run, then MLflow is killed; what was logged is there, in PostgreSQL and in S3."""
+def test_a_run_survives_restarts_of_its_servers(mlflow_server, postgres, swift, as_client, tmp_path):
+    """PostgreSQL restarts during a run, then MLflow is killed; all metrics are in PostgreSQL, the artifact in S3."""
     from mlflow import MlflowClient
 
     server = as_client(mlflow_server)
@@ -125,13 +125,13 @@ def test_a_run_outlives_its_servers(mlflow_server, postgres, swift, as_client, t
     assert [key.rpartition("/")[2] for key in keys if run_id in key] == ["notes.txt"]
 
 
-def test_it_gives_no_secret_away(mlflow_server, postgres):
-    """Passwords and keys stand on no command line and in no log, from the first start on."""
+def test_secrets_are_in_no_command_line_and_no_log(mlflow_server, postgres):
+    """From the first process on; files that hold them are readable by their owner only."""
     mlflow_server.note_command_lines()
     secrets = {mlflow_server.password, mlflow_server.key, postgres.password, SECRET}
     lines = "\n".join(mlflow_server.command_lines)
 
-    assert "db upgrade" in lines  # so they were noted from the first process on
+    assert "db upgrade" in lines  # the command lines start with the first process
     assert "uvicorn" in lines
     assert [secret for secret in secrets if secret in lines] == []
     assert [secret for secret in secrets if secret in mlflow_server.log.read_text()] == []
@@ -140,8 +140,8 @@ def test_it_gives_no_secret_away(mlflow_server, postgres):
         assert path.stat().st_mode & 0o077 == 0
 
 
-def test_postgres_comes_back_after_a_power_cut(postgres):
-    """The tests' own server recovers what was committed before it was killed, and asks for its password."""
+def test_postgres_recovers_after_a_kill(postgres):
+    """The tests' own server keeps what was committed, and requires its password."""
     import psycopg2
 
     postgres.query("CREATE TABLE survivor AS SELECT 7 AS number")
@@ -150,4 +150,4 @@ def test_postgres_comes_back_after_a_power_cut(postgres):
 
     assert postgres.query("SELECT number FROM survivor") == [(7,)]
     with pytest.raises(psycopg2.OperationalError, match="password"):
-        psycopg2.connect(host="127.0.0.1", port=postgres.port, user=postgres.user, password=WORD, dbname="postgres")
+        psycopg2.connect(host="127.0.0.1", port=postgres.port, user=postgres.user, password=PASSWORD, dbname="postgres")

@@ -1,4 +1,4 @@
-"""The record in MLflow."""
+"""The record of a compression in MLflow."""
 
 import os
 
@@ -15,20 +15,19 @@ from stages.storage.provenance import write_run_record
 from stages.storage.tensors import write_tensors
 from stages.tracking.__main__ import main
 from stages.tracking.compression import Compression
-from stages.tracking.recording import record as record_in
-from stages.tracking.recording import send_record
+from stages.tracking.recording import record_compression, send_record
 
 
 @pytest.fixture
 def compression(tmp_path, params, magnitude, monkeypatch):
-    """What the stages leave behind, in small; MLflow's store is in a folder of the test's own."""
+    """Small outputs of all stages; MLflow's store is in a folder of the test's own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    found = Compression(tmp_path / "artifacts", tmp_path / "reports")
-    for stage in found.folders:
+    made = Compression(tmp_path / "artifacts", tmp_path / "reports")
+    for stage in made.folders:
         block = {} if stage == "evaluate" else {stage: getattr(params, stage)}
-        write_run_record(found.folders[stage], stage, seed=params.seed, **block)
-    write_tensors(found.model / "unet" / "weights.safetensors", magnitude.saliency)
+        write_run_record(made.folders[stage], stage, seed=params.seed, **block)
+    write_tensors(made.model / "unet" / "weights.safetensors", magnitude.saliency)
     curve = [CurvePoint(0, None, ((0.9, 0.5),)), CurvePoint(9, 0.2, ((0.9, 0.1),))]
     write_report(curve, {}, tmp_path / "reports" / "finetune")
     (tmp_path / "reports" / "importance").mkdir()
@@ -36,17 +35,17 @@ def compression(tmp_path, params, magnitude, monkeypatch):
     evaluated = tmp_path / "reports" / "evaluate"
     write_json(evaluated / "metrics" / "finetuned.json", {"protocol": "0123456789ab", "fid": 1.25})
     write_json(evaluated / "evaluation.json", {"protocol_id": "0123456789ab"})
-    write_json(found.folders["costs"] / "costs.json", {"costs": [{"device": "a CPU"}]})
-    return found
+    write_json(made.folders["costs"] / "costs.json", {"costs": [{"device": "a CPU"}]})
+    return made
 
 
 def record(compression):
-    """Keep it beside its reports and send it."""
-    return record_in(compression, compression.reports.parent / "unsent")
+    """Save a record beside the reports and send it."""
+    return record_compression(compression, compression.reports.parent / "unsent")
 
 
 def test_one_compression_is_one_run(compression):
-    """Params, metrics, curves, pictures and model are in it, and a second call finds it instead of writing another."""
+    """It holds params, metrics, curves and reports; a second call finds the same run."""
     run_id, new = record(compression)
     again, new_again = record(compression)
 
@@ -66,7 +65,7 @@ def test_one_compression_is_one_run(compression):
 
 
 def test_other_weights_are_another_compression(compression):
-    """The content decides, not the moment."""
+    """The id is a hash of the content."""
     first, _ = record(compression)
     write_tensors(compression.model / "unet" / "weights.safetensors", {"other": torch.ones(1)})
     second, new = record(compression)
@@ -75,8 +74,8 @@ def test_other_weights_are_another_compression(compression):
     assert first != second
 
 
-def test_where_and_when_it_ran_is_not_what_it_is(compression):
-    """The same params, code and weights at another commit or on another machine are the same compression."""
+def test_commit_and_device_do_not_change_the_id(compression):
+    """Equal params, code and weights are the same compression; other code is not."""
     first = compression.id()
     path = compression.folders["prune"] / "run.json"
     write_json(path, {**read_json(path), "git_commit": "f" * 40, "device": {"name": "another"}})
@@ -87,13 +86,13 @@ def test_where_and_when_it_ran_is_not_what_it_is(compression):
 
 
 def waiting(unsent):
-    """Name the records that wait."""
+    """List the names of the saved records."""
     return [path.name for path in unsent.iterdir() if path.name != ".lock"]
 
 
 @pytest.mark.parametrize("call", ["log_batch", "log_artifacts", "set_terminated", "search_runs"])
-def test_a_record_that_broke_off_is_written_again(compression, monkeypatch, call):
-    """Wherever the server died, the record waits; sent again it is there once and whole, and no half run is left."""
+def test_an_interrupted_record_is_sent_again(compression, monkeypatch, call):
+    """Whichever request fails, the record stays saved; the next call leaves one complete run and no unfinished one."""
 
     def break_off(*_, **__):
         raise ConnectionError("gone")
@@ -113,8 +112,8 @@ def test_a_record_that_broke_off_is_written_again(compression, monkeypatch, call
     assert not waiting(unsent)
 
 
-def test_an_answer_that_was_lost_doubles_nothing(compression, monkeypatch):
-    """The run was finished but the sender never heard of it: the next try finds it."""
+def test_a_lost_answer_creates_no_second_run(compression, monkeypatch):
+    """The server finished the run, but its answer was lost: the next call finds it."""
     finish = MlflowClient.set_terminated
 
     def finish_and_die(*arguments):
@@ -130,40 +129,40 @@ def test_an_answer_that_was_lost_doubles_nothing(compression, monkeypatch):
 
 
 def test_two_machines_at_once_leave_one_run(compression, monkeypatch):
-    """Both found none and both wrote one: the one that was kept first stays, and is found from then on."""
+    """Both found no run and created one: the record that was saved first remains."""
     MlflowClient().create_experiment("espalier")
     other = []
     search = MlflowClient.search_runs
 
-    def look(self, *arguments, **options):
-        if not other:  # the other machine writes its run between our look and our own run
+    def search_late(self, *arguments, **options):
+        if not other:  # the other machine creates its run after this search
             other.append(None)
-            record_in(compression, compression.reports.parent / "elsewhere")
+            record_compression(compression, compression.reports.parent / "elsewhere")
             return []
         return search(self, *arguments, **options)
 
-    monkeypatch.setattr(MlflowClient, "search_runs", look)
+    monkeypatch.setattr(MlflowClient, "search_runs", search_late)
     run_id, _ = record(compression)
 
     client = MlflowClient()
     (run,) = client.search_runs([client.get_experiment_by_name("espalier").experiment_id])
-    assert run.info.run_id == run_id == record_in(compression, compression.reports.parent / "elsewhere")[0]
+    assert run.info.run_id == run_id == record_compression(compression, compression.reports.parent / "elsewhere")[0]
 
 
-def test_a_server_that_is_away_does_not_stop_the_work(compression, monkeypatch):
-    """With --allow-offline it is a warning that says how to record later, without it an error; never a traceback."""
+def test_an_unavailable_server_is_a_warning_with_allow_offline(compression, monkeypatch):
+    """Without it an error; both name the command that records later, and neither prints a traceback."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     assert compression
     lenient, strict = (CliRunner().invoke(main, options) for options in (["--allow-offline"], []))
 
-    assert (lenient.exit_code, strict.exit_code) == (0, 75)  # EX_TEMPFAIL: another try makes sense
+    assert (lenient.exit_code, strict.exit_code) == (0, 75)  # EX_TEMPFAIL: a retry may succeed
     for result in (lenient, strict):
         assert "or by: python -m stages.tracking" in result.output
 
 
-def test_what_waits_goes_with_the_next_record(compression, monkeypatch):
-    """Also when that is of another compression; reports changed since then were kept as they were."""
+def test_saved_records_are_sent_with_the_next_one(compression, monkeypatch):
+    """Also with that of another compression; a saved record holds the reports of its own time."""
     server = os.environ["MLFLOW_TRACKING_URI"]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -183,8 +182,8 @@ def test_what_waits_goes_with_the_next_record(compression, monkeypatch):
     assert not waiting(folder / "unsent")
 
 
-def test_a_damaged_record_that_waits_is_named(compression):
-    """One line says which, and nothing of it is sent."""
+def test_a_damaged_saved_record_is_named(compression):
+    """It is not sent."""
     folder = compression.reports.parent / "unsent" / ("0" * 64)
     write_json(folder / "record.json", {"compression": "../../etc"})
 
@@ -193,8 +192,8 @@ def test_a_damaged_record_that_waits_is_named(compression):
 
 
 @pytest.mark.parametrize("text", ["{", "{}"])
-def test_a_damaged_record_is_no_fault_of_the_server(compression, text):
-    """--allow-offline does not hide it."""
+def test_a_damaged_run_record_is_an_input_error(compression, text):
+    """It is not an error of the server, which --allow-offline would hide."""
     (compression.folders["prune"] / "run.json").write_text(text)
 
     with pytest.raises(InputError, match=r"run\.json is not"):
@@ -202,8 +201,8 @@ def test_a_damaged_record_is_no_fault_of_the_server(compression, text):
 
 
 @pytest.mark.parametrize("change", [{"params": []}, {"params": {}}, {"params": {"importance": {"criterion": {}}}}])
-def test_a_record_of_another_shape_is_one_line(compression, tmp_path, change):
-    """Whatever somebody wrote into it, and nothing is kept."""
+def test_a_run_record_of_another_shape_is_one_line(compression, tmp_path, change):
+    """No record is saved."""
     path = compression.folders["evaluate"] / "run.json"
     write_json(path, {**read_json(path), **change})
     importance = compression.folders["importance"] / "run.json"
@@ -216,17 +215,17 @@ def test_a_record_of_another_shape_is_one_line(compression, tmp_path, change):
     assert not (tmp_path / "unsent").exists() or not waiting(tmp_path / "unsent")
 
 
-def test_reports_that_cannot_be_copied_are_told(compression, tmp_path):
-    """A link into nothing, say; nothing is kept by halves."""
+def test_reports_that_cannot_be_copied_are_one_line(compression, tmp_path):
+    """For example a broken link; no incomplete record is saved."""
     (compression.reports / "link").symlink_to(tmp_path / "nothing")
 
-    with pytest.raises(InputError, match="cannot be kept in"):
+    with pytest.raises(InputError, match="cannot be copied to"):
         record(compression)
     assert not waiting(tmp_path / "unsent")
 
 
-def test_without_a_finished_compression_there_is_nothing_to_record(tmp_path):
-    """Also with --allow-offline: this is no fault of a server."""
+def test_an_unfinished_compression_is_an_input_error(tmp_path):
+    """No record is saved."""
     with pytest.raises(InputError, match="run the pipeline first"):
         record(Compression(tmp_path / "artifacts", tmp_path / "reports"))
     assert not (tmp_path / "unsent").exists()

@@ -1,0 +1,73 @@
+"""The lineage that is read from a workspace."""
+
+import subprocess
+import sys
+
+import pytest
+
+from stages.register.lineage import read_workspace_lineage
+from stages.runtime.code_hash import hash_code
+from stages.runtime.errors import InputError
+from stages.storage.files import file_sha256, read_json, write_json
+from stages.tracking.compression import Compression
+
+
+def commit(folder):
+    """Commit every file of a workspace."""
+    for command in (("add", "."), ("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q", "-m", "all")):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+
+
+@pytest.fixture
+def compression(tmp_path, monkeypatch):
+    """A committed workspace whose pipeline is up to date, with the run.json of every stage."""
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(["git", "init", "-q"], check=True)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "-q"], check=True)
+    (tmp_path / ".gitignore").write_text("artifacts\nreports\n")
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    (tmp_path / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
+    for name in ("params.yaml", "requirements.lock"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "code.py").write_text("")
+    commit(tmp_path)
+    made = Compression(tmp_path / "artifacts", tmp_path / "reports")
+    for stage, folder in made.folders.items():
+        write_json(folder / "run.json", {"stage": stage, "code_sha256": hash_code(stage)})
+    write_json(tmp_path / "artifacts" / "data" / "dataset.json", {"sha256": "d" * 64})
+    return made
+
+
+def test_the_lineage_names_head_and_holds_runs_with_provenance(compression, tmp_path):
+    """The provenance of a stage whose output came out of DVC's cache is null."""
+    run_record = compression.folders["prune"] / "run.json"
+    provenance = {"run_sha256": file_sha256(run_record), "device": {"name": "cpu"}}
+    write_json(tmp_path / "artifacts" / "pruned.provenance.json", provenance)
+    lineage = read_workspace_lineage(compression)
+
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    assert lineage.git_commit == head.stdout.strip()
+    assert lineage.runs["prune"] == {**read_json(run_record), "provenance": provenance}
+    assert lineage.runs["fetch"]["provenance"] is None
+
+
+def test_outputs_of_other_code_than_the_checkout_are_refused(compression):
+    """The commit of a version is HEAD, so every stage must have run the code of HEAD; one line names the stages."""
+    for stage in ("prune", "evaluate"):
+        write_json(compression.folders[stage] / "run.json", {"stage": stage, "code_sha256": "f" * 64})
+
+    with pytest.raises(InputError) as caught:
+        read_workspace_lineage(compression)
+    assert caught.value.message == (
+        "code_sha256 in run.json of prune, evaluate is not the hash of the code in this checkout; "
+        "run the pipeline again: make run"
+    )
+
+
+def test_code_that_is_not_committed_is_refused(compression, tmp_path):
+    """The commit of a version would not hold the code that made it."""
+    (tmp_path / "stages" / "code.py").write_text("changed = True\n")
+
+    with pytest.raises(InputError, match=r"^stages/code\.py is not as in commit [0-9a-f]{12}; commit it"):
+        read_workspace_lineage(compression)
