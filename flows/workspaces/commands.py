@@ -23,7 +23,7 @@ Log = Callable[[str], None]
 """Takes one line."""
 EXIT_CODE_VARIABLE = "ESPALIER_EXIT_CODE_FILE"
 STAGE_SHELL = Path(__file__).parent / "stage_shell.sh"
-"""Takes the place of the user's shell, so that the exit code of a stage below DVC is known."""
+"""Replaces the user's shell, so that the exit code of a stage that DVC runs is known."""
 SIGNALLED = range(129, 193)
 """128 + n: exit codes of a process that signal n killed; DVC's own exit codes lie above."""
 MARK = "ESPALIER_COMMAND"

@@ -1,6 +1,6 @@
 """A preset's params -> the cells of the paper's table: every method with every seed, of equal size and equal steps."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from flows.workspaces.grid import PlannedCell
@@ -106,19 +106,24 @@ def plan_comparison(
     rows = plan_rows(params)
     check_plan(rows, names, seeds, overrides)
     common = {"finetune.steps": params.finetune.steps, **overrides}
-    rows_of_seed = [(name, METHODS[name], {**common, **rows[name]}) for name in METHODS if name in names]
-    if ablation:
-        rows_of_seed += [
-            (ABLATION, f"{count} timesteps", {**common, **ONE_SHOT, "importance.num_timesteps": count})
-            for count in TIMESTEPS
-        ]
     cells = [
         PlannedCell(f"{title}, seed {seed}", {**given, "seed": seed}, {"row": row})
         for seed in seeds
-        for row, title, given in rows_of_seed
+        for row, title, given in _cells_of_a_seed(rows, names, common, ablation=ablation)
     ]
     repository.render(source, [cell.overrides for cell in cells])
     return cells
+
+
+def _cells_of_a_seed(
+    rows: Mapping[str, Overrides], names: Sequence[str], common: Overrides, *, ablation: bool
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield row, title and overrides of every cell that each seed has."""
+    for name in METHODS:
+        if name in names:
+            yield name, METHODS[name], {**common, **rows[name]}
+    for count in TIMESTEPS if ablation else ():
+        yield ABLATION, f"{count} timesteps", {**common, **ONE_SHOT, "importance.num_timesteps": count}
 
 
 def check_plan(rows: Mapping[str, Overrides], names: Iterable[str], seeds: Sequence[int], overrides: Overrides) -> None:

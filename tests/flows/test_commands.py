@@ -73,7 +73,7 @@ def test_only_unavailable_servers_and_signals_are_retried(script, code, is_trans
 
 
 def test_a_stage_code_shows_that_dvc_ran_a_stage():
-    """None where DVC ran none, and that of the last command where a stage has several."""
+    """It is None where DVC ran no stage, and the code of the last command where a stage has several."""
     assert run(["echo", "Running stage 'prune':"], discard).stage_code is None
     assert run(["sh", "-c", "$SHELL -c true"], discard).stage_code == 0
     assert run(["sh", "-c", "$SHELL -c true; $SHELL -c 'exit 3'"], discard).stage_code == 3
@@ -105,7 +105,7 @@ ODD = "no MLflow run x: Error: give a; b\\nERROR: exited with (75)"
 
 @pytest.mark.parametrize("error", ["InputError", "UnavailableError"])
 def test_the_message_of_an_input_error_arrives_as_data(error):
-    """Whatever its text, and whatever is printed beside it."""
+    """Neither its own text nor other printed lines change it."""
     code = f"""
 import click
 from stages.runtime.errors import {error}
@@ -121,7 +121,7 @@ main()
 
 
 def test_a_result_arrives_as_data():
-    """The last one that was written; text that looks like one is only text."""
+    """The last written result counts; printed text that looks like a result has no effect."""
     code = """
 from stages.runtime.result import write_result
 write_result(mlflow_run="half")
@@ -134,7 +134,7 @@ print("MLflow run other: recorded")
 
 
 def test_progress_arrives_as_data():
-    """Each time that it changes; a line of the same form is no progress."""
+    """The callback gets every change; a printed line of the same form has no effect."""
     code = """
 import time
 from stages.runtime.progress import track

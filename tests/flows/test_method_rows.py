@@ -106,14 +106,14 @@ def test_the_ablation_varies_the_number_of_timesteps_alone(plan):
     ],
 )
 def test_what_cannot_be_compared_is_one_line(plan, given, message):
-    """Before anything is cloned."""
+    """The error comes before anything is cloned."""
     with pytest.raises(InputError, match=message) as caught:
         plan("digits", **given)
     assert len(caught.value.message.splitlines()) == 1
 
 
 def test_an_unknown_preset_is_reported_with_the_known_ones(plan):
-    """Those of the commit, not of the checkout."""
+    """The message lists the presets of the commit, not of the checkout."""
     with pytest.raises(InputError, match=r"commit [0-9a-f]{12} has no preset 'nonsense'; it has ") as caught:
         plan("nonsense")
     assert caught.value.message.endswith(f"it has {', '.join(PRESETS)}")
@@ -121,7 +121,7 @@ def test_an_unknown_preset_is_reported_with_the_known_ones(plan):
 
 @pytest.mark.parametrize("text", ["", "a", "1,", "1,1", "0,00", "-1", "1.5"])
 def test_seeds_are_different_numbers(text):
-    """Each once."""
+    """Each seed is a number from 0 and occurs once."""
     with pytest.raises(InputError, match="give different numbers from 0"):
         parse_seeds(text)
     assert parse_seeds("0, 3,1") == [0, 3, 1]
@@ -129,7 +129,7 @@ def test_seeds_are_different_numbers(text):
 
 @pytest.mark.usefixtures("repository")
 def test_a_preset_has_a_workspace_of_its_own():
-    """Its params stand in it with the overrides, and neither params.yaml nor another preset shares it."""
+    """It holds the preset's params with the overrides; params.yaml and other presets have other workspaces."""
     found = {}
     for preset in (None, "digits", "mnist"):
         with open_workspace("HEAD", {"seed": 5}, print, preset=preset) as place:
@@ -142,7 +142,7 @@ def test_a_preset_has_a_workspace_of_its_own():
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name not in ("digits", "mnist")])
 def test_the_paper_published_numbers_of_its_presets(preset):
-    """With how they were measured, the dense model first."""
+    """The table has its protocol, and begins with the dense model."""
     found = read_published()[preset]
 
     assert found.rows[0].method == "pretrained"

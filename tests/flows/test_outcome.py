@@ -43,7 +43,7 @@ def finished_run(outcome, state):
 
 @pytest.mark.usefixtures("prefect")
 def test_an_outcome_travels_with_its_flow_run():
-    """As it was attached; a run without one is an error of one line."""
+    """The server returns what was attached; a run without an outcome is an error of one line."""
     assert read_outcome(finished_run(OUTCOME, Completed(message=ODD))) == OUTCOME
     with pytest.raises(InputError, match=r"has no label espalier\.outcome; update the workers"):
         read_outcome(finished_run(None, Completed(message=ODD)))
@@ -52,7 +52,7 @@ def test_an_outcome_travels_with_its_flow_run():
 @pytest.mark.usefixtures("prefect")
 @pytest.mark.parametrize("state_type", [Completed, Failed])
 def test_a_cell_of_a_pool_has_the_outcome_of_its_run(monkeypatch, state_type):
-    """Its message is shown and not parsed; a failed run has a failed cell."""
+    """The run's message is shown and not parsed; a failed run is a failed cell."""
     run = finished_run(OUTCOME, state_type(message=ODD))
     monkeypatch.setattr(runners, "_find_run", lambda _tag: run)
 

@@ -70,7 +70,7 @@ def test_what_is_not_allowed_is_one_line(root, texts, message):
     )
 )
 def test_a_grid_has_each_combination_once(grid):
-    """As many cells as the product of the numbers of different values."""
+    """The number of cells is the product of the numbers of different values."""
     if not grid:
         return
     cells = combine(grid)
@@ -88,6 +88,6 @@ def test_a_grid_without_cells_is_refused(texts):
 
 
 def test_a_grid_reads_lists_and_commas():
-    """Both notations, with values of any kind."""
+    """Both notations are read, with values of any type."""
     found = parse_grid(["prune.target.macs=44%,0.5", "prune.compensate=[null, {num_images: 2}]"])
     assert found == {"prune.target.macs": ["44%", 0.5], "prune.compensate": [None, {"num_images": 2}]}

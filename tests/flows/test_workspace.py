@@ -185,7 +185,7 @@ def test_an_older_commit_is_had_by_hash_branch_and_tag(project, enter):
 
 
 def test_overrides_land_in_the_workspace_alone(project, enter):
-    """In its params.yaml; nothing else of it differs from the commit, and the checkout's stays."""
+    """The workspace's params.yaml has them; its other files and the checkout stay unchanged."""
     before = (project / "params.yaml").read_bytes()
 
     found = enter(finetune__steps=7, prune__target__macs="56%")
@@ -273,7 +273,7 @@ def test_a_clone_that_fails_leaves_nothing(project, enter):
 
 @pytest.mark.usefixtures("project")
 def test_a_second_process_waits_for_the_first():
-    """It says so, gets in when the first is out, and also when the first was killed."""
+    """It logs that it waits, and continues when the first ends or is killed."""
 
     def start():
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -327,7 +327,7 @@ def test_a_git_hook_starts_no_run_in_its_own_repository(project, tmp_path, enter
 
 
 def test_all_share_the_cache_of_the_checkout(project, enter):
-    """By links where the file system has them; a command in the workspace puts nothing elsewhere."""
+    """Outputs are links where the file system has them; a command in the workspace uses no other cache."""
     found = config(enter().workspace)["cache"]
 
     assert found == {"dir": str(project / ".dvc" / "cache"), "type": LINKS}
@@ -367,7 +367,7 @@ def test_settings_of_the_users_own_are_kept(project, enter):
 
 
 def test_a_relative_remote_is_the_same_folder_from_a_workspace(project, tmp_path, enter):
-    """As DVC itself understands it, which reads a path from the file that it stands in; an address stays as it is."""
+    """DVC resolves a path relative to its config file; an address stays unchanged."""
     dvc(project, "remote", "add", "--default", "near", "../store")
     dvc(project, "remote", "add", "far", "s3://bucket/dvc")
     assert "url = ../../store" in (project / ".dvc" / "config").read_text()
@@ -399,7 +399,7 @@ def test_dvc_reads_the_settings_of_a_workspace(project, enter):
 
 @pytest.mark.parametrize("content", [b"[cache\n", b"[cache]\n[cache]\n", b"cache = x\n", b"remote = x\n", b"\xff\xfe"])
 def test_a_damaged_config_is_one_line(project, enter, content):
-    """With what to do."""
+    """The message names the remedy."""
     (project / ".dvc" / "config.local").write_bytes(content)
 
     with pytest.raises(InputError, match=r"DVC's config cannot be read .*; correct \.dvc/config") as caught:
@@ -408,7 +408,7 @@ def test_a_damaged_config_is_one_line(project, enter, content):
 
 
 def test_an_address_is_mirrored(elsewhere, enter):
-    """Cloned once, brought up to date when it has a new commit; the workspace knows the address as its origin."""
+    """It is cloned once and updated when it has a new commit; the workspace's origin is the address."""
     first = enter()
     (elsewhere.origin / "new").write_text("new")
     head = commit(elsewhere.origin)
@@ -468,7 +468,7 @@ def test_a_bare_repository_is_cloned_from(project, tmp_path, enter, monkeypatch)
     ],
 )
 def test_an_unknown_commit_is_one_line(project, enter, name, message):
-    """With the repository and what to give; nothing is made for it."""
+    """The message names the repository and the remedy; no workspace is made."""
     with pytest.raises(InputError, match=message) as caught:
         enter(name)
 
@@ -597,7 +597,7 @@ def test_a_mirror_of_a_repository_that_is_gone_is_not_used(elsewhere, tmp_path, 
 
 @pytest.mark.parametrize("has_home", [True, False])
 def test_a_password_in_the_address_is_not_printed(elsewhere, enter, monkeypatch, has_home):  # noqa: ARG001
-    """Neither by us nor by git; nobody listens at that port."""
+    """Neither our message nor git's contains it; no server listens at that port."""
     monkeypatch.setenv(REPOSITORY_VARIABLE, f"http://me:{HIDDEN}@127.0.0.1:9/espalier.git")
     monkeypatch.setenv("GIT_TERMINAL_PROMPT", "0")
     if not has_home:
@@ -641,7 +641,7 @@ def keys(project):
     ],
 )
 def test_a_key_changes_with_its_params_and_what_it_needs(keys, old, new, changed):
-    """And with nothing else: stages that would make the same have the same name."""
+    """It changes with nothing else: stages with equal outputs have equal keys."""
     one, other = keys(), keys(old, new)
 
     assert list(one) == list(other) == ["fetch", "reference", "importance", "prune", "finetune", "evaluate", "report"]
@@ -662,7 +662,7 @@ def test_cells_share_what_they_have_in_common(enter):
 
 
 def test_another_commit_is_other_work(project, enter):
-    """Its code may differ, so no stage waits for that of another commit."""
+    """The code may differ, so no stage waits for a stage of another commit."""
     one = enter(seed=1)
     first = keys_of(one)
     (project / "new").write_text("new")
@@ -678,7 +678,7 @@ def keys_of(found):
 
 @pytest.mark.usefixtures("project")
 def test_the_same_work_is_done_once_at_a_time():
-    """By whichever workspace comes first; another says that it waits, and waits for no other work."""
+    """The first workspace does it; a second logs that it waits, and does not wait for other work."""
     with open_workspace("HEAD", {"seed": 1}, print) as workspace:
         key = workspace.keys()["fetch"]
         with workspace.exclusive(key, print):
