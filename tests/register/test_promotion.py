@@ -574,7 +574,7 @@ def test_the_command_line_prints_reasons_and_history(publish, tmp_path, policy):
             f"{NAME} has no version with the alias champion, so there is nothing to roll back to",
         ),
         (("rollback", "no'body", "--why", "x"), "no'body"),
-        (("ledger", "nobody"), "nothing was promoted yet under the name nobody"),
+        (("ledger", "nobody"), "model nobody has no promotions yet"),
     ],
 )
 def test_bad_input_is_one_line(publish, root, arguments, message):
