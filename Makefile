@@ -28,7 +28,7 @@ $(READY): requirements.lock pyproject.toml
 	VIRTUAL_ENV=.venv $(BIN)/uv pip install --no-deps --no-build-isolation --editable .
 	@touch $@
 
-run: $(READY) ## Prune the bundled model: fetch, importance, prune, finetune, evaluate
+run: $(READY) ## Prune the bundled model: run every stage of dvc.yaml that is out of date
 	@$(BIN)/python -m stages.params
 	@$(BIN)/dvc repro
 	@cat reports/summary/results.md

@@ -1,1 +1,1 @@
-"""The code of each stage as it runs -> one hash a stage."""
+"""The code that each stage runs -> one hash for each stage."""

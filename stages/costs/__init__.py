@@ -1,1 +1,1 @@
-"""The models -> time, throughput and memory of a forward pass."""
+"""Models -> time, throughput and memory of a forward pass."""

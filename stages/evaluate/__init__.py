@@ -1,1 +1,1 @@
-"""Dense, pruned and finetuned models -> how well they draw, how alike, and what they cost."""
+"""Reference and models -> image quality of each model and its similarity to the dense model."""

@@ -1,1 +1,1 @@
-"""Dense model and real images -> what every other model is compared with, under one protocol."""
+"""Dense model and real images -> the reference samples and features of one protocol."""

@@ -1,1 +1,1 @@
-"""What the other stages found -> one page to look at, figures, and a model card beside every model."""
+"""Outputs of the other stages -> results table, figures, page, and a card for each model."""

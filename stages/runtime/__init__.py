@@ -1,1 +1,1 @@
-"""This process: errors, seeds, progress, device, telemetry, git, checked records."""
+"""Errors, seeds, progress, device, telemetry, git, checked records, code hashes of this process."""

@@ -32,10 +32,10 @@ def diff_evaluations(one: Path, other: Path, model: str) -> dict[str, Estimate]:
 
 
 def version_warning(one: Path, other: Path) -> str | None:
-    """Name what differs between two evaluations' code, packages and device, which the protocol does not contain.
+    """Name what differs between two evaluations' code and packages, which the protocol does not contain.
 
     None if nothing differs.
     """
     runs = [read_json(folder / RUN_RECORD) for folder in (one, other)]
-    changed = [key for key in ("code_sha256", "packages", "device") if runs[0].get(key) != runs[1].get(key)]
+    changed = [key for key in ("code_sha256", "packages") if runs[0].get(key) != runs[1].get(key)]
     return f"{one} and {other} were measured with different {', '.join(changed)}" if changed else None
