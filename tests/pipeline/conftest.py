@@ -1,4 +1,4 @@
-"""Workspaces: copies of the project in which the whole pipeline runs for real, with small numbers."""
+"""Workspaces: copies of the project in which the pipeline runs as a user runs it, with small numbers."""
 
 import os
 import pickletools
@@ -31,8 +31,15 @@ PARTS = [
 ]
 STAGES = ["code", "fetch", "reference", "importance", "prune", "finetune", "evaluate", "costs", "report"]
 SMALL = {
-    "importance": {"stride": 250, "num_images": 4},
-    "finetune": {"steps": 12, "batch_size": 16, "heldout_every": 6, "checkpoint_every": 2},
+    "importance": {"stride": 250, "num_images": 4, "report": {"timesteps": 2, "draws": 2}},
+    "finetune": {
+        "steps": 12,
+        "batch_size": 16,
+        "heldout_images": 16,
+        "heldout_every": 6,
+        "checkpoint_every": 2,
+        "samples": {"every": 6, "num_images": 8, "steps": 2},
+    },
     "reference": {"num_images": 8, "sets": 2, "kid_subset_size": 4, "kid_subsets": 2, "sampler": {"steps": 2}},
     "costs": {"batches": [1, 2], "repeats": 3, "seconds": 0.5},
 }
@@ -40,12 +47,12 @@ SMALL = {
 
 @dataclass(frozen=True)
 class Workspace:
-    """One copy of the project, with caches, servers and stores of its own."""
+    """One copy of the project, with its own caches and its own MLflow database."""
 
     path: Path
 
     def environment(self):
-        """This Python first on the path, and homes of its own."""
+        """Give the variables of its commands: this Python first on the path, its own folders for Prefect and MLflow."""
         home = self.path.parent / "home"
         home.mkdir(exist_ok=True)
         return {
@@ -56,13 +63,13 @@ class Workspace:
         }
 
     def run(self, *command):
-        """Run a command in it, as a user would in a terminal."""
+        """Run a command in its folder."""
         return subprocess.run(
             command, cwd=self.path, env=self.environment(), capture_output=True, text=True, check=False
         )
 
     def run_until(self, reached, *command, seconds=120):
-        """Start a command and kill -9 it, and all that it started, once `reached()` is true."""
+        """Start a command, and kill -9 it with all processes that it started once `reached()` is true."""
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         process = subprocess.Popen(command, cwd=self.path, env=self.environment(), start_new_session=True, **quiet)
         deadline = time.monotonic() + seconds
@@ -70,7 +77,7 @@ class Workspace:
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        assert done, f"{command} did not get there in {seconds} s"
+        assert done, f"{command} did not reach the condition in {seconds} s"
 
     def repro(self, *options):
         """Run `dvc repro`: the names of the stages that ran."""
@@ -94,9 +101,9 @@ class Workspace:
 
 @pytest.fixture(scope="session")
 def is_pickle():
-    """Say whether bytes are a pickle, of whatever protocol, or a zip, as torch.save makes them of pickles."""
+    """Check whether bytes are a pickle of any protocol, or a zip such as torch.save writes."""
 
-    def ask(content):
+    def check(content):
         if content.startswith((b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
             return True
         try:
@@ -105,12 +112,12 @@ def is_pickle():
             return False
         return position == len(content) - 1
 
-    return ask
+    return check
 
 
 @pytest.fixture(scope="session")
 def lenient():
-    """Give a promotion policy for models of a dozen steps of training, which are not good."""
+    """A promotion policy that models of a dozen training steps pass."""
     return {
         "champion": {"fid": 1e6, "ssim": 1e6, "speed_up": 0.99},
         "dense": {"fid": 1e6, "ssim": 1.0},
@@ -120,49 +127,58 @@ def lenient():
     }
 
 
+def copy_project(path):
+    """Copy the files of the project that the pipeline needs, with small numbers in params.yaml."""
+    for part in PARTS:
+        source, target = ROOT / part, path / part
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copyfile(source, target)
+    workspace = Workspace(path)
+    for section, values in SMALL.items():
+        workspace.set(section, **values)
+    subprocess.run(["git", "init", "-q"], cwd=path, check=True)
+    return workspace
+
+
 @pytest.fixture(scope="session")
 def make_workspace(tmp_path_factory):
-    """Make workspaces, all from the same files."""
-
-    def make(name):
-        path = tmp_path_factory.mktemp(name) / "project"
-        for part in PARTS:
-            source, target = ROOT / part, path / part
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if source.is_dir():
-                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copyfile(source, target)
-        workspace = Workspace(path)
-        for section, values in SMALL.items():
-            workspace.set(section, **values)
-        subprocess.run(["git", "init", "-q"], cwd=path, check=True)
-        return workspace
-
-    return make
+    """Make workspaces in which nothing ran yet."""
+    return lambda name: copy_project(tmp_path_factory.mktemp(name) / "project")
 
 
 @pytest.fixture(scope="session")
-def finished(make_workspace, tmp_path_factory):
-    """A workspace in which the pipeline ran once; tests leave it up to date. Every worker has its own."""
+def finished(tmp_path_factory):
+    """The workspace in which the pipeline ran once; all tests and all workers share it, so they only read it."""
+    base = tmp_path_factory.getbasetemp()
+    path = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished" / "project"
+    done = path.parent / "done"
+    path.parent.mkdir(exist_ok=True)
+    with FileLock(f"{done}.lock"):
+        if not done.exists():
+            assert copy_project(path).repro() == STAGES
+            done.touch()
+    return Workspace(path)
 
-    def make():
-        workspace = make_workspace("finished")
-        assert workspace.repro() == STAGES
-        return workspace
 
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        return make()
-    pristine = tmp_path_factory.getbasetemp().parent / "finished"  # which all workers share
-    with FileLock(f"{pristine}.lock"):
-        if not pristine.exists():
-            workspace = make()
-            ignore = shutil.ignore_patterns("mlflow.db", "mlruns")  # they name the place where they lie
-            shutil.copytree(workspace.path, f"{pristine}.part", ignore=ignore, symlinks=True)
-            Path(f"{pristine}.part").rename(pristine)
-            return workspace
-    workspace = Workspace(tmp_path_factory.mktemp("finished") / "project")
-    shutil.copytree(pristine, workspace.path, symlinks=True)
-    recorded = workspace.run("python", "-m", "stages.tracking")
-    assert recorded.returncode == 0, recorded.stdout + recorded.stderr
-    return workspace
+@pytest.fixture(scope="session")
+def copy_finished(finished, tmp_path_factory):
+    """Copy the finished workspace with DVC's cache, without MLflow's records, whose paths are those of the original."""
+
+    def copy(name, *, committed=False):
+        path = tmp_path_factory.mktemp(name) / "project"
+        ignore = shutil.ignore_patterns("mlflow.db", "mlruns", "unsent", "tmp")
+        shutil.copytree(finished.path, path, ignore=ignore, symlinks=True)
+        if committed:
+            commit(path)
+        return Workspace(path)
+
+    return copy
+
+
+def commit(path):
+    """Commit every file that git does not ignore."""
+    for command in (("add", "."), ("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q", "-m", "all")):
+        subprocess.run(["git", *command], cwd=path, check=True)

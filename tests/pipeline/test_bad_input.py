@@ -1,22 +1,55 @@
-"""What users get wrong: one clear line, an exit code that is not 0, nothing half-written."""
+"""Mistakes of a user end in one line and a non-zero exit code, and leave no file."""
 
 import shutil
+from importlib import import_module
 
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from stages.models.layout import WEIGHTS
+from stages.storage.files import file_sha256
 
 FETCH = ["--model-out", "out/model", "--data-out", "out/data"]
-PRUNE = ["--model", "artifacts/pretrained", "--importance", "artifacts/importance", "--out", "out/pruned"]
+MODEL = ["--model", "artifacts/pretrained"]
+IMPORTANCE = [*MODEL, "--data", "artifacts/data", "--out", "out/importance", "--report", "out/report"]
+PRUNE = [*MODEL, "--importance", "artifacts/importance", "--out", "out/pruned"]
 
 
 @pytest.fixture
-def workspace(finished, tmp_path):
-    """A copy of the finished workspace that a test may spoil."""
-    ignore = shutil.ignore_patterns("cache", "mlruns", ".git")
-    shutil.copytree(finished.path, tmp_path / "project", ignore=ignore)
-    return type(finished)(tmp_path / "project")
+def workspace(finished, tmp_path, monkeypatch):
+    """The current folder: params.yaml and links to the outputs of the finished workspace; `own` replaces a link."""
+    project = tmp_path / "project"
+    for folder in ("artifacts", "reports"):
+        (project / folder).mkdir(parents=True)
+        for output in (finished.path / folder).iterdir():
+            (project / folder / output.name).symlink_to(output)
+    shutil.copyfile(finished.path / "params.yaml", project / "params.yaml")
+    (project / "stages").symlink_to(finished.path / "stages")
+    monkeypatch.chdir(project)
+    return type(finished)(project)
+
+
+def own(workspace, file):
+    """Replace the link to the output that holds a file by a copy: the path of the file, which may be changed."""
+    path = workspace.path / file
+    output = workspace.path.joinpath(*path.relative_to(workspace.path).parts[:2])
+    source = output.resolve()
+    output.unlink()
+    shutil.copytree(source, output, copy_function=shutil.copyfile)
+    return path
+
+
+def run_stage(stage, arguments):
+    """Run a stage in this process and the current folder: its exit code and the lines of its error output."""
+    result = CliRunner().invoke(import_module(f"stages.{stage}.__main__").main, arguments)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, [line for line in result.stderr.splitlines() if line.strip()]
+
+
+def files_below(folder):
+    """List the files below a folder."""
+    return [path for path in folder.glob("**/*") if path.is_file()]
 
 
 def unknown_key(workspace):
@@ -40,7 +73,11 @@ def ratio_that_empties_a_group(workspace):
 def unknown_criterion(workspace):
     """Not one of the four."""
     workspace.set("importance", criterion="hessian")
-    return "prune", PRUNE, "importance.criterion is 'hessian': input should be 'random'"
+    return (
+        "importance",
+        [*IMPORTANCE, "--report", "out/report"],
+        "importance.criterion is 'hessian': input should be 'random'",
+    )
 
 
 def missing_model_folder(_):
@@ -50,8 +87,7 @@ def missing_model_folder(_):
 
 def truncated_weights(workspace):
     """A copy that broke off."""
-    path = workspace.path / "artifacts/pretrained/unet" / WEIGHTS
-    path.chmod(0o644)
+    path = own(workspace, f"artifacts/pretrained/unet/{WEIGHTS}")
     path.write_bytes(path.read_bytes()[:100_000])
     return "prune", PRUNE, "is not a whole safetensors file"
 
@@ -93,20 +129,31 @@ def images_of_the_wrong_size(workspace):
     ],
     ids=lambda spoil: spoil.__name__,
 )
-def test_a_mistake_is_told_in_one_line(workspace, spoil):
-    """By the stage itself, as DVC starts it."""
-    stage, arguments, words = spoil(workspace)
+def test_a_mistake_is_one_line(workspace, spoil):
+    """It names the value or the file, and nothing is written."""
+    stage, arguments, message = spoil(workspace)
+    code, lines = run_stage(stage, arguments)
+
+    assert code == 1
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("Error: ")
+    assert message in lines[0]
+    assert files_below(workspace.path / "out") == []
+
+
+@pytest.mark.parametrize("spoil", [unknown_key, wrong_sha256, unknown_criterion], ids=lambda spoil: spoil.__name__)
+def test_a_process_of_a_stage_ends_with_the_same_line(workspace, spoil):
+    """Exit code 1 and no traceback, as DVC sees it."""
+    stage, arguments, message = spoil(workspace)
     result = workspace.run("python", "-m", f"stages.{stage}", *arguments)
 
     assert result.returncode == 1
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("Error: ")
-    assert words in lines[0]
-    assert not [path for path in workspace.path.glob("out/**/*") if path.is_file()]
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith("Error: ")
+    assert message in result.stderr
 
 
-def test_a_full_disk_is_told_in_one_line(workspace, tmp_path):
+def test_a_full_disk_is_one_line(workspace, tmp_path):
     """The output folder lies on a file system of 256 KiB, too small for the pruned model."""
     small = tmp_path / "small"
     small.mkdir()
@@ -124,18 +171,17 @@ def test_a_full_disk_is_told_in_one_line(workspace, tmp_path):
     assert str(small) not in result.stdout
 
 
-REPORT = ["--artifacts", "artifacts", "--reports", "reports"]
-PLACES = {"--summary": "out/summary", "--released": "out/released", "--page": "out/index.html"}
+REPORT = {"--artifacts": "artifacts", "--reports": "reports"}
+OUTPUTS = {"--summary": "out/summary", "--released": "out/released", "--page": "out/index.html"}
 
 
-def spoil_text(path, text):
-    """Write something else into a file of the workspace."""
-    path.chmod(0o644)
-    path.write_text(text)
+def run_report(**changes):
+    """Run the stage report with the given options changed."""
+    return run_stage("report", [word for pair in {**REPORT, **OUTPUTS, **changes}.items() for word in pair])
 
 
 @pytest.mark.parametrize(
-    ("file", "text", "words"),
+    ("file", "text", "message"),
     [
         ("reports/evaluate/evaluation.json", "{}", "evaluation.json is no evaluation of this version"),
         ("reports/evaluate/pairs.csv", "model,ssim\n", "pairs.csv holds no rows"),
@@ -146,22 +192,19 @@ def spoil_text(path, text):
         ("artifacts/finetuned/unet/diffusion_pytorch_model.safetensors", "", "is not a whole safetensors file"),
     ],
 )
-def test_a_damaged_folder_is_not_told_of(workspace, file, text, words):
-    """One line that names the file, and nothing written."""
-    spoil_text(workspace.path / file, text)
-    result = workspace.run(
-        "python", "-m", "stages.report", *REPORT, *(word for pair in PLACES.items() for word in pair)
-    )
+def test_a_damaged_output_is_not_reported(workspace, file, text, message):
+    """One line names the file, and nothing is written."""
+    own(workspace, file).write_text(text)
+    code, lines = run_report()
 
-    assert result.returncode == 1, result.stdout
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1, result.stderr
-    assert words in lines[0]
-    assert not [path for path in workspace.path.glob("out/**/*") if path.is_file()]
+    assert code == 1
+    assert len(lines) == 1, lines
+    assert message in lines[0]
+    assert files_below(workspace.path / "out") == []
 
 
 @pytest.mark.parametrize(
-    ("option", "place", "words"),
+    ("option", "place", "message"),
     [
         ("--released", "artifacts/pruned", "output artifacts/pruned overlaps with artifacts/pruned"),
         ("--summary", "reports/finetune", "output reports/finetune overlaps with reports/finetune"),
@@ -169,30 +212,27 @@ def test_a_damaged_folder_is_not_told_of(workspace, file, text, words):
         ("--page", "params.yaml", "params.yaml is no page that this stage has written"),
     ],
 )
-def test_the_report_destroys_nothing(workspace, option, place, words):
-    """Not its inputs, and not what is none of its own."""
-    before = workspace.weights("artifacts") | workspace.weights("reports")
-    places = {**PLACES, option: place}
-    result = workspace.run(
-        "python", "-m", "stages.report", *REPORT, *(word for pair in places.items() for word in pair)
-    )
+def test_the_report_overwrites_nothing(workspace, option, place, message):
+    """Neither its inputs nor a file that it has not written."""
+    outputs = [
+        output.resolve() for folder in ("artifacts", "reports") for output in (workspace.path / folder).iterdir()
+    ]
+    files = [workspace.path / "params.yaml", *(path for output in outputs for path in files_below(output))]
+    before = {path: file_sha256(path) for path in files}
+    code, lines = run_report(**{option: place})
 
-    assert result.returncode == 1
-    assert words in result.stderr
-    assert workspace.weights("artifacts") | workspace.weights("reports") == before
-    assert (workspace.path / "params.yaml").read_text().startswith(("seed", "#", "evaluate", "fetch"))
+    assert code == 1
+    assert message in lines[-1]
+    assert len(files) > 50
+    assert {path: file_sha256(path) for path in files} == before
     assert not (workspace.path / "out").exists()
 
 
-def test_new_weights_are_not_told_of_with_old_numbers(workspace):
+def test_new_weights_are_not_reported_with_old_numbers(workspace):
     """A model that was not evaluated has no card."""
     weights = workspace.path / "artifacts/pruned/unet" / WEIGHTS
-    target = workspace.path / "artifacts/finetuned/unet" / WEIGHTS
-    target.chmod(0o644)
-    shutil.copyfile(weights, target)
-    result = workspace.run(
-        "python", "-m", "stages.report", *REPORT, *(word for pair in PLACES.items() for word in pair)
-    )
+    shutil.copyfile(weights, own(workspace, f"artifacts/finetuned/unet/{WEIGHTS}"))
+    code, lines = run_report()
 
-    assert result.returncode == 1
-    assert "tells of other weights than artifacts/finetuned" in result.stderr
+    assert code == 1
+    assert "tells of other weights than artifacts/finetuned" in lines[-1]

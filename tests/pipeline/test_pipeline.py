@@ -2,18 +2,36 @@
 
 import json
 import re
-import shutil
+from pathlib import PurePath
 
+import pytest
 from mlflow import MlflowClient
+from ruamel.yaml import YAML
 
 MODELS = ("dense", "pruned", "finetuned")
-METRICS = {"params", "macs", "fid", "fid_interval", "kid", "precision", "recall", "ssim", "mse", "latency_ms"}
+METRICS = {"params", "macs", "fid", "fid_interval", "kid", "precision", "recall", "ssim", "mse"}
+TRAINING = {"steps": 60, "checkpoint_every": 5}
+"""The training that is killed, resumed and compared; different from that of the finished workspace."""
 
 
 def runs(workspace):
-    """All runs in the workspace's MLflow."""
+    """List the runs in the workspace's MLflow."""
     client = MlflowClient(f"sqlite:///{workspace.path}/mlflow.db")
     return client.search_runs([client.get_experiment_by_name("espalier").experiment_id])
+
+
+@pytest.fixture(scope="module")
+def project(copy_finished):
+    """A copy of the finished workspace; tests leave it up to date with the params of that one."""
+    return copy_finished("edited")
+
+
+@pytest.fixture(scope="module")
+def trained(copy_finished):
+    """A copy in which `dvc repro` trained anew without interruption, and the stages that ran."""
+    workspace = copy_finished("trained")
+    workspace.set("finetune", **TRAINING)
+    return workspace, workspace.repro()
 
 
 def test_the_report_compares_the_three_models(finished):
@@ -21,17 +39,22 @@ def test_the_report_compares_the_three_models(finished):
     folder = finished.path / "reports/evaluate"
     metrics = {name: json.loads((folder / f"metrics/{name}.json").read_text()) for name in MODELS}
     protocol = json.loads((folder / "evaluation.json").read_text())["protocol"]
+    costs = json.loads((finished.path / "reports/costs/metrics.json").read_text())
 
     assert all(set(metrics[model]) >= METRICS for model in MODELS)
     assert 0.4 < 1 - metrics["pruned"]["macs"] / metrics["dense"]["macs"] < 0.6
     assert len({metrics[model]["protocol"] for model in MODELS}) == 1
     assert (protocol["num_images"], protocol["sets"], protocol["seed"]) == (8, 2, 0)
+    assert set(costs) == set(MODELS)
 
 
 def test_every_run_folder_explains_itself(finished):
-    """run.json beside each model, and the kept channels beside each pruned one."""
-    for folder in ("pretrained", "data", "importance", "pruned", "finetuned"):
-        assert (finished.path / "artifacts" / folder / "run.json").is_file()
+    """run.json in each output, its provenance beside it, and the kept channels in each pruned model."""
+    for folder in ("pretrained", "data", "importance", "pruned", "finetuned", "reference"):
+        record = json.loads((finished.path / "artifacts" / folder / "run.json").read_text())
+        assert {"stage", "params", "code_sha256", "python", "packages"} == set(record)
+    provenance = json.loads((finished.path / "artifacts/finetuned.provenance.json").read_text())
+    assert {"git_commit", "device", "began_at", "seconds"} <= set(provenance)
     plans = [
         (finished.path / "artifacts" / folder / "pruning_plan.json").read_text() for folder in ("pruned", "finetuned")
     ]
@@ -51,110 +74,149 @@ def test_nothing_is_pickled(finished, is_pickle):
     assert [path for path in files if is_pickle(path.read_bytes())] == []
 
 
-def test_a_second_repro_runs_nothing(finished):
-    """Everything is up to date, and MLflow has one run of it."""
-    assert finished.repro() == []
+def test_one_pipeline_is_one_run(finished):
+    """The stage report recorded it."""
     assert len(runs(finished)) == 1
 
 
-def test_a_finetune_param_runs_finetune_and_what_follows(finished):
-    """Going back restores from the cache, which computes nothing and records nothing twice."""
-    finished.set("finetune", steps=13)
-    assert finished.repro() == ["finetune", "evaluate", "report"]  # what the dense model drew is not drawn again
-    assert len(runs(finished)) == 2
-
-    finished.set("finetune", steps=12)
-    assert finished.repro() == []
-    assert len(runs(finished)) == 2
+def test_a_second_repro_runs_nothing(project):
+    """Everything is up to date."""
+    assert project.repro() == []
+    assert not (project.path / "mlflow.db").exists()
 
 
-def test_a_word_on_the_page_measures_nothing_again(finished):
-    """Cards and page are told anew; no number is."""
-    file = finished.path / "stages/report/card.md.j2"
-    before = file.read_text()
-    file.write_text(before + "\nA word.\n")
-    assert finished.repro() == ["report"]
-    assert (finished.path / "artifacts/released/finetuned/README.md").read_text().endswith("A word.")
+@pytest.fixture
+def edit(project):
+    """Replace text in files of the project for one test, after which `dvc repro` restores every output."""
+    before = {}
 
-    file.write_text(before)
-    assert finished.repro() == []
+    def replace(name, old, new):
+        file = project.path / name
+        before.setdefault(file, file.read_text())
+        assert old in file.read_text()
+        file.write_text(file.read_text().replace(old, new, 1))
 
-
-def test_a_line_in_prune_runs_prune_and_what_follows(finished):
-    """Even a comment: the code that made a model is part of what the model is."""
-    file = finished.path / "stages/prune/surgery.py"
-    before = file.read_text()
-    file.write_text(before + "# a line\n")
-    assert finished.repro() == ["prune", "finetune", "evaluate", "report"]
-
-    file.write_text(before)
-    assert finished.repro() == []
+    yield replace
+    for file, text in before.items():
+        file.write_text(text)
+    assert project.repro() == []
 
 
-def test_prefect_gives_the_same_weights_from_nothing(finished, make_workspace):
-    """A second workspace with empty caches, run as a flow with no server: bit-identical weights, one run in MLflow."""
-    other = make_workspace("flow")
-    result = other.run("python", "-m", "flows", "compress")
+def test_edited_prose_runs_only_the_hash_of_the_code(project, edit):
+    """Docstrings, comments and error messages, in packages that every stage runs and in a stage."""
+    edit("stages/runtime/schema.py", '"""', '"""Another sentence. ')
+    edit("stages/runtime/errors.py", "import re\n", "import re  # a comment\n")
+    edit("stages/models/pipeline.py", "supported:", "allowed:")
+    edit("stages/prune/surgery.py", '"""', '"""Another sentence. ')
 
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "Running stage 'finetune'" in result.stdout + result.stderr
-    assert other.weights() == finished.weights() != {}
-    assert len(runs(other)) == 1
-
-
-def test_a_failed_stage_fails_the_flow_in_words(finished):
-    """The stage's own line, the stage's name, exit code 1 and no traceback; with the old ratio, all comes back."""
-    before = finished.weights("artifacts")
-    finished.set("prune", target={"ratio": 0.99})
-    result = finished.run("python", "-m", "flows", "compress")
-    finished.set("prune", target={"ratio": 0.3})
-
-    told = result.stdout + result.stderr
-    assert result.returncode == 1
-    assert "prune.target.ratio 0.99 leaves 0 of" in told
-    assert "stage prune failed" in told
-    assert "Traceback" not in told
-    assert finished.repro() == []
-    assert finished.weights("artifacts") == before
+    assert project.repro() == ["code"]
 
 
-def test_a_killed_finetune_goes_on_from_its_last_checkpoint(finished, make_workspace):
-    """After kill -9 in mid-training, dvc repro: the same weights as those of the undisturbed run, and fewer steps."""
-    killed = make_workspace("killed")
-    shutil.copytree(finished.path / ".dvc/cache", killed.path / ".dvc/cache")
-    killed.set("finetune", steps=100, checkpoint_every=5)
-    finished.set("finetune", steps=100, checkpoint_every=5)
+def test_edited_code_runs_its_stage_and_what_follows(project, edit):
+    """An operator in stages/prune/ leaves everything that does not read the pruned model as it is."""
+    edit("stages/prune/surgery.py", "    return pruned\n", "    return pruned or None\n")
+
+    assert stale(project) == ["prune", "finetune", "evaluate", "costs", "report"]
+
+
+def test_an_edited_template_runs_only_the_report(project, edit):
+    """Cards and page are written again; no number is computed again."""
+    edit("stages/report/card.md.j2", "\n", "\n\nA sentence.\n")
+    before = (project.path / "reports/summary/results.md").read_text()
+
+    assert project.repro() == ["code", "report"]
+    assert "A sentence." in (project.path / "artifacts/released/finetuned/README.md").read_text()
+    assert (project.path / "reports/summary/results.md").read_text() == before
+
+
+def stale(project):
+    """List the stages whose code changed, and those that follow them, in the order of dvc.yaml; none of them runs."""
+    assert project.repro("code") == ["code"]
+    changed = project.run("dvc", "status", "--json")
+    assert changed.returncode == 0, changed.stderr
+    found, outputs = json.loads(changed.stdout), []
+    stages = YAML(typ="safe").load((project.path / "dvc.yaml").read_text())["stages"]
+    for name, stage in stages.items():
+        deps = [PurePath(dep) for dep in stage["deps"]]
+        if name in found or any(dep.is_relative_to(output) for dep in deps for output in outputs):
+            outputs += stage["outs"]
+            found[name] = None
+    return [name for name in stages if name in found]
+
+
+def test_a_finetune_param_runs_finetune_and_what_follows(trained):
+    """The images of the dense model are not drawn again."""
+    workspace, ran = trained
+
+    assert ran == ["finetune", "evaluate", "costs", "report"]
+    assert len(runs(workspace)) == 1
+
+
+def test_a_param_set_back_restores_from_the_cache(trained, finished):
+    """Nothing is computed or recorded again."""
+    workspace, _ = trained
+    expected = finished.weights()
+    workspace.set("finetune", steps=12, checkpoint_every=2)
+    assert workspace.repro() == []
+    assert workspace.weights() == expected
+
+    workspace.set("finetune", **TRAINING)
+    assert workspace.repro() == []
+    assert workspace.weights() != expected
+    assert len(runs(workspace)) == 1
+
+
+def test_a_killed_finetune_continues_from_its_last_checkpoint(trained, copy_finished):
+    """After kill -9 during the training, `dvc repro` takes the steps that are left, to the same weights."""
+    killed = copy_finished("killed")
+    killed.set("finetune", **TRAINING)
     checkpoints = killed.path / "checkpoints/finetune"
     killed.run_until(lambda: list(checkpoints.glob("*/step-0000001?.safetensors")), "dvc", "repro", "finetune")
     assert not (killed.path / "artifacts/finetuned").exists()
 
     result = killed.run("dvc", "repro", "finetune")
     assert result.returncode == 0, result.stdout + result.stderr
-    assert re.search(r"finetune goes on from step \d+", result.stderr)
-    assert finished.run("dvc", "repro", "finetune").returncode == 0
-    assert killed.weights() == finished.weights() != {}
+    assert re.search(r"from step \d+", result.stderr)
+    assert killed.weights() == trained[0].weights() != {}
     assert list(checkpoints.glob("*")) == []
-    finished.set("finetune", steps=12, checkpoint_every=2)
-    assert finished.repro() == []
 
 
-def test_a_killed_training_goes_on_elsewhere_with_the_same_weights(connect, finished, make_workspace, monkeypatch):
-    """Kill -9 on one machine; another has neither checkpoints nor outputs, and ends as the undisturbed run does."""
+def test_a_flow_computes_the_same_weights(finished, make_workspace):
+    """A new workspace with empty caches, run as a flow without a server: bit-identical weights, one run in MLflow."""
+    other = make_workspace("flow")
+    result = other.run("python", "-m", "flows", "compress")
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert set(other.weights()) == set(finished.weights())
+    assert other.weights() == finished.weights() != {}
+    assert len(runs(other)) == 1
+
+
+def test_a_failed_stage_fails_the_flow_in_one_line(project):
+    """The stage's message, exit code 1 and no traceback; with the old ratio every output is restored."""
+    before = project.weights("artifacts")
+    project.set("prune", target={"ratio": 0.99})
+    result = project.run("python", "-m", "flows", "compress")
+    project.set("prune", target={"ratio": 0.3})
+
+    output = result.stdout + result.stderr
+    assert result.returncode == 1
+    assert "prune.target.ratio 0.99 leaves 0 of" in output
+    assert "Traceback" not in output
+    assert project.repro() == []
+    assert project.weights("artifacts") == before
+
+
+@pytest.mark.e2e
+def test_a_killed_training_continues_on_another_machine(connect, trained, copy_finished, monkeypatch):
+    """The second machine has neither checkpoints nor outputs, and ends with the weights of the uninterrupted run."""
     store = connect()
     monkeypatch.setenv("ESPALIER_STORE", store.uri)
-    settings = {"steps": 90, "checkpoint_every": 5}  # of no other test, or DVC would restore the result
-    machines = [make_workspace("first"), make_workspace("second")]
+    machines = [copy_finished("first"), copy_finished("second")]
     for machine in machines:
-        shutil.copytree(finished.path / ".dvc/cache", machine.path / ".dvc/cache")
-        machine.set("finetune", **settings)
+        machine.set("finetune", **TRAINING)
     machines[0].run_until(lambda: store.names("checkpoints/")[1:], "dvc", "repro", "finetune")
     result = machines[1].run("dvc", "repro", "finetune")
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "finetune goes on from step" in result.stderr
-
-    monkeypatch.delenv("ESPALIER_STORE")
-    finished.set("finetune", **settings)
-    assert finished.run("dvc", "repro", "finetune").returncode == 0
-    assert machines[1].weights() == finished.weights() != {}
-    finished.set("finetune", steps=12, checkpoint_every=2)
-    assert finished.repro() == []
+    assert re.search(r"from step \d+", result.stderr)
+    assert machines[1].weights() == trained[0].weights() != {}
