@@ -102,6 +102,26 @@ def edit(project):
     assert project.repro() == []
 
 
+def changed(project):
+    """Read which stages DVC finds changed, and why."""
+    status = project.run("dvc", "status", "--json")
+    assert status.returncode == 0, status.stderr
+    return json.loads(status.stdout)
+
+
+def stale(project):
+    """List the stages whose code changed, and those that follow them, in the order of dvc.yaml; none of them runs."""
+    assert project.repro("code") == ["code"]
+    found, outputs = set(changed(project)), []
+    stages = YAML(typ="safe").load((project.path / "dvc.yaml").read_text())["stages"]
+    for name, stage in stages.items():
+        deps = [PurePath(dep) for dep in stage["deps"]]
+        if name in found or any(dep.is_relative_to(output) for dep in deps for output in outputs):
+            outputs += stage["outs"]
+            found.add(name)
+    return [name for name in stages if name in found]
+
+
 def test_edited_prose_runs_only_the_hash_of_the_code(project, edit):
     """Docstrings, comments and error messages, in packages that every stage runs and in a stage."""
     edit("stages/runtime/schema.py", '"""', '"""Another sentence. ')
@@ -119,6 +139,14 @@ def test_edited_code_runs_its_stage_and_what_follows(project, edit):
     assert stale(project) == ["prune", "finetune", "evaluate", "costs", "report"]
 
 
+def test_edited_types_of_fetch_are_code_of_fetch_alone(project, edit):
+    """The other stages read their own blocks of params.yaml, so their code stays the same."""
+    edit("stages/fetch/params.py", "ge=0", "ge=1")
+
+    assert project.repro("code") == ["code"]
+    assert list(changed(project)) == ["fetch"]
+
+
 def test_an_edited_template_runs_only_the_report(project, edit):
     """Cards and page are written again; no number is computed again."""
     edit("stages/report/card.md.j2", "\n", "\n\nA sentence.\n")
@@ -127,21 +155,6 @@ def test_an_edited_template_runs_only_the_report(project, edit):
     assert project.repro() == ["code", "report"]
     assert "A sentence." in (project.path / "artifacts/released/finetuned/README.md").read_text()
     assert (project.path / "reports/summary/results.md").read_text() == before
-
-
-def stale(project):
-    """List the stages whose code changed, and those that follow them, in the order of dvc.yaml; none of them runs."""
-    assert project.repro("code") == ["code"]
-    changed = project.run("dvc", "status", "--json")
-    assert changed.returncode == 0, changed.stderr
-    found, outputs = json.loads(changed.stdout), []
-    stages = YAML(typ="safe").load((project.path / "dvc.yaml").read_text())["stages"]
-    for name, stage in stages.items():
-        deps = [PurePath(dep) for dep in stage["deps"]]
-        if name in found or any(dep.is_relative_to(output) for dep in deps for output in outputs):
-            outputs += stage["outs"]
-            found[name] = None
-    return [name for name in stages if name in found]
 
 
 def test_a_finetune_param_runs_finetune_and_what_follows(trained):
