@@ -13,7 +13,7 @@ export PREFECT_SERVER_UI_V2_ENABLED := false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run flow test e2e-registry e2e-schedule preset image stack check format lock base results sizes systems ui server audit clean
+.PHONY: help setup run flow test e2e e2e-registry e2e-schedule preset image stack check format lock base results sizes systems ui server audit clean
 
 help: ## Print these targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ flow: $(READY) ## The same pipeline as a Prefect flow, with no server
 
 test: $(READY) ## Run the tests, on two cores
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+e2e: $(READY) ## Run the tests marked e2e: servers killed, sweeps, whole systems, and the two below (about an hour)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m e2e
 
 e2e-registry: $(READY) ## The whole way on real servers and without any: compress … promote, serve, reproduce (about 20 minutes)
 	@$(BIN)/python -m pytest -m e2e -s tests/pipeline/test_end_to_end.py

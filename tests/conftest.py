@@ -33,13 +33,19 @@ TINY = {
 }
 SLOW = [
     "pipeline/test_pipeline.py",
-    "storage/test_storage.py",
     "fetch/test_s3.py",
-    "pipeline/test_faults.py",
-    "pipeline/test_bad_input.py",
+    "finetune/test_stage.py",
+    "prune/test_families.py",
     "pipeline/test_remote.py",
     "pipeline/test_registry.py",
+    "prune/test_budget.py",
+    "pipeline/test_systems.py",
+    "prune/test_oracle.py",
+    "storage/test_s3.py",
+    "register/test_server.py",
+    "pipeline/test_bad_input.py",
     "pipeline/test_page.py",
+    "flows/test_compare.py",
 ]
 """Workers take whole files in this order, so that one builds the finished workspace while others run other tests."""
 

@@ -384,4 +384,4 @@ def test_the_stage_fetches_both_from_a_bucket(upload, root, tmp_path, out, conte
     assert file_sha256(out / "model" / "unet" / WEIGHTS) == sha256
     assert read_json(out / "model" / "run.json")["params"]["fetch"]["model"]["uri"] == uri
     assert not [path for path, text in content(out / "model").items() if SECRET.encode() in text]
-    assert sorted(path.name for path in out.iterdir()) == ["data", "model"]
+    assert sorted(path.name for path in out.iterdir()) == ["data", "model", "model.provenance.json"]

@@ -79,12 +79,13 @@ def wait(child):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def test_twenty_kills_at_random_moments_change_no_bit(start, uninterrupted, tmp_path):
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.e2e)])
+def test_kills_at_random_moments_change_no_bit(start, uninterrupted, tmp_path, kills):
     """Each training is killed once and started again; weights and EMA equal those of the uninterrupted one."""
     expected, seconds = uninterrupted
     moments = random.Random(0)
     killed = partial = 0
-    for trial in range(20):
+    for trial in range(kills):
         name = f"trial-{trial}"
         child = start(name)
         time.sleep(moments.uniform(0, 0.9 * seconds))
@@ -93,8 +94,8 @@ def test_twenty_kills_at_random_moments_change_no_bit(start, uninterrupted, tmp_
         partial += bool(list((tmp_path / name).glob("*/.*")))
         assert wait(start(name)) == 0
         assert tensors_sha256(read_tensors(tmp_path / f"{name}.safetensors")) == expected, trial
-    print(f"{killed} of 20 were killed before their end, {partial} of them while a checkpoint was written")
-    assert killed >= 15
+    print(f"{killed} of {kills} were killed before their end, {partial} of them while a checkpoint was written")
+    assert killed >= kills / 2
 
 
 def test_a_kill_while_a_checkpoint_is_written_keeps_the_previous_one(start, uninterrupted, tmp_path, monkeypatch):

@@ -9,9 +9,11 @@ import time
 
 import pytest
 import torch
+from click.testing import CliRunner
 from ruamel.yaml import YAML
 
 from stages.data.images import write_images
+from stages.finetune.__main__ import main
 from stages.models.layout import PLAN
 from stages.models.pipeline import write_pipeline
 from stages.prune.params import PruneParams, Target
@@ -23,7 +25,7 @@ from stages.storage.tensors import read_tensors
 
 @pytest.fixture
 def recover(tmp_path, root, unet, scheduler, images, magnitude):
-    """Return a function that runs the stage on a pruned model and returns the weights and the finished process."""
+    """Return a function that runs the stage on a pruned model and returns the weights, the exit code and stderr."""
     plan = plan_pruning(unet, magnitude, PruneParams(target=Target(ratio=0.3)), 0)
     write_pipeline(tmp_path / "dense", unet, scheduler)
     write_pipeline(tmp_path / "pruned", prune_unet(copy.deepcopy(unet), plan, None), scheduler)
@@ -44,10 +46,15 @@ def recover(tmp_path, root, unet, scheduler, images, magnitude):
         return [*before, "stages.finetune", *given, "--report", str(tmp_path / name / "report"), *options]
 
     def run(name, *options, **changes):
-        arguments = command(name, *options, **changes)
-        result = subprocess.run(arguments, cwd=root, capture_output=True, text=True, check=False)
+        if "before" in changes or options:  # several processes
+            arguments = command(name, *options, **changes)
+            result = subprocess.run(arguments, cwd=root, capture_output=True, text=True, check=False)
+            code = result.returncode
+        else:
+            result = CliRunner().invoke(main, command(name, before=(), **changes)[1:], prog_name="finetune")
+            code = result.exit_code
         weights = tmp_path / name / "out" / "unet" / "diffusion_pytorch_model.safetensors"
-        return read_tensors(weights) if weights.exists() else None, result
+        return read_tensors(weights) if weights.exists() else None, code, result.stderr
 
     run.command = command
     return run
@@ -55,11 +62,11 @@ def recover(tmp_path, root, unet, scheduler, images, magnitude):
 
 def test_two_processes_equal_one(recover):
     """Two halves of one batch give the same weights within float32's rounding; files and messages appear once."""
-    single, _ = recover("single")
-    double, result = recover(
+    single, _, _ = recover("single")
+    double, code, stderr = recover(
         "double", before=(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m")
     )
-    assert result.returncode == 0, result.stderr
+    assert code == 0, stderr
     differences = [float((double[name] - single[name]).abs().max()) for name in single]
     print(f"largest difference of a weight: {max(differences):.2g}")
 
@@ -67,18 +74,18 @@ def test_two_processes_equal_one(recover):
     assert max(differences) > 0  # two processes sum in another order
     for name, tensor in single.items():
         torch.testing.assert_close(double[name], tensor, atol=2e-5, rtol=1e-4)
-    assert result.stderr.count("finetune will take") == 1
-    option, result = recover("option", "--processes", "2")
+    assert stderr.count("finetune will take") == 1
+    option, _, _ = recover("option", "--processes", "2")
     assert all(torch.equal(option[name], double[name]) for name in double)
 
 
 def test_a_batch_that_does_not_divide_is_refused(recover):
     """The error comes before any step."""
-    weights, result = recover("odd", "--processes", "2", batch_size=7)
+    weights, code, stderr = recover("odd", "--processes", "2", batch_size=7)
 
     assert weights is None
-    assert result.returncode != 0
-    assert "Error: finetune.batch_size 7 does not divide by 2 processes of 1 parts each" in result.stderr
+    assert code != 0
+    assert "Error: finetune.batch_size 7 does not divide by 2 processes of 1 parts each" in stderr
 
 
 def stop(command, root, number):
@@ -124,11 +131,11 @@ def test_sigterm_saves_a_checkpoint_and_exits(recover, root, tmp_path, processes
 )
 def test_invalid_input_gives_a_one_line_error(recover, tmp_path, changes, message):
     """Nothing is written."""
-    weights, result = recover("wrong", **changes)
-    errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    weights, code, stderr = recover("wrong", **changes)
+    errors = [line for line in stderr.splitlines() if line.startswith("Error: ")]
 
-    assert (weights, result.returncode) == (None, 1)
-    assert len(errors) == 1, result.stderr
+    assert (weights, code) == (None, 1)
+    assert len(errors) == 1, stderr
     assert message in errors[0]
-    assert "Traceback" not in result.stderr
+    assert "Traceback" not in stderr
     assert not (tmp_path / "wrong").exists()

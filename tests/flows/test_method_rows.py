@@ -50,12 +50,13 @@ def plan(repository):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_row_is_allowed_for_every_preset(plan, preset):
     """Every row with every seed has the same size and number of steps, and all cells differ."""
-    cells, params = plan(preset)
+    seeds = (0, 1) if preset == PRESETS[0] else (0,)
+    cells, params = plan(preset, seeds=seeds)
     base = load_params(ROOT / "recipes" / "presets" / f"{preset}.yaml")
     rows = [(cell.about["row"], it) for cell, it in zip(cells, params, strict=True) if cell.about["row"] != ABLATION]
 
-    assert [it.seed for _, it in rows] == [0] * len(METHODS) + [1] * len(METHODS)
-    assert [name for name, _ in rows] == [*METHODS, *METHODS]
+    assert [it.seed for _, it in rows] == [seed for seed in seeds for _ in METHODS]
+    assert [name for name, _ in rows] == [*METHODS] * len(seeds)
     assert {(str(it.prune), it.finetune.steps) for _, it in rows} == {(str(base.prune), base.finetune.steps)}
     assert {str(it.reference) for it in params} == {str(base.reference)}
     assert len({str(it) for it in params}) == len(cells) == len({cell.label for cell in cells})

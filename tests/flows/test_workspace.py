@@ -19,6 +19,7 @@ from stages.runtime.errors import InputError, UnavailableError
 from tests.servers import ROOT
 
 AUTHOR = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+STAGES = ["code", "fetch", "reference", "importance", "prune", "finetune", "evaluate", "costs", "report"]
 TRACKING = "MLFLOW_TRACKING_URI"
 HIDDEN = "hunter2"
 LOCAL = """[core]
@@ -630,12 +631,12 @@ def keys(project):
 @pytest.mark.parametrize(
     ("old", "new", "changed"),
     [
-        ("criterion: diff-pruning", "criterion: random", "importance prune finetune evaluate report"),
-        ("steps: 450", "steps: 7", "finetune evaluate report"),
+        ("criterion: diff-pruning", "criterion: random", "importance prune finetune evaluate costs report"),
+        ("steps: 450", "steps: 7", "finetune evaluate costs report"),
         ("num_images: 500", "num_images: 300", "reference evaluate report"),
-        ("repeats: 50", "repeats: 5", "evaluate report"),
-        ("heldout: 0.2", "heldout: 0.3", "fetch reference importance prune finetune evaluate report"),
-        ("seed: 0", "seed: 1", "reference importance prune finetune evaluate report"),
+        ("repeats: 50", "repeats: 5", "costs report"),
+        ("heldout: 0.2", "heldout: 0.3", "fetch reference importance prune finetune evaluate costs report"),
+        ("seed: 0", "seed: 1", "reference importance prune finetune evaluate costs report"),
         ("seed: 0", "seed: 0", ""),
         ("spacing: leading, steps: 50", "steps: 50, spacing: leading", ""),
     ],
@@ -644,7 +645,7 @@ def test_a_key_changes_with_its_params_and_what_it_needs(keys, old, new, changed
     """It changes with nothing else: stages with equal outputs have equal keys."""
     one, other = keys(), keys(old, new)
 
-    assert list(one) == list(other) == ["fetch", "reference", "importance", "prune", "finetune", "evaluate", "report"]
+    assert list(one) == list(other) == STAGES
     assert {stage for stage in one if one[stage] != other[stage]} == set(changed.split())
 
 
@@ -657,7 +658,7 @@ def test_cells_share_what_they_have_in_common(enter):
             names.append(workspace.keys())
     one, other = names
 
-    assert [stage for stage in one if one[stage] == other[stage]] == ["fetch", "reference"]
+    assert [stage for stage in one if one[stage] == other[stage]] == ["code", "fetch", "reference"]
     assert enter().workspace.environment == {}
 
 

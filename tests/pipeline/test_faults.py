@@ -12,6 +12,8 @@ from mlflow.exceptions import MlflowException
 
 from tests.servers import full_mlflow, running
 
+pytestmark = pytest.mark.e2e
+
 
 @dataclass
 class Site:

@@ -1,21 +1,17 @@
 """Flows in workspaces of their own, with no server: what they compute, what they share, what they leave."""
 
 import json
-import shutil
-import subprocess
 
 import pytest
 from mlflow import MlflowClient
 
+pytestmark = pytest.mark.e2e
+
 
 @pytest.fixture(scope="module")
-def project(finished, tmp_path_factory):
-    """A committed copy of the finished workspace, cache and all."""
-    path = tmp_path_factory.mktemp("project") / "project"
-    shutil.copytree(finished.path, path, ignore=shutil.ignore_patterns("mlflow.db", "mlruns", "unsent"), symlinks=True)
-    for command in (("add", "."), ("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q", "-m", "all")):
-        subprocess.run(["git", *command], cwd=path, check=True)
-    return type(finished)(path)
+def project(copy_finished):
+    """A committed copy of the finished workspace with its cache."""
+    return copy_finished("project", committed=True)
 
 
 def runs(project):
@@ -31,30 +27,28 @@ def ran(result):
     return [line.split("Running stage '")[1].split("'")[0] for line in lines if "Running stage '" in line]
 
 
-def test_overrides_run_beside_the_checkout(project, finished):
-    """The checkout stays as it is, what is not concerned comes from the cache, and the weights are those of DVC."""
+def test_overrides_run_beside_the_checkout(project, copy_finished):
+    """The checkout stays as it is, unchanged stages come from the cache, and the weights are those of `dvc repro`."""
     before = project.run("git", "status", "--porcelain").stdout
-    result = project.run("python", "-m", "flows", "compress", "--set", "finetune.steps=11")  # new to every cache
+    result = project.run("python", "-m", "flows", "compress", "--set", "finetune.steps=11")  # in no cache yet
     assert result.returncode == 0, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
-    assert ran(result) == ["finetune", "evaluate", "report"]
+    assert ran(result) == ["finetune", "evaluate", "costs", "report"]
     assert project.run("git", "status", "--porcelain").stdout == before
     assert list((project.path / ".espalier" / "workspaces").iterdir()) == []
     (run,) = runs(project)
     assert run.data.params["finetune.steps"] == "11"
     client = MlflowClient(f"sqlite:///{project.path}/mlflow.db")
-    assert client.list_artifacts(run.info.run_id, "reports/evaluate")  # not in the folder that is gone
+    assert client.list_artifacts(run.info.run_id, "reports/evaluate")  # not in the folder that was removed
 
-    finished.set("finetune", steps=11)
-    assert finished.run("dvc", "repro", "finetune").returncode == 0
-    expected = finished.weights()
-    finished.set("finetune", steps=12)
-    assert finished.repro() == []
+    other = copy_finished("other")
+    other.set("finetune", steps=11)
+    assert other.run("dvc", "repro", "finetune").returncode == 0
     project.set("finetune", steps=11)
     restored = project.run("dvc", "repro", "finetune")
     project.set("finetune", steps=12)
     assert "Running stage" not in restored.stdout
-    assert project.weights() == expected != {}
+    assert project.weights() == other.weights() != {}
     assert project.run("dvc", "repro").returncode == 0
 
 
@@ -69,7 +63,7 @@ def test_a_sweep_loses_nothing_by_a_cell_that_fails(project):
     assert "ratio 0.99 failed: stage prune failed: prune.target.ratio 0.99 leaves 0 of" in said
     assert "is models:/espalier-digits/1" in said
     assert {"fetch", "reference", "importance"} & set(ran(result)) == set()
-    assert sorted(ran(result)) == ["evaluate", "finetune", "prune", "prune", "report"]
+    assert sorted(ran(result)) == ["costs", "evaluate", "finetune", "prune", "prune", "report"]
     (folder,) = (project.path / ".espalier" / "sweeps").glob("*/result")
     found = json.loads((folder / "sweep_table.json").read_text())
     assert [row[0] for row in found["rows"]] == ["0.3", "0.2"]  # the cheaper first

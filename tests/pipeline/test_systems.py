@@ -1,6 +1,7 @@
 """The paper's systems through every stage: CIFAR-10 at its real size, a small one in place of ImageNet's latent one."""
 
 import numpy as np
+import pytest
 import torch
 from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -13,6 +14,7 @@ from stages.storage.files import read_json, write_json
 from stages.storage.tensors import write_tensors
 
 
+@pytest.mark.e2e
 def test_cifar10_has_the_sizes_of_the_paper_after_every_stage(tmp_path):
     """35.7463 M / 6.0641 G becomes 19.8512 M / 3.3919 G; measure() ends the program where it does not."""
     row = systems.measure("cifar10", tmp_path)

@@ -107,7 +107,7 @@ def test_compensation_needs_images_that_fit(tmp_path, unet, make_unet, scheduler
         read_calibration(unet, scheduler, None, EASY, 0)
     with pytest.raises(InputError, match=r"prune\.compensate\.num_images 25 is more than the 24 training images"):
         read_calibration(unet, scheduler, tmp_path, too_many, 0)
-    with pytest.raises(InputError, match="holds 1×8×8 images, the model draws 3×8×8"):
+    with pytest.raises(InputError, match="holds 1×8×8 images, the model generates 3×8×8"):
         read_calibration(make_unet(in_channels=3, out_channels=3), scheduler, tmp_path, EASY, 0)
 
 

