@@ -134,10 +134,10 @@ def make_data(system: System, folder: Path, count: int = 20) -> None:
     draws = np.random.default_rng(0)
     height = 218 if system.config == "celeba-hq-64" else system.size
     for index in range(count):
-        home = folder / f"class{index % CLASSES}"
-        home.mkdir(parents=True, exist_ok=True)
+        class_folder = folder / f"class{index % CLASSES}"
+        class_folder.mkdir(parents=True, exist_ok=True)
         pixels = draws.integers(0, 256, (height, system.size, 3)).astype(np.uint8)
-        Image.fromarray(pixels).save(home / f"{index}.jpg")
+        Image.fromarray(pixels).save(class_folder / f"{index}.jpg")
 
 
 def make_params(name: str, folder: Path) -> None:

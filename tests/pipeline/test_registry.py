@@ -93,7 +93,7 @@ def test_the_champion_draws_from_seeds(registered):
 
 @pytest.mark.e2e  # the pipeline once more
 def test_a_version_proves_itself(registered):
-    """Commit, params and data, run again in an empty place without caches, give the same hashes; it is told so."""
+    """Commit, params and data, run again in an empty place without caches, give the same hashes; it is described so."""
     workspace, _ = registered
     result = workspace.run("python", "-m", "flows", "reproduce", f"models:/{NAME}/1")
 
@@ -101,8 +101,8 @@ def test_a_version_proves_itself(registered):
     assert f"models:/{NAME}/1 is identical: " in result.stdout
     version = client(workspace).get_model_version(NAME, "1")
     assert version.tags["espalier.reproduced"] == "identical"
-    told = json.loads(version.tags["espalier.reproduction"])
-    assert (told["files"], told["machine"]) == ([], [])
-    assert told["num_files"] > 10
+    described = json.loads(version.tags["espalier.reproduction"])
+    assert (described["files"], described["machine"]) == ([], [])
+    assert described["num_files"] > 10
     (run,) = client(workspace).search_runs([client(workspace).get_experiment_by_name("espalier").experiment_id])
     assert run.info.status == "FINISHED"

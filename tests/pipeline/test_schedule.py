@@ -186,8 +186,8 @@ def test_a_missing_pool_and_its_remedy(theatre):
     assert "the server has no work pool 'espalier'; make it: prefect work-pool create espalier" in said
     assert len(said.splitlines()) == 1
     theatre.run(*said.strip().partition("make it: ")[2].split())
-    told = theatre.run("python", "-m", "flows", "deploy")
-    assert "nightly/nightly: at 0 2 * * *" in told
+    deployed = theatre.run("python", "-m", "flows", "deploy")
+    assert "nightly/nightly: at 0 2 * * *" in deployed
 
 
 def test_cron_creates_runs(theatre):

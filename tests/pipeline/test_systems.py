@@ -30,9 +30,9 @@ def test_a_latent_model_of_classes_goes_through_every_stage(tmp_path, conditiona
     VQModel(**small).save_pretrained(tmp_path / "model" / "vqvae")
     index = read_json(tmp_path / "model" / "model_index.json")
     write_json(tmp_path / "model" / "model_index.json", {**index, "vqvae": ["diffusers", "VQModel"]})
-    home = tmp_path / "model" / "class_embedding"
-    write_json(home / "config.json", {"num_classes": systems.CLASSES, "width": 12, "unconditional": systems.CLASSES})
-    write_tensors(home / "diffusion_pytorch_model.safetensors", {"weight": torch.randn(systems.CLASSES + 1, 12)})
+    folder = tmp_path / "model" / "class_embedding"
+    write_json(folder / "config.json", {"num_classes": systems.CLASSES, "width": 12, "unconditional": systems.CLASSES})
+    write_tensors(folder / "diffusion_pytorch_model.safetensors", {"weight": torch.randn(systems.CLASSES + 1, 12)})
     systems.make_data(systems.System("imagenet-ldm", (0, 0), (0, 0), 40), tmp_path / "pictures")
     systems.make_params("imagenet-ldm", tmp_path)
     systems.run_stages(tmp_path)

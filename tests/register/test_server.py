@@ -50,7 +50,7 @@ def test_a_password_in_an_address_is_refused(root, tmp_path, name, uri):
     result = serve(root, environment)
 
     assert result.returncode == 1
-    assert result.stderr == f"mlflow/serve: {name} holds a password; give it as PGWORD instead\n"
+    assert result.stderr == f"mlflow/serve: {name} holds a password; give it as PGPASSWORD instead\n"
 
 
 def test_it_listens_on_loopback_only(bare_mlflow_server):
