@@ -1,6 +1,5 @@
 """Servers that die while a finished compression is recorded and registered: nothing is lost, doubled or half there."""
 
-import shutil
 import subprocess
 import time
 from dataclasses import dataclass
@@ -50,19 +49,11 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(finished, postgres, swift, tmp_path_factory):
+def site(copy_finished, postgres, swift, tmp_path_factory):
     """A committed copy of the finished workspace, with PostgreSQL, MLflow and Swift."""
-    tmp_path = tmp_path_factory.mktemp("faults")
-    path = tmp_path / "site" / "project"
-    shutil.copytree(finished.path, path, ignore=shutil.ignore_patterns("mlflow.db", "mlruns", "unsent", ".git"))
-    for command in (
-        ("init", "-q"),
-        ("add", "."),
-        ("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "all"),
-    ):
-        subprocess.run(["git", *command], cwd=path, check=True)
-    with running(full_mlflow(tmp_path / "mlflow", postgres, swift)) as server:
-        yield Site(type(finished)(path), server)
+    folder = tmp_path_factory.mktemp("faults") / "mlflow"
+    with running(full_mlflow(folder, postgres, swift)) as server:
+        yield Site(copy_finished("faults", committed=True), server)
 
 
 def register(name):

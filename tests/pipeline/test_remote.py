@@ -1,37 +1,40 @@
-"""Results shared through a bucket: who has them computes nothing again."""
+"""Results shared through a bucket: a clone computes nothing that is in it."""
 
 import io
 import os
 import pickle
-import shutil
 import subprocess
+import uuid
 
 import pytest
 import torch
 
-GIT = ["git", "-c", "user.name=a tester", "-c", "user.email=tester@example.org"]
+from tests.servers import s3_client, s3_environment
 
 
-@pytest.fixture
-def store(connect, monkeypatch, tmp_path):
-    """A bucket; DVC finds it by the variables alone."""
-    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
-        monkeypatch.setenv(name, str(tmp_path / "none"))  # dvc-s3 fails at the /dev/null that suits boto3
-    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
-    return connect()
+@pytest.fixture(scope="module")
+def bucket(swift, tmp_path_factory):
+    """An empty bucket; DVC reads its server and credentials from the environment."""
+    folder = tmp_path_factory.mktemp("remote")
+    absent = {name: str(folder / "none") for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE")}
+    variables = {**s3_environment(swift), **absent}  # dvc-s3 fails at the /dev/null that suits boto3
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**variables, "DVC_SITE_CACHE_DIR": str(folder / "site")}.items():
+            patch.setenv(name, value)
+        name = f"remote-{uuid.uuid4().hex}"
+        s3_client(swift).create_bucket(Bucket=name)
+        yield name
 
 
-@pytest.fixture
-def pushed(store, finished, tmp_path):
-    """A copy of the finished workspace, all of it in the bucket and its files committed."""
-    shutil.copytree(finished.path, tmp_path / "first" / "project", ignore=shutil.ignore_patterns(".git", "tmp"))
-    workspace = type(finished)(tmp_path / "first" / "project")
+@pytest.fixture(scope="module")
+def pushed(bucket, copy_finished):
+    """A copy of the finished workspace, its outputs in the bucket and its files committed."""
+    workspace = copy_finished("pushed")
     for command in (
-        ["git", "init", "-q"],
-        ["dvc", "remote", "add", "-d", "store", f"s3://{store.bucket}/dvc"],
+        ["dvc", "remote", "add", "-d", "store", f"s3://{bucket}/dvc"],
         ["dvc", "push", "--run-cache"],
         ["git", "add", "--all"],
-        [*GIT, "commit", "-q", "-m", "Finish"],
+        ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-q", "-m", "Finish"],
     ):
         result = workspace.run(*command)
         assert result.returncode == 0, result.stdout + result.stderr
@@ -39,43 +42,48 @@ def pushed(store, finished, tmp_path):
 
 
 @pytest.fixture
-def clone(pushed):
-    """Clone what was committed: another machine, with nothing in its cache."""
+def clone(pushed, tmp_path):
+    """Clone the commit, as another machine does, without cache and outputs."""
 
     def make(name):
-        home = pushed.path.parents[1] / name
-        subprocess.run(["git", "clone", "-q", pushed.path, home / "project"], check=True)
-        assert not (home / "project" / ".dvc" / "cache").exists()
-        assert not (home / "project" / "artifacts").exists()
-        return type(pushed)(home / "project")
+        path = tmp_path / name / "project"
+        subprocess.run(["git", "clone", "-q", pushed.path, path], check=True)
+        assert not (path / ".dvc" / "cache").exists()
+        assert not (path / "artifacts").exists()
+        return type(pushed)(path)
 
     return make
 
 
 @pytest.fixture
 def outputs(content):
-    """Read everything that the stages of a workspace have written."""
+    """Read every output of a workspace: folder -> path -> bytes; provenance lies beside outputs and is not shared."""
 
     def read(workspace):
-        return {folder: content(workspace.path / folder) for folder in ("artifacts", "reports")}
+        found = {folder: content(workspace.path / folder) for folder in ("artifacts", "reports")}
+        return {
+            folder: {path: body for path, body in files.items() if not path.endswith(".provenance.json")}
+            for folder, files in found.items()
+        }
 
     return read
 
 
 @pytest.fixture
-def bucket_content(store):
+def bucket_content(swift, bucket):
     """Read every object of the bucket: key -> bytes."""
 
     def read():
-        pages = store.client.get_paginator("list_objects_v2").paginate(Bucket=store.bucket)
+        client = s3_client(swift)
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
         keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
-        return {key: store.client.get_object(Bucket=store.bucket, Key=key)["Body"].read() for key in keys}
+        return {key: client.get_object(Bucket=bucket, Key=key)["Body"].read() for key in keys}
 
     return read
 
 
 def test_a_clone_pulls_every_result_and_computes_nothing(pushed, clone, outputs):
-    """Bit for bit, and `dvc repro` finds nothing to do or to record."""
+    """The outputs are bit-identical, and `dvc repro` runs and records nothing."""
     other = clone("second")
     result = other.run("dvc", "pull")
     assert result.returncode == 0, result.stdout + result.stderr
@@ -84,10 +92,11 @@ def test_a_clone_pulls_every_result_and_computes_nothing(pushed, clone, outputs)
     assert other.repro() == []
     assert outputs(other) == outputs(pushed)
     assert not (other.path / "mlflow.db").exists()
+    assert list(other.path.rglob("*.provenance.json")) == []
 
 
-def test_without_dvc_lock_the_run_cache_knows_every_result(pushed, clone, outputs):
-    """`dvc repro --pull` asks the bucket what the same code, params and inputs gave, and writes the same dvc.lock."""
+def test_without_dvc_lock_the_run_cache_holds_every_result(pushed, clone, outputs):
+    """`dvc repro --pull` finds the results of the same code, params and inputs, and writes the same dvc.lock."""
     other = clone("third")
     (other.path / "dvc.lock").unlink()
 
@@ -98,7 +107,7 @@ def test_without_dvc_lock_the_run_cache_knows_every_result(pushed, clone, output
 
 
 def test_no_pickle_and_no_secret_is_shared(pushed, clone, content, bucket_content, is_pickle):
-    """Neither in the bucket nor in the cache that is filled from it; .dvc/config names the bucket and nobody's key."""
+    """Neither the bucket nor the cache pulled from it holds a pickle; .dvc/config holds the bucket and no key."""
     other = clone("fourth")
     assert other.run("dvc", "pull", "--run-cache").returncode == 0
     shared, cached = bucket_content(), content(other.path / ".dvc" / "cache")
@@ -114,8 +123,8 @@ def test_no_pickle_and_no_secret_is_shared(pushed, clone, content, bucket_conten
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_pickles_would_be_seen(is_pickle, protocol):
-    """Of every protocol, and torch's zips; text and tensors are none."""
+def test_pickles_are_detected(is_pickle, protocol):
+    """Pickles of every protocol and torch's zips are, text is not."""
     weights = io.BytesIO()
     torch.save({"weight": torch.zeros(2)}, weights)
 

@@ -27,7 +27,7 @@ pytestmark = [
     ),
 ]
 POOL = "espalier"
-STAGES = ["fetch", "reference", "importance", "prune", "finetune", "evaluate", "report"]
+STAGES = ["code", "fetch", "reference", "importance", "prune", "finetune", "evaluate", "costs", "report"]
 DEPLOYMENTS = [
     "compress/compress",
     "sweep/sweep",
@@ -265,12 +265,14 @@ def test_two_workers_share_a_sweep(theatre):
     cells = theatre.prefect.request("flow_runs/filter", asked)
     ran = theatre.ran(*(cell["id"] for cell in cells))
     assert {stage: ran.count(stage) for stage in STAGES} == {
+        "code": 0,
         "fetch": 0,
         "reference": 0,
         "importance": 2,
         "prune": 4,
         "finetune": 4,
         "evaluate": 4,
+        "costs": 4,
         "report": 4,
     }
     workers = [event["resource"]["prefect.resource.name"] for event in _submissions(theatre)]
@@ -418,7 +420,7 @@ def test_two_at_once(theatre):
     before = theatre.compressions()
     runs = [theatre.compress(overrides={"finetune.steps": 14}) for _ in range(2)]
     assert [theatre.prefect.wait(run, 300) for run in runs] == ["Completed", "Completed"]
-    assert theatre.ran(*runs) == ["evaluate", "finetune", "report"]
+    assert theatre.ran(*runs) == ["costs", "evaluate", "finetune", "report"]
     assert theatre.compressions() == before + 1
     second.stop()
     theatre.workers.remove(second)
