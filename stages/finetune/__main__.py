@@ -38,15 +38,13 @@ def main(
     params = load_block(params_path, "finetune", FinetuneParams)
     seed = load_seed(params_path)
 
+    from stages.finetune.launch import launch
     from stages.runtime.device import select_device
     from stages.storage.files import check_free
 
-    inputs = [path for path in (model, data, checkpoints, teacher) if path]
-    check_free(out, report, inputs=inputs, stage="finetune")
+    inputs = [path for path in (model, data, teacher) if path]
+    check_free(out, report, inputs=[*inputs, checkpoints], stage="finetune")
     device = select_device()
-
-    from stages.finetune.launch import launch
-
     if (code := launch(processes, device)) is not None:
         sys.exit(code)
 
@@ -56,8 +54,7 @@ def main(
     from stages.storage.s3 import open_store
 
     trainer = prepare(model, teacher, data, params, seed, device)
-    read = [path for path in (model, data, teacher) if path]
-    run = fingerprint("finetune", read, seed=seed, finetune=params, processes=trainer.engine.num_processes)
+    run = fingerprint("finetune", inputs, seed=seed, finetune=params, processes=trainer.engine.num_processes)
     kept = Checkpoints(checkpoints, run, open_store(), params.keep_checkpoints)
     with live_logging(run, params, trainer.engine) as listener:
         trainer.run(kept, listener)

@@ -3,18 +3,16 @@
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pydantic import ValidationError, model_validator
 
 from stages.models.layout import PLAN
-from stages.runtime.code_hash import hash_code
 from stages.runtime.errors import InputError, without_password
 from stages.runtime.git import git_output, without_git_variables
 from stages.runtime.schema import Commit, Frozen, Sha256
-from stages.storage.files import RUN_RECORD, file_sha256, read_json
+from stages.storage.files import file_sha256, read_json
 from stages.storage.provenance import read_provenance
 from stages.tracking.compression import Compression
 
@@ -57,8 +55,7 @@ def read_workspace_lineage(compression: Compression) -> Lineage:
     """Read the lineage of a compression from the current folder, its workspace.
 
     Raises:
-        InputError: The code is not committed or is not the code that the stages ran, the pipeline is not up to date,
-            or a file is missing.
+        InputError: The code is not committed, the pipeline is not up to date, or a file is missing.
     """
     commit = _head()
     if _dvc("status", "--quiet") is None:
@@ -66,8 +63,7 @@ def read_workspace_lineage(compression: Compression) -> Lineage:
     missing = [name for name in FILES if not Path(name).is_file()]
     if missing:
         raise InputError(f"{', '.join(missing)} is missing, and reproducing a version needs it; restore it")
-    runs = read_runs(compression.folders)
-    check_code(runs)
+    runs = read_runs(compression)
     dataset = read_json(compression.folders["fetch"].parent / "data" / "dataset.json")
     return Lineage(
         git_commit=commit,
@@ -94,27 +90,11 @@ def _head() -> str:
     return commit
 
 
-def check_code(runs: Mapping[str, Mapping[str, Any]]) -> None:
-    """Compare the code that each stage ran, code_sha256 of its run.json, with the code of this checkout.
-
-    The outputs may be older than HEAD; the commit of a version stands for the code that made it.
-
-    Raises:
-        InputError: A stage ran other code.
-    """
-    changed = [stage for stage, run in runs.items() if run.get("code_sha256") != hash_code(stage)]
-    if changed:
-        raise InputError(
-            f"code_sha256 in run.json of {', '.join(changed)} is not the hash of the code in this checkout; "
-            "run the pipeline again: make run"
-        )
-
-
-def read_runs(folders: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
-    """Read the run.json of each stage and its provenance, which is null if the output came out of DVC's cache."""
+def read_runs(compression: Compression) -> dict[str, dict[str, Any]]:
+    """Read the record of each stage and its provenance, which is null if the output came out of DVC's cache."""
     return {
-        stage: {**read_json(folder / RUN_RECORD), "provenance": read_provenance(folder)}
-        for stage, folder in folders.items()
+        stage: {**record, "provenance": read_provenance(compression.folders[stage])}
+        for stage, record in compression.records().items()
     }
 
 

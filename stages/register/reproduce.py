@@ -22,7 +22,7 @@ from stages.runtime.git import git_error, git_output, without_git_variables
 from stages.storage.files import copy_file, file_sha256
 from stages.storage.s3 import VARIABLE
 from stages.storage.tensors import read_tensors
-from stages.tracking.compression import stage_folders
+from stages.tracking.compression import Compression
 
 COMPARED = ("model_index.json", PLAN, "scheduler/scheduler_config.json", "unet/config.json", f"unet/{WEIGHTS}")
 """Files of the released model that are compared; its card holds times, which vary."""
@@ -156,8 +156,8 @@ def _run_pipeline(folder: Path) -> str:
 
 
 def _compare(uri: str, files: Path, lineage: Lineage, workspace: Path) -> Reproduction:
-    folders = stage_folders(workspace / "artifacts", workspace / "reports")
-    then, now = read_evaluation(files / EVIDENCE / "evaluation"), read_evaluation(folders["evaluate"])
+    compression = Compression(workspace / "artifacts", workspace / "reports")
+    then, now = read_evaluation(files / EVIDENCE / "evaluation"), read_evaluation(compression.folders["evaluate"])
     result = Reproduction(
         uri=uri,
         num_files=len(lineage.outputs) + len(COMPARED),
@@ -165,7 +165,7 @@ def _compare(uri: str, files: Path, lineage: Lineage, workspace: Path) -> Reprod
             *_compare_outputs(lineage.outputs, hash_outputs(workspace)),
             *_compare_model(files / MODEL, workspace / "artifacts" / "released" / OURS),
         ],
-        machine=sorted(set(_compare_machines(lineage.runs, read_runs(folders)))),
+        machine=sorted(set(_compare_machines(lineage.runs, read_runs(compression)))),
     )
     if then.protocol_id != now.protocol_id:
         obstacle = f"the protocol is {now.protocol_id} now, and was {then.protocol_id}; metrics cannot be compared"

@@ -115,8 +115,8 @@ def lineage(report: ReportData) -> Iterator[tuple[str, str]]:
     for name, model in report.record.models.items():
         yield f"weights, {name}", f"sha256 {model.weights_sha256}"
     yield "pruning plan", f"sha256 {report.plan_sha256}"
-    for stage, run in report.runs.items():
-        yield stage, f"code {run['code_sha256'][:12]}, {_describe_provenance(report.provenance.get(stage))}"
+    for stage in report.runs:
+        yield stage, _describe_provenance(report.provenance.get(stage))
     run = report.runs["evaluate"]
     yield "versions", ", ".join([f"python {run['python']}", *(f"{key} {it}" for key, it in run["packages"].items())])
 
@@ -125,4 +125,5 @@ def _describe_provenance(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return "output restored from DVC's cache"
     commit = f"{found['git_commit']}{' with changes' if found['git_dirty'] else ''}" if found["git_commit"] else "none"
-    return f"commit {commit}, {found['device']['name']}, {found['device']['threads']} threads"
+    device = f"{found['device']['name']}, {found['device']['threads']} threads"
+    return f"code {found['code_sha256'][:12]}, commit {commit}, {device}"

@@ -1,7 +1,7 @@
 """The folders of a finished compression -> the data of page, figures and cards."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,15 +114,9 @@ def read_report_data(artifacts: Path, reports: Path) -> ReportData:
         InputError: A file is missing, damaged, or of other weights.
     """
     folders = stage_folders(artifacts, reports)
-    model_folders = dict(zip(MODELS, (folders[stage] for stage in ("fetch", "prune", "finetune")), strict=True))
-    record = _read_ordered(folders["evaluate"])
-    files = {name: folder / "unet" / WEIGHTS for name, folder in model_folders.items()}
-    shapes = {name: read_shapes(file) for name, file in files.items()}
-    for name, file in files.items():
-        if record.models[name].weights_sha256 != file_sha256(file):
-            raise InputError(
-                f"{folders['evaluate']} was measured on other weights than {file}; run the evaluate stage first"
-            )
+    stages = dict(zip(MODELS, ("fetch", "prune", "finetune"), strict=True))
+    files = {name: folders[stage] / "unet" / WEIGHTS for name, stage in stages.items()}
+    record = _read_evaluation(folders["evaluate"], files)
     runs = {stage: read_json(folder / RUN_RECORD) for stage, folder in folders.items()}
     provenance = {stage: found for stage, folder in folders.items() if (found := read_provenance(folder))}
     plan = read_json(folders["finetune"] / PLAN)
@@ -133,7 +127,7 @@ def read_report_data(artifacts: Path, reports: Path) -> ReportData:
             curve=_read_curve(reports / "finetune" / "curve.csv"),
             ema_decay=float(read_json(reports / "finetune" / "metrics.json")["ema_decay"]),
             ssim=_read_ssim(folders["evaluate"] / "pairs.csv"),
-            widths=_widths(shapes[DENSE], shapes["finetuned"]),
+            widths=_widths(read_shapes(files[DENSE]), read_shapes(files["finetuned"])),
             criterion=plan["criterion"],
             formula=plan["formula"],
             prune=PruneRecord.model_validate(plan["prune"]),
@@ -149,12 +143,19 @@ def read_report_data(artifacts: Path, reports: Path) -> ReportData:
         ) from None
 
 
-def _read_ordered(folder: Path) -> EvaluationRecord:
-    """Read the evaluation with the models in the order of the pipeline; JSON keeps them in alphabetical order."""
+def _read_evaluation(folder: Path, files: Mapping[str, Path]) -> EvaluationRecord:
+    """Read the evaluation with the models in the order of the pipeline; JSON keeps them in alphabetical order.
+
+    Raises:
+        InputError: The evaluation is missing or damaged, or is of other models or weights than `files`.
+    """
     record = read_evaluation(folder)
-    if set(record.models) != set(MODELS):
-        raise InputError(f"{folder} holds {', '.join(record.models)}; expected {', '.join(MODELS)}")
-    return record.model_copy(update={"models": {name: record.models[name] for name in MODELS}})
+    if set(record.models) != set(files):
+        raise InputError(f"{folder} holds {', '.join(record.models)}; expected {', '.join(files)}")
+    for name, file in files.items():
+        if record.models[name].weights_sha256 != file_sha256(file):
+            raise InputError(f"{folder} was measured on other weights than {file}; run the evaluate stage first")
+    return record.model_copy(update={"models": {name: record.models[name] for name in files}})
 
 
 def _read_costs(folder: Path, record: EvaluationRecord) -> CostsRecord:

@@ -1,7 +1,8 @@
 """A stage and its params -> run.json in what it writes, the provenance beside it, and the fingerprint of a training.
 
-run.json holds what decides an output and nothing that varies: the same work leaves the same folder. Where, when and at
-which commit a stage ran stands in NAME.provenance.json beside its output folder NAME, which DVC does not track.
+run.json holds the stage, its params and the versions of packages: equal work leaves an equal folder. With which code,
+where, when and at which commit a stage ran stands in NAME.provenance.json beside its output folder NAME; DVC does not
+track it.
 """
 
 import hashlib
@@ -28,12 +29,15 @@ Params = Section | dict[str, Any] | int
 
 
 def write_run_record(folder: Path, stage: str, **params: Params) -> None:
-    """Write run.json into the output of a stage: its params, the hash of its code, and the versions of packages."""
-    write_json(folder / RUN_RECORD, {"stage": stage, **_decisive(stage, params)})
+    """Write run.json into the output of a stage: its params and the versions of packages.
+
+    It does not name the code, so that code which leaves the output as it was makes no later stage stale.
+    """
+    write_json(folder / RUN_RECORD, {"stage": stage, **_decisive(params)})
 
 
 def write_provenance(folder: Path, **found: Any) -> None:  # noqa: ANN401  # any JSON
-    """Write where, when and at which commit the stage ran that has just written a folder, beside that folder.
+    """Write with which code, where, when and at which commit a stage wrote a folder, into a file beside it.
 
     Args:
         folder: The output, with its run.json.
@@ -42,6 +46,7 @@ def write_provenance(folder: Path, **found: Any) -> None:  # noqa: ANN401  # any
     began = psutil.Process().create_time()
     record = {
         "run_sha256": file_sha256(folder / RUN_RECORD),
+        "code_sha256": hash_code(str(read_json(folder / RUN_RECORD)["stage"])),
         "git_commit": git_output(STAGES, "rev-parse", "--verify", "--quiet", "HEAD"),
         "git_dirty": bool(git_output(STAGES, "status", "--porcelain", "--", ".")),
         "device": _device(),
@@ -53,7 +58,7 @@ def write_provenance(folder: Path, **found: Any) -> None:  # noqa: ANN401  # any
 
 
 def read_provenance(folder: Path) -> dict[str, Any] | None:
-    """Read where, when and at which commit the stage ran that wrote a folder.
+    """Read with which code, where, when and at which commit a stage wrote a folder.
 
     Returns:
         None where that is not known: the folder came out of DVC's cache, or was written by another run.
@@ -78,17 +83,16 @@ def fingerprint(stage: str, inputs: Iterable[Path], **params: Params) -> str:
     device = _device()
     if device["cuda"]:
         del device["threads"]
-    digest = hashlib.sha256(json.dumps([_decisive(stage, params), device], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([hash_code(stage), _decisive(params), device], sort_keys=True).encode())
     for path in (path for folder in inputs for path in sorted(folder.rglob("*"))):
         if path.is_file() and path.name != RUN_RECORD:
             digest.update(file_sha256(path).encode())
     return digest.hexdigest()
 
 
-def _decisive(stage: str, params: dict[str, Params]) -> dict[str, Any]:
+def _decisive(params: dict[str, Params]) -> dict[str, Any]:
     return {
         "params": {key: it.model_dump(mode="json") if isinstance(it, Section) else it for key, it in params.items()},
-        "code_sha256": hash_code(stage),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
     }

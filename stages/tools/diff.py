@@ -7,6 +7,7 @@ from stages.protocol.intervals import Estimate, paired_difference
 from stages.protocol.protocol import check_same
 from stages.runtime.errors import InputError
 from stages.storage.files import RUN_RECORD, read_json
+from stages.storage.provenance import read_provenance
 
 
 def diff_evaluations(one: Path, other: Path, model: str) -> dict[str, Estimate]:
@@ -34,8 +35,9 @@ def diff_evaluations(one: Path, other: Path, model: str) -> dict[str, Estimate]:
 def version_warning(one: Path, other: Path) -> str | None:
     """Name what differs between two evaluations' code and packages, which the protocol does not contain.
 
-    None if nothing differs.
+    The code is known only of folders with provenance. None if nothing differs.
     """
-    runs = [read_json(folder / RUN_RECORD) for folder in (one, other)]
-    changed = [key for key in ("code_sha256", "packages") if runs[0].get(key) != runs[1].get(key)]
+    runs = [{**read_json(folder / RUN_RECORD), **(read_provenance(folder) or {})} for folder in (one, other)]
+    known = [key for key in ("code_sha256", "packages") if all(key in run for run in runs)]
+    changed = [key for key in known if runs[0][key] != runs[1][key]]
     return f"{one} and {other} were measured with different {', '.join(changed)}" if changed else None

@@ -15,7 +15,7 @@ from stages.storage.files import RUN_RECORD, read_bytes, read_json
 
 CHUNK_BYTES = 2**24
 CONTENT = ("stage", "params", "code_sha256")
-"""Keys of run.json that identify a compression."""
+"""What identifies a compression, of the record of each stage."""
 
 
 class Compression:
@@ -29,6 +29,7 @@ class Compression:
     def __init__(self, artifacts: Path, reports: Path) -> None:
         self.model, self.released, self.reports = artifacts / "finetuned", artifacts / "released" / "finetuned", reports
         self.folders = stage_folders(artifacts, reports)
+        self.code = artifacts / "code"
 
     def id(self) -> str:
         """Hash the params and code of the stages and the weights of the finetuned model."""
@@ -45,8 +46,14 @@ class Compression:
         return digest.hexdigest()
 
     def records(self) -> dict[str, dict[str, Any]]:
-        """Read the run.json of each stage, in the order of the stages."""
-        return {stage: _read_json(folder / RUN_RECORD, CONTENT) for stage, folder in self.folders.items()}
+        """Read the run.json of each stage and the hash of the code that it ran, in the order of the stages."""
+        return {
+            stage: {
+                **_read_json(folder / RUN_RECORD, {"stage", "params"}),
+                "code_sha256": _read_json(self.code / f"{stage}.json", {"sha256"})["sha256"],
+            }
+            for stage, folder in self.folders.items()
+        }
 
     def params(self) -> dict[str, Any]:
         """Read the params of all stages, flattened to keys like prune.ratio."""

@@ -111,7 +111,7 @@ def images_of_the_wrong_size(workspace):
     (workspace.path / "pictures").mkdir()
     Image.new("L", (28, 28)).save(workspace.path / "pictures" / "a.png")
     workspace.set("fetch", data={"source": "folder", "path": "pictures"})
-    return "fetch", FETCH, "a.png is 28×28, the model draws 16×16"
+    return "fetch", FETCH, "a.png is 28×28, the model expects 16×16"
 
 
 @pytest.mark.parametrize(
@@ -183,13 +183,13 @@ def run_report(**changes):
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("reports/evaluate/evaluation.json", "{}", "evaluation.json is no evaluation of this version"),
+        ("reports/evaluate/evaluation.json", "{}", "evaluation.json is invalid"),
         ("reports/evaluate/pairs.csv", "model,ssim\n", "pairs.csv holds no rows"),
-        ("reports/finetune/curve.csv", "step,heldout_loss\n0,none\n", "curve.csv is not what its stage wrote"),
-        ("reports/evaluate/dense.png", "", "dense.png is no picture"),
-        ("artifacts/finetuned/pruning_plan.json", "{}", "is not what its stage wrote ('criterion')"),
-        ("artifacts/pretrained/README.md", "---\nlicense: [mit\n---\n", "README.md has a head that is no YAML"),
-        ("artifacts/finetuned/unet/diffusion_pytorch_model.safetensors", "", "is not a whole safetensors file"),
+        ("reports/finetune/curve.csv", "step,heldout_loss\n0,none\n", "curve.csv is invalid"),
+        ("reports/evaluate/dense.png", "", "dense.png is no valid image"),
+        ("artifacts/finetuned/pruning_plan.json", "{}", "is invalid ('criterion')"),
+        ("artifacts/pretrained/README.md", "---\nlicense: [mit\n---\n", "README.md has invalid YAML metadata"),
+        ("artifacts/finetuned/unet/diffusion_pytorch_model.safetensors", "", "was measured on other weights than"),
     ],
 )
 def test_a_damaged_output_is_not_reported(workspace, file, text, message):
@@ -208,8 +208,8 @@ def test_a_damaged_output_is_not_reported(workspace, file, text, message):
     [
         ("--released", "artifacts/pruned", "output artifacts/pruned overlaps with artifacts/pruned"),
         ("--summary", "reports/finetune", "output reports/finetune overlaps with reports/finetune"),
-        ("--page", "reports/evaluate/evaluation.json", "lies in a folder that a stage writes whole"),
-        ("--page", "params.yaml", "params.yaml is no page that this stage has written"),
+        ("--page", "reports/evaluate/evaluation.json", "lies in an output folder of a stage"),
+        ("--page", "params.yaml", "params.yaml was not written by this stage"),
     ],
 )
 def test_the_report_overwrites_nothing(workspace, option, place, message):
@@ -235,4 +235,4 @@ def test_new_weights_are_not_reported_with_old_numbers(workspace):
     code, lines = run_report()
 
     assert code == 1
-    assert "tells of other weights than artifacts/finetuned" in lines[-1]
+    assert "was measured on other weights than artifacts/finetuned" in lines[-1]

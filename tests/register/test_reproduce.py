@@ -11,7 +11,7 @@ from stages.register.reproduce import MetricComparison, Reproduction, _check_emp
 from stages.runtime.errors import InputError, without_password
 from stages.storage.files import file_sha256, read_json, write_json
 from stages.storage.tensors import read_tensors, write_tensors
-from stages.tracking.compression import stage_folders
+from stages.tracking.compression import Compression
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 PROVENANCE = {"device": {"name": "cpu", "threads": 2}}
@@ -25,10 +25,12 @@ def again(package, tmp_path):
     place = tmp_path / "again"
     for name in ("finetuned", "released/finetuned"):
         shutil.copytree(package / MODEL, place / "artifacts" / name)
-    folders = stage_folders(place / "artifacts", place / "reports")
+    compression = Compression(place / "artifacts", place / "reports")
+    folders = compression.folders
     shutil.copytree(package / EVIDENCE / "evaluation", folders["evaluate"])
-    for folder in folders.values():
-        write_json(folder / "run.json", MACHINE)
+    for stage, folder in folders.items():
+        write_json(folder / "run.json", {"stage": stage, "params": {}, **MACHINE})
+        write_json(compression.code / f"{stage}.json", {"sha256": stage})
     lineage = Lineage(
         git_commit="c" * 40,
         git_remote=None,
@@ -110,7 +112,7 @@ def test_another_machine_is_listed_and_does_not_decide(again):
     """Versions of packages and the device; a device is unknown if the output came out of DVC's cache then."""
     place, compare = again
     pruned = place / "artifacts" / "pruned"
-    write_json(pruned / "run.json", {**MACHINE, "packages": {"torch": "3"}})
+    write_json(pruned / "run.json", {"stage": "prune", "params": {}, **MACHINE, "packages": {"torch": "3"}})
     record = {"run_sha256": file_sha256(pruned / "run.json"), **OTHER_PROVENANCE}
     write_json(place / "artifacts" / "pruned.provenance.json", record)
     found = compare()

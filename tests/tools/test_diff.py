@@ -42,7 +42,7 @@ def compared(tmp_path, protocol):
         }
         for name, record in records.items():
             write_json(tmp_path / name / "evaluation.json", record.model_dump(mode="json"))
-            write_json(tmp_path / name / "run.json", {"code_sha256": "x"} | (run if name == "other" else {}))
+            write_json(tmp_path / name / "run.json", {"packages": {"torch": "2"}} | (run if name == "other" else {}))
         result = CliRunner().invoke(main, ["diff", str(tmp_path / "one"), str(tmp_path / "other"), *arguments])
         return result.exit_code, result.output
 
@@ -75,11 +75,11 @@ def test_ssim_is_left_out_for_different_dense_models(compared):
     assert "ssim" not in output
 
 
-def test_different_code_gives_a_warning(compared):
-    """The protocol does not contain the hash of the code."""
-    _, output = compared(code_sha256="y")
+def test_different_packages_give_a_warning(compared):
+    """The protocol does not contain versions of packages."""
+    _, output = compared(packages={"torch": "3"})
 
-    assert "were measured with different code_sha256" in output
+    assert "were measured with different packages" in output
 
 
 def test_an_unknown_model_is_refused(compared):

@@ -25,6 +25,7 @@ def compression(tmp_path, params, magnitude, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     made = Compression(tmp_path / "artifacts", tmp_path / "reports")
     for stage in made.folders:
+        write_json(made.code / f"{stage}.json", {"sha256": stage})
         block = {} if stage == "evaluate" else {stage: getattr(params, stage)}
         write_run_record(made.folders[stage], stage, seed=params.seed, **block)
     write_tensors(made.model / "unet" / "weights.safetensors", magnitude.saliency)
@@ -81,7 +82,7 @@ def test_commit_and_device_do_not_change_the_id(compression):
     write_json(path, {**read_json(path), "git_commit": "f" * 40, "device": {"name": "another"}})
 
     assert compression.id() == first
-    write_json(path, {**read_json(path), "code_sha256": "f" * 64})
+    write_json(compression.code / "prune.json", {"sha256": "f" * 64})
     assert compression.id() != first
 
 
