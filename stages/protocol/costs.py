@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from stages.protocol.evaluation import DENSE
-from stages.runtime.errors import InputError
 from stages.runtime.schema import Frozen, Sha256
-from stages.storage.files import read_json
+from stages.storage.files import read_record
 
 
 class Cost(Frozen):
@@ -61,10 +60,4 @@ def read_costs(folder: Path) -> CostsRecord:
     Raises:
         InputError: costs.json is missing, damaged or of another version.
     """
-    path = folder / "costs.json"
-    try:
-        return CostsRecord.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise InputError(f"{path} is invalid ({where}: {first['msg']}); run the costs stage again") from None
+    return read_record(folder / "costs.json", CostsRecord, "run the costs stage again")

@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from stages.protocol.protocol import Protocol
-from stages.runtime.errors import InputError
 from stages.runtime.schema import Frozen, Sha256
-from stages.storage.files import read_json
+from stages.storage.files import read_record
 
 DENSE = "dense"
 
@@ -110,10 +109,4 @@ def read_evaluation(folder: Path) -> EvaluationRecord:
     Raises:
         InputError: evaluation.json is missing, damaged or of another version.
     """
-    path = folder / "evaluation.json"
-    try:
-        return EvaluationRecord.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise InputError(f"{path} is invalid ({where}: {first['msg']}); run the evaluate stage again") from None
+    return read_record(folder / "evaluation.json", EvaluationRecord, "run the evaluate stage again")

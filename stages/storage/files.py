@@ -10,7 +10,9 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from stages.runtime.errors import InputError, first_line
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 RUN_RECORD = "run.json"
+Record = TypeVar("Record", bound=BaseModel)
 
 
 @contextmanager
@@ -191,6 +194,25 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path} holds a {type(value).__name__}, not an object")
     return value
+
+
+def read_record(path: Path, kind: type[Record], remedy: str) -> Record:
+    """Read a JSON object as a record.
+
+    Args:
+        path: The file.
+        kind: The class of the record.
+        remedy: What the user can do if the file is not such a record.
+
+    Raises:
+        InputError: The file is missing, is not valid JSON, or is not such a record.
+    """
+    try:
+        return kind.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise InputError(f"{path} is damaged ({where}: {first['msg']}); {remedy}") from None
 
 
 def file_sha256(path: Path) -> str:

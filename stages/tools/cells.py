@@ -4,13 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from stages.protocol.costs import CostsRecord, read_costs
 from stages.protocol.evaluation import EvaluationRecord, read_evaluation
 from stages.runtime.errors import InputError
 from stages.runtime.schema import Frozen
-from stages.storage.files import read_json
+from stages.storage.files import read_record
 
 CELL = "cell.json"
 
@@ -45,17 +43,14 @@ def read_cells(folder: Path) -> list[FinishedCell]:
         InputError: The folder holds no finished cell, or a cell is damaged.
     """
     cells = [
-        FinishedCell(path.parent.name, _read_note(path), read_evaluation(path.parent), read_costs(path.parent))
+        FinishedCell(
+            path.parent.name,
+            read_record(path, CellRecord, "remove its folder and run the flow again"),
+            read_evaluation(path.parent),
+            read_costs(path.parent),
+        )
         for path in sorted(folder.glob(f"*/{CELL}"))
     ]
     if not cells:
         raise InputError(f"{folder} holds no finished cell; run the flow sweep or compare first")
     return cells
-
-
-def _read_note(path: Path) -> CellRecord:
-    try:
-        return CellRecord.model_validate(read_json(path))
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"]
-        raise InputError(f"{path} is damaged ({reason}); remove its folder and run the flow again") from None

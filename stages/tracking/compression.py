@@ -11,9 +11,8 @@ from typing import Any
 from stages.runtime.errors import InputError
 from stages.runtime.git import git_output
 from stages.runtime.schema import flatten
-from stages.storage.files import RUN_RECORD, read_bytes, read_json
+from stages.storage.files import RUN_RECORD, file_sha256, read_bytes, read_json
 
-CHUNK_BYTES = 2**24
 CONTENT = ("stage", "params", "code_sha256")
 """What identifies a compression, of the record of each stage."""
 
@@ -38,12 +37,8 @@ class Compression:
             for stage, record in self.records().items()
             if stage != "costs"  # measured again, a compression is still the same
         ]
-        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
-        for path in sorted(self.model.rglob("*.safetensors")):
-            with path.open("rb") as file:
-                while chunk := file.read(CHUNK_BYTES):
-                    digest.update(chunk)
-        return digest.hexdigest()
+        weights = [file_sha256(path) for path in sorted(self.model.rglob("*.safetensors"))]
+        return hashlib.sha256(json.dumps([content, weights], sort_keys=True).encode()).hexdigest()
 
     def records(self) -> dict[str, dict[str, Any]]:
         """Read the run.json of each stage and the hash of the code that it ran, in the order of the stages."""

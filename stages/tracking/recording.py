@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from stages.runtime.errors import InputError, UnavailableError, first_line
 from stages.runtime.schema import Frozen, Sha256
-from stages.storage.files import read_json, write_json, writing
+from stages.storage.files import read_record, write_json, writing
 from stages.tracking.compression import Compression
 from stages.tracking.mlflow_client import connect, find_experiment
 
@@ -50,28 +50,28 @@ class RunRecord(Frozen):
     """Metrics and curves: (key, step, value)."""
 
 
-def save_record(compression: Compression, unsent: Path) -> Path:
+def save_record(record: RunRecord, reports: Path, unsent: Path) -> Path:
     """Save the record of a compression with its reports, unless it is saved already.
 
     Args:
-        compression: The finished compression.
+        record: The record.
+        reports: The folder of the compression's reports.
         unsent: Folder of saved records.
 
     Returns:
         The folder of this record.
 
     Raises:
-        InputError: The compression is not finished, one of its files is damaged, or `unsent` cannot be written.
+        InputError: The reports cannot be read, or `unsent` cannot be written.
     """
-    record = _make_record(compression)
     folder = unsent / record.compression
     if (folder / RECORD).is_file():
         return folder
     with writing(folder) as temporary:
         try:
-            shutil.copytree(compression.reports, temporary / "reports")
+            shutil.copytree(reports, temporary / "reports")
         except OSError as error:  # shutil.Error is an OSError
-            raise InputError(f"{compression.reports} cannot be copied to {unsent} ({first_line(error)})") from None
+            raise InputError(f"{reports} cannot be copied to {unsent} ({first_line(error)})") from None
         write_json(temporary / RECORD, record.model_dump(mode="json"))
     return folder
 
@@ -118,7 +118,7 @@ def send_record(folder: Path) -> tuple[str, bool]:
         client = connect()
         if not folder.exists() and (run_id := find_run(client, folder.name)):
             return run_id, False  # another process sent it while this one waited for the lock
-        record = _read_record(folder)
+        record = read_record(folder / RECORD, RunRecord, f"remove {folder} and record again")
         run_id = find_run(client, record.compression)
         new = run_id is None
         if run_id is None:
@@ -129,8 +129,12 @@ def send_record(folder: Path) -> tuple[str, bool]:
 
 
 def record_compression(compression: Compression, unsent: Path) -> tuple[str, bool]:
-    """Save and send the record of a compression; returns the id of its run, and whether it is new."""
-    return send_record(save_record(compression, unsent))
+    """Save and send the record of a compression; returns the id of its run, and whether it is new.
+
+    Raises:
+        InputError: The compression is not finished, or one of its files is damaged.
+    """
+    return send_record(save_record(_make_record(compression), compression.reports, unsent))
 
 
 def fetch_report(run_id: str, name: str, folder: Path) -> Path:
@@ -231,14 +235,6 @@ def _create_run(client: "MlflowClient", record: RunRecord, folder: Path) -> str:
     return str((finished or [run])[0].info.run_id)
 
 
-def _read_record(folder: Path) -> RunRecord:
-    try:
-        return RunRecord.model_validate(read_json(folder / RECORD))
-    except ValidationError as error:
-        reason = f"{error.errors()[0]['loc']}: {error.errors()[0]['msg']}"
-        raise InputError(f"{folder / RECORD} is damaged ({reason}); remove {folder} and record again") from None
-
-
 def record_all(compression: Compression, unsent: Path, *, allow_offline: bool) -> tuple[str, bool] | None:
     """Record a finished compression in MLflow and send all records saved before; a second call finds the same run.
 
@@ -254,16 +250,17 @@ def record_all(compression: Compression, unsent: Path, *, allow_offline: bool) -
         InputError: The compression is not finished, or a record is damaged.
         UnavailableError: The server does not answer, and `allow_offline` is False.
     """
+    record = _make_record(compression)
     waiting = sorted(path.parent for path in unsent.glob(f"*/{RECORD}") if path.parent.name[0] != ".")
     try:
-        known = None if waiting else find_run(connect(), compression.id())
-    except Exception as error:  # noqa: BLE001  # whatever a server raises; save_record raises errors of the files
-        _report_unsent(save_record(compression, unsent), error, allow_offline=allow_offline)
+        known = None if waiting else find_run(connect(), record.compression)
+    except Exception as error:  # noqa: BLE001  # whatever a server raises
+        _report_unsent(save_record(record, compression.reports, unsent), error, allow_offline=allow_offline)
         return None
     if known:
         click.echo(f"MLflow run {known}: this compression was recorded before")
         return known, False
-    latest = save_record(compression, unsent)
+    latest = save_record(record, compression.reports, unsent)
     sent: dict[Path, tuple[str, bool]] = {}
     for folder in [latest, *(other for other in waiting if other != latest)]:
         try:
