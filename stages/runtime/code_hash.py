@@ -13,7 +13,7 @@ from pathlib import Path
 STAGES = Path(__file__).parents[1]
 COPIED = STAGES / "models" / "pruned_unet.py"
 """Copied into every pruned model, so that each of its bytes counts."""
-MESSAGE_CALLS = ("echo", "secho", "warn", "warning", "info")
+MESSAGE_CALLS = ("echo",)
 """Functions whose arguments are messages, beside the constructors of exceptions."""
 LABEL_POSITION = {"track": 1}
 """Function -> position of its one argument that is a message."""
@@ -34,8 +34,7 @@ def stage_files(stage: str) -> dict[str, str]:
     """Hash each file that the code of a stage consists of: path below stages/ -> sha256."""
     code = {_file_of(module) for module in import_closure(f"stages.{stage}.__main__")}
     data = {file for package in {path.parent for path in code} for file in _package_data(package)}
-    hashes = {path: _hash_module(path) for path in code} | {path: _hash_bytes(path) for path in data}
-    return {path.relative_to(STAGES).as_posix(): sha256 for path, sha256 in hashes.items()}
+    return {path.relative_to(STAGES).as_posix(): _hash_file(path) for path in code | data}
 
 
 def import_closure(module: str) -> set[str]:
@@ -70,14 +69,9 @@ def _package_data(package: Path) -> Iterator[Path]:
 
 
 @cache
-def _hash_bytes(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@cache
-def _hash_module(path: Path) -> str:
-    return _hash_bytes(path) if path == COPIED else hashlib.sha256(normalise(path.read_text()).encode()).hexdigest()
+def _hash_file(path: Path) -> str:
+    is_code = path.suffix == ".py" and path != COPIED
+    return hashlib.sha256(normalise(path.read_text()).encode() if is_code else path.read_bytes()).hexdigest()
 
 
 def normalise(source: str) -> str:
@@ -85,7 +79,7 @@ def normalise(source: str) -> str:
     tree = ast.parse(source)
     for node in ast.walk(tree):
         _blank_all(_messages(node))
-        if isinstance(node, ast.FunctionDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             _blank_message_variables(node)
     return _dump(tree)
 
@@ -102,7 +96,7 @@ def _messages(node: ast.AST) -> Iterator[ast.AST]:
         yield from (keyword.value for keyword in node.keywords if keyword.arg == "help")
 
 
-def _blank_message_variables(function: ast.FunctionDef) -> None:
+def _blank_message_variables(function: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
     """Blank the strings assigned to variables of a function that only messages read."""
     nodes = list(ast.walk(function))
     messages = [message for node in nodes for message in _messages(node)]

@@ -6,6 +6,7 @@ import pytest
 
 from stages.runtime import code_hash
 from stages.runtime.code_hash import hash_code, import_closure, normalise, stage_files
+from tests.records import STAGES
 
 SOURCE = '''
 """Module."""
@@ -81,15 +82,10 @@ def copy(tmp_path, root, monkeypatch):
         path = tmp_path / "stages" / name
         assert old in path.read_text()
         path.write_text(path.read_text().replace(old, new))
-        code_hash._hash_module.cache_clear()
-        code_hash._hash_bytes.cache_clear()
+        code_hash._hash_file.cache_clear()
 
     yield edit
-    code_hash._hash_module.cache_clear()
-    code_hash._hash_bytes.cache_clear()
-
-
-STAGES = ("fetch", "reference", "importance", "prune", "finetune", "evaluate", "costs", "report")
+    code_hash._hash_file.cache_clear()
 
 
 @pytest.mark.parametrize(
