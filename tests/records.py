@@ -1,6 +1,25 @@
 """Small records of the stages, for tests of those who read them."""
 
 from stages.protocol.costs import Cost, CostsRecord
+from stages.protocol.evaluation import METRICS, EvaluationRecord, Metric, Model, Pair
+
+STAGES = ["code", "fetch", "reference", "importance", "prune", "finetune", "evaluate", "costs", "report"]
+"""The stages of dvc.yaml in the order in which they run."""
+
+
+def make_model(metrics=None, **changes):
+    """Make the evaluation of a model with these metrics (name -> Metric); the others are .5 in each of three sets."""
+    alike = Metric(sets=[0.5] * 3, mean=0.5, half_width=0.0)
+    size = {"params": 1, "macs": 1, "attention_macs": 0, "size_bytes": 1, "fid_pooled": 1}
+    fixed = {"weights_sha256": "c" * 64, "ssim_quantiles": {}, "worst_pairs": [Pair(set=0, index=0, ssim=0.5, mse=0.1)]}
+    return Model(**{**size, **fixed, **dict.fromkeys(METRICS, alike), **(metrics or {}), **changes})
+
+
+def make_evaluation(protocol, models, dense="a"):
+    """Make the evaluation of models, whose dense model's hash repeats a digit."""
+    return EvaluationRecord(
+        protocol_id=protocol.id, protocol=protocol, dense_sha256=dense * 64, floor_fid=0.4, models=models
+    )
 
 
 def make_costs(evaluation, speed_up=1.2, device="cpu"):

@@ -16,10 +16,10 @@ from ruamel.yaml import YAML
 from flows.workspaces.repository import HOME_VARIABLE, REPOSITORY_VARIABLE, Repository, hash_overrides
 from flows.workspaces.workspace import LINKS, current_checkout, open_workspace
 from stages.runtime.errors import InputError, UnavailableError
+from tests.records import STAGES
 from tests.servers import ROOT
 
 AUTHOR = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-STAGES = ["code", "fetch", "reference", "importance", "prune", "finetune", "evaluate", "costs", "report"]
 TRACKING = "MLFLOW_TRACKING_URI"
 HIDDEN = "hunter2"
 LOCAL = """[core]

@@ -16,6 +16,7 @@ from filelock import FileLock
 from ruamel.yaml import YAML
 
 from stages.storage.files import file_sha256
+from tests.records import STAGES
 
 ROOT = Path(__file__).parents[2]
 PARTS = [
@@ -29,7 +30,6 @@ PARTS = [
     "requirements.lock",
     "stages",
 ]
-STAGES = ["code", "fetch", "reference", "importance", "prune", "finetune", "evaluate", "costs", "report"]
 SMALL = {
     "importance": {"stride": 250, "num_images": 4, "report": {"timesteps": 2, "draws": 2}},
     "finetune": {

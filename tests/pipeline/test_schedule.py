@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 from ruamel.yaml import YAML
 
 from tests.orchestra import PrefectServer, Worker, until
+from tests.records import STAGES
 from tests.servers import POSTGRES_BINS, ROOT, own_environment, running, running_stack, s3_client, s3_environment
 from tests.swift import SECRET
 
@@ -27,7 +28,6 @@ pytestmark = [
     ),
 ]
 POOL = "espalier"
-STAGES = ["code", "fetch", "reference", "importance", "prune", "finetune", "evaluate", "costs", "report"]
 DEPLOYMENTS = [
     "compress/compress",
     "sweep/sweep",

@@ -6,14 +6,14 @@ from types import SimpleNamespace
 import pytest
 
 from stages.models.pipeline import write_pipeline
-from stages.protocol.evaluation import METRICS, EvaluationRecord, Metric, Model, Pair
+from stages.protocol.evaluation import Metric
 from stages.protocol.intervals import estimate
 from stages.register.lineage import FILES, Lineage
 from stages.register.package import FILES_LIST, hash_list, list_files, write_package
 from stages.register.policy import Policy
 from stages.register.registry import CHALLENGER, CONTENT, EVIDENCE, MODEL, Registry
 from stages.storage.files import file_sha256, read_json, write_json
-from tests.records import make_costs
+from tests.records import make_costs, make_evaluation, make_model
 
 NAME = "tiny"
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -25,21 +25,11 @@ def make_record(protocol, weights, fids=FIDS, ssims=SSIMS, macs=60, dense="a"):
 
     def model(values, similar, count):
         given = {"fid": values, "ssim": similar}
-        metrics = {
-            name: Metric(sets=given.get(name, [0.5] * 3), **vars(estimate(given.get(name, [0.5] * 3))))
-            for name in METRICS
-        }
-        size = {"params": 1, "macs": count, "attention_macs": 0, "size_bytes": 1, "fid_pooled": 1}
-        pair = Pair(set=0, index=0, ssim=0.5, mse=0.1)
-        return Model(**size, weights_sha256=weights, ssim_quantiles={}, worst_pairs=[pair], **metrics)
+        metrics = {name: Metric(sets=sets, **vars(estimate(sets))) for name, sets in given.items()}
+        return make_model(metrics, macs=count, weights_sha256=weights)
 
-    return EvaluationRecord(
-        protocol_id=protocol.id,
-        protocol=protocol,
-        dense_sha256=dense * 64,
-        floor_fid=0.4,
-        models={"dense": model([0.9, 1.0, 0.8], [1.0] * 3, 100), "finetuned": model(fids, ssims, macs)},
-    )
+    models = {"dense": model([0.9, 1.0, 0.8], [1.0] * 3, 100), "finetuned": model(fids, ssims, macs)}
+    return make_evaluation(protocol, models, dense)
 
 
 @pytest.fixture(scope="session")

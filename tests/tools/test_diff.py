@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from stages.protocol.evaluation import METRICS, EvaluationRecord, Metric, Model, Pair
+from stages.protocol.evaluation import Metric
 from stages.protocol.intervals import estimate
 from stages.storage.files import write_json
 from stages.tools.__main__ import main
+from tests.records import make_evaluation, make_model
 
 DRAWS = np.random.default_rng(0)
 FIDS = {"one": [1.0, 1.2, 0.9], "other": [1.5, 1.71, 1.39]}
@@ -15,19 +16,11 @@ FIDS = {"one": [1.0, 1.2, 0.9], "other": [1.5, 1.71, 1.39]}
 
 def make_record(protocol, fids, dense="a"):
     """Make a record whose pruned model has these FIDs, one per set."""
-    pair = Pair(set=0, index=0, ssim=0.5, mse=0.1)
-    same = {"params": 1, "macs": 1, "attention_macs": 0, "size_bytes": 1, "weights_sha256": "c" * 64, "fid_pooled": 1}
 
     def model(values):
-        metrics = {
-            name: Metric(sets=values if name == "fid" else [0.5] * 3, **vars(estimate(values))) for name in METRICS
-        }
-        return Model(**same, ssim_quantiles={}, worst_pairs=[pair], **metrics)
+        return make_model({"fid": Metric(sets=values, **vars(estimate(values)))})
 
-    models = {"dense": model([0.1] * 3), "pruned": model(fids)}
-    return EvaluationRecord(
-        protocol_id=protocol.id, protocol=protocol, dense_sha256=dense * 64, floor_fid=0.4, models=models
-    )
+    return make_evaluation(protocol, {"dense": model([0.1] * 3), "pruned": model(fids)}, dense)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from stages.protocol.evaluation import EvaluationRecord, Metric
+from stages.protocol.evaluation import Metric
 from stages.runtime.errors import InputError
 from stages.storage.files import write_json
 from stages.tools.__main__ import main
@@ -18,8 +18,8 @@ from stages.tools.cells import CELL, CellRecord
 from stages.tools.method_table import write_method_table
 from stages.tools.methods import read_comparison
 from stages.tools.published import ABLATION, BASELINE
-from tests.records import make_costs
-from tests.tools.test_sweep_table import DENSE_MACS, make_model
+from tests.records import make_costs, make_evaluation
+from tests.tools.test_sweep_table import DENSE_MACS, make_point
 
 T_OF_TWO, T_OF_THREE = 12.7062, 4.3027
 """Student's t at 97.5 % with one and with two degrees of freedom."""
@@ -29,17 +29,11 @@ FILES = {"table.md", "table.csv", "method_table.json", "pareto.svg", "pareto.png
 
 def make_record(protocol, fid, ssim):
     """Make an evaluation whose finetuned model has this FID and whose pruned model has this SSIM."""
-    models = {"dense": make_model(DENSE_MACS, 0.5), "pruned": make_model(500_000, 9.0)}
-    models["finetuned"] = make_model(500_000, fid)
+    models = {"dense": make_point(DENSE_MACS, 0.5), "pruned": make_point(500_000, 9.0)}
+    models["finetuned"] = make_point(500_000, fid)
     alike = Metric(sets=[ssim, ssim], mean=ssim, half_width=0.0)
     models["pruned"] = models["pruned"].model_copy(update={"ssim": alike})
-    return EvaluationRecord(
-        protocol_id=protocol.id,
-        protocol=protocol,
-        dense_sha256="a" * 64,
-        floor_fid=0.1,
-        models=models,
-    )
+    return make_evaluation(protocol, models)
 
 
 @pytest.fixture

@@ -10,50 +10,35 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings, strategies
 from PIL import Image
 
-from stages.protocol.evaluation import METRICS, Difference, EvaluationRecord, Metric, Model, Pair
+from stages.protocol.evaluation import METRICS, Difference, Metric
 from stages.protocol.protocol import Protocol
 from stages.runtime.errors import InputError
 from stages.storage.files import write_json
 from stages.tools.__main__ import main
 from stages.tools.cells import CELL, CellRecord
 from stages.tools.sweep_table import Point, find_front, rank, read_points, write_sweep_table
-from tests.records import make_costs
+from tests.records import make_costs, make_evaluation, make_model
 
 DENSE_MACS = 1_000_000
 FILES = {"table.md", "table.csv", "pareto.svg", "pareto.png", "sweep_table.json", "run.json"}
 
 
-def make_model(macs, fid, *, is_distinct=True):
+def make_point(macs, fid, *, is_distinct=True):
     """Make a model with these MACs and this FID, whose difference from dense is distinct or not."""
     above = Difference(mean=0.1, half_width=0.05, is_distinct=is_distinct)
-
-    def metric(name):
-        value = fid if name == "fid" else 0.5
-        return Metric(sets=[value, value], mean=value, half_width=0.02, above_dense=above if name == "fid" else None)
-
-    return Model(
-        params=20_000,
-        macs=macs,
-        attention_macs=0,
-        size_bytes=1,
-        weights_sha256="c" * 64,
-        fid_pooled=fid,
-        ssim_quantiles={},
-        worst_pairs=[Pair(set=0, index=0, ssim=0.5, mse=0.1)],
-        **{name: metric(name) for name in METRICS},
-    )
+    metrics = {
+        name: Metric(sets=[value, value], mean=value, half_width=0.02)
+        for name in METRICS
+        for value in [fid if name == "fid" else 0.5]
+    }
+    metrics["fid"] = metrics["fid"].model_copy(update={"above_dense": above})
+    return make_model(metrics, params=20_000, macs=macs)
 
 
 def make_record(protocol, macs, fid, **options):
     """Make an evaluation of the dense model and one finetuned model."""
-    models = {"dense": make_model(DENSE_MACS, 0.5), "finetuned": make_model(macs, fid, **options)}
-    return EvaluationRecord(
-        protocol_id=protocol.id,
-        protocol=protocol,
-        dense_sha256="a" * 64,
-        floor_fid=0.1,
-        models=models,
-    )
+    models = {"dense": make_point(DENSE_MACS, 0.5), "finetuned": make_point(macs, fid, **options)}
+    return make_evaluation(protocol, models)
 
 
 @pytest.fixture(scope="module")
