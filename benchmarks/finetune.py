@@ -88,23 +88,7 @@ class TrainingLoops:
         unet = read_unet(self.model, self.device).train()
         ema = EMAModel(unet.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
         optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6)
-        side = self.images.train.shape[-1]
-        augment = transforms.Compose(
-            [
-                transforms.Resize(side, interpolation=transforms.InterpolationMode.BILINEAR),
-                transforms.CenterCrop(side),
-                transforms.ToTensor(),
-                transforms.Normalize([0.5], [0.5]),
-            ]
-        )
-        pictures = [Image.fromarray(image.transpose(1, 2, 0).squeeze()) for image in np.array(self.images.train)]
-        loader = DataLoader(
-            pictures,  # type: ignore[arg-type]
-            batch_size=self.batch_size,
-            shuffle=True,
-            drop_last=True,
-            collate_fn=lambda chosen: torch.stack([augment(picture) for picture in chosen]),
-        )
+        loader = self._example_loader()
         rates = get_scheduler("cosine", optimizer, num_warmup_steps=500, num_training_steps=10**6)
         unet, optimizer, loader, rates = accelerator.prepare(unet, optimizer, loader, rates)
         batches = _endless(loader)
@@ -126,6 +110,26 @@ class TrainingLoops:
             loss.detach().item()
 
         return step
+
+    def _example_loader(self) -> DataLoader[torch.Tensor]:
+        """Build the example's loader: each image through torchvision's transforms."""
+        side = self.images.train.shape[-1]
+        augment = transforms.Compose(
+            [
+                transforms.Resize(side, interpolation=transforms.InterpolationMode.BILINEAR),
+                transforms.CenterCrop(side),
+                transforms.ToTensor(),
+                transforms.Normalize([0.5], [0.5]),
+            ]
+        )
+        pictures = [Image.fromarray(image.transpose(1, 2, 0).squeeze()) for image in np.array(self.images.train)]
+        return DataLoader(
+            pictures,  # type: ignore[arg-type]
+            batch_size=self.batch_size,
+            shuffle=True,
+            drop_last=True,
+            collate_fn=lambda chosen: torch.stack([augment(picture) for picture in chosen]),
+        )
 
 
 def _endless(loader: DataLoader[torch.Tensor]) -> Iterator[torch.Tensor]:
