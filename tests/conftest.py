@@ -1,14 +1,19 @@
 """Small models, images and params shared by many tests."""
 
 import fcntl
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from filelock import FileLock
+from mlflow import MlflowClient
 
 from stages.data.images import Conditions, Images
 from stages.importance.measure import measure_importance
@@ -66,6 +71,42 @@ def pytest_runtest_protocol(item):
     with Path(__file__).open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX if item.get_closest_marker("timed") else fcntl.LOCK_SH)
         return (yield)
+
+
+@pytest.fixture(scope="session")
+def make_once(tmp_path_factory):
+    """Make a file or folder once for all workers, which only read it; returns its path."""
+    base = tmp_path_factory.getbasetemp()
+    parent = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "once"
+    parent.mkdir(exist_ok=True)
+
+    def make_one(name, make):
+        done = parent / f"{name}.done"
+        with FileLock(f"{done}.lock"):
+            if not done.exists():
+                make(parent / name)
+                done.touch()
+        return parent / name
+
+    return make_one
+
+
+@pytest.fixture
+def mlflow_database(make_once, tmp_path, monkeypatch):
+    """An MLflow database of the test's own without any run, which the environment names; returns its address.
+
+    MLflow takes two seconds to create one, so each test has a copy.
+    """
+    empty = make_once("mlflow.db", lambda path: MlflowClient(f"sqlite:///{path}").search_experiments())
+    shutil.copyfile(empty, tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    return f"sqlite:///{tmp_path}/mlflow.db"
+
+
+@pytest.fixture(autouse=True)
+def _accelerate_starts_anew():
+    """Let each test choose the precision of trainings, which accelerate sets once per process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

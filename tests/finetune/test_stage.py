@@ -63,9 +63,7 @@ def recover(tmp_path, root, unet, scheduler, images, magnitude):
 def test_two_processes_equal_one(recover):
     """Two halves of one batch give the same weights within float32's rounding; files and messages appear once."""
     single, _, _ = recover("single")
-    double, code, stderr = recover(
-        "double", before=(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m")
-    )
+    double, code, stderr = recover("double", "--processes", "2")
     assert code == 0, stderr
     differences = [float((double[name] - single[name]).abs().max()) for name in single]
     print(f"largest difference of a weight: {max(differences):.2g}")
@@ -75,8 +73,18 @@ def test_two_processes_equal_one(recover):
     for name, tensor in single.items():
         torch.testing.assert_close(double[name], tensor, atol=2e-5, rtol=1e-4)
     assert stderr.count("finetune will take") == 1
+
+
+@pytest.mark.e2e
+def test_torchrun_starts_the_same_processes(recover):
+    """The weights are those of --processes 2."""
     option, _, _ = recover("option", "--processes", "2")
-    assert all(torch.equal(option[name], double[name]) for name in double)
+    torchrun, code, stderr = recover(
+        "torchrun", before=(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m")
+    )
+
+    assert code == 0, stderr
+    assert all(torch.equal(option[name], torchrun[name]) for name in torchrun)
 
 
 def test_a_batch_that_does_not_divide_is_refused(recover):

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 from ruamel.yaml import YAML
 
 from stages.storage.files import file_sha256
@@ -150,17 +149,13 @@ def make_workspace(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory):
+def finished(make_once):
     """The workspace in which the pipeline ran once; all tests and all workers share it, so they only read it."""
-    base = tmp_path_factory.getbasetemp()
-    path = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished" / "project"
-    done = path.parent / "done"
-    path.parent.mkdir(exist_ok=True)
-    with FileLock(f"{done}.lock"):
-        if not done.exists():
-            assert copy_project(path).repro() == STAGES
-            done.touch()
-    return Workspace(path)
+
+    def run(folder):
+        assert copy_project(folder / "project").repro() == STAGES
+
+    return Workspace(make_once("finished", run) / "project")
 
 
 @pytest.fixture(scope="session")

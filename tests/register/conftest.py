@@ -32,30 +32,10 @@ def make_record(protocol, weights, fids=FIDS, ssims=SSIMS, macs=60, dense="a"):
     return make_evaluation(protocol, models, dense)
 
 
-@pytest.fixture(scope="session")
-def once(tmp_path_factory):
-    """Make a file or folder once per session; returns its path."""
-    parent = tmp_path_factory.mktemp("once")
-
-    def make_once(name, make):
-        if not (parent / name).exists():
-            make(parent / name)
-        return parent / name
-
-    return make_once
-
-
 @pytest.fixture
-def registry(tmp_path, monkeypatch, once, request):
+def registry(tmp_path, monkeypatch, mlflow_database, request):  # noqa: ARG001  # in a variable of the environment
     """An empty registry of the test's own, in SQLite, or in PostgreSQL if the test is parametrised so."""
-
-    def make(path):
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
-        Registry().versions(NAME)
-
-    shutil.copyfile(once("mlflow.db", make), tmp_path / "mlflow.db")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     if getattr(request, "param", None) == "postgresql":
         postgres = request.getfixturevalue("postgres")
         monkeypatch.setenv("PGPASSWORD", postgres.password)
@@ -79,9 +59,9 @@ def policy():
 
 
 @pytest.fixture
-def package(registry, tmp_path, unet, scheduler, protocol, once):  # noqa: ARG001  # MLflow needs a registry to save a model
+def package(registry, tmp_path, unet, scheduler, protocol, make_once):  # noqa: ARG001  # MLflow needs a registry to save a model
     """The folder of a version, as it is registered."""
-    return once("package", lambda folder: write(folder, tmp_path, unet, scheduler, protocol))
+    return make_once("package", lambda folder: write(folder, tmp_path, unet, scheduler, protocol))
 
 
 def write(folder, tmp_path, unet, scheduler, protocol, pipeline=None):

@@ -17,10 +17,9 @@ RUN = "e" * 64
 
 
 @pytest.fixture
-def server(tmp_path, monkeypatch):
+def server(mlflow_database):
     """A client of an MLflow database of the test's own, which the environment names."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    return MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    return MlflowClient(mlflow_database)
 
 
 @pytest.fixture

@@ -19,10 +19,9 @@ from stages.tracking.recording import record_compression, send_record
 
 
 @pytest.fixture
-def compression(tmp_path, params, magnitude, monkeypatch):
+def compression(tmp_path, params, magnitude, monkeypatch, mlflow_database):  # noqa: ARG001  # in the environment
     """Small outputs of all stages; MLflow's store is in a folder of the test's own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     made = Compression(tmp_path / "artifacts", tmp_path / "reports")
     for stage in made.folders:
         write_json(made.code / f"{stage}.json", {"sha256": stage})
