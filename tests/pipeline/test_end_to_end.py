@@ -31,7 +31,7 @@ SIZES = {
 IMAGES = ".png", ".svg"
 
 
-class Journey:
+class Session:
     """A user with a clone of the project, who writes down all that is said.
 
     Args:
@@ -140,15 +140,15 @@ class Journey:
 
 
 @pytest.fixture
-def journey(make_workspace, root):
+def session(make_workspace, root):
     """Begin one in an empty folder, with what leads to the servers."""
 
     def begin(home, environment):
-        workspace = make_workspace("journey")
+        workspace = make_workspace("session")
         shutil.copytree(root / "mlflow", workspace.path / "mlflow")
         shutil.copyfile(root / "params.yaml", workspace.path / "params.yaml")
         shutil.copyfile(root / "requirements.lock", workspace.path / "requirements.lock")
-        return Journey(home, workspace, environment)
+        return Session(home, workspace, environment)
 
     return begin
 
@@ -165,7 +165,7 @@ def find_pickles(contents, is_pickle):
 
 @pytest.mark.e2e
 @pytest.mark.timeout(3600)
-def test_on_real_servers(tmp_path, journey, is_pickle):
+def test_on_real_servers(tmp_path, session, is_pickle):
     """PostgreSQL, MLflow with users, S3: nothing is pickled, and no secret is in anything that was said or kept."""
     if not POSTGRES_BINS or not sys.platform.startswith("linux"):
         pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
@@ -177,8 +177,8 @@ def test_on_real_servers(tmp_path, journey, is_pickle):
         for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
             s3[name] = str(tmp_path / "none")  # dvc-s3 fails at the /dev/null that suits boto3
         environment = {**mlflow.client_environment(), **s3, "ESPALIER_STORE": f"s3://{bucket}/store"}
-        traveller = journey(tmp_path, environment)
-        traveller.go(f"s3://{bucket}/dvc")
+        user = session(tmp_path, environment)
+        user.go(f"s3://{bucket}/dvc")
 
         objects = {}
         for place in [it["Name"] for it in client.list_buckets()["Buckets"]]:
@@ -187,8 +187,8 @@ def test_on_real_servers(tmp_path, journey, is_pickle):
                     objects[f"{place}/{item['Key']}"] = client.get_object(Bucket=place, Key=item["Key"])["Body"].read()
         tables = postgres.query("SELECT tablename FROM pg_tables WHERE schemaname = 'public'", "test1")
         rows = [str(postgres.query(f'SELECT * FROM "{table}"', "test1")) for (table,) in tables]
-        said = [*traveller.said, *rows, mlflow.log.read_text(), *(mlflow.command_lines)]
-    kept = {**objects, **files_below(traveller.workspace.path)}
+        said = [*user.said, *rows, mlflow.log.read_text(), *(mlflow.command_lines)]
+    kept = {**objects, **files_below(user.workspace.path)}
 
     print(f"{len(objects)} objects in S3, {len(kept) - len(objects)} files, {len(said)} logs and tables were looked at")
     assert len(objects) > 50
@@ -201,13 +201,13 @@ def test_on_real_servers(tmp_path, journey, is_pickle):
 
 @pytest.mark.e2e
 @pytest.mark.timeout(3600)
-def test_without_any_server(tmp_path, journey, is_pickle):
+def test_without_any_server(tmp_path, session, is_pickle):
     """SQLite and folders: the same commands, the same outcome."""
     remote = tmp_path / "remote"
-    traveller = journey(tmp_path, {})
-    traveller.go(str(remote))
-    kept = {**files_below(traveller.workspace.path), **files_below(remote)}
+    user = session(tmp_path, {})
+    user.go(str(remote))
+    kept = {**files_below(user.workspace.path), **files_below(remote)}
 
     assert len(files_below(remote)) > 30
     assert find_pickles(kept, is_pickle) == []
-    assert [path.name for path in (traveller.workspace.path / "unsent").iterdir()] == [".lock"]
+    assert [path.name for path in (user.workspace.path / "unsent").iterdir()] == [".lock"]

@@ -38,7 +38,7 @@ DEPLOYMENTS = [
 ]
 
 
-class Theatre:
+class Production:
     """A project, its servers and its workers."""
 
     def __init__(self, root, project, servers, prefect):
@@ -146,14 +146,15 @@ def chat():
 
 
 @pytest.fixture(scope="module")
-def theatre(tmp_path_factory, make_workspace, lenient, chat):
+def production(tmp_path_factory, make_workspace, lenient, chat):
     """Everything, started once, with all of the project's deployments."""
-    root = tmp_path_factory.mktemp("theatre")
+    root = tmp_path_factory.mktemp("production")
     root.chmod(0o755)
-    project = make_workspace("theatre")
+    project = make_workspace("production")
     for name in ("prefect.yaml", "pyproject.toml"):
         shutil.copyfile(ROOT / name, project.path / name)
-    shutil.copytree(ROOT / "mlflow", project.path / "mlflow")
+    for name in ("mlflow", "recipes/presets"):
+        shutil.copytree(ROOT / name, project.path / name)
     YAML().dump(lenient, project.path / "mlflow" / "promotion.yaml")
     file = project.path / "prefect.yaml"
     tree = YAML(typ="safe").load(file.read_text())
@@ -165,7 +166,7 @@ def theatre(tmp_path_factory, make_workspace, lenient, chat):
         servers = stack.enter_context(running_stack(root / "servers"))
         postgres = servers[0]
         prefect = PrefectServer(root / "prefect", postgres.new_database(), **postgres.environment)
-        found = Theatre(root, project, servers, stack.enter_context(running(prefect)))
+        found = Production(root, project, servers, stack.enter_context(running(prefect)))
         found.run("dvc", "remote", "add", "-d", "store", "s3://espalier/dvc")
         found.commit("Begin")
         found.environment["ESPALIER_NOTIFY"] = "custom-webhook/chat"
@@ -180,24 +181,24 @@ Hook(name="chat", url={chat.url!r}, method="POST",
             worker.kill()
 
 
-def test_a_missing_pool_and_its_remedy(theatre):
+def test_a_missing_pool_and_its_remedy(production):
     """One line, and the command that it gives works."""
-    said = theatre.run("python", "-m", "flows", "deploy", fails=True)
+    said = production.run("python", "-m", "flows", "deploy", fails=True)
     assert "the server has no work pool 'espalier'; make it: prefect work-pool create espalier" in said
     assert len(said.splitlines()) == 1
-    theatre.run(*said.strip().partition("make it: ")[2].split())
-    deployed = theatre.run("python", "-m", "flows", "deploy")
+    production.run(*said.strip().partition("make it: ")[2].split())
+    deployed = production.run("python", "-m", "flows", "deploy")
     assert "nightly/nightly: at 0 2 * * *" in deployed
 
 
-def test_cron_creates_runs(theatre):
+def test_cron_creates_runs(production):
     """All deployments are there, and the scheduler, which some libraries break silently, makes runs of both crons."""
     for name in DEPLOYMENTS:
-        assert theatre.prefect.request(f"deployments/name/{name}")["status"] == "NOT_READY"
+        assert production.prefect.request(f"deployments/name/{name}")["status"] == "NOT_READY"
 
     def scheduled():
         return {
-            name: theatre.prefect.request("flow_runs/count", {"deployments": {"name": {"any_": [name]}}})
+            name: production.prefect.request("flow_runs/count", {"deployments": {"name": {"any_": [name]}}})
             for name in ("nightly", "weekly")
         }
 
@@ -205,65 +206,67 @@ def test_cron_creates_runs(theatre):
     print(f"scheduled runs: {scheduled()}")
 
 
-def test_a_scheduled_run_makes_a_champion(theatre):
+def test_a_scheduled_run_makes_a_champion(production):
     """By the cron alone, in a workspace of its own: run, version, artifacts are in MLflow, no checkout is touched."""
-    before = theatre.run("git", "status", "--porcelain")
-    file = theatre.project.path / "prefect.yaml"
+    before = production.run("git", "status", "--porcelain")
+    file = production.project.path / "prefect.yaml"
     text = file.read_text()
     file.write_text(text.replace("cron: 0 2 * * *", 'cron: "* * * * *"'))
-    theatre.run("python", "-m", "flows", "deploy")
+    production.run("python", "-m", "flows", "deploy")
     file.write_text(text)
-    theatre.start_worker("first")
+    production.start_worker("first")
 
     def finished():
         asked = {"deployments": {"name": {"any_": ["nightly"]}}, "sort": "END_TIME_DESC"}
-        runs = theatre.prefect.request("flow_runs/filter", asked)
+        runs = production.prefect.request("flow_runs/filter", asked)
         return [run for run in runs if run["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED")]
 
     assert until(finished, 400, every=1)
     (run, *_) = finished()
     assert run["state"]["name"] == "Completed", run["state"]["message"]
     assert run["auto_scheduled"]
-    theatre.run("python", "-m", "flows", "deploy")  # the cron of the file again, every night
+    production.run("python", "-m", "flows", "deploy")  # the cron of the file again, every night
     print(f"{run['name']}: {run['total_run_time']:.0f} s, {run['state']['message']}")
 
-    client = theatre.client()
+    client = production.client()
     champion = client.get_model_version_by_alias("espalier-digits", "champion")
     reports = [file.path for file in client.list_artifacts(champion.run_id, "reports/evaluate")]
     assert champion.version in ("1", 1)
     assert "reports/evaluate/evaluation.json" in reports
-    assert theatre.run("git", "status", "--porcelain") == before
-    assert until(lambda: not list((theatre.root / "home" / "workspaces").iterdir()), 60)
-    artifacts = theatre.prefect.request("artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}})
+    assert production.run("git", "status", "--porcelain") == before
+    assert until(lambda: not list((production.root / "home" / "workspaces").iterdir()), 60)
+    artifacts = production.prefect.request("artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}})
     keys = {artifact["key"] for artifact in artifacts}
     assert {"results", "samples", "pareto", "mlflow"} <= keys
     assert any(key.startswith("progress-") for key in keys)
 
 
-def test_a_refused_promotion_is_told(theatre, lenient, chat):
+def test_a_refused_promotion_is_told(production, lenient, chat):
     """The chat hears of it, with the reason; the run completes under another name."""
     strict = lenient | {"budget": {"macs": 0.1}}
-    YAML().dump(strict, theatre.project.path / "strict.yaml")
-    theatre.commit("A strict policy")
-    run = theatre.prefect.submit("nightly/nightly", overrides={"finetune.steps": 13}, policy="strict.yaml", limits={})
-    assert theatre.prefect.wait(run, 300) == "Refused"
+    YAML().dump(strict, production.project.path / "strict.yaml")
+    production.commit("A strict policy")
+    run = production.prefect.submit(
+        "nightly/nightly", overrides={"finetune.steps": 13}, policy="strict.yaml", limits={}
+    )
+    assert production.prefect.wait(run, 300) == "Refused"
     assert until(lambda: any("was refused" in it["body"] for it in chat.heard), 30)
-    print(theatre.message(run))
+    print(production.message(run))
 
 
-def test_two_workers_share_a_sweep(theatre):
+def test_two_workers_share_a_sweep(production):
     """What cells share is computed once, both workers are at it, and the best becomes a version."""
-    second = theatre.start_worker("second")
-    run = theatre.prefect.submit(
+    second = production.start_worker("second")
+    run = production.prefect.submit(
         "sweep/sweep",
         grid={"importance.criterion": ["random", "magnitude"], "prune.target.macs": ["50%", "70%"]},
         runner="pool",
         limits={},
     )
-    assert theatre.prefect.wait(run, 900) == "Completed", theatre.message(run)
+    assert production.prefect.wait(run, 900) == "Completed", production.message(run)
     asked = {"deployments": {"name": {"any_": ["compress"]}}}
-    cells = theatre.prefect.request("flow_runs/filter", asked)
-    ran = theatre.ran(*(cell["id"] for cell in cells))
+    cells = production.prefect.request("flow_runs/filter", asked)
+    ran = production.ran(*(cell["id"] for cell in cells))
     assert {stage: ran.count(stage) for stage in STAGES} == {
         "code": 0,
         "fetch": 0,
@@ -275,64 +278,64 @@ def test_two_workers_share_a_sweep(theatre):
         "costs": 4,
         "report": 4,
     }
-    workers = [event["resource"]["prefect.resource.name"] for event in _submissions(theatre)]
+    workers = [event["resource"]["prefect.resource.name"] for event in _submissions(production)]
     assert {"first", "second"} <= set(workers)
-    artifacts = theatre.prefect.request("artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run]}}})
+    artifacts = production.prefect.request("artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run]}}})
     assert {"sweep", "sweep-table", "sweep-pareto"} <= {artifact["key"] for artifact in artifacts}
-    assert "models:/espalier-digits/" in theatre.message(run)
+    assert "models:/espalier-digits/" in production.message(run)
     second.stop()
-    print(theatre.message(run))
+    print(production.message(run))
 
 
-def _submissions(theatre):
+def _submissions(production):
     """List which worker took which run."""
     asked = {"filter": {"event": {"name": ["prefect.worker.executed-flow-run"]}, "occurred": {"since": "2020-01-01"}}}
-    return theatre.prefect.request("events/filter", asked)["events"]
+    return production.prefect.request("events/filter", asked)["events"]
 
 
-def test_a_stage_that_fails(theatre, chat):
+def test_a_stage_that_fails(production, chat):
     """The stage's own words reach the state and the chat; nothing is tried again, nothing recorded, no process left."""
-    before = theatre.compressions()
-    run = theatre.compress(overrides={"prune.target.ratio": 0.99})
-    assert theatre.prefect.wait(run, 200) == "Failed"
-    assert "prune.target.ratio 0.99 leaves 0 of" in theatre.message(run)
-    assert theatre.ran(run) == ["prune"]
+    before = production.compressions()
+    run = production.compress(overrides={"prune.target.ratio": 0.99})
+    assert production.prefect.wait(run, 200) == "Failed"
+    assert "prune.target.ratio 0.99 leaves 0 of" in production.message(run)
+    assert production.ran(run) == ["prune"]
     assert until(lambda: any("leaves 0 of" in it["body"] for it in chat.heard), 30)
-    assert not any("Traceback" in line for line in theatre.prefect.lines(run))
-    assert theatre.compressions() == before
-    assert theatre.orphans() == []
+    assert not any("Traceback" in line for line in production.prefect.lines(run))
+    assert production.compressions() == before
+    assert production.orphans() == []
 
 
-def test_a_stage_that_hangs(theatre):
+def test_a_stage_that_hangs(production):
     """It is ended at its limit, which is not tried again; without the limit it goes on from its checkpoint."""
     overrides = {"finetune.steps": 150}
-    run = theatre.compress(overrides=overrides, limits={"finetune": 0.25})
-    assert theatre.prefect.wait(run, 200) == "Failed"
-    assert "ran past its limit of 0.25 minutes" in theatre.message(run)
-    assert theatre.orphans() == []
-    _goes_on(theatre, overrides)
+    run = production.compress(overrides=overrides, limits={"finetune": 0.25})
+    assert production.prefect.wait(run, 200) == "Failed"
+    assert "ran past its limit of 0.25 minutes" in production.message(run)
+    assert production.orphans() == []
+    _goes_on(production, overrides)
 
 
-def _goes_on(theatre, overrides, before=None):
+def _goes_on(production, overrides, before=None):
     """Ask for the same again: it completes from where it was."""
-    again = theatre.compress(overrides=overrides)
-    assert theatre.prefect.wait(again, 300) == "Completed", theatre.message(again)
-    assert any("finetune goes on from step" in line for line in theatre.prefect.lines(again))
-    assert not {"fetch", "reference", "importance", "prune"} & set(theatre.ran(again))
-    assert before is None or theatre.compressions() == before + 1
-    assert theatre.orphans() == []
+    again = production.compress(overrides=overrides)
+    assert production.prefect.wait(again, 300) == "Completed", production.message(again)
+    assert any("finetune goes on from step" in line for line in production.prefect.lines(again))
+    assert not {"fetch", "reference", "importance", "prune"} & set(production.ran(again))
+    assert before is None or production.compressions() == before + 1
+    assert production.orphans() == []
 
 
-def test_cancel_during_finetune(theatre):
+def test_cancel_during_finetune(production):
     """The button of the page ends everything that belongs to the run."""
-    before, overrides = theatre.compressions(), {"finetune.steps": 151}
-    run = theatre.compress(overrides=overrides)
-    theatre.wait_for(run, "Running stage 'finetune'")
+    before, overrides = production.compressions(), {"finetune.steps": 151}
+    run = production.compress(overrides=overrides)
+    production.wait_for(run, "Running stage 'finetune'")
     time.sleep(12)
-    theatre.prefect.cancel(run)
-    assert theatre.prefect.wait(run, 90) == "Cancelled"
-    assert theatre.orphans() == []
-    _goes_on(theatre, overrides, before)
+    production.prefect.cancel(run)
+    assert production.prefect.wait(run, 90) == "Cancelled"
+    assert production.orphans() == []
+    _goes_on(production, overrides, before)
 
 
 def _flow_process(worker):
@@ -341,93 +344,93 @@ def _flow_process(worker):
     return found
 
 
-def test_kill_9_of_the_flow(theatre, chat):
+def test_kill_9_of_the_flow(production, chat):
     """The worker says so, the chat hears it, nothing lives on, and the next run goes on."""
-    before, overrides = theatre.compressions(), {"finetune.steps": 152}
-    run = theatre.compress(overrides=overrides)
-    theatre.wait_for(run, "Running stage 'finetune'")
+    before, overrides = production.compressions(), {"finetune.steps": 152}
+    run = production.compress(overrides=overrides)
+    production.wait_for(run, "Running stage 'finetune'")
     time.sleep(12)
-    _flow_process(theatre.workers[0]).kill()
-    assert theatre.prefect.wait(run, 60) == "Crashed"
+    _flow_process(production.workers[0]).kill()
+    assert production.prefect.wait(run, 60) == "Crashed"
     assert until(lambda: any("Crashed" in it["body"] for it in chat.heard), 60)
-    assert theatre.orphans() == []
-    _goes_on(theatre, overrides, before)
+    assert production.orphans() == []
+    _goes_on(production, overrides, before)
 
 
-def test_kill_9_of_the_worker(theatre):
+def test_kill_9_of_the_worker(production):
     """Its flow goes on without it and completes; a new worker takes the next."""
-    before = theatre.compressions()
-    run = theatre.compress(overrides={"finetune.steps": 60})
-    theatre.wait_for(run, "Running stage 'finetune'")
-    dead = theatre.workers[0]
+    before = production.compressions()
+    run = production.compress(overrides={"finetune.steps": 60})
+    production.wait_for(run, "Running stage 'finetune'")
+    dead = production.workers[0]
     dead.strike()
-    assert theatre.prefect.wait(run, 200) == "Completed"
+    assert production.prefect.wait(run, 200) == "Completed"
     assert until(lambda: dead.orphans() == [], 60)
-    theatre.workers[0] = theatre.start_worker("third")
-    theatre.workers.pop()
-    assert theatre.compressions() == before + 1
+    production.workers[0] = production.start_worker("third")
+    production.workers.pop()
+    assert production.compressions() == before + 1
 
 
-def test_kill_9_of_flow_and_worker_together(theatre):
+def test_kill_9_of_flow_and_worker_together(production):
     """As a machine that is lost, but for the stage: that dies, too, and the next run goes on."""
     overrides = {"finetune.steps": 153}
-    run = theatre.compress(overrides=overrides)
-    theatre.wait_for(run, "Running stage 'finetune'")
+    run = production.compress(overrides=overrides)
+    production.wait_for(run, "Running stage 'finetune'")
     time.sleep(12)
-    dead = theatre.workers[0]
+    dead = production.workers[0]
     flow = _flow_process(dead)
     dead.strike()
     flow.kill()
     assert until(lambda: dead.orphans() == [], 60)
-    theatre.workers[0] = theatre.start_worker("fourth")
-    theatre.workers.pop()
-    assert until(lambda: theatre.prefect.state(run) == "Crashed", 200, every=2)  # by the automation of the deploy
-    _goes_on(theatre, overrides)
+    production.workers[0] = production.start_worker("fourth")
+    production.workers.pop()
+    assert until(lambda: production.prefect.state(run) == "Crashed", 200, every=2)  # by the automation of the deploy
+    _goes_on(production, overrides)
 
 
-def test_a_server_that_is_away_for_a_minute(theatre):
+def test_a_server_that_is_away_for_a_minute(production):
     """Killed in the middle of a run, which goes on and completes."""
-    before = theatre.compressions()
-    run = theatre.compress(overrides={"finetune.steps": 61})
-    theatre.wait_for(run, "Running stage 'finetune'")
-    theatre.prefect.kill()
+    before = production.compressions()
+    run = production.compress(overrides={"finetune.steps": 61})
+    production.wait_for(run, "Running stage 'finetune'")
+    production.prefect.kill()
     time.sleep(60)
-    theatre.prefect.start()
-    assert theatre.prefect.wait(run, 240) == "Completed", theatre.message(run)
-    assert theatre.compressions() == before + 1
-    assert theatre.orphans() == []
+    production.prefect.start()
+    assert production.prefect.wait(run, 240) == "Completed", production.message(run)
+    assert production.compressions() == before + 1
+    assert production.orphans() == []
 
 
-def test_s3_and_mlflow_away_for_a_minute(theatre):
+def test_s3_and_mlflow_away_for_a_minute(production):
     """Tasks are tried again until both are back; it is recorded once."""
-    before = theatre.compressions()
-    run = theatre.compress(overrides={"finetune.steps": 62})
-    theatre.wait_for(run, "Running stage 'finetune'")
-    theatre.swift.kill()
-    theatre.mlflow.kill()
+    before = production.compressions()
+    run = production.compress(overrides={"finetune.steps": 62})
+    production.wait_for(run, "Running stage 'finetune'")
+    production.swift.kill()
+    production.mlflow.kill()
     time.sleep(60)
-    theatre.swift.start()
-    theatre.mlflow.start()
-    assert theatre.prefect.wait(run, 300) == "Completed", theatre.message(run)
-    print([line for line in theatre.prefect.lines(run) if "Retry" in line])
-    assert theatre.compressions() == before + 1
-    print(theatre.message(run))
+    production.swift.start()
+    production.mlflow.start()
+    assert production.prefect.wait(run, 300) == "Completed", production.message(run)
+    print([line for line in production.prefect.lines(run) if "Retry" in line])
+    assert production.compressions() == before + 1
+    print(production.message(run))
 
 
-def test_two_at_once(theatre):
+def test_two_at_once(production):
     """The same compression twice at the same moment, on two workers: computed once, recorded once."""
-    second = theatre.start_worker("fifth")
-    before = theatre.compressions()
-    runs = [theatre.compress(overrides={"finetune.steps": 14}) for _ in range(2)]
-    assert [theatre.prefect.wait(run, 300) for run in runs] == ["Completed", "Completed"]
-    assert theatre.ran(*runs) == ["costs", "evaluate", "finetune", "report"]
-    assert theatre.compressions() == before + 1
+    second = production.start_worker("fifth")
+    before = production.compressions()
+    runs = [production.compress(overrides={"finetune.steps": 14}) for _ in range(2)]
+    assert [production.prefect.wait(run, 300) for run in runs] == ["Completed", "Completed"]
+    assert production.ran(*runs) == ["costs", "evaluate", "finetune", "report"]
+    assert production.compressions() == before + 1
     second.stop()
-    theatre.workers.remove(second)
+    production.workers.remove(second)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to mount a small disk")
-def test_a_full_disk(theatre, tmp_path):
+def test_a_full_disk(production, tmp_path):
     """One line says it; with room, the next run completes, and nothing is damaged."""
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -435,32 +438,38 @@ def test_a_full_disk(theatre, tmp_path):
     if subprocess.run(mount, check=False, capture_output=True).returncode:
         pytest.skip("no disk can be mounted here")
     try:
-        old = theatre.workers[0]
+        old = production.workers[0]
         old.stop()
-        changed = {key: value for key, value in theatre.environment.items() if key != "ESPALIER_HOME"}
+        changed = {key: value for key, value in production.environment.items() if key != "ESPALIER_HOME"}
         worker = Worker(
-            theatre.root / "workers", theatre.prefect, POOL, "sixth", theatre.root, **changed, ESPALIER_HOME=str(disk)
+            production.root / "workers",
+            production.prefect,
+            POOL,
+            "sixth",
+            production.root,
+            **changed,
+            ESPALIER_HOME=str(disk),
         )
         worker.start()
-        theatre.workers[0] = worker
-        run = theatre.compress(overrides={"finetune.steps": 15})
-        assert theatre.prefect.wait(run, 300) == "Failed"
-        assert "space" in theatre.message(run) or "full" in theatre.message(run), theatre.message(run)
-        assert theatre.orphans() == []
-        print(theatre.message(run))
+        production.workers[0] = worker
+        run = production.compress(overrides={"finetune.steps": 15})
+        assert production.prefect.wait(run, 300) == "Failed"
+        assert "space" in production.message(run) or "full" in production.message(run), production.message(run)
+        assert production.orphans() == []
+        print(production.message(run))
         subprocess.run(["mount", "-o", "remount,size=400m", str(disk)], check=True)
-        again = theatre.compress(overrides={"finetune.steps": 15})
-        assert theatre.prefect.wait(again, 300) == "Completed", theatre.message(again)
+        again = production.compress(overrides={"finetune.steps": 15})
+        assert production.prefect.wait(again, 300) == "Completed", production.message(again)
     finally:
-        for worker in theatre.workers:
+        for worker in production.workers:
             worker.kill()
         subprocess.run(["umount", "-l", str(disk)], check=False)
 
 
-def test_nothing_secret_was_said(theatre):
+def test_nothing_secret_was_said(production):
     """Not in what workers and servers wrote, nor in a command line."""
-    said = [program.output() for program in (*theatre.workers, theatre.prefect)]
-    said += [line for program in (*theatre.workers, theatre.prefect) for line in program.command_lines]
-    hidden = [theatre.prefect.password, theatre.mlflow.password, theatre.postgres.password, SECRET]
+    said = [program.output() for program in (*production.workers, production.prefect)]
+    said += [line for program in (*production.workers, production.prefect) for line in program.command_lines]
+    hidden = [production.prefect.password, production.mlflow.password, production.postgres.password, SECRET]
     assert len(said) > 2
     assert not any(secret in text for secret in hidden for text in said)
