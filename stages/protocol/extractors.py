@@ -1,4 +1,4 @@
-"""Images -> features by bundled extractors or those of torch-fidelity, with weights identified by their hash."""
+"""Images -> features by an extractor of ours or of torch-fidelity, with weights identified by their hash."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +16,13 @@ from stages.data.images import PixelArray
 from stages.protocol import thumbnail
 from stages.protocol.bundled import BundledExtractor
 from stages.protocol.digits import DIGITS_WEIGHTS, DigitsExtractor
+from stages.protocol.inception import PytorchFidInception
 from stages.protocol.params import ExtractorParams
 from stages.protocol.thumbnail import ThumbnailExtractor
 from stages.runtime.errors import InputError, first_line
 from stages.storage.files import file_sha256
 
+PYTORCH_FID = "inception-v3-pytorch-fid"
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 
@@ -45,6 +47,7 @@ def _sources() -> dict[str, Source]:
     }
     return {
         "inception-v3-compat": Source(URL_INCEPTION_V3, inception, INCEPTION_SHA256),
+        PYTORCH_FID: Source(URL_INCEPTION_V3, inception, INCEPTION_SHA256),
         "vgg16": Source(VGG16_Weights.DEFAULT.url, vgg, vgg.rsplit("-", 1)[-1].removesuffix(".pth")),
         **clip,
     }
@@ -56,6 +59,8 @@ BUNDLED: dict[str, tuple[type[BundledExtractor], Path]] = {
     "thumbnail": (ThumbnailExtractor, Path(thumbnail.__file__)),
 }
 """The bundled extractors and the file whose hash identifies each: its weights, or its code if it has no weights."""
+OURS = {PYTORCH_FID: PytorchFidInception, **{name: extractor for name, (extractor, _) in BUNDLED.items()}}
+"""The extractors that torch-fidelity does not have."""
 
 
 class RgbImages(Dataset[torch.Tensor]):
@@ -83,9 +88,9 @@ class Extractor:
     """
 
     def __init__(self, params: ExtractorParams, batch_size: int) -> None:
-        for name, (bundled, _) in BUNDLED.items():
+        for name, extractor in OURS.items():
             if name not in FEATURE_EXTRACTORS_REGISTRY:
-                register_feature_extractor(name, bundled)
+                register_feature_extractor(name, extractor)
         self.name, self.batch_size = params.name, batch_size
         path = BUNDLED[params.name][1] if params.name in BUNDLED else _find_weights(params)
         self.sha256 = _check_hash(path, params)

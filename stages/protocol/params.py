@@ -13,7 +13,8 @@ class ExtractorParams(Section):
     """The feature extractor of FID, KID, precision and recall."""
 
     name: str = Field(min_length=1)
-    """digits or thumbnail (bundled), or one of torch-fidelity's with fixed weights, such as inception-v3-compat."""
+    """digits or thumbnail (bundled), one of torch-fidelity's with fixed weights, such as inception-v3-compat, or
+    inception-v3-pytorch-fid, the same network behind the resizing of pytorch-fid."""
     weights: Path | None = None
     """Path of its weights; null takes them from PyTorch's cache or downloads them."""
     sha256: Sha256 | None = None

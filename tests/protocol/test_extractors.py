@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from stages.fetch.data import bundled_digits
-from stages.protocol.extractors import INCEPTION_SHA256, SOURCES, Extractor
+from stages.protocol.extractors import INCEPTION_SHA256, PYTORCH_FID, SOURCES, Extractor
 from stages.protocol.params import ExtractorParams
 from stages.runtime.errors import InputError
 from stages.storage.files import file_sha256
@@ -162,21 +162,56 @@ def test_a_bundled_extractor_takes_no_weights(tmp_path):
         ExtractorParams(name="digits", weights=tmp_path)
 
 
-def test_inception_loads_custom_weights(monkeypatch, tmp_path):
-    """Random Inception weights with their hash in the params give 2,048 features for images of any size."""
+@pytest.fixture(scope="module")
+def random_inception(tmp_path_factory):
+    """Random weights of Inception: the path and sha256 that params give."""
+    path = tmp_path_factory.mktemp("inception") / "random.pth"
     torch.manual_seed(0)
-    monkeypatch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
-    monkeypatch.setattr("torch.hub.load_state_dict_from_url", lambda *_, **__: {})
-    monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *_, **__: {})
-    network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
-    monkeypatch.undo()
-    torch.save(network.state_dict(), tmp_path / "random.pth")
-    chosen = ExtractorParams(
-        name="inception-v3-compat", weights=tmp_path / "random.pth", sha256=file_sha256(tmp_path / "random.pth")
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *_, **__: {})
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    torch.save(network.state_dict(), path)
+    return {"weights": path, "sha256": file_sha256(path)}
 
-    extractor = Extractor(chosen, 2)
-    features = extractor.features(np.random.default_rng(0).integers(0, 256, (3, 1, 32, 32)).astype(np.uint8))
-    assert features.shape == (3, 2048)
+
+SMALL = np.random.default_rng(0).integers(0, 256, (3, 1, 32, 32)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", ["inception-v3-compat", PYTORCH_FID])
+def test_inception_loads_custom_weights(random_inception, name):
+    """Random weights with their hash in the params give 2,048 features for images of any size."""
+    extractor = Extractor(ExtractorParams(name=name, **random_inception), 2)
+
+    assert extractor.features(SMALL).shape == (3, 2048)
     assert extractor.layer == "2048"
-    assert extractor.sha256 == chosen.sha256
+    assert extractor.sha256 == random_inception["sha256"]
+
+
+def interpolation(inside, outside):
+    """The matrix [outside, inside] of bilinear interpolation with half-pixel centres and repeated borders."""
+    centres = np.clip((np.arange(outside) + 0.5) * inside / outside - 0.5, 0, inside - 1)
+    left = np.floor(centres).astype(int)
+    right, share = np.minimum(left + 1, inside - 1), centres - left
+    matrix = np.zeros((outside, inside))
+    np.add.at(matrix, (np.arange(outside), left), 1 - share)
+    np.add.at(matrix, (np.arange(outside), right), share)
+    return torch.from_numpy(matrix)
+
+
+def test_pytorch_fids_preprocessing_is_half_pixel_and_symmetric(random_inception, monkeypatch):
+    """The features are those of torch-fidelity's own network on 2r/255 - 1, r resized in closed form (reference)."""
+
+    def resize(images, **_):
+        rows, columns = (interpolation(side, 299) for side in images.shape[2:])
+        return (rows @ images.double() @ columns.T * 256 / 255).float()  # (x - 128) / 128 of this is 2r/255 - 1
+
+    found = Extractor(ExtractorParams(name=PYTORCH_FID, **random_inception), 2).features(SMALL)
+    compat = Extractor(ExtractorParams(name="inception-v3-compat", **random_inception), 2)
+    torch_fidelity_resizing = compat.features(SMALL)
+    module = "torch_fidelity.feature_extractor_inceptionv3"
+    monkeypatch.setattr(f"{module}.interpolate_bilinear_2d_like_tensorflow1x", resize)
+    expected = compat.features(SMALL)
+
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+    assert float((found - torch_fidelity_resizing).norm() / found.norm()) > 1e-3
