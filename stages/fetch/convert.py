@@ -1,18 +1,19 @@
 """A checkpoint in the format of the code that the model was published with -> a diffusers folder."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
+import click
 import torch
 from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import nn
 
 from stages.fetch.names import ddim_name, ldm_name
-from stages.fetch.params import System
+from stages.fetch.params import CheckpointModel, System
 from stages.fetch.pickles import check_state_dict, read_pickle
 from stages.models.families import FAMILIES
 from stages.models.layout import CLASS_EMBEDDING, WEIGHTS
@@ -45,6 +46,8 @@ VQ_F4 = {
 }
 """Config of LDM-4's autoencoder; its latents are not scaled."""
 NUM_CLASSES = 1000
+NAMES = {False: "weights", True: "EMA weights"}
+"""Whether a set of weights is the EMA -> its name in messages."""
 UNUSED_LDM_TENSORS = (
     r"(log_|sqrt_|posterior_|alphas_)\w+|lvlb_weights|logvar"  # follow from the betas, or weight the loss
     r"|first_stage_model\.loss\..+"  # discriminator and perceptual network of the autoencoder's training
@@ -115,35 +118,36 @@ class SourceCheckpoint:
 
 
 @contextmanager
-def converted(path: Path, layout: str, system: System, place: Path) -> Iterator[Path]:
+def converted(path: Path, source: CheckpointModel, place: Path) -> Iterator[Path]:
     """Convert a checkpoint into a temporary diffusers folder.
 
     Args:
         path: The checkpoint.
-        layout: One of LAYOUTS.
-        system: Name of a config in SYSTEMS.
+        source: Its layout, the system that it must hold, and which of its weights are taken.
         place: Existing folder in which the temporary folder is created.
 
     Raises:
         InputError: The checkpoint is missing, damaged, holds more than tensors, or does not hold this system.
     """
+    layout, system = source.layout, source.system
     class_name, convert = LAYOUTS[layout]
     config = read_json(SYSTEMS / f"{system}.json")
     if config["_class_name"] != class_name:
         fitting = [it for it in get_args(System) if read_json(SYSTEMS / f"{it}.json")["_class_name"] == class_name]
         raise InputError(f"fetch.model.system {system} has no layout {layout}; systems with it: {', '.join(fitting)}")
     with temporary_folder(path, place) as folder:
-        convert(path, config, folder)
+        convert(path, config, folder, source.ema)
         yield folder
 
 
-def convert_ddim(path: Path, config: Config, folder: Path) -> None:
-    """Convert a UNet of DDIM: a state dict, or the list that its training saves, whose EMA is taken if there is one.
+def convert_ddim(path: Path, config: Config, folder: Path, ema: bool | None = None) -> None:  # noqa: FBT001  # LAYOUTS
+    """Convert a UNet of DDIM: a state dict, or the list that its training saves.
 
     Args:
         path: The checkpoint.
         config: Config of the UNet2DModel that it holds.
         folder: Where the pipeline is written.
+        ema: Whether to take the EMA weights of a list; None takes them if there are any.
 
     Raises:
         InputError: The checkpoint holds something else.
@@ -152,8 +156,12 @@ def convert_ddim(path: Path, config: Config, folder: Path) -> None:
     if isinstance(content, list):
         if len(content) not in (len(DDIM_STATES) - 1, len(DDIM_STATES)):
             raise InputError(f"{path} is a list of {len(content)}; DDIM's training saves {', '.join(DDIM_STATES)}")
-        content = content[-1] if len(content) == len(DDIM_STATES) else content[0]
-    state = {name.removeprefix("module."): tensor for name, tensor in check_state_dict(content, path).items()}
+        sets = {False: content[0]} | ({True: content[-1]} if len(content) == len(DDIM_STATES) else {})
+    else:
+        sets = {False: content}
+    states = {is_ema: check_state_dict(state, path) for is_ema, state in sets.items()}
+    chosen = states[_choose_ema(path, states, ema, by_default=True)]
+    state = {name.removeprefix("module."): tensor for name, tensor in chosen.items()}
     checkpoint = SourceCheckpoint(state, path)
     unet = checkpoint.take(tensor_shapes(config), lambda name: ddim_name(name, config))
     checkpoint.check_empty()
@@ -162,14 +170,20 @@ def convert_ddim(path: Path, config: Config, folder: Path) -> None:
 
 
 def convert_ldm(
-    path: Path, config: Config, folder: Path, autoencoder: Config = VQ_F4, num_classes: int = NUM_CLASSES
+    path: Path,
+    config: Config,
+    folder: Path,
+    ema: bool | None = None,  # noqa: FBT001
+    autoencoder: Config = VQ_F4,
+    num_classes: int = NUM_CLASSES,
 ) -> None:
     """Convert a class-conditional latent diffusion model with its autoencoder and class embedding.
 
     Args:
         path: The checkpoint that Lightning saved.
-        config: Config of the UNet2DConditionModel that it holds; its EMA is taken if there is one.
+        config: Config of the UNet2DConditionModel that it holds.
         folder: Where the pipeline is written.
+        ema: Whether to take its EMA weights; None takes the others, as the authors' config says (use_ema false).
         autoencoder: Config of its VQModel.
         num_classes: Classes without the unconditional one, which is the last row of the embedding.
 
@@ -185,7 +199,7 @@ def convert_ldm(
     checkpoint.check("alphas_cumprod", noise.alphas_cumprod)
     checkpoint.check("scale_factor", torch.tensor(float(autoencoder["scaling_factor"])))
     checkpoint.drop(UNUSED_LDM_TENSORS)
-    unet = _take_ldm_unet(checkpoint, config)
+    unet = _take_ldm_unet(checkpoint, config, ema)
     vqvae = checkpoint.take(
         tensor_shapes(autoencoder), lambda name: f"first_stage_model.{ddim_name(name, autoencoder)}"
     )
@@ -200,21 +214,42 @@ def convert_ldm(
     _write_index(folder, "LDMPipeline", LDM_NOISE, unet=config, vqvae=autoencoder)
 
 
-def _take_ldm_unet(checkpoint: SourceCheckpoint, config: Config) -> dict[str, torch.Tensor]:
-    """Take the EMA, which LDM stores under names without dots, or the weights if there is no EMA."""
+def _take_ldm_unet(checkpoint: SourceCheckpoint, config: Config, ema: bool | None) -> dict[str, torch.Tensor]:  # noqa: FBT001
+    """Take the weights or their EMA, which LDM stores under names without dots, and drop the other."""
     shapes = tensor_shapes(config)
     names = {name: f"diffusion_model.{ldm_name(name, config)}" for name in shapes}
-    if not any(name.startswith("model_ema.diffusion_model") for name in checkpoint.tensors):
-        return checkpoint.take(shapes, lambda name: f"model.{names[name]}")
-    checkpoint.drop("|".join(re.escape(f"model.{name}") for name in names.values()))
-    return checkpoint.take(shapes, lambda name: "model_ema." + names[name].replace(".", ""))
+    sets = {
+        False: {name: f"model.{dotted}" for name, dotted in names.items()},
+        True: {name: "model_ema." + dotted.replace(".", "") for name, dotted in names.items()},
+    }
+    held = {key: names for key, names in sets.items() if not checkpoint.tensors.keys().isdisjoint(names.values())}
+    chosen = _choose_ema(checkpoint.origin, held or sets, ema, by_default=False)
+    checkpoint.drop("|".join(re.escape(name) for name in sets[not chosen].values()))
+    return checkpoint.take(shapes, lambda name: sets[chosen][name])
 
 
-LAYOUTS: dict[str, tuple[str, Callable[[Path, Config, Path], None]]] = {
+def _choose_ema(path: Path, sets: Mapping[bool, Collection[str]], ema: bool | None, *, by_default: bool) -> bool:  # noqa: FBT001
+    """Decide whether the EMA weights are taken, and report it.
+
+    Args:
+        path: The checkpoint.
+        sets: Whether they are the EMA -> the tensors, for each set of weights that the checkpoint holds.
+        ema: What the user wants; None takes what the authors draw with, or the only set.
+        by_default: Whether the authors draw with the EMA.
+    """
+    chosen = (by_default if by_default in sets else not by_default) if ema is None else ema
+    if chosen not in sets:
+        raise InputError(f"{path} holds no {NAMES[chosen]}; set fetch.model.ema to {str(not chosen).lower()} or null")
+    other = f", not its {NAMES[not chosen]} (fetch.model.ema)" if len(sets) > 1 else ""
+    click.echo(f"{path.name}: {len(sets[chosen])} tensors of its {NAMES[chosen]} are taken{other}")
+    return chosen
+
+
+LAYOUTS: dict[str, tuple[str, Callable[[Path, Config, Path, bool | None], None]]] = {
     "ddim": ("UNet2DModel", convert_ddim),
     "ldm": ("UNet2DConditionModel", convert_ldm),
 }
-"""fetch.model.layout -> the class of its UNet in diffusers, and the converter (checkpoint, UNet config, folder)."""
+"""fetch.model.layout -> the class of its UNet in diffusers, and the converter: (checkpoint, config, folder, ema)."""
 
 
 def tensor_shapes(config: Config) -> dict[str, torch.Size]:

@@ -125,7 +125,7 @@ def _opened(source: ModelSource, place: Path) -> Iterator[Path]:
         if isinstance(source, CheckpointModel):
             path = expand_path(source.path, "fetch.model.path")
             check_sha256(path, source.sha256)
-            yield stack.enter_context(converted(path, source.layout, source.system, place))
+            yield stack.enter_context(converted(path, source, place))
         else:
             folder, sha256 = stack.enter_context(_downloaded(source, place))
             check_sha256(unet_weights(folder), sha256)

@@ -96,6 +96,9 @@ class CheckpointModel(Section):
     """The checkpoint file; ~ and $VARIABLES are expanded when the stage runs."""
     system: System
     """The architecture that the checkpoint must hold."""
+    ema: bool | None = None
+    """Whether the UNet's EMA weights are taken. null takes what the authors draw with: the EMA of a `ddim` checkpoint
+    that has one, and the weights themselves of an `ldm` checkpoint, whose config has use_ema false."""
     sha256: Sha256 | None = None
     """Hash of the file; null skips the check. Files that hold more than tensors are refused either way."""
 

@@ -1,5 +1,6 @@
 """Conversion of published checkpoints, and weights in pickles."""
 
+import copy
 import os
 import sys
 from collections import OrderedDict
@@ -127,13 +128,13 @@ def ldm():
 def converted(tmp_path, ddim_config, ldm_config, vq_config):
     """Save a checkpoint, convert it and return the diffusers folder."""
 
-    def convert(content, layout="ddim"):
+    def convert(content, layout="ddim", ema=None):
         path, folder = tmp_path / "model.ckpt", tmp_path / "converted"
         torch.save(content, path)
         if layout == "ddim":
-            convert_ddim(path, ddim_config, folder)
+            convert_ddim(path, ddim_config, folder, ema)
         else:
-            convert_ldm(path, ldm_config, folder, vq_config, CLASSES)
+            convert_ldm(path, ldm_config, folder, ema, vq_config, CLASSES)
         return folder
 
     return convert
@@ -183,10 +184,13 @@ def test_the_ema_of_a_ddim_training_is_converted(tmp_path, ddim_config, ddim, le
     torch.save(states, tmp_path / "with.pth", _use_new_zipfile_serialization=not legacy)
     torch.save(states[:4], tmp_path / "without.pth")
     convert_ddim(tmp_path / "with.pth", ddim_config, tmp_path / "averaged")
+    convert_ddim(tmp_path / "with.pth", ddim_config, tmp_path / "chosen", ema=False)
     convert_ddim(tmp_path / "without.pth", ddim_config, tmp_path / "raw")
 
     check_ddim(tmp_path / "averaged", ddim)
+    check_ddim(tmp_path / "chosen", other)
     check_ddim(tmp_path / "raw", other)
+    refused(lambda: convert_ddim(tmp_path / "without.pth", ddim_config, tmp_path / "out", ema=True), "no EMA weights")
 
 
 def test_a_latent_diffusion_model_is_converted_with_all_parts(converted, ldm):
@@ -209,12 +213,31 @@ def test_a_latent_diffusion_model_is_converted_with_all_parts(converted, ldm):
     assert set(DiffusionPipeline.from_pretrained(folder).components) == {"unet", "scheduler", "vqvae"}
 
 
-def test_the_ema_of_latent_diffusion_is_converted(converted, ldm):
-    """LitEma's names have no dots; the weights of the last step are dropped."""
+@pytest.mark.parametrize("ema", [None, False, True])
+def test_the_ema_of_latent_diffusion_is_converted_on_demand(converted, ldm, capsys, ema):
+    """The authors' config has use_ema false, so the default takes the weights; LitEma's names have no dots."""
     state = {name: tensor.clone() for name, tensor in ldm.state().items()}
-    folder = converted({"state_dict": {**state, **ldm.ema()}}, "ldm")
+    before = copy.deepcopy(ldm.unet)
+    folder = converted({"state_dict": {**state, **ldm.ema()}}, "ldm", ema)  # `ldm.ema` sets the weights to the EMA's
+    count = len(before.state_dict())
 
-    check_ldm(folder, ldm.unet)  # whose weights `ema` has set to those of the EMA
+    check_ldm(folder, ldm.unet if ema else before)
+    taken, other = ("EMA weights", "weights") if ema else ("weights", "EMA weights")
+    assert capsys.readouterr().out == (
+        f"model.ckpt: {count} tensors of its {taken} are taken, not its {other} (fetch.model.ema)\n"
+    )
+
+
+def test_weights_that_the_checkpoint_lacks_are_refused(converted, ldm):
+    """A checkpoint of one set gives it by default; the other cannot be chosen."""
+    state = {name: tensor.clone() for name, tensor in ldm.state().items()}
+    refused(lambda: converted({"state_dict": state}, "ldm", ema=True), "no EMA weights; set fetch.model.ema to false")
+    only = {name: tensor for name, tensor in state.items() if not name.startswith("model.")} | ldm.ema()
+
+    check_ldm(converted({"state_dict": only}, "ldm"), ldm.unet)
+    refused(
+        lambda: converted({"state_dict": only}, "ldm", ema=False), "no weights; set fetch.model.ema to true or null"
+    )
 
 
 @pytest.mark.parametrize("system", ["cifar10", "celeba-hq-64", "lsun-256", "imagenet-ldm"])
@@ -275,7 +298,8 @@ def test_a_checkpoint_that_does_not_fit_is_refused(converted, ddim, name, change
 )
 def test_another_latent_diffusion_model_is_refused(converted, ldm, changes, message):
     """Each part is checked, and so are the values of the noise schedule."""
-    refused(lambda: converted({"state_dict": {**ldm.state(), **changes}}, "ldm"), message)
+    ema = any(name.startswith("model_ema") for name in changes) or None
+    refused(lambda: converted({"state_dict": {**ldm.state(), **changes}}, "ldm", ema), message)
 
 
 def refused(call, message):
@@ -317,7 +341,7 @@ def test_a_lightning_callback_is_read_without_lightning(tmp_path, monkeypatch, l
         for name in ("pytorch_lightning", "pytorch_lightning.callbacks", module):
             installed.setitem(sys.modules, name, SimpleNamespace(ModelCheckpoint=named))
         torch.save({"state_dict": ldm.state(), "callbacks": {named: {"best": 1.0}}}, path)
-    convert_ldm(path, ldm_config, tmp_path / "converted", vq_config, CLASSES)
+    convert_ldm(path, ldm_config, tmp_path / "converted", None, vq_config, CLASSES)
 
     check_ldm(tmp_path / "converted", ldm.unet)
 
