@@ -106,7 +106,7 @@ def check_latent_scale(config: Mapping[str, Any], origin: Path) -> None:
     if (means is None) != (stds is None):
         one, other = ("latents_std", "latents_mean") if means is None else ("latents_mean", "latents_std")
         raise InputError(f"{origin} has {one} and no {other}; supported: both or neither")
-    if shift is not None and means is not None:
+    if shift and means is not None:
         raise InputError(f"{origin} has shift_factor and latents_mean; supported: one of them")
     for key, values, low in (("latents_mean", means, -math.inf), ("latents_std", stds, 0.0)):
         count = config["latent_channels"]
@@ -114,8 +114,8 @@ def check_latent_scale(config: Mapping[str, Any], origin: Path) -> None:
         if not is_list or not all(is_number(value) and value > low for value in values or ()):
             allowed = f"a list of {count} {'positive ' if low == 0 else ''}numbers, one for each of latent_channels"
             raise InputError(f"{origin} has {key} {values!r}; supported: {allowed}")
-    if config["_class_name"] == "VQModel" and (shift is not None or means is not None):
-        key = "shift_factor" if shift is not None else "latents_mean"
+    if config["_class_name"] == "VQModel" and (shift or means is not None):
+        key = "shift_factor" if shift else "latents_mean"
         raise InputError(f"{origin} has {key}, which VQModel does not have; supported: scaling_factor alone")
 
 
