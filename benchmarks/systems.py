@@ -20,6 +20,7 @@ from ruamel.yaml import YAML
 
 from benchmarks.sizes import SYSTEMS, build
 from flows.workspaces.overrides import apply
+from stages.fetch.convert import LDM_NOISE
 from stages.models.pipeline import write_pipeline
 from stages.storage.files import read_json, write_json
 from stages.storage.tensors import write_tensors
@@ -28,7 +29,6 @@ ROOT = Path(__file__).parents[1]
 PRESETS = ROOT / "recipes" / "presets"
 CLASSES = 10
 """Of the few that stand in for ImageNet's."""
-LDM_SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0195, "clip_sample": False}
 VQ_F4 = {
     "block_out_channels": (128, 256, 512),
     "down_block_types": ("DownEncoderBlock2D",) * 3,
@@ -113,7 +113,7 @@ def make_model(system: System, folder: Path) -> None:
     """Write a model of random weights in the layout of the Hub."""
     unet = build(SYSTEMS / f"{system.config}.json")
     is_latent = system.config == "imagenet-ldm"
-    write_pipeline(folder, unet, DDPMScheduler(**LDM_SCHEDULE) if is_latent else DDPMScheduler())
+    write_pipeline(folder, unet, DDPMScheduler.from_config(LDM_NOISE) if is_latent else DDPMScheduler())
     if is_latent:
         VQModel(**VQ_F4).save_pretrained(folder / "vqvae")
         index = read_json(folder / "model_index.json")

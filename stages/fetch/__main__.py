@@ -23,6 +23,8 @@ def main(params_path: Path, model_out: Path, data_out: Path) -> None:
 
     from stages.fetch import data, model
     from stages.models.autoencoder import image_shape, read_autoencoder
+    from stages.models.pipeline import read_scheduler
+    from stages.models.steps import check_drawing
     from stages.runtime.device import select_device
     from stages.storage.provenance import write_provenance, write_run_record
 
@@ -30,6 +32,7 @@ def main(params_path: Path, model_out: Path, data_out: Path) -> None:
     data.check_path(params.data)
     with writing(model_out) as model_folder, writing(data_out) as data_folder:
         unet, table = model.fetch_model(params.model, model_folder)
+        check_drawing(params_path, read_scheduler(model_folder))
         autoencoder = read_autoencoder(model_folder, select_device())
         channels, size, _ = image_shape(unet, autoencoder)
         encode = autoencoder.encode if autoencoder else None

@@ -24,12 +24,21 @@ from stages.storage.tensors import write_tensors
 SYSTEMS = Path(__file__).parent / "systems"
 Config = Mapping[str, Any]
 
-DDIM_NOISE = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "clip_sample": True}
+DDIM_NOISE = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "clip_sample": False}
+"""DDIM's code clips in DDPM's steps alone (`ddpm_steps`), not in its own (`generalized_steps`)."""
 DDIM_STATES = ("model", "optimizer", "epoch", "step", "EMA")
 """Items of the list that DDIM's training saves; the last one only if it keeps an EMA."""
 
-LDM_NOISE = {"beta_schedule": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0195, "clip_sample": False}
-"""√β is linear, which LDM calls "linear" and diffusers "scaled_linear"."""
+LDM_NOISE = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.0015,
+    "beta_end": 0.0195,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+"""√β is linear, which LDM calls "linear" and diffusers "scaled_linear". LDM's DDIM never clips latents, draws at the
+timesteps 1, 1 + c, 1 + 2c, … and ends at ᾱ_0 instead of 1."""
 VQ_F4 = {
     "_class_name": "VQModel",
     "block_out_channels": [128, 256, 512],
@@ -194,7 +203,7 @@ def convert_ldm(
     if not isinstance(content, dict) or "state_dict" not in content:
         raise InputError(f"{path} holds no state_dict; give the model.ckpt of a latent diffusion model")
     checkpoint = SourceCheckpoint(check_state_dict(content["state_dict"], path), path)
-    noise = DDPMScheduler(**LDM_NOISE)
+    noise = DDPMScheduler.from_config(LDM_NOISE)
     checkpoint.check("betas", noise.betas)
     checkpoint.check("alphas_cumprod", noise.alphas_cumprod)
     checkpoint.check("scale_factor", torch.tensor(float(autoencoder["scaling_factor"])))

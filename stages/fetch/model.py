@@ -31,11 +31,12 @@ from stages.fetch.pickles import (
     unet_weights,
     with_safetensors,
 )
-from stages.models.autoencoder import read_autoencoder
-from stages.models.families import Denoiser, example_inputs, sample_shape
+from stages.models.autoencoder import image_shape, read_autoencoder
+from stages.models.families import Denoiser, sample_shape
 from stages.models.layout import WEIGHTS
 from stages.models.pipeline import read_scheduler, read_unet, write_pipeline
 from stages.models.sampling import to_pixels
+from stages.models.trial import check_prunable, check_runs
 from stages.runtime.errors import InputError, UnavailableError, first_line
 from stages.storage.files import copy_file, file_sha256, temporary_folder
 from stages.storage.s3 import Store
@@ -72,28 +73,14 @@ def fetch_model(source: ModelSource, out: Path) -> FetchedModel:
     with _opened(source, out.parent) as folder:
         unet = read_unet(folder)
         class_table = read_class_embedding(unet, folder)
-        check_unet(unet, folder)
+        scheduler = read_scheduler(folder)
+        check_prunable(unet, str(folder))
+        check_runs(unet, scheduler.config["num_train_timesteps"], str(folder))
         check_autoencoder(unet, folder)
-        write_pipeline(out, unet, read_scheduler(folder), source=folder)
+        write_pipeline(out, unet, scheduler, source=folder)
         if (folder / CARD).is_file():  # its licence binds every model made from this one
             copy_file(folder / CARD, out / CARD)
     return FetchedModel(unet, class_table)
-
-
-@torch.no_grad()
-def check_unet(unet: Denoiser, folder: Path) -> None:
-    """Run the UNet once, so that a model that does not run is refused before any later stage.
-
-    Raises:
-        InputError: The UNet raises an exception, or its output is not finite or has another shape than its input.
-    """
-    inputs = example_inputs(unet)
-    try:
-        output = unet(**inputs).sample
-    except Exception as error:  # noqa: BLE001  # an arbitrary config can make diffusers raise any exception
-        raise InputError(f"{folder}: the model does not run ({first_line(error)})") from None
-    if output.shape != inputs["sample"].shape or not output.isfinite().all():
-        raise InputError(f"{folder}: the model's output is not finite or does not have the shape of its input")
 
 
 def check_autoencoder(unet: Denoiser, folder: Path) -> None:
@@ -111,6 +98,11 @@ def check_autoencoder(unet: Denoiser, folder: Path) -> None:
         latents = autoencoder.encode(to_pixels(images))
     except Exception as error:  # noqa: BLE001  # as above
         raise InputError(f"{folder}: the autoencoder does not fit the model ({first_line(error)})") from None
+    if images.shape[1:] != image_shape(unet, autoencoder):
+        found, expected = tuple(images.shape[1:]), image_shape(unet, autoencoder)
+        raise InputError(
+            f"{folder}: the autoencoder makes images {found}, expected {expected} of its block_out_channels"
+        )
     if latents.shape[1:] != shape or not (images.isfinite().all() and np.isfinite(latents).all()):
         raise InputError(f"{folder}: the autoencoder makes latents {latents.shape[1:]}, the model expects {shape}")
 

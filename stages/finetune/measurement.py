@@ -8,9 +8,8 @@ from numpy.typing import NDArray
 from stages.finetune.batches import Batch
 from stages.finetune.distillation import Distillation
 from stages.finetune.loss import Objective, Prediction
-from stages.finetune.params import SamplesParams
 from stages.models.families import Denoiser
-from stages.models.params import SamplerParams
+from stages.models.params import SamplesParams
 from stages.models.sampling import SamplingContext, draw, image_seeds
 
 
@@ -50,7 +49,7 @@ def draw_samples(
         unet,
         scheduler,
         seeds,
-        SamplerParams(steps=params.steps),
+        params.sampler,
         batch_size=len(seeds),
         label="samples",
         context=context,

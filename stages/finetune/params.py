@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from stages.models.params import SamplesParams
 from stages.runtime.schema import Section
 
 
@@ -49,17 +50,6 @@ class EngineParams(Section):
     """Parts of a batch that each process computes one after the other, to save memory."""
     gradient_checkpointing: bool = False
     """Whether activations are computed again in the backward pass instead of stored, to save memory."""
-
-
-class SamplesParams(Section):
-    """Images drawn from the model during the training, always from the same noise."""
-
-    every: int = Field(ge=1)
-    """Steps between two rows of samples."""
-    num_images: int = Field(8, ge=1, le=64)
-    """Images per row."""
-    steps: int = Field(20, ge=1, le=1000)
-    """DDIM steps."""
 
 
 class FinetuneParams(Section):

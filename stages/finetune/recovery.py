@@ -19,7 +19,9 @@ from stages.models import checks, pipeline
 from stages.models.autoencoder import read_autoencoder
 from stages.models.families import Denoiser, sample_shape
 from stages.models.pruned_unet import Layers
+from stages.models.samplers import check_sampler
 from stages.models.sampling import SamplingContext
+from stages.models.steps import SAMPLES
 from stages.runtime.errors import InputError
 from stages.runtime.schema import flatten
 from stages.runtime.seeds import derive_seed
@@ -38,6 +40,8 @@ def prepare(
     """
     engine = Engine(params.engine, device)
     unet, scheduler = pipeline.read_unet(model, engine.device), pipeline.read_scheduler(model)
+    if params.samples:
+        check_sampler(scheduler, params.samples.sampler, SAMPLES)
     images = read_images(data)
     checks.check_conditions(unet, images.conditions, data)
     checks.check_images(images.train, sample_shape(unet), data)

@@ -1,5 +1,7 @@
 """The autoencoder of a latent diffusion model: images <-> latents."""
 
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,8 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vq_model import VQModel
 from numpy.typing import NDArray
 
-from stages.models.checks import check_finite
-from stages.models.families import Denoiser, sample_shape
+from stages.models.checks import check_finite, is_number
+from stages.models.families import Denoiser, config_defaults, sample_shape
 from stages.models.layout import AUTOENCODERS, WEIGHTS
 from stages.models.pipeline import rename_attention
 from stages.runtime.errors import InputError, first_line
@@ -23,15 +25,25 @@ CLASSES: dict[str, type[Any]] = {"AutoencoderKL": AutoencoderKL, "VQModel": VQMo
 class Autoencoder:
     """A frozen autoencoder in eval mode.
 
+    The model's latents are z = (x − mean) · scale / std of the network's x, as in the pipelines of diffusers: mean is
+    `shift_factor` (Stable Diffusion 3) or, with std, given for each channel (`latents_mean` and `latents_std`, SDXL).
+
     Args:
-        network: The diffusers model; its config gives the scaling factor of the latents.
+        network: The diffusers model; its config gives scale, mean and std of the latents.
     """
 
     def __init__(self, network: AutoencoderKL | VQModel) -> None:
         self.network: Any = network
         self.network.eval().requires_grad_(requires_grad=False)
-        self.scale = float(self.network.config.get("scaling_factor") or 1.0)
+        config = self.network.config
+        self.scale = float(config.get("scaling_factor") or 1.0)
+        self.mean = self._by_channel(config.get("latents_mean") or [config.get("shift_factor") or 0.0])
+        self.std = self._by_channel(config.get("latents_std") or [1.0])
         self.downsampling: int = 2 ** (len(self.network.config["block_out_channels"]) - 1)
+
+    def _by_channel(self, values: Sequence[float]) -> torch.Tensor:
+        """Numbers, one for all channels or one each -> [1, 1 or C, 1, 1] on the network's device."""
+        return torch.tensor(values, dtype=torch.float32, device=self.network.device).view(1, -1, 1, 1)
 
     @torch.inference_mode()
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float16]:
@@ -39,12 +51,13 @@ class Autoencoder:
         images = torch.from_numpy(pixels.astype(np.float32)).to(self.network.device) / 127.5 - 1
         encoded = self.network.encode(images)
         latents = encoded.latent_dist.mode() if isinstance(self.network, AutoencoderKL) else encoded.latents
-        return (latents * self.scale).half().cpu().numpy()  # type: ignore[no-any-return]
+        scaled: torch.Tensor = (latents - self.mean) * self.scale / self.std
+        return scaled.half().cpu().numpy()
 
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Scaled latents [N, c, h, w] -> images [N, C, H, W], approximately in [-1, 1]."""
-        images: torch.Tensor = self.network.decode(latents.float() / self.scale).sample
+        images: torch.Tensor = self.network.decode(latents.float() * self.std / self.scale + self.mean).sample
         return images
 
 
@@ -61,8 +74,9 @@ def read_autoencoder(folder: Path, device: torch.device) -> Autoencoder | None:
     name = str(config.get("_class_name"))
     if name not in CLASSES:
         raise InputError(f"{component_folder} holds a {name}; supported: {', '.join(CLASSES)}")
-    if name == "VQModel":  # these latents are not scaled, and configs of 2022 lack the key
-        config = {"scaling_factor": 1.0, **config}
+    if name == "VQModel" and config.get("scaling_factor") is None:
+        config["scaling_factor"] = 1.0  # these latents are not scaled, and configs of 2022 lack the key
+    check_latent_scale({**config_defaults(CLASSES[name]), **config}, component_folder / "config.json")
     tensors = read_tensors(component_folder / WEIGHTS)
     try:
         with torch.device("meta"):
@@ -72,6 +86,37 @@ def read_autoencoder(folder: Path, device: torch.device) -> Autoencoder | None:
         raise InputError(f"{component_folder}: the weights do not fit the config ({first_line(error)})") from None
     check_finite(network, component_folder)
     return Autoencoder(network.to(device))
+
+
+def check_latent_scale(config: Mapping[str, Any], origin: Path) -> None:
+    """Check that scale, mean and std of the latents can be honoured, and that decoded images look like encoded ones.
+
+    Raises:
+        InputError: A value is not allowed, or two contradict each other; the key is named.
+    """
+    if config["in_channels"] != config["out_channels"]:
+        sides = f"in_channels {config['in_channels']} and out_channels {config['out_channels']}"
+        raise InputError(f"{origin} has {sides}; supported: equal numbers")
+    scale, shift = config["scaling_factor"], config.get("shift_factor")
+    if not is_number(scale) or scale <= 0:
+        raise InputError(f"{origin} has scaling_factor {scale!r}; supported: a positive number")
+    if shift is not None and not is_number(shift):
+        raise InputError(f"{origin} has shift_factor {shift!r}; supported: a number")
+    means, stds = config.get("latents_mean"), config.get("latents_std")
+    if (means is None) != (stds is None):
+        one, other = ("latents_std", "latents_mean") if means is None else ("latents_mean", "latents_std")
+        raise InputError(f"{origin} has {one} and no {other}; supported: both or neither")
+    if shift and means is not None:
+        raise InputError(f"{origin} has shift_factor and latents_mean; supported: one of them")
+    for key, values, low in (("latents_mean", means, -math.inf), ("latents_std", stds, 0.0)):
+        count = config["latent_channels"]
+        is_list = values is None or (isinstance(values, list | tuple) and len(values) == count)
+        if not is_list or not all(is_number(value) and value > low for value in values or ()):
+            allowed = f"a list of {count} {'positive ' if low == 0 else ''}numbers, one for each of latent_channels"
+            raise InputError(f"{origin} has {key} {values!r}; supported: {allowed}")
+    if config["_class_name"] == "VQModel" and (shift or means is not None):
+        key = "shift_factor" if shift else "latents_mean"
+        raise InputError(f"{origin} has {key}, which VQModel does not have; supported: scaling_factor alone")
 
 
 def image_shape(unet: Denoiser, autoencoder: Autoencoder | None) -> tuple[int, int, int]:

@@ -1,5 +1,7 @@
 """Checks that a model is supported and intact, and that images and conditions fit it."""
 
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,32 +12,102 @@ from numpy.typing import NDArray
 from torch import nn
 
 from stages.data.images import Conditions
-from stages.models.families import CLASSES, FAMILIES, Denoiser
+from stages.models.families import CLASSES, FAMILIES, Denoiser, config_defaults
 from stages.runtime.errors import InputError
+
+LABELS = "class labels; supported: none, or cross-attention"
+CONDITIONS = "further conditions; supported: encoder_hidden_states alone"
+UNSUPPORTED_CONDITIONS = {
+    "num_class_embeds": LABELS,
+    "class_embed_type": LABELS,
+    "addition_embed_type": CONDITIONS,
+    "encoder_hid_dim_type": CONDITIONS,
+    "encoder_hid_dim": CONDITIONS,
+    "time_cond_proj_dim": CONDITIONS,
+}
+"""Key of a UNet's config -> the conditions that it adds."""
+UNSUPPORTED_BLOCKS = {
+    "SimpleCrossAttn": "attention with added keys and values, whose channels cannot be cut together",
+    "K": "norms whose scale and shift depend on the timestep, whose channels cannot be cut together",
+}
+"""Beginning of a block's type -> what it holds."""
 
 
 def check_supported(config: Mapping[str, Any], origin: Path) -> None:
     """Check that this version can sample from, train and prune a model with this config.
 
     Raises:
-        InputError: The class is not supported, the model takes class labels or further conditions, its output is not a
-            noise prediction of the input's shape, or its images are not square.
+        InputError: The class is not supported, the model takes class labels or further conditions, has blocks that
+            cannot be cut, its output is not a noise prediction of the input's shape, or its images are not square.
     """
-    if str(config.get("_class_name")) not in CLASSES:
+    name = str(config.get("_class_name"))
+    if name not in CLASSES:
         found = f"{origin} describes a {config.get('_class_name')}"
         raise InputError(f"{found}; supported: {', '.join(FAMILIES)} (docs/models.md)")
-    if config.get("num_class_embeds") or config.get("class_embed_type"):
-        raise InputError(f"{origin} describes a model with class labels; supported: none, or cross-attention")
-    if config.get("addition_embed_type") or config.get("encoder_hid_dim_type"):
-        raise InputError(f"{origin} describes a model with further conditions; supported: encoder_hidden_states alone")
-    if config.get("in_channels") != config.get("out_channels"):
-        sides = f"{config.get('in_channels')} input and {config.get('out_channels')} output channels"
-        raise InputError(f"{origin} describes a model with {sides}; supported: equal numbers (no learned variance)")
+    config = {**config_defaults(CLASSES[name]), **config}
+    for key, reason in UNSUPPORTED_CONDITIONS.items():
+        if config.get(key) is not None:
+            raise InputError(f"{origin} describes a model with {reason} ({key} is {config[key]!r})")
+    _check_channels(config["in_channels"], config["out_channels"], origin)
+    _check_blocks(config, origin)
     if type(config.get("cross_attention_dim", 1)) is not int:
         raise InputError(f"{origin} has cross_attention_dim {config['cross_attention_dim']!r}; supported: one integer")
     if type(config.get("sample_size")) is not int or config["sample_size"] < 1:
         found = f"{origin} has sample_size {config.get('sample_size')!r}"
         raise InputError(f"{found}; supported: one positive integer, for square images")
+
+
+def _check_channels(inputs: object, outputs: object, origin: Path) -> None:
+    """Check that a model has as many output as input channels.
+
+    Raises:
+        InputError: The numbers differ; the reason says what further channels usually are.
+    """
+    if inputs == outputs:
+        return
+    reason = "no others"
+    if isinstance(inputs, int) and isinstance(outputs, int):
+        if outputs == 2 * inputs:
+            reason = "no learned variance, which the second half of out_channels is"
+        elif inputs > outputs:
+            reason = "no fixed condition, as the further in_channels of inpainting or super-resolution are"
+    sides = f"{inputs} input and {outputs} output channels"
+    found = f"in_channels is {inputs}, out_channels {outputs}"
+    raise InputError(f"{origin} describes a model with {sides}; supported: equal numbers ({found}; {reason})")
+
+
+def _check_blocks(config: Mapping[str, Any], origin: Path) -> None:
+    """Check the types of blocks, of attention and of the timestep's embedding.
+
+    Raises:
+        InputError: A type is not supported; its key is named.
+    """
+    for key in ("down_block_types", "mid_block_type", "up_block_types"):
+        for block in [config[key]] if isinstance(config[key], str) else config[key] or ():
+            for kind, content in UNSUPPORTED_BLOCKS.items():
+                if re.match(rf"(UNetMidBlock2D)?{kind}[A-Z]", str(block)):
+                    raise InputError(f"{origin} has {key} {block}, which holds {content}; use a model without it")
+    if config.get("attention_type", "default") != "default":
+        found = f"{origin} has attention_type {config['attention_type']!r}"
+        raise InputError(f"{found}; supported: default (no grounding by boxes)")
+    if "cross_attention_dim" not in config and config["time_embedding_type"] == "fourier":
+        found = f"{origin} has time_embedding_type fourier, which takes the logarithm of the timestep"
+        raise InputError(f"{found}, and DDPM's first timestep is 0; supported: positional, learned")
+
+
+def is_number(value: object) -> bool:
+    """Whether a value of a JSON file is a finite number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_built(unet: Denoiser) -> None:
+    """Check that all tensors have values; diffusers computes some buffers itself instead of reading them.
+
+    Raises:
+        ValueError: A buffer is neither in the weights file nor computed.
+    """
+    if empty := [name for name, tensor in unet.named_buffers() if tensor.is_meta]:
+        raise ValueError(f"{empty[0]} is not part of a weights file, and such layers are not supported")
 
 
 def check_heads(unet: Denoiser) -> None:

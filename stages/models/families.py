@@ -1,6 +1,7 @@
 """The supported model classes: their dense and pruned form, their inputs and their output layer."""
 
 import copy
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -39,6 +40,12 @@ CLASSES = {cls.__name__: cls for family in FAMILIES.values() for cls in (family.
 def family_name(unet: Denoiser) -> str:
     """Return the key of FAMILIES for a model."""
     return next(name for name, family in FAMILIES.items() if isinstance(unet, family.dense))
+
+
+def config_defaults(cls: type[Any]) -> dict[str, Any]:
+    """Return the default of each key of a diffusers class's config."""
+    parameters = inspect.signature(cls.__init__).parameters.values()
+    return {each.name: each.default for each in parameters if each.default is not inspect.Parameter.empty}
 
 
 def sample_shape(unet: Denoiser) -> tuple[int, int, int]:

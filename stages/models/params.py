@@ -30,12 +30,13 @@ class SamplerParams(Section):
     """Name of the diffusers class without "Scheduler"; the noise schedule is always the model's own."""
     spacing: Literal["leading", "linspace", "trailing", "quadratic"] = "leading"
     """Spacing of the timesteps, as diffusers names it; quadratic (Song et al., 2021, appendix D.2) is for DDIM only."""
-    steps: int = Field(ge=1, le=1000)
-    """Number of sampling steps."""
+    steps: int = Field(ge=1)
+    """Number of sampling steps, at most that of the model's timesteps."""
     eta: float = Field(0.0, ge=0, le=1)
     """Noise of each DDIM step relative to DDPM's; 0 is deterministic."""
     clip: bool | None = None
-    """Whether DDIM and DDPM clip each estimate of the clean image to [-1, 1]; null takes the model's own setting."""
+    """Whether DDIM and DDPM clip each estimate of the clean image, to [-1, 1] or the model's `clip_sample_range`; null
+    takes the model's own setting, which may also be thresholding."""
 
     @model_validator(mode="after")
     def _scheduler_supports_options(self) -> "SamplerParams":
@@ -48,3 +49,19 @@ class SamplerParams(Section):
                 "scheduler DDIM steps by T / steps and misses the timesteps of linspace; use leading or trailing"
             )
         return self
+
+
+class SamplesParams(Section):
+    """Images drawn from the model during the training, always from the same noise."""
+
+    every: int = Field(ge=1)
+    """Steps between two rows of samples."""
+    num_images: int = Field(8, ge=1, le=64)
+    """Images per row."""
+    steps: int = Field(20, ge=1)
+    """DDIM steps, a divisor of the model's timesteps."""
+
+    @property
+    def sampler(self) -> SamplerParams:
+        """The sampler of these images."""
+        return SamplerParams(steps=self.steps)

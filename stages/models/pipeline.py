@@ -13,17 +13,16 @@ from diffusers.models.attention_processor import Attention
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from stages.models import pruned_unet
-from stages.models.checks import check_finite, check_heads, check_supported
+from stages.models.checks import check_built, check_finite, check_heads, check_supported
 from stages.models.families import CLASSES, FAMILIES, Denoiser, family_name
 from stages.models.layout import AUTOENCODERS, CLASS_EMBEDDING, PLAN, WEIGHTS
 from stages.models.pruned_unet import PRUNED_KEYS, Layers
-from stages.runtime.errors import InputError, first_line
+from stages.models.schedules import make_schedule
+from stages.runtime.errors import InputError
 from stages.storage.files import copy_file, read_json, write_json
 from stages.storage.tensors import read_tensors, write_tensors
 
 CPU = torch.device("cpu")
-SCHEDULERS = {"DDIMScheduler", "DDPMScheduler", "PNDMScheduler"}
-"""Schedulers with DDPM's noise schedule, which is the only part of them that is used."""
 CODE = Path(pruned_unet.__file__)
 LATENT_PIPELINE = "LDMPipeline"
 PIPELINE = {
@@ -71,6 +70,7 @@ def build_unet(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], o
         with torch.device("meta"):
             unet: Denoiser = CLASSES[config["_class_name"]].from_config(dict(config))
         unet.load_state_dict({name: _to_float32(tensor) for name, tensor in current.items()}, assign=True)
+        check_built(unet)
         check_heads(unet)
     except Exception as error:  # noqa: BLE001  # a config from anywhere can break diffusers anywhere
         last = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
@@ -125,18 +125,9 @@ def read_scheduler(folder: Path) -> DDPMScheduler:
     """
     path = component(folder, "scheduler") / "scheduler_config.json"
     config = read_json(path)
-    if config.get("_class_name") not in SCHEDULERS:
-        raise InputError(f"{path} describes a {config.get('_class_name')}; supported: {', '.join(sorted(SCHEDULERS))}")
     if config.get("prediction_type", "epsilon") != "epsilon":
         raise InputError(f"{path} has prediction_type {config['prediction_type']}; supported: epsilon")
-    try:
-        scheduler: DDPMScheduler = DDPMScheduler.from_config(config)
-        usable = bool(scheduler.alphas_cumprod.isfinite().all()) and len(scheduler.alphas_cumprod) > 0
-    except Exception as error:  # noqa: BLE001  # likewise
-        raise InputError(f"{path} is not a valid noise schedule ({first_line(error)})") from None
-    if not usable:
-        raise InputError(f"{path} is not a valid noise schedule: it has no timesteps, or betas that are not finite")
-    return scheduler
+    return make_schedule(config, path)
 
 
 def component(folder: Path, name: str) -> Path:

@@ -1,5 +1,6 @@
 """Noise schedule and sampler params -> one of diffusers' samplers, or DDIM on quadratically spaced timesteps."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -14,6 +15,10 @@ from stages.runtime.errors import InputError, first_line
 
 QUADRATIC_SHARE = 0.8
 """Share of the training timesteps that quadratic spacing covers, as in DDIM's published code."""
+BLOCK = "reference.sampler"
+"""The block of params.yaml that chooses the sampler of all measurements."""
+DDPM_ONLY = ("laplace", "sigmoid")
+"""Values of beta_schedule that only DDPMScheduler knows; other samplers get the betas themselves."""
 
 
 class Sampler(Protocol):
@@ -22,6 +27,7 @@ class Sampler(Protocol):
     config: Mapping[str, Any]
     timesteps: torch.Tensor
     init_noise_sigma: float
+    alphas_cumprod: torch.Tensor
     step: Callable[..., tuple[torch.Tensor, ...]]
     set_timesteps: Callable[[int], None]
 
@@ -34,10 +40,14 @@ class QuadraticDdim(DDIMScheduler):
     """DDIM on quadratically spaced timesteps, denser towards low noise (Song et al., 2021, appendix D.2)."""
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device = "cpu") -> None:
-        """Set the timesteps to ⌊r²⌋ for evenly spaced r from √(0.8·T) down to 0; the last ones may be equal."""
+        """Set the timesteps to ⌊r²⌋ for evenly spaced r from √(0.8·T) down to 0; the last ones may be equal.
+
+        As in the code of latent diffusion, `steps_offset` is added to each.
+        """
         super().set_timesteps(num_inference_steps, device)
         roots = np.linspace(0, np.sqrt(QUADRATIC_SHARE * self.config["num_train_timesteps"]), num_inference_steps)
         self.timesteps = torch.from_numpy((roots**2).astype(np.int64)[::-1].copy()).to(device)
+        self.timesteps += self.config["steps_offset"]
         self.next_timesteps = iter([*self.timesteps.tolist()[1:], -1])
 
     def step(  # type: ignore[override]  # returns a tuple, as all samplers are called here
@@ -54,10 +64,12 @@ class QuadraticDdim(DDIMScheduler):
         del return_dict
         following = next(self.next_timesteps)
         alpha = self.alphas_cumprod[timestep]
-        alpha_next = self.alphas_cumprod[following] if following >= 0 else torch.ones(())
+        alpha_next = self.alphas_cumprod[following] if following >= 0 else self.final_alpha_cumprod
         clean = (sample - (1 - alpha).sqrt() * model_output) / alpha.sqrt()
-        if self.config["clip_sample"]:
-            clean = clean.clamp(-1, 1)
+        if self.config["thresholding"]:
+            clean = self._threshold_sample(clean)
+        elif self.config["clip_sample"]:
+            clean = clean.clamp(-self.config["clip_sample_range"], self.config["clip_sample_range"])
         sigma = eta * ((1 - alpha_next) / (1 - alpha) * (1 - alpha / alpha_next)).clamp(min=0).sqrt()
         result = alpha_next.sqrt() * clean + (1 - alpha_next - sigma**2).clamp(min=0).sqrt() * model_output
         if eta:
@@ -69,52 +81,94 @@ def _noise_like(images: torch.Tensor, generators: Sequence[torch.Generator]) -> 
     return torch.stack([torch.randn(images.shape[1:], generator=one) for one in generators]).to(images)
 
 
-def make_sampler(scheduler: DDPMScheduler, params: SamplerParams) -> Sampler:
+def make_sampler(scheduler: DDPMScheduler, params: SamplerParams, block: str = BLOCK) -> Sampler:
     """Build the sampler on the noise schedule of the model.
+
+    Args:
+        scheduler: The noise schedule, with the model's own rules of clipping and of the last step.
+        params: The sampler; an explicit `clip` replaces the model's clipping and thresholding.
+        block: The block of params.yaml that error messages name.
 
     Raises:
         InputError: The schedule does not allow this number of steps.
     """
-    num_timesteps: int = scheduler.config["num_train_timesteps"]
-    if params.spacing == "leading" and num_timesteps % params.steps:
-        found = f"reference.sampler.steps {params.steps} does not divide the {num_timesteps} timesteps of the model"
-        raise InputError(f"{found}, so sampling would not begin at full noise; use a divisor or another spacing")
-    if params.steps > num_timesteps:
-        found = f"reference.sampler.steps {params.steps} is more than the model's {num_timesteps} timesteps"
-        raise InputError(f"{found}; lower it")
+    _check_steps(scheduler, params, block)
+    try:
+        sampler = _build(scheduler, params)
+        sampler.set_timesteps(params.steps)
+    except Exception as error:  # noqa: BLE001  # samplers fail in many ways
+        raise _misfit(params, block, first_line(error)) from None
+    _check_noise(sampler, scheduler, params, block)
+    return sampler
+
+
+def _build(scheduler: DDPMScheduler, params: SamplerParams) -> Sampler:
     quadratic = params.spacing == "quadratic"
     cls = QuadraticDdim if quadratic else getattr(diffusers, f"{params.scheduler}Scheduler")
     changes: dict[str, object] = {} if quadratic else {"timestep_spacing": params.spacing}
     if params.clip is not None:
-        changes["clip_sample"] = params.clip
+        changes |= {"clip_sample": params.clip, "thresholding": False}
+    if cls is not DDPMScheduler and scheduler.config["beta_schedule"] in DDPM_ONLY:
+        changes["trained_betas"] = scheduler.betas.tolist()
     # diffusers keeps a list of the keys that were left at their defaults, and ignores them when they are passed.
     known = {key: value for key, value in scheduler.config.items() if key[0] != "_" and key != "timestep_spacing"}
-    try:
-        sampler: Sampler = cls.from_config({**known, **changes})
-        sampler.set_timesteps(params.steps)
-    except Exception as error:  # noqa: BLE001  # samplers fail in many ways
-        raise _misfit(params, error) from None
-    if float(sampler.timesteps[0]) < num_timesteps / 2:
-        found = f"{params.steps} {params.spacing} steps of {params.scheduler} begin at {float(sampler.timesteps[0]):g}"
-        raise InputError(f"{found} of {num_timesteps} timesteps, far below full noise; use more or trailing steps")
+    sampler: Sampler = cls.from_config({**known, **changes})
     return sampler
 
 
-def check_sampler(scheduler: DDPMScheduler, params: SamplerParams) -> None:
+def _check_steps(scheduler: DDPMScheduler, params: SamplerParams, block: str) -> None:
+    """Check the number of steps against the number of timesteps.
+
+    Raises:
+        InputError: There are more steps than timesteps, or leading steps do not divide them.
+    """
+    num_timesteps: int = scheduler.config["num_train_timesteps"]
+    if params.spacing == "leading" and num_timesteps % params.steps:
+        found = f"{block}.steps {params.steps} does not divide the {num_timesteps} timesteps of the model"
+        other = " or another spacing" if block == BLOCK else ""
+        raise InputError(f"{found}, so sampling would not begin at full noise; use a divisor{other}")
+    if params.steps > num_timesteps:
+        found = f"{block}.steps {params.steps} is more than the model's {num_timesteps} timesteps"
+        raise InputError(f"{found}; lower it")
+
+
+def _check_noise(sampler: Sampler, scheduler: DDPMScheduler, params: SamplerParams, block: str) -> None:
+    """Check that the sampler begins near full noise, and assumes the noise of the model's training.
+
+    Raises:
+        InputError: The first timestep is too early or beyond the last one, or the sampler has another ᾱ.
+    """
+    num_timesteps, first = int(scheduler.config["num_train_timesteps"]), float(sampler.timesteps[0])
+    begin = f"{block}: {params.steps} {params.spacing} steps of {params.scheduler} begin at {first:g}"
+    if first < num_timesteps / 2:
+        raise InputError(f"{begin} of {num_timesteps} timesteps, far below full noise; use more or trailing steps")
+    if first > num_timesteps - 1:
+        offset = f"with steps_offset {scheduler.config['steps_offset']} of the model's scheduler"
+        raise InputError(f"{begin} {offset}, and its last timestep is {num_timesteps - 1}; use fewer steps")
+    if not torch.allclose(sampler.alphas_cumprod, scheduler.alphas_cumprod, rtol=1e-3, atol=1e-6):
+        raise _misfit(params, block, "it assumes other noise levels, since it ignores rescale_betas_zero_snr")
+
+
+def check_sampler(scheduler: DDPMScheduler, params: SamplerParams, block: str = BLOCK) -> None:
     """Run all steps without a model, since some samplers fail only in the middle with few or with many steps.
 
     Raises:
         InputError: The schedule does not allow this number of steps, or a step fails.
     """
-    sampler, state = make_sampler(scheduler, params), torch.zeros(1, 1, 2, 2)
+    sampler, state = make_sampler(scheduler, params, block), torch.zeros(1, 1, 2, 2)
+    is_random = "generator" in inspect.signature(sampler.step).parameters
+    options = {"generator": [torch.Generator().manual_seed(0)]} if is_random else {}
     try:
         for timestep in sampler.timesteps:
             sampler.scale_model_input(state, timestep)
-            state, *_ = sampler.step(torch.zeros_like(state), timestep, state, return_dict=False)
+            state, *_ = sampler.step(torch.zeros_like(state), timestep, state, **options, return_dict=False)
     except Exception as error:  # noqa: BLE001  # samplers fail in many ways
-        raise _misfit(params, error) from None
+        raise _misfit(params, block, first_line(error)) from None
+    if not state.isfinite().all():
+        raise _misfit(params, block, "a step gives values that are not finite")
 
 
-def _misfit(params: SamplerParams, error: Exception) -> InputError:
+def _misfit(params: SamplerParams, block: str, reason: str) -> InputError:
     found = f"{params.steps} {params.spacing} steps of {params.scheduler} do not work with this model's schedule"
-    return InputError(f"reference.sampler: {found} ({first_line(error)}); change scheduler, spacing or steps")
+    change = "scheduler, spacing or steps" if block == BLOCK else "steps"
+    return InputError(f"{block}: {found} ({reason}); change {change}")

@@ -30,7 +30,7 @@ class Protocol(Frozen):
     """All settings that comparable measurements share; batch size and device are not part of it."""
 
     sampler: SamplerParams
-    """Sampler and number of steps, with `clip` resolved."""
+    """Sampler and number of steps, with `clip` resolved; null where the model's own rule is thresholding."""
     guidance: float | None = None
     """Classifier-free guidance scale; None or 1 disables it."""
     precision: Literal["float32", "bfloat16"]
@@ -104,7 +104,8 @@ def _settings(params: ReferenceParams, seed: int, scheduler: DDPMScheduler, extr
     check_sampler(scheduler, params.sampler)
     config = make_sampler(scheduler, params.sampler).config
     resolved = {key: value for key, value in config.items() if key[0] != "_"}
-    clip = params.sampler.scheduler in CLIPPING and bool(config["clip_sample"])
+    can_clip = params.sampler.scheduler in CLIPPING
+    clip = None if can_clip and config["thresholding"] else can_clip and bool(config["clip_sample"])
     return {
         "sampler": params.sampler.model_copy(update={"clip": clip}),
         "schedule_sha256": hashlib.sha256(json.dumps(resolved, sort_keys=True, default=str).encode()).hexdigest(),

@@ -22,6 +22,7 @@ def main(params_path: Path, model: Path, data: Path, out: Path) -> None:
     from stages.models.autoencoder import image_shape
     from stages.models.checks import check_images
     from stages.models.pipeline import read_scheduler, read_unet
+    from stages.models.steps import check_drawing
     from stages.protocol.extractors import Extractor
     from stages.protocol.protocol import bias_warning, make_protocol
     from stages.protocol.reference import write_reference
@@ -32,6 +33,7 @@ def main(params_path: Path, model: Path, data: Path, out: Path) -> None:
 
     check_free(out, inputs=[model, data], stage="reference")
     unet, scheduler = read_unet(model, select_device()), read_scheduler(model)
+    check_drawing(params_path, scheduler)
     images = read_images(data)
     context = load_context(unet, model, images.conditions, params.guidance)
     check_images(images.pixels, image_shape(unet, context.autoencoder), data)

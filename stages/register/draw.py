@@ -96,9 +96,17 @@ class Draw(PythonModel):
         return unconditional + scale * (conditional - unconditional)  # type: ignore[no-any-return]
 
     def _decode(self, images: torch.Tensor) -> torch.Tensor:
-        """Decode latents to images; without an autoencoder in the pipeline they are images already."""
+        """Decode latents z = (x - mean) * scale / std; without an autoencoder they are images already."""
         autoencoder = getattr(self.pipeline, "vqvae", None) or getattr(self.pipeline, "vae", None)
-        return images if autoencoder is None else autoencoder.decode(images / self.settings["latent_scale"]).sample
+        if autoencoder is None:
+            return images
+        config = autoencoder.config
+        means, stds = (
+            config.get("latents_mean") or [config.get("shift_factor") or 0.0],
+            config.get("latents_std") or [1.0],
+        )
+        mean, std = (torch.tensor(values, device=images.device).view(1, -1, 1, 1) for values in (means, stds))
+        return autoencoder.decode(images * std / self.settings["latent_scale"] + mean).sample  # type: ignore[no-any-return]
 
     def _step_options(self, generators: list[torch.Generator]) -> dict[str, Any]:
         options = {"generator": generators, "eta": self.settings["eta"]}

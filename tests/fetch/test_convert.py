@@ -8,15 +8,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, VQModel
+from diffusers import DDPMScheduler, DiffusionPipeline, VQModel
 
+from stages.fetch.class_embedding import read_class_embedding
 from stages.fetch.convert import SYSTEMS, VQ_F4, SourceCheckpoint, convert_ddim, convert_ldm, tensor_shapes
 from stages.fetch.model import fetch_model
 from stages.fetch.names import ddim_name, ldm_name
 from stages.fetch.params import CheckpointModel, FolderModel
 from stages.fetch.pickles import BIN
 from stages.models.layout import CLASS_EMBEDDING, WEIGHTS
+from stages.models.params import SamplerParams
 from stages.models.pipeline import read_scheduler, read_unet
+from stages.models.samplers import make_sampler
+from stages.models.sampling import SamplingContext, initial_noise, trajectory
 from stages.runtime.errors import InputError
 from stages.storage.files import file_sha256, read_json, write_json
 from stages.storage.tensors import read_tensors, tensors_sha256
@@ -166,13 +170,71 @@ def check_ldm(folder, network):
 
 
 def test_a_converted_ddim_unet_predicts_what_the_original_predicts(converted, ddim):
-    """From a state dict, within 1e-5; the noise schedule is that of DDPM."""
+    """From a state dict, within 1e-5; the noise schedule is that of DDPM, and DDIM's own code never clips."""
     folder = converted(ddim.state_dict())
 
     check_ddim(folder, ddim)
     scheduler = read_scheduler(folder)
     assert torch.equal(scheduler.betas, torch.linspace(1e-4, 0.02, 1000))
-    assert scheduler.config["clip_sample"]
+    assert not scheduler.config["clip_sample"]
+
+
+def test_a_converted_ddim_model_draws_what_its_authors_draw(converted, ddim):
+    """DDIM's rule: timesteps 0, c, 2c, …, no clipping, ᾱ = 1 at the end; `clip` is left to the model."""
+    folder = converted(ddim.state_dict())
+    unet, sampler = read_unet(folder), SamplerParams(steps=20)
+    noise = initial_noise(unet, [torch.Generator().manual_seed(seed) for seed in (1, 2)])
+    alphas = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
+    with torch.no_grad():
+        expected = generalized_steps(ddim, noise, range(0, 1000, 50), alphas, 1.0)
+        *_, found = trajectory(unet, make_sampler(read_scheduler(folder), sampler), [1, 2])
+        *_, clipped = trajectory(unet, make_sampler(DDPMScheduler(), sampler), [1, 2])
+
+    assert expected.abs().max() > 1  # so that clipping would be seen
+    assert relative_error(found, expected) < 1e-4
+    assert relative_error(clipped, expected) > 0.1
+
+
+def generalized_steps(predict, images, timesteps, alphas, last):
+    """DDIM steps (Song et al., 2021, eq. 12, σ = 0) in float64 from ᾱ of each timestep to that of the one before it."""
+    images = images.double()
+    before = [last, *(float(alphas[step]) for step in timesteps[:-1])]
+    for timestep, following in reversed(list(zip(timesteps, before, strict=True))):
+        alpha = float(alphas[timestep])
+        epsilon = predict(images.float(), torch.full((len(images),), timestep)).double()
+        clean = (images - (1 - alpha) ** 0.5 * epsilon) / alpha**0.5
+        images = following**0.5 * clean + (1 - following) ** 0.5 * epsilon
+    return images.float()
+
+
+def test_a_converted_ldm_model_draws_what_its_authors_draw(converted, ldm):
+    """LDM's rule: timesteps 1, 1 + c, 1 + 2c, …, ᾱ_0 at the end, latents never clipped; within 1e-4 of the largest."""
+    folder = converted({"state_dict": ldm.state()}, "ldm")
+    unet, sampler, labels = read_unet(folder), SamplerParams(steps=20), [3, 1]
+    context = SamplingContext(table=read_class_embedding(unet, folder))
+    noise = initial_noise(unet, [torch.Generator().manual_seed(seed) for seed in (1, 2)])
+    alphas = (1 - torch.linspace(0.0015**0.5, 0.0195**0.5, 1000, dtype=torch.float64) ** 2).cumprod(0)
+    with torch.no_grad():
+        expected = generalized_steps(
+            lambda latents, steps: ldm.unet(latents, steps, ldm.table[labels][:, None]),
+            noise,
+            range(1, 1001, 50),
+            alphas,
+            float(alphas[0]),
+        )
+
+    def error(scheduler):
+        """Compare latents drawn under a scheduler with the expected ones."""
+        with torch.no_grad():
+            *_, found = trajectory(unet, make_sampler(scheduler, sampler), [1, 2], context=context, labels=labels)
+        return relative_error(found, expected)
+
+    scheduler = read_scheduler(folder)
+    plain = DDPMScheduler.from_config({**scheduler.config, "steps_offset": 0, "set_alpha_to_one": True})
+    assert expected.abs().max() > 1
+    assert error(scheduler) < 1e-4
+    assert error(plain) > 1e-2
+    assert error(DDPMScheduler.from_config({**scheduler.config, "clip_sample": True})) > 0.1
 
 
 @pytest.mark.parametrize("legacy", [False, True])

@@ -1,6 +1,7 @@
 """Latent and class-conditional models: autoencoder, conditions and guidance."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,12 +14,14 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from stages.importance.calibration import calibrate, calibration_batches
 from stages.models.autoencoder import Autoencoder, image_shape, read_autoencoder
 from stages.models.params import SamplerParams
+from stages.models.pipeline import write_pipeline
 from stages.models.sampling import SamplingContext, draw, initial_noise, predictor
 from stages.prune.compensate import NoisyBatches, difference
 from stages.prune.params import CompensateParams, PruneParams
 from stages.prune.pruning import prune_unet
 from stages.prune.selection import plan_pruning
 from stages.reference.reference import load_context
+from stages.register.draw import Draw
 from stages.runtime.errors import InputError
 from stages.storage.files import read_json, write_json
 from stages.storage.tensors import tensors_sha256
@@ -131,6 +134,78 @@ def test_a_loaded_autoencoder_computes_what_diffusers_does(tmp_path, vq, kind):
     found = torch.from_numpy(autoencoder.encode(pixels)).float()
     torch.testing.assert_close(found, latents * 0.5, rtol=2e-3, atol=2e-3)
     torch.testing.assert_close(autoencoder.decode(latents * 0.5), expected)
+
+
+LATENT_SCALES = {
+    "Stable Diffusion 3": ({"shift_factor": 0.5, "scaling_factor": 1.5}, lambda z: (z - 0.5) * 1.5),
+    "SDXL": (
+        {"latents_mean": [0.5, -0.4, 0.3], "latents_std": [2.0, 1.5, 0.8], "scaling_factor": 0.5},
+        lambda z: (
+            (z - torch.tensor([0.5, -0.4, 0.3]).view(1, 3, 1, 1)) * 0.5 / torch.tensor([2.0, 1.5, 0.8]).view(1, 3, 1, 1)
+        ),
+    ),
+}
+"""Keys of an autoencoder's config, and how the pipelines of diffusers make the model's latents of its own."""
+
+
+@pytest.mark.parametrize("kind", LATENT_SCALES)
+def test_shift_mean_and_std_of_latents_are_those_of_diffusers(tmp_path, make_unet, scheduler, kind):
+    """Encoded, decoded again to the same image, drawn by a version, and copied with the released model."""
+    config, expected = LATENT_SCALES[kind]
+    torch.manual_seed(1)
+    network = AutoencoderKL(**BLOCKS, **config).eval()
+    network.save_pretrained(tmp_path / "vae")
+    autoencoder = read_autoencoder(tmp_path, CPU)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 16, 16)).astype(np.uint8)
+    with torch.no_grad():
+        encoded = network.encode(torch.from_numpy(pixels).float() / 127.5 - 1).latent_dist.mode()
+        decoded = network.decode(encoded).sample
+
+    found = torch.from_numpy(autoencoder.encode(pixels)).float()
+    torch.testing.assert_close(found, expected(encoded), rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(autoencoder.decode(expected(encoded)), decoded, rtol=1e-4, atol=1e-4)
+
+    write_pipeline(tmp_path / "released", make_unet(in_channels=3, out_channels=3), scheduler, tmp_path)
+    version = Draw()
+    version.pipeline = SimpleNamespace(vae=AutoencoderKL.from_pretrained(tmp_path / "released" / "vae"))
+    version.settings = {"latent_scale": autoencoder.scale}
+    with torch.no_grad():
+        torch.testing.assert_close(version._decode(expected(encoded)), decoded, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("vae", {"scaling_factor": 0}, "scaling_factor 0; supported: a positive number"),
+        ("vae", {"scaling_factor": None}, "scaling_factor None; supported: a positive number"),
+        ("vae", {"shift_factor": "0.1"}, "shift_factor '0.1'; supported: a number"),
+        ("vae", {"latents_mean": [0, 0, 0]}, "latents_mean and no latents_std; supported: both or neither"),
+        ("vae", {"latents_std": [1, 1, 1]}, "latents_std and no latents_mean; supported: both or neither"),
+        ("vae", {"latents_mean": [0], "latents_std": [1, 1, 1]}, r"latents_mean \[0\]; supported: a list of 3 numbers"),
+        (
+            "vae",
+            {"latents_mean": [0, 0, 0], "latents_std": [1, 0, 1]},
+            r"latents_std \[1, 0, 1\]; .* 3 positive numbers",
+        ),
+        (
+            "vae",
+            {"latents_mean": [0] * 3, "latents_std": [1] * 3, "shift_factor": 0.1},
+            "shift_factor and latents_mean",
+        ),
+        ("vqvae", {"shift_factor": 0.1}, "shift_factor, which VQModel does not have; supported: scaling_factor alone"),
+        ("vqvae", {"latents_mean": [0] * 3, "latents_std": [1] * 3}, "latents_mean, which VQModel does not have"),
+        ("vqvae", {"out_channels": 1}, "in_channels 3 and out_channels 1; supported: equal numbers"),
+    ],
+)
+def test_a_scale_of_latents_that_cannot_be_honoured_is_refused(tmp_path, vq, kind, change, message):
+    """In one line with the key, before the weights are read."""
+    network = vq if kind == "vqvae" else AutoencoderKL(**BLOCKS)
+    network.save_pretrained(tmp_path / kind)
+    write_json(tmp_path / kind / "config.json", {**read_json(tmp_path / kind / "config.json"), **change})
+
+    with pytest.raises(InputError, match=message) as caught:
+        read_autoencoder(tmp_path, CPU)
+    assert "\n" not in caught.value.message
 
 
 def test_an_unsupported_or_damaged_autoencoder_is_refused(tmp_path, vq):
