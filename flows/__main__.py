@@ -195,7 +195,7 @@ def rollback(name: str, policy: str, why: str, *, unseen: bool) -> None:
 @click.option(
     "--repository",
     envvar="ESPALIER_REPOSITORY",
-    help="Folder or address to clone from; by default this checkout or the version's own remote.",
+    help="Folder or address to clone from; by default this checkout, or a remote that ESPALIER_REMOTES allows.",
 )
 @click.option("--keep", "workspace", default=None, help="An empty folder for the work, which is kept.")
 def reproduce(uri: str, repository: str | None, workspace: str | None) -> None:

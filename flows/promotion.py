@@ -67,7 +67,7 @@ def reproduce(uri: str, repository: str | None = None, workspace: str | None = N
     Args:
         uri: Version, models:/NAME/3 or models:/NAME@champion.
         repository: Folder or address to clone from; null takes ESPALIER_REPOSITORY, this folder, or the version's own
-            remote.
+            remote if ESPALIER_REMOTES allows it.
         workspace: Empty folder for the work, which is kept; null takes a temporary one.
     """
     from stages.register.reproduce import reproduce as run_again

@@ -1,67 +1,126 @@
-"""The folder of a version and seeds -> the images that it draws, in a subprocess without credentials.
+"""A downloaded version -> whether its own code draws the images that its weights draw.
 
-A version contains code that nobody has reviewed, so the process that promotes it does not load it.
+A version contains code that nobody has reviewed. It runs in a cage; the images that it should draw are made here from
+its safetensors and configs by Espalier's own classes, after the cage has ended.
 """
 
 import base64
-import os
-import subprocess
-import sys
-import tempfile
+import binascii
+import io
+import re
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
 
-from stages.runtime.errors import InputError
+from stages.fetch.class_embedding import read_class_embedding
+from stages.models.autoencoder import read_autoencoder
+from stages.models.pipeline import CPU, read_scheduler, read_unet
+from stages.models.samplers import make_sampler
+from stages.models.sampling import SamplingContext, to_pixels, trajectory
+from stages.protocol.evaluation import read_evaluation
+from stages.register.cage.run import Limits, run_caged
+from stages.register.package import replace_quadratic
+from stages.register.registry import EVIDENCE, MODEL
+from stages.runtime.errors import InputError, first_line
 
-SECRET_PREFIXES = ("AWS_", "AZURE_", "DATABRICKS_", "ESPALIER_", "GOOGLE_", "HF_TOKEN", "MLFLOW_", "PG", "PREFECT_")
-"""Prefixes of environment variables that may hold credentials or the address of a server."""
+NUM_IMAGES = 4
+MAX_SEED = 2**31
 TIMEOUT_S = 1800
+BASE_MEMORY_BYTES = 8 << 30
+"""Address space of Python with PyTorch, diffusers and MLflow."""
+MEMORY_PER_BYTE = 8
+"""Memory for the weights and activations of a model, per byte of its files."""
+PROGRAM = Path(__file__).with_name("caged_draw.py")
+
+
+def check_canary(folder: Path, levels: float, seeds: Sequence[int] = ()) -> str:
+    """Draw images with the code of a version, and compare them with those that its weights draw.
+
+    Args:
+        folder: The downloaded version.
+        levels: Largest mean absolute difference of an image, in grey levels from 0 to 255.
+        seeds: Seeds of an earlier check, to repeat it; empty draws new ones, which nobody could know beforehand.
+
+    Returns:
+        The reason of the check, with the seeds.
+
+    Raises:
+        InputError: The version cannot be loaded, does not draw, or draws a blank or another image.
+    """
+    seeds = seeds or [secrets.randbelow(MAX_SEED) for _ in range(NUM_IMAGES)]
+    drawn = draw_isolated(folder, seeds)
+    if set(drawn) != set(seeds):
+        raise InputError(f"it drew images for the seeds {_join(sorted(drawn)) or 'none'}, expected {_join(seeds)}")
+    worst = 0.0
+    for seed, expected in zip(seeds, draw_expected(folder, seeds), strict=True):
+        image = _decode_png(drawn[seed], expected.shape)
+        if image.std() == 0:
+            raise InputError(f"seed {seed} gives a blank image")
+        worst = max(worst, float(np.abs(image - expected).mean()))
+    found = f"{len(seeds)} images from the seeds {_join(seeds)}, off by {worst:.3g} levels; allowed: {levels:g}"
+    if worst > levels:
+        raise InputError(found)
+    return found
+
+
+def _join(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
 
 
 def draw_isolated(folder: Path, seeds: Sequence[int]) -> dict[int, bytes]:
-    """Load a version with mlflow.pyfunc in a subprocess and draw one image per seed: seed -> PNG.
+    """Draw one image per seed with the code of a version, in a cage: seed -> PNG.
 
     Raises:
-        InputError: The version cannot be loaded, does not draw, or exceeds the time limit.
+        InputError: The version cannot be loaded, does not draw, or exceeds a limit.
     """
-    with tempfile.TemporaryDirectory() as out:
-        command = [sys.executable, "-m", "stages.register.canary", str(folder.resolve()), out, *map(str, seeds)]
-        environment = {
-            **{key: value for key, value in os.environ.items() if not key.startswith(SECRET_PREFIXES)},
-            "MLFLOW_TRACKING_URI": f"sqlite:///{out}/mlflow.db",
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-            "PYTHONDONTWRITEBYTECODE": "1",
-        }
-        try:
-            result = subprocess.run(  # noqa: S603
-                command, env=environment, capture_output=True, text=True, check=False, timeout=TIMEOUT_S
-            )
-        except subprocess.TimeoutExpired:
-            raise InputError(f"the version does not draw {len(seeds)} images within {TIMEOUT_S} s") from None
-        if result.returncode:
-            reason = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
-            raise InputError(f"the version does not draw ({reason})")
-        return {int(path.stem): path.read_bytes() for path in Path(out).glob("*.png")}
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    limits = Limits(memory_bytes=BASE_MEMORY_BYTES + MEMORY_PER_BYTE * size, timeout_s=TIMEOUT_S)
+    try:
+        output = run_caged(PROGRAM, ["version", *map(str, seeds)], {"version": folder}, limits)
+    except InputError as error:
+        raise InputError(f"the version does not draw ({error.message})") from None
+    lines = [re.fullmatch(rb"(\d{1,10}) ([A-Za-z0-9+/]+=*)", line) for line in output.splitlines()]
+    try:
+        return {int(line[1]): base64.b64decode(line[2], validate=True) for line in lines if line}
+    except binascii.Error as error:
+        raise InputError(f"the version does not draw (its output is invalid: {error})") from None
 
 
-def draw_in_process(folder: Path, out: Path, seeds: Sequence[int]) -> None:
-    """Load a version in this process and write SEED.png for each seed."""
-    import mlflow
+@torch.inference_mode()
+def draw_expected(folder: Path, seeds: Sequence[int]) -> list[NDArray[np.uint8]]:
+    """Draw with the weights of a version, without its code: one array [H, W] or [H, W, C] per seed.
 
-    for row in mlflow.pyfunc.load_model(str(folder)).predict({"seed": list(seeds)}):
-        (out / f"{int(row['seed'])}.png").write_bytes(base64.b64decode(row["png"]))
+    Raises:
+        InputError: A file of the model or of its evaluation is missing or damaged.
+    """
+    model, protocol = folder / MODEL, read_evaluation(folder / EVIDENCE / "evaluation").protocol
+    unet, params = read_unet(model), replace_quadratic(protocol.sampler)
+    table = read_class_embedding(unet, model)
+    context = SamplingContext(read_autoencoder(model, CPU), table, protocol.guidance)
+    labels = [] if table is None else [seed % (len(table) - 1) for seed in seeds]
+    sampler = make_sampler(read_scheduler(model), params)
+    try:
+        *_, samples = trajectory(unet, sampler, seeds, params.eta, context, labels)
+        pixels = to_pixels(context.decode(samples))
+    except RuntimeError as error:
+        raise InputError(f"the weights of the version do not draw ({first_line(error)})") from None
+    return [image[0] if len(image) == 1 else image.transpose(1, 2, 0) for image in pixels]
 
 
-@click.command()
-@click.argument("folder", type=Path)
-@click.argument("out", type=Path)
-@click.argument("seeds", type=int, nargs=-1)
-def main(folder: Path, out: Path, seeds: tuple[int, ...]) -> None:
-    """Draw SEEDS with the version in FOLDER into the folder OUT."""
-    draw_in_process(folder, out, seeds)
-
-
-if __name__ == "__main__":
-    main()
+def _decode_png(png: bytes, shape: tuple[int, ...]) -> NDArray[np.float64]:  # [H, W] or [H, W, C], 0 to 255
+    """Decode an image, after checking its size: a small file may claim a huge one."""
+    try:
+        with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+            found: Any = (image.height, image.width)
+            pixels = np.asarray(image, dtype=np.float64) if found == shape[:2] else None
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"an image of the canary is invalid ({first_line(error)})") from None
+    if pixels is None or pixels.shape != shape:
+        raise InputError(f"the version draws an image of another size or kind than {' x '.join(map(str, shape))}")
+    return pixels

@@ -1,21 +1,17 @@
 """A version, the champion and a policy -> checks, each with what was found and what is allowed."""
 
-import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from stages.models.layout import PLAN, WEIGHTS
 from stages.protocol.costs import Cost, CostsRecord, read_costs
 from stages.protocol.evaluation import DENSE, EvaluationRecord, read_evaluation
 from stages.protocol.intervals import Estimate, estimate, paired_difference
 from stages.protocol.protocol import check_same
-from stages.register.canary import draw_isolated
+from stages.register.canary import check_canary
 from stages.register.lineage import read_lineage
-from stages.register.package import CANARY_SEEDS, check_files, check_formats
+from stages.register.package import check_files, check_formats
 from stages.register.policy import Check, LatencyLimit, Policy
 from stages.register.registry import CONTENT, EVIDENCE, MODEL, OURS, WITHDRAWN
 from stages.runtime.errors import InputError, first_line
@@ -219,38 +215,3 @@ def _check_speed(costs: CostsRecord, other: CostsRecord, row: LatencyLimit, tole
     least = champion * (1 - tolerance)
     found = f"{speed_up:.2f} times as fast as dense, at least {low:.2f}; the champion {champion:.2f}"
     return _require(low >= least, found, f"{least:.2f} or more")
-
-
-def check_canary(folder: Path, levels: float) -> str:
-    """Draw samples with a downloaded version and compare them with those that it drew when it was registered.
-
-    Args:
-        folder: The downloaded version.
-        levels: Largest mean absolute difference of an image, in grey levels from 0 to 255.
-
-    Returns:
-        The reason of the check.
-
-    Raises:
-        InputError: The version cannot be loaded, does not draw, or draws a blank or another image.
-    """
-    drawn = draw_isolated(folder, CANARY_SEEDS)
-    if set(drawn) != set(CANARY_SEEDS):
-        raise InputError(f"it drew images for the seeds {tuple(sorted(drawn)) or 'none'}, expected {CANARY_SEEDS}")
-    worst = 0.0
-    for seed, png in drawn.items():
-        path = folder / EVIDENCE / "canary" / f"{seed}.png"
-        if not path.is_file():
-            raise InputError("the version has no images to compare with; register it again")
-        ours, theirs = _decode_png(png), _decode_png(path.read_bytes())
-        if ours.shape != theirs.shape or ours.std() == 0:
-            raise InputError(f"seed {seed} gives a blank image, or another size than when it was registered")
-        worst = max(worst, float(np.abs(ours - theirs).mean()))
-    return _require(worst <= levels, f"{len(drawn)} images, off by {worst:.3g} levels", f"{levels:g}")
-
-
-def _decode_png(png: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:  # [H, W] or [H, W, C], 0 to 255
-    try:
-        return np.asarray(Image.open(io.BytesIO(png)), dtype=np.float64)
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"an image of the canary is invalid ({first_line(error)})") from None

@@ -19,11 +19,9 @@ from stages.models.params import SamplerParams
 from stages.models.pipeline import CPU, read_scheduler
 from stages.models.samplers import make_sampler
 from stages.protocol.evaluation import read_evaluation
-from stages.register.canary import draw_isolated
 from stages.register.lineage import FILES, Lineage
-from stages.register.registry import EVIDENCE
 from stages.runtime.errors import InputError, first_line
-from stages.storage.files import RUN_RECORD, copy_file, read_bytes, read_json, write_atomically, write_json
+from stages.storage.files import RUN_RECORD, copy_file, read_bytes, read_json, write_json
 from stages.storage.s3 import Manifest, describe
 from stages.tracking.compression import Compression
 
@@ -31,7 +29,6 @@ FILES_LIST = "files.json"
 ADDED_BY_MLFLOW = "registered_model_meta"
 """File that MLflow adds to a downloaded version."""
 REQUIREMENTS = ("diffusers", "mlflow", "numpy", "pillow", "safetensors", "torch")
-CANARY_SEEDS = (0, 1, 2, 3)
 CODE = "draw.py"
 ALLOWED = {".csv", ".json", ".lock", ".md", ".png", ".py", ".safetensors", ".svg", ".txt", ".yaml"}
 """Suffixes of the files of a version, beside MLmodel; none of these formats can contain a pickle."""
@@ -68,8 +65,6 @@ def write_package(compression: Compression, lineage: Lineage, folder: Path) -> s
         shutil.copytree(compression.released, model)
         _write_evidence(compression, lineage, evidence)
         _save_mlflow_model(model, evidence, folder)
-    for seed, png in draw_isolated(folder, CANARY_SEEDS).items():
-        write_atomically(folder / EVIDENCE / "canary" / f"{seed}.png", png)
     write_json(folder / FILES_LIST, list_files(folder).model_dump(mode="json"))
     return hash_list(folder)
 
@@ -144,12 +139,8 @@ def _write_evidence(compression: Compression, lineage: Lineage, folder: Path) ->
 
 
 def _describe_sampler(params: SamplerParams, model: Path) -> dict[str, Any]:
-    """Describe the sampler by its diffusers class and config, so that a version draws without Espalier.
-
-    Quadratic spacing, which diffusers' DDIM does not have, is replaced by trailing spacing.
-    """
-    if params.spacing == "quadratic":
-        params = params.model_copy(update={"spacing": "trailing"})
+    """Describe the sampler by its diffusers class and config, so that a version draws without Espalier."""
+    params = replace_quadratic(params)
     sampler = make_sampler(read_scheduler(model), params)
     accepted = inspect.signature(type(sampler)).parameters
     config = {key: value for key, value in sampler.config.items() if key in accepted}
@@ -160,6 +151,11 @@ def _describe_sampler(params: SamplerParams, model: Path) -> dict[str, Any]:
         "eta": params.eta,
         "takes": sorted({"generator", "eta"} & set(inspect.signature(sampler.step).parameters)),
     }
+
+
+def replace_quadratic(params: SamplerParams) -> SamplerParams:
+    """Replace quadratic spacing, which diffusers' DDIM does not have, by trailing spacing."""
+    return params.model_copy(update={"spacing": "trailing"}) if params.spacing == "quadratic" else params
 
 
 def _describe_context(model: Path) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class LatencyLimit(Section):
 
 
 class CanaryTolerance(Section):
-    """How far the samples of a downloaded version may be from those that it drew when it was registered."""
+    """How far the samples of a downloaded version may be from those that Espalier draws from its weights."""
 
     levels: Annotated[float, Field(ge=0, le=255)]
     """Largest mean absolute difference of an image, in grey levels from 0 to 255."""

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.register.gate import VersionFiles, check_canary, run_checks
+from stages.register.canary import check_canary
+from stages.register.gate import VersionFiles, run_checks
 from stages.register.ledger import Ledger, PlannedChange
 from stages.register.package import check_files
 from stages.register.policy import Check, Policy

@@ -13,20 +13,34 @@ from typing import Any, Literal
 
 from stages.models.layout import PLAN, WEIGHTS
 from stages.protocol.evaluation import METRICS, EvaluationRecord, read_evaluation
+from stages.register.cage.environment import make_environment
+from stages.register.cage.run import one_line
 from stages.register.ledger import describe_user
 from stages.register.lineage import ARRAYS, Lineage, hash_outputs, read_lineage, read_runs
 from stages.register.package import check_files
 from stages.register.registry import CONTENT, EVIDENCE, MODEL, OURS, Registry
 from stages.runtime.errors import InputError, first_line, without_password
-from stages.runtime.git import git_error, git_output, without_git_variables
+from stages.runtime.git import git_error, git_output
 from stages.storage.files import copy_file, file_sha256
-from stages.storage.s3 import VARIABLE
 from stages.storage.tensors import read_tensors
 from stages.tracking.compression import Compression
 
 COMPARED = ("model_index.json", PLAN, "scheduler/scheduler_config.json", "unet/config.json", f"unet/{WEIGHTS}")
 """Files of the released model that are compared; its card holds times, which vary."""
 UNKNOWN = "unknown"
+REMOTES_VARIABLE = "ESPALIER_REMOTES"
+"""Environment variable: addresses, separated by spaces, from which the commit of a version may be cloned and run."""
+EXTRA_VARIABLE = "ESPALIER_EXTRA_VARIABLES"
+"""Environment variable: names, separated by spaces, of further variables that a reproduction may read."""
+PASSED = (
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_REGION"),
+    *("AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_CA_BUNDLE"),
+    *("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"),  # a model or images in a bucket, and DVC's remote
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),  # a model or images on the Hub
+    *("HF_ENDPOINT", "HF_HUB_OFFLINE", "CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG"),
+)
+"""Variables that the commands of a reproduction read besides those of every cage."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +100,11 @@ def reproduce(uri: str, repository: str | None, workspace: Path | None) -> Repro
     Args:
         uri: models:/NAME/3 or models:/NAME@champion.
         repository: Folder or address to clone from; None takes this checkout if it has the commit, else the version's
-            own remote.
+            own remote if that is allowed.
         workspace: Empty folder for the work, which is kept; None takes a temporary one.
 
     Raises:
-        InputError: The version or its commit does not exist, or the workspace is not empty.
+        InputError: The version or its commit does not exist, its remote is not allowed, or the workspace is not empty.
         UnavailableError: The server does not answer.
     """
     registry = Registry()
@@ -134,42 +148,70 @@ def _clone(lineage: Lineage, repository: str | None, folder: Path) -> None:
 
 
 def _find_repository(lineage: Lineage) -> str:
+    """Return this checkout, or the version's remote if this machine allows it; whoever registers writes the lineage.
+
+    Raises:
+        InputError: The lineage names another address, or none.
+    """
+    found = f"this checkout has no commit {lineage.git_commit[:12]}"
     if git_output(Path(), "cat-file", "-e", f"{lineage.git_commit}^{{commit}}") is not None:
         return str(Path.cwd())
-    if lineage.git_remote:
-        return lineage.git_remote
+    if not lineage.git_remote:
+        raise InputError(f"{found}; name a repository that has it with --repository")
+    own = git_output(Path(), "config", "--get", "remote.origin.url")
+    allowed = [*os.environ.get(REMOTES_VARIABLE, "").split(), *([own] if own else [])]
+    for address in allowed:
+        if without_password(address) == lineage.git_remote:
+            return address
+    named = one_line(without_password(lineage.git_remote))
     raise InputError(
-        f"this checkout has no commit {lineage.git_commit[:12]}; name a repository that has it with --repository"
+        f"{found}, and the version names {named}, whose code is not allowed to run here; "
+        f"add that address to {REMOTES_VARIABLE}, or name a repository with --repository"
     )
 
 
 def _run_pipeline(folder: Path) -> str:
     """Run every stage without caches, and record the result in a database of its own; returns what failed, if any."""
-    environment = {
-        key: value for key, value in without_git_variables().items() if key != VARIABLE and key[:7] != "MLFLOW_"
-    }
-    environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder.resolve()}/mlflow.db"
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     command = [sys.executable, "-m", "dvc", "repro", "--force", "--no-run-cache"]
-    result = subprocess.run(command, cwd=folder, env=environment, check=False)  # noqa: S603
+    with tempfile.TemporaryDirectory() as home:
+        environment = _make_environment(folder.resolve(), Path(home))
+        result = subprocess.run(command, cwd=folder, env=environment, check=False)  # noqa: S603
     return f"dvc repro failed with exit code {result.returncode}" if result.returncode else ""
 
 
+def _make_environment(folder: Path, home: Path) -> dict[str, str]:
+    """Return the variables for the commands of a commit, which need not be this checkout's."""
+    hub, torch = os.environ.get("HF_HOME", "~/.cache/huggingface"), os.environ.get("TORCH_HOME", "~/.cache/torch")
+    return {
+        **make_environment(home, (*PASSED, *os.environ.get(EXTRA_VARIABLE, "").split())),
+        "HF_HUB_CACHE": os.environ.get("HF_HUB_CACHE") or str(Path(hub, "hub").expanduser()),  # without its token
+        "TORCH_HOME": str(Path(torch).expanduser()),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    }
+
+
 def _compare(uri: str, files: Path, lineage: Lineage, workspace: Path) -> Reproduction:
+    """Compare every file first: what the work did not leave, or left damaged, makes it different and is no error."""
     compression = Compression(workspace / "artifacts", workspace / "reports")
-    then, now = read_evaluation(files / EVIDENCE / "evaluation"), read_evaluation(compression.folders["evaluate"])
-    result = Reproduction(
-        uri=uri,
-        num_files=len(lineage.outputs) + len(COMPARED),
-        files=[
+    then = read_evaluation(files / EVIDENCE / "evaluation")
+    result = Reproduction(uri=uri, num_files=len(lineage.outputs) + len(COMPARED))
+    try:
+        compared = [
             *_compare_outputs(lineage.outputs, hash_outputs(workspace)),
             *_compare_model(files / MODEL, workspace / "artifacts" / "released" / OURS),
-        ],
-        machine=sorted(set(_compare_machines(lineage.runs, read_runs(compression)))),
-    )
+        ]
+        result = replace(result, files=compared)
+        now = read_evaluation(compression.folders["evaluate"])
+        machine = sorted(set(_compare_machines(lineage.runs, read_runs(compression))))
+    except InputError as error:
+        return replace(result, obstacle=one_line(error.message))
+    result = replace(result, machine=machine)
     if then.protocol_id != now.protocol_id:
         obstacle = f"the protocol is {now.protocol_id} now, and was {then.protocol_id}; metrics cannot be compared"
         return replace(result, obstacle=obstacle)
+    if OURS not in now.models or OURS not in then.models:
+        return replace(result, obstacle=f"an evaluation lacks the model {OURS}; metrics cannot be compared")
     return replace(result, metrics=list(_compare_metrics(then, now)))
 
 
@@ -184,8 +226,9 @@ def _compare_outputs(expected: Mapping[str, str], found: Mapping[str, str]) -> I
 def _compare_model(then: Path, now: Path) -> Iterator[FileDifference]:
     for name in COMPARED:
         path = f"artifacts/released/{OURS}/{name}"
-        if not (now / name).is_file():
-            yield FileDifference(path, "missing", is_numeric=False)
+        if not (now / name).is_file() or not (then / name).is_file():
+            whose = "missing" if (then / name).is_file() else "not in the version"
+            yield FileDifference(path, whose, is_numeric=False)
         elif file_sha256(then / name) == file_sha256(now / name):
             continue
         elif Path(name).suffix == ".safetensors":

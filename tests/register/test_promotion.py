@@ -2,10 +2,11 @@
 
 import base64
 import io
+import re
 import subprocess
 import sys
 import threading
-import uuid
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,9 +22,8 @@ from ruamel.yaml import YAML
 from flows.__main__ import main
 from stages.models.sampling import draw
 from stages.protocol.protocol import Protocol
-from stages.register import gate, promotion
+from stages.register import caged_draw, canary, promotion
 from stages.register import ledger as ledger_module
-from stages.register.canary import draw_in_process
 from stages.register.ledger import Ledger
 from stages.register.package import list_files
 from stages.register.pipeline import load_pipeline
@@ -38,21 +38,19 @@ NAME, WEIGHTS = "tiny", "unet/diffusion_pytorch_model.safetensors"
 
 @pytest.fixture
 def real_canary():
-    """Draw the canary in a subprocess, as outside the tests."""
+    """Draw the canary in its cage, as outside the tests."""
 
 
 @pytest.fixture(autouse=True)
-def quick_canary(request, monkeypatch, tmp_path):
+def quick_canary(request, monkeypatch):
     """Draw the canary in this process unless the test requests `real_canary`; the function is the same."""
 
     def draw_quickly(folder, seeds):
-        out = tmp_path / f"drawn-{uuid.uuid4().hex}"
-        out.mkdir()
-        draw_in_process(folder, out, seeds)
-        return {int(path.stem): path.read_bytes() for path in out.iterdir()}
+        rows = (line.split() for line in caged_draw.draw(str(folder), seeds))
+        return {int(seed): base64.b64decode(png) for seed, png in rows}
 
     if "real_canary" not in request.fixturenames:
-        monkeypatch.setattr(gate, "draw_isolated", draw_quickly)
+        monkeypatch.setattr(canary, "draw_isolated", draw_quickly)
 
 
 def outcomes(registry):
@@ -189,7 +187,7 @@ def test_a_version_that_was_tampered_with_is_refused(publish, policy, how):
     if how == "added":
         (folder / MODEL / "more.pkl").write_bytes(b"\x80\x04.")
     if how == "removed":
-        (folder / EVIDENCE / "canary" / "0.png").unlink()
+        (folder / EVIDENCE / "sampler.json").unlink()
     if how == "evaluation":
         path = folder / EVIDENCE / "evaluation" / "evaluation.json"
         path.write_text(path.read_text().replace("0.95", "0.99"))
@@ -240,14 +238,49 @@ def test_a_version_that_draws_other_images_is_refused(publish, policy):
     """The canary fails although every other check passes; so it does for code that raises an exception."""
 
     def repaint(folder):
-        for path in (folder / EVIDENCE / "canary").glob("*.png"):
-            Image.new("L", (8, 8), 77).save(path)
+        path = folder / "draw.py"
+        path.write_text(path.read_text().replace("(images.cpu() + 1) * 127.5", "(images.cpu() + 1.5) * 127.5"))
 
     publish(repaint)
     assert "levels; allowed: 1" in refusals(promote(NAME, None, policy, None))["canary"]
 
     publish(lambda folder: (folder / "draw.py").write_text("raise RuntimeError('no GPU left')"))
     assert "Error: no GPU left" in refusals(promote(NAME, None, policy, None))["canary"]
+
+
+def test_pictures_that_were_drawn_before_are_refused(publish, policy, registry):
+    """Code cannot keep the right ones ready, since the seeds are drawn at each decision; the ledger holds them."""
+
+    def keep_pictures(folder):
+        (folder / "kept.txt").write_text("".join(caged_draw.draw(str(folder), range(4))))
+        kept = "Path(__file__).with_name('kept.txt').read_text().split()[1::2][seed % 4]"
+        path = folder / "draw.py"
+        path.write_text(path.read_text().replace("_to_base64(image)}", f"{kept}}}"))
+
+    publish(keep_pictures)
+    reason = refusals(promote(NAME, None, policy, None))["canary"]
+    assert re.match(r"4 images from the seeds (\d+, ){3}\d+, off by [\d.]+ levels; allowed: 1$", reason)
+    assert reason in Ledger(registry, NAME).entries()[0].why
+
+
+def claim_size(png, side):
+    """Write another width and height into the header of a PNG."""
+    header = b"IHDR" + side.to_bytes(4, "big") * 2 + png[24:29]
+    return png[:12] + header + zlib.crc32(header).to_bytes(4, "big") + png[33:]
+
+
+@pytest.mark.parametrize("png", [b"no picture", b"\x89PNG\r\n\x1a\n", "blank", "wide", "huge"])
+def test_an_invalid_picture_is_refused(publish, policy, monkeypatch, png):
+    """It is never decoded to more than the size of the model's images."""
+    if isinstance(png, str):
+        buffer = io.BytesIO()
+        Image.new("L", (16 if png == "wide" else 8, 8), 77).save(buffer, "PNG")
+        png = claim_size(buffer.getvalue(), 60000) if png == "huge" else buffer.getvalue()
+    publish()
+    monkeypatch.setattr(canary, "draw_isolated", lambda _, seeds: dict.fromkeys(seeds, png))
+
+    (reason,) = refusals(promote(NAME, None, policy, None)).values()
+    assert re.search("image of the canary is invalid|gives a blank image|of another size or kind than 8 x 8", reason)
 
 
 def test_rollback_restores_the_previous_champion(publish, policy, aliases, registry):

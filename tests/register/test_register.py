@@ -18,6 +18,7 @@ from stages.models.sampling import SamplingContext, draw
 from stages.prune.params import PruneParams
 from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut
+from stages.register.canary import draw_expected
 from stages.register.register import _default_name
 from stages.storage.files import write_json
 from stages.storage.tensors import write_tensors
@@ -70,6 +71,8 @@ def test_a_class_conditional_latent_version_draws_the_images_of_draw(
     default, given = model.predict({"seed": [5, 6]}), model.predict({"seed": [5, 6], "label": [3, 0]})
     context = SamplingContext(read_autoencoder(released, CPU), read_class_embedding(pruned, released), 2.0)
 
+    for row, expected in zip(default, draw_expected(package, [5, 6]), strict=True):
+        np.testing.assert_array_equal(Image.open(io.BytesIO(base64.b64decode(row["png"]))), expected)
     for rows, labels in ((default, [1, 2]), (given, [3, 0])):
         ours = draw(pruned, scheduler, [5, 6], clear, batch_size=2, label="ours", context=context, labels=labels)
         theirs = [np.asarray(Image.open(io.BytesIO(base64.b64decode(row["png"])))) for row in rows]

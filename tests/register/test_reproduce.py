@@ -1,13 +1,18 @@
 """The comparison of a version with its reproduction, and the clone that it is made in."""
 
+import os
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from flows.__main__ import main
 from stages.register.lineage import FILES, Lineage, hash_outputs
 from stages.register.registry import EVIDENCE, MODEL
-from stages.register.reproduce import MetricComparison, Reproduction, _check_empty, _clone, _compare
+from stages.register.reproduce import MetricComparison, Reproduction, _check_empty, _clone, _compare, _find_repository
 from stages.runtime.errors import InputError, without_password
 from stages.storage.files import file_sha256, read_json, write_json
 from stages.storage.tensors import read_tensors, write_tensors
@@ -146,11 +151,12 @@ def test_another_plan_or_shape_is_different_with_equal_metrics(again):
     assert "other names or shapes of tensors" in [file.what for file in compare().files]
 
 
-def test_a_missing_commit_is_one_line(tmp_path):
+def test_a_missing_commit_is_one_line(tmp_path, monkeypatch):
     """The line holds git's message; an address that looks like an option or a command runs nothing."""
+    monkeypatch.setenv("ESPALIER_REMOTES", "--upload-pack=touch")
     lineage = Lineage(
         git_commit="c" * 40,
-        git_remote="--upload-pack=touch pwned",
+        git_remote="--upload-pack=touch",
         files=dict.fromkeys(FILES, "e" * 64),
         data_sha256="d" * 64,
         outputs={},
@@ -165,6 +171,83 @@ def test_a_missing_commit_is_one_line(tmp_path):
         ):
             _clone(lineage, source, tmp_path / f"place-{source is None}-{len(source or '')}")
     assert not list(tmp_path.rglob("pwned"))
+
+
+@pytest.fixture
+def foreign(publish, tmp_path, edit, monkeypatch):
+    """A version whose lineage names the repository of somebody else, and that address; its dvc.yaml tells variables."""
+    monkeypatch.delenv("ESPALIER_REPOSITORY", raising=False)
+    place = tmp_path / "foreign"
+    for command in (["git", "init", "-q", place], [sys.executable, "-m", "dvc", "init", "-q"]):
+        place.mkdir(exist_ok=True)
+        subprocess.run(command, cwd=place, check=True)
+    (place / "dvc.yaml").write_text(f"stages: {{code: {{cmd: env > {tmp_path}/variables}}}}\n")
+    for command in (("add", "."), ("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q", "-m", "all")):
+        subprocess.run(["git", *command], cwd=place, check=True)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=place, capture_output=True, text=True, check=True)
+    address = f"file://{place}"
+    lineage = {"git_commit": head.stdout.strip(), "git_remote": address}
+    publish(lambda folder: edit(folder / EVIDENCE / "lineage.json", **lineage))
+    return address
+
+
+def test_a_remote_that_is_not_allowed_runs_nothing(foreign, tmp_path, monkeypatch):
+    """Whoever registers a version writes its lineage; the line names the address and how to allow it."""
+    monkeypatch.setenv("ESPALIER_REMOTES", f"{foreign}.git https://host/other.git")
+    result = CliRunner().invoke(main, ["reproduce", "models:/tiny/1"])
+
+    assert (result.exit_code, len(result.output.splitlines())) == (1, 1)
+    assert (
+        f"the version names {foreign}, whose code is not allowed to run here; add that address to ESPALIER_REMOTES"
+        in (result.output)
+    )
+    assert not (tmp_path / "variables").exists()
+
+
+SECRETS = ("GITHUB_TOKEN", "HF_TOKEN", "PREFECT_API_KEY", "MLFLOW_TRACKING_PASSWORD", "DB_PASSWORD", "PYTHONPATH")
+
+
+def test_the_commands_of_an_allowed_remote_see_the_listed_variables(foreign, tmp_path, monkeypatch, registry):
+    """They get the keys of the bucket and what the user names; work that leaves no outputs is different, no error."""
+    for name in (*SECRETS, "AWS_SECRET_ACCESS_KEY", "MODELS"):
+        monkeypatch.setenv(name, "hush-hush-hush")
+    monkeypatch.setenv("ESPALIER_REMOTES", f"https://host/other.git {foreign}")
+    monkeypatch.setenv("ESPALIER_EXTRA_VARIABLES", "MODELS NOT_SET")
+    result = CliRunner().invoke(main, ["reproduce", "models:/tiny/1"])
+    variables = dict(line.split("=", 1) for line in (tmp_path / "variables").read_text().splitlines() if "=" in line)
+
+    assert {name for name, value in variables.items() if "hush" in value} == {"AWS_SECRET_ACCESS_KEY", "MODELS"}
+    assert variables["HOME"] != os.environ["HOME"]
+    assert result.exit_code == 1
+    assert result.output.splitlines()[-1].startswith("models:/tiny/1 is different: ")
+    assert f"✗ artifacts/finetuned/{WEIGHTS}: missing" in result.output
+    assert registry.find("models:/tiny/1").tags["espalier.reproduced"] == "different"
+
+
+@pytest.mark.parametrize("name", ["evaluation.json", "run.json", WEIGHTS])
+@pytest.mark.parametrize("how", ["missing", "damaged"])
+def test_missing_or_damaged_work_is_different(again, name, how):
+    """It is a verdict that is written onto the version, and no error."""
+    place, compare = again
+    for path in list(place.rglob(Path(name).name)):
+        path.unlink()
+        if how == "damaged":
+            path.write_text("{")
+
+    assert compare().verdict == "different"
+
+
+def test_the_address_of_this_checkout_is_allowed(tmp_path, monkeypatch):
+    """So a version of a colleague's commit needs no setting; the password is that of the checkout."""
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(["git", "init", "-q"], check=True)
+    own = f"https://me:{'hush'}@host/project.git"
+    subprocess.run(["git", "remote", "add", "origin", own], check=True)
+    lineage = Lineage.model_construct(git_commit="c" * 40, git_remote="https://host/project.git")
+    assert _find_repository(lineage) == own
+
+    with pytest.raises(InputError, match=r"names https://host/project\?\[31m, whose code"):
+        _find_repository(lineage.model_copy(update={"git_remote": f"https://me:{'hush'}@host/project\n\x1b[31m"}))
 
 
 def test_a_reproduction_needs_an_empty_folder(tmp_path):

@@ -1,10 +1,13 @@
 """The server of mlflow/serve: authentication, permissions, persistence, secrets."""
 
+import json
 import subprocess
+import sys
 from pathlib import Path
 
 import psutil
 import pytest
+from ruamel.yaml import YAML
 
 from tests.servers import Mlflow, s3_client
 from tests.swift import SECRET
@@ -97,6 +100,38 @@ def test_users_read_and_do_not_change_what_others_created(bare_mlflow_server, as
     with pytest.raises(MlflowException, match="Permission denied"):
         MlflowClient(server.uri).create_run(experiment)
     assert server.request_status("users/create", reader, body={"username": "another", "password": WORD}) == 403
+
+
+def test_the_worker_of_the_stack_is_no_admin(root, bare_mlflow_server, as_client, tmp_path, monkeypatch):
+    """The job of compose.yaml creates its user, who records, registers and promotes, and only reads what others own."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    server = as_client(bare_mlflow_server)
+    others = MlflowClient(server.uri).create_registered_model("of the admin").name
+    services = YAML(typ="safe").load(root / "compose.yaml")["services"]
+    python, *code = services["users"]["command"]
+    for password in ("the first password", "the second password"):
+        monkeypatch.setenv("WORKER_PASSWORD", password)
+        subprocess.run([sys.executable, *code], check=True, cwd=tmp_path)
+    worker = services["worker"]["environment"]["MLFLOW_TRACKING_USERNAME"].partition(":-")[2].rstrip("}")
+    as_client(server, (worker, "the second password"))
+    client = MlflowClient(server.uri)
+    run = client.create_run(client.create_experiment("of the worker"))
+    client.create_registered_model("mine")
+    version = client.create_model_version("mine", f"{run.info.artifact_uri}/x", run.info.run_id)
+    client.set_registered_model_alias("mine", "champion", version.version)
+
+    assert python == "python"
+    assert server.request_status(SEARCH, (worker, "the first password")) == 401
+    assert (
+        server.request_status("users/create", (worker, "the second password"), body={"username": "x", "password": WORD})
+        == 403
+    )
+    with pytest.raises(MlflowException, match="Permission denied"):
+        client.update_registered_model(others, "changed")
+    assert services["worker"]["depends_on"]["users"] == {"condition": "service_completed_successfully"}
+    assert "admin" not in json.dumps([services[it]["environment"] for it in ("worker", "worker-gpu")])
 
 
 def test_a_run_survives_restarts_of_its_servers(mlflow_server, postgres, swift, as_client, tmp_path):

@@ -1,0 +1,1 @@
+"""A program that nobody has reviewed -> its output, from a process that can reach nothing else of the machine."""
