@@ -25,7 +25,7 @@ REFERENCE = "reference: {sampler: {scheduler: %s, steps: %d}}\n"
         ),
         ("finetune: {samples: {every: 5}}", r"finetune\.samples\.steps 20 does not divide the 50"),
         (REFERENCE % ("DDIM", 20), r"reference\.sampler\.steps 20 .*; use a divisor or another spacing$"),
-        (REFERENCE % ("DPMSolverMultistep", 1), r"reference\.sampler: 1 leading steps .* begin at 0 of 50 timesteps"),
+        (REFERENCE % ("DDPM", 1), r"reference\.sampler: 1 leading steps .* begin at 0 of 50 timesteps"),
         (REFERENCE % ("DDIMM", 5), r"reference\.sampler\.scheduler is 'DDIMM'"),
     ],
 )
