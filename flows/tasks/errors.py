@@ -21,7 +21,7 @@ def fail_on_input_error(function: Callable[P, State[Any]]) -> Callable[P, State[
         try:
             return function(*args, **kwargs)
         except InputError as error:
-            get_run_logger().error(error.message)
-            return Failed(message=error.message)
+            get_run_logger().error(error.format_message())
+            return Failed(message=error.format_message())
 
     return wrapped

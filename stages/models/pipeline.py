@@ -69,14 +69,30 @@ def build_unet(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], o
     try:
         with torch.device("meta"):
             unet: Denoiser = CLASSES[config["_class_name"]].from_config(dict(config))
+        _check_names(current, unet, origin)
         unet.load_state_dict({name: _to_float32(tensor) for name, tensor in current.items()}, assign=True)
         check_built(unet)
         check_heads(unet)
+    except InputError:
+        raise
     except Exception as error:  # noqa: BLE001  # a config from anywhere can break diffusers anywhere
         last = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
         raise InputError(f"{origin}: the weights do not fit the config ({last})") from None
     check_finite(unet, origin)
     return unet.eval()
+
+
+def _check_names(tensors: Mapping[str, torch.Tensor], unet: Denoiser, origin: str) -> None:
+    """Check that the weights have the names of the network."""
+    expected = unet.state_dict().keys()
+    missing, unexpected = sorted(expected - tensors.keys()), sorted(tensors.keys() - expected)
+    if not missing and not unexpected:
+        return
+    kinds = {"missing": missing, "unexpected": unexpected}
+    found = "; ".join(f"{len(names)} {kind}, first {names[0]}" for kind, names in kinds.items() if names)
+    prefixes = [name.removesuffix(missing[0]) for name in unexpected if missing and name.endswith(f".{missing[0]}")]
+    advice = f"; remove the prefix {prefixes[0]} from every name" if prefixes else "; use the weights of this config"
+    raise InputError(f"{origin}: the weights do not fit the config ({found}){advice}")
 
 
 def rename_attention(name: str) -> str:

@@ -9,6 +9,10 @@ from stages.runtime.result import write_result
 
 QUERY_KEYS = r"[\w-]*(?:token|secret|password|passwd|signature|credential|key)"
 """Query parameters that grant access, such as those of a presigned address."""
+HEADER_KEYS = r"x-amz-[\w-]+|signature|credential|[\w-]*(?:token|secret|password|passwd)"
+"""Fields of a signed request."""
+MAX_LENGTH = 300
+"""Most characters of a message on the terminal and in logs."""
 
 
 class InputError(click.ClickException):
@@ -17,9 +21,15 @@ class InputError(click.ClickException):
     Click prints the message and ends the process with exit code 1, without a traceback.
     """
 
+    def format_message(self) -> str:
+        """Return the message in at most 300 characters; its middle is left out, since its end says what to change."""
+        half = MAX_LENGTH // 2 - 2
+        text = self.message
+        return text if len(text) <= MAX_LENGTH else f"{text[:half]} … {text[-half:]}"
+
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the message, and write it to the result file where one is named."""
-        write_result(message=self.message)
+        write_result(message=self.format_message())
         super().show(file)
 
 
@@ -39,6 +49,11 @@ def first_line(error: BaseException) -> str:
 
 
 def without_password(address: str) -> str:
-    """Remove secrets from every address in a text: //me:…@host becomes //host, ?token=… becomes ?token=***."""
-    bare = re.sub(r"//(?:[^/\s]*@|[^/\s:@]*:(?!\d+/)[^\s@]*@)", "//", address)
-    return re.sub(rf"([?&](?:{QUERY_KEYS})=)[^&\s]*", r"\1***", bare, flags=re.IGNORECASE)
+    """Remove secrets from a text: //me:…@host becomes //host, ?token=… becomes ?token=***.
+
+    A password may hold / @ # and ? although they should be encoded: everything up to the last @ is removed then.
+    """
+    bare = re.sub(r"//(?:[^/\s:@]*:(?!\d+(?:[/?#]|\s|$))\S*@|[^/\s]*@)", "//", address)
+    bare = re.sub(rf"([?&](?:{QUERY_KEYS})=)[^&\s]*", r"\1***", bare, flags=re.IGNORECASE)
+    bare = re.sub(rf"((?<![\w-])(?:{HEADER_KEYS})=)[^&\s,'\"]+", r"\1***", bare, flags=re.IGNORECASE)
+    return re.sub(r"(authorization['\"]?\s*[:=]\s*)['\"]?(\w+ )?[^\s'\",]+", r"\1***", bare, flags=re.IGNORECASE)

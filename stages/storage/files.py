@@ -186,7 +186,7 @@ def read_json(path: Path) -> dict[str, Any]:
         InputError: The file is missing, is not valid JSON, or holds another type of value.
     """
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 
+from stages.runtime.environment import check_credentials
 from stages.runtime.errors import InputError, first_line
 from stages.runtime.progress import track
 from stages.runtime.schema import Frozen, Sha256
@@ -241,6 +242,8 @@ class Store:
 def open_store() -> Store | None:
     """Open the store that ESPALIER_STORE names; None if the variable is not set."""
     uri = os.environ.get(VARIABLE)
+    if uri and not re.fullmatch(BUCKET_URI, uri):
+        raise InputError(f"{VARIABLE} is {uri!r}, an invalid bucket address; give s3://BUCKET or s3://BUCKET/PREFIX")
     return Store(uri) if uri else None
 
 
@@ -265,6 +268,7 @@ def _connect() -> Any:  # noqa: ANN401  # boto3 creates its classes at run time
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError
 
+    check_credentials()
     try:
         # boto3's default session would keep the credentials that it was first used with.
         return boto3.session.Session().client("s3", config=Config(**SETTINGS))

@@ -17,6 +17,23 @@ ADVICE = {
     "NoSuchKey": "there is no such object",
 }
 """Error code of S3 -> what is wrong and what to change."""
+OUTAGES = frozenset(
+    {
+        "ConnectTimeoutError",
+        "ConnectionClosedError",
+        "ConnectionError",
+        "EndpointConnectionError",
+        "IncompleteReadError",
+        "MetadataRetrievalError",
+        "ProxyConnectionError",
+        "ReadTimeoutError",
+        "ResponseStreamingError",
+        "RetriesExceededError",
+        "S3TransferFailedError",
+        "S3UploadFailedError",
+    }
+)
+"""Errors of botocore and boto3 after which a later attempt may succeed; all others are mistakes."""
 
 
 @contextmanager
@@ -31,13 +48,7 @@ def s3_errors(name: str) -> Iterator[None]:
         InputError: The server refuses the request, credentials are missing, or the disk is full.
     """
     from boto3.exceptions import Boto3Error
-    from botocore.exceptions import (
-        BotoCoreError,
-        ClientError,
-        NoCredentialsError,
-        PartialCredentialsError,
-        ProfileNotFound,
-    )
+    from botocore.exceptions import BotoCoreError, ClientError
 
     try:
         yield
@@ -49,8 +60,7 @@ def s3_errors(name: str) -> Iterator[None]:
         # The transfer manager wraps a refused request in an error of its own, with the code in the text only.
         if advice := next((text for code, text in ADVICE.items() if f"({code})" in str(error)), None):
             raise InputError(f"{name}: {advice}") from None
-        is_local = isinstance(error, (NoCredentialsError, PartialCredentialsError, ProfileNotFound))
-        kind = InputError if is_local else UnavailableError
+        kind = UnavailableError if type(error).__name__ in OUTAGES else InputError
         raise kind(f"{name}: {first_line(error)}") from None
     except OSError as error:
         raise InputError(f"{name}: {error.strerror or error}; free some space") from None

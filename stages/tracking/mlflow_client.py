@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.runtime import telemetry
+from stages.runtime.environment import TRACKING, bypass_proxies, check_address
 from stages.runtime.errors import InputError, UnavailableError, first_line
 
 if TYPE_CHECKING:
@@ -21,12 +22,16 @@ SETTINGS = {
 """Defaults; variables of the environment take precedence."""
 MODEL = "artifacts/model"
 """Folder of a registered version that diffusers loads."""
-NETWORK = ("requests.", "urllib3.")
-"""Prefixes of modules whose errors are network errors."""
+NETWORK = ("requests.", "urllib3.", "httpx")
+"""Prefixes of modules whose errors are network errors, but for those of an invalid address or certificate."""
 
 
 def connect() -> "MlflowClient":
-    """Return a client of the tracking server in MLFLOW_TRACKING_URI; by default MLflow's own local file."""
+    """Return a client of the tracking server in MLFLOW_TRACKING_URI; by default of mlflow.db in the current folder.
+
+    Raises:
+        InputError: MLFLOW_TRACKING_URI is not an address.
+    """
     set_environment()
     from filelock import FileLock
     from mlflow import MlflowClient
@@ -39,8 +44,16 @@ def connect() -> "MlflowClient":
 
 
 def set_environment() -> None:
-    """Set the variables that MLflow reads when it is imported."""
+    """Check the address of the server, by default mlflow.db in the current folder, and set what MLflow reads.
+
+    Raises:
+        InputError: MLFLOW_TRACKING_URI is not an address.
+    """
     telemetry.switch_off()
+    bypass_proxies()
+    check_address("MLFLOW_TRACKING_URI", TRACKING)
+    # MLflow's own default writes the path percent-encoded, which names another folder.
+    os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{Path.cwd()}/mlflow.db")
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
 
@@ -101,9 +114,21 @@ def errors(what: str) -> Iterator[None]:
 
 
 def _is_network_error(error: BaseException | None) -> bool:
-    """Return whether an error, or one that caused it, is a network error."""
-    while error is not None:
-        if isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.startswith(NETWORK):
-            return True
+    """Return whether an error, or one that caused it, is an outage of the network or the server."""
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
         error = error.__cause__ or error.__context__
-    return False
+    if any(_is_mistake(found) for found in chain):
+        return False
+    return any(
+        isinstance(found, ConnectionError | TimeoutError) or type(found).__module__.startswith(NETWORK)
+        for found in chain
+    )
+
+
+def _is_mistake(error: BaseException) -> bool:
+    """Return whether a network library refuses an address, a header or a certificate."""
+    name = type(error).__name__
+    is_invalid = isinstance(error, ValueError) or name in ("InvalidURL", "UnsupportedProtocol", "TooManyRedirects")
+    return type(error).__module__.startswith(NETWORK) and (is_invalid or name == "SSLError")

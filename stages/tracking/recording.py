@@ -254,6 +254,8 @@ def record_all(compression: Compression, unsent: Path, *, allow_offline: bool) -
     waiting = sorted(path.parent for path in unsent.glob(f"*/{RECORD}") if path.parent.name[0] != ".")
     try:
         known = None if waiting else find_run(connect(), record.compression)
+    except InputError:
+        raise
     except Exception as error:  # noqa: BLE001  # whatever a server raises
         _report_unsent(save_record(record, compression.reports, unsent), error, allow_offline=allow_offline)
         return None
