@@ -19,7 +19,7 @@ def check_supported(config: Mapping[str, Any], origin: Path) -> None:
 
     Raises:
         InputError: The class is not supported, the model takes class labels or further conditions, its output is not a
-            noise prediction of the input's shape, or its images are not square.
+            noise prediction of the input's shape, or the size of its samples is not known.
     """
     if str(config.get("_class_name")) not in CLASSES:
         found = f"{origin} describes a {config.get('_class_name')}"
@@ -33,9 +33,11 @@ def check_supported(config: Mapping[str, Any], origin: Path) -> None:
         raise InputError(f"{origin} describes a model with {sides}; supported: equal numbers (no learned variance)")
     if type(config.get("cross_attention_dim", 1)) is not int:
         raise InputError(f"{origin} has cross_attention_dim {config['cross_attention_dim']!r}; supported: one integer")
-    if type(config.get("sample_size")) is not int or config["sample_size"] < 1:
-        found = f"{origin} has sample_size {config.get('sample_size')!r}"
-        raise InputError(f"{found}; supported: one positive integer, for square images")
+    size = config.get("sample_size")
+    lengths = size if isinstance(size, list | tuple) and len(size) == 2 else (size,)  # noqa: PLR2004
+    if not all(type(length) is int and length > 0 for length in lengths):
+        found = f"{origin} has sample_size {size!r}"
+        raise InputError(f"{found}; supported: one positive integer, for square images, or [height, width]")
 
 
 def check_heads(unet: Denoiser) -> None:
