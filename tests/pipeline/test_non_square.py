@@ -1,10 +1,14 @@
 """A model of images that are wider than high goes through every stage."""
 
+import base64
+import io
 import shlex
 from importlib import import_module
 
 import numpy as np
+import pandas as pd
 from click.testing import CliRunner
+from mlflow.pyfunc.model import PythonModelContext
 from PIL import Image
 from ruamel.yaml import YAML
 
@@ -13,9 +17,11 @@ from flows.workspaces.overrides import apply
 from stages.data.images import read_images
 from stages.models.pipeline import read_unet, write_pipeline
 from stages.protocol.reference import read_reference
-from stages.storage.files import read_json
+from stages.register.draw import Draw
+from stages.storage.files import read_json, write_json
 
 HEIGHT, WIDTH = 12, 16
+DDIM = {"class": "DDIMScheduler", "config": {}, "steps": 2, "eta": 0.0, "takes": ["eta", "generator"], "guidance": None}
 
 
 def test_a_non_square_model_goes_through_every_stage(tmp_path, root, make_unet, scheduler, monkeypatch):
@@ -44,3 +50,14 @@ def test_a_non_square_model_goes_through_every_stage(tmp_path, root, make_unet, 
     assert read_reference(tmp_path / "artifacts" / "reference").samples.shape[2:] == (1, HEIGHT, WIDTH)
     assert list(read_unet(tmp_path / "artifacts" / "finetuned").config["sample_size"]) == [HEIGHT, WIDTH]
     assert evaluation["models"]["finetuned"]["macs"] < evaluation["models"]["dense"]["macs"]
+    assert drawn_size(tmp_path / "artifacts" / "released" / "finetuned", tmp_path) == (WIDTH, HEIGHT)
+
+
+def drawn_size(model, folder):
+    """Width and height of an image that a registered version of the model draws."""
+    write_json(folder / "sampler.json", {**DDIM, "latent_scale": None, "classes": None, "without_class": None})
+    context = PythonModelContext({"model": str(model), "evidence": str(folder)}, {})
+    version = Draw()
+    version.load_context(context)
+    (row,) = version.predict(context, pd.DataFrame({"seed": [1]}))
+    return Image.open(io.BytesIO(base64.b64decode(row["png"]))).size
