@@ -27,7 +27,7 @@ def images_to_grid(pixels: NDArray[np.uint8], columns: int = COLUMNS) -> NDArray
 
 def write_grid(pixels: NDArray[np.uint8], path: Path, columns: int = COLUMNS) -> None:
     """Write a grid of images [N, C, H, W] as PNG, with small images enlarged and large ones reduced."""
-    side = pixels.shape[-1]
+    side = max(pixels.shape[2:])
     grid = images_to_grid(pixels, columns)
     image = Image.fromarray(grid[..., 0] if grid.shape[2] == 1 else grid)
     if side <= LARGEST_SIDE:

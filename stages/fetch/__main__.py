@@ -34,9 +34,9 @@ def main(params_path: Path, model_out: Path, data_out: Path) -> None:
         unet, table = model.fetch_model(params.model, model_folder)
         check_drawing(params_path, read_scheduler(model_folder))
         autoencoder = read_autoencoder(model_folder, select_device())
-        channels, size, _ = image_shape(unet, autoencoder)
+        shape = image_shape(unet, autoencoder)
         encode = autoencoder.encode if autoencoder else None
-        data.fetch_data(params.data, (channels, size), params.heldout, data_folder, table=table, encode=encode)
+        data.fetch_data(params.data, shape, params.heldout, data_folder, table=table, encode=encode)
         for folder in (model_folder, data_folder):
             write_run_record(folder, "fetch", fetch=params)
     write_provenance(model_out)

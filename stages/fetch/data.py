@@ -4,6 +4,7 @@ Images are streamed in blocks, so that memory does not limit their number.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,12 +22,15 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from stages.data.images import Conditions, Images, write_stream
+from stages.fetch.classes import check_labels, with_classes
+from stages.fetch.listing import Listing, list_folder, sort_names
+from stages.fetch.omissions import passed_over_line, shown_line
 from stages.fetch.params import BundledSource, DataSource, FitParams, FolderData, HubData, NpzData, S3Data, expand_path
 from stages.fetch.source_images import (
     MODES,
-    SUFFIXES,
     CorruptImageError,
     Pixels,
+    Shape,
     SourceImages,
     open_folder,
     open_hub,
@@ -46,8 +50,6 @@ BLOCK_SIZE, ENCODE_BATCH_SIZE = 256, 16
 MAX_LISTED = 3
 """Corrupt images named in a message."""
 
-Shape = tuple[int, int]
-"""Number of channels, and height and width in pixels."""
 Rows = NDArray[np.int64]
 Encode = Callable[[Pixels], NDArray[np.float16]]
 
@@ -67,7 +69,7 @@ def check_path(source: DataSource) -> None:
 
 def fetch_data(
     source: DataSource,
-    shape: Shape,
+    shape: tuple[int, ...],
     heldout: float,
     out: Path,
     *,
@@ -78,7 +80,7 @@ def fetch_data(
 
     Args:
         source: Where the images come from.
-        shape: Number of channels, and height and width, of the packed images.
+        shape: Number of channels, height and width of the packed images; without a width they are square.
         heldout: Share of the images that is held out, unless the source has held-out images of its own.
         out: An empty folder; temporary files are created in it, too.
         table: [K, S, D] float32, the conditions of a class-conditional model, the unconditional one last. The source
@@ -89,12 +91,14 @@ def fetch_data(
     Raises:
         InputError: There are no images, they do not fit the model, or their hash is not the expected one.
     """
-    if shape[0] not in MODES:
-        raise InputError(f"the model has {shape[0]} image channels; supported: 1 or 3")
+    channels, height, width = (*shape, shape[-1])[:3]
+    shape = channels, height, width
+    if channels not in MODES:
+        raise InputError(f"the model has {channels} image channels; supported: 1 or 3")
     with TemporaryDirectory(dir=out, prefix=".packing.") as place:
         reader = BlockReader(shape, source if isinstance(source, FitParams) else FitParams())
         with _opened(source, shape, Path(place)) as images:
-            _check_labels(images, table)
+            check_labels(images, table)
             write_blocks(Path(place) / "pixels.npy", reader.blocks(images))
         about = {"source": source.model_dump(mode="json"), **reader.describe(images)}
         _check_sha256(source, about["sha256"])
@@ -107,10 +111,10 @@ def fetch_data(
 
 
 class BlockReader:
-    """Reads source images into blocks of uint8 [B, C, S, S], in their order, and skips a few corrupt ones.
+    """Reads source images into blocks of uint8 [B, C, H, W], in their order, and skips a few corrupt ones.
 
     Args:
-        shape: C and S.
+        shape: C, H and W.
         params: How images are brought to that size, and how many may be corrupt.
     """
 
@@ -121,6 +125,8 @@ class BlockReader:
         """Indices of the images that were read."""
         self.corrupt = dict[int, str]()
         """Index of each skipped image -> the reason."""
+        self.remarks = Counter[str]()
+        """What was found in the images -> the number of images."""
 
     def blocks(self, images: SourceImages) -> Iterator[Pixels]:
         """Yield the readable images.
@@ -128,12 +134,11 @@ class BlockReader:
         Raises:
             InputError: An image has the wrong size, or too many are corrupt.
         """
-        channels, size = self.shape
         with ThreadPoolExecutor() as pool:
             read = track(self._read(images, pool), "pack, image", len(images))
             while batch := list(islice(read, BLOCK_SIZE)):
                 found = [image for image in batch if image is not None]
-                block = np.array(found, np.uint8).reshape(-1, channels, size, size)
+                block = np.array(found, np.uint8).reshape(-1, *self.shape)
                 self.digest.update(block.data)
                 yield block
 
@@ -146,8 +151,10 @@ class BlockReader:
                     self._skip(index, str(found))
                     yield None
                 else:
+                    pixels, remarks = found
                     self.kept.append(index)
-                    yield found
+                    self.remarks.update(remarks)
+                    yield pixels
 
     def _skip(self, index: int, reason: str) -> None:
         self.corrupt[index] = reason
@@ -161,8 +168,13 @@ class BlockReader:
         return "; ".join(reasons[:MAX_LISTED] + ["…"] * (len(reasons) > MAX_LISTED))
 
     def describe(self, images: SourceImages) -> dict[str, Any]:
-        """Describe what was packed, for dataset.json, and warn about skipped images."""
-        about: dict[str, Any] = {"sha256": self.digest.hexdigest()}
+        """Describe what was packed, for dataset.json, and print one line about each kind of omission."""
+        about: dict[str, Any] = {"sha256": self.digest.hexdigest(), **images.about}
+        if images.about:
+            click.echo(passed_over_line(images), err=True)
+        if self.remarks:
+            about["shown"] = dict(self.remarks)
+            click.echo(shown_line(images, self.remarks, self.params), err=True)
         if images.classes:
             about["classes"] = list(images.classes)
         if self.corrupt:
@@ -172,7 +184,9 @@ class BlockReader:
         return about
 
 
-def _read_or_error(images: SourceImages, shape: Shape, params: FitParams, index: int) -> Pixels | CorruptImageError:
+def _read_or_error(
+    images: SourceImages, shape: Shape, params: FitParams, index: int
+) -> tuple[Pixels, list[str]] | CorruptImageError:
     try:
         return read_image(images, index, shape, params)
     except CorruptImageError as error:
@@ -229,29 +243,6 @@ def _conditions(
     return Conditions(table, labels[rows["train"]], labels[rows["heldout"]])
 
 
-def _check_labels(images: SourceImages, table: NDArray[np.float32] | None) -> None:
-    """Check that a class-conditional model has a valid class for each image, and an unconditional one has no classes.
-
-    Raises:
-        InputError: Classes are missing, unexpected or out of range.
-    """
-    labels = images.labels
-    if table is None:
-        if labels is not None:
-            raise InputError("fetch.data.labels is set, but the model is unconditional; remove it")
-        return
-    num_classes = len(table) - 1
-    if labels is None:
-        found = f"{images.origin} has no classes, but the model has {num_classes}"
-        raise InputError(f"{found}; set fetch.data.labels, or choose a source with classes")
-    if wrong := [int(label) for label in (labels.min(), labels.max()) if not 0 <= label < num_classes]:
-        found = f"{images.origin} has an image of class {wrong[0]}; the model has classes 0 to {num_classes - 1}"
-        raise InputError(f"{found}; correct fetch.data.labels or the images")
-    if images.classes and len(images.classes) != num_classes:
-        found = f"{images.origin} has {len(images.classes)} classes, the model {num_classes}"
-        raise InputError(f"{found}; classes are numbered in order, so provide all of them")
-
-
 def _check_sha256(source: DataSource, sha256: str) -> None:
     if isinstance(source, FolderData | NpzData | S3Data) and source.sha256 not in (None, sha256):
         origin = source.uri if isinstance(source, S3Data) else source.path
@@ -267,22 +258,29 @@ def _opened(source: DataSource, shape: Shape, place: Path) -> Iterator[SourceIma
             yield _open_digits(shape)
         case FolderData():
             folder = expand_path(source.path, "fetch.data.path")
-            yield open_folder(folder, str(folder), labels=source.labels)
+            listing = list_folder(folder, str(folder))
+            yield _open_folder(source, folder, str(folder), listing)
         case S3Data():
             store = Store(source.uri)
-            with store.downloaded([f"*{suffix}" for suffix in sorted(SUFFIXES)], place) as folder:
-                yield open_folder(folder, store.uri, labels=source.labels)
+            listing = sort_names(store.paths())
+            with store.downloaded_paths(listing.images, place) as folder:
+                yield _open_folder(source, folder, store.uri, listing)
         case NpzData():
             yield open_npz(source, place)
         case HubData():
             yield open_hub(source)
 
 
+def _open_folder(source: FolderData | S3Data, folder: Path, origin: str, listing: Listing) -> SourceImages:
+    images = open_folder(folder, origin, listing)
+    names_path = expand_path(source.classes, "fetch.data.classes") if source.classes else None
+    return with_classes(images, listing, names_path) if source.labels else images
+
+
 def _open_digits(shape: Shape) -> SourceImages:
     digits = bundled_digits()
-    if shape != (1, 16):
-        channels, size = shape
-        raise InputError(f"the digits are 1×16×16, the model expects {channels}×{size}×{size}; change fetch.data")
+    if shape != (1, 16, 16):
+        raise InputError(f"the digits are 1×16×16, the model expects {'×'.join(map(str, shape))}; change fetch.data")
     names = [str(index) for index in range(len(digits))]
     return SourceImages("digits", names, lambda index: Image.fromarray(digits[index, 0]))
 

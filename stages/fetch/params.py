@@ -113,35 +113,53 @@ class RegistryModel(Section):
     """Hash of the file with the UNet's weights; null skips the check."""
 
 
+Level = Annotated[int, Field(strict=True, ge=0, le=255)]
+
+
 class FitParams(Section):
     """How images of any size are brought to the size of the model."""
 
+    background: tuple[Level, Level, Level] = (255, 255, 255)
+    """Red, green and blue, 0 … 255, on which transparent pixels are packed."""
     fit: Literal["exact", "crop", "celeba"] = "exact"
-    """exact: refuse images of another size. crop: resize the centre square. celeba: resize the 128×128 pixels around
-    the face of an aligned 178×218 CelebA image, as DDIM does."""
+    """exact: refuse images of another size. crop: resize the largest centred part of the model's proportions, a square
+    for most models. celeba: resize the 128×128 pixels around the face of an aligned 178×218 CelebA image, as DDIM
+    does."""
     resample: Literal["lanczos", "bilinear", "bicubic", "box"] = "lanczos"
     """Pillow's resampling filter for crop and celeba."""
     max_corrupt: int = Field(0, ge=0)
     """Number of unreadable images that may be left out; they are listed in dataset.json. With more, fetch fails."""
 
 
-class FolderData(FitParams):
+class ClassFolders(FitParams):
+    """Images whose classes may be the folders that they lie in."""
+
+    labels: bool = False
+    """Whether the folders directly below the path or prefix are classes."""
+    classes: Path | None = None
+    """Text file with the name of one of these folders per line, in the order of the class numbers; ~ and $VARIABLES are
+    expanded. null numbers the folders in natural order, class2 before class10."""
+
+    @model_validator(mode="after")
+    def _check_classes(self) -> Self:
+        if self.classes is not None and not self.labels:
+            raise ValueError("classes numbers the class folders; set labels: true or remove it")
+        return self
+
+
+class FolderData(ClassFolders):
     """A folder of images on this machine, with subfolders; DVC does not track it: set sha256 or force the stage."""
 
     source: Literal["folder"]
     path: Path
     """The image folder; ~ and $VARIABLES are expanded when the stage runs."""
-    labels: bool = False
-    """Whether the folders directly below `path` are classes, numbered in the order of their names."""
     sha256: Sha256 | None = None
     """Hash of the packed images, as in data/dataset.json; null skips the check."""
 
 
-class S3Data(S3Source, FitParams):
+class S3Data(S3Source, ClassFolders):
     """Images in a bucket."""
 
-    labels: bool = False
-    """Whether the folders directly below the prefix are classes, numbered in the order of their names."""
     sha256: Sha256
     """Hash of the packed images, as data/dataset.json has it for a folder with the same files."""
 

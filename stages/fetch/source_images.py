@@ -2,8 +2,9 @@
 
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
@@ -15,11 +16,11 @@ from datasets.exceptions import DatasetsError
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from stages.fetch.listing import FORMATS, SUFFIXES, Listing
 from stages.fetch.params import FitParams, HubData, NpzData, expand_path
+from stages.fetch.shown import DeepImageError, to_shown
 from stages.runtime.errors import InputError, UnavailableError, first_line
 
-FORMATS = ("BMP", "JPEG", "PNG", "WEBP")
-"""Formats that Pillow may decode; some others, such as EPS, run external programs."""
 NPZ_ERRORS = (
     EOFError,
     KeyError,
@@ -32,13 +33,14 @@ NPZ_ERRORS = (
     zlib.error,
 )
 """What reading a damaged .npz file can raise."""
-SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 MODES = {1: "L", 3: "RGB"}
 """Number of channels -> Pillow's image mode."""
 CELEBA_SIZE, CELEBA_FACE = (178, 218), (25, 57, 25 + 128, 57 + 128)
 """Width and height of an aligned CelebA image; left, top, right and bottom of DDIM's crop."""
 
 Pixels = NDArray[np.uint8]
+Shape = tuple[int, int, int]
+"""Number of channels, and height and width in pixels."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,15 @@ class SourceImages:
     names: Sequence[str]
     """Name of each image, relative to the origin."""
     open: Callable[[int], Image.Image]
-    """Index -> the decoded image; may raise any exception if the image is damaged."""
+    """Index -> the opened image, which may still have to be loaded; may raise any exception if it is damaged."""
     labels: NDArray[np.int64] | None = None
     """[N]: class of each image; None for a source without classes."""
     classes: Sequence[str] | None = None
     """Names of the classes, in order of their numbers; None if they have no names."""
     num_heldout: int = 0
     """Number of images at the end that the source holds out itself; with 0, fetch.heldout applies."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """What the source left out, for dataset.json."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -66,78 +70,63 @@ class CorruptImageError(Exception):
     """An image cannot be read without loss; the message has its name and the reason."""
 
 
-def read_image(images: SourceImages, index: int, shape: tuple[int, int], params: FitParams) -> Pixels:
-    """Read one image as uint8 [C, S, S], for a `shape` of (C, S).
+def read_image(images: SourceImages, index: int, shape: Shape, params: FitParams) -> tuple[Pixels, list[str]]:
+    """Read one image as a viewer shows it, as uint8 [C, H, W] of the given shape, and say what was found in it.
+
+    Returns:
+        The pixels, and the remarks of `to_shown`.
 
     Raises:
         CorruptImageError: It cannot be decoded, or has more than 8 bits per channel.
         InputError: `params.fit` does not accept its size.
     """
-    channels, size = shape
+    channels, height, width = shape
     name = f"{images.origin}/{images.names[index]}"
     try:
-        image = images.open(index)
+        with images.open(index) as opened:
+            image, remarks = to_shown(opened, params.background)
+        image = image.convert(MODES[channels])
+    except DeepImageError as error:
+        raise CorruptImageError(f"{name} has more than 8 bits per channel (mode {error})") from None
     except Exception as error:  # noqa: BLE001  # a damaged file can make a decoder raise any exception
         raise CorruptImageError(f"{name} is not a readable image ({first_line(error)})") from None
-    if image.mode.startswith(("I", "F")):
-        raise CorruptImageError(f"{name} has more than 8 bits per channel (mode {image.mode})")
-    fitted = np.asarray(_fit(image.convert(MODES[channels]), size, params, name))
-    return fitted.reshape(size, size, channels).transpose(2, 0, 1)
+    fitted = np.asarray(_fit(image, (width, height), params, name))
+    return fitted.reshape(height, width, channels).transpose(2, 0, 1), remarks
 
 
-def _fit(image: Image.Image, size: int, params: FitParams, name: str) -> Image.Image:
+def _fit(image: Image.Image, size: tuple[int, int], params: FitParams, name: str) -> Image.Image:
+    """Bring an image to a size, (width, height)."""
     found, resample = f"{name} is {image.width}×{image.height}", Image.Resampling[params.resample.upper()]
+    expected = f"the model expects {size[0]}×{size[1]}"
     if params.fit == "crop":
-        return ImageOps.fit(image, (size, size), resample)
+        return ImageOps.fit(image, size, resample)
     if params.fit == "celeba":
         if image.size != CELEBA_SIZE:
             raise InputError(f"{found}, aligned CelebA is 178×218; use img_align_celeba or change fetch.data.fit")
-        return image.crop(CELEBA_FACE).resize((size, size), resample)
-    if image.size != (size, size):
-        raise InputError(f"{found}, the model expects {size}×{size}; resize it or set fetch.data.fit: crop")
+        if size[0] != size[1]:
+            raise InputError(f"fetch.data.fit: celeba makes square images, {expected}; set fit: crop")
+        return image.crop(CELEBA_FACE).resize(size, resample)
+    if image.size != size:
+        raise InputError(f"{found}, {expected}; resize it or set fetch.data.fit: crop")
     return image
 
 
-def open_folder(folder: Path, origin: str, *, labels: bool) -> SourceImages:
-    """Open the images of a folder and its subfolders, sorted by path.
-
-    Args:
-        folder: The folder.
-        origin: Its name in messages.
-        labels: Whether the folders directly below are classes.
+def open_folder(folder: Path, origin: str, listing: Listing) -> SourceImages:
+    """Open the listed images of a folder.
 
     Raises:
-        InputError: The folder does not exist or has no images, or an image belongs to no class.
+        InputError: There are none.
     """
-    if not folder.is_dir():
-        raise InputError(f"image folder {origin} does not exist; correct fetch.data.path in params.yaml")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise InputError(f"no images found in {origin}; fetch.data accepts {', '.join(sorted(SUFFIXES))}")
-    names = [path.relative_to(folder).as_posix() for path in paths]
-    images = SourceImages(origin, names, lambda index: _load(paths[index]))
-    return _with_classes(images, [it.name for it in folder.iterdir() if it.is_dir()]) if labels else images
+    if not listing.images:
+        others = listing.left_out.get("not_images", [])
+        beside = f" ({len(others)} other files, the first is {others[0]})" if others else ""
+        raise InputError(f"no images found in {origin}{beside}; fetch.data accepts {', '.join(sorted(SUFFIXES))}")
+    about = {"passed_over": listing.about()} if listing.left_out else {}
+    return SourceImages(origin, listing.images, lambda at: _open_file(folder / listing.images[at]), about=about)
 
 
-def _load(path: Path) -> Image.Image:
-    with Image.open(path, formats=FORMATS) as image:
-        image.load()
-    return image
-
-
-def _with_classes(images: SourceImages, folders: Iterable[str]) -> SourceImages:
-    """Add the class of each image: the first folder in its name."""
-    parts = [name.partition("/") for name in images.names]
-    if loose := [name for name, slash, _ in parts if not slash]:
-        raise InputError(
-            f"{images.origin}/{loose[0]} is in no class folder; move it into one, or remove fetch.data.labels"
-        )
-    classes = sorted({folder for folder, _, _ in parts})
-    if empty := sorted(set(folders) - set(classes)):
-        raise InputError(f"{images.origin}/{empty[0]} has no images, but each folder is a class; remove it")
-    numbers = {name: number for number, name in enumerate(classes)}
-    labels = np.array([numbers[folder] for folder, _, _ in parts], np.int64)
-    return SourceImages(images.origin, images.names, images.open, labels, classes)
+def _open_file(file: Path | BytesIO) -> Image.Image:
+    return Image.open(file, formats=tuple(FORMATS))
 
 
 def open_npz(source: NpzData, place: Path) -> SourceImages:
@@ -203,13 +192,18 @@ def open_hub(source: HubData) -> SourceImages:
         raise _missing_column(source, rows, "image", source.column)
     if not len(rows):
         raise InputError(f"no images found in {source.repo}, split {source.split}; choose another split")
-    images = rows.select_columns([source.column])
+    images = rows.select_columns([source.column]).cast_column(source.column, ImageFeature(decode=False))
 
     def open_one(index: int) -> Image.Image:
-        image: Image.Image | None = images[index][source.column]
-        if image is None:
+        cell = images[index][source.column]
+        if cell is None:
             raise ValueError("the row has no image")
-        return image
+        if cell["bytes"] is not None:
+            return _open_file(BytesIO(cell["bytes"]))
+        if Path(cell["path"]).is_file():
+            return _open_file(Path(cell["path"]))
+        remote: Image.Image = ImageFeature().decode_example(cell)  # a file in an archive, or an address
+        return remote
 
     names = [f"{source.split}[{index}]" for index in range(len(rows))]
     labels, classes = _hub_labels(source, rows) if source.labels else (None, None)

@@ -38,7 +38,8 @@ def check_supported(config: Mapping[str, Any], origin: Path) -> None:
 
     Raises:
         InputError: The class is not supported, the model takes class labels or further conditions, has blocks that
-            cannot be cut, its output is not a noise prediction of the input's shape, or its images are not square.
+            cannot be cut, its output is not a noise prediction of the input's shape, or the size of its samples is not
+            known.
     """
     name = str(config.get("_class_name"))
     if name not in CLASSES:
@@ -52,9 +53,11 @@ def check_supported(config: Mapping[str, Any], origin: Path) -> None:
     _check_blocks(config, origin)
     if type(config.get("cross_attention_dim", 1)) is not int:
         raise InputError(f"{origin} has cross_attention_dim {config['cross_attention_dim']!r}; supported: one integer")
-    if type(config.get("sample_size")) is not int or config["sample_size"] < 1:
-        found = f"{origin} has sample_size {config.get('sample_size')!r}"
-        raise InputError(f"{found}; supported: one positive integer, for square images")
+    size = config.get("sample_size")
+    lengths = size if isinstance(size, list | tuple) and len(size) == 2 else (size,)  # noqa: PLR2004
+    if not all(type(length) is int and length > 0 for length in lengths):
+        found = f"{origin} has sample_size {size!r}"
+        raise InputError(f"{found}; supported: one positive integer, for square images, or [height, width]")
 
 
 def _check_channels(inputs: object, outputs: object, origin: Path) -> None:

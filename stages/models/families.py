@@ -50,7 +50,9 @@ def config_defaults(cls: type[Any]) -> dict[str, Any]:
 
 def sample_shape(unet: Denoiser) -> tuple[int, int, int]:
     """Channels, height and width of the samples of a model: images, or latents."""
-    return unet.config["in_channels"], unet.config["sample_size"], unet.config["sample_size"]
+    size = unet.config["sample_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    return unet.config["in_channels"], height, width
 
 
 def example_inputs(unet: Denoiser, batch_size: int = 1) -> dict[str, torch.Tensor]:

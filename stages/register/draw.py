@@ -68,7 +68,8 @@ class Draw(PythonModel):
         """Denoise a batch; each image has its own generator, so that it does not depend on the rest of the batch."""
         unet, sampler = self.pipeline.unet, self.pipeline.scheduler
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        shape = (unet.config["in_channels"], unet.config["sample_size"], unet.config["sample_size"])
+        size = unet.config["sample_size"]
+        shape = (unet.config["in_channels"], *([size, size] if isinstance(size, int) else size))
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
         sampler.set_timesteps(self.settings["steps"])
         images = (noise * sampler.init_noise_sigma).to(unet.device)

@@ -25,7 +25,7 @@ from stages.runtime.schema import Frozen, Sha256
 from stages.storage.files import check_free, file_sha256, temporary_folder, writing
 from stages.storage.s3_errors import s3_errors
 
-BUCKET_URI = r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(/[^?#]*)?"
+BUCKET_URI = r"s3://([a-z0-9][a-z0-9._-]{1,61}[a-z0-9])(/[^?#]*)?"
 VARIABLE = "ESPALIER_STORE"
 """Environment variable with the address of the store, s3://BUCKET/PREFIX."""
 MIB = 1024 * 1024
@@ -151,17 +151,42 @@ class Store:
         Raises:
             InputError: No object matches, a key leads out of the folder, or an object cannot be downloaded.
         """
+        with self.downloaded_paths(self._matching(patterns, preferred or {}), place) as folder:
+            yield folder
+
+    @contextmanager
+    def downloaded_paths(self, paths: Sequence[str], place: Path) -> Iterator[Path]:
+        """Yield a temporary folder in `place` with the plain objects at some of `paths()`, in the same way.
+
+        Raises:
+            InputError: A path leads out of the folder, or an object cannot be downloaded.
+        """
+        for path in paths:
+            try:
+                _check_inside(path)
+            except ValueError as error:
+                raise InputError(f"an object in {self.uri}: {error}; rename it") from None
         with temporary_folder(self.uri, place) as folder:
-            paths = self._matching(patterns, preferred or {})
             with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
                 files = pool.map(lambda path: self._get(self._key(path), path, folder / path), paths)
                 for _ in track(files, f"download {self.uri}, file", len(paths)):
                     pass
             yield folder
 
+    def paths(self) -> list[str]:
+        """List the keys of the plain objects below the prefix, relative to it.
+
+        Raises:
+            InputError: There are none, or the bucket cannot be read.
+        """
+        paths = [key.removeprefix(self._key("")) for key in self._keys(self._key(""))]
+        if not paths:
+            raise InputError(f"{self.uri} holds no objects; correct the address")
+        return paths
+
     def _matching(self, patterns: Sequence[str], preferred: Mapping[str, str]) -> list[str]:
         """List the paths below the prefix that match a pattern, without those that a preferred file replaces."""
-        names = [key.removeprefix(self._key("")) for key in self._keys(self._key(""))]
+        names = self.paths()
         paths = [
             name
             for name in names
@@ -169,13 +194,8 @@ class Store:
             and not _is_replaced(PurePosixPath(name), names, preferred)
         ]
         if not paths:
-            found = f"{len(names)} objects, but none of {', '.join(patterns)}" if names else "no objects"
+            found = f"{len(names)} objects, but none of {', '.join(patterns)}"
             raise InputError(f"{self.uri} holds {found}; correct the address")
-        for path in paths:
-            try:
-                _check_inside(path)
-            except ValueError as error:
-                raise InputError(f"an object in {self.uri}: {error}; rename it") from None
         return paths
 
     def _keys(self, prefix: str) -> list[str]:

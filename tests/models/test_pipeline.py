@@ -128,7 +128,8 @@ def test_weights_of_another_model_are_refused(model_folder, make_unet, scheduler
         ({"addition_embed_type": "text"}, "describes a model with further conditions"),
         ({"num_class_embeds": 10}, "with class labels; supported: none, or cross-attention"),
         ({"out_channels": 2}, "1 input and 2 output channels; supported: equal numbers"),
-        ({"sample_size": [8, 16]}, r"sample_size \[8, 16\]; supported: one positive integer"),
+        ({"sample_size": [8, 0]}, r"sample_size \[8, 0\]; supported: one positive integer, .* or \[height, width\]"),
+        ({"sample_size": [8, 16, 16]}, r"sample_size \[8, 16, 16\]; supported: one positive integer"),
     ],
 )
 def test_an_unsupported_model_is_refused(model_folder, change, message):

@@ -1,0 +1,63 @@
+"""A model of images that are wider than high goes through every stage."""
+
+import base64
+import io
+import shlex
+from importlib import import_module
+
+import numpy as np
+import pandas as pd
+from click.testing import CliRunner
+from mlflow.pyfunc.model import PythonModelContext
+from PIL import Image
+from ruamel.yaml import YAML
+
+from benchmarks.systems import FEW
+from flows.workspaces.overrides import apply
+from stages.data.images import read_images
+from stages.models.pipeline import read_unet, write_pipeline
+from stages.protocol.reference import read_reference
+from stages.register.draw import Draw
+from stages.storage.files import read_json, write_json
+
+HEIGHT, WIDTH = 12, 16
+DDIM = {"class": "DDIMScheduler", "config": {}, "steps": 2, "eta": 0.0, "takes": ["eta", "generator"], "guidance": None}
+
+
+def test_a_non_square_model_goes_through_every_stage(tmp_path, root, make_unet, scheduler, monkeypatch):
+    """Images are fitted to (height, width), and packed, drawn and compared in this shape."""
+    write_pipeline(tmp_path / "model", make_unet(sample_size=(HEIGHT, WIDTH)), scheduler)
+    (tmp_path / "images").mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (20, 24, 44), np.uint8)
+    for index, pixels in enumerate(noise):
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{index:02}.png")
+    local = {
+        "fetch.model": {"source": "folder", "path": str(tmp_path / "model")},
+        "fetch.data": {"source": "folder", "path": str(tmp_path / "images"), "fit": "crop", "resample": "box"},
+        "reference.sampler.steps": 2,
+    }
+    (tmp_path / "params.yaml").write_bytes(apply({**FEW, **local}, root / "params.yaml"))
+    monkeypatch.chdir(tmp_path)
+    for stage in YAML(typ="safe").load((root / "dvc.yaml").read_text())["stages"].values():
+        for command in [stage["cmd"]] if isinstance(stage["cmd"], str) else stage["cmd"]:
+            _, _, module, *arguments = shlex.split(command)
+            result = CliRunner().invoke(import_module(f"{module}.__main__").main, arguments)
+            assert result.exit_code == 0, (command, result.output, result.exception)
+    images = read_images(tmp_path / "artifacts" / "data")
+    evaluation = read_json(tmp_path / "reports" / "evaluate" / "evaluation.json")
+
+    assert images.train.shape == (16, 1, HEIGHT, WIDTH)
+    assert read_reference(tmp_path / "artifacts" / "reference").samples.shape[2:] == (1, HEIGHT, WIDTH)
+    assert list(read_unet(tmp_path / "artifacts" / "finetuned").config["sample_size"]) == [HEIGHT, WIDTH]
+    assert evaluation["models"]["finetuned"]["macs"] < evaluation["models"]["dense"]["macs"]
+    assert drawn_size(tmp_path / "artifacts" / "released" / "finetuned", tmp_path) == (WIDTH, HEIGHT)
+
+
+def drawn_size(model, folder):
+    """Width and height of an image that a registered version of the model draws."""
+    write_json(folder / "sampler.json", {**DDIM, "latent_scale": None, "classes": None, "without_class": None})
+    context = PythonModelContext({"model": str(model), "evidence": str(folder)}, {})
+    version = Draw()
+    version.load_context(context)
+    (row,) = version.predict(context, pd.DataFrame({"seed": [1]}))
+    return Image.open(io.BytesIO(base64.b64decode(row["png"]))).size
