@@ -9,6 +9,7 @@ import click
 
 from flows.workspaces.overrides import parse_grid, parse_limits, parse_overrides
 from stages.runtime import telemetry
+from stages.runtime.environment import bypass_proxies
 from stages.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ limit_option = click.option(
 def main() -> None:
     """Run a flow in this process, with or without a Prefect server."""
     telemetry.switch_off()
+    bypass_proxies()
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
 
@@ -63,6 +65,7 @@ def compress(
         from flows.workspaces.workspace import current_checkout
 
         current_checkout().check_limits(minutes)
+        _is_served()
     else:
         repository, source = _find_source(commit, preset, minutes)
         repository.render(source, [overrides])
@@ -257,14 +260,16 @@ def _find_source(commit: str, preset: str | None, limits: dict[str, float]) -> "
     if limits and Path("dvc.yaml").is_file():
         current_checkout().check_limits(limits)
     repository = Repository.find()
-    return repository, ParamsSource(repository.resolve(commit, lambda _line: None), preset)  # the flow logs the line
+    source = ParamsSource(repository.resolve(commit, lambda _line: None), preset)  # the flow logs the line
+    _is_served()
+    return repository, source
 
 
 def _is_served() -> bool:
-    """Whether a Prefect server is set; without one, commands on the registry run without a flow."""
-    from prefect.settings import PREFECT_API_URL
+    """Whether a Prefect server is set, which must answer; without one, commands on the registry run without a flow."""
+    from flows.tasks.server import find_server
 
-    return bool(PREFECT_API_URL.value())
+    return find_server() is not None
 
 
 def _result(state: "State[Any]") -> Any:  # noqa: ANN401

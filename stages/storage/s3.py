@@ -73,15 +73,16 @@ class Store:
 
     Args:
         uri: s3://BUCKET or s3://BUCKET/PREFIX.
+        key: What holds the address, for messages.
 
     Raises:
         InputError: The address is invalid.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, key: str = "bucket address") -> None:
         match = re.fullmatch(BUCKET_URI, uri)
         if not match:
-            raise InputError(f"invalid bucket address {uri!r}; give s3://BUCKET or s3://BUCKET/PREFIX")
+            raise InputError(f"invalid {key} {uri!r}; give s3://BUCKET or s3://BUCKET/PREFIX")
         self.uri, self.bucket = uri.rstrip("/"), match[1]
         self.prefix = (match[2] or "").strip("/")
         self.client = _connect()
@@ -212,8 +213,9 @@ class Store:
     def _upload(self, entry: Entry, folder: Path) -> None:
         with self._errors(entry.path):
             if self._size_bytes(entry.sha256) != entry.size_bytes:
-                path, key = str(folder / entry.path), self._object(entry.sha256)
-                self.client.upload_file(path, self.bucket, key, Config=_transfer())
+                self.client.upload_file(
+                    str(folder / entry.path), self.bucket, self._object(entry.sha256), Config=_transfer()
+                )
 
     def _size_bytes(self, sha256: str) -> int | None:
         """Return the size of an object; None if it does not exist."""
@@ -262,9 +264,7 @@ class Store:
 def open_store() -> Store | None:
     """Open the store that ESPALIER_STORE names; None if the variable is not set."""
     uri = os.environ.get(VARIABLE)
-    if uri and not re.fullmatch(BUCKET_URI, uri):
-        raise InputError(f"{VARIABLE} is {uri!r}, an invalid bucket address; give s3://BUCKET or s3://BUCKET/PREFIX")
-    return Store(uri) if uri else None
+    return Store(uri, VARIABLE) if uri else None
 
 
 def _is_replaced(path: PurePosixPath, names: Sequence[str], preferred: Mapping[str, str]) -> bool:

@@ -128,7 +128,10 @@ def _is_network_error(error: BaseException | None) -> bool:
 
 
 def _is_mistake(error: BaseException) -> bool:
-    """Return whether a network library refuses an address, a header or a certificate."""
+    """Return whether a network library refuses an address, a header or a certificate, or a server the request."""
     name = type(error).__name__
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(status, int) and 400 <= status < 500:  # noqa: PLR2004
+        return status not in (408, 429)  # too slow, too many
     is_invalid = isinstance(error, ValueError) or name in ("InvalidURL", "UnsupportedProtocol", "TooManyRedirects")
     return type(error).__module__.startswith(NETWORK) and (is_invalid or name == "SSLError")

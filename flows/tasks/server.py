@@ -1,0 +1,33 @@
+"""The Prefect server of the environment -> checked once, before a flow is imported."""
+
+from stages.runtime.environment import check_address
+from stages.runtime.errors import InputError, UnavailableError, first_line
+
+SECONDS = 5.0
+"""Longest wait for the server's answer."""
+
+
+def find_server() -> str | None:
+    """Return the address in PREFECT_API_URL, after checking that a server answers; Prefect would end in a traceback.
+
+    Raises:
+        InputError: The address is invalid.
+        UnavailableError: The server does not answer.
+    """
+    check_address("PREFECT_API_URL")
+    import httpx
+    from prefect.settings import PREFECT_API_URL
+
+    address = PREFECT_API_URL.value()
+    if not address:
+        return None
+    try:
+        httpx.get(f"{address.rstrip('/')}/health", timeout=SECONDS)
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol, ValueError) as error:
+        raise InputError(f"PREFECT_API_URL is no address ({first_line(error)}); write http://HOST:PORT/api") from None
+    except httpx.HTTPError as error:
+        reason = first_line(error)
+        raise UnavailableError(
+            f"the server in PREFECT_API_URL does not answer ({reason}); start it, or correct or unset the variable"
+        ) from None
+    return str(address)
