@@ -18,8 +18,8 @@ def check_supported(config: Mapping[str, Any], origin: Path) -> None:
     """Check that this version can sample from, train and prune a model with this config.
 
     Raises:
-        InputError: The class is not supported, the model takes class labels or further conditions, its output is not a
-            noise prediction of the input's shape, or its images are not square.
+        InputError: The class is not supported, the model takes class labels or further conditions, its output does not
+            have the input's shape, or its images are not square.
     """
     if str(config.get("_class_name")) not in CLASSES:
         found = f"{origin} describes a {config.get('_class_name')}"

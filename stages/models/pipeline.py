@@ -16,6 +16,7 @@ from stages.models import pruned_unet
 from stages.models.checks import check_finite, check_heads, check_supported
 from stages.models.families import CLASSES, FAMILIES, Denoiser, family_name
 from stages.models.layout import AUTOENCODERS, CLASS_EMBEDDING, PLAN, WEIGHTS
+from stages.models.prediction_types import PREDICTION_TYPES
 from stages.models.pruned_unet import PRUNED_KEYS, Layers
 from stages.runtime.errors import InputError, first_line
 from stages.storage.files import copy_file, read_json, write_json
@@ -121,14 +122,14 @@ def read_scheduler(folder: Path) -> DDPMScheduler:
     """Load the noise schedule that the model was trained with.
 
     Raises:
-        InputError: The scheduler's config is missing, damaged or not supported, or the model does not predict ε.
+        InputError: The scheduler's config is missing, damaged or not supported.
     """
     path = component(folder, "scheduler") / "scheduler_config.json"
     config = read_json(path)
     if config.get("_class_name") not in SCHEDULERS:
         raise InputError(f"{path} describes a {config.get('_class_name')}; supported: {', '.join(sorted(SCHEDULERS))}")
-    if config.get("prediction_type", "epsilon") != "epsilon":
-        raise InputError(f"{path} has prediction_type {config['prediction_type']}; supported: epsilon")
+    if (predicted := config.get("prediction_type", "epsilon")) not in PREDICTION_TYPES:
+        raise InputError(f"{path} has prediction_type {predicted}; supported: {', '.join(PREDICTION_TYPES)}")
     try:
         scheduler: DDPMScheduler = DDPMScheduler.from_config(config)
         usable = bool(scheduler.alphas_cumprod.isfinite().all()) and len(scheduler.alphas_cumprod) > 0

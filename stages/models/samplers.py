@@ -10,6 +10,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from stages.models.params import SamplerParams
+from stages.models.prediction_types import PREDICTION_TYPES
 from stages.runtime.errors import InputError, first_line
 
 QUADRATIC_SHARE = 0.8
@@ -20,6 +21,7 @@ class Sampler(Protocol):
     """The common interface of diffusers' samplers."""
 
     config: Mapping[str, Any]
+    alphas_cumprod: torch.Tensor
     timesteps: torch.Tensor
     init_noise_sigma: float
     step: Callable[..., tuple[torch.Tensor, ...]]
@@ -55,11 +57,13 @@ class QuadraticDdim(DDIMScheduler):
         following = next(self.next_timesteps)
         alpha = self.alphas_cumprod[timestep]
         alpha_next = self.alphas_cumprod[following] if following >= 0 else torch.ones(())
-        clean = (sample - (1 - alpha).sqrt() * model_output) / alpha.sqrt()
+        scales = alpha.sqrt(), (1 - alpha).sqrt()
+        predicted = PREDICTION_TYPES[self.config["prediction_type"]]
+        clean, noise = (formula(model_output, sample, *scales) for formula in (predicted.clean, predicted.noise))
         if self.config["clip_sample"]:
             clean = clean.clamp(-1, 1)
         sigma = eta * ((1 - alpha_next) / (1 - alpha) * (1 - alpha / alpha_next)).clamp(min=0).sqrt()
-        result = alpha_next.sqrt() * clean + (1 - alpha_next - sigma**2).clamp(min=0).sqrt() * model_output
+        result = alpha_next.sqrt() * clean + (1 - alpha_next - sigma**2).clamp(min=0).sqrt() * noise
         if eta:
             result = result + sigma * _noise_like(sample, generator or ())
         return (result,)
@@ -73,7 +77,7 @@ def make_sampler(scheduler: DDPMScheduler, params: SamplerParams) -> Sampler:
     """Build the sampler on the noise schedule of the model.
 
     Raises:
-        InputError: The schedule does not allow this number of steps.
+        InputError: The schedule does not allow this number of steps, or the sampler does not know this schedule.
     """
     num_timesteps: int = scheduler.config["num_train_timesteps"]
     if params.spacing == "leading" and num_timesteps % params.steps:
@@ -94,6 +98,9 @@ def make_sampler(scheduler: DDPMScheduler, params: SamplerParams) -> Sampler:
         sampler.set_timesteps(params.steps)
     except Exception as error:  # noqa: BLE001  # samplers fail in many ways
         raise _misfit(params, error) from None
+    if not torch.allclose(sampler.alphas_cumprod.cpu(), scheduler.alphas_cumprod.cpu(), atol=1e-6):
+        found = f"{params.scheduler} does not follow this model's noise schedule (it has no rescale_betas_zero_snr)"
+        raise InputError(f"reference.sampler.scheduler {found}; use DDIM, DDPM or another one")
     if float(sampler.timesteps[0]) < num_timesteps / 2:
         found = f"{params.steps} {params.spacing} steps of {params.scheduler} begin at {float(sampler.timesteps[0]):g}"
         raise InputError(f"{found} of {num_timesteps} timesteps, far below full noise; use more or trailing steps")
@@ -104,7 +111,7 @@ def check_sampler(scheduler: DDPMScheduler, params: SamplerParams) -> None:
     """Run all steps without a model, since some samplers fail only in the middle with few or with many steps.
 
     Raises:
-        InputError: The schedule does not allow this number of steps, or a step fails.
+        InputError: The schedule does not allow this number of steps, a step fails, or its result is not finite.
     """
     sampler, state = make_sampler(scheduler, params), torch.zeros(1, 1, 2, 2)
     try:
@@ -113,6 +120,8 @@ def check_sampler(scheduler: DDPMScheduler, params: SamplerParams) -> None:
             state, *_ = sampler.step(torch.zeros_like(state), timestep, state, return_dict=False)
     except Exception as error:  # noqa: BLE001  # samplers fail in many ways
         raise _misfit(params, error) from None
+    if not state.isfinite().all():
+        raise _misfit(params, ArithmeticError("a step gives values that are not finite"))
 
 
 def _misfit(params: SamplerParams, error: Exception) -> InputError:
