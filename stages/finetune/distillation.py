@@ -17,6 +17,7 @@ from stages.models.families import Denoiser
 from stages.models.layout import PLAN
 from stages.models.pipeline import read_unet
 from stages.models.plan import Plan, read_plan
+from stages.models.prediction_types import training_target
 from stages.runtime.errors import InputError
 from stages.storage.tensors import tensors_sha256
 
@@ -113,14 +114,18 @@ class Distillation:
             self.hooks.append(FeatureHooks(self.teacher, channels))
 
     def predict(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """Predict the noise in x_t = √ᾱ x_0 + √(1 − ᾱ) ε (Ho et al., 2020, eq. 4): [B, C, H, W]."""
+        """Predict ε, v or x₀ of x_t = √ᾱ x₀ + √(1 − ᾱ) ε (Ho et al., 2020, eq. 4): [B, C, H, W]."""
         noisy = self.scheduler.add_noise(batch.images, batch.noise, batch.timesteps)  # type: ignore[arg-type]  # integers
         condition = {} if self.table is None else {"encoder_hidden_states": self.table[batch.labels]}
         predicted: torch.Tensor = model(noisy, batch.timesteps, **condition, return_dict=False)[0]
         return predicted
 
+    def target(self, batch: Batch) -> torch.Tensor:
+        """Compute what the models should predict: [B, C, H, W]."""
+        return training_target(self.scheduler, batch.images, batch.noise, batch.timesteps)
+
     def forward(self, batch: Batch) -> Prediction:
-        """Predict the noise of a batch with both models, and record their features."""
+        """Run both models on a batch, and record their features."""
         for hooks in self.hooks:
             hooks.start()
         with self.engine.autocast():
@@ -128,4 +133,4 @@ class Distillation:
             with torch.no_grad():
                 teacher = self.predict(self.teacher, batch) if self.teacher else None
         features = tuple(zip(*(hooks.stop() for hooks in self.hooks), strict=True)) if self.teacher else ()
-        return Prediction(batch.noise, student, teacher, features)
+        return Prediction(self.target(batch), student, teacher, features)

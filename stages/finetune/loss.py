@@ -8,18 +8,19 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from stages.finetune.params import LossParams
+from stages.models.prediction_types import min_snr_weights
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The noise of a batch, and what the models computed from the noisy images."""
+    """The target of a batch, and what the models computed from the noisy images."""
 
-    noise: torch.Tensor
-    """ε: [B, C, H, W]."""
+    target: torch.Tensor
+    """y, what the models should predict: ε, v or x₀, [B, C, H, W]."""
     student: torch.Tensor
-    """ε predicted by the pruned model: [B, C, H, W]."""
+    """y predicted by the pruned model: [B, C, H, W]."""
     teacher: torch.Tensor | None = None
-    """ε predicted by the dense model: [B, C, H, W]; None without distillation."""
+    """y predicted by the dense model: [B, C, H, W]; None without distillation."""
     features: tuple[tuple[torch.Tensor, torch.Tensor], ...] = ()
     """(student, teacher) features of each block, of the same channels: [B, K, H, W]."""
 
@@ -33,15 +34,15 @@ class Loss(Protocol):
 
 
 class NoiseLoss:
-    """‖ε − ε_s‖², averaged over pixels (Ho et al., 2020, eq. 14)."""
+    """‖y − y_s‖², averaged over pixels (Ho et al., 2020, eq. 14, for y = ε)."""
 
     def __call__(self, prediction: Prediction) -> torch.Tensor:
         """Prediction -> [B]."""
-        return _mean_square(prediction.student - prediction.noise)
+        return _mean_square(prediction.student - prediction.target)
 
 
 class OutputDistillation:
-    """‖ε_teacher − ε_s‖², averaged over pixels (Kim et al., 2023, eq. 2)."""
+    """‖y_teacher − y_s‖², averaged over pixels (Kim et al., 2023, eq. 2, for y = ε)."""
 
     def __call__(self, prediction: Prediction) -> torch.Tensor:
         """Prediction -> [B]."""
@@ -77,13 +78,13 @@ class Objective:
 
     Args:
         scheduler: The noise schedule.
-        params: The weights a_k, and γ of w(t) = min(SNR(t), γ) / SNR(t) (Hang et al., 2023, eq. 8, for ε).
+        params: The weights a_k, and γ of the min-SNR weights w(t); w(t) = 1 without γ.
     """
 
     def __init__(self, scheduler: DDPMScheduler, params: LossParams) -> None:
         self.weights = {name: float(getattr(params, name)) for name in LOSSES if getattr(params, name)}
-        snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
-        self.by_timestep = torch.ones_like(snr) if params.min_snr is None else snr.clamp(max=params.min_snr) / snr
+        gamma, equal = params.min_snr, torch.ones_like(scheduler.alphas_cumprod)
+        self.by_timestep = equal if gamma is None else min_snr_weights(scheduler, gamma)
 
     def __call__(self, prediction: Prediction, timesteps: torch.Tensor) -> torch.Tensor:
         """Prediction and its timesteps [B] -> [B]."""

@@ -34,8 +34,8 @@ class HeldoutLoss:
     def __call__(self, unet: Denoiser) -> float:
         """Measure the loss of a model."""
         losses = []
-        for part, target in self.parts:
-            prediction = Prediction(part.noise, self.distillation.predict(unet, part), target)
+        for part, teacher in self.parts:
+            prediction = Prediction(self.distillation.target(part), self.distillation.predict(unet, part), teacher)
             losses.append(self.objective(prediction, part.timesteps))
         return float(torch.cat(losses).mean())
 

@@ -12,7 +12,8 @@ class LossParams(Section):
     """Weights of the losses that are summed; a loss of weight 0 is not computed."""
 
     noise: float = Field(1, ge=0)
-    """Weight of the squared error of the predicted noise, the loss that the dense model was trained with."""
+    """Weight of the squared error of what the model predicts, the loss that the dense model was trained with: of the
+    noise, or of v or the clean image if its prediction_type says so."""
     output: float = Field(0, ge=0)
     """Weight of the squared distance from the dense model's prediction."""
     feature: float = Field(0, ge=0)

@@ -12,6 +12,7 @@ from torch import nn
 from stages.importance.criteria import CRITERIA, FORMULAS, Layer
 from stages.models.families import Condition, Denoiser
 from stages.models.params import CriterionName, FormulaName
+from stages.models.prediction_types import training_target
 from stages.models.saliency import Importance
 from stages.runtime.progress import track
 from stages.storage.tensors import tensors_sha256
@@ -165,7 +166,7 @@ class _Measurement:
         return len(losses), largest, False
 
     def forward(self, batch: CalibrationBatch, timesteps: Sequence[int]) -> list[torch.Tensor]:
-        """Compute L_t of each timestep in one pass."""
+        """Compute L_t of each timestep, the loss of what the model predicts (ε, v or x₀), in one pass."""
         batch_size, num_each = len(batch.images), len(timesteps)
         repeated = torch.tensor(timesteps, device=batch.images.device).repeat_interleave(batch_size)
         images, noise = (tensor.repeat(num_each, 1, 1, 1) for tensor in (batch.images, batch.noise))
@@ -173,7 +174,7 @@ class _Measurement:
         noisy = self.scheduler.add_noise(images, noise, repeated)  # type: ignore[arg-type]  # the annotation is too narrow
         with self._autocast(batch.images.device.type):
             predicted = self.unet(noisy, repeated, **condition).sample
-        errors = (predicted.float() - noise).square()
+        errors = (predicted.float() - training_target(self.scheduler, images, noise, repeated)).square()
         return [self.formula.loss(part) for part in errors.split(batch_size)]
 
     def _autocast(self, device_type: str) -> AbstractContextManager[object]:

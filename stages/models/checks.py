@@ -38,8 +38,7 @@ def check_supported(config: Mapping[str, Any], origin: Path) -> None:
 
     Raises:
         InputError: The class is not supported, the model takes class labels or further conditions, has blocks that
-            cannot be cut, its output is not a noise prediction of the input's shape, or the size of its samples is not
-            known.
+            cannot be cut, its output does not have the input's shape, or the size of its samples is not known.
     """
     name = str(config.get("_class_name"))
     if name not in CLASSES:

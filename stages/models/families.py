@@ -26,7 +26,7 @@ class Family:
     dense: type[Any]
     pruned: type[Any]
     output_layer: str = "conv_out"
-    """The layer whose outputs are the predicted noise; its outputs are never pruned."""
+    """The layer whose outputs are the prediction (ε, v or x₀); its outputs are never pruned."""
 
 
 FAMILIES = {

@@ -16,6 +16,7 @@ from stages.models import pruned_unet
 from stages.models.checks import check_built, check_finite, check_heads, check_supported
 from stages.models.families import CLASSES, FAMILIES, Denoiser, family_name
 from stages.models.layout import AUTOENCODERS, CLASS_EMBEDDING, PLAN, WEIGHTS
+from stages.models.prediction_types import PREDICTION_TYPES
 from stages.models.pruned_unet import PRUNED_KEYS, Layers
 from stages.models.schedules import make_schedule
 from stages.runtime.errors import InputError
@@ -137,12 +138,12 @@ def read_scheduler(folder: Path) -> DDPMScheduler:
     """Load the noise schedule that the model was trained with.
 
     Raises:
-        InputError: The scheduler's config is missing, damaged or not supported, or the model does not predict ε.
+        InputError: The scheduler's config is missing, damaged or not supported.
     """
     path = component(folder, "scheduler") / "scheduler_config.json"
     config = read_json(path)
-    if config.get("prediction_type", "epsilon") != "epsilon":
-        raise InputError(f"{path} has prediction_type {config['prediction_type']}; supported: epsilon")
+    if (predicted := config.get("prediction_type", "epsilon")) not in PREDICTION_TYPES:
+        raise InputError(f"{path} has prediction_type {predicted}; supported: {', '.join(PREDICTION_TYPES)}")
     return make_schedule(config, path)
 
 

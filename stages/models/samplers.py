@@ -11,6 +11,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from stages.models.params import SamplerParams
+from stages.models.prediction_types import PREDICTION_TYPES
 from stages.runtime.errors import InputError, first_line
 
 QUADRATIC_SHARE = 0.8
@@ -25,9 +26,9 @@ class Sampler(Protocol):
     """The common interface of diffusers' samplers."""
 
     config: Mapping[str, Any]
+    alphas_cumprod: torch.Tensor
     timesteps: torch.Tensor
     init_noise_sigma: float
-    alphas_cumprod: torch.Tensor
     step: Callable[..., tuple[torch.Tensor, ...]]
     set_timesteps: Callable[[int], None]
 
@@ -65,13 +66,15 @@ class QuadraticDdim(DDIMScheduler):
         following = next(self.next_timesteps)
         alpha = self.alphas_cumprod[timestep]
         alpha_next = self.alphas_cumprod[following] if following >= 0 else self.final_alpha_cumprod
-        clean = (sample - (1 - alpha).sqrt() * model_output) / alpha.sqrt()
+        scales = alpha.sqrt(), (1 - alpha).sqrt()
+        predicted = PREDICTION_TYPES[self.config["prediction_type"]]
+        clean, noise = (formula(model_output, sample, *scales) for formula in (predicted.clean, predicted.noise))
         if self.config["thresholding"]:
             clean = self._threshold_sample(clean)
         elif self.config["clip_sample"]:
             clean = clean.clamp(-self.config["clip_sample_range"], self.config["clip_sample_range"])
         sigma = eta * ((1 - alpha_next) / (1 - alpha) * (1 - alpha / alpha_next)).clamp(min=0).sqrt()
-        result = alpha_next.sqrt() * clean + (1 - alpha_next - sigma**2).clamp(min=0).sqrt() * model_output
+        result = alpha_next.sqrt() * clean + (1 - alpha_next - sigma**2).clamp(min=0).sqrt() * noise
         if eta:
             result = result + sigma * _noise_like(sample, generator or ())
         return (result,)
@@ -90,7 +93,7 @@ def make_sampler(scheduler: DDPMScheduler, params: SamplerParams, block: str = B
         block: The block of params.yaml that error messages name.
 
     Raises:
-        InputError: The schedule does not allow this number of steps.
+        InputError: The schedule does not allow this number of steps, or the sampler does not know this schedule.
     """
     _check_steps(scheduler, params, block)
     try:
@@ -153,7 +156,7 @@ def check_sampler(scheduler: DDPMScheduler, params: SamplerParams, block: str = 
     """Run all steps without a model, since some samplers fail only in the middle with few or with many steps.
 
     Raises:
-        InputError: The schedule does not allow this number of steps, or a step fails.
+        InputError: The schedule does not allow this number of steps, a step fails, or its result is not finite.
     """
     sampler, state = make_sampler(scheduler, params, block), torch.zeros(1, 1, 2, 2)
     is_random = "generator" in inspect.signature(sampler.step).parameters

@@ -47,7 +47,7 @@ class SamplingContext:
 DEFAULT_CONTEXT = SamplingContext()
 """Context of an unconditional model in pixel space."""
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Noisy samples and a timestep -> the predicted noise, float32."""
+"""Noisy samples and a timestep -> the model's output, float32: the predicted ε, v or x₀."""
 
 
 def image_seeds(seed: int, num_images: int, set_index: int = 0) -> list[int]:
@@ -122,9 +122,10 @@ def initial_noise(unet: Denoiser, generators: Sequence[torch.Generator]) -> torc
 
 
 def predictor(unet: Denoiser, context: SamplingContext, labels: Sequence[int]) -> Predict:
-    """Return the noise prediction of a model, with the conditions of `labels` and guidance if the model is conditional.
+    """Return the prediction of a model, with the conditions of `labels` and guidance if the model is conditional.
 
-    ε = ε(∅) + s · (ε(c) − ε(∅)) (Ho and Salimans, 2022, eq. 6, with s = 1 + w).
+    ε = ε(∅) + s · (ε(c) − ε(∅)) (Ho and Salimans, 2022, eq. 6, with s = 1 + w). The same holds for v and x₀, since for
+    one noisy image both are affine functions of ε.
     """
     if context.table is None:
         return lambda noisy, timestep: unet(noisy.to(unet.dtype), timestep).sample.float()

@@ -16,7 +16,7 @@ from stages.report.table import to_markdown, write_count, write_speed_up, write_
 from stages.storage.files import copy_file, write_atomically
 
 LOSSES = {
-    "noise": "squared error of the noise",
+    "noise": "squared error of the prediction",
     "output": "squared distance from the dense model's prediction",
     "feature": "relative squared distance from its features of the kept channels",
 }

@@ -38,7 +38,7 @@ def test_each_loss_is_its_formula(prediction):
     ]
 
     torch.testing.assert_close(
-        LOSSES["noise"](prediction), (prediction.noise - prediction.student).pow(2).mean((1, 2, 3))
+        LOSSES["noise"](prediction), (prediction.target - prediction.student).pow(2).mean((1, 2, 3))
     )
     torch.testing.assert_close(
         LOSSES["output"](prediction), (prediction.teacher - prediction.student).pow(2).mean((1, 2, 3))
@@ -57,7 +57,7 @@ def test_the_objective_is_the_weighted_sum_of_the_losses(prediction, scheduler):
     torch.testing.assert_close(Objective(scheduler, LossParams(**weights))(prediction, timesteps), total)
     weighted = Objective(scheduler, LossParams(**weights, min_snr=5))(prediction, timesteps)
     torch.testing.assert_close(weighted, total * torch.minimum(snr, torch.tensor(5.0)) / snr)
-    without = Prediction(prediction.noise, prediction.student)
+    without = Prediction(prediction.target, prediction.student)
     torch.testing.assert_close(Objective(scheduler, LossParams())(without, timesteps), LOSSES["noise"](prediction))
 
 

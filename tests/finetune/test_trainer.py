@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from stages.data.images import Images
 from stages.finetune.batches import Batches, Prefetcher, draw_timesteps
@@ -65,6 +66,30 @@ def test_training_lowers_the_heldout_loss(trainer, tmp_path):
     assert run.curve[0].train_loss is None
     assert run.cost["steps"] == 30
     assert run.curve[-1].heldout_loss < 0.8 * run.curve[0].heldout_loss
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "sample"])
+def test_the_heldout_loss_is_that_of_the_models_own_target(unet, images, tmp_path, kind):
+    """By the definition, with min-SNR weights and a last timestep of SNR 0; training lowers it."""
+    scheduler = DDPMScheduler(prediction_type=kind, rescale_betas_zero_snr=True)
+    params = PARAMS.model_copy(update={"steps": 30, "heldout_every": 30, "loss": LossParams(min_snr=5)})
+    params = params.model_copy(update={"samples": SamplesParams(every=30, num_images=1, steps=2)})
+    run = Trainer(copy.deepcopy(unet), scheduler, images, params, 0)
+    (part, _), *_ = run.heldout_loss.parts
+    signal = scheduler.alphas_cumprod[part.timesteps]
+    snr = signal / (1 - signal)
+    is_v = kind == "v_prediction"
+    target = scheduler.get_velocity(part.images, part.noise, part.timesteps) if is_v else part.images
+    with torch.no_grad():
+        output = unet(scheduler.add_noise(part.images, part.noise, part.timesteps), part.timesteps).sample
+    losses = snr.clamp(max=5) / (snr + 1 if is_v else 1) * (output - target).square().mean((1, 2, 3))
+    run.run(Checkpoints(tmp_path, "run"))
+
+    assert len(run.heldout_loss.parts) == 1
+    assert run.curve[0].heldout_loss == pytest.approx(float(losses.mean()), rel=1e-5)
+    assert run.curve[-1].heldout_loss < 0.8 * run.curve[0].heldout_loss
+    assert all(math.isfinite(loss) for loss in run.losses)
+    assert run.samples[30].std() > 1
 
 
 @pytest.mark.parametrize("killed_at", [1, 2, 3, 4, 5, 6])

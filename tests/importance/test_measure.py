@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import nn
 
 from stages.importance.calibration import calibrate
@@ -75,6 +76,27 @@ def test_taylor_uses_the_gradient_of_the_summed_loss(unet, scheduler, formula, t
     (gradient,) = torch.autograd.grad(sum(losses_of(unet, scheduler, formula, BATCH)), [unet.conv_in.weight])
     expected = CRITERIA["taylor"].saliency[formula](unet.conv_in, gradient)
 
+    torch.testing.assert_close(found.saliency["conv_in"], expected, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "sample"])
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_the_loss_is_that_of_the_models_own_target(unet, kind, formula):
+    """For v that of diffusers' velocity, for x₀ that of the clean image; two timesteps in one pass (autograd)."""
+    scheduler = DDPMScheduler(prediction_type=kind, rescale_betas_zero_snr=True)
+    steps, losses = [0, 500, 999], []
+    for step in steps:
+        timesteps = torch.tensor([step, step])
+        target = X if kind == "sample" else scheduler.get_velocity(X, NOISE, timesteps)
+        output = unet(scheduler.add_noise(X, NOISE, timesteps), timesteps).sample
+        losses.append(FORMULAS[formula].loss((output - target).square()))
+    found = measure_importance(
+        unet, scheduler, [BATCH], steps, criterion="taylor", formula=formula, timesteps_per_pass=2
+    )
+    (gradient,) = torch.autograd.grad(sum(losses), [unet.conv_in.weight])
+    expected = CRITERIA["taylor"].saliency[formula](unet.conv_in, gradient)
+
+    torch.testing.assert_close(found.losses, [[loss.item() for loss in losses]], rtol=1e-5, atol=0)
     torch.testing.assert_close(found.saliency["conv_in"], expected, rtol=1e-3, atol=1e-7)
 
 

@@ -144,12 +144,12 @@ def test_an_unsupported_model_is_refused(model_folder, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prediction_type": "v_prediction"}, "prediction_type v_prediction; supported: epsilon"),
+        ({"prediction_type": "flow_prediction"}, "flow_prediction; supported: epsilon, v_prediction, sample"),
         ({"_class_name": "ScoreSdeVeScheduler"}, "describes a ScoreSdeVeScheduler; supported: DDIMScheduler, DDPM"),
     ],
 )
 def test_an_unsupported_noise_schedule_is_refused(model_folder, change, message):
-    """Only ε-prediction under DDPM's schedule is supported."""
+    """Only predictions of ε, v or x₀ under DDPM's schedule are supported."""
     path = model_folder / "scheduler/scheduler_config.json"
     write_json(path, {**read_json(path), **change})
 

@@ -183,7 +183,7 @@ def run_report(**changes):
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("reports/evaluate/evaluation.json", "{}", "evaluation.json is invalid"),
+        ("reports/evaluate/evaluation.json", "{}", "evaluation.json is damaged"),
         ("reports/evaluate/pairs.csv", "model,ssim\n", "pairs.csv holds no rows"),
         ("reports/finetune/curve.csv", "step,heldout_loss\n0,none\n", "curve.csv is invalid"),
         ("reports/evaluate/dense.png", "", "dense.png is no valid image"),
