@@ -13,7 +13,7 @@ import torch
 from stages.models.layout import AUTOENCODERS, CLASS_EMBEDDING, WEIGHTS
 from stages.models.pipeline import component, rename_attention
 from stages.runtime.errors import InputError, first_line
-from stages.storage.files import temporary_folder
+from stages.storage.files import check_not_pointer, temporary_folder
 from stages.storage.tensors import write_tensors
 
 BIN = "diffusion_pytorch_model.bin"
@@ -42,6 +42,7 @@ def read_pickle(path: Path) -> Any:  # noqa: ANN401  # a file can hold any plain
         with torch.serialization.safe_globals([CALLBACK]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except Exception as error:  # noqa: BLE001  # a damaged pickle can raise any exception
+        check_not_pointer(path)
         if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
             held = f"{path} holds {found[1]}, which might run code"
             raise InputError(f"{held}; supported: tensors only, as torch.save(model.state_dict(), …)") from None

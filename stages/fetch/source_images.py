@@ -14,12 +14,13 @@ from datasets import Dataset, load_dataset
 from datasets import Image as ImageFeature
 from datasets.exceptions import DatasetsError
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from stages.fetch.listing import FORMATS, SUFFIXES, Listing
 from stages.fetch.params import FitParams, HubData, NpzData, expand_path
 from stages.fetch.shown import DeepImageError, to_shown
 from stages.runtime.errors import InputError, UnavailableError, first_line
+from stages.storage.files import check_not_pointer
 
 NPZ_ERRORS = (
     EOFError,
@@ -126,7 +127,12 @@ def open_folder(folder: Path, origin: str, listing: Listing) -> SourceImages:
 
 
 def _open_file(file: Path | BytesIO) -> Image.Image:
-    return Image.open(file, formats=tuple(FORMATS))
+    try:
+        return Image.open(file, formats=tuple(FORMATS))
+    except UnidentifiedImageError:
+        if isinstance(file, Path):
+            check_not_pointer(file)
+        raise
 
 
 def open_npz(source: NpzData, place: Path) -> SourceImages:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 RUN_RECORD = "run.json"
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""The first bytes of what Git LFS puts in place of a file."""
 Record = TypeVar("Record", bound=BaseModel)
 
 
@@ -190,6 +192,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
+        check_not_pointer(path)
         raise InputError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path} holds a {type(value).__name__}, not an object")
@@ -213,6 +216,17 @@ def read_record(path: Path, kind: type[Record], remedy: str) -> Record:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise InputError(f"{path} is damaged ({where}: {first['msg']}); {remedy}") from None
+
+
+def check_not_pointer(path: Path) -> None:
+    """Refuse what Git LFS puts in place of a file that it has not downloaded.
+
+    Raises:
+        InputError: The file is such a pointer.
+    """
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise InputError(f"{path} is a pointer of Git LFS and not the file itself; run: git lfs pull")
 
 
 def file_sha256(path: Path) -> str:

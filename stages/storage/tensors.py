@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from stages.runtime.errors import InputError
-from stages.storage.files import cannot_write, write_atomically
+from stages.storage.files import cannot_write, check_not_pointer, write_atomically
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -52,6 +52,7 @@ def _safetensors_errors(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except (SafetensorError, OSError) as error:
+        check_not_pointer(path)
         raise InputError(f"{path} is not a whole safetensors file ({error}); fetch or write it again") from None
 
 

@@ -179,7 +179,7 @@ def test_a_schedule_that_ends_at_snr_0_is_drawn_or_refused(drawn, scheduler_name
     sampler = SamplerParams(scheduler=scheduler_name, spacing="trailing", steps=4)
     rescaled = schedule("v_prediction", rescale_betas_zero_snr=True)
     if scheduler_name not in ZERO_SNR:
-        with pytest.raises(InputError, match=f"{scheduler_name} do not work with this model's schedule .it assumes other noise levels"):
+        with pytest.raises(InputError, match=f"{scheduler_name} do not work with .* .it assumes other noise levels"):
             make_sampler(rescaled, sampler)
         return
     found = drawn(sampler, "v_prediction", rescale_betas_zero_snr=True)
