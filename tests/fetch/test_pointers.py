@@ -23,13 +23,13 @@ def test_a_pointer_in_a_model_folder_is_named(model_folder, tmp_path, name):
 
 
 def test_a_pointer_in_place_of_an_image_is_named(tmp_path):
-    """It is no corrupt image that max_corrupt may leave out."""
+    """It counts as a corrupt image, and the reason names the command."""
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "0.png").write_bytes(POINTER)
     (tmp_path / "out").mkdir()
-    data = FolderData(source="folder", path=tmp_path / "images", max_corrupt=5)
+    data = FolderData(source="folder", path=tmp_path / "images")
 
-    with pytest.raises(InputError, match=r"0\.png is a pointer of Git LFS"):
+    with pytest.raises(InputError, match="is a pointer of Git LFS and not the file itself; run: git lfs pull"):
         fetch_data(data, (1, 8, 8), 0.5, tmp_path / "out")
 
 
