@@ -145,7 +145,8 @@ class Store:
         Args:
             patterns: Patterns of keys, case-insensitive; * also matches slashes.
             place: Parent of the temporary folder.
-            preferred: File name -> name of the file that is downloaded in its place if both are in one folder.
+            preferred: Pattern of file names -> name of the file that is downloaded in their place if both are in one
+                folder.
 
         Raises:
             InputError: No object matches, a key leads out of the folder, or an object cannot be downloaded.
@@ -245,7 +246,8 @@ def open_store() -> Store | None:
 
 
 def _is_replaced(path: PurePosixPath, names: Sequence[str], preferred: Mapping[str, str]) -> bool:
-    return path.name in preferred and str(path.with_name(preferred[path.name])) in names
+    better = [name for pattern, name in preferred.items() if fnmatchcase(path.name, pattern) and path.name != name]
+    return any(str(path.with_name(name)) in names for name in better)
 
 
 def _check_name(name: str) -> None:
