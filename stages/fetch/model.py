@@ -24,11 +24,15 @@ from stages.fetch.params import (
     S3Model,
     expand_path,
 )
-from stages.fetch.pickles import (
-    BIN,
+from stages.fetch.pickles import BIN
+from stages.fetch.weights import (
+    FULL_PRECISION,
+    HALF_PRECISION,
     OPTIONAL_COMPONENTS,
-    components_without_safetensors,
+    STEM,
+    components,
     unet_weights,
+    weights_files,
     with_safetensors,
 )
 from stages.models.autoencoder import image_shape, read_autoencoder
@@ -51,6 +55,7 @@ FILES = [
     "config.json",
     "scheduler_config.json",
     f"*{WEIGHTS}",
+    f"{STEM}*.json",
     *(f"{name}/*.json" for name in ("unet", "scheduler", *OPTIONAL_COMPONENTS)),
 ]
 """Patterns of the files that are downloaded."""
@@ -135,7 +140,8 @@ def _downloaded(
         case FolderModel():
             yield expand_path(source.path, "fetch.model.path"), source.sha256
         case S3Model():
-            with Store(source.uri).downloaded([*FILES, f"*{BIN}"], place, preferred={BIN: WEIGHTS}) as folder:
+            patterns = [*FILES, f"*{STEM}*"]
+            with Store(source.uri).downloaded(patterns, place, preferred={f"{STEM}*": WEIGHTS}) as folder:
                 yield folder, source.sha256
         case HubModel():
             yield _download(source), None  # the commit pins every file
@@ -145,12 +151,12 @@ def _downloaded(
 
 
 def _download(source: HubModel) -> Path:
-    """Download a model into the Hub's cache; a .bin only for a component without safetensors."""
+    """Download a model into the Hub's cache; other layouts than one safetensors file only for components without it."""
     try:
         folder = Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=FILES))
-        incomplete = components_without_safetensors(folder)
-        if pickles := [(path / BIN).relative_to(folder).as_posix() for path in incomplete]:
-            snapshot_download(source.repo, revision=source.revision, allow_patterns=pickles)
+        for list_missing in (_missing_weights, _missing_variants):
+            if paths := [path.relative_to(folder).as_posix() for path in list_missing(folder)]:
+                snapshot_download(source.repo, revision=source.revision, allow_patterns=paths)
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         is_down = isinstance(error, LocalEntryNotFoundError) and not HF_HUB_OFFLINE
         kind = UnavailableError if is_down else InputError
@@ -162,6 +168,19 @@ def _download(source: HubModel) -> Path:
     return folder
 
 
+def _missing_weights(folder: Path) -> list[Path]:
+    """List the shards, or the .bin, of the components that have no single safetensors file."""
+    indices = {path: path / f"{WEIGHTS}.index.json" for path in components(folder) if not (path / WEIGHTS).is_file()}
+    missing = [weights_files(index) if index.is_file() else [path / BIN] for path, index in indices.items()]
+    return [file for files in missing for file in files]
+
+
+def _missing_variants(folder: Path) -> list[Path]:
+    """List patterns of the 16-bit weights of the components that have no weights yet."""
+    missing = [path for path in components(folder) if not any((path / name).is_file() for name in FULL_PRECISION)]
+    return [path / f"{STEM}*.{variant}*" for path in missing for variant in HALF_PRECISION]
+
+
 def _download_version(source: RegistryModel, target: Path) -> Path:
     try:
         return mlflow_client.download_model(source.uri, target)
@@ -170,16 +189,17 @@ def _download_version(source: RegistryModel, target: Path) -> Path:
 
 
 def check_sha256(path: Path, expected: str | None) -> None:
-    """Compare the hash of a file with the expected one; None skips the check.
+    """Compare the hash of a file, or of the shards that an index names, with the expected one; None skips the check.
 
     Raises:
-        InputError: The file is missing or has another hash.
+        InputError: A file is missing, or the hash is another.
     """
     if expected is None:
         return
-    if not path.is_file():
-        raise InputError(f"{path} does not exist")
-    found = file_sha256(path)
+    files = weights_files(path)
+    if missing := [file for file in files if not file.is_file()]:
+        raise InputError(f"{missing[0]} does not exist")
+    found = file_sha256(*files)
     if found != expected:
         raise InputError(
             f"{path} has sha256 {found}, expected {expected}; download it again or correct fetch.model.sha256"

@@ -52,7 +52,8 @@ class FolderModel(Section):
     path: Path
     """The diffusers folder; ~ and $VARIABLES are expanded when the stage runs."""
     sha256: Sha256 | None = None
-    """Hash of the file with the UNet's weights; null skips the check."""
+    """Hash of the file with the UNet's weights; of shards, that of all one after the other, ordered by name
+    (cat *-of-*.safetensors | sha256sum). null skips the check."""
 
 
 class HubModel(Section):
@@ -78,7 +79,8 @@ class S3Model(S3Source):
     """A diffusers folder in a bucket."""
 
     sha256: Sha256
-    """Hash of the file with the UNet's weights; required because others may be able to write to the bucket."""
+    """Hash of the file with the UNet's weights, or of its shards as for a folder; required because others may be able
+    to write to the bucket."""
 
 
 System = Literal["cifar10", "celeba-hq-64", "lsun-256", "imagenet-ldm"]

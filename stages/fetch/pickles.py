@@ -1,26 +1,17 @@
 """A file of torch.save -> its tensors, without running any code that it holds."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
 
 import torch
 
-from stages.models.layout import AUTOENCODERS, CLASS_EMBEDDING, WEIGHTS
-from stages.models.pipeline import component, rename_attention
 from stages.runtime.errors import InputError, first_line
-from stages.storage.files import check_not_pointer, temporary_folder
-from stages.storage.tensors import write_tensors
+from stages.storage.files import check_not_pointer
 
 BIN = "diffusion_pytorch_model.bin"
 """Name of the weights in diffusers folders that predate safetensors."""
-OPTIONAL_COMPONENTS = (*AUTOENCODERS, CLASS_EMBEDDING)
-"""Components with weights that a pipeline may have in addition to the UNet."""
-LINKED_SUFFIXES = {".json", ".md", ".safetensors"}
 
 
 class Ignored:
@@ -69,45 +60,3 @@ def check_state_dict(value: Any, origin: Path) -> dict[str, torch.Tensor]:  # no
             kind = type(tensor).__name__
             raise InputError(f"{origin} holds a {kind} under {name!r}; supported: dense tensors only, with names")
     return value
-
-
-def components_without_safetensors(folder: Path) -> list[Path]:
-    """List the component folders of a pipeline that have no safetensors file."""
-    optional = [folder / name for name in OPTIONAL_COMPONENTS if (folder / name).is_dir()]
-    return [path for path in (component(folder, "unet"), *optional) if not (path / WEIGHTS).is_file()]
-
-
-def unet_weights(folder: Path) -> Path:
-    """Find the file that the UNet's weights are read from: safetensors, or the .bin if there are no safetensors.
-
-    Raises:
-        InputError: Neither file exists.
-    """
-    unet = component(folder, "unet")
-    for name in (WEIGHTS, BIN):
-        if (unet / name).is_file():
-            return unet / name
-    raise InputError(f"{unet / WEIGHTS} does not exist, and neither does {BIN} beside it; complete the folder")
-
-
-@contextmanager
-def with_safetensors(folder: Path, place: Path) -> Iterator[Path]:
-    """Yield a pipeline folder with safetensors: `folder`, or a temporary copy in `place` with its .bin converted.
-
-    Raises:
-        InputError: A .bin is damaged or holds more than tensors.
-    """
-    pickled = [path for path in components_without_safetensors(folder) if (path / BIN).is_file()]
-    if not pickled:
-        yield folder
-        return
-    with temporary_folder(folder, place) as copy:
-        for file in (file for file in chain(folder.glob("*"), folder.glob("*/*")) if file.suffix in LINKED_SUFFIXES):
-            link = copy / file.relative_to(folder)
-            link.parent.mkdir(exist_ok=True)
-            link.symlink_to(file.resolve())
-        for path in pickled:
-            tensors = check_state_dict(read_pickle(path / BIN), path / BIN)
-            renamed = {rename_attention(name): tensor.clone() for name, tensor in tensors.items()}
-            write_tensors(copy / path.relative_to(folder) / WEIGHTS, renamed, metadata={"format": "pt"})
-        yield copy

@@ -7,7 +7,8 @@ from stages.models.groups import Group
 from stages.models.params import Quantity
 from stages.models.plan import Budget, show_cost
 from stages.prune.params import Heads, PruneParams
-from stages.prune.path import Cuts, Step, cuts_after, width_step
+from stages.prune.path import Cuts, Step, cuts_after, width_removed, width_step
+from stages.prune.whole_groups import smallest_ratio
 from stages.prune.width_cost import WidthCost
 from stages.runtime.errors import InputError
 
@@ -116,8 +117,9 @@ def cut_ratio(ratio: float, path: Sequence[Step], groups: Sequence[Group], round
         InputError: A group that may be cut would have fewer channels than its floor, or no group can be cut.
     """
     if ratio and not path:
-        raise InputError("no group can be cut with this prune.round_to and prune.floor; lower one of them")
-    allowed = [group.width - int(group.width * (1 - ratio)) for group in groups]
+        found = f"no group can be cut with prune.round_to {round_to}, this prune.floor"
+        raise InputError(f"{found} and the model's norm groups and heads; lower round_to or floor, or cut other layers")
+    allowed = [width_removed(group.width, ratio) for group in groups]
     last = cuts_after(path, len(groups))
     for index in sorted({step.group for step in path}):
         group = groups[index]
@@ -126,5 +128,8 @@ def cut_ratio(ratio: float, path: Sequence[Step], groups: Sequence[Group], round
             raise InputError(f"{left} in {group.root}, at least {group.width - last[index]} must stay; lower the ratio")
     cuts = cuts_after([step for step in path if step.cut <= allowed[step.group]], len(groups))
     if ratio and not any(cuts):
-        raise InputError(f"prune.target.ratio {ratio} cuts nothing at prune.round_to {round_to}; lower round_to")
+        smallest = smallest_ratio(path, groups, range(len(groups)))
+        advice = "lower round_to or use" if round_to > 1 else "norm groups and heads stay of equal size; use"
+        found = f"prune.target.ratio {ratio} cuts nothing at prune.round_to {round_to}"
+        raise InputError(f"{found}; {advice} a ratio of at least {smallest:.3g}")
     return cuts

@@ -37,22 +37,23 @@ class Target(Section):
 
     @model_validator(mode="after")
     def _check_one(self) -> "Target":
-        if len(self._given()) != 1:
+        if len(self.given()) != 1:
             raise ValueError("give exactly one of ratio, macs, params, latency_ms")
         return self
 
-    def _given(self) -> dict[str, float | str]:
+    def given(self) -> dict[str, float | str]:
+        """Return the field that is set: its name -> its value."""
         return {name: amount for name, amount in self if amount is not None}
 
     @property
     def quantity(self) -> Quantity:
         """The quantity that the target limits."""
-        (name,) = self._given()
+        (name,) = self.given()
         return "channels" if name == "ratio" else cast("Quantity", name)
 
     def resolve(self, dense: float) -> float:
         """Compute the target cost from that of the dense model."""
-        (amount,) = self._given().values()
+        (amount,) = self.given().values()
         if self.ratio is not None:
             return (1 - self.ratio) * dense
         if isinstance(amount, str):

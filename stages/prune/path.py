@@ -72,6 +72,11 @@ def allowed_widths(group: Group, step: int, floor: float) -> list[int]:
     return [width for width in range((group.width - 1) // step * step, 0, -step) if width >= least]
 
 
+def width_removed(width: int, ratio: float) -> int:
+    """Count the channels that a ratio allows to remove from a group: n − int(n·(1 − ratio)), as in the paper."""
+    return width - int(width * (1 - ratio))
+
+
 def width_step(group: Group, round_to: int, heads: Heads) -> int:
     """Find the number that the width of a cut group must be a multiple of, so that its blocks stay of equal size.
 

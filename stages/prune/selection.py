@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import click
 import torch
 
 from stages.models.families import Denoiser, family_name
@@ -13,6 +14,7 @@ from stages.prune.budget import solve_budget
 from stages.prune.kept import kept_to_layers, remove_channels
 from stages.prune.params import Heads, PruneParams
 from stages.prune.path import Cuts, choose_channels, find_path
+from stages.prune.whole_groups import whole_groups_warning
 from stages.prune.width_cost import WidthCost
 
 
@@ -32,7 +34,10 @@ def plan_pruning(unet: Denoiser, importance: Importance, params: PruneParams, se
     drawn = [torch.rand(group.width, generator=draws) for group in groups]
     dense = [score_group(group, importance, {}) for group in groups] if importance.saliency else drawn
     costs = WidthCost(unet, groups, heads=params.heads, latency_repeats=params.latency_repeats)
-    counts, budget = solve_budget(params, find_path(groups, dense, params), groups, costs)
+    path = find_path(groups, dense, params)
+    counts, budget = solve_budget(params, path, groups, costs)
+    if warning := whole_groups_warning(params, path, groups, counts):
+        click.echo(f"Warning: {warning}", err=True)
     interleaved = params.order == "interleaved" and importance.saliency
     cuts, kept = _choose(unet, groups, counts, params.heads, importance if interleaved else None, dense)
     return Plan(

@@ -229,7 +229,10 @@ def check_not_pointer(path: Path) -> None:
             raise InputError(f"{path} is a pointer of Git LFS and not the file itself; run: git lfs pull")
 
 
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def file_sha256(*paths: Path) -> str:
+    """Return the SHA-256 of a file's content, or of the contents of several files in this order, in hexadecimal."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()

@@ -14,34 +14,22 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 
-from stages.runtime.environment import check_credentials
-from stages.runtime.errors import InputError, first_line
+from stages.runtime.errors import InputError
 from stages.runtime.progress import track
 from stages.runtime.schema import Frozen, Sha256
 from stages.storage.files import check_free, file_sha256, temporary_folder, writing
+from stages.storage.s3_client import connect, transfer_config
 from stages.storage.s3_errors import s3_errors
 
 BUCKET_URI = r"s3://([a-z0-9][a-z0-9._-]{1,61}[a-z0-9])(/[^?#]*)?"
 VARIABLE = "ESPALIER_STORE"
 """Environment variable with the address of the store, s3://BUCKET/PREFIX."""
-MIB = 1024 * 1024
-PART_BYTES, CONCURRENCY = 16 * MIB, 4
-"""Part size and number of parallel parts of a transfer; their product bounds its memory."""
 FILES_AT_ONCE = 8
 """Parallel downloads; a small file takes less time to transfer than the server takes to answer."""
-SETTINGS = {
-    "retries": {"mode": "standard", "total_max_attempts": 6},
-    "connect_timeout": 5,
-    "read_timeout": 60,
-    # Every part is signed with its SHA-256, which the server compares, over HTTP as over HTTPS.
-    "s3": {"payload_signing_enabled": True},
-    "request_checksum_calculation": "when_required",
-    "response_checksum_validation": "when_required",
-}
 
 
 def _check_inside(path: str) -> str:
@@ -85,7 +73,7 @@ class Store:
             raise InputError(f"invalid {key} {uri!r}; give s3://BUCKET or s3://BUCKET/PREFIX")
         self.uri, self.bucket = uri.rstrip("/"), match[1]
         self.prefix = (match[2] or "").strip("/")
-        self.client = _connect()
+        self.client = connect()
 
     def push(self, folder: Path, name: str) -> Manifest:
         """Upload those files of a folder that the store does not hold, then its manifest.
@@ -147,7 +135,8 @@ class Store:
         Args:
             patterns: Patterns of keys, case-insensitive; * also matches slashes.
             place: Parent of the temporary folder.
-            preferred: File name -> name of the file that is downloaded in its place if both are in one folder.
+            preferred: Pattern of file names -> name of the file that is downloaded in their place if both are in one
+                folder.
 
         Raises:
             InputError: No object matches, a key leads out of the folder, or an object cannot be downloaded.
@@ -214,7 +203,7 @@ class Store:
         with self._errors(entry.path):
             if self._size_bytes(entry.sha256) != entry.size_bytes:
                 self.client.upload_file(
-                    str(folder / entry.path), self.bucket, self._object(entry.sha256), Config=_transfer()
+                    str(folder / entry.path), self.bucket, self._object(entry.sha256), Config=transfer_config()
                 )
 
     def _size_bytes(self, sha256: str) -> int | None:
@@ -229,7 +218,7 @@ class Store:
     def _get(self, key: str, name: str, target: Path) -> None:
         with self._errors(name):
             target.parent.mkdir(parents=True, exist_ok=True)
-            self.client.download_file(self.bucket, key, str(target), Config=_transfer())
+            self.client.download_file(self.bucket, key, str(target), Config=transfer_config())
 
     def _download(self, entry: Entry, target: Path) -> None:
         key = self._object(entry.sha256)
@@ -268,7 +257,8 @@ def open_store() -> Store | None:
 
 
 def _is_replaced(path: PurePosixPath, names: Sequence[str], preferred: Mapping[str, str]) -> bool:
-    return path.name in preferred and str(path.with_name(preferred[path.name])) in names
+    better = [name for pattern, name in preferred.items() if fnmatchcase(path.name, pattern) and path.name != name]
+    return any(str(path.with_name(name)) in names for name in better)
 
 
 def _check_name(name: str) -> None:
@@ -281,22 +271,3 @@ def _check_name(name: str) -> None:
 def describe(path: Path, folder: Path) -> Entry:
     """Return the entry of one file of a folder, with its hash and size."""
     return Entry(path=path.relative_to(folder).as_posix(), sha256=file_sha256(path), size_bytes=path.stat().st_size)
-
-
-def _connect() -> Any:  # noqa: ANN401  # boto3 creates its classes at run time
-    import boto3
-    from botocore.config import Config
-    from botocore.exceptions import BotoCoreError
-
-    check_credentials()
-    try:
-        # boto3's default session would keep the credentials that it was first used with.
-        return boto3.session.Session().client("s3", config=Config(**SETTINGS))
-    except (BotoCoreError, ValueError) as error:  # an unknown profile, an invalid endpoint
-        raise InputError(f"cannot connect to S3: {first_line(error)}; correct the AWS variables") from None
-
-
-def _transfer() -> Any:  # noqa: ANN401  # boto3 is imported late
-    from boto3.s3.transfer import TransferConfig
-
-    return TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=CONCURRENCY)

@@ -12,11 +12,12 @@ from PIL import Image
 from stages.fetch.data import fetch_data
 from stages.fetch.model import fetch_model
 from stages.fetch.params import FolderData, FolderModel, S3Data, S3Model
+from stages.fetch.weights import STEM
 from stages.models.layout import WEIGHTS
 from stages.params import load_params
 from stages.runtime.errors import InputError
 from stages.storage.files import file_sha256, read_json, write_json
-from stages.storage.s3 import SETTINGS
+from stages.storage.s3 import SETTINGS, Store
 from stages.storage.tensors import tensors_sha256
 from tests.swift import SECRET
 
@@ -129,6 +130,24 @@ def test_a_bin_is_downloaded_without_safetensors(upload, model, out, unet):
 
     assert tensors_sha256(fetched.unet.state_dict()) == tensors_sha256(unet.state_dict())
     assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("options", [{"max_shard_size": "60KB"}, {"variant": "fp16"}])
+def test_shards_and_variants_in_a_bucket_are_fetched(upload, model, out, unet, options):
+    """The hash covers all shards; beside one safetensors file neither is downloaded."""
+    uri = upload(model, "whole")
+    (model / "unet" / WEIGHTS).unlink()
+    (model / "unet" / "diffusion_pytorch_model.bin").unlink()
+    unet.to(torch.float16 if options.get("variant") else torch.float32).save_pretrained(model / "unet", **options)
+    paths = sorted((model / "unet").glob("*.safetensors"))
+    fetched = fetch_model(s3_model(upload(model, "parts"), file_sha256(*paths)), out)
+    upload(model, "whole")
+    expected = {name: tensor.float() for name, tensor in unet.state_dict().items()}
+
+    assert tensors_sha256(fetched.unet.state_dict()) == tensors_sha256(expected)
+    patterns = [f"*{STEM}*"]
+    with Store(uri).downloaded(patterns, out.parent, {f"{STEM}*": WEIGHTS}) as folder:
+        assert [path.name for path in (folder / "unet").iterdir()] == [WEIGHTS]
 
 
 def test_images_in_a_bucket_are_packed_like_a_folder(upload, image_folder, out, tmp_path):
