@@ -179,6 +179,7 @@ def _extract(path: Path, key: str, place: Path) -> NDArray[Any]:
             member = archive.extract(f"{key}.npy", place)
         return np.lib.format.open_memmap(member, mode="r")
     except NPZ_ERRORS as error:
+        check_not_pointer(path)
         raise InputError(f"{path} is not a readable .npz file ({first_line(error)}); correct fetch.data.path") from None
 
 

@@ -9,6 +9,7 @@ from stages.runtime.errors import InputError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_REGION")
+DEFAULTS = ("AWS_DEFAULT_PROFILE", "AWS_DEFAULT_REGION")
 CERTIFICATES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE")
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 WEB = ("http", "https")
@@ -41,7 +42,7 @@ def check_address(variable: str, schemes: Sequence[str] = WEB) -> None:
     path = rest.removeprefix("//")[len(authority) :]
     user, at, host = authority.rpartition("@")
     has_port = re.fullmatch(r"(\[[^\]]*\]|[^:\[\]]*)(:\d*)?", host)
-    is_raw = "@" in user or ("@" in path and (at or not has_port))
+    is_raw = "@" in user or ("@" in path and (at or ":" in authority))
     if is_raw and scheme not in ("sqlite", "file"):
         advice = "write %2F %40 %23 %3F for / @ # ? in it"
         raise InputError(f"the user or password in {variable} is not percent-encoded; {advice}")
@@ -55,7 +56,7 @@ def check_credentials() -> None:
     Raises:
         InputError: A value holds blanks or line breaks, or a file of certificates does not exist.
     """
-    for variable in CREDENTIALS:
+    for variable in (*CREDENTIALS, *DEFAULTS):
         _check_blanks(variable)
     for variable in CERTIFICATES:
         path = os.environ.get(variable)
@@ -74,6 +75,8 @@ def _check_blanks(variable: str) -> None:
 def bypass_proxies() -> None:
     """Let this process and its children reach servers on loopback without a proxy, whatever proxies are set."""
     values = [os.environ.get(name, "") for name in ("NO_PROXY", "no_proxy")]
+    if "*" in values:  # no host has a proxy
+        return
     hosts = dict.fromkeys([host.strip() for value in values for host in value.split(",") if host.strip()])
     merged = ",".join([*hosts, *(host for host in LOOPBACK if host not in hosts)])
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = merged

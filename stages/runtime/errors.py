@@ -53,7 +53,7 @@ def without_password(address: str) -> str:
 
     A password may hold / @ # and ? although they should be encoded: everything up to the last @ is removed then.
     """
-    bare = re.sub(r"//(?:[^/\s:@]*:(?!\d+(?:[/?#]|\s|$))\S*@|[^/\s]*@)", "//", address)
+    bare = re.sub(r"//(?:[^/\s:@]*:\S*@|[^/\s]*@)", "//", address)
     bare = re.sub(rf"([?&](?:{QUERY_KEYS})=)[^&\s]*", r"\1***", bare, flags=re.IGNORECASE)
     bare = re.sub(rf"((?<![\w-])(?:{HEADER_KEYS})=)[^&\s,'\"]+", r"\1***", bare, flags=re.IGNORECASE)
     return re.sub(r"(authorization['\"]?\s*[:=]\s*)['\"]?(\w+ )?[^\s'\",]+", r"\1***", bare, flags=re.IGNORECASE)

@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 
-from stages.runtime.errors import InputError
+from stages.runtime.errors import InputError, without_password
 from stages.runtime.progress import track
 from stages.runtime.schema import Frozen, Sha256
 from stages.storage.files import check_free, file_sha256, temporary_folder, writing
@@ -70,7 +70,7 @@ class Store:
     def __init__(self, uri: str, key: str = "bucket address") -> None:
         match = re.fullmatch(BUCKET_URI, uri)
         if not match:
-            raise InputError(f"invalid {key} {uri!r}; give s3://BUCKET or s3://BUCKET/PREFIX")
+            raise InputError(f"invalid {key} {without_password(uri)!r}; give s3://BUCKET or s3://BUCKET/PREFIX")
         self.uri, self.bucket = uri.rstrip("/"), match[1]
         self.prefix = (match[2] or "").strip("/")
         self.client = connect()

@@ -1,5 +1,6 @@
 """Errors of boto3 -> one line that says what to change."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,6 +18,8 @@ ADVICE = {
     "NoSuchKey": "there is no such object",
 }
 """Error code of S3 -> what is wrong and what to change."""
+TRANSIENT = ("InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown", "500", "502", "503", "504")
+"""Error codes of S3 after which a later attempt may succeed."""
 OUTAGES = frozenset(
     {
         "ConnectTimeoutError",
@@ -60,7 +63,9 @@ def s3_errors(name: str) -> Iterator[None]:
         # The transfer manager wraps a refused request in an error of its own, with the code in the text only.
         if advice := next((text for code, text in ADVICE.items() if f"({code})" in str(error)), None):
             raise InputError(f"{name}: {advice}") from None
-        kind = UnavailableError if type(error).__name__ in OUTAGES else InputError
+        code = re.search(r"An error occurred \((\w+)\)", str(error))
+        is_refused = code is not None and code[1] not in TRANSIENT
+        kind = UnavailableError if type(error).__name__ in OUTAGES and not is_refused else InputError
         raise kind(f"{name}: {first_line(error)}") from None
     except OSError as error:
         raise InputError(f"{name}: {error.strerror or error}; free some space") from None

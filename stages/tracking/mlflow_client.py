@@ -53,7 +53,8 @@ def set_environment() -> None:
     bypass_proxies()
     check_address("MLFLOW_TRACKING_URI", TRACKING)
     # MLflow's own default writes the path percent-encoded, which names another folder.
-    os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{Path.cwd()}/mlflow.db")
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{Path.cwd()}/mlflow.db"
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
 

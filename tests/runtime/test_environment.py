@@ -40,6 +40,7 @@ def test_an_address_is_accepted(monkeypatch, address):
         ("http://me:p/qq@127.0.0.1:9", "not percent-encoded"),
         ("http://me:hunter#2@host", "not percent-encoded"),
         ("http://me:p@qq@host", "not percent-encoded"),
+        ("http://me:12/34qq@host", "not percent-encoded"),
         ("postgresql://me:p@qq@host/db", "not percent-encoded"),
         ("http://host:port", "host or port"),
         ("http://[::1", "host or port"),
@@ -73,6 +74,15 @@ def test_a_variable_of_s3_is_refused_by_its_name(monkeypatch, variable, value):
     with pytest.raises(InputError, match=variable) as caught:
         check_credentials()
     assert value.strip() not in caught.value.message
+
+
+def test_a_star_stays_alone(monkeypatch):
+    """It means that no host has a proxy, but only alone."""
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setenv("no_proxy", "*")
+    bypass_proxies()
+
+    assert os.environ["NO_PROXY"] == "*"
 
 
 def test_loopback_needs_no_proxy(monkeypatch):
