@@ -1,5 +1,7 @@
 """The Prefect server of the environment -> checked once, before a flow is imported."""
 
+import os
+
 from stages.runtime.environment import check_address
 from stages.runtime.errors import InputError, UnavailableError, first_line
 
@@ -18,7 +20,7 @@ def find_server() -> str | None:
     import httpx
     from prefect.settings import PREFECT_API_URL
 
-    address = PREFECT_API_URL.value()
+    address = os.environ.get("PREFECT_API_URL") or PREFECT_API_URL.value()
     if not address:
         return None
     try:

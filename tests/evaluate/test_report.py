@@ -203,7 +203,7 @@ def test_a_damaged_record_is_refused_in_one_line(evaluation, tmp_path, change, w
     content = summarise(evaluation).model_dump(mode="json")
     write_json(tmp_path / "evaluation.json", {**content, **change})
 
-    with pytest.raises(InputError, match=r"evaluation\.json is invalid") as caught:
+    with pytest.raises(InputError, match=r"evaluation\.json is damaged") as caught:
         read_evaluation(tmp_path)
     assert words in caught.value.message
     assert "\n" not in caught.value.message

@@ -61,7 +61,7 @@ STAGES = {
 """Stage -> its folders, in order."""
 
 
-@pytest.fixture(params=["v_prediction", pytest.param("sample", marks=pytest.mark.e2e)])
+@pytest.fixture(params=["v_prediction", "sample"])
 def finished(request, tmp_path, root, make_unet, monkeypatch):
     """A folder with the outputs of every stage, of a model of 16×16 images (SSIM needs 11)."""
     monkeypatch.chdir(tmp_path)
@@ -82,6 +82,7 @@ def finished(request, tmp_path, root, make_unet, monkeypatch):
     return tmp_path, request.param
 
 
+@pytest.mark.e2e
 def test_a_model_of_v_or_x0_goes_through_every_stage(finished):
     """Recovery lowers the held-out loss, the metrics are finite, and diffusers draws as we do."""
     folder, kind = finished

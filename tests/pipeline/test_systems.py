@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 
 from benchmarks import systems
 from stages.data.images import read_images
+from stages.fetch.convert import LDM_NOISE
 from stages.models.pipeline import write_pipeline
 from stages.protocol.reference import read_reference
 from stages.storage.files import read_json, write_json
@@ -29,7 +30,7 @@ def test_cifar10_has_the_sizes_of_the_paper_after_every_stage(tmp_path):
 
 def test_a_latent_model_of_classes_goes_through_every_stage(tmp_path, root, conditional, monkeypatch):
     """It trains on latents, draws under guidance, and its pictures are decoded before anything looks at them."""
-    write_pipeline(tmp_path / "model", conditional, DDPMScheduler(**systems.LDM_SCHEDULE))
+    write_pipeline(tmp_path / "model", conditional, DDPMScheduler.from_config(LDM_NOISE))
     torch.manual_seed(0)
     small = {**systems.VQ_F4, "block_out_channels": (8, 8, 16), "norm_num_groups": 4, "num_vq_embeddings": 64}
     VQModel(**small).save_pretrained(tmp_path / "model" / "vqvae")

@@ -636,15 +636,23 @@ def test_an_unavailable_server_is_one_line(monkeypatch, root):
     assert "hidden" not in result.output
 
 
-@pytest.mark.parametrize("uri", ["http://[::1", "mysql://h/x", "nothing://h", "sqlite:////dev/null/x"])
-def test_an_invalid_address_is_one_line(monkeypatch, uri):
-    """Whichever exception MLflow raises for it."""
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("http://[::1", "the host or port in MLFLOW_TRACKING_URI is invalid; "),
+        ("nothing://h", "MLFLOW_TRACKING_URI does not begin with a scheme; "),
+        ("mysql://h/x", "the MLflow registry "),
+        ("sqlite:////dev/null/x", "the MLflow registry "),
+    ],
+)
+def test_an_invalid_address_is_one_line(monkeypatch, uri, message):
+    """It names the variable, or what MLflow says of the address."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     result = CliRunner().invoke(main, ["ledger", NAME])
 
     assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
-    assert result.stderr.startswith("Error: the MLflow registry ")
+    assert result.stderr.startswith(f"Error: {message}")
 
 
 def test_diffusers_and_mlflow_load_a_version(publish, policy, unet, scheduler, protocol):

@@ -140,7 +140,7 @@ def _settings(
         "environment": {**make_environment(home), "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
         "limits": {
             "RLIMIT_AS": size,
-            "RLIMIT_CPU": number,
+            "RLIMIT_CPU": number * (1 + (os.cpu_count() or 1)),  # of all threads; the deadline itself is watched
             "RLIMIT_CORE": 0,
             "RLIMIT_FSIZE": OUTPUT_BYTES,
             "RLIMIT_NOFILE": 1024,
