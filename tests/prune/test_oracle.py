@@ -18,6 +18,8 @@ from stages.prune.surgery import cut
 from stages.tools.one_shot import plan_one_shot
 
 ORACLE = sorted((Path(__file__).parents[1] / "oracle").glob("*.json"))
+SLOW = "cifar10.ddpm_prune.diff-pruning"
+"""The second selection at CIFAR-10's size, an e2e test; its formula is also that of small models."""
 FORMULA = {"ddpm_exp": "paper", "ddpm_prune": "diffusers"}
 
 
@@ -41,7 +43,9 @@ def rebuild(record):
     return unet, torch.from_numpy(images).float(), torch.from_numpy(draws.standard_normal(shape)).float()
 
 
-@pytest.mark.parametrize("path", ORACLE, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, id=path.stem, marks=[pytest.mark.e2e] * (path.stem == SLOW)) for path in ORACLE]
+)
 def test_the_selection_equals_the_original(path):
     """Interleaved scoring cuts the same channels of the same groups in the same order (reference)."""
     record = json.loads(path.read_text())
