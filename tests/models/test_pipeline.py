@@ -1,6 +1,7 @@
 """Reading and writing diffusers pipeline folders."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -163,3 +164,16 @@ def test_images_of_another_size_are_refused(tmp_path):
 
     with pytest.raises(InputError, match="holds 3×8×8 images, the model generates 1×8×8"):
         check_images(pixels, (1, 8, 8), tmp_path)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.unet."])
+def test_weights_under_a_prefix_name_it(model_folder, unet, prefix):
+    """DistributedDataParallel and torch.compile put one before every name; the line is short and says so."""
+    write_tensors(model_folder / "unet" / WEIGHTS, {f"{prefix}{key}": it for key, it in unet.state_dict().items()})
+
+    with pytest.raises(InputError, match=f"remove the prefix {re.escape(prefix)} from every name") as caught:
+        read_unet(model_folder)
+    count = len(unet.state_dict())
+    assert f"{count} missing" in caught.value.message
+    assert f"{count} unexpected" in caught.value.message
+    assert len(caught.value.format_message()) <= 300
