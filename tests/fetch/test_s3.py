@@ -17,7 +17,8 @@ from stages.models.layout import WEIGHTS
 from stages.params import load_params
 from stages.runtime.errors import InputError
 from stages.storage.files import file_sha256, read_json, write_json
-from stages.storage.s3 import SETTINGS, Store
+from stages.storage.s3 import Store
+from stages.storage.s3_client import SETTINGS
 from stages.storage.tensors import tensors_sha256
 from tests.swift import SECRET
 
