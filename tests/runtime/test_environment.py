@@ -14,10 +14,10 @@ from stages.runtime.errors import InputError
         "http://127.0.0.1:5000",
         "https://host/mlflow",
         "https://host/a@b",
-        "http://me:p%40qq@host:80/x",
+        "http://me:p%40qq@host:80/x",  # pragma: allowlist secret
         "http://[::1]:5000",
-        "sqlite:////tmp/a b@c#%41/mlflow.db".replace(" ", "_"),
-        "postgresql+psycopg2://me:secret@host:5432/db",
+        "sqlite:////tmp/a_b@c#%41/mlflow.db",
+        "postgresql+psycopg2://me:secret@host:5432/db",  # pragma: allowlist secret
         "databricks",
         "",
     ],
