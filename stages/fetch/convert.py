@@ -203,11 +203,7 @@ def convert_ldm(
     if not isinstance(content, dict) or "state_dict" not in content:
         raise InputError(f"{path} holds no state_dict; give the model.ckpt of a latent diffusion model")
     checkpoint = SourceCheckpoint(check_state_dict(content["state_dict"], path), path)
-    noise = DDPMScheduler.from_config(LDM_NOISE)
-    checkpoint.check("betas", noise.betas)
-    checkpoint.check("alphas_cumprod", noise.alphas_cumprod)
-    checkpoint.check("scale_factor", torch.tensor(float(autoencoder["scaling_factor"])))
-    checkpoint.drop(UNUSED_LDM_TENSORS)
+    _check_ldm_values(checkpoint, autoencoder)
     unet = _take_ldm_unet(checkpoint, config, ema)
     vqvae = checkpoint.take(
         tensor_shapes(autoencoder), lambda name: f"first_stage_model.{ddim_name(name, autoencoder)}"
@@ -221,6 +217,15 @@ def convert_ldm(
     embedding = {"num_classes": num_classes, "width": width, "unconditional": num_classes}
     _write_component(folder / CLASS_EMBEDDING, embedding, classes)
     _write_index(folder, "LDMPipeline", LDM_NOISE, unet=config, vqvae=autoencoder)
+
+
+def _check_ldm_values(checkpoint: SourceCheckpoint, autoencoder: Config) -> None:
+    """Compare noise schedule and scale of the latents with those of the system, and drop the tensors not needed."""
+    noise = DDPMScheduler.from_config(LDM_NOISE)
+    checkpoint.check("betas", noise.betas)
+    checkpoint.check("alphas_cumprod", noise.alphas_cumprod)
+    checkpoint.check("scale_factor", torch.tensor(float(autoencoder["scaling_factor"])))
+    checkpoint.drop(UNUSED_LDM_TENSORS)
 
 
 def _take_ldm_unet(checkpoint: SourceCheckpoint, config: Config, ema: bool | None) -> dict[str, torch.Tensor]:  # noqa: FBT001

@@ -91,10 +91,9 @@ def fetch_data(
     Raises:
         InputError: There are no images, they do not fit the model, or their hash is not the expected one.
     """
-    channels, height, width = (*shape, shape[-1])[:3]
-    shape = channels, height, width
-    if channels not in MODES:
-        raise InputError(f"the model has {channels} image channels; supported: 1 or 3")
+    shape = shape[0], shape[1], shape[-1]
+    if shape[0] not in MODES:
+        raise InputError(f"the model has {shape[0]} image channels; supported: 1 or 3")
     with TemporaryDirectory(dir=out, prefix=".packing.") as place:
         reader = BlockReader(shape, source if isinstance(source, FitParams) else FitParams())
         with _opened(source, shape, Path(place)) as images:

@@ -5,6 +5,7 @@ in the middle therefore loses nothing, and no run is written twice.
 """
 
 import csv
+import re
 import shutil
 import socket
 import time
@@ -281,6 +282,10 @@ def _report_unsent(folder: Path, error: Exception, *, allow_offline: bool) -> No
         f"MLflow did not store the record ({first_line(error)}); it is saved in {folder} and sent with the next record "
         "or by: python -m stages.tracking"
     )
-    if not allow_offline:
+    if allow_offline:
+        click.echo(f"Warning: {message}", err=True)
+    elif re.search(r"error code 40[13]\b", str(error)):
+        advice = "correct MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        raise InputError(f"MLflow refuses the user; the record is saved in {folder}; {advice}") from None
+    else:
         raise UnavailableError(message) from None
-    click.echo(f"Warning: {message}", err=True)

@@ -1,6 +1,8 @@
 """The record of a compression in MLflow."""
 
 import os
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import torch
@@ -229,3 +231,40 @@ def test_an_unfinished_compression_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="run the pipeline first"):
         record(Compression(tmp_path / "artifacts", tmp_path / "reports"))
     assert not (tmp_path / "unsent").exists()
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_user_is_a_mistake(compression, monkeypatch, status):
+    """A server that refuses the user is not away: exit code 1 names the variables, and the record stays saved."""
+
+    class Refuse(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(b"You are not authenticated.")
+
+        do_POST = do_GET  # noqa: N815  # the name that http.server calls
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Refuse) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        folder = compression.reports.parent
+        result = CliRunner().invoke(
+            main,
+            [
+                "--artifacts",
+                str(folder / "artifacts"),
+                "--reports",
+                str(folder / "reports"),
+                "--unsent",
+                str(folder / "unsent"),
+            ],
+        )
+        server.shutdown()
+
+    assert result.exit_code == 1
+    assert "correct MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in result.stderr
+    assert waiting(folder / "unsent") == [compression.id()]

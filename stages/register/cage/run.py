@@ -51,7 +51,7 @@ class Limits:
     memory_bytes: int
     """Address space of each process, and memory of all together."""
     timeout_s: float
-    """Time until it is ended, and processor time of each process."""
+    """Time until it is ended."""
 
 
 def run_caged(program: Path, arguments: Sequence[str], files: Mapping[str, Path], limits: Limits) -> bytes:
