@@ -12,6 +12,17 @@ from stages.models.families import Denoiser
 from stages.runtime.errors import InputError
 
 
+def check_parts(batch_size: int, processes: int, accumulate: int) -> None:
+    """Check that a batch divides into the parts of each process.
+
+    Raises:
+        InputError: It does not.
+    """
+    if batch_size % (processes * accumulate):
+        found = f"finetune.batch_size {batch_size} does not divide by {processes} processes of {accumulate} parts each"
+        raise InputError(f"{found}; make it a multiple of {processes * accumulate}")
+
+
 class Engine:
     """This process among those that train together; it is the only one unless a launcher started several.
 
@@ -48,10 +59,7 @@ class Engine:
         Raises:
             InputError: The batch does not divide evenly.
         """
-        parts = self.num_processes * self.params.accumulate
-        if batch_size % parts:
-            found = f"finetune.batch_size {batch_size} does not divide by {self.num_processes} processes"
-            raise InputError(f"{found} of {self.params.accumulate} parts each; make it a multiple of {parts}")
+        check_parts(batch_size, self.num_processes, self.params.accumulate)
         size = batch_size // self.num_processes
         return slice(self.index * size, (self.index + 1) * size)
 

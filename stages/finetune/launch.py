@@ -9,8 +9,11 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from stages.finetune.engine import check_parts
+from stages.finetune.params import FinetuneParams
 
-def launch(processes: int | None, device: torch.device) -> int | None:
+
+def launch(processes: int | None, device: torch.device, params: FinetuneParams) -> int | None:
     """Run this command in several processes of this machine: `processes`, or one for each GPU if None.
 
     `accelerate launch` and `torchrun` do the same from outside, and across machines; on the CPU `accelerate launch`
@@ -18,10 +21,14 @@ def launch(processes: int | None, device: torch.device) -> int | None:
 
     Returns:
         The exit code of the processes; None if this process has to train, alone or as one of several.
+
+    Raises:
+        InputError: The batch does not divide by the processes.
     """
     count = processes or (torch.cuda.device_count() if device.type == "cuda" else 1)
     if count == 1 or "LOCAL_RANK" in os.environ:
         return None
+    check_parts(params.batch_size, count, params.engine.accumulate)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes print their own errors
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=count, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0

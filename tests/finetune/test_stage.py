@@ -87,13 +87,15 @@ def test_torchrun_starts_the_same_processes(recover):
     assert all(torch.equal(option[name], torchrun[name]) for name in torchrun)
 
 
-def test_a_batch_that_does_not_divide_is_refused(recover):
-    """The error comes before any step."""
-    weights, code, stderr = recover("odd", "--processes", "2", batch_size=7)
+def test_a_batch_that_does_not_divide_is_refused(recover, tmp_path):
+    """The error comes once, before a process starts."""
+    arguments = recover.command("odd", "--processes", "2", before=(), batch_size=7)[1:]
+    result = CliRunner().invoke(main, arguments, prog_name="finetune")
 
-    assert weights is None
-    assert code != 0
-    assert "Error: finetune.batch_size 7 does not divide by 2 processes of 1 parts each" in stderr
+    assert result.exit_code == 1
+    message = "Error: finetune.batch_size 7 does not divide by 2 processes of 1 parts each; make it a multiple of 2\n"
+    assert result.stderr == message
+    assert not (tmp_path / "odd").exists()
 
 
 def stop(command, root, number):
@@ -110,7 +112,7 @@ def stop(command, root, number):
     return process.returncode, "".join(lines)
 
 
-@pytest.mark.parametrize("processes", ["1", "2"])
+@pytest.mark.parametrize("processes", ["1", pytest.param("2", marks=pytest.mark.e2e)])
 def test_sigterm_saves_a_checkpoint_and_exits(recover, root, tmp_path, processes):
     """The exit code is that of the signal, without a traceback; the same command resumes."""
     steps = {"steps": 100_000, "heldout_every": 100_000, "checkpoint_every": 100_000}
