@@ -334,6 +334,7 @@ def test_a_garbled_transfer_is_refused(upload, model, connect, out, refused):
     assert f"expected {sha256}" in refused(lambda: fetch_model(s3_model(uri, sha256), out))
 
 
+@pytest.mark.e2e
 @pytest.mark.usefixtures("two_attempts")
 def test_a_server_killed_in_the_middle_leaves_nothing(upload, image_folder, connect, swift, out, refused):
     """A one-line error; once the server runs again, the images are downloaded and their hash is checked."""

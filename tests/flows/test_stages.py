@@ -1,7 +1,7 @@
 """A stage as a Prefect task: a real DVC and a real Prefect server; the state follows from exit codes and files."""
 
-import shutil
 import subprocess
+import sys
 
 import pytest
 from prefect import flow
@@ -34,7 +34,7 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
     (tmp_path / "dvc.yaml").write_text(STAGES)
     (tmp_path / "wrong.py").write_text(WRONG)
-    for command in (["git", "init", "-q"], [shutil.which("python"), "-m", "dvc", "init", "-q"]):
+    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
         subprocess.run(command, cwd=tmp_path, check=True)
     return tmp_path
 

@@ -6,9 +6,12 @@ import json
 import subprocess
 
 import pytest
+from click.testing import CliRunner
 from mlflow import MlflowClient
 from PIL import Image
 from ruamel.yaml import YAML
+
+from stages.register.__main__ import main
 
 NAME = "espalier-digits"
 
@@ -21,18 +24,28 @@ def registered(copy_finished, lenient):
     return workspace, workspace.run("python", "-m", "stages.register")
 
 
+@pytest.fixture
+def register(registered, monkeypatch):
+    """Register the workspace's compression in this process, with its variables: the result."""
+    workspace, _ = registered
+    monkeypatch.chdir(workspace.path)
+    for name, value in workspace.environment().items():
+        monkeypatch.setenv(name, value)
+    return lambda: CliRunner().invoke(main)
+
+
 def client(workspace):
     """Return a client of the workspace's MLflow."""
     return MlflowClient(f"sqlite:///{workspace.path}/mlflow.db")
 
 
-def test_a_compression_is_registered_once(registered):
+def test_a_compression_is_registered_once(registered, register):
     """It is the challenger and has its lineage; a second call finds it."""
     workspace, first = registered
     assert first.returncode == 0, first.stdout + first.stderr
     assert first.stdout.startswith(f"models:/{NAME}/1 registered;")
 
-    second = workspace.run("python", "-m", "stages.register")
+    second = register()
     assert second.stdout.startswith(f"models:/{NAME}/1 ")
     (version,) = client(workspace).search_model_versions(f"name = '{NAME}'")
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=workspace.path, capture_output=True, text=True, check=True)
@@ -41,31 +54,32 @@ def test_a_compression_is_registered_once(registered):
     assert client(workspace).get_model_version_by_alias(NAME, "challenger").version == version.version
 
 
-def test_code_that_is_not_committed_is_not_registered(registered):
+def test_code_that_is_not_committed_is_not_registered(registered, register):
     """The commit in the lineage would not hold the code that ran."""
     workspace, _ = registered
     path = workspace.path / "stages" / "runtime" / "seeds.py"
     before = path.read_text()
     path.write_text(before + "# a change\n")
-    result = workspace.run("python", "-m", "stages.register")
+    result = register()
     path.write_text(before)
 
-    assert result.returncode == 1
+    assert result.exit_code == 1
     assert "stages/runtime/seeds.py is not as in commit" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_a_pipeline_that_is_not_up_to_date_is_not_registered(registered):
+def test_a_pipeline_that_is_not_up_to_date_is_not_registered(registered, register):
     """params.yaml differs from the params of the outputs."""
     workspace, _ = registered
     before = (workspace.path / "params.yaml").read_text()
     workspace.set("finetune", steps=13)
-    result = workspace.run("python", "-m", "stages.register")
+    result = register()
     (workspace.path / "params.yaml").write_text(before)
 
     assert "the pipeline is not up to date" in result.stderr
 
 
+@pytest.mark.e2e  # test_promotion has every rule of it, and test_end_to_end the way of a user
 def test_the_champion_draws_from_seeds(registered):
     """The promoted version, loaded by its alias, returns PNGs of the model's size."""
     workspace, _ = registered

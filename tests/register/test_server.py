@@ -134,6 +134,7 @@ def test_the_worker_of_the_stack_is_no_admin(root, bare_mlflow_server, as_client
     assert "admin" not in json.dumps([services[it]["environment"] for it in ("worker", "worker-gpu")])
 
 
+@pytest.mark.e2e
 def test_a_run_survives_restarts_of_its_servers(mlflow_server, postgres, swift, as_client, tmp_path):
     """PostgreSQL restarts during a run, then MLflow is killed; all metrics are in PostgreSQL, the artifact in S3."""
     from mlflow import MlflowClient
