@@ -13,7 +13,7 @@ export PREFECT_SERVER_UI_V2_ENABLED := false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run flow test e2e e2e-registry e2e-schedule preset image stack check format lock base results sizes systems ui server audit clean
+.PHONY: help setup run flow test e2e e2e-registry e2e-schedule preset image stack check format lock base results sizes systems ui server audit sbom clean
 
 help: ## Print these targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -71,6 +71,9 @@ check: $(READY) ## Lint, types, import directions, secrets, Dockerfiles
 
 audit: $(READY) ## Ask whether a locked version has a known vulnerability (needs the internet)
 	@.ci/audit
+
+sbom: $(READY) ## Write the packages that the image installs, with their licences, to sbom/ (CycloneDX)
+	@.ci/sbom
 
 format: $(READY) ## Format the code and fix what can be fixed
 	$(BIN)/ruff check --fix .
