@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 PARTS = [
     ".dvc/config",
     ".dvc/.gitignore",
+    ".dvc_state/repo/.gitignore",
     ".dvcignore",
     ".gitignore",
     "dvc.yaml",

@@ -47,7 +47,6 @@ class Session:
         self.environment = {
             **own_environment(**environment),
             "PREFECT_HOME": str(home / "prefect"),
-            "DVC_SITE_CACHE_DIR": str(home / "site"),
         }
         self.run("git", "init", "-q")
 

@@ -78,6 +78,15 @@ def test_nothing_is_pickled(finished, is_pickle):
     assert [path for path in files if is_pickle(path.read_bytes())] == []
 
 
+def test_nobody_else_may_write_where_dvc_unpickles(finished):
+    """DVC keeps its state, which holds pickles, in the project; by default it is below /var/tmp, open to every user."""
+    repo = finished.path / ".dvc_state" / "repo"
+    folders = [repo, *(path for path in repo.rglob("*") if path.is_dir())]
+
+    assert {path.name for path in repo.rglob("*.db")} >= {"cache.db"}
+    assert [path for path in folders if path.stat().st_mode & 0o022] == []
+
+
 def test_one_pipeline_is_one_run(finished):
     """The stage report recorded it."""
     assert len(runs(finished)) == 1

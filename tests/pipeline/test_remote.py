@@ -19,7 +19,7 @@ def bucket(swift, tmp_path_factory):
     absent = {name: str(folder / "none") for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE")}
     variables = {**s3_environment(swift), **absent}  # dvc-s3 fails at the /dev/null that suits boto3
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**variables, "DVC_SITE_CACHE_DIR": str(folder / "site")}.items():
+        for name, value in variables.items():
             patch.setenv(name, value)
         name = f"remote-{uuid.uuid4().hex}"
         s3_client(swift).create_bucket(Bucket=name)

@@ -53,7 +53,6 @@ class Production:
             **s3,
             "ESPALIER_STORE": "s3://espalier/store",
             "ESPALIER_HOME": str(root / "home"),
-            "DVC_SITE_CACHE_DIR": str(root / "site"),
             "OMP_NUM_THREADS": "1",
         }
 
