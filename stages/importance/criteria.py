@@ -5,9 +5,12 @@ A channel's score in a layer is |Σ saliency| over the weights of that channel; 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import nn
+
+from stages.models.params import FormulaName
 
 Layer = nn.Conv2d | nn.Linear | nn.GroupNorm
 Saliency = Callable[[Layer, torch.Tensor], torch.Tensor | None]
@@ -40,6 +43,16 @@ def fisher(layer: Layer, gradient: torch.Tensor) -> torch.Tensor | None:
     return None if isinstance(layer, nn.GroupNorm) else (layer.weight * gradient).square()
 
 
+def signed_taylor_with_norms(layer: Layer, gradient: torch.Tensor) -> torch.Tensor | None:
+    """w·g for convolutions, linear layers and GroupNorm."""
+    return layer.weight * gradient
+
+
+def absolute_taylor_with_norms(layer: Layer, gradient: torch.Tensor) -> torch.Tensor | None:
+    """|w·g| for convolutions, linear layers and GroupNorm."""
+    return (layer.weight * gradient).abs()
+
+
 def no_saliency(_: Layer, __: torch.Tensor) -> torch.Tensor | None:
     """None; the scores of `random` are drawn when the channels are selected."""
     return None
@@ -53,6 +66,9 @@ def uniform(alphas_cumprod: torch.Tensor) -> torch.Tensor:
 def signal_share(alphas_cumprod: torch.Tensor) -> torch.Tensor:
     """The weight SNR / (1 + SNR) = ᾱ_t, the share of signal in the noisy image: ᾱ [T] -> [T]."""
     return alphas_cumprod
+
+
+FORMULA_NAMES = get_args(FormulaName)
 
 
 @dataclass(frozen=True)
@@ -72,15 +88,22 @@ class Criterion:
 
 
 CRITERIA = {
-    "random": Criterion({"paper": no_saliency, "diffusers": no_saliency}, needs_gradients=False),
-    "magnitude": Criterion({"paper": magnitude, "diffusers": magnitude}, needs_gradients=False),
-    "taylor": Criterion({"paper": squared_taylor, "diffusers": signed_taylor}),
-    "diff-pruning": Criterion({"paper": squared_taylor, "diffusers": absolute_taylor}, has_threshold=True),
-    "no-cancel-taylor": Criterion(
-        {"paper": absolute_taylor, "diffusers": absolute_taylor}, per_timestep=True, has_threshold=True
+    "random": Criterion(dict.fromkeys(FORMULA_NAMES, no_saliency), needs_gradients=False),
+    "magnitude": Criterion(dict.fromkeys(FORMULA_NAMES, magnitude), needs_gradients=False),
+    "taylor": Criterion({"paper": squared_taylor, "diffusers": signed_taylor, "ldm": signed_taylor_with_norms}),
+    "diff-pruning": Criterion(
+        {"paper": squared_taylor, "diffusers": absolute_taylor, "ldm": absolute_taylor_with_norms}, has_threshold=True
     ),
-    "fisher": Criterion({"paper": fisher, "diffusers": fisher}, per_timestep=True, has_threshold=True),
-    "snr-taylor": Criterion({"paper": squared_taylor, "diffusers": absolute_taylor}, weights=signal_share),
+    "no-cancel-taylor": Criterion(
+        {"paper": absolute_taylor, "diffusers": absolute_taylor, "ldm": absolute_taylor_with_norms},
+        per_timestep=True,
+        has_threshold=True,
+    ),
+    "fisher": Criterion(dict.fromkeys(FORMULA_NAMES, fisher), per_timestep=True, has_threshold=True),
+    "snr-taylor": Criterion(
+        {"paper": squared_taylor, "diffusers": absolute_taylor, "ldm": absolute_taylor_with_norms},
+        weights=signal_share,
+    ),
 }
 
 
@@ -99,5 +122,6 @@ class Formula:
 FORMULAS = {
     "paper": Formula(loss=lambda errors: errors.sum(dim=(1, 2, 3)).mean(), includes_last=False, counts_doubled=False),
     "diffusers": Formula(loss=torch.mean, includes_last=True, counts_doubled=True),
+    "ldm": Formula(loss=torch.mean, includes_last=False, counts_doubled=False),
 }
-"""paper: ddpm_exp, which produced the published tables. diffusers: ddpm_prune.py."""
+"""paper: ddpm_exp, which produced the published tables. diffusers: ddpm_prune.py. ldm: ldm_exp, for LDM-4."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -29,11 +29,24 @@ class CalibrationBatch:
     condition: Condition = field(default_factory=dict)
     """Further inputs of a conditional model, each [B, …]; empty for an unconditional one."""
 
+    def at(self, timestep: int) -> "CalibrationBatch":
+        """Return this batch for every timestep."""
+        del timestep
+        return self
+
+
+class CalibrationDraw(Protocol):
+    """What the loss of each timestep is measured on."""
+
+    def at(self, timestep: int) -> CalibrationBatch:
+        """Return the batch for a timestep; all have the same size."""
+        ...
+
 
 def measure_importance(
     unet: Denoiser,
     scheduler: DDPMScheduler,
-    batches: Iterable[CalibrationBatch],
+    batches: Iterable[CalibrationDraw],
     timesteps: Sequence[int],
     *,
     criterion: CriterionName,
@@ -52,7 +65,7 @@ def measure_importance(
             each batch ends its own sum over the timesteps.
         timesteps: Ascending, as in the original.
         criterion: See `CRITERIA`.
-        formula: paper or diffusers, see `FORMULAS`.
+        formula: paper, diffusers or ldm, see `FORMULAS`.
         threshold: T, for criteria with a threshold.
         timesteps_per_pass: Timesteps in one forward and backward pass. It does not change which timesteps are used: 1
             is bit-identical to the original, more is faster and agrees to about 1e-6 (relative).
@@ -110,7 +123,7 @@ class _Measurement:
 
     def run(
         self,
-        batches: Iterable[CalibrationBatch],
+        batches: Iterable[CalibrationDraw],
         timesteps: Sequence[int],
         timesteps_per_pass: int,
         label: str | None,
@@ -132,7 +145,7 @@ class _Measurement:
             saliency=saliency,
         )
 
-    def add(self, batch: CalibrationBatch, timesteps: Sequence[int], num_each: int, label: str | None) -> list[float]:
+    def add(self, batch: CalibrationDraw, timesteps: Sequence[int], num_each: int, label: str | None) -> list[float]:
         """Sum over the timesteps until L_t < threshold · max L; return the losses that were used.
 
         As in the original, the first timestep below the threshold ends the sum; this is the paper's set
@@ -165,14 +178,15 @@ class _Measurement:
                 return index + self.formula.includes_last, largest, True
         return len(losses), largest, False
 
-    def forward(self, batch: CalibrationBatch, timesteps: Sequence[int]) -> list[torch.Tensor]:
+    def forward(self, batch: CalibrationDraw, timesteps: Sequence[int]) -> list[torch.Tensor]:
         """Compute L_t of each timestep, the loss of what the model predicts (ε, v or x₀), in one pass."""
-        batch_size, num_each = len(batch.images), len(timesteps)
-        repeated = torch.tensor(timesteps, device=batch.images.device).repeat_interleave(batch_size)
-        images, noise = (tensor.repeat(num_each, 1, 1, 1) for tensor in (batch.images, batch.noise))
-        condition = {name: value.repeat(num_each, *[1] * (value.ndim - 1)) for name, value in batch.condition.items()}
+        parts = [batch.at(timestep) for timestep in timesteps]
+        images, noise = torch.cat([part.images for part in parts]), torch.cat([part.noise for part in parts])
+        condition = {name: torch.cat([part.condition[name] for part in parts]) for name in parts[0].condition}
+        batch_size = len(parts[0].images)
+        repeated = torch.tensor(timesteps, device=images.device).repeat_interleave(batch_size)
         noisy = self.scheduler.add_noise(images, noise, repeated)  # type: ignore[arg-type]  # the annotation is too narrow
-        with self._autocast(batch.images.device.type):
+        with self._autocast(images.device.type):
             predicted = self.unet(noisy, repeated, **condition).sample
         errors = (predicted.float() - training_target(self.scheduler, images, noise, repeated)).square()
         return [self.formula.loss(part) for part in errors.split(batch_size)]

@@ -49,6 +49,12 @@ class Group:
     attentions: tuple[str, ...] = ()
     """The multi-head attentions whose queries, keys or values these channels are."""
 
+    @property
+    def gated(self) -> bool:
+        """Whether its channels are pairs of outputs of one layer: value c and gate c of a GEGLU."""
+        halves = any(member.layer == self.root and len(member.channels) == 2 * self.width for member in self.members)
+        return halves and not any(member.norm for member in self.members)
+
     def producers(self) -> list[str]:
         """Names of the convolutions and linear layers whose outputs these channels are."""
         return [member.layer for member in self.members if member.dim == 0 and not member.norm]

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from stages.runtime.schema import Section
 
 CriterionName = Literal["random", "magnitude", "taylor", "diff-pruning", "no-cancel-taylor", "fisher", "snr-taylor"]
-FormulaName = Literal["paper", "diffusers"]
+FormulaName = Literal["paper", "diffusers", "ldm"]
 Quantity = Literal["channels", "macs", "params", "latency_ms"]
 SchedulerName = Literal[
     "DDIM",

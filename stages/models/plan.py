@@ -82,7 +82,7 @@ class Plan(Frozen):
     criterion: str
     """Name of the importance criterion."""
     formula: str
-    """The formula, paper or diffusers, of the measured loss."""
+    """The formula, paper, diffusers or ldm, of the importance."""
     seed: int
     """Seed of the scores of the criterion random."""
     prune: dict[str, Any]

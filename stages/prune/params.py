@@ -96,6 +96,10 @@ class PruneParams(Section):
     """Share of its channels that every group keeps at least."""
     heads: Heads = "width"
     """Attention with several heads gets narrower heads (width) or fewer heads (whole)."""
+    geglu: Literal["pairs", "halves"] = "pairs"
+    """pairs: rank each value of a GEGLU with its gate. halves: rank all values and gates of a GEGLU, as the original's
+    LDM code does, and cut a pair if either is among the lowest; a ratio of 0.3 then cuts about half of the pairs, and
+    how many depends on the scores. halves needs target.ratio and ranking uniform."""
     include: tuple[str, ...] = ("*",)
     """Patterns of layers that may lose outputs, such as up_blocks.*; a group is cut only if all its layers match."""
     exclude: tuple[str, ...] = ()
@@ -104,3 +108,9 @@ class PruneParams(Section):
     """Least-squares correction of the remaining weights; null skips it."""
     latency_repeats: int = Field(30, ge=3)
     """Timed passes of each candidate, for target latency_ms."""
+
+    @model_validator(mode="after")
+    def _check_geglu(self) -> "PruneParams":
+        if self.geglu == "halves" and (self.target.ratio is None or self.ranking != "uniform"):
+            raise ValueError("geglu halves needs target.ratio and ranking uniform; give them, or set geglu to pairs")
+        return self

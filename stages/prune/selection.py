@@ -9,13 +9,16 @@ from stages.models.families import Denoiser, family_name
 from stages.models.groups import Group, find_groups
 from stages.models.plan import Base, Plan, PlannedGroup, architecture_sha256
 from stages.models.saliency import Importance
-from stages.models.scores import KeptIndices, score_group
+from stages.models.scores import KeptIndices
 from stages.prune.budget import solve_budget
+from stages.prune.halves import choose_pairs, find_gated
 from stages.prune.kept import kept_to_layers, remove_channels
-from stages.prune.params import Heads, PruneParams
+from stages.prune.params import PruneParams
 from stages.prune.path import Cuts, choose_channels, find_path
+from stages.prune.ranking import Ranking
 from stages.prune.whole_groups import whole_groups_warning
 from stages.prune.width_cost import WidthCost
+from stages.runtime.errors import InputError
 
 
 def plan_pruning(unet: Denoiser, importance: Importance, params: PruneParams, seed: int = 0) -> Plan:
@@ -30,16 +33,19 @@ def plan_pruning(unet: Denoiser, importance: Importance, params: PruneParams, se
     Raises:
         InputError: The target cannot be met, or a pattern matches no layer.
     """
-    groups, draws = find_groups(unet), torch.Generator().manual_seed(seed)
-    drawn = [torch.rand(group.width, generator=draws) for group in groups]
-    dense = [score_group(group, importance, {}) for group in groups] if importance.saliency else drawn
+    groups = find_groups(unet)
+    _check_heads(groups, importance, params)
+    ranking = Ranking(groups, importance, find_gated(groups, params), seed)
     costs = WidthCost(unet, groups, heads=params.heads, latency_repeats=params.latency_repeats)
-    path = find_path(groups, dense, params)
+    path = find_path(groups, [ranking.channels(index, {}) for index in range(len(groups))], params)
     counts, budget = solve_budget(params, path, groups, costs)
     if warning := whole_groups_warning(params, path, groups, counts):
         click.echo(f"Warning: {warning}", err=True)
-    interleaved = params.order == "interleaved" and importance.saliency
-    cuts, kept = _choose(unet, groups, counts, params.heads, importance if interleaved else None, dense)
+    cuts, kept = _choose(unet, counts, ranking, params)
+    if ranking.gated:
+        counts = [len(cut) for cut in cuts]
+        found = costs.channels(counts)
+        budget = budget.model_copy(update={"found": found, "smallest": min(budget.smallest, found)})
     return Plan(
         base=Base(
             family=family_name(unet),
@@ -61,18 +67,31 @@ def plan_pruning(unet: Denoiser, importance: Importance, params: PruneParams, se
 
 
 def _choose(
-    unet: Denoiser,
-    groups: Sequence[Group],
-    counts: Cuts,
-    heads: Heads,
-    interleaved: Importance | None,
-    scores: Sequence[torch.Tensor],
+    unet: Denoiser, counts: Cuts, ranking: Ranking, params: PruneParams
 ) -> tuple[list[torch.Tensor], KeptIndices]:
-    """Choose `counts` channels of every group, by `scores` or by `interleaved` on the channels kept so far."""
+    """Choose `counts` channels of every group, with scores on the dense widths or on the channels kept so far.
+
+    Of a group whose values and gates are ranked apart, their scores decide how many.
+    """
     kept: KeptIndices = {}
     cuts = []
-    for group, count, upfront in zip(groups, counts, scores, strict=True):
-        current = score_group(group, interleaved, kept) if interleaved else upfront
-        cuts.append(choose_channels(current, group, count, heads))
+    for index, (group, count) in enumerate(zip(ranking.groups, counts, strict=True)):
+        widths = kept if params.order == "interleaved" else {}
+        if index in ranking.gated:
+            cuts.append(choose_pairs(ranking.halves(index, widths), group, params))
+        else:
+            cuts.append(choose_channels(ranking.channels(index, widths), group, count, params.heads))
         remove_channels(kept, group, cuts[-1], unet)
     return cuts, kept
+
+
+def _check_heads(groups: Sequence[Group], importance: Importance, params: PruneParams) -> None:
+    """Check that the scores of heads differ if whole heads are removed.
+
+    Raises:
+        InputError: The formula gives all heads of an attention the same scores.
+    """
+    if params.heads == "whole" and importance.formula == "ldm" and any(group.attentions for group in groups):
+        raise InputError(
+            "importance.formula ldm scores all heads alike; set prune.heads to width or use another formula"
+        )

@@ -29,7 +29,7 @@ def plan_one_shot(
     seed: int = 0,
     condition: Condition | None = None,
 ) -> Plan:
-    """Measure importance and choose the channels to prune, as one of the two programs of Fang et al. (2023) does.
+    """Measure importance and choose the channels to prune, as one of the programs of Fang et al. (2023) does.
 
     Args:
         unet: A dense UNet; it is not changed. `stages.prune.surgery.cut(unet, plan)` prunes it.
@@ -38,7 +38,8 @@ def plan_one_shot(
         noise: ε, of the shape of `images`; the same for all timesteps.
         timesteps: Ascending.
         criterion: random, magnitude, taylor, diff-pruning, no-cancel-taylor, fisher or snr-taylor.
-        formula: paper as in the original's ddpm_exp, diffusers as in its ddpm_prune.py.
+        formula: paper as in the original's ddpm_exp, diffusers as in its ddpm_prune.py, ldm as in its ldm_exp, but on
+            the given images.
         threshold: T: the sum over timesteps ends where the loss falls below this share of its maximum.
         order: interleaved scores each group after the groups before it were pruned, as the original does; upfront
             scores all groups on the dense model.

@@ -57,6 +57,18 @@ def test_only_squared_taylor_scores_group_norm():
     assert [score(norm, gradient) for score in (magnitude, signed_taylor, absolute_taylor, fisher)] == [None] * 4
 
 
+def test_the_formula_ldm_counts_group_norm():
+    """In taylor, diff-pruning and those derived from them, as w·g or |w·g|; not in the others."""
+    norm, gradient = nn.GroupNorm(1, 2), torch.tensor([3.0, 3.0])
+    norm.weight.data = torch.tensor([1.0, -2.0])
+    found = {name: criterion.saliency["ldm"](norm, gradient) for name, criterion in CRITERIA.items()}
+
+    assert found.pop("taylor").tolist() == [3.0, -6.0]
+    for name in ("diff-pruning", "no-cancel-taylor", "snr-taylor"):
+        assert found.pop(name).tolist() == [3.0, 6.0]
+    assert found == dict.fromkeys(["random", "magnitude", "fisher"])
+
+
 def losses_of(unet, scheduler, formula, batch):
     """L_t of every timestep, computed from the definition."""
     losses = []
@@ -162,7 +174,7 @@ class Scripted(nn.Module):
 
 
 @pytest.mark.parametrize("timesteps_per_pass", [1, 2, 3, 5])
-@pytest.mark.parametrize(("formula", "used"), [("paper", 2), ("diffusers", 3)])
+@pytest.mark.parametrize(("formula", "used"), [("paper", 2), ("diffusers", 3), ("ldm", 2)])
 def test_the_sum_ends_at_the_first_loss_below_the_threshold(scheduler, formula, used, timesteps_per_pass):
     """Losses 4, 4, 1, 4, … stop at the third timestep for T = 0.5; only diffusers includes it."""
     chosen = {"criterion": "diff-pruning", "formula": formula, "timesteps_per_pass": timesteps_per_pass}
