@@ -8,7 +8,8 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from stages.data.images import Images, to_model_range
-from stages.importance.measure import CalibrationBatch, measure_importance
+from stages.importance.drawn import drawn_images
+from stages.importance.measure import CalibrationBatch, CalibrationDraw, measure_importance
 from stages.importance.params import ImportanceParams
 from stages.models.families import Denoiser
 from stages.models.saliency import Importance
@@ -24,14 +25,12 @@ def calibrate(
     Raises:
         InputError: There are fewer images or timesteps than params.yaml requires, or a loss or gradient is not finite.
     """
-    if params.num_images > len(images.train):
-        found = f"importance.num_images {params.num_images} is more than the {len(images.train)} training images"
-        raise InputError(f"{found}; lower it in params.yaml")
+    draws = calibration_draws(unet, scheduler, images, params, seed)
     timesteps = choose_timesteps(scheduler.config["num_train_timesteps"], params.stride, params.num_timesteps)
     importance = measure_importance(
         unet,
         scheduler,
-        calibration_batches(unet, images, params, seed),
+        draws,
         timesteps,
         criterion=params.criterion,
         formula=params.formula,
@@ -56,6 +55,22 @@ def choose_timesteps(total: int, stride: int, num_timesteps: int | None) -> rang
         found = f"importance.num_timesteps {num_timesteps} is more than the {len(timesteps)} timesteps"
         raise InputError(f"{found} that stride {stride} leaves of {total}; lower one of them in params.yaml")
     return timesteps[:num_timesteps]
+
+
+def calibration_draws(
+    unet: Denoiser, scheduler: DDPMScheduler, images: Images, params: ImportanceParams, seed: int
+) -> Iterator[CalibrationDraw]:
+    """Return `params.batches` times `params.noises` draws: of training images, or of images that the model draws.
+
+    Raises:
+        InputError: There are fewer images or classes than params.yaml requires, or the model cannot draw as it says.
+    """
+    if params.draw is not None:
+        return drawn_images(unet, scheduler, images.conditions, params, seed)
+    if params.num_images > len(images.train):
+        found = f"importance.num_images {params.num_images} is more than the {len(images.train)} training images"
+        raise InputError(f"{found}; lower it in params.yaml")
+    return calibration_batches(unet, images, params, seed)
 
 
 def calibration_batches(

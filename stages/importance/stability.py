@@ -13,9 +13,9 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from stages.data.images import Images
-from stages.importance.calibration import calibration_batches
+from stages.importance.calibration import calibration_draws
 from stages.importance.criteria import CRITERIA
-from stages.importance.measure import CalibrationBatch, measure_importance
+from stages.importance.measure import CalibrationDraw, measure_importance
 from stages.importance.params import ImportanceParams
 from stages.models.families import Denoiser
 from stages.models.groups import Group, find_groups
@@ -62,12 +62,14 @@ def measure_diagnostics(
     if params.report is None or not CRITERIA[importance.criterion].needs_gradients or not all(importance.losses):
         return None, None
     timesteps = evenly_spaced_timesteps(importance, params.report.timesteps)
-    heatmap = measure_heatmap(unet, scheduler, next(calibration_batches(unet, images, params, seed)), timesteps)
+    heatmap = measure_heatmap(
+        unet, scheduler, next(calibration_draws(unet, scheduler, images, params, seed)), timesteps
+    )
     return heatmap, measure_stability(unet, scheduler, images, params, timesteps, params.report.draws, seed)
 
 
 def measure_heatmap(
-    unet: Denoiser, scheduler: DDPMScheduler, batch: CalibrationBatch, timesteps: Sequence[int]
+    unet: Denoiser, scheduler: DDPMScheduler, batch: CalibrationDraw, timesteps: Sequence[int]
 ) -> Heatmap:
     """Measure w·g_t on one batch, one timestep at a time."""
     layers = {name: layer for name, layer in unet.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
@@ -100,7 +102,7 @@ def measure_stability(
     groups = find_groups(unet)
     scores = []
     for index in range(num_draws):
-        batches = calibration_batches(unet, images, single, derive_seed(seed, "stability", index))
+        batches = calibration_draws(unet, scheduler, images, single, derive_seed(seed, "stability", index))
         importance = measure_importance(
             unet,
             scheduler,

@@ -4,6 +4,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -48,6 +49,24 @@ DEFAULT_CONTEXT = SamplingContext()
 """Context of an unconditional model in pixel space."""
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Noisy samples and a timestep -> the model's output, float32: the predicted ε, v or x₀."""
+
+
+def check_guidance(table: NDArray[np.float32] | None, guidance: float | None, block: str, model: Path | str) -> None:
+    """Check that a model with this table of conditions can be guided.
+
+    Args:
+        table: The conditions, the empty one last; None for an unconditional model.
+        guidance: The scale; None and 1 need no empty condition.
+        block: The block of params.yaml that sets it.
+        model: How to call the model in messages.
+
+    Raises:
+        InputError: Guidance is set, and the model has no conditions or no empty one.
+    """
+    if guidance is not None and table is None:
+        raise InputError(f"{block}.guidance is {guidance}, and {model} takes no conditions; set it to null")
+    if table is not None and guidance not in (None, 1) and not table[-1].any():
+        raise InputError(f"{block}.guidance is {guidance}, and {model} has no empty condition; set it to null")
 
 
 def image_seeds(seed: int, num_images: int, set_index: int = 0) -> list[int]:

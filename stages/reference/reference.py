@@ -10,11 +10,10 @@ from stages.data.images import Conditions, PixelArray
 from stages.models.autoencoder import read_autoencoder
 from stages.models.checks import check_conditions
 from stages.models.families import Denoiser
-from stages.models.sampling import DEFAULT_CONTEXT, SamplingContext
+from stages.models.sampling import DEFAULT_CONTEXT, SamplingContext, check_guidance
 from stages.protocol.extractors import Extractor
 from stages.protocol.protocol import Protocol
 from stages.protocol.reference import Reference, draw_set
-from stages.runtime.errors import InputError
 from stages.storage.tensors import tensors_sha256
 
 
@@ -26,11 +25,8 @@ def load_context(unet: Denoiser, model: Path, conditions: Conditions | None, gui
             support it.
     """
     check_conditions(unet, conditions, model)
-    if guidance is not None and conditions is None:
-        raise InputError(f"reference.guidance is {guidance}, and {model} takes no conditions; set it to null")
     table = conditions.table if conditions else None
-    if table is not None and guidance not in (None, 1) and not table[-1].any():
-        raise InputError(f"reference.guidance is {guidance}, and {model} has no empty condition; set it to null")
+    check_guidance(table, guidance, "reference", model)
     return SamplingContext(read_autoencoder(model, unet.device), table, guidance)
 
 

@@ -5,8 +5,9 @@ import subprocess
 
 import pytest
 from click.testing import CliRunner
+from ruamel.yaml import YAML
 
-from stages.params import load_params
+from stages.params import Params, load_params
 from stages.tools.__main__ import main
 from tests.servers import ROOT
 
@@ -74,3 +75,15 @@ def test_an_unknown_or_invalid_preset_is_refused(project):
     assert "seed is -1" in odd.output
     assert (unknown.exit_code, odd.exit_code) == (1, 1)
     assert (project / "params.yaml").read_text() == "seed: 1\n"
+
+
+def test_the_keys_of_the_authors_ldm_are_valid():
+    """The keys that the page of imagenet-ldm lists give valid params in place of the preset's."""
+    page = (ROOT / "docs" / "presets" / "imagenet-ldm.md").read_text()
+    preset = load_params(ROOT / "recipes" / "presets" / "imagenet-ldm.yaml").model_dump(exclude_unset=True)
+    for block, keys in YAML(typ="safe").load(page.split("```yaml")[1].split("```")[0]).items():
+        preset[block] |= keys
+    params = Params.model_validate(preset)
+
+    assert (params.importance.formula, params.importance.draw.steps, params.importance.draw.guidance) == ("ldm", 20, 3)
+    assert (params.prune.geglu, params.prune.target.ratio, params.reference.guidance) == ("halves", 0.3, 3)
