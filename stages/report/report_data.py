@@ -32,6 +32,7 @@ class PruneRecord(BaseModel, frozen=True, extra="ignore"):
     target: dict[str, float | str | None]
     ranking: str
     order: str
+    geglu: str = "pairs"
     compensate: dict[str, Any] | None
 
 

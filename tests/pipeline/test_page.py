@@ -1,5 +1,6 @@
 """The page and the cards that the pipeline ends with, as a person opens them."""
 
+import dataclasses
 import os
 import re
 import shutil
@@ -9,6 +10,9 @@ from diffusers import DDPMPipeline
 from huggingface_hub import ModelCard
 from PIL import Image
 from playwright.sync_api import sync_playwright
+
+from stages.report.card import write_card
+from stages.report.report_data import read_report_data
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
@@ -107,6 +111,15 @@ def test_every_released_model_has_a_card_that_the_hub_reads(finished):
         for word in ("fewer parameters", "Protocol ", "trust_remote_code=True", "pruning plan", "least similar"):
             assert word in card.text
     assert "steps of Adam" in card.text
+
+
+def test_the_card_says_how_geglu_was_cut(finished):
+    """Where values and gates were ranked apart, and only there."""
+    report = read_report_data(finished.path / "artifacts", finished.path / "reports")
+    halves = dataclasses.replace(report, prune=report.prune.model_copy(update={"geglu": "halves"}))
+
+    assert "interleaved order, values and gates of GEGLU ranked apart." in write_card(halves, "pruned")
+    assert "interleaved order." in write_card(report, "pruned")
 
 
 def test_the_three_lines_of_the_card_load_the_model(finished):
