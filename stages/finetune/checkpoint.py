@@ -85,9 +85,13 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Remove the checkpoints of a finished run from this machine; copies in the store stay."""
-        if self.uploads:
-            self.uploads.close()
+        self.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is in the store, if there is one; after a failure that is a warning."""
+        if self.uploads:
+            self.uploads.wait()
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.safetensors"))
@@ -123,11 +127,19 @@ def load_tensors(
     for decay, model in ema_models.items():
         model.load_state_dict(_with_prefix(f"ema.{decay}.", tensors))
     moments: dict[int, dict[str, torch.Tensor]] = {}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, tensor in _with_prefix("optimizer.", tensors).items():
         index, key = name.split(".")
-        moments.setdefault(int(index), {})[key] = tensor
+        moments.setdefault(int(index), {})[key] = _in_layout(tensor, parameters[int(index)])
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
     return {int(step): drawn.numpy() for step, drawn in _with_prefix("samples.", tensors).items()}
+
+
+def _in_layout(moment: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """Return a moment in the memory layout of its parameter; the fused optimiser reads both by position in memory."""
+    if moment.shape != parameter.shape:
+        return moment  # the number of steps
+    return torch.empty_like(parameter, dtype=moment.dtype, device=moment.device).copy_(moment)
 
 
 def _with_prefix(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,6 +1,7 @@
 """The training loop."""
 
 import copy
+import itertools
 import math
 import os
 import signal
@@ -13,6 +14,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from stages.data.images import Images
+from stages.finetune import engine
 from stages.finetune.batches import Batches, Prefetcher, draw_timesteps
 from stages.finetune.checkpoint import Checkpoints
 from stages.finetune.interrupt import StoppedError
@@ -92,12 +94,66 @@ def test_the_heldout_loss_is_that_of_the_models_own_target(unet, images, tmp_pat
     assert run.samples[30].std() > 1
 
 
-@pytest.mark.parametrize("killed_at", [1, 2, 3, 4, 5, 6])
-def test_a_killed_training_resumes_bit_for_bit(trainer, tmp_path, killed_at):
-    """Weights, EMA, curve and samples equal those of an uninterrupted run, whichever step it was killed at."""
-    uninterrupted = trainer()
+CHOICES = {
+    "killed_at": [1, 4, 5],
+    "schedule": ["constant", "linear", "cosine"],
+    "loss": [LossParams(), LossParams(output=1, min_snr=5), LossParams(noise=0, output=1, feature=0.1)],
+    "channels_last": [False, True],
+    "accumulate": [1, 2],
+    "gradient_checkpointing": [False, True],
+    "precision": ["float32", "bfloat16"],
+    "compile": [False, True],
+    "ema_decays": [(0.5, 0.9), (0.9,)],
+    "flip": [True, False],
+    "antithetic": [True, False],
+    "dropout": [None, 0.1],
+}
+"""The options of a training, and the step at which it is killed."""
+
+
+def pairwise(choices):
+    """List combinations in which each pair of values of two keys occurs; each takes what has the most new pairs."""
+    left = {
+        frozenset([(a, i), (b, j)])
+        for a, b in itertools.combinations(choices, 2)
+        for i, j in itertools.product(range(len(choices[a])), range(len(choices[b])))
+    }
+    while left:
+        row = dict(min(left, key=sorted))
+        for key in [key for key in choices if key not in row]:
+            gains = [
+                sum(frozenset([(key, index), other]) in left for other in row.items())
+                for index in range(len(choices[key]))
+            ]
+            row[key] = gains.index(max(gains))
+        left -= {frozenset(pair) for pair in itertools.combinations(row.items(), 2)}
+        yield {key: choices[key][row[key]] for key in choices}
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call", "ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        pytest.param(it, id="-".join(map(str, it.values())), marks=[pytest.mark.e2e] * it["compile"])  # tracing is slow
+        for it in pairwise(CHOICES)
+    ],
+)
+def test_a_killed_training_resumes_bit_for_bit(trainer, unet, tmp_path, monkeypatch, chosen):
+    """Weights, EMA, curve and samples equal those of an uninterrupted run, under every pair of options."""
+    plugin = engine.TorchDynamoPlugin
+    without_code = {"inductor": "eager", "no": "no"}  # traces the model, and generates no code
+    monkeypatch.setattr(engine, "TorchDynamoPlugin", lambda backend: plugin(backend=without_code[backend]))
+    options = {key: value for key, value in chosen.items() if key in EngineParams.model_fields}
+    changes = {key: value for key, value in chosen.items() if key in FinetuneParams.model_fields}
+    killed_at = chosen["killed_at"]
+    channels = {name: None for name, module in unet.named_modules() if isinstance(module, ResnetBlock2D)}
+
+    def make():
+        return trainer(teacher=(copy.deepcopy(unet), channels), engine=EngineParams(**options), **changes)
+
+    uninterrupted = make()
     uninterrupted.run(Checkpoints(tmp_path / "uninterrupted", "run"))
-    killed = trainer()
+    killed = make()
     step = killed.step
 
     def step_or_die():
@@ -108,7 +164,7 @@ def test_a_killed_training_resumes_bit_for_bit(trainer, tmp_path, killed_at):
     killed.step = step_or_die
     with pytest.raises(KilledError):
         killed.run(Checkpoints(tmp_path / "killed", "run"))
-    resumed, steps = trainer(), []
+    resumed, steps = make(), []
     step_again = resumed.step
     resumed.step = lambda: (steps.append(resumed.steps_done), step_again())
     resumed.run(Checkpoints(tmp_path / "killed", "run"))
@@ -261,16 +317,16 @@ def test_the_prefetcher_returns_the_batch_of_each_step(images):
 
 
 @pytest.mark.parametrize(
-    "engine",
+    "options",
     [{"accumulate": 4}, {"gradient_checkpointing": True}, {"channels_last": True}],
     ids=str,
 )
-def test_the_engine_changes_only_the_last_bits(trainer, unet, engine):
+def test_the_engine_changes_only_the_last_bits(trainer, unet, options):
     """Parts, recomputed activations and another layout give the same steps within float32's rounding."""
     channels = {name: None for name, module in unet.named_modules() if isinstance(module, ResnetBlock2D)}
     loss = LossParams(output=1, feature=0.1)
     runs = []
-    for changes in ({}, engine):
+    for changes in ({}, options):
         teacher = (copy.deepcopy(unet), channels)
         run = trainer(loss=loss, engine=EngineParams(**changes), teacher=teacher)
         run.unet.conv_out.weight.data.add_(0.01)
