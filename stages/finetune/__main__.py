@@ -19,7 +19,7 @@ import click
 @click.option(
     "--processes",
     type=click.IntRange(1),
-    help="Number of processes that share each batch; by default one for each GPU.",
+    help="Number of processes that share each batch; by default one for each GPU, as far as the batch divides.",
 )
 def main(
     params_path: Path,
@@ -56,8 +56,11 @@ def main(
     trainer = prepare(model, teacher, data, params, seed, device)
     run = fingerprint("finetune", inputs, seed=seed, finetune=params, processes=trainer.engine.num_processes)
     kept = Checkpoints(checkpoints, run, open_store(), params.keep_checkpoints)
-    with live_logging(run, params, trainer.engine) as listener:
-        trainer.run(kept, listener)
+    try:
+        with live_logging(run, params, trainer.engine) as listener:
+            trainer.run(kept, listener)
+    finally:
+        kept.wait()  # an upload cannot go on once the interpreter shuts down
     if trainer.engine.is_main:
         write(trainer, model, out, report)
         kept.clear()

@@ -27,15 +27,15 @@ class CheckpointUploads:
         self.store, self.prefix = store, f"checkpoints/{run}/"
         self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="upload")
         self.pending: Future[None] | None = None
+        self.folder = Path()  # that `pending` uploads
 
     def upload(self, path: Path) -> None:
         """Upload a checkpoint in the background, in place of one that still waits."""
-        if self.pending is not None:
-            self.pending.cancel()
-        folder = Path(tempfile.mkdtemp(prefix=".upload.", dir=path.parent))
-        _link_or_copy(path, folder / path.name)  # so that the checkpoint may be removed before it is uploaded
-        self.pending = self.pool.submit(self._push, folder, path.stem)
-        self.pending.add_done_callback(lambda _: shutil.rmtree(folder, ignore_errors=True))
+        if self.pending is not None and self.pending.cancel():
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder = Path(tempfile.mkdtemp(prefix=".upload.", dir=path.parent))
+        _link_or_copy(path, self.folder / path.name)  # so that the checkpoint may be removed before it is uploaded
+        self.pending = self.pool.submit(self._push, self.folder, path.stem)
 
     def download(self, folder: Path) -> None:
         """Download the newest intact copy, if any, to a folder without checkpoints.
@@ -54,9 +54,10 @@ class CheckpointUploads:
             else:
                 return
 
-    def close(self) -> None:
-        """Wait for the last upload."""
-        self.pool.shutdown(wait=True)
+    def wait(self) -> None:
+        """Wait for the last upload, and raise what it raised."""
+        if self.pending is not None:
+            self.pending.result()
 
     def _pull(self, name: str, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,6 +71,8 @@ class CheckpointUploads:
             self.store.push(folder, f"{self.prefix}{name}")
         except InputError as error:
             click.echo(f"Warning: {error.message}; the checkpoint is kept on this machine only", err=True)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

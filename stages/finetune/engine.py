@@ -79,8 +79,13 @@ class Engine:
         reduced: torch.Tensor = self.accelerator.reduce(value, reduction="mean")
         return reduced
 
-    def any(self, *, flag: bool) -> bool:
-        """Return whether the flag is set in any process."""
+    def largest(self, number: int) -> int:
+        """Return the largest of the processes' numbers."""
         if self.num_processes == 1:
-            return flag
-        return bool(self.mean(torch.tensor(float(flag), device=self.device)) > 0)
+            return number
+        numbers: torch.Tensor = self.accelerator.gather(torch.tensor([number], device=self.device))
+        return int(numbers.max())
+
+    def wait(self) -> None:
+        """Wait until every process has come here."""
+        self.accelerator.wait_for_everyone()

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 
+import click
 import torch
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -16,6 +17,8 @@ from stages.finetune.params import FinetuneParams
 def launch(processes: int | None, device: torch.device, params: FinetuneParams) -> int | None:
     """Run this command in several processes of this machine: `processes`, or one for each GPU if None.
 
+    Of GPUs that cannot share a batch evenly, the largest number that can is used.
+
     `accelerate launch` and `torchrun` do the same from outside, and across machines; on the CPU `accelerate launch`
     starts one process only, unless MPI is installed.
 
@@ -25,7 +28,7 @@ def launch(processes: int | None, device: torch.device, params: FinetuneParams) 
     Raises:
         InputError: The batch does not divide by the processes.
     """
-    count = processes or (torch.cuda.device_count() if device.type == "cuda" else 1)
+    count = processes or (count_gpus(torch.cuda.device_count(), params) if device.type == "cuda" else 1)
     if count == 1 or "LOCAL_RANK" in os.environ:
         return None
     check_parts(params.batch_size, count, params.engine.accumulate)
@@ -40,3 +43,14 @@ def launch(processes: int | None, device: torch.device, params: FinetuneParams) 
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0
+
+
+def count_gpus(available: int, params: FinetuneParams) -> int:
+    """Return the largest number of GPUs that share a batch evenly, and print it if it is not all of them."""
+    accumulate = params.engine.accumulate
+    count = max(count for count in range(1, available + 1) if params.batch_size % (count * accumulate) == 0)
+    if count < available:
+        parts = f" in {accumulate} parts each" if accumulate > 1 else ""
+        found = f"finetune.batch_size {params.batch_size} divides by {count} of the {available} GPUs{parts}"
+        click.echo(f"{found}; the others stay idle", err=True)
+    return count

@@ -136,9 +136,11 @@ class Trainer:
             begin = time.perf_counter()
             for _ in self._remaining_steps():
                 self._advance(checkpoints, callback)
-                if self.engine.any(flag=bool(interrupts.number)):
+                if number := self.engine.largest(interrupts.number):
                     self._save(checkpoints)
-                    raise StoppedError(interrupts.number, self.steps_done)
+                    checkpoints.wait()
+                    self.engine.wait()  # a launcher ends all processes once one has ended
+                    raise StoppedError(number, self.steps_done)
         self.cost = forecast.with_measured(time.perf_counter() - begin, self.params.batch_size)
         self._log(f"finetune took {self.cost['measured_s']} s, forecast {self.cost['forecast_s']} s")
 

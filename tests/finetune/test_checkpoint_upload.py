@@ -1,10 +1,16 @@
 """Copies of checkpoints in the store."""
 
+import os
+import signal
+
 import pytest
 import torch
 
 from stages.finetune.checkpoint import Checkpoint, Checkpoints
 from stages.finetune.curve import CurvePoint
+from stages.finetune.interrupt import StoppedError
+from stages.finetune.params import FinetuneParams
+from stages.finetune.trainer import Trainer
 from stages.runtime.errors import InputError
 from stages.storage.s3 import open_store
 
@@ -22,7 +28,7 @@ def test_another_machine_resumes_from_the_newest_copy(connect, tmp_path):
     first = Checkpoints(tmp_path / "first", RUN, connect())
     for step in (2, 4, 6):
         first.save(checkpoint(step))
-    first.uploads.close()
+    first.wait()
     second = Checkpoints(tmp_path / "second", RUN, connect())
     found = second.newest()
 
@@ -39,7 +45,7 @@ def test_a_damaged_copy_is_replaced_by_the_previous_one(connect, tmp_path, capsy
     for step in (2, 4):
         first.save(checkpoint(step))
         first.uploads.pending.result()
-    first.uploads.close()
+    first.wait()
 
     def delete(step):
         (entry,) = store._read(f"checkpoints/{RUN}/step-{step:08}").files
@@ -63,7 +69,7 @@ def test_without_hard_links_the_checkpoint_is_copied(connect, tmp_path, monkeypa
     monkeypatch.setattr("os.link", refuse)
     first = Checkpoints(tmp_path / "first", RUN, connect())
     first.save(checkpoint(2))
-    first.uploads.close()
+    first.wait()
 
     assert Checkpoints(tmp_path / "second", RUN, connect()).newest().step == 2
 
@@ -72,7 +78,7 @@ def test_uploads_and_downloads_leave_no_temporary_files(connect, tmp_path):
     """The folder holds the checkpoint alone."""
     first = Checkpoints(tmp_path / "first", RUN, connect())
     first.save(checkpoint(2))
-    first.uploads.close()
+    first.wait()
     second = Checkpoints(tmp_path / "second", RUN, connect())
     second.newest()
 
@@ -85,10 +91,44 @@ def test_an_unreachable_store_does_not_stop_the_training(connect, tmp_path, caps
     store = connect(lambda _: ("cut", 0, "up"))
     checkpoints = Checkpoints(tmp_path / "first", RUN, store)
     checkpoints.save(checkpoint(2))
-    checkpoints.uploads.close()
+    checkpoints.wait()
 
     assert "the checkpoint is kept on this machine only" in capsys.readouterr().err
     assert Checkpoints(tmp_path / "first", RUN).newest().step == 2
+
+
+def test_a_stopped_training_is_in_the_store(connect, tmp_path, unet, scheduler, images):
+    """The training ends after the upload of its last checkpoint, also over a slow network."""
+    store = connect(lambda _: ("slow", 0.02, "up"))
+    params = FinetuneParams(
+        steps=100,
+        batch_size=4,
+        learning_rate=1e-3,
+        ema_decays=(0.9,),
+        clip_norm=1,
+        flip=False,
+        heldout_images=4,
+        heldout_every=100,
+        checkpoint_every=100,
+    )
+    run = Trainer(unet, scheduler, images, params, 0)
+    step = run.step
+    run.step = lambda: (step(), os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(StoppedError):
+        run.run(Checkpoints(tmp_path, RUN, store))
+
+    assert connect().names() == [f"checkpoints/{RUN}/step-00000001"]
+
+
+def test_an_unexpected_fault_of_an_upload_is_raised(connect, tmp_path, monkeypatch):
+    """No thread ends with an error that nobody reads."""
+    store = connect()
+    monkeypatch.setattr(store.client, "put_object", lambda **_: {}["ETag"])
+    checkpoints = Checkpoints(tmp_path, RUN, store)
+    checkpoints.save(checkpoint(2))
+
+    with pytest.raises(KeyError):
+        checkpoints.wait()
 
 
 def test_the_store_comes_from_the_environment(connect, monkeypatch):

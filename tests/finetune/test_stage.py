@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import torch
 from click.testing import CliRunner
@@ -14,6 +15,8 @@ from ruamel.yaml import YAML
 
 from stages.data.images import write_images
 from stages.finetune.__main__ import main
+from stages.finetune.launch import count_gpus
+from stages.finetune.params import EngineParams, FinetuneParams
 from stages.models.layout import PLAN
 from stages.models.pipeline import write_pipeline
 from stages.prune.params import PruneParams, Target
@@ -98,15 +101,58 @@ def test_a_batch_that_does_not_divide_is_refused(recover, tmp_path):
     assert not (tmp_path / "odd").exists()
 
 
-def stop(command, root, number):
-    """Start the stage and send it a signal while it trains; return its exit code and stderr."""
+@pytest.mark.parametrize(
+    ("available", "batch_size", "accumulate", "used"),
+    [(8, 128, 1, 8), (6, 128, 1, 4), (7, 128, 1, 4), (5, 15, 1, 5), (3, 7, 1, 1), (8, 24, 2, 6)],
+)
+def test_the_most_gpus_that_share_a_batch_are_used(available, batch_size, accumulate, used, capsys):
+    """A line names the number if it is not all of them."""
+    params = FinetuneParams(
+        steps=1,
+        batch_size=batch_size,
+        learning_rate=1e-3,
+        ema_decays=(0.9,),
+        clip_norm=1,
+        flip=False,
+        heldout_images=1,
+        heldout_every=1,
+        checkpoint_every=1,
+        engine=EngineParams(accumulate=accumulate),
+    )
+
+    assert count_gpus(available, params) == used
+    assert (f"divides by {used} of the {available} GPUs" in capsys.readouterr().err) == (used < available)
+
+
+@pytest.mark.e2e
+def test_a_signal_to_one_process_stops_all(recover, root):
+    """The one that got none saves the checkpoint, or waits for it, and the exit code is that of the signal."""
+    steps = {"steps": 100_000, "heldout_every": 100_000, "checkpoint_every": 100_000}
+    for index in (0, 1):
+        command = recover.command("one", "--processes", "2", **steps)
+        code, stderr = stop(command, root, signal.SIGTERM, lambda process, index=index: trainers(process)[index])
+
+        assert code == 143, stderr
+        assert "Traceback" not in stderr
+        assert "stopped by SIGTERM after step" in stderr
+
+
+def trainers(process):
+    """List the processes that train, by rank."""
+    found = psutil.Process(process.pid).children(recursive=True)
+    ranked = {it.environ()["RANK"]: it for it in found if "RANK" in it.environ()}
+    return [ranked[rank] for rank in sorted(ranked)]
+
+
+def stop(command, root, number, choose=lambda process: process):
+    """Start the stage and send it, or the process of it that is chosen, a signal: its exit code and stderr."""
     process = subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True)
     lines = []
     for line in process.stderr:
         lines.append(line)
         if "finetune will take" in line:
             time.sleep(1)
-            process.send_signal(number)
+            choose(process).send_signal(number)
             break
     lines.append(process.communicate(timeout=60)[1])
     return process.returncode, "".join(lines)
