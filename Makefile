@@ -13,10 +13,10 @@ export PREFECT_SERVER_UI_V2_ENABLED := false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run flow test e2e e2e-registry e2e-schedule preset image stack check format lock base results sizes systems ui server audit sbom clean
+.PHONY: help setup run flow test e2e e2e-registry e2e-schedule preset image stack check format lock base results sizes systems ui server audit sbom prefect-server clean
 
 help: ## Print these targets
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 setup: $(READY) ## Create .venv with everything in requirements.lock
 
@@ -100,6 +100,9 @@ ui: $(READY) ## Look at the recorded compressions in MLflow's UI, on loopback
 server: $(READY) ## Start the tracking and registry server as mlflow/server.env says
 	@test -f mlflow/server.env || { echo "mlflow/server.env is not there; copy mlflow/server.env.example and fill it in" >&2; exit 1; }
 	@set -a && . mlflow/server.env && exec mlflow/serve
+
+prefect-server: $(READY) ## Start Prefect's server, with a password that is made once (docs/flows.md)
+	@exec $(BIN)/python -m flows server
 
 clean: ## Remove what the pipeline made; the environment stays
 	rm -rf artifacts checkpoints reports .dvc/cache .dvc/tmp

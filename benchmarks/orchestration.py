@@ -61,8 +61,12 @@ def serving(folder: Path, environment: dict[str, str]) -> Iterator[dict[str, str
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     auth = f"admin:{secrets.token_hex(16)}"
-    settings = {"PREFECT_HOME": str(folder / "server"), "PREFECT_SERVER_API_AUTH_STRING": auth}
-    command = [str(Path(sys.executable).parent / "prefect"), "server", "start", "--port", str(port)]
+    settings = {
+        "PREFECT_HOME": str(folder / "server"),
+        "PREFECT_SERVER_API_AUTH_STRING": auth,
+        "PREFECT_SERVER_API_PORT": str(port),
+    }
+    command = [sys.executable, "-m", "flows", "server"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, env={**environment, **settings}, **quiet) as server:  # type: ignore[call-overload]  # noqa: S603
         address = f"http://127.0.0.1:{port}/api"

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flows import options
+from flows.tasks.server import find_server
+from flows.tasks.temporary_server import ensure_server
 from flows.workspaces.overrides import parse_grid, parse_limits, parse_overrides
 from stages.runtime import telemetry
 from stages.runtime.environment import bypass_proxies
@@ -19,24 +22,8 @@ if TYPE_CHECKING:
     from stages.register.promotion import Decision
     from stages.register.reproduce import Reproduction
 
-SETTINGS = {
-    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
-}
-"""Defaults of environment variables; without PREFECT_API_URL, Prefect starts a server for the one run."""
-
-RUNNERS = ["threads", "pool", "dask", "ray"]
-
-policy_option = click.option("--policy", default="mlflow/promotion.yaml", help="The promotion policy.")
-set_option = click.option("--set", "texts", multiple=True, metavar="KEY=VALUE", help="Override a key of params.yaml.")
-preset_option = click.option("--preset", default=None, help="A preset of the commit that replaces its params.yaml.")
-commit_option = click.option("--commit", default="HEAD", help="A branch, tag or hash.")
-runner_option = click.option("--runner", type=click.Choice(RUNNERS), default="threads", help="Where cells run.")
-jobs_option = click.option("--jobs", type=click.IntRange(1), default=1, help="Cells at once on this machine.")
-address_option = click.option("--address", default=None, help="Address of the cluster's scheduler.")
-limit_option = click.option(
-    "--limit", "limits", multiple=True, metavar="STAGE=MINUTES", help="Terminate a stage that takes longer."
-)
+SETTINGS = {"PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore"}
+"""Defaults of environment variables."""
 
 
 @click.group()
@@ -49,10 +36,10 @@ def main() -> None:
 
 
 @main.command()
-@set_option
-@preset_option
+@options.set_option
+@options.preset_option
 @click.option("--commit", default=None, help="A branch, tag or hash; by default the current folder as it stands.")
-@limit_option
+@options.limit_option
 @click.option("--register", "to_register", is_flag=True, help="Make the result a version in MLflow's registry.")
 def compress(
     texts: tuple[str, ...], preset: str | None, commit: str | None, limits: tuple[str, ...], *, to_register: bool
@@ -65,11 +52,11 @@ def compress(
         from flows.workspaces.workspace import current_checkout
 
         current_checkout().check_limits(minutes)
-        _is_served()
     else:
         repository, source = _find_source(commit, preset, minutes)
         repository.render(source, [overrides])
 
+    ensure_server()
     from flows.compress import compress as flow
 
     _exit(flow(overrides, commit, minutes, preset=preset, to_register=to_register, return_state=True))
@@ -77,13 +64,13 @@ def compress(
 
 @main.command()
 @click.option("--grid", "grids", multiple=True, required=True, metavar="KEY=VALUE,…", help="The values of a key.")
-@set_option
-@preset_option
-@commit_option
-@runner_option
-@jobs_option
-@address_option
-@limit_option
+@options.set_option
+@options.preset_option
+@options.commit_option
+@options.runner_option
+@options.jobs_option
+@options.address_option
+@options.limit_option
 @click.option("--best", type=click.IntRange(0), default=1, help="How many of the best become versions.")
 def sweep(grids: tuple[str, ...], texts: tuple[str, ...], limits: tuple[str, ...], **given: Any) -> None:  # noqa: ANN401
     """Compress every combination of some values: one table, one plot; a second run continues an interrupted one."""
@@ -93,6 +80,7 @@ def sweep(grids: tuple[str, ...], texts: tuple[str, ...], limits: tuple[str, ...
     check_disjoint(grid, overrides)
     plan_sweep(*_find_source(given["commit"], given["preset"], minutes), grid, overrides)
 
+    ensure_server()
     from flows.sweep import sweep as flow
 
     _exit(flow(grid, overrides, limits=minutes, return_state=True, **given))
@@ -102,12 +90,12 @@ def sweep(grids: tuple[str, ...], texts: tuple[str, ...], limits: tuple[str, ...
 @click.option("--preset", required=True, help="A preset of the commit (recipes/presets).")
 @click.option("--seeds", default="0,1,2,3,4", help="Each row has one cell per seed.")
 @click.option("--rows", default=None, metavar="ROW,…", help="Rows of the table; by default all.")
-@set_option
-@commit_option
-@runner_option
-@jobs_option
-@address_option
-@limit_option
+@options.set_option
+@options.commit_option
+@options.runner_option
+@options.jobs_option
+@options.address_option
+@options.limit_option
 @click.option("--ablation/--no-ablation", default=True, help="Whether to vary the number of timesteps as well.")
 def compare(
     seeds: str,
@@ -125,22 +113,24 @@ def compare(
     source = _find_source(given["commit"], given["preset"], minutes)
     plan_comparison(*source, names, numbers, overrides, ablation=given["ablation"])
 
+    ensure_server()
     from flows.compare import compare as flow
 
     _exit(flow(seeds=numbers, rows=names, overrides=overrides, limits=minutes, return_state=True, **given))
 
 
 @main.command()
-@set_option
-@commit_option
-@policy_option
-@limit_option
+@options.set_option
+@options.commit_option
+@options.policy_option
+@options.limit_option
 def nightly(texts: tuple[str, ...], commit: str, policy: str, limits: tuple[str, ...]) -> None:
     """Compress the current base, register the result, and promote it or report why not."""
     overrides, minutes = parse_overrides(texts), parse_limits(limits)
     repository, source = _find_source(commit, None, minutes)
     repository.render(source, [overrides])
 
+    ensure_server()
     from flows.nightly import nightly as flow
 
     _exit(flow(overrides, commit, policy, minutes, return_state=True))
@@ -149,11 +139,11 @@ def nightly(texts: tuple[str, ...], commit: str, policy: str, limits: tuple[str,
 @main.command()
 @click.argument("name")
 @click.option("--version", "uri", default=None, help="models:/NAME/3; by default the challenger.")
-@policy_option
+@options.policy_option
 @click.option("--why", default=None, help="Reason, for the ledger.")
 def promote(name: str, uri: str | None, policy: str, why: str | None) -> None:
     """Decide by the policy whether a version of the model NAME becomes its champion."""
-    if _is_served():
+    if find_server():
         from flows.promotion import promote as flow
 
         decision = _result(flow(name, uri, policy, why, return_state=True))
@@ -172,12 +162,12 @@ def promote(name: str, uri: str | None, policy: str, why: str | None) -> None:
 
 @main.command()
 @click.argument("name")
-@policy_option
+@options.policy_option
 @click.option("--why", required=True, help="Reason, for the ledger.")
 @click.option("--unseen", is_flag=True, help="In an emergency: skip the check of its samples.")
 def rollback(name: str, policy: str, why: str, *, unseen: bool) -> None:
     """Make the previous champion of the model NAME the champion again."""
-    if _is_served():
+    if find_server():
         from flows.promotion import rollback as flow
 
         decision = _result(flow(name, why, policy, unseen=unseen, return_state=True))
@@ -204,7 +194,7 @@ def rollback(name: str, policy: str, why: str, *, unseen: bool) -> None:
 def reproduce(uri: str, repository: str | None, workspace: str | None) -> None:
     """Repeat the work of a version, such as models:/NAME/3, without caches, and compare the results."""
     found: Reproduction
-    if _is_served():
+    if find_server():
         from flows.promotion import reproduce as flow
 
         found = _result(flow(uri, repository, workspace, return_state=True))
@@ -252,6 +242,14 @@ def deploy(path: Path, pool: str | None) -> None:
     create_deployments(path, pool)
 
 
+@main.command()
+def server() -> None:
+    """Start Prefect's server: with a password, closed to other web pages, and on loopback."""
+    from flows.server import start_server
+
+    start_server()
+
+
 def _find_source(commit: str, preset: str | None, limits: dict[str, float]) -> "tuple[Repository, ParamsSource]":
     """Check the limits and find the commit, so that a mistake is reported before a Prefect server is started."""
     from flows.workspaces.repository import ParamsSource, Repository
@@ -261,15 +259,7 @@ def _find_source(commit: str, preset: str | None, limits: dict[str, float]) -> "
         current_checkout().check_limits(limits)
     repository = Repository.find()
     source = ParamsSource(repository.resolve(commit, lambda _line: None), preset)  # the flow logs the line
-    _is_served()
     return repository, source
-
-
-def _is_served() -> bool:
-    """Whether a Prefect server is set, which must answer; without one, commands on the registry run without a flow."""
-    from flows.tasks.server import find_server
-
-    return find_server() is not None
 
 
 def _result(state: "State[Any]") -> Any:  # noqa: ANN401

@@ -104,7 +104,7 @@ def deploy(path: Path, pool: str | None) -> None:
         _check(entry, f"{path}: {entry.name}")
     pools = {(entry.work_pool and entry.work_pool.name) or pool or POOL for entry in entries}
     if not PREFECT_API_URL.value():
-        raise InputError("PREFECT_API_URL is not set; start a server (prefect server start) and set it")
+        raise InputError("PREFECT_API_URL is not set; start a server (python -m flows server) and set it")
     for name in sorted(pools):
         _require_pool(name)
     environment = {

@@ -5,6 +5,7 @@ import json
 import secrets
 import signal
 import subprocess
+import sys
 import time
 import uuid
 from base64 import b64encode
@@ -15,7 +16,7 @@ from urllib.request import Request, urlopen
 import psutil
 import pytest
 
-from tests.servers import own_environment, running
+from tests.servers import ROOT, own_environment, running
 from tests.swift import BIN, free_ports
 
 MARK = "ORCHESTRA_MARK"
@@ -161,6 +162,7 @@ class PrefectServer(Program):
             **QUIET,
             **SERVER,
             "PREFECT_HOME": str(root / "home"),
+            "PYTHONPATH": str(ROOT),
             "PREFECT_SERVER_API_AUTH_STRING": self.auth,
             "PREFECT_SERVER_API_PORT": str(self.port),
             "PREFECT_SERVER_DATABASE_CONNECTION_URL": backend.replace("postgresql://", "postgresql+asyncpg://"),
@@ -168,7 +170,7 @@ class PrefectServer(Program):
             "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(root / "ui"),  # by default it writes into its own package
         }
         self.client_home = root / "client"
-        command = [PREFECT, "server", "start"]
+        command = [sys.executable, "-m", "flows", "server"]
         super().__init__(command, root, root / "prefect.log", bare_environment(**settings) | environment)
 
     @property
