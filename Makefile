@@ -33,7 +33,7 @@ run: $(READY) ## Prune the bundled model: run every stage of dvc.yaml that is ou
 	@git rev-parse --git-dir >/dev/null 2>&1 || test -e .dvc/config.local || { \
 		echo "This folder is no Git repository: the stages run, but flows on commits and the registry need one (git clone, or git init and a commit)."; \
 		printf '[core]\n    no_scm = true\n' > .dvc/config.local; }
-	@$(BIN)/dvc repro
+	@$(BIN)/python -m flows repro
 	@cat reports/summary/results.md
 	@echo "Look at it: reports/index.html"
 

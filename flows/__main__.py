@@ -35,6 +35,15 @@ def main() -> None:
         os.environ.setdefault(key, value)
 
 
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def repro(arguments: tuple[str, ...]) -> None:
+    """Run `dvc repro ARGUMENTS` in the current folder, after other runs in it have ended; no Prefect is involved."""
+    from flows.workspaces.checkout import run_dvc_repro
+
+    run_dvc_repro(arguments, lambda line: click.echo(line, err=True))
+
+
 @main.command()
 @options.set_option
 @options.preset_option

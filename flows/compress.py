@@ -11,6 +11,7 @@ from flows.tasks.compression import compress_at
 from flows.tasks.errors import fail_on_input_error
 from flows.tasks.notifications import HOOKS
 from flows.tasks.outcome import attach_outcome
+from flows.workspaces.checkout import lock_checkout
 from flows.workspaces.overrides import write
 from flows.workspaces.workspace import current_checkout, open_workspace
 from stages.runtime.errors import InputError
@@ -46,7 +47,9 @@ def compress(
     if commit is None:
         if overrides or preset:
             raise InputError("overrides and presets need a commit, since the checkout's params.yaml stays; give HEAD")
-        outcome = compress_at(current_checkout(), limits or {}, to_register=to_register)
+        checkout = current_checkout()
+        with lock_checkout(checkout.path, get_run_logger().info):
+            outcome = compress_at(checkout, limits or {}, to_register=to_register)
     else:
         with open_workspace(commit, overrides or {}, get_run_logger().info, preset=preset) as workspace:
             outcome = compress_at(workspace, limits or {}, to_register=to_register)

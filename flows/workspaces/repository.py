@@ -1,18 +1,19 @@
 """The repository that runs are cloned from, and the folder of this machine that holds their workspaces and locks."""
 
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from filelock import FileLock, Timeout
 from ruamel.yaml import YAML
 
 from flows.workspaces.commands import Log
@@ -27,6 +28,7 @@ HOME_VARIABLE = "ESPALIER_HOME"
 """Environment variable: folder of workspaces, locks, sweeps, unsent records; by default .espalier in the repository."""
 PRESETS = "recipes/presets"
 """Folder of a commit with whole params files, which a run may take in place of params.yaml."""
+POLL_S = 0.1
 MOST_NAMES = 3
 """Changed files that a warning names."""
 
@@ -202,18 +204,38 @@ def hash_json(content: Any) -> str:  # noqa: ANN401  # whatever JSON takes
 
 
 @contextmanager
-def locked(path: Path, log: Log) -> Iterator[None]:
+def locked(path: Path, log: Log, what: str = "does the same work") -> Iterator[None]:
     """Hold a lock file against other processes; the system releases it when this process ends."""
-    lock = FileLock(path)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        log(f"waiting for another run that does the same work ({path.stem[:25]})")
-        lock.acquire()
-    try:
+    with hold_lock(path, log, what):
         yield
-    finally:
-        lock.release()
+
+
+def hold_lock(path: Path, log: Log, what: str) -> IO[str]:
+    """Wait for a lock file, and write this process's id into it; the lock lasts until the file is closed.
+
+    Args:
+        path: The lock file, which stays.
+        log: Called with a line that names the process that is waited for.
+        what: What the other process does, for the line.
+    """
+    file = path.open("a+")
+    if not _try_lock(file):
+        file.seek(0)
+        log(f"waiting for another run that {what} (process {file.read().strip()}, {path.stem[:25]})")
+        while not _try_lock(file):  # a call that blocks could not be cancelled
+            time.sleep(POLL_S)
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def make_folder(folder: Path) -> None:

@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from flows.workspaces.commands import Log
+from flows.workspaces.mending import mend
 from flows.workspaces.overrides import Overrides
 from flows.workspaces.repository import (
     HOME_VARIABLE,
@@ -166,6 +167,7 @@ def open_workspace(
     with locked(repository.root / "locks" / f"{name}.lock", log):
         if git_output(path, "--git-dir=.git", "rev-parse", "--verify", "HEAD") != found:
             repository.clone(found, path)
+        mend(path, log)
         (path / "params.yaml").write_bytes(params)
         yield Workspace(
             path,

@@ -3,11 +3,15 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+from contextlib import suppress
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
+import psutil
 import pytest
 from click.testing import CliRunner
 from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
@@ -20,18 +24,16 @@ from flows.server import server_environment
 from flows.tasks.server import find_server
 from stages.runtime.environment import bypass_proxies
 from stages.runtime.errors import InputError, UnavailableError
-from tests.orchestra import bare_environment
+from tests.orchestra import bare_environment, until
 from tests.servers import ROOT
 from tests.swift import free_ports
 
 EVIL = {"Origin": "http://evil.example", "Host": "evil.example"}
 OPEN = {("get", "/health"), ("get", "/ready")}
 """Probes of whoever watches the server; they only say that it is up."""
-EPHEMERAL = """
-import json, os, httpx
-from flows.tasks.temporary_server import start_temporary_server
-
-start_temporary_server()
+START = "from flows.tasks.temporary_server import start_temporary_server; start_temporary_server()"
+FLOW = """
+import json, os, time, httpx
 from prefect import flow
 from prefect.client.orchestration import get_client
 
@@ -52,8 +54,10 @@ print(json.dumps({
     "without password": httpx.post(f"{address}/flows/", **body).status_code,
     "foreign host": httpx.get(f"{address}/health", headers={"Host": "evil.example"}).status_code,
     "cors": [name for name in httpx.get(f"{address}/health", headers=evil).headers if name.startswith("access-")],
-}))
+}), flush=True)
+time.sleep(300)
 """
+"""A flow, and what others get from its server, which START starts; it goes on until it is killed."""
 
 
 def test_a_server_that_does_not_answer_is_one_line(monkeypatch):
@@ -215,18 +219,38 @@ def test_a_server_that_is_open_does_not_start(bare, monkeypatch, variable, value
     assert not bare.exists()
 
 
-def test_a_temporary_server_answers_to_its_own_process_only(tmp_path):
+@pytest.fixture
+def call(tmp_path):
+    """Start Python code in a process of its own, with an empty folder for Prefect; it and its children end."""
+    environment = bare_environment(PREFECT_HOME=str(tmp_path), PYTHONPATH=str(ROOT), PREFECT_LOGGING_LEVEL="ERROR")
+    started = []
+
+    def begin(code):
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+        started.append(subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=tmp_path, **pipes))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        with suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(process.pid).children():
+                child.kill()
+        process.kill()
+        process.communicate()
+
+
+def is_gone(process):
+    """Whether a process has ended; it may stay as a zombie of the process that takes orphans."""
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_temporary_server_answers_to_its_own_process_only(call):
     """It needs a password that only the flow has, trusts no web page and no other host, and ends with the flow."""
-    result = subprocess.run(
-        [sys.executable, "-c", EPHEMERAL],
-        env=bare_environment(PREFECT_HOME=str(tmp_path), PYTHONPATH=str(ROOT), PREFECT_LOGGING_LEVEL="ERROR"),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    found = json.loads(result.stdout)
+    caller = call(f"{START}\n{FLOW}")
+    found = json.loads(caller.stdout.readline())
     address = urlsplit(found.pop("address"))
+    (server,) = psutil.Process(caller.pid).children()
+    caller.kill()
 
     assert found == {
         "found": 42,
@@ -236,8 +260,20 @@ def test_a_temporary_server_answers_to_its_own_process_only(tmp_path):
         "cors": [],
     }
     assert address.hostname == "127.0.0.1"
+    assert until(lambda: is_gone(server), 30)
     with pytest.raises(httpx.ConnectError):
         httpx.get(address.geturl())
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_temporary_server_ends_with_its_process(call, number):
+    """While it starts, too."""
+    caller = call(START)
+    (server,) = until(psutil.Process(caller.pid).children, 30)
+    caller.send_signal(number)
+    caller.wait(30)
+
+    assert until(lambda: is_gone(server), 30)
 
 
 def test_no_flow_starts_a_server_without_a_password(tmp_path):
@@ -253,3 +289,17 @@ def test_no_flow_starts_a_server_without_a_password(tmp_path):
 
     assert result.returncode == 1
     assert "No Prefect API URL provided" in result.stderr
+
+
+def test_nothing_shows_another_way_to_start_a_server():
+    """Neither docs nor Makefile nor containers start Prefect's server but by our command."""
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    shown = [name for name in listed if not name.startswith("tests/") and Path(name).suffix != ".safetensors"]
+    texts = {name: (ROOT / name).read_bytes() for name in shown if (ROOT / name).is_file()}
+
+    assert len(texts) > 100
+    assert [name for name, text in texts.items() if b"prefect server start" in text] == []
+    assert b"python -m flows server" in texts["compose.yaml"]
+    assert b"python -m flows server" in texts["docs/flows.md"]
