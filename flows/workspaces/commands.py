@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from flows.workspaces import supervisor
+from stages.runtime import supervisor
 from stages.runtime.errors import UnavailableError
 from stages.runtime.result import PROGRESS_VARIABLE, RESULT_VARIABLE
 

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from stages.runtime.parent import end_with_dvc
+
 
 @click.command()
 @click.option("--out", type=Path, required=True, help="Output folder: one file for each stage.")
@@ -22,4 +24,5 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
+    end_with_dvc()
     main()

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from stages.runtime.parent import end_with_dvc
+
 
 @click.command()
 @click.option("--params", "params_path", type=Path, default=Path("params.yaml"), help="Params file.")
@@ -39,4 +41,5 @@ def main(params_path: Path, dense: Path, pruned: Path, finetuned: Path, report: 
 
 
 if __name__ == "__main__":
+    end_with_dvc()
     main()

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from stages.runtime.parent import end_with_dvc
+
 
 @click.command()
 @click.option("--params", "params_path", type=Path, default=Path("params.yaml"), help="Params file.")
@@ -67,4 +69,5 @@ def main(
 
 
 if __name__ == "__main__":
+    end_with_dvc()
     main()

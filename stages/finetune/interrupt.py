@@ -6,6 +6,8 @@ from typing import Self
 
 import click
 
+from stages.runtime.parent import received
+
 
 class StoppedError(click.ClickException):
     """The training was stopped by a signal and has saved a checkpoint.
@@ -28,6 +30,7 @@ class Interrupts:
 
     def _record(self, number: int, _frame: FrameType | None) -> None:
         self.number = number
+        received.append(number)
         signal.signal(number, signal.SIG_DFL)
 
     def __enter__(self) -> Self:

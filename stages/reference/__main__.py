@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from stages.runtime.parent import end_with_dvc
+
 
 @click.command()
 @click.option("--params", "params_path", type=Path, default=Path("params.yaml"), help="Params file.")
@@ -50,4 +52,5 @@ def main(params_path: Path, model: Path, data: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
+    end_with_dvc()
     main()

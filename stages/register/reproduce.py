@@ -19,6 +19,7 @@ from stages.register.ledger import describe_user
 from stages.register.lineage import ARRAYS, Lineage, hash_outputs, read_lineage, read_runs
 from stages.register.package import check_files
 from stages.register.registry import CONTENT, EVIDENCE, MODEL, OURS, Registry
+from stages.runtime import supervisor
 from stages.runtime.errors import InputError, first_line, without_password
 from stages.runtime.git import git_error, git_output
 from stages.storage.files import copy_file, file_sha256
@@ -175,8 +176,20 @@ def _run_pipeline(folder: Path) -> str:
     command = [sys.executable, "-m", "dvc", "repro", "--force", "--no-run-cache"]
     with tempfile.TemporaryDirectory() as home:
         environment = _make_environment(folder.resolve(), Path(home))
-        result = subprocess.run(command, cwd=folder, env=environment, check=False)  # noqa: S603
-    return f"dvc repro failed with exit code {result.returncode}" if result.returncode else ""
+        code = _run_supervised(command, folder, environment)
+    return f"dvc repro failed with exit code {code}" if code else ""
+
+
+def _run_supervised(command: list[str], folder: Path, environment: dict[str, str]) -> int:
+    """Run a command of which nothing outlives this process, whose end closes the supervisor's standard input."""
+    with subprocess.Popen(  # noqa: S603
+        [sys.executable, "-I", supervisor.__file__, *command],
+        stdin=subprocess.PIPE,
+        cwd=folder,
+        env=environment,
+        start_new_session=True,
+    ) as process:
+        return process.wait()
 
 
 def _make_environment(folder: Path, home: Path) -> dict[str, str]:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from stages.runtime.parent import end_with_dvc
+
 
 @click.command()
 @click.option("--artifacts", "models", type=Path, required=True, help="Folder of the model folders.")
@@ -40,4 +42,5 @@ def main(models: Path, reports: Path, summary: Path, released: Path, page: Path)
 
 
 if __name__ == "__main__":
+    end_with_dvc()
     main()

@@ -7,7 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages.storage.files import file_sha256
+from tests.orchestra import MARK, descendants, until
 from tests.records import STAGES
 
 ROOT = Path(__file__).parents[2]
@@ -68,16 +70,32 @@ class Workspace:
             command, cwd=self.path, env=self.environment(), capture_output=True, text=True, check=False
         )
 
-    def run_until(self, reached, *command, seconds=120):
-        """Start a command, and kill -9 it with all processes that it started once `reached()` is true."""
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen(command, cwd=self.path, env=self.environment(), start_new_session=True, **quiet)
-        deadline = time.monotonic() + seconds
-        while not (done := reached()) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    def run_until(self, reached, *command, number=signal.SIGKILL, alone=False, seconds=120, **variables):
+        """Start a command, signal it once `reached()` is true, and wait until nothing that it started is left.
+
+        Args:
+            reached: The condition; a command that ends before gets no signal.
+            command: The command, which starts in a session of its own.
+            number: The signal.
+            alone: Whether the command alone gets it; otherwise its whole process group, as by Ctrl-C.
+            seconds: Longest wait for the condition.
+            variables: Variables of the environment.
+
+        Returns:
+            What it printed.
+        """
+        log, mark = self.path.parent / "log", uuid.uuid4().hex
+        environment = {**self.environment(), MARK: mark, **variables}
+        with log.open("w") as file:
+            outputs = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file}
+            process = subprocess.Popen(command, cwd=self.path, env=environment, start_new_session=True, **outputs)
+        done = until(lambda: reached() or process.poll() is not None, seconds, every=0.05)
+        with suppress(ProcessLookupError):
+            (os.kill if alone else os.killpg)(process.pid, number)
+        process.wait(60)
+        assert until(lambda: not descendants(mark), 45), [it.cmdline() for it in descendants(mark)]
         assert done, f"{command} did not reach the condition in {seconds} s"
+        return log.read_text()
 
     def repro(self, *options):
         """Run `dvc repro`: the names of the stages that ran."""

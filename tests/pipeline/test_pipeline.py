@@ -1,8 +1,13 @@
 """The whole pipeline, by DVC and by Prefect."""
 
 import json
+import os
 import re
+import shutil
+import signal
+import time
 from pathlib import PurePath
+from random import Random
 
 import pytest
 from mlflow import MlflowClient
@@ -189,12 +194,22 @@ def test_a_param_set_back_restores_from_the_cache(trained, finished):
 
 
 def test_a_killed_finetune_continues_from_its_last_checkpoint(trained, copy_finished):
-    """After kill -9 during the training, `dvc repro` takes the steps that are left, to the same weights."""
+    """After kill -9 of all, and a SIGTERM of DVC alone, `dvc repro` takes the steps left, to the same weights.
+
+    DVC leaves its stage running; the stage ends by itself, and saves the step before.
+    """
     killed = copy_finished("killed")
     killed.set("finetune", **TRAINING)
     checkpoints = killed.path / "checkpoints/finetune"
     killed.run_until(lambda: list(checkpoints.glob("*/step-0000001?.safetensors")), "dvc", "repro", "finetune")
     assert not (killed.path / "artifacts/finetuned").exists()
+    said = killed.run_until(
+        lambda: list(checkpoints.glob("*/step-0000002?.safetensors")),
+        *("dvc", "repro", "finetune"),
+        number=signal.SIGTERM,
+        alone=True,
+    )
+    assert re.search(r"stopped by SIGTERM after step \d+, which is saved", said)
 
     result = killed.run("dvc", "repro", "finetune")
     assert result.returncode == 0, result.stdout + result.stderr
@@ -242,3 +257,57 @@ def test_a_killed_training_continues_on_another_machine(connect, trained, copy_f
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.search(r"from step \d+", result.stderr)
     assert machines[1].weights() == trained[0].weights() != {}
+
+
+SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+NUM_MOMENTS = int(os.environ.get("ESPALIER_TEST_MOMENTS", "2"))
+"""Moments of each signal and command; the long form has 20 and takes some hours."""
+
+
+def outputs(workspace):
+    """Read from dvc.lock the hashes of all outputs that are the same in each run."""
+    stages = YAML(typ="safe").load((workspace.path / "dvc.lock").read_text())["stages"]
+    return {
+        out["path"]: out["md5"]
+        for name, stage in stages.items()
+        for out in stage["outs"]
+        if name not in ("costs", "report")
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(copy_finished):
+    """The hashes of a run that nothing disturbs, and its seconds."""
+    workspace = copy_finished("undisturbed")
+    workspace.set("finetune", **TRAINING)
+    begin = time.monotonic()
+    assert workspace.repro() == ["finetune", "evaluate", "costs", "report"]
+    return outputs(workspace), time.monotonic() - begin
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(NUM_MOMENTS * 600)
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("kind", ["dvc", "flow without a server", "flow with a server"])
+def test_an_end_at_any_moment_leaves_nothing(undisturbed, copy_finished, prefect_server, kind, number):
+    """No process is left, and a later run makes the outputs of an undisturbed one, with no step by hand.
+
+    DVC ignores a SIGINT while a stage runs, since Ctrl-C sends it to the stage, too; so here.
+    """
+    expected, seconds = undisturbed
+    variables = prefect_server.client_environment() if kind == "flow with a server" else {}
+    command = ("dvc", "repro") if kind == "dvc" else ("python", "-m", "flows", "compress")
+    start_s = 0 if kind == "dvc" else 10
+    random = Random(f"{kind} {number}")
+    for moment in range(NUM_MOMENTS):
+        workspace = copy_finished(f"moment-{moment}")
+        workspace.set("finetune", **TRAINING)
+        at = time.monotonic() + random.uniform(0, start_s + seconds)
+        alone = kind != "dvc" or number != signal.SIGINT
+        workspace.run_until(
+            lambda at=at: time.monotonic() > at, *command, number=number, alone=alone, seconds=600, **variables
+        )
+        result = workspace.run("python", "-m", "flows", "repro")
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert outputs(workspace) == expected
+        shutil.rmtree(workspace.path)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -17,6 +18,8 @@ from stages.runtime.errors import InputError, without_password
 from stages.storage.files import file_sha256, read_json, write_json
 from stages.storage.tensors import read_tensors, write_tensors
 from stages.tracking.compression import Compression
+from tests.orchestra import until
+from tests.servers import ROOT
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 PROVENANCE = {"device": {"name": "cpu", "threads": 2}}
@@ -248,6 +251,22 @@ def test_the_address_of_this_checkout_is_allowed(tmp_path, monkeypatch):
 
     with pytest.raises(InputError, match=r"names https://host/project\?\[31m, whose code"):
         _find_repository(lineage.model_copy(update={"git_remote": f"https://me:{'hush'}@host/project\n\x1b[31m"}))
+
+
+def test_nothing_outlives_a_killed_reproduction(tmp_path):
+    """After kill -9, DVC and its stage, which a commit of any age wrote, end with the process that reproduces."""
+    (tmp_path / "dvc.yaml").write_text("stages:\n  slow: {cmd: 'echo > up; sleep 300; echo', outs: [out]}\n")
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config").write_text("[core]\n    no_scm = true\n")
+    code = "from pathlib import Path; from stages.register.reproduce import _run_pipeline; _run_pipeline(Path())"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment) as caller:
+        assert until((tmp_path / "up").exists)
+        started = psutil.Process(caller.pid).children(recursive=True)
+        caller.kill()
+
+    assert len(started) >= 3
+    assert until(lambda: not any(it.is_running() and it.status() != psutil.STATUS_ZOMBIE for it in started), 30)
 
 
 def test_a_reproduction_needs_an_empty_folder(tmp_path):

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 
 import psutil
 
@@ -25,9 +26,10 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 def main() -> int:
     """Run the command line's command and return its exit code; 128 + n where signal n ended it, as in a shell."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)  # a process that loses its parent becomes this process's child, not init's
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: _terminate_descendants())
-    process = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, preexec_fn=_set_death_signal)  # noqa: PLW1509
+    die_with = partial(_die_with, os.getpid())
+    process = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, preexec_fn=die_with)  # noqa: PLW1509, S603
     threading.Thread(target=_wait_for_caller, daemon=True).start()
     code = process.wait()
     _terminate_descendants()
@@ -65,9 +67,11 @@ def _signal(process: psutil.Process, number: int) -> None:
         process.send_signal(number)
 
 
-def _set_death_signal() -> None:
-    """Let the kernel kill the command when this supervisor ends, even by SIGKILL."""
+def _die_with(supervisor: int) -> None:
+    """Let the kernel kill the command when the supervisor ends, even by SIGKILL, and even before this call."""
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != supervisor:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _prctl(option: int, value: int) -> None:
