@@ -35,7 +35,7 @@ def start_server() -> NoReturn:
     """
     environment = server_environment()
     prefect = str(Path(sys.executable).parent / "prefect")
-    os.execve(prefect, [prefect, "server", "start"], environment)  # noqa: S606  # no shell is needed
+    os.execve(prefect, [prefect, "--no-prompt", "server", "start"], environment)  # noqa: S606  # no shell is needed
 
 
 def server_environment() -> dict[str, str]:

@@ -11,7 +11,7 @@ import threading
 from contextlib import suppress
 
 from flows.tasks.server import find_server
-from stages.runtime.errors import UnavailableError
+from stages.runtime.errors import UnavailableError, first_line
 
 HOST = "127.0.0.1"
 START_S = 120.0
@@ -67,9 +67,9 @@ def _wait(address: str, process: "subprocess.Popen[bytes]") -> None:
 
     try:
         httpx.get(address, timeout=START_S).raise_for_status()
-    except httpx.HTTPError:
+    except httpx.HTTPError as error:
         _stop(process)
-        reason = "its own message is above" if process.returncode else f"no answer in {START_S:.0f} s"
+        reason = f"no answer in {START_S:.0f} s" if isinstance(error, httpx.TimeoutException) else first_line(error)
         raise UnavailableError(f"Prefect's temporary server did not start ({reason}); try again") from None
     refresh_global_settings_context()
 

@@ -10,9 +10,10 @@ import psutil
 import pytest
 
 from tests.orchestra import until
+from tests.records import STAGES
 from tests.servers import ROOT
 
-STAGE = """
+SCRIPT = """
 import os, pathlib, time
 from stages.runtime.parent import end_with_dvc
 
@@ -28,7 +29,7 @@ WRAPPER = '#!/bin/sh\n/bin/sh "$@"\nexit $?\n'
 @pytest.fixture
 def start(tmp_path):
     """Start a command below a parent; yields a function that returns the parent and the command's own process."""
-    (tmp_path / "stage.py").write_text(STAGE)
+    (tmp_path / "stage.py").write_text(SCRIPT)
     (tmp_path / "shell").write_text(WRAPPER)
     (tmp_path / "shell").chmod(0o755)
     started = []
@@ -98,3 +99,17 @@ def test_a_stage_that_starts_after_the_end_of_dvc_ends_at_once(start, tmp_path):
 
     code = tmp_path / "code"
     assert until(lambda: code.exists() and code.read_text(), 30) == f"{128 + signal.SIGTERM}\n"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_watches(stage):
+    """A process of another session is not the DVC of this stage, so each ends before it reads its options."""
+    result = subprocess.run(
+        [sys.executable, "-m", f"stages.{stage}"],
+        cwd=ROOT,
+        env={**os.environ, "DVC_STAGE": stage},
+        start_new_session=True,
+        check=False,
+    )
+
+    assert result.returncode == 128 + signal.SIGTERM
