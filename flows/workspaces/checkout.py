@@ -22,12 +22,15 @@ def lock_checkout(folder: Path, log: Log) -> IO[str]:
     """Wait until no other run works in the checkout, and mend what a kill left; the lock lasts until it is closed.
 
     Raises:
-        InputError: The folder has no .dvc folder.
+        InputError: The folder has no .dvc folder, or it cannot be written.
     """
     if not (folder / ".dvc").is_dir():
         raise InputError(f"{folder} has no .dvc folder; set DVC up first: dvc init")
-    (folder / LOCK).parent.mkdir(exist_ok=True)
-    lock = hold_lock(folder / LOCK, log, "works in this checkout")
+    try:
+        (folder / LOCK).parent.mkdir(exist_ok=True)
+        lock = hold_lock(folder / LOCK, log, "works in this checkout")
+    except OSError as error:
+        raise InputError(f"{folder / LOCK} cannot be written ({error.strerror}); DVC needs that folder, too") from None
     _wait_for_stages(folder, log)
     mend(folder, log)
     return lock

@@ -119,3 +119,12 @@ def test_a_folder_without_dvc_is_one_line(tmp_path):
     with pytest.raises(InputError, match=re.escape("has no .dvc folder; set DVC up first: dvc init")):
         lock_checkout(tmp_path, print)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(bare):
+    """It names the file and the reason."""
+    (bare / ".dvc/tmp").rmdir()
+    (bare / ".dvc/tmp").touch()
+
+    with pytest.raises(InputError, match=r"checkout.lock cannot be written \(File exists\)"):
+        lock_checkout(bare, print)

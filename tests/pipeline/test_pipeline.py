@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import PurePath
 from random import Random
@@ -13,6 +14,7 @@ import pytest
 from mlflow import MlflowClient
 from ruamel.yaml import YAML
 
+from tests.orchestra import until
 from tests.records import STAGES
 
 MODELS = ("dense", "pruned", "finetuned")
@@ -257,6 +259,23 @@ def test_a_killed_training_continues_on_another_machine(connect, trained, copy_f
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.search(r"from step \d+", result.stderr)
     assert machines[1].weights() == trained[0].weights() != {}
+
+
+@pytest.mark.e2e
+def test_a_flow_waits_for_make_run(copy_finished):
+    """Both succeed, and every stage ran once; the flow names the process that it waits for."""
+    workspace = copy_finished("together")
+    workspace.set("finetune", steps=14)
+    command = ["python", "-m", "flows", "repro"]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, cwd=workspace.path, env=workspace.environment(), **pipes) as first:
+        assert until((workspace.path / ".dvc/tmp/rwlock").exists)
+        result = workspace.run("python", "-m", "flows", "compress")
+    said = result.stdout + result.stderr
+
+    assert (first.returncode, result.returncode) == (0, 0), said
+    assert f"waiting for another run that works in this checkout (process {first.pid}, " in said
+    assert "Running stage" not in said
 
 
 SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
