@@ -262,6 +262,7 @@ def test_a_killed_training_continues_on_another_machine(connect, trained, copy_f
 
 
 @pytest.mark.e2e
+@pytest.mark.e2e  # test_checkout has the rule, this the two commands
 def test_a_flow_waits_for_make_run(copy_finished):
     """Both succeed, and every stage ran once; the flow names the process that it waits for."""
     workspace = copy_finished("together")
