@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from stages.fetch.class_embedding import read_class_embedding
 from stages.fetch.convert import converted
+from stages.fetch.model_folder import announce_left_out, check_links
 from stages.fetch.params import (
     BundledSource,
     CheckpointModel,
@@ -125,6 +126,8 @@ def _opened(source: ModelSource, place: Path) -> Iterator[Path]:
             yield stack.enter_context(converted(path, source, place))
         else:
             folder, sha256 = stack.enter_context(_downloaded(source, place))
+            check_links(folder)
+            announce_left_out(folder)
             check_sha256(unet_weights(folder), sha256)
             yield stack.enter_context(with_safetensors(folder, place))
 

@@ -63,8 +63,10 @@ class CheckpointUploads:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".download.") as temporary:
             self.store.pull(name, Path(temporary) / "checkpoint")
-            for path in (Path(temporary) / "checkpoint").iterdir():
-                path.replace(folder / path.name)
+            file = f"{Path(name).name}.safetensors"  # whatever else the copy holds stays behind
+            if not (Path(temporary) / "checkpoint" / file).is_file():
+                raise InputError(f"{name} in {self.store.uri} holds no {file}; remove its manifest")
+            (Path(temporary) / "checkpoint" / file).replace(folder / file)
 
     def _push(self, folder: Path, name: str) -> None:
         try:

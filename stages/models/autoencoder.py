@@ -12,14 +12,12 @@ from diffusers.models.autoencoders.vq_model import VQModel
 from numpy.typing import NDArray
 
 from stages.models.checks import check_finite, is_number
-from stages.models.families import Denoiser, config_defaults, sample_shape
-from stages.models.layout import AUTOENCODERS, WEIGHTS
-from stages.models.pipeline import rename_attention
+from stages.models.families import AUTOENCODER_CLASSES, Denoiser, config_defaults, sample_shape
+from stages.models.layout import WEIGHTS
+from stages.models.pipeline import autoencoder_folder, rename_attention
 from stages.runtime.errors import InputError, first_line
 from stages.storage.files import read_json
 from stages.storage.tensors import read_tensors
-
-CLASSES: dict[str, type[Any]] = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
 
 
 class Autoencoder:
@@ -67,20 +65,20 @@ def read_autoencoder(folder: Path, device: torch.device) -> Autoencoder | None:
     Raises:
         InputError: The class is not supported, the files are damaged, or a weight is not finite.
     """
-    component_folder = next((folder / name for name in AUTOENCODERS if (folder / name).is_dir()), None)
+    component_folder = autoencoder_folder(folder)
     if component_folder is None:
         return None
     config = read_json(component_folder / "config.json")
     name = str(config.get("_class_name"))
-    if name not in CLASSES:
-        raise InputError(f"{component_folder} holds a {name}; supported: {', '.join(CLASSES)}")
+    if name not in AUTOENCODER_CLASSES:
+        raise InputError(f"{component_folder} holds a {name}; supported: {', '.join(AUTOENCODER_CLASSES)}")
     if name == "VQModel" and config.get("scaling_factor") is None:
         config["scaling_factor"] = 1.0  # these latents are not scaled, and configs of 2022 lack the key
-    check_latent_scale({**config_defaults(CLASSES[name]), **config}, component_folder / "config.json")
+    check_latent_scale({**config_defaults(AUTOENCODER_CLASSES[name]), **config}, component_folder / "config.json")
     tensors = read_tensors(component_folder / WEIGHTS)
     try:
         with torch.device("meta"):
-            network = CLASSES[name].from_config(config)
+            network = AUTOENCODER_CLASSES[name].from_config(config)
         network.load_state_dict({rename_attention(key): tensor.float() for key, tensor in tensors.items()}, assign=True)
     except Exception as error:  # noqa: BLE001  # a config from anywhere can break diffusers anywhere
         raise InputError(f"{component_folder}: the weights do not fit the config ({first_line(error)})") from None

@@ -4,7 +4,7 @@ Loading needs neither torch-pruning nor the pruning plan: the config gives archi
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,10 +14,10 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from stages.models import pruned_unet
 from stages.models.checks import check_built, check_finite, check_heads, check_supported
-from stages.models.families import CLASSES, FAMILIES, Denoiser, family_name
+from stages.models.families import AUTOENCODER_CLASSES, CLASSES, FAMILIES, Denoiser, config_defaults, family_name
 from stages.models.layout import AUTOENCODERS, CLASS_EMBEDDING, PLAN, WEIGHTS
 from stages.models.prediction_types import PREDICTION_TYPES
-from stages.models.pruned_unet import PRUNED_KEYS, Layers
+from stages.models.pruned_unet import Layers
 from stages.models.schedules import make_schedule
 from stages.runtime.errors import InputError
 from stages.storage.files import copy_file, read_json, write_json
@@ -31,6 +31,10 @@ PIPELINE = {
     "unet": ["diffusers", "UNet2DModel"],
     "scheduler": ["diffusers", "DDPMScheduler"],
 }
+META_KEYS = ("_class_name", "_diffusers_version")
+"""Keys that diffusers adds to every config."""
+EMBEDDING_KEYS = ("num_classes", "width", "unconditional")
+"""Keys of a class embedding's config."""
 OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 """Parameter names of attention in models of 2022 on the Hub -> current names."""
 
@@ -109,9 +113,10 @@ def _to_float32(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def dense_config(unet: Denoiser) -> dict[str, Any]:
-    """Return the config of the dense model that a UNet, pruned or not, was made from."""
-    plain = {key: value for key, value in _plain(unet.config).items() if key not in (*PRUNED_KEYS, "auto_map")}
-    return {**plain, "_class_name": family_name(unet)}
+    """Return the config of the dense model that a UNet, pruned or not, was made from; only keys of its class."""
+    name = family_name(unet)
+    known = (*META_KEYS, *config_defaults(FAMILIES[name].dense))
+    return {**{key: value for key, value in _plain(unet.config).items() if key in known}, "_class_name": name}
 
 
 def unet_config(unet: Denoiser) -> dict[str, Any]:
@@ -168,7 +173,7 @@ def write_pipeline(folder: Path, unet: Denoiser, scheduler: DDPMScheduler, sourc
         folder: The new pipeline folder.
         unet: A UNet of any widths.
         scheduler: The noise schedule.
-        source: The pipeline folder that the UNet was made from; its other components, such as a decoder, are copied.
+        source: The pipeline folder that the UNet was made from; its autoencoder and class embedding are copied.
 
     Raises:
         InputError: A component of `source` is missing or cannot be copied, or the folder cannot be written.
@@ -185,30 +190,52 @@ def write_pipeline(folder: Path, unet: Denoiser, scheduler: DDPMScheduler, sourc
         copy_file(CODE, folder / "unet" / CODE.name)
 
 
+def autoencoder_folder(folder: Path) -> Path | None:
+    """Return the folder of a pipeline's autoencoder; None for a model in pixel space."""
+    return next((folder / name for name in AUTOENCODERS if (folder / name).is_dir()), None)
+
+
 def _copy_components(source: Path | None, folder: Path) -> dict[str, Any]:
-    """Copy the JSON and safetensors files of all components except UNet and scheduler.
+    """Copy the autoencoder and the class embedding: the known keys of their configs, and their weights.
+
+    Names of classes and modules come from a list and never from the JSON, since diffusers would import them.
 
     Returns:
-        The entries of model_index.json for the copied components.
+        The entries of model_index.json for the autoencoder.
 
     Raises:
-        InputError: A component is missing or cannot be copied.
+        InputError: model_index.json lists an autoencoder that is missing, or a file cannot be copied.
     """
-    path = source / "model_index.json" if source else None
-    index = read_json(path) if path and path.is_file() else {}
-    others = {name: entry for name, entry in index.items() if isinstance(entry, list) and name not in PIPELINE}
-    others = {name: entry for name, entry in others.items() if any(entry)}  # [null, null] marks an absent component
+    if source is None:
+        return {}
+    _check_listed(source)
+    if (source / CLASS_EMBEDDING).is_dir():  # not a class of diffusers
+        _copy_component(source / CLASS_EMBEDDING, folder / CLASS_EMBEDDING, EMBEDDING_KEYS)
+    autoencoder = autoencoder_folder(source)
+    if autoencoder is None:
+        return {}
+    name = str(read_json(autoencoder / "config.json").get("_class_name"))
+    if name not in AUTOENCODER_CLASSES:
+        raise InputError(f"{autoencoder} holds a {name}; supported: {', '.join(AUTOENCODER_CLASSES)}")
+    known = (*META_KEYS, *config_defaults(AUTOENCODER_CLASSES[name]))
+    _copy_component(autoencoder, folder / autoencoder.name, known)
+    return {"_class_name": LATENT_PIPELINE, autoencoder.name: ["diffusers", name]}
+
+
+def _check_listed(source: Path) -> None:
+    """Check that the autoencoder that model_index.json lists exists; [null, null] marks an absent component."""
+    path = source / "model_index.json"
+    index = read_json(path) if path.is_file() else {}
     for name in AUTOENCODERS:
-        if source and name not in others and (source / name).is_dir():
-            others[name] = ["diffusers", read_json(source / name / "config.json").get("_class_name")]
-            index["_class_name"] = LATENT_PIPELINE
-    unlisted = [CLASS_EMBEDDING] if source and (source / CLASS_EMBEDDING).is_dir() else []  # not a diffusers class
-    for name in [*others, *unlisted]:
-        if not (name.isidentifier() and source and (source / name).is_dir()):
+        is_listed = isinstance(index.get(name), list) and any(index[name])
+        if is_listed and not (source / name).is_dir():
             raise InputError(f"{path} lists a component {name!r} without a folder of that name; complete the pipeline")
-        for file in sorted(file for suffix in ("json", "safetensors") for file in (source / name).glob(f"*.{suffix}")):
-            copy_file(file, folder / name / file.name)
-    return {**others, "_class_name": index.get("_class_name", "DiffusionPipeline")} if others else {}
+
+
+def _copy_component(source: Path, target: Path, known: Collection[str]) -> None:
+    config = read_json(source / "config.json")
+    write_json(target / "config.json", {key: value for key, value in config.items() if key in known})
+    copy_file(source / WEIGHTS, target / WEIGHTS)
 
 
 def copy_plan(source: Path, target: Path) -> None:
@@ -220,4 +247,4 @@ def copy_plan(source: Path, target: Path) -> None:
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     """Convert a config to plain JSON types, without the private entries of diffusers."""
     plain: dict[str, Any] = json.loads(json.dumps(dict(config)))
-    return {key: value for key, value in plain.items() if key in ("_class_name", "_diffusers_version") or key[0] != "_"}
+    return {key: value for key, value in plain.items() if key in META_KEYS or key[0] != "_"}

@@ -56,6 +56,21 @@ def test_links_to_folders_and_files_are_followed(tmp_path, out):
     assert "passed_over" not in about
 
 
+def test_a_link_to_a_file_that_is_no_image_enters_nothing(tmp_path, out, capsys):
+    """Neither under an image's name nor under its own; the output and the messages have its name alone."""
+    for index in range(3):
+        draw(tmp_path / "data" / f"{index}.png", index)
+    for number, name in enumerate(("a.png", "b.tga", "c.ppm", "d.json")):
+        (tmp_path / f"secret{number}").write_text("root:top-secret:0:0\n")
+        (tmp_path / "data" / name).symlink_to(tmp_path / f"secret{number}")
+    about = fetch(tmp_path / "data", out, max_corrupt=3)
+
+    assert about["left_out"] == ["a.png", "b.tga", "c.ppm"]
+    assert about["passed_over"]["not_images"]["first"] == ["d.json"]
+    assert "top-secret" not in capsys.readouterr().err
+    assert not [path for path in out.rglob("*") if path.is_file() and b"top-secret" in path.read_bytes()]
+
+
 def test_linked_folders_are_classes(tmp_path, out):
     """Like folders of their own."""
     for index in range(3):

@@ -60,6 +60,21 @@ def test_a_damaged_copy_is_replaced_by_the_previous_one(connect, tmp_path, capsy
         Checkpoints(tmp_path / "third", RUN, connect()).newest()
 
 
+def test_of_a_copy_only_the_checkpoint_is_taken(connect, tmp_path):
+    """Other files in its manifest stay out of the folder of checkpoints."""
+    store, name = connect(), "step-00000002.safetensors"
+    Checkpoints(tmp_path / "first", RUN).save(checkpoint(2))
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (tmp_path / "first" / RUN[:16] / name).rename(copy / name)
+    (copy / "step-99999999.safetensors").write_bytes(b"not a checkpoint")
+    store.push(copy, f"checkpoints/{RUN}/step-00000002")
+    second = Checkpoints(tmp_path / "second", RUN, connect())
+
+    assert second.newest().step == 2
+    assert [path.name for path in second.folder.iterdir()] == [name]
+
+
 def test_without_hard_links_the_checkpoint_is_copied(connect, tmp_path, monkeypatch):
     """The upload works the same way."""
 
