@@ -1,20 +1,24 @@
 """KEY=VALUE from a command line or a deployment -> checked changes of params.yaml."""
 
 import io
+import json
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from stages.params import Params
-from stages.runtime.errors import InputError, first_line
+from stages.runtime.bounded import parse_yaml
+from stages.runtime.errors import InputError
 from stages.runtime.schema import flatten, read_tree, validate_tree
 
 Overrides = Mapping[str, Any]
 """Dotted keys of params.yaml -> values: {"prune.target.macs": "56%"}."""
+MAX_LEVELS = 8
+"""Most dots in a key."""
 
 
 def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
@@ -56,10 +60,12 @@ def _pairs(texts: Iterable[str], option: str, example: str, *, as_list: bool = F
         seen.add(key)
         if as_list and not value.lstrip().startswith("["):
             value = f"[{value}]"
+        tree = parse_yaml(value, f"{option} {key}")
         try:
-            yield key, YAML(typ="safe").load(value)
-        except (YAMLError, ValueError) as error:
-            raise InputError(f"{option} {key}: {value!r} is not valid YAML: {first_line(error)}") from None
+            json.dumps(tree)
+        except (TypeError, ValueError):  # such as a date, a set or bytes
+            raise InputError(f"{option} {key} is not a number, text, switch, list or block of these") from None
+        yield key, tree
 
 
 def apply(overrides: Overrides, params_path: Path) -> bytes:
@@ -97,8 +103,14 @@ def write(overrides: Overrides) -> str:
 
 
 def _set(tree: dict[str, Any], key: str, value: object) -> None:
-    """Set a dotted key; a part of it that is no block becomes one, which the check afterwards judges."""
+    """Set a dotted key; a part of it that is no block becomes one, which the check afterwards judges.
+
+    Raises:
+        InputError: The key has too many parts.
+    """
     *path, last = key.split(".")
+    if len(path) > MAX_LEVELS:
+        raise InputError(f"{reprlib.repr(key)} is not a key of params.yaml; keys have at most {MAX_LEVELS + 1} parts")
     for part in path:
         if not isinstance(tree.get(part), dict):
             tree[part] = {}
@@ -120,4 +132,4 @@ def _round_trip() -> YAML:
 
 def _plain(tree: object) -> Any:  # noqa: ANN401
     """Convert to plain types, without what a round trip of YAML keeps of comments and form."""
-    return YAML(typ="safe").load(_write(tree).decode())
+    return parse_yaml(_write(tree).decode(), "params.yaml")

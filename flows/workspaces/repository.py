@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from ruamel.yaml import YAML
-
 from flows.workspaces.commands import Log
 from flows.workspaces.overrides import Overrides, apply
 from stages.params import Params
+from stages.runtime.bounded import parse_yaml
 from stages.runtime.errors import InputError, UnavailableError, without_password
 from stages.runtime.git import git_error, git_output
 
@@ -129,7 +128,7 @@ class Repository:
             InputError: The commit lacks the file, or a value is not allowed.
         """
         (text,) = self.render(source, [{}])
-        return Params.model_validate(YAML(typ="safe").load(text.decode()))
+        return Params.model_validate(parse_yaml(text.decode(), "params.yaml"))
 
     def _read_params(self, source: ParamsSource) -> tuple[str, str]:
         """Read name and text of a params file."""

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from configobj import ConfigObj, ConfigObjError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from flows.workspaces.commands import Log
 from flows.workspaces.mending import mend
@@ -25,6 +24,7 @@ from flows.workspaces.repository import (
 from stages.params import load_params
 from stages.runtime.errors import InputError, first_line
 from stages.runtime.git import git_output
+from stages.runtime.schema import read_tree
 
 LONGEST_MINUTES = 1_000_000
 """Highest limit of a stage: two years."""
@@ -67,13 +67,13 @@ class Workspace:
             InputError: dvc.yaml is missing or lists no stages.
         """
         try:
-            entries = YAML(typ="safe").load((self.path / "dvc.yaml").read_text())["stages"]
+            entries = read_tree(self.path / "dvc.yaml", YAML(typ="safe"))["stages"]
             makers = {out: name for name, entry in entries.items() for out in entry.get("outs", [])}
             return [
                 Stage(name, tuple(entry.get("params", [])), tuple(_needs(entry.get("deps", []), makers)))
                 for name, entry in entries.items()
             ]
-        except (OSError, YAMLError, AttributeError, KeyError, TypeError) as error:
+        except (InputError, AttributeError, KeyError, TypeError) as error:
             raise InputError(
                 f"dvc.yaml here lists no stages ({first_line(error)}); run the flow at the top of the project"
             ) from None

@@ -20,6 +20,7 @@ import psutil
 
 from stages.register.policy import Check
 from stages.register.registry import CHALLENGER, CHAMPION, PREVIOUS, WITHDRAWN, Registry
+from stages.runtime.bounded import parse_json
 from stages.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -234,7 +235,7 @@ def describe_user() -> str:
 def _read_entry(version: "ModelVersion") -> LedgerEntry:
     tags = {key: version.tags.get(f"espalier.{key}", "") for key in FIELDS}
     try:
-        checks = [Check(**check) for check in json.loads(tags["checks"] or "[]")]
+        checks = [Check(**check) for check in parse_json((tags["checks"] or "[]").encode())]
     except (TypeError, ValueError):
         checks = [Check("the ledger", passed=False, reason="the checks of this entry are damaged")]
     return LedgerEntry(

@@ -11,7 +11,6 @@ from typing import Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from stages.models.autoencoder import read_autoencoder
 from stages.models.layout import CLASS_EMBEDDING
@@ -21,6 +20,7 @@ from stages.models.samplers import make_sampler
 from stages.protocol.evaluation import read_evaluation
 from stages.register.lineage import FILES, Lineage
 from stages.runtime.errors import InputError, first_line
+from stages.runtime.schema import read_tree
 from stages.storage.files import RUN_RECORD, copy_file, read_bytes, read_json, write_json
 from stages.storage.s3 import Manifest, describe
 from stages.tracking.compression import Compression
@@ -116,10 +116,10 @@ def check_formats(folder: Path) -> None:
             f"{', '.join(other[:5])}: the format may contain a pickle; allowed: {', '.join(sorted(ALLOWED))}"
         )
     try:
-        tree = YAML(typ="safe").load((folder / "MLmodel").read_text())
+        tree = read_tree(folder / "MLmodel", YAML(typ="safe"))
         flavors, flavor = set(tree["flavors"]), tree["flavors"]["python_function"]
         loader = flavor["loader_module"], flavor["model_code_path"], flavor.get("python_model")
-    except (OSError, YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+    except (InputError, KeyError, TypeError, AttributeError):
         raise InputError("MLmodel is damaged; register the compression again") from None
     if flavors != {"python_function"} or loader != ("mlflow.pyfunc.loaders.code_model", CODE, None):
         raise InputError(f"MLmodel names another loader than the code in {CODE}; register the compression again")

@@ -102,11 +102,13 @@ def _push_to_store(compression: Compression, lineage: Lineage, name: str) -> Lin
 
 
 def _default_name(lineage: Lineage) -> str:
-    source = lineage.runs["fetch"]["params"]["fetch"]["model"]
-    base = next((str(source[key]) for key in ("repo", "name", "system", "path", "uri") if source.get(key)), None)
-    if base is None:
-        raise InputError("the base model has no name; give the version one with --name")
-    if source["source"] == "registry":
+    try:
+        source = lineage.runs["fetch"]["params"]["fetch"]["model"]
+        base = next(str(source[key]) for key in ("repo", "name", "system", "path", "uri") if source.get(key))
+        is_version = source["source"] == "registry"
+    except (AttributeError, KeyError, StopIteration, TypeError):
+        raise InputError("the base model has no name; give the version one with --name") from None
+    if is_version:
         base = base.rpartition("/")[0]  # models:/NAME/VERSION
     return f"espalier-{base.rstrip('/').rsplit('/')[-1].removeprefix('espalier-')}"
 

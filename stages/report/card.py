@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from stages.protocol.evaluation import DENSE
 from stages.report.page import environment, lineage, write_worst
-from stages.report.report_data import ReportData
+from stages.report.report_data import ReportData, name_source
 from stages.report.summary import PICTURE
 from stages.report.table import to_markdown, write_count, write_speed_up, write_target
 from stages.storage.files import copy_file, write_atomically
@@ -85,7 +85,7 @@ def _plain(text: str) -> str:
 
 def _head(report: ReportData, name: str) -> ModelCardData:
     source, dataset_source = report.source, report.runs["fetch"]["params"]["fetch"]["data"]
-    dataset = str(dataset_source.get("repo") or dataset_source.get("name") or Path(dataset_source["path"]).name)
+    dataset = name_source(dataset_source)
     protocol, model = report.record.protocol, report.record.models[name]
     seen = f"{protocol.extractor} features, sets of {protocol.num_images}"
     scores = {

@@ -124,6 +124,7 @@ def lineage(report: ReportData) -> Iterator[tuple[str, str]]:
 def _describe_provenance(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return "output restored from DVC's cache"
-    commit = f"{found['git_commit']}{' with changes' if found['git_dirty'] else ''}" if found["git_commit"] else "none"
-    device = f"{found['device']['name']}, {found['device']['threads']} threads"
-    return f"code {found['code_sha256'][:12]}, commit {commit}, {device}"
+    commit = found.get("git_commit") or "none"
+    state = " with changes" if found.get("git_commit") and found.get("git_dirty") else ""
+    device = f"{found['device'].get('name')}, {found['device'].get('threads')} threads"
+    return f"code {found.get('code_sha256', '')[:12]}, commit {commit}{state}, {device}"

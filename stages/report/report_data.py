@@ -1,27 +1,31 @@
 """The folders of a finished compression -> the data of page, figures and cards."""
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from huggingface_hub import ModelCard
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ValidationError
 
 from stages.models.layout import PLAN, WEIGHTS
 from stages.protocol.costs import CostsRecord, read_costs
 from stages.protocol.evaluation import DENSE, EvaluationRecord, read_evaluation
+from stages.runtime.bounded import parse_yaml
 from stages.runtime.errors import InputError, first_line
-from stages.storage.files import RUN_RECORD, file_sha256, read_bytes, read_json
-from stages.storage.provenance import read_provenance
+from stages.runtime.text import printable
+from stages.storage.files import file_sha256, read_bytes, read_json
+from stages.storage.provenance import read_provenance, read_run_record
 from stages.storage.tensors import read_shapes
 from stages.tracking.compression import stage_folders
 
 MODELS = (DENSE, "pruned", "finetuned")
 LICENCE_KEYS = ("license", "license_name", "license_link")
+HEAD = r"(?s)\s*---[\r\n]+(.*?)[\r\n]+---(?:\s|$)"
+"""Metadata of a card, between two lines of dashes at its top."""
 PARTS = ("time_embedding", "conv_in", "down_blocks", "mid_block", "up_blocks", "conv_norm_out", "conv_out")
 """Parts of a UNet in the order in which they run."""
 
@@ -47,6 +51,17 @@ class FinetuneRecord(BaseModel, frozen=True, extra="ignore"):
     loss: dict[str, float | None]
     ema_decays: list[float]
     samples: dict[str, int] | None
+
+
+class SourceRecord(BaseModel, frozen=True, extra="allow"):
+    """What page and cards show of a source of fetch; one of its names is set."""
+
+    __pydantic_extra__: dict[str, bool | int | float | str | list[int] | None]
+    source: str
+    repo: str | None = None
+    name: str | None = None
+    path: str | None = None
+    uri: str | None = None
 
 
 @dataclass(frozen=True)
@@ -88,12 +103,12 @@ class ReportData:
     def source(self) -> dict[str, Any]:
         """Source of the base model, without the path on this machine."""
         found: dict[str, Any] = self.runs["fetch"]["params"]["fetch"]["model"]
-        return {**found, "path": Path(found["path"]).name} if "path" in found else found
+        return {**found, "path": Path(found["path"]).name} if found.get("path") else found
 
     @property
     def base(self) -> str:
-        """Name of the base model: its repository, the last part of its folder, or its name as a bundled model."""
-        return str(self.source.get("repo") or self.source.get("name") or self.source["path"])
+        """Name of the base model."""
+        return name_source(self.source)
 
     @property
     def recovered(self) -> float | None:
@@ -102,6 +117,11 @@ class ReportData:
         if not (pruned.above_dense and pruned.above_dense.is_distinct and pruned.mean > dense.mean):
             return None
         return (pruned.mean - finetuned.mean) / (pruned.mean - dense.mean)
+
+
+def name_source(source: Mapping[str, Any]) -> str:
+    """Return the repository of a source, its name as a bundled one, or the last part of its path or address."""
+    return str(source.get("repo") or source.get("name") or Path(source.get("path") or source.get("uri") or "").name)
 
 
 def read_report_data(artifacts: Path, reports: Path) -> ReportData:
@@ -118,10 +138,12 @@ def read_report_data(artifacts: Path, reports: Path) -> ReportData:
     stages = dict(zip(MODELS, ("fetch", "prune", "finetune"), strict=True))
     files = {name: folders[stage] / "unet" / WEIGHTS for name, stage in stages.items()}
     record = _read_evaluation(folders["evaluate"], files)
-    runs = {stage: read_json(folder / RUN_RECORD) for stage, folder in folders.items()}
+    runs = {stage: read_run_record(folder) for stage, folder in folders.items()}
     provenance = {stage: found for stage, folder in folders.items() if (found := read_provenance(folder))}
     plan = read_json(folders["finetune"] / PLAN)
     try:
+        for source in ("model", "data"):
+            SourceRecord.model_validate(runs["fetch"]["params"]["fetch"][source])
         return ReportData(
             record=record,
             costs=_read_costs(folders["costs"], record),
@@ -207,17 +229,23 @@ def _read_csv(path: Path, numbers: list[str], texts: Sequence[str] = ()) -> pd.D
 
 
 def _read_licence(card: Path) -> dict[str, str]:
-    """Read the licence from a card's metadata; a card may hold anything."""
+    """Read the licence from a card's metadata; a card may hold anything.
+
+    Raises:
+        InputError: The metadata is not valid YAML or passes a limit.
+    """
     if not card.is_file():
         return {}
     try:
-        text = read_bytes(card).decode(errors="replace")
-        head = ModelCard(text, ignore_metadata_errors=True).data.to_dict()
-    except Exception as error:  # noqa: BLE001
-        raise InputError(f"{card} has invalid YAML metadata ({first_line(error)}); correct or remove it") from None
-    found = {key: head[key] for key in LICENCE_KEYS if head.get(key)}
+        found = re.match(HEAD, read_bytes(card).decode(errors="replace"))
+        head = parse_yaml(found[1], "its head") if found else {}
+    except InputError as error:
+        raise InputError(f"{card} has invalid YAML metadata ({error.message}); correct or remove it") from None
+    head = head if isinstance(head, dict) else {}
+    licence = {key: head[key] for key in LICENCE_KEYS if head.get(key)}
     return {
-        key: " or ".join(map(str, value)) if isinstance(value, list) else str(value) for key, value in found.items()
+        key: printable(" or ".join(map(str, value)) if isinstance(value, list) else str(value))
+        for key, value in licence.items()
     }
 
 

@@ -8,9 +8,9 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
-from stages.runtime.errors import InputError, first_line
+from stages.runtime.bounded import MAX_YAML_BYTES, parse_yaml, read_bounded
+from stages.runtime.errors import InputError
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -79,22 +79,15 @@ def read_tree(path: Path, yaml: YAML) -> Any:  # noqa: ANN401  # YAML may hold a
     """Read a YAML file as plain mappings, lists and scalars.
 
     Raises:
-        InputError: The file is missing or is not valid YAML.
+        InputError: The file is missing or is not valid YAML, or passes a limit of `parse_yaml`.
     """
     try:
-        return yaml.load(path.read_text())
+        text = read_bounded(path, MAX_YAML_BYTES).decode()
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; correct the path to it") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from None
-    except YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    except (
-        KeyError,
-        RecursionError,
-        ValueError,
-    ) as error:  # invalid dates and the like, unhashable keys, too deep nesting
-        raise InputError(f"{path} is not valid YAML: {first_line(error)}") from None
+    return parse_yaml(text, str(path), yaml)
 
 
 def validate_tree(tree: object, model: type[Model], name: str) -> Model:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from stages.runtime.bounded import MAX_JSON_BYTES, parse_json, read_bounded
 from stages.runtime.errors import InputError, first_line
 
 if TYPE_CHECKING:
@@ -163,10 +164,10 @@ def read_bytes(path: Path) -> bytes:
     """Read a file.
 
     Raises:
-        InputError: The file is missing or cannot be read.
+        InputError: The file is missing, cannot be read, or is larger than 64 MiB.
     """
     try:
-        return path.read_bytes()
+        return read_bounded(path, MAX_JSON_BYTES)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; run the stage that writes it again") from None
 
@@ -188,10 +189,10 @@ def read_json(path: Path) -> dict[str, Any]:
         InputError: The file is missing, is not valid JSON, or holds another type of value.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = parse_json(read_bounded(path, MAX_JSON_BYTES))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         check_not_pointer(path)
         raise InputError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(value, dict):

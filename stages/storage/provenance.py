@@ -17,15 +17,45 @@ from typing import Any
 
 import psutil
 import torch
+from pydantic import Field
 
 from stages.runtime.code_hash import STAGES, hash_code
 from stages.runtime.errors import InputError
 from stages.runtime.git import git_output
-from stages.runtime.schema import Section
-from stages.storage.files import RUN_RECORD, file_sha256, read_json, write_json
+from stages.runtime.schema import Frozen, Section
+from stages.storage.files import RUN_RECORD, file_sha256, read_json, read_record, write_json
 
 PACKAGES = ("diffusers", "numpy", "safetensors", "scikit-image", "torch", "torch-fidelity", "torch-pruning")
 Params = Section | dict[str, Any] | int
+
+
+class StageRecord(Frozen, extra="allow"):
+    """run.json."""
+
+    stage: str
+    params: dict[str, Any]
+    python: str = ""
+    packages: dict[str, str] = Field(default_factory=dict)
+    """Name of a package -> its version."""
+
+
+class _Provenance(Frozen, extra="allow"):
+    """NAME.provenance.json; a training adds further keys."""
+
+    run_sha256: str
+    device: dict[str, str | int]
+    code_sha256: str = ""
+    git_commit: str | None = None
+    git_dirty: bool = False
+
+
+def read_run_record(folder: Path) -> dict[str, Any]:
+    """Read run.json of an output folder: stage, params, python and packages.
+
+    Raises:
+        InputError: It is missing, damaged, or has a value of another type.
+    """
+    return read_record(folder / RUN_RECORD, StageRecord, "run its stage again").model_dump(exclude_unset=True)
 
 
 def write_run_record(folder: Path, stage: str, **params: Params) -> None:
@@ -65,7 +95,7 @@ def read_provenance(folder: Path) -> dict[str, Any] | None:
     """
     path = _provenance_path(folder)
     try:
-        record = read_json(path)
+        record = read_record(path, _Provenance, "remove it").model_dump(exclude_unset=True)
     except InputError:
         return None
     return record if record.get("run_sha256") == file_sha256(folder / RUN_RECORD) else None

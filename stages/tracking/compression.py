@@ -12,6 +12,7 @@ from stages.runtime.errors import InputError
 from stages.runtime.git import git_output
 from stages.runtime.schema import flatten
 from stages.storage.files import RUN_RECORD, file_sha256, read_bytes, read_json
+from stages.storage.provenance import read_run_record
 
 CONTENT = ("stage", "params", "code_sha256")
 """What identifies a compression, of the record of each stage."""
@@ -44,7 +45,7 @@ class Compression:
         """Read the run.json of each stage and the hash of the code that it ran, in the order of the stages."""
         return {
             stage: {
-                **_read_json(folder / RUN_RECORD, {"stage", "params"}),
+                **_read_run_record(folder),
                 "code_sha256": _read_json(self.code / f"{stage}.json", {"sha256"})["sha256"],
             }
             for stage, folder in self.folders.items()
@@ -117,6 +118,11 @@ def _read_json(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
     if not set(keys) <= set(value):
         raise _unexpected(path)
     return value
+
+
+def _read_run_record(folder: Path) -> dict[str, Any]:
+    _read_json(folder / RUN_RECORD)  # says what to run where it is missing
+    return read_run_record(folder)
 
 
 def _unexpected(path: Path) -> InputError:
