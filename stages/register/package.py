@@ -22,7 +22,7 @@ from stages.register.lineage import FILES, Lineage
 from stages.runtime.errors import InputError, first_line
 from stages.runtime.schema import read_tree
 from stages.storage.files import RUN_RECORD, copy_file, read_bytes, read_json, write_json
-from stages.storage.s3 import Manifest, describe
+from stages.storage.manifest import Manifest, describe
 from stages.tracking.compression import Compression
 
 FILES_LIST = "files.json"

@@ -6,7 +6,6 @@ Endpoint and credentials come from the standard variables AWS_ENDPOINT_URL_S3, A
 AWS_SECRET_ACCESS_KEY and AWS_PROFILE.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,46 +13,36 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal
+from typing import Any
 
-from pydantic import AfterValidator, Field, ValidationError
+import click
 
-from stages.runtime.errors import InputError, without_password
+from stages.runtime.errors import InputError, UnavailableError, without_password
 from stages.runtime.progress import track
-from stages.runtime.schema import Frozen, Sha256
 from stages.storage.files import check_free, file_sha256, temporary_folder, writing
+from stages.storage.manifest import (
+    MAX_BYTES,
+    Entry,
+    Manifest,
+    check_distinct,
+    check_inside,
+    check_name,
+    check_space,
+    describe,
+    parse_manifest,
+)
 from stages.storage.s3_client import connect, transfer_config
 from stages.storage.s3_errors import s3_errors
 
-BUCKET_URI = r"s3://([a-z0-9][a-z0-9._-]{1,61}[a-z0-9])(/[^?#]*)?"
+BUCKET_URI = r"s3://([a-z0-9][a-z0-9._-]{1,61}[a-z0-9])(/[^?#\x00-\x1f\x7f]*)?"
+CONFLICT, PRECONDITION_FAILED, NOT_IMPLEMENTED = 409, 412, 501
+"""Answers to a conditional write: another one is in progress, was first, or the store does not know conditions."""
+CONFLICTS = 3
+"""Most attempts to write a manifest that others write at the same time."""
 VARIABLE = "ESPALIER_STORE"
 """Environment variable with the address of the store, s3://BUCKET/PREFIX."""
 FILES_AT_ONCE = 8
 """Parallel downloads; a small file takes less time to transfer than the server takes to answer."""
-
-
-def _check_inside(path: str) -> str:
-    pure = PurePosixPath(path)
-    is_odd = "\\" in path or not path.isprintable()
-    if pure.is_absolute() or ".." in pure.parts or is_odd or not pure.parts or str(pure) != path:
-        raise ValueError(f"{path!r} leads out of the folder")
-    return path
-
-
-class Entry(Frozen):
-    """One file of a folder."""
-
-    path: Annotated[str, AfterValidator(_check_inside)]
-    """Relative to the folder, with slashes."""
-    sha256: Sha256
-    size_bytes: int = Field(ge=0)
-
-
-class Manifest(Frozen):
-    """The files of one folder."""
-
-    version: Literal[1] = 1
-    files: list[Entry]
 
 
 class Store:
@@ -89,17 +78,11 @@ class Store:
         if not paths:
             raise InputError(f"{folder} holds no files to push")
         manifest = Manifest(files=[describe(path, folder) for path in paths])
-        if (stored := self._read(name)) is not None:
-            if stored != manifest:
-                raise InputError(
-                    f"{self.uri} holds another folder {name}; a stored folder is never changed, choose another name"
-                )
+        if self._holds(name, manifest):
             return manifest
         for entry in track(manifest.files, f"push {name}, file", len(paths)):
             self._upload(entry, folder)
-        with self._errors(name):
-            body = manifest.model_dump_json(indent=2).encode()
-            self.client.put_object(Bucket=self.bucket, Key=self._key(f"manifests/{name}.json"), Body=body)
+        self._write(name, manifest)
         return manifest
 
     def pull(self, name: str, folder: Path) -> Manifest:
@@ -113,6 +96,7 @@ class Store:
         manifest = self._read(name)
         if manifest is None:
             raise InputError(f"{self.uri} holds no {name}")
+        check_space(manifest, folder, f"{name} in {self.uri}")
         with writing(folder) as temporary:
             for entry in track(manifest.files, f"pull {name}, file", len(manifest.files)):
                 self._download(entry, temporary / entry.path)
@@ -151,11 +135,12 @@ class Store:
         Raises:
             InputError: A path leads out of the folder, or an object cannot be downloaded.
         """
-        for path in paths:
-            try:
-                _check_inside(path)
-            except ValueError as error:
-                raise InputError(f"an object in {self.uri}: {error}; rename it") from None
+        try:
+            for path in paths:
+                check_inside(path)
+            check_distinct(paths)
+        except ValueError as error:
+            raise InputError(f"an object in {self.uri}: {error}; rename it") from None
         with temporary_folder(self.uri, place) as folder:
             with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
                 files = pool.map(lambda path: self._get(self._key(path), path, folder / path), paths)
@@ -222,6 +207,12 @@ class Store:
 
     def _download(self, entry: Entry, target: Path) -> None:
         key = self._object(entry.sha256)
+        with self._errors(entry.path):
+            size_bytes = self._size_bytes(entry.sha256)
+        if size_bytes != entry.size_bytes:
+            found = "there is no such object" if size_bytes is None else f"it has {size_bytes} bytes"
+            expected = f"expected {entry.size_bytes} bytes; remove {key} and push the folder again"
+            raise InputError(f"{entry.path} in {self.uri}: {found}, {expected}")
         self._get(key, entry.path, target)
         if (found := file_sha256(target)) != entry.sha256:
             raise InputError(
@@ -231,20 +222,65 @@ class Store:
 
     def _read(self, name: str) -> Manifest | None:
         """Read a manifest; None if it does not exist."""
-        _check_name(name)
+        check_name(name)
         key = self._key(f"manifests/{name}.json")
         with self._errors(name):
             try:
-                body = self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+                body = self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read(MAX_BYTES + 1)
             except self.client.exceptions.NoSuchKey:
                 return None
         try:
-            return Manifest.model_validate_json(body)
-        except ValidationError as error:
-            reason = json.dumps(error.errors()[0]["msg"])
-            raise InputError(
-                f"the manifest {name} in {self.uri} is damaged ({reason}); remove {key} and push the folder again"
-            ) from None
+            return parse_manifest(body)
+        except ValueError as error:
+            advice = f"remove {key} and push the folder again"
+            raise InputError(f"the manifest {name} in {self.uri} is damaged ({error}); {advice}") from None
+
+    def _holds(self, name: str, manifest: Manifest) -> bool:
+        """Return whether a manifest is stored under its name.
+
+        Raises:
+            InputError: Another one is.
+        """
+        stored = self._read(name)
+        if stored is not None and stored != manifest:
+            found = f"{self.uri} holds another folder {name}"
+            raise InputError(f"{found}; a stored folder is never changed, choose another name")
+        return stored is not None
+
+    def _write(self, name: str, manifest: Manifest) -> None:
+        """Write a manifest unless another writer was first; of a store without conditional writes the last one wins.
+
+        Raises:
+            InputError: Another writer has stored another folder under this name.
+        """
+        body = {
+            "Bucket": self.bucket,
+            "Key": self._key(f"manifests/{name}.json"),
+            "Body": manifest.model_dump_json(indent=2).encode(),
+        }
+        for _ in range(CONFLICTS):
+            with self._errors(name):
+                try:
+                    self.client.put_object(**body, IfNoneMatch="*")
+                except self.client.exceptions.ClientError as error:
+                    status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+                    if status not in (CONFLICT, PRECONDITION_FAILED, NOT_IMPLEMENTED):
+                        raise
+                else:
+                    return
+            if status == NOT_IMPLEMENTED:
+                self._overwrite(name, manifest, body)
+                return
+            if self._holds(name, manifest):
+                return
+        raise UnavailableError(f"{name} in {self.uri} is being written by others; try again")
+
+    def _overwrite(self, name: str, manifest: Manifest, body: Mapping[str, Any]) -> None:
+        with self._errors(name):
+            self.client.put_object(**body)
+        if self._read(name) != manifest:
+            found = f"{self.uri} has no conditional writes, and another writer has replaced {name} meanwhile"
+            click.echo(f"Warning: {found}; its folder is the one that is stored", err=True)
 
     def _errors(self, name: str) -> AbstractContextManager[None]:
         return s3_errors(f"{name} in {self.uri}")
@@ -259,15 +295,3 @@ def open_store() -> Store | None:
 def _is_replaced(path: PurePosixPath, names: Sequence[str], preferred: Mapping[str, str]) -> bool:
     better = [name for pattern, name in preferred.items() if fnmatchcase(path.name, pattern) and path.name != name]
     return any(str(path.with_name(name)) in names for name in better)
-
-
-def _check_name(name: str) -> None:
-    try:
-        _check_inside(name)
-    except ValueError as error:
-        raise InputError(f"{error}; give a name such as checkpoints/RUN/step-00000050") from None
-
-
-def describe(path: Path, folder: Path) -> Entry:
-    """Return the entry of one file of a folder, with its hash and size."""
-    return Entry(path=path.relative_to(folder).as_posix(), sha256=file_sha256(path), size_bytes=path.stat().st_size)

@@ -4,6 +4,7 @@ from typing import Any
 
 from stages.runtime.environment import check_credentials
 from stages.runtime.errors import InputError, first_line
+from stages.storage.s3_patience import bound_waiting
 
 MIB = 1024 * 1024
 PART_BYTES, CONCURRENCY = 16 * MIB, 4
@@ -32,9 +33,11 @@ def connect() -> Any:  # noqa: ANN401  # boto3 creates its classes at run time
     check_credentials()
     try:
         # boto3's default session would keep the credentials that it was first used with.
-        return boto3.session.Session().client("s3", config=Config(**SETTINGS))
+        client = boto3.session.Session().client("s3", config=Config(**SETTINGS))
     except (BotoCoreError, ValueError) as error:  # an unknown profile, an invalid endpoint
         raise InputError(f"cannot connect to S3: {first_line(error)}; correct the AWS variables") from None
+    bound_waiting(client)
+    return client
 
 
 def transfer_config() -> Any:  # noqa: ANN401  # boto3 is imported late

@@ -1,14 +1,21 @@
 """Folders in a bucket, and failures of network, server and disk."""
 
+import contextlib
 import json
+import socketserver
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
+from botocore.awsrequest import AWSResponse
+from botocore.retries.standard import ExponentialBackoff
 
-from stages.runtime.errors import InputError
-from stages.storage.s3 import Manifest, Store
+from stages.runtime.errors import InputError, UnavailableError
+from stages.storage import s3_patience
+from stages.storage.manifest import MAX_BYTES, Manifest, parse_manifest
+from stages.storage.s3 import Store
 
 NAME = "checkpoints/run/step-00000050"
 
@@ -245,3 +252,130 @@ def test_a_manifest_holds_only_version_and_files(connect, folder):
 
     assert set(manifest) == {"version", "files"}
     assert "testing" not in json.dumps(manifest)
+
+
+def test_of_two_writers_of_one_name_the_first_stays(connect, folder, monkeypatch):
+    """Although both found the name free; the same folder twice is no conflict."""
+    first, second = connect(), connect()
+    manifest = first.push(folder, NAME)
+    looks = iter([False])  # as it was before the first one wrote
+    monkeypatch.setattr(second, "_holds", lambda *given: next(looks, None) is None and Store._holds(second, *given))
+    (folder / "a.json").write_text("{ }")
+    message = refused(lambda: second.push(folder, NAME))
+
+    assert "a stored folder is never changed" in message
+    assert first._read(NAME) == manifest
+
+
+def refuse_conditions(store):
+    """Answer 501 to conditional writes, as stores that do not know them."""
+
+    def answer(request, **_):
+        if "If-None-Match" in request.headers:
+            body = b"<Error><Code>NotImplemented</Code></Error>"
+            raw = type("Raw", (), {"stream": lambda *_, **__: iter([body])})()
+            return AWSResponse(request.url, 501, {"content-type": "application/xml"}, raw)
+        return None
+
+    store.client.meta.events.register_first("before-send.s3.PutObject", answer)
+
+
+def test_a_store_without_conditional_writes_keeps_the_last_whole_manifest(connect, folder, monkeypatch, capsys):
+    """And the writer whose manifest was replaced says so."""
+    store = connect()
+    refuse_conditions(store)
+    manifest = store.push(folder, NAME)
+    assert store._read(NAME) == manifest
+    assert "Warning" not in capsys.readouterr().err
+
+    monkeypatch.setattr(store, "_read", lambda _: None)
+    store.push(folder, "other")
+    assert "has no conditional writes, and another writer has replaced other meanwhile" in capsys.readouterr().err
+
+
+SHA256 = "a" * 64
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        (["a", "a"], "a is listed twice"),
+        (["a", "b", "a/c"], "a is listed as a file and as a folder"),
+        (["/".join("a" * 2000)], "2000 folders and 3999 bytes is too long"),
+        (["a" * 300], "1 folders and 300 bytes is too long"),
+    ],
+)
+def test_a_manifest_that_no_folder_can_have_is_refused(paths, message):
+    """Before anything is downloaded."""
+    entries = [{"path": path, "sha256": SHA256, "size_bytes": 1} for path in paths]
+    with pytest.raises(ValueError, match=message) as caught:
+        parse_manifest(json.dumps({"files": entries}).encode())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_manifest_of_any_size_is_bounded():
+    """In bytes, files and levels."""
+    for content in (b" " * (MAX_BYTES + 1), json.dumps({"files": [{}] * 60_000}).encode(), b"[" * 100_000):
+        with pytest.raises(ValueError, match=r"limit|at most 50000|files\.0"):
+            parse_manifest(content)
+
+
+def test_sizes_that_lie_are_found_before_the_download(connect, folder, tmp_path):
+    """A manifest that understates a file, and one that the disk could not hold."""
+    store = connect()
+    manifest = store.push(folder, NAME)
+    for size_bytes, message in ((1, "it has 2 bytes, expected 1"), (10**17, "free some space")):
+        entries = [entry.model_copy(update={"size_bytes": size_bytes}) for entry in manifest.files]
+        body = manifest.model_copy(update={"files": entries}).model_dump_json()
+        store.client.put_object(Bucket=store.bucket, Key=store._key("manifests/lie.json"), Body=body)
+
+        assert message in refused(lambda: store.pull("lie", tmp_path / "back"))
+        assert not (tmp_path / "back").exists()
+
+
+def test_keys_that_cannot_be_files_beside_one_another_are_refused(connect, tmp_path):
+    """One is a folder of the other."""
+    store = connect()
+    for key in ("data/a.png", "data/a.png/b.png"):
+        store.client.put_object(Bucket=store.bucket, Key=key, Body=b"x")
+    store = connect(uri=f"s3://{store.bucket}/data")
+
+    def download():
+        with store.downloaded(["*"], tmp_path):
+            pass
+
+    assert "a.png is listed as a file and as a folder; rename it" in refused(download)
+
+
+class Trickle(socketserver.BaseRequestHandler):
+    """A server that sends one byte at a time: of its head, or of a body."""
+
+    def handle(self):
+        """Answer until the client gives up."""
+        self.request.recv(65536)
+        self.request.sendall(self.server.head)
+        with contextlib.suppress(OSError):
+            while True:
+                time.sleep(0.02)
+                self.request.sendall(b"x")
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\nx-a: ", b"HTTP/1.1 200 OK\r\nContent-Length: 999999\r\n\r\n"])
+@pytest.mark.usefixtures("credentials")
+def test_a_server_that_never_finishes_is_an_outage(monkeypatch, tmp_path, head):
+    """A head, a list or an object that comes byte by byte ends after a bounded time."""
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Trickle)
+    server.daemon_threads, server.head = True, head
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.server_address[1]}")
+    monkeypatch.setattr(s3_patience, "ANSWER_S", 0.06)
+    monkeypatch.setattr(s3_patience, "GRACE_S", 0.05)
+    monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0)
+    store = Store("s3://bucket")
+
+    for call in (store.names, lambda: store._read("x"), lambda: store._get("key", "key", tmp_path / "file")):
+        with pytest.raises(UnavailableError) as caught:
+            call()
+        assert "\n" not in caught.value.message
+    server.shutdown()
+    server.server_close()
