@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flows import options
+from flows.tasks.database import create_database
 from flows.tasks.server import find_server
 from flows.tasks.temporary_server import ensure_server
 from flows.workspaces.overrides import parse_grid, parse_limits, parse_overrides
 from stages.runtime import telemetry
 from stages.runtime.environment import bypass_proxies
 from stages.runtime.errors import InputError
+from stages.runtime.text import printable
 
 if TYPE_CHECKING:
     from prefect import State
@@ -33,6 +35,7 @@ def main() -> None:
     bypass_proxies()
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
+    create_database()
 
 
 @main.command(context_settings={"ignore_unknown_options": True})
@@ -165,7 +168,7 @@ def promote(name: str, uri: str | None, policy: str, why: str | None) -> None:
 
         decision = promotion.promote(name, uri, rules, why)
     _print_checks(decision)
-    click.echo(decision.message())
+    click.echo(printable(decision.message()))
     sys.exit(0 if decision.passed else 1)
 
 
@@ -291,7 +294,7 @@ def _exit(state: "State[Any]") -> None:
 def _print_checks(decision: "Decision") -> None:
     for check in decision.checks:
         mark = click.style("✓", fg="green") if check.passed else click.style("✗", fg="red")
-        click.echo(f"{mark} {check.name}: {check.reason}")
+        click.echo(f"{mark} {printable(check.name)}: {printable(check.reason)}")
 
 
 if __name__ == "__main__":

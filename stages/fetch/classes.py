@@ -10,7 +10,12 @@ from numpy.typing import NDArray
 
 from stages.fetch.listing import Listing
 from stages.fetch.source_images import SourceImages
+from stages.runtime.bounded import MIB, read_bounded
 from stages.runtime.errors import InputError
+from stages.runtime.text import printable
+
+MAX_NAMES_BYTES = MIB
+"""Largest file of class names."""
 
 
 def with_classes(images: SourceImages, listing: Listing, names_path: Path | None) -> SourceImages:
@@ -47,7 +52,8 @@ def _natural(folders: set[str]) -> list[str]:
         at = next(at for at, pair in enumerate(zip(ordered, alphabetical, strict=True)) if pair[0] != pair[1])
         numbered = f"class {at} is {ordered[at]}, in alphabetical order {alphabetical[at]}"
         click.echo(
-            f"Classes are numbered in natural order: {numbered}; fetch.data.classes gives another order", err=True
+            f"Classes are numbered in natural order: {printable(numbered)}; fetch.data.classes gives another order",
+            err=True,
         )
     return ordered
 
@@ -58,7 +64,7 @@ def _by_value(part: str) -> tuple[int, str]:
 
 def _read_names(path: Path, folders: set[str], origin: str) -> list[str]:
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        lines = [line.strip() for line in read_bounded(path, MAX_NAMES_BYTES).decode("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"fetch.data.classes: {path} is not a readable text file ({error}); correct it") from None
     names = [line for line in lines if line]

@@ -22,6 +22,7 @@ from stages.register.policy import Check
 from stages.register.registry import CHALLENGER, CHAMPION, PREVIOUS, WITHDRAWN, Registry
 from stages.runtime.bounded import parse_json
 from stages.runtime.errors import InputError
+from stages.runtime.text import printable
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -113,7 +114,7 @@ class Ledger:
             "previous": change.previous or NONE,
             "by": describe_user(),
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "why": change.why,
+            "why": printable(change.why),
             "checks": json.dumps([asdict(check) for check in change.checks]),
             "policy": change.policy,
             "process": _describe_process(os.getpid()),
@@ -229,13 +230,13 @@ def describe_user() -> str:
         login = str(os.getuid())
     account = f"{login}@{socket.gethostname()}"
     user = os.environ.get("MLFLOW_TRACKING_USERNAME")
-    return f"{user} ({account})" if user else account
+    return printable(f"{user} ({account})" if user else account)
 
 
 def _read_entry(version: "ModelVersion") -> LedgerEntry:
-    tags = {key: version.tags.get(f"espalier.{key}", "") for key in FIELDS}
+    tags = {key: printable(version.tags.get(f"espalier.{key}", "")) for key in FIELDS}  # others may have written them
     try:
-        checks = [Check(**check) for check in parse_json((tags["checks"] or "[]").encode())]
+        checks = [_read_check(**check) for check in parse_json((tags["checks"] or "[]").encode())]
     except (TypeError, ValueError):
         checks = [Check("the ledger", passed=False, reason="the checks of this entry are damaged")]
     return LedgerEntry(
@@ -252,6 +253,10 @@ def _read_entry(version: "ModelVersion") -> LedgerEntry:
         process=tags["process"],
         nonce=tags["nonce"],
     )
+
+
+def _read_check(name: str, *, passed: bool, reason: str) -> Check:
+    return Check(printable(name), passed=passed is True, reason=printable(reason))
 
 
 def _is_dead(entry: LedgerEntry, now_ms: float) -> bool:

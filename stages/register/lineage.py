@@ -1,6 +1,7 @@
 """The workspace of a finished compression -> its lineage: what reproduces it, and the hashes of its outputs."""
 
 import re
+import reprlib
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from stages.models.layout import PLAN
 from stages.runtime.errors import InputError, without_password
 from stages.runtime.git import git_output, without_git_variables
 from stages.runtime.schema import Commit, Frozen, Sha256
+from stages.runtime.text import strings
 from stages.storage.files import file_sha256, read_json
 from stages.storage.provenance import read_provenance
 from stages.tracking.compression import Compression
@@ -115,8 +117,11 @@ def read_lineage(evidence: Path) -> Lineage:
     path = evidence / "lineage.json"
     if not path.is_file():
         raise InputError("the version has no lineage, so its commit, params and data are unknown; register it again")
+    tree = read_json(path)
+    if odd := next((text for text in strings(tree) if not text.isprintable()), None):
+        raise InputError(f"the version's lineage is damaged: {reprlib.repr(odd)} holds control characters")
     try:
-        return Lineage.model_validate(read_json(path))
+        return Lineage.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(

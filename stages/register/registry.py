@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.runtime.errors import InputError
+from stages.runtime.text import printable
 from stages.tracking import mlflow_client
 from stages.tracking.mlflow_client import errors
 
@@ -44,6 +45,7 @@ class Registry:
         if not match:
             raise InputError(f"invalid version {uri!r}: expected models:/NAME/3 or models:/NAME@champion")
         name, number, alias = match.groups()
+        _check_name(name)
         version = self.by_alias(name, alias) if alias else self._by_number(name, number)
         if version is None:
             raise InputError(f"the registry has no {uri}; it has {self._describe(name)}")
@@ -133,7 +135,7 @@ class Registry:
 
 def refusal_reason(version: "ModelVersion") -> str | None:
     """Return why the latest decision of the gate refused a version; None unless it was refused."""
-    return version.tags.get(GATE_REASON, "") if version.tags.get(GATE) == REFUSED else None
+    return printable(version.tags.get(GATE_REASON, "")) if version.tags.get(GATE) == REFUSED else None
 
 
 def _get(what: str, request: "Callable[[], ModelVersion]") -> "ModelVersion | None":

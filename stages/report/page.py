@@ -22,6 +22,7 @@ from stages.report.table import (
 )
 from stages.runtime.errors import InputError
 from stages.runtime.schema import flatten
+from stages.runtime.text import printable
 from stages.storage.files import read_bytes
 
 SIGN = b"Made by Espalier."
@@ -111,14 +112,15 @@ def _tiles(report: ReportData) -> Iterator[tuple[str, str]]:
 
 def lineage(report: ReportData) -> Iterator[tuple[str, str]]:
     """Hashes of weights and plan, and code, commit and device of each stage."""
-    yield "base", ", ".join(f"{key} {value}" for key, value in report.source.items() if value)
+    yield "base", printable(", ".join(f"{key} {value}" for key, value in report.source.items() if value))
     for name, model in report.record.models.items():
         yield f"weights, {name}", f"sha256 {model.weights_sha256}"
     yield "pruning plan", f"sha256 {report.plan_sha256}"
     for stage in report.runs:
-        yield stage, _describe_provenance(report.provenance.get(stage))
+        yield stage, printable(_describe_provenance(report.provenance.get(stage)))
     run = report.runs["evaluate"]
-    yield "versions", ", ".join([f"python {run['python']}", *(f"{key} {it}" for key, it in run["packages"].items())])
+    versions = [f"python {run['python']}", *(f"{key} {version}" for key, version in run["packages"].items())]
+    yield "versions", printable(", ".join(versions))
 
 
 def _describe_provenance(found: Mapping[str, Any] | None) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from stages.models.layout import PLAN, WEIGHTS
 from stages.protocol.costs import CostsRecord, read_costs
@@ -121,7 +121,8 @@ class ReportData:
 
 def name_source(source: Mapping[str, Any]) -> str:
     """Return the repository of a source, its name as a bundled one, or the last part of its path or address."""
-    return str(source.get("repo") or source.get("name") or Path(source.get("path") or source.get("uri") or "").name)
+    place = source.get("path") or source.get("uri") or ""
+    return printable(str(source.get("repo") or source.get("name") or Path(place).name))
 
 
 def read_report_data(artifacts: Path, reports: Path) -> ReportData:
@@ -160,7 +161,7 @@ def read_report_data(artifacts: Path, reports: Path) -> ReportData:
             provenance=provenance,
             licence=_read_licence(folders["fetch"] / "README.md"),
         )
-    except (KeyError, TypeError, ValidationError) as error:
+    except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
         raise InputError(
             f"a plan or run.json below {artifacts} is invalid ({first_line(error)}); run its stage again"
         ) from None

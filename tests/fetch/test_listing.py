@@ -8,8 +8,9 @@ from PIL import Image
 
 from stages.data.images import read_images
 from stages.fetch.data import fetch_data
-from stages.fetch.listing import list_folder, sort_names
-from stages.fetch.params import FolderData, S3Data
+from stages.fetch.listing import Listing, list_folder, sort_names
+from stages.fetch.params import FitParams, FolderData, NpzData, S3Data
+from stages.fetch.source_images import CorruptImageError, open_folder, read_image
 from stages.runtime.errors import InputError
 from stages.storage.files import read_json
 from stages.storage.s3 import Store
@@ -300,3 +301,26 @@ def test_bucket_names_may_have_an_underscore():
     assert S3Data(source="s3", uri="s3://my_bucket/x", sha256="0" * 64).uri == "s3://my_bucket/x"
     with pytest.raises(InputError, match="invalid bucket address"):
         Store("s3://_bucket/x")
+
+
+def test_the_name_of_an_image_forges_no_line(tmp_path, out, capsys):
+    """In the warning that names corrupt images."""
+    for index in range(3):
+        draw(tmp_path / "data" / f"{index}.png", index)
+    (tmp_path / "data" / "x\nError: all is lost\x1b[2J.png").write_bytes(b"not an image")
+    fetch(tmp_path / "data", out, max_corrupt=1)
+    told = [line for line in capsys.readouterr().err.splitlines() if "lost" in line]
+
+    assert len(told) == 1
+    assert told[0].startswith("Warning: 1 of 4 images are corrupt")
+    assert told[0].isprintable()
+
+
+def test_a_pipe_or_device_in_place_of_an_image_or_array_is_refused(tmp_path, out):
+    """Reading it might never end; it may replace a file after the folder was listed."""
+    os.mkfifo(tmp_path / "pipe.png")
+    images = open_folder(tmp_path, "images", Listing(["pipe.png"], {}))
+    with pytest.raises(CorruptImageError, match="is a pipe, device or socket"):
+        read_image(images, 0, SHAPE, FitParams())
+    with pytest.raises(InputError, match="is a pipe, device or socket"):
+        fetch_data(NpzData(source="npz", path=tmp_path / "pipe.png"), SHAPE, 0.5, out)

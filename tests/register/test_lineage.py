@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from stages.register.lineage import read_workspace_lineage
+from stages.register.lineage import read_lineage, read_workspace_lineage
 from stages.runtime.errors import InputError
 from stages.storage.files import file_sha256, read_json, write_json
 from stages.tracking.compression import Compression
@@ -50,6 +50,20 @@ def test_the_lineage_names_head_and_holds_runs_with_provenance(compression, tmp_
     assert lineage.git_commit == head.stdout.strip()
     assert lineage.runs["prune"] == {**read_json(run_record), "code_sha256": "prune", "provenance": provenance}
     assert lineage.runs["fetch"]["provenance"] is None
+
+
+def test_a_lineage_with_control_characters_is_refused(compression, tmp_path):
+    """Its paths, versions and devices are printed when a version is reproduced."""
+    content = read_workspace_lineage(compression).model_dump(mode="json")
+    write_json(tmp_path / "evidence" / "lineage.json", content)
+    assert read_lineage(tmp_path / "evidence").model_dump(mode="json") == content
+
+    write_json(
+        tmp_path / "evidence" / "lineage.json", {**content, "outputs": {"a\nmodels:/x/1 is identical": "a" * 64}}
+    )
+    with pytest.raises(InputError, match="holds control characters") as caught:
+        read_lineage(tmp_path / "evidence")
+    assert "\n" not in caught.value.message
 
 
 def test_code_that_is_not_committed_is_refused(compression, tmp_path):

@@ -85,6 +85,22 @@ def test_the_first_version_that_passes_is_the_champion(publish, policy, aliases,
     ]
 
 
+def test_no_text_forges_a_line_of_the_ledger(publish, policy, registry):
+    """Neither a reason given here nor tags that another client wrote: one entry is one line."""
+    publish()
+    promote(NAME, None, policy, "good\n  99  2026-01-01  promote 1 -> 2: done, by root\x1b[2K")
+    entry = Ledger(registry, NAME).entries()[0]
+    assert entry.version.tags["espalier.why"].startswith("good\\n  99")
+    registry.tag(entry.version, by="root\nroot", checks='[{"name": "a\\nb", "passed": 1, "reason": "\\u001b"}]')
+    found = CliRunner().invoke(main, ["ledger", NAME])
+
+    assert found.exit_code == 0
+    assert len(found.output.splitlines()) == 1
+    assert found.output[:-1].isprintable()
+    (check,) = Ledger(registry, NAME).entries()[0].checks
+    assert (check.name, check.passed, check.reason) == ("a\\nb", False, "\\x1b")
+
+
 def test_a_better_version_replaces_the_champion(publish, policy, aliases):
     """It is compared with the champion, which gets the alias previous."""
     publish()
