@@ -13,7 +13,7 @@ export PREFECT_SERVER_UI_V2_ENABLED := false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run flow test e2e e2e-registry e2e-schedule preset image stack check format lock base results sizes systems ui server audit sbom prefect-server clean
+.PHONY: help setup run flow test e2e e2e-registry e2e-schedule preset image stack check format lock base results sizes systems ui server audit sbom prefect-server fuzz clean
 
 help: ## Print these targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -55,6 +55,9 @@ e2e-registry: $(READY) ## The whole way on real servers and without any: compres
 e2e-schedule: $(READY) ## Schedules, workers and servers as in production, and what happens when they die (about 15 minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m e2e -s tests/pipeline/test_schedule.py
 
+fuzz: $(READY) ## Read damaged files of every kind for SECONDS (by default an hour)
+	@OMP_NUM_THREADS=1 ESPALIER_FUZZ_SECONDS=$(or $(SECONDS),3600) $(BIN)/python -m pytest tests/fuzz --timeout 0
+
 image: ## Build the image, with buildah where there is no engine, and run the pipeline in it (docs/docker.md)
 	@.ci/image --run
 
@@ -95,7 +98,7 @@ systems: $(READY) ## Take the paper's five systems through all stages, initialis
 	@$(BIN)/python -m benchmarks.systems
 
 ui: $(READY) ## Look at the recorded compressions in MLflow's UI, on loopback
-	@$(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
+	@umask 077 && $(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
 
 server: $(READY) ## Start the tracking and registry server as mlflow/server.env says
 	@test -f mlflow/server.env || { echo "mlflow/server.env is not there; copy mlflow/server.env.example and fill it in" >&2; exit 1; }

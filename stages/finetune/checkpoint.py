@@ -5,17 +5,19 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ConfigDict, Field
 
 from stages.finetune.checkpoint_upload import CheckpointUploads
 from stages.finetune.curve import CurvePoint
 from stages.models.families import Denoiser
-from stages.runtime.errors import InputError
+from stages.runtime.bounded import parse_json
+from stages.runtime.errors import InputError, first_line
+from stages.runtime.schema import Frozen
 from stages.storage.s3 import Store
 from stages.storage.tensors import read_metadata, read_tensors, write_tensors
 
@@ -70,12 +72,13 @@ class Checkpoints:
             self.uploads.download(self.folder)
         for path in reversed(self._paths()):
             try:
-                metadata, tensors = json.loads(read_metadata(path).get(METADATA_KEY, "{}")), read_tensors(path)
+                metadata, tensors = _read_metadata(path), read_tensors(path)
             except InputError as error:
                 click.echo(f"Warning: {error.message}; this checkpoint is skipped", err=True)
             else:
-                self._check_run(metadata.get("run"), path)
-                return _to_checkpoint(metadata, tensors)
+                self._check_run(metadata.run, path)
+                curve = [CurvePoint(point.step, point.train_loss, point.heldout) for point in metadata.curve]
+                return Checkpoint(metadata.step, tensors, metadata.losses, curve)
         return None
 
     def _check_run(self, run: object, path: Path) -> None:
@@ -97,9 +100,34 @@ class Checkpoints:
         return sorted(self.folder.glob("step-*.safetensors"))
 
 
-def _to_checkpoint(metadata: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Checkpoint:
-    rows = ({**point, "heldout": tuple(tuple(pair) for pair in point["heldout"])} for point in metadata["curve"])
-    return Checkpoint(metadata["step"], tensors, metadata["losses"], [CurvePoint(**row) for row in rows])
+class _Point(Frozen):
+    """A CurvePoint in JSON."""
+
+    step: int
+    train_loss: float | None
+    heldout: tuple[tuple[float, float], ...]
+
+
+class _Metadata(Frozen):
+    """The metadata of a checkpoint's file; a training that diverged may hold NaN and infinity."""
+
+    model_config = ConfigDict(allow_inf_nan=True)
+    run: str
+    step: int = Field(ge=0)
+    losses: list[float]
+    curve: list[_Point]
+
+
+def _read_metadata(path: Path) -> _Metadata:
+    """Read the metadata of a checkpoint.
+
+    Raises:
+        InputError: It is damaged.
+    """
+    try:
+        return _Metadata.model_validate(parse_json(read_metadata(path).get(METADATA_KEY, "{}").encode()))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({first_line(error)})") from None
 
 
 def to_tensors(

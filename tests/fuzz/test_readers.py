@@ -1,0 +1,120 @@
+"""Whatever a file holds, its reader returns or refuses it, in bounded time and memory.
+
+ESPALIER_FUZZ_SECONDS is the time of the long form (make fuzz); without it each reader gets a few inputs.
+"""
+
+import os
+import resource
+import shutil
+import signal
+import time
+
+import pytest
+from hypothesis import HealthCheck, given, seed, settings, strategies
+from ruamel.yaml import YAML
+
+from stages.runtime.errors import InputError
+from tests.fuzz.mutations import damaged_bytes, damaged_trees, dump
+from tests.fuzz.readers import READERS, damage_metadata, read_metadata_tree, write_valid_files
+
+SECONDS = float(os.environ.get("ESPALIER_FUZZ_SECONDS") or 0)
+SHORT_EXAMPLES, LONG_EXAMPLES = 20, 400
+MAX_SECONDS, MAX_KIB = 20, 1024 * 1024
+"""Bounds of one input: time, and growth of the memory's high-water mark (1 GiB)."""
+
+
+@pytest.fixture
+def valid(make_once, unet, scheduler, images, protocol):
+    """A folder with one valid file of each kind."""
+
+    def write(folder):
+        (folder / "data").mkdir(parents=True)
+        write_valid_files(folder, unet, scheduler, images, protocol)
+
+    return make_once("valid", write)
+
+
+class TooSlowError(Exception):
+    """An input takes longer than any should."""
+
+
+def attempt(read, folder):
+    """Read a folder within the bounds.
+
+    Raises:
+        AssertionError: The input takes too much memory.
+        TooSlowError: It takes too much time.
+    """
+
+    def stop(*_):
+        raise TooSlowError
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, MAX_SECONDS)
+    try:
+        read(folder)
+    except InputError:
+        pass
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MAX_KIB
+
+
+def inputs_of(reader, valid):
+    """Damaged contents of a reader's file."""
+    path = valid / reader.file
+    if path.is_dir():
+        return damaged_trees(read_metadata_tree(valid)).map(dump)
+    content = path.read_bytes()
+    if reader.is_tree:
+        trees = damaged_trees(YAML(typ="safe").load(content.decode())).map(dump)
+        return strategies.one_of(trees, trees, damaged_bytes(content))
+    return damaged_bytes(content)
+
+
+def attack(reader, inputs, folder, number):
+    """Read damaged copies of a file, drawn from a seed."""
+
+    @seed(number)
+    @settings(
+        max_examples=max(2, (LONG_EXAMPLES if SECONDS else SHORT_EXAMPLES) // reader.cost),
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(damaged=inputs)
+    def check(damaged):
+        if (folder / reader.file).is_dir():
+            damage_metadata(folder, damaged)
+        else:
+            (folder / reader.file).write_bytes(damaged)
+        shutil.rmtree(folder / "out", ignore_errors=True)
+        attempt(reader.read, folder)
+
+    check()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.timeout(SECONDS + 600)
+@pytest.mark.parametrize("name", READERS)
+def test_a_damaged_file_is_read_or_refused(valid, tmp_path, name):
+    """Never anything but success, InputError or UnavailableError."""
+    folder = tmp_path / "copy"
+    shutil.copytree(valid, folder)
+    inputs = inputs_of(READERS[name], valid)
+    begin, number = time.monotonic(), 0
+    while number == 0 or time.monotonic() - begin < SECONDS / len(READERS):
+        attack(READERS[name], inputs, folder, number)
+        number += 1
+
+
+def test_valid_files_are_read(valid, tmp_path):
+    """Otherwise every damaged one would be refused for another reason."""
+    shutil.copytree(valid, tmp_path / "copy")
+    for name, reader in READERS.items():
+        try:
+            reader.read(tmp_path / "copy")
+        except InputError as error:
+            pytest.fail(f"{name}: {error.message}")
