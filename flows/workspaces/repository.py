@@ -20,6 +20,7 @@ from stages.params import Params
 from stages.runtime.bounded import parse_yaml
 from stages.runtime.errors import InputError, UnavailableError, without_password
 from stages.runtime.git import git_error, git_output
+from stages.storage.files import make_private
 
 REPOSITORY_VARIABLE = "ESPALIER_REPOSITORY"
 """Environment variable: folder or address that runs are cloned from; by default the current folder."""
@@ -65,7 +66,10 @@ class Repository:
                 f"{REPOSITORY_VARIABLE} is {place}, no folder here; set {HOME_VARIABLE} to one for workspaces and cache"
             )
         repository = cls(origin, Path(root).resolve() if root else Path(origin).resolve() / ".espalier")
+        is_shared = bool(root) and repository.root.exists()  # whoever made it chose who may enter
         make_folder(repository.root / "locks")
+        if not is_shared:
+            make_private(repository.root)
         os.environ["MLFLOW_TRACKING_URI"] = repository._tracking_uri()
         return repository
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from stages.runtime.errors import InputError, first_line
 from stages.storage.files import write_json
-from stages.storage.tensors import write_array, write_blocks
+from stages.storage.tensors import read_array, write_array, write_blocks
 
 SPLITS = ("train", "heldout")
 
@@ -165,12 +164,9 @@ def _read_conditions(folder: Path, counts: Mapping[str, int]) -> Conditions | No
 
 def _open(folder: Path, name: str) -> NDArray[Any]:
     try:
-        array: NDArray[Any] = np.load(folder / name, mmap_mode="r", allow_pickle=False)
-    except (OSError, OverflowError, TokenError, ValueError, EOFError) as error:
+        return read_array(folder / name)
+    except ValueError as error:
         raise _no_images(folder, first_line(error)) from None
-    if not isinstance(array, np.ndarray):
-        raise _no_images(folder, "several arrays in one file")
-    return array
 
 
 def _no_images(folder: Path, why: str) -> InputError:

@@ -52,11 +52,19 @@ def check_state_dict(value: Any, origin: Path) -> dict[str, torch.Tensor]:  # no
         kind = "an empty dict" if isinstance(value, dict) else f"a {type(value).__name__}"
         raise InputError(f"{origin} holds {kind}, expected a state dict; use another file")
     for name, tensor in value.items():
-        if (
-            not isinstance(name, str)
-            or type(tensor) not in (torch.Tensor, torch.nn.Parameter)
-            or tensor.layout != torch.strided
-        ):
+        if not isinstance(name, str) or not _is_plain(tensor):
             kind = type(tensor).__name__
             raise InputError(f"{origin} holds a {kind} under {name!r}; supported: dense tensors only, with names")
+    num_bytes = sum(tensor.nbytes for tensor in value.values())
+    if num_bytes > origin.stat().st_size:  # views of one storage, or of one number
+        found = f"{origin} describes {num_bytes} bytes of tensors in {origin.stat().st_size} bytes"
+        raise InputError(f"{found}; supported: tensors that do not share memory")
     return value
+
+
+def _is_plain(tensor: object) -> bool:
+    """Whether a value is a tensor of real numbers that its file holds, one by one."""
+    if not isinstance(tensor, torch.Tensor) or type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        return False
+    is_dense = tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_complex() or tensor.is_nested)
+    return is_dense and tensor.device.type == "cpu"

@@ -1,5 +1,6 @@
 """An image source -> its images, opened one at a time and brought to the size of the model."""
 
+import shutil
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +20,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from stages.fetch.listing import FORMATS, SUFFIXES, Listing
 from stages.fetch.params import FitParams, HubData, NpzData, expand_path
 from stages.fetch.shown import DeepImageError, to_shown
+from stages.runtime.bounded import check_regular
 from stages.runtime.errors import InputError, UnavailableError, first_line
+from stages.runtime.text import printable
 from stages.storage.files import check_not_pointer
+from stages.storage.tensors import read_array
 
 NPZ_ERRORS = (
     EOFError,
@@ -34,6 +38,8 @@ NPZ_ERRORS = (
     zlib.error,
 )
 """What reading a damaged .npz file can raise."""
+MAX_UNPACKED_BYTES = 64 * 2**30
+"""Largest array of an .npz file."""
 MODES = {1: "L", 3: "RGB"}
 """Number of channels -> Pillow's image mode."""
 CELEBA_SIZE, CELEBA_FACE = (178, 218), (25, 57, 25 + 128, 57 + 128)
@@ -82,7 +88,7 @@ def read_image(images: SourceImages, index: int, shape: Shape, params: FitParams
         InputError: `params.fit` does not accept its size.
     """
     channels, height, width = shape
-    name = f"{images.origin}/{images.names[index]}"
+    name = printable(f"{images.origin}/{images.names[index]}")
     try:
         with images.open(index) as opened:
             image, remarks = to_shown(opened, params.background)
@@ -127,6 +133,8 @@ def open_folder(folder: Path, origin: str, listing: Listing) -> SourceImages:
 
 
 def _open_file(file: Path | BytesIO) -> Image.Image:
+    if isinstance(file, Path):
+        check_regular(file)
     try:
         return Image.open(file, formats=tuple(FORMATS))
     except UnidentifiedImageError:
@@ -171,16 +179,30 @@ def _npz_labels(source: NpzData, path: Path, parts: Sequence[NDArray[Any]], plac
 
 def _extract(path: Path, key: str, place: Path) -> NDArray[Any]:
     """Extract one array into `place` and memory-map it; pickled objects are never loaded."""
+    check_regular(path)
     try:
         with zipfile.ZipFile(path) as archive:
             keys = [name.removesuffix(".npy") for name in archive.namelist()]
             if key not in keys:
                 raise InputError(f"{path} has no array {key!r}; its keys: {', '.join(keys)}")
+            _check_unpacked(archive.getinfo(f"{key}.npy"), path, place)
             member = archive.extract(f"{key}.npy", place)
-        return np.lib.format.open_memmap(member, mode="r")
+        return read_array(Path(member))
     except NPZ_ERRORS as error:
         check_not_pointer(path)
         raise InputError(f"{path} is not a readable .npz file ({first_line(error)}); correct fetch.data.path") from None
+
+
+def _check_unpacked(member: zipfile.ZipInfo, path: Path, place: Path) -> None:
+    """Check that an array fits on the disk: compressed zeros take a thousandth of their size.
+
+    Raises:
+        InputError: It does not, or is larger than the limit.
+    """
+    limit = min(MAX_UNPACKED_BYTES, shutil.disk_usage(place).free)
+    if member.file_size > limit:
+        found = f"{path} unpacks to {member.file_size / 2**30:.1f} GiB as {member.filename}, and the limit is"
+        raise InputError(f"{found} {limit / 2**30:.1f} GiB, as much as is free and at most 64; use a smaller array")
 
 
 def open_hub(source: HubData) -> SourceImages:

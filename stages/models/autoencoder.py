@@ -11,7 +11,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vq_model import VQModel
 from numpy.typing import NDArray
 
-from stages.models.checks import check_finite, is_number
+from stages.models.checks import check_finite, check_layers, check_sizes, is_number
 from stages.models.families import AUTOENCODER_CLASSES, Denoiser, config_defaults, sample_shape
 from stages.models.layout import WEIGHTS
 from stages.models.pipeline import autoencoder_folder, rename_attention
@@ -74,8 +74,11 @@ def read_autoencoder(folder: Path, device: torch.device) -> Autoencoder | None:
         raise InputError(f"{component_folder} holds a {name}; supported: {', '.join(AUTOENCODER_CLASSES)}")
     if name == "VQModel" and config.get("scaling_factor") is None:
         config["scaling_factor"] = 1.0  # these latents are not scaled, and configs of 2022 lack the key
-    check_latent_scale({**config_defaults(AUTOENCODER_CLASSES[name]), **config}, component_folder / "config.json")
+    defaults = config_defaults(AUTOENCODER_CLASSES[name])
+    check_sizes(config, defaults, component_folder / "config.json")
+    check_latent_scale({**defaults, **config}, component_folder / "config.json")
     tensors = read_tensors(component_folder / WEIGHTS)
+    check_layers(config, len(tensors), str(component_folder))
     try:
         with torch.device("meta"):
             network = AUTOENCODER_CLASSES[name].from_config(config)

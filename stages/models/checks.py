@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,10 @@ UNSUPPORTED_CONDITIONS = {
     "time_cond_proj_dim": CONDITIONS,
 }
 """Key of a UNet's config -> the conditions that it adds."""
+MAX_SIDE = 4096
+"""Largest height and width of the samples."""
+MAX_BLOCKS, MAX_LAYERS, MAX_WIDTH = 64, 256, 1_000_000
+"""Largest length of a list in a config, of a number of layers, and of any other number."""
 UNSUPPORTED_BLOCKS = {
     "SimpleCrossAttn": "attention with added keys and values, whose channels cannot be cut together",
     "K": "norms whose scale and shift depend on the timestep, whose channels cannot be cut together",
@@ -44,7 +49,9 @@ def check_supported(config: Mapping[str, Any], origin: Path) -> None:
     if name not in CLASSES:
         found = f"{origin} describes a {config.get('_class_name')}"
         raise InputError(f"{found}; supported: {', '.join(FAMILIES)} (docs/models.md)")
-    config = {**config_defaults(CLASSES[name]), **config}
+    defaults = config_defaults(CLASSES[name])
+    config = {**defaults, **config}
+    check_sizes(config, defaults, origin)
     for key, reason in UNSUPPORTED_CONDITIONS.items():
         if config.get(key) is not None:
             raise InputError(f"{origin} describes a model with {reason} ({key} is {config[key]!r})")
@@ -54,9 +61,47 @@ def check_supported(config: Mapping[str, Any], origin: Path) -> None:
         raise InputError(f"{origin} has cross_attention_dim {config['cross_attention_dim']!r}; supported: one integer")
     size = config.get("sample_size")
     lengths = size if isinstance(size, list | tuple) and len(size) == 2 else (size,)  # noqa: PLR2004
-    if not all(type(length) is int and length > 0 for length in lengths):
+    if not all(type(length) is int and 0 < length <= MAX_SIDE for length in lengths):
         found = f"{origin} has sample_size {size!r}"
-        raise InputError(f"{found}; supported: one positive integer, for square images, or [height, width]")
+        allowed = f"one positive integer, for square images, or [height, width]; at most {MAX_SIDE}"
+        raise InputError(f"{found}; supported: {allowed}")
+
+
+def check_sizes(config: Mapping[str, Any], known: Collection[str], origin: Path) -> None:
+    """Bound the numbers under the known keys of a config, since diffusers builds as many layers as they say.
+
+    Raises:
+        InputError: A number or list is too large; its key is named.
+    """
+    for key in known:
+        limit = MAX_LAYERS if "layers" in key else MAX_WIDTH
+        level = [config.get(key)]
+        while level:
+            if any(isinstance(item, int | float) and abs(item) > limit for item in level):
+                raise InputError(f"{origin} has {key} {reprlib.repr(config[key])}; supported: at most {limit}")
+            lists = [item for item in level if isinstance(item, list | tuple)]
+            if any(len(items) > MAX_BLOCKS for items in lists):
+                raise InputError(f"{origin} has more than {MAX_BLOCKS} values in {key}, the limit; use another model")
+            level = [item for items in lists for item in items]
+
+
+def check_layers(config: Mapping[str, Any], num_tensors: int, origin: str) -> None:
+    """Compare the number of layers with that of the tensors, before they are built.
+
+    Raises:
+        InputError: The weights cannot hold that many layers.
+    """
+    counts = [_largest(config.get(key)) for key in ("layers_per_block", "transformer_layers_per_block")]
+    if math.prod(counts) > num_tensors:
+        found = f"the config describes {math.prod(counts)} layers or more, the weights {num_tensors} tensors"
+        raise InputError(f"{origin}: {found}; use the weights of this config")
+
+
+def _largest(value: object) -> int:
+    """Return the largest number in nested lists, at least 1."""
+    if isinstance(value, list | tuple):
+        return max((_largest(item) for item in value), default=1)
+    return max(value, 1) if isinstance(value, int) else 1
 
 
 def _check_channels(inputs: object, outputs: object, origin: Path) -> None:

@@ -13,7 +13,7 @@ from diffusers.models.attention_processor import Attention
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from stages.models import pruned_unet
-from stages.models.checks import check_built, check_finite, check_heads, check_supported
+from stages.models.checks import check_built, check_finite, check_heads, check_layers, check_supported
 from stages.models.families import AUTOENCODER_CLASSES, CLASSES, FAMILIES, Denoiser, config_defaults, family_name
 from stages.models.layout import AUTOENCODERS, CLASS_EMBEDDING, PLAN, WEIGHTS
 from stages.models.prediction_types import PREDICTION_TYPES
@@ -71,6 +71,7 @@ def build_unet(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], o
         InputError: The config is invalid, the tensors do not fit it, or a tensor is not finite.
     """
     current = {rename_attention(name): tensor for name, tensor in tensors.items()}
+    check_layers(config, len(current), origin)
     try:
         with torch.device("meta"):
             unet: Denoiser = CLASSES[config["_class_name"]].from_config(dict(config))
@@ -147,7 +148,7 @@ def read_scheduler(folder: Path) -> DDPMScheduler:
     """
     path = component(folder, "scheduler") / "scheduler_config.json"
     config = read_json(path)
-    if (predicted := config.get("prediction_type", "epsilon")) not in PREDICTION_TYPES:
+    if (predicted := config.get("prediction_type", "epsilon")) not in list(PREDICTION_TYPES):  # a list cannot be a key
         raise InputError(f"{path} has prediction_type {predicted}; supported: {', '.join(PREDICTION_TYPES)}")
     return make_schedule(config, path)
 

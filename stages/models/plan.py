@@ -12,6 +12,7 @@ from stages.models.families import Denoiser, family_name
 from stages.models.params import Quantity
 from stages.runtime.errors import InputError
 from stages.runtime.schema import Frozen, Sha256
+from stages.runtime.text import printable
 from stages.storage.files import read_json
 
 UNITS: dict[Quantity, str] = {"channels": "channels", "macs": "MACs", "params": "parameters", "latency_ms": "ms"}
@@ -134,7 +135,8 @@ def read_plan(path: Path) -> Plan:
         plan = Plan.model_validate(content)
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise InputError(f"{path} is not a valid pruning plan: {where}: {error.errors()[0]['msg']}") from None
+        found = printable(f"{where}: {error.errors()[0]['msg']}")
+        raise InputError(f"{path} is not a valid pruning plan: {found}") from None
     if plan.sha256 != plan.content_sha256():
         raise InputError(f"{path} was changed after it was written: its sha256 does not match; use the original file")
     return plan

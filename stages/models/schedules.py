@@ -32,6 +32,7 @@ SCHEDULERS = (
     "UniPCMultistepScheduler",
 )
 """Classes whose noise schedule is DDPM's. How they step does not matter: params.yaml chooses the sampler."""
+MAX_TIMESTEPS = 100_000
 ABSENT = {"clip_sample": False, "thresholding": False}
 """What a class does that has no such key: it neither clips nor thresholds."""
 
@@ -45,7 +46,7 @@ def _is_flag(value: object) -> bool:
 
 
 ALLOWED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "num_train_timesteps": (lambda value: _is_whole(value) and value > 0, "a positive integer"),
+    "num_train_timesteps": (lambda value: _is_whole(value) and 0 < value <= MAX_TIMESTEPS, f"1 to {MAX_TIMESTEPS}"),
     "clip_sample": (_is_flag, "true or false"),
     "clip_sample_range": (lambda value: is_number(value) and value > 0, "a positive number"),
     "thresholding": (_is_flag, "true or false"),

@@ -16,7 +16,7 @@ from stages.models.sampling import DEFAULT_CONTEXT, SamplingContext, draw, image
 from stages.protocol.protocol import Protocol
 from stages.runtime.errors import InputError, first_line
 from stages.storage.files import read_json, write_json
-from stages.storage.tensors import read_tensors, write_array, write_tensors
+from stages.storage.tensors import read_array, read_tensors, write_array, write_tensors
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,10 @@ def read_reference(folder: Path) -> Reference:
     model_sha256 = read_json(folder / "reference.json").get("model_sha256")
     tensors = read_tensors(folder / "features.safetensors")
     try:
-        samples = np.load(folder / "samples.npy", mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        samples = read_array(folder / "samples.npy")
+    except ValueError as error:
         raise InputError(f"{folder} holds no samples ({first_line(error)}); run the reference stage again") from None
-    packed = isinstance(samples, np.ndarray) and samples.dtype == np.uint8 and samples.ndim == 5  # noqa: PLR2004
+    packed = samples.dtype == np.uint8 and samples.ndim == 5  # noqa: PLR2004
     if not (packed and isinstance(model_sha256, str) and _matches(tensors, samples, protocol)):
         raise InputError(f"{folder} does not match its protocol.json; run the reference stage again")
     return Reference(protocol, model_sha256, samples, tensors["dense"], tensors["real"], read_table(folder))

@@ -7,7 +7,9 @@ import click
 
 from stages.runtime.result import write_result
 
-QUERY_KEYS = r"[\w-]*(?:token|secret|password|passwd|signature|credential|key)"
+QUERY_KEYS = (
+    r"[\w-]*(?:token|secret|password|passwd|pwd|signature|credential|key|keyid|auth|jwt|policy)|sig|sas|code|pass"
+)
 """Query parameters that grant access, such as those of a presigned address."""
 HEADER_KEYS = r"x-amz-[\w-]+|signature|credential|[\w-]*(?:token|secret|password|passwd)"
 """Fields of a signed request."""
@@ -54,6 +56,6 @@ def without_password(address: str) -> str:
     A password may hold / @ # and ? although they should be encoded: everything up to the last @ is removed then.
     """
     bare = re.sub(r"//(?:[^/\s:@]*:\S*@|[^/\s]*@)", "//", address)
-    bare = re.sub(rf"([?&](?:{QUERY_KEYS})=)[^&\s]*", r"\1***", bare, flags=re.IGNORECASE)
+    bare = re.sub(rf"([?&;#](?:{QUERY_KEYS})=)[^&\s'\"]*", r"\1***", bare, flags=re.IGNORECASE)
     bare = re.sub(rf"((?<![\w-])(?:{HEADER_KEYS})=)[^&\s,'\"]+", r"\1***", bare, flags=re.IGNORECASE)
     return re.sub(r"(authorization['\"]?\s*[:=]\s*)['\"]?(\w+ )?[^\s'\",]+", r"\1***", bare, flags=re.IGNORECASE)

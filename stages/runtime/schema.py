@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 
 from stages.runtime.bounded import MAX_YAML_BYTES, parse_yaml, read_bounded
 from stages.runtime.errors import InputError
+from stages.runtime.text import printable
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -104,7 +105,7 @@ def validate_tree(tree: object, model: type[Model], name: str) -> Model:
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        raise InputError(f"{name}: {'; '.join(_explain(e) for e in error.errors())}") from None
+        raise InputError(f"{name}: {'; '.join(printable(_explain(e)) for e in error.errors())}") from None
 
 
 def _explain(error: ErrorDetails) -> str:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from stages.runtime.bounded import MAX_JSON_BYTES, parse_json, read_bounded
 from stages.runtime.errors import InputError, first_line
+from stages.runtime.text import printable
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -87,6 +88,20 @@ def check_free(*folders: Path, inputs: Sequence[Path] = (), stage: str | None = 
             raise InputError(f"{folder} holds files that no stage wrote; move them away or choose another folder")
         if stage and has_record and (writer := read_json(folder / RUN_RECORD).get("stage")) != stage:
             raise InputError(f"{folder} was written by the stage {writer}; give {stage} another folder")
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder that only its owner may enter; an existing one is closed to others, unless it belongs to another.
+
+    Raises:
+        InputError: It cannot be made.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+    with contextlib.suppress(PermissionError):
+        folder.chmod(0o700)
 
 
 def _resolve(folder: Path) -> Path:
@@ -215,8 +230,8 @@ def read_record(path: Path, kind: type[Record], remedy: str) -> Record:
         return kind.model_validate(read_json(path))
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise InputError(f"{path} is damaged ({where}: {first['msg']}); {remedy}") from None
+        found = f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
+        raise InputError(f"{path} is damaged ({printable(found)}); {remedy}") from None
 
 
 def check_not_pointer(path: Path) -> None:

@@ -43,7 +43,7 @@ class _Provenance(Frozen, extra="allow"):
     """NAME.provenance.json; a training adds further keys."""
 
     run_sha256: str
-    device: dict[str, str | int]
+    device: dict[str, bool | int | str]
     code_sha256: str = ""
     git_commit: str | None = None
     git_dirty: bool = False

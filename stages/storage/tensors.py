@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
-from stages.runtime.errors import InputError
+from stages.runtime.bounded import check_regular
+from stages.runtime.errors import InputError, first_line
 from stages.storage.files import cannot_write, check_not_pointer, write_atomically
 
 
@@ -47,6 +48,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 @contextmanager
 def _safetensors_errors(path: Path) -> Iterator[None]:
+    check_regular(path)
     try:
         yield
     except FileNotFoundError:
@@ -63,6 +65,23 @@ def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode() + tensor.numpy().tobytes())
     return digest.hexdigest()
+
+
+def read_array(path: Path) -> NDArray[Any]:
+    """Memory-map the array of a .npy file.
+
+    Raises:
+        ValueError: It is missing or damaged, is shorter than its header says, or holds several arrays or objects.
+        InputError: It is a pipe, device or socket.
+    """
+    check_regular(path)
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # noqa: BLE001  # a damaged header can raise any exception
+        raise ValueError(first_line(error)) from None
+    if not isinstance(array, np.ndarray):
+        raise ValueError("several arrays in one file")  # noqa: TRY004  # a wrong file
+    return array
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:

@@ -3,13 +3,14 @@
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.runtime import telemetry
 from stages.runtime.environment import TRACKING, bypass_proxies, check_address
 from stages.runtime.errors import InputError, UnavailableError, first_line
+from stages.storage.files import make_private
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,9 +38,11 @@ def connect() -> "MlflowClient":
     from mlflow import MlflowClient
 
     file = sqlite_file()
-    if file is None or file.exists():
+    if file is None or (file.exists() and file.stat().st_size):
         return MlflowClient()
     with FileLock(f"{file}.lock"):  # two processes at once would both create its tables
+        with suppress(OSError):
+            file.touch(mode=0o600)  # MLflow would make one that others can read
         return MlflowClient()
 
 
@@ -67,7 +70,10 @@ def find_experiment(client: "MlflowClient", name: str) -> str:
     if found is None:
         try:
             file = sqlite_file()
-            artifacts = (file.parent / "mlruns").as_uri() if file else None  # a server has its own default
+            artifacts = None  # a server has its own default
+            if file:
+                make_private(file.parent / "mlruns")
+                artifacts = (file.parent / "mlruns").as_uri()
             return str(client.create_experiment(name, artifact_location=artifacts))
         except MlflowException:  # another process created it between the two calls
             found = client.get_experiment_by_name(name)

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from stages.runtime.errors import InputError, UnavailableError, first_line
 from stages.runtime.schema import Frozen, Sha256
-from stages.storage.files import read_record, write_json, writing
+from stages.storage.files import make_private, read_record, write_json, writing
 from stages.tracking.compression import Compression
 from stages.tracking.mlflow_client import connect, find_experiment
 
@@ -68,6 +68,7 @@ def save_record(record: RunRecord, reports: Path, unsent: Path) -> Path:
     folder = unsent / record.compression
     if (folder / RECORD).is_file():
         return folder
+    make_private(unsent)
     with writing(folder) as temporary:
         try:
             shutil.copytree(reports, temporary / "reports")

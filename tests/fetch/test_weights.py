@@ -11,7 +11,7 @@ from stages.fetch.__main__ import main
 from stages.fetch.model import fetch_model
 from stages.fetch.params import FolderModel, HubModel
 from stages.fetch.pickles import BIN
-from stages.fetch.weights import STEM, find_weights
+from stages.fetch.weights import STEM, find_weights, read_weights
 from stages.models.autoencoder import read_autoencoder
 from stages.models.layout import WEIGHTS
 from stages.models.pipeline import read_unet, write_pipeline
@@ -316,3 +316,24 @@ def test_fetch_as_a_command_takes_shards(tmp_path, root, folder, unet, images, m
     assert again.exit_code == 1
     assert again.output.count("Error: ") == 1
     assert "Traceback" not in again.output
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(1).expand(1_000_000),
+        torch.zeros(4, device="meta"),
+        pytest.param(torch.zeros(4), marks=pytest.mark.filterwarnings("ignore")),  # PyTorch calls them deprecated
+        torch.zeros(4, dtype=torch.complex64),
+    ],
+    ids=["expanded", "meta", "quantised", "complex"],
+)
+def test_tensors_that_a_bin_does_not_hold_number_by_number_are_refused(tmp_path, request, tensor):
+    """A number that stands for a million, tensors without content, and types whose content is not real numbers."""
+    if "quantised" in request.node.callspec.id:
+        tensor = torch.quantize_per_tensor(tensor, 1.0, 0, torch.qint8)
+    path = tmp_path / BIN
+    torch.save({"weight": tensor}, path)
+
+    with pytest.raises(InputError, match=r"supported: (dense tensors only|tensors that do not share memory)"):
+        read_weights(path)

@@ -33,6 +33,10 @@ def test_no_part_of_a_password_survives(password):
         "X-Amz-Security-Token=hunter2, next",
         "{'Authorization': 'Basic hunter2'}",
         "Authorization: Bearer hunter2",
+        "https://host/object?sv=2022&sig=hunter2&se=2026",
+        "https://host/object?AWSAccessKeyId=hunter2&Expires=9",
+        "https://host/object?Expires=9;Policy=hunter2",
+        "GET 'https://host/x?auth=hunter2' failed",
     ],
 )
 def test_a_signed_request_keeps_no_secret(text):

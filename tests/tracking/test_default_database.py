@@ -1,10 +1,24 @@
 """Without MLFLOW_TRACKING_URI, all that MLflow writes lies in the current folder, however its path is spelled."""
 
 import os
+import stat
 
 import pytest
 
+from flows.tasks.database import ADDRESSES, create_database
+from flows.workspaces.repository import Repository
 from stages.tracking.mlflow_client import connect, find_experiment
+from stages.tracking.recording import RunRecord, save_record
+
+PRIVATE = {
+    "mlflow.db": 0o600,
+    "mlruns": 0o700,
+    "home/prefect": 0o700,
+    "home/prefect/prefect.db": 0o600,
+    "unsent": 0o700,
+    ".espalier": 0o700,
+}
+"""What is written -> its permissions."""
 
 
 @pytest.mark.parametrize("name", ["space ü", "%41 #x 'q'"])
@@ -23,3 +37,26 @@ def test_the_default_database_lies_in_the_project(tmp_path, monkeypatch, name):
     assert {path.name for path in tmp_path.iterdir()} == {name, "note.txt"}
     assert (project / "mlflow.db").is_file()
     assert [path.name for path in project.rglob("note.txt")] == ["note.txt"]
+
+
+def test_only_the_owner_may_read_what_is_recorded(tmp_path, monkeypatch):
+    """The default database, its artifacts, Prefect's database, records that wait, and the folder of workspaces."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "home" / "prefect"))
+    monkeypatch.delenv("ESPALIER_HOME", raising=False)
+    for variable in (*ADDRESSES, "ESPALIER_REPOSITORY"):
+        monkeypatch.delenv(variable, raising=False)
+    previous = os.umask(0o022)
+    try:
+        find_experiment(connect(), "espalier")
+        create_database()
+        record = RunRecord(compression="a" * 64, run_name="x", finished_ms=0, params={}, tags={}, values=[])
+        (tmp_path / "reports").mkdir()
+        save_record(record, tmp_path / "reports", tmp_path / "unsent")
+        Repository.find()
+    finally:
+        os.umask(previous)
+    modes = {name: stat.S_IMODE((tmp_path / name).stat().st_mode) for name in PRIVATE}
+
+    assert modes == PRIVATE
