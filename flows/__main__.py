@@ -18,6 +18,8 @@ from stages.runtime.errors import InputError
 from stages.runtime.text import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from prefect import State
 
     from flows.workspaces.repository import ParamsSource, Repository
@@ -33,9 +35,7 @@ def main() -> None:
     """Run a flow in this process, with or without a Prefect server."""
     telemetry.switch_off()
     bypass_proxies()
-    for key, value in SETTINGS.items():
-        os.environ.setdefault(key, value)
-    create_database()
+    os.environ.update({**SETTINGS, **os.environ})
 
 
 @main.command(context_settings={"ignore_unknown_options": True})
@@ -71,7 +71,7 @@ def compress(
     ensure_server()
     from flows.compress import compress as flow
 
-    _exit(flow(overrides, commit, minutes, preset=preset, to_register=to_register, return_state=True))
+    _exit(lambda: flow(overrides, commit, minutes, preset=preset, to_register=to_register, return_state=True))
 
 
 @main.command()
@@ -95,7 +95,7 @@ def sweep(grids: tuple[str, ...], texts: tuple[str, ...], limits: tuple[str, ...
     ensure_server()
     from flows.sweep import sweep as flow
 
-    _exit(flow(grid, overrides, limits=minutes, return_state=True, **given))
+    _exit(lambda: flow(grid, overrides, limits=minutes, return_state=True, **given))
 
 
 @main.command()
@@ -128,7 +128,7 @@ def compare(
     ensure_server()
     from flows.compare import compare as flow
 
-    _exit(flow(seeds=numbers, rows=names, overrides=overrides, limits=minutes, return_state=True, **given))
+    _exit(lambda: flow(seeds=numbers, rows=names, overrides=overrides, limits=minutes, return_state=True, **given))
 
 
 @main.command()
@@ -145,7 +145,7 @@ def nightly(texts: tuple[str, ...], commit: str, policy: str, limits: tuple[str,
     ensure_server()
     from flows.nightly import nightly as flow
 
-    _exit(flow(overrides, commit, policy, minutes, return_state=True))
+    _exit(lambda: flow(overrides, commit, policy, minutes, return_state=True))
 
 
 @main.command()
@@ -220,9 +220,8 @@ def reproduce(uri: str, repository: str | None, workspace: str | None) -> None:
         click.echo(f"✗ {file.path}: {file.what}")
     for metric in found.metrics:
         mark = "✓" if metric.is_equal else "✗"
-        click.echo(
-            f"{mark} {metric.name}: {metric.then:.6g} then, {metric.now:.6g} now; allowed: ± {metric.allowed:.2g}"
-        )
+        values = f"{metric.then:.6g} then, {metric.now:.6g} now; allowed: ± {metric.allowed:.2g}"
+        click.echo(f"{mark} {metric.name}: {values}")
     same = f"{found.num_files - len(found.files)} of {found.num_files} files have the same hash"
     click.echo(f"{found.uri} is {found.verdict}: {found.obstacle or same}")
     sys.exit(1 if found.verdict == "different" else 0)
@@ -235,13 +234,8 @@ def ledger(name: str) -> None:
     from stages.register.ledger import Ledger
     from stages.register.registry import Registry
 
-    acts = Ledger(Registry(), name).entries()
-    for act in acts:
-        click.echo(
-            f"{act.number:>4}  {act.at}  {act.kind} {act.start} -> {act.to}: {act.outcome}, by {act.by}: {act.why}"
-        )
-    if not acts:
-        click.echo(f"model {name} has no promotions yet")
+    lines = [entry.line() for entry in Ledger(Registry(), name).entries()]
+    click.echo("\n".join(lines) or f"model {name} has no promotions yet")
 
 
 @main.command()
@@ -285,8 +279,10 @@ def _result(state: "State[Any]") -> Any:  # noqa: ANN401
     return state.result(raise_on_failure=False)
 
 
-def _exit(state: "State[Any]") -> None:
-    """Print a flow's state, and end this process with exit code 0 only if the flow completed."""
+def _exit(run: "Callable[[], State[Any]]") -> None:
+    """Run a flow, print its state, and end this process with exit code 0 only if the flow completed."""
+    create_database()
+    state = run()
     click.echo(f"{state.name}: {state.message}")
     sys.exit(0 if state.is_completed() and state.name == "Completed" else 1)
 

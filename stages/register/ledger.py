@@ -88,6 +88,11 @@ class LedgerEntry:
         """Position in the ledger."""
         return int(self.version.version)
 
+    def line(self) -> str:
+        """Describe the entry in one line: when, what, by whom and why."""
+        what = f"{self.kind} {self.start} -> {self.to}: {self.outcome}"
+        return f"{self.number:>4}  {self.at}  {what}, by {self.by}: {self.why}"
+
 
 class Ledger:
     """The ledger of one model.

@@ -63,13 +63,13 @@ def parse_json(content: bytes) -> Any:  # noqa: ANN401  # JSON may hold anything
     except RecursionError:
         raise _too_deep() from None
     _check_depth(tree)
-    if re.search(r"\\u[dD][89abAB]", text):
+    if re.search(r"\\u[dD][89a-fA-F]", text):
         json.dumps(tree, ensure_ascii=False).encode()  # half of a pair, which no file and no terminal takes
     return tree
 
 
 def _check_depth(tree: object) -> None:
-    level, depth = [tree], 0
+    level, depth = [tree], 1
     while level := [child for node in level if isinstance(node, dict | list) for child in _children(node)]:
         depth += 1
         if depth > MAX_DEPTH:

@@ -17,7 +17,6 @@ from typing import Any
 
 import psutil
 import torch
-from pydantic import Field
 
 from stages.runtime.code_hash import STAGES, hash_code
 from stages.runtime.errors import InputError
@@ -29,16 +28,6 @@ PACKAGES = ("diffusers", "numpy", "safetensors", "scikit-image", "torch", "torch
 Params = Section | dict[str, Any] | int
 
 
-class StageRecord(Frozen, extra="allow"):
-    """run.json."""
-
-    stage: str
-    params: dict[str, Any]
-    python: str = ""
-    packages: dict[str, str] = Field(default_factory=dict)
-    """Name of a package -> its version."""
-
-
 class _Provenance(Frozen, extra="allow"):
     """NAME.provenance.json; a training adds further keys."""
 
@@ -47,15 +36,6 @@ class _Provenance(Frozen, extra="allow"):
     code_sha256: str = ""
     git_commit: str | None = None
     git_dirty: bool = False
-
-
-def read_run_record(folder: Path) -> dict[str, Any]:
-    """Read run.json of an output folder: stage, params, python and packages.
-
-    Raises:
-        InputError: It is missing, damaged, or has a value of another type.
-    """
-    return read_record(folder / RUN_RECORD, StageRecord, "run its stage again").model_dump(exclude_unset=True)
 
 
 def write_run_record(folder: Path, stage: str, **params: Params) -> None:

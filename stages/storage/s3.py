@@ -210,9 +210,9 @@ class Store:
         with self._errors(entry.path):
             size_bytes = self._size_bytes(entry.sha256)
         if size_bytes != entry.size_bytes:
-            found = "there is no such object" if size_bytes is None else f"it has {size_bytes} bytes"
-            expected = f"expected {entry.size_bytes} bytes; remove {key} and push the folder again"
-            raise InputError(f"{entry.path} in {self.uri}: {found}, {expected}")
+            advice = f"it has {size_bytes} bytes, expected {entry.size_bytes}; remove {key} and push the folder again"
+            found = "there is no such object" if size_bytes is None else advice
+            raise InputError(f"{entry.path} in {self.uri}: {found}")
         self._get(key, entry.path, target)
         if (found := file_sha256(target)) != entry.sha256:
             raise InputError(

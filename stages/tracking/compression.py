@@ -12,7 +12,7 @@ from stages.runtime.errors import InputError
 from stages.runtime.git import git_output
 from stages.runtime.schema import flatten
 from stages.storage.files import RUN_RECORD, file_sha256, read_bytes, read_json
-from stages.storage.provenance import read_run_record
+from stages.storage.run_record import read_run_record
 
 CONTENT = ("stage", "params", "code_sha256")
 """What identifies a compression, of the record of each stage."""
@@ -122,7 +122,10 @@ def _read_json(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
 
 def _read_run_record(folder: Path) -> dict[str, Any]:
     _read_json(folder / RUN_RECORD)  # says what to run where it is missing
-    return read_run_record(folder)
+    try:
+        return read_run_record(folder)
+    except InputError:
+        raise _unexpected(folder / RUN_RECORD) from None
 
 
 def _unexpected(path: Path) -> InputError:

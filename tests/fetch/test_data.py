@@ -11,7 +11,8 @@ from PIL import Image
 from stages.data.images import read_images
 from stages.fetch import data
 from stages.fetch.data import bundled_digits, fetch_data, split
-from stages.fetch.params import BundledSource, FolderData, HubData
+from stages.fetch.params import BundledSource, FolderData, HubData, NpzData
+from stages.fetch.source_images import open_npz
 from stages.runtime.errors import InputError
 from stages.storage.files import read_json
 
@@ -258,3 +259,16 @@ def datasets_cache(tmp_path, monkeypatch):
     """Give the datasets library a temporary cache and disable its progress bars."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     datasets.disable_progress_bars()
+
+
+def test_an_array_that_does_not_fit_on_the_disk_is_not_unpacked(tmp_path, monkeypatch):
+    """A megabyte of compressed zeros is a gigabyte; nothing is written."""
+    np.savez_compressed(tmp_path / "a.npz", arr_0=np.zeros((1000, 8, 8), np.uint8))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    (tmp_path / "out").mkdir()
+
+    with pytest.raises(
+        InputError, match=r"unpacks to 0\.0 GiB as arr_0\.npy, and the limit is 0\.0 GiB, as much as is free"
+    ):
+        open_npz(NpzData(source="npz", path=tmp_path / "a.npz"), tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
