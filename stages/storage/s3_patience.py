@@ -10,6 +10,8 @@ from typing import Any
 
 ANSWER_S = 60.0
 """Longest wait for an answer without its object, in addition to the time for what is sent."""
+COMPLETION_S = 600.0
+"""The same for the end of an upload in parts, which S3 puts together while it sends blanks."""
 MIN_UPLOAD_BYTES_PER_S = 16 * 1024
 """Rate that is assumed for what is sent."""
 GRACE_S, MIN_BYTES_PER_S = 30.0, 1024
@@ -21,8 +23,9 @@ def bound_waiting(client: Any) -> None:  # noqa: ANN401  # boto3 creates its cla
     """Bound the time of every request of a client; a longer one is a ReadTimeoutError, which botocore retries."""
     session = client._endpoint.http_session  # noqa: SLF001  # botocore has no public way to its session
 
-    def send(request: Any, **_: Any) -> Any:  # noqa: ANN401
-        response = _send_in_time(session, request)
+    def send(request: Any, event_name: str, **_: Any) -> Any:  # noqa: ANN401
+        is_completion = event_name.endswith(".CompleteMultipartUpload")
+        response = _send_in_time(session, request, COMPLETION_S if is_completion else ANSWER_S)
         if request.stream_output:
             response.raw = PacedStream(response.raw, request.url)
         return response
@@ -30,7 +33,7 @@ def bound_waiting(client: Any) -> None:  # noqa: ANN401  # boto3 creates its cla
     client.meta.events.register_last("before-send.s3", send)
 
 
-def _send_in_time(session: Any, request: Any) -> Any:  # noqa: ANN401
+def _send_in_time(session: Any, request: Any, answer_s: float) -> Any:  # noqa: ANN401
     from botocore.exceptions import ReadTimeoutError
 
     found: list[Any] = []
@@ -47,7 +50,7 @@ def _send_in_time(session: Any, request: Any) -> Any:  # noqa: ANN401
 
     thread = Thread(target=send, name="s3 request", daemon=True)  # does not delay the exit
     thread.start()
-    thread.join(ANSWER_S + int(request.headers.get("Content-Length") or 0) / MIN_UPLOAD_BYTES_PER_S)
+    thread.join(answer_s + int(request.headers.get("Content-Length") or 0) / MIN_UPLOAD_BYTES_PER_S)
     if not found:
         is_late.set()
         raise ReadTimeoutError(endpoint_url=request.url)

@@ -18,7 +18,7 @@ from tests.fuzz.mutations import damaged_bytes, damaged_trees, dump
 from tests.fuzz.readers import READERS, damage_metadata, read_metadata_tree, write_valid_files
 
 SECONDS = float(os.environ.get("ESPALIER_FUZZ_SECONDS") or 0)
-SHORT_EXAMPLES, LONG_EXAMPLES = 20, 400
+SHORT_EXAMPLES, LONG_EXAMPLES = 60, 400
 MAX_SECONDS, MAX_KIB = 20, 1024 * 1024
 """Bounds of one input: time, and growth of the memory's high-water mark (1 GiB)."""
 
