@@ -1,7 +1,8 @@
 """prefect.yaml -> deployments on a Prefect server, after checks that Prefect itself does not make."""
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
@@ -20,13 +21,15 @@ from pydantic import Field
 from ruamel.yaml import YAML
 
 from flows.tasks.notifications import REFUSED
+from flows.tasks.server import find_server
 from flows.workspaces.commands import run
 from flows.workspaces.grid import combine
 from flows.workspaces.method_rows import check_plan, plan_rows
 from flows.workspaces.overrides import apply
 from flows.workspaces.workspace import current_checkout
 from stages.params import load_params
-from stages.runtime.errors import InputError, first_line, without_password
+from stages.runtime.errors import InputError, UnavailableError, first_line, without_password
+from stages.runtime.network import is_outage
 from stages.runtime.schema import Frozen, read_tree, validate_tree
 from stages.tools.preset import find_preset
 
@@ -97,13 +100,14 @@ def deploy(path: Path, pool: str | None) -> None:
         pool: Work pool of the deployments that name none.
 
     Raises:
-        InputError: A deployment would never run, or not as written; or the server or a pool is missing.
+        InputError: A deployment would never run, or not as written; or the server's address or a pool is missing.
+        UnavailableError: The server does not answer.
     """
     entries = _read(path)
     for entry in entries:
         _check(entry, f"{path}: {entry.name}")
     pools = {(entry.work_pool and entry.work_pool.name) or pool or POOL for entry in entries}
-    if not PREFECT_API_URL.value():
+    if not find_server():
         raise InputError("PREFECT_API_URL is not set; start a server (python -m flows server) and set it")
     for name in sorted(pools):
         _require_pool(name)
@@ -115,7 +119,8 @@ def deploy(path: Path, pool: str | None) -> None:
     lines: list[str] = []
     if run(command, lines.append, environment=environment).code:
         raise InputError(f"Prefect refused {path}: {' '.join(lines[-3:])}")
-    _create_automation()
+    with _server_errors():
+        _create_automation()
     for entry in entries:
         schedules = ", ".join(schedule.cron for schedule in entry.schedules or () if schedule.cron)
         when = f"at {schedules}" if schedules else "on request"
@@ -242,7 +247,7 @@ def _schema(entrypoint: str, where: str) -> dict[str, Any]:
 
 
 def _require_pool(name: str) -> None:
-    with get_client(sync_client=True) as client:
+    with _server_errors(), get_client(sync_client=True) as client:
         try:
             client.read_work_pool(name)
         except ObjectNotFound:
@@ -251,6 +256,23 @@ def _require_pool(name: str) -> None:
                 f"the server has no work pool {name!r}; make it: prefect work-pool create {name} --type process "
                 f"--base-job-template {template}"
             ) from None
-        except Exception as error:  # noqa: BLE001  # any fault of a network
-            server = without_password(str(PREFECT_API_URL.value()))
-            raise InputError(f"the Prefect server {server} does not answer: {first_line(error)}") from None
+
+
+@contextmanager
+def _server_errors() -> Iterator[None]:
+    """Translate the errors of Prefect's client inside the block.
+
+    Raises:
+        UnavailableError: The server does not answer any more.
+        InputError: The server refuses the request.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # noqa: BLE001  # Prefect's client raises exceptions of many kinds
+        server = without_password(str(PREFECT_API_URL.value()))
+        if is_outage(error):
+            raise UnavailableError(f"the Prefect server {server} does not answer: {first_line(error)}") from None
+        advice = "correct PREFECT_API_AUTH_STRING or PREFECT_API_KEY"
+        raise InputError(f"the Prefect server {server} refuses the request ({first_line(error)}); {advice}") from None

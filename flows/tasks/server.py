@@ -1,11 +1,11 @@
 """The Prefect server of the environment -> checked once, before a flow is imported."""
 
 import os
-from base64 import b64encode
 from http import HTTPStatus
 
 from stages.runtime.environment import check_address
-from stages.runtime.errors import InputError, UnavailableError, first_line
+from stages.runtime.errors import InputError, UnavailableError, first_line, without_password
+from stages.runtime.network import is_outage
 
 SECONDS = 5.0
 """Longest wait for the server's answer."""
@@ -15,39 +15,45 @@ def find_server() -> str | None:
     """Return the address in PREFECT_API_URL, after checking that a server answers; Prefect would end in a traceback.
 
     Raises:
-        InputError: The address is invalid, or the server refuses the password.
+        InputError: The address is invalid or not that of a Prefect server, or the server refuses the password.
         UnavailableError: The server does not answer.
     """
     check_address("PREFECT_API_URL")
-    import httpx
     from prefect.settings import PREFECT_API_URL
 
     address = os.environ.get("PREFECT_API_URL") or PREFECT_API_URL.value()
     if not address:
         return None
+    shown = without_password(str(address))
     try:
-        httpx.get(f"{address.rstrip('/')}/health", timeout=SECONDS)
-        answer = httpx.get(f"{address.rstrip('/')}/admin/version", headers=_authorization(), timeout=SECONDS)
-    except (httpx.InvalidURL, httpx.UnsupportedProtocol, ValueError) as error:
-        raise InputError(f"PREFECT_API_URL is no address ({first_line(error)}); write http://HOST:PORT/api") from None
-    except httpx.HTTPError as error:
-        reason = first_line(error)
-        raise UnavailableError(
-            f"the server in PREFECT_API_URL does not answer ({reason}); start it, or correct or unset the variable"
-        ) from None
-    if answer.status_code == HTTPStatus.UNAUTHORIZED:
-        raise InputError(
-            "the server in PREFECT_API_URL refuses the password in PREFECT_API_AUTH_STRING; set it to the server's "
-            "NAME:PASSWORD, which `python -m flows server` keeps in .espalier/prefect.env"
-        )
+        _check_answers(str(address))
+    except Exception as error:  # noqa: BLE001  # a server that is not Prefect's may give any answer
+        reason, response = first_line(error), getattr(error, "response", None)
+        if getattr(response, "status_code", None) == HTTPStatus.UNAUTHORIZED:
+            raise InputError(
+                f"the Prefect server {shown} refuses the password in PREFECT_API_AUTH_STRING; set it to the server's "
+                "NAME:PASSWORD, which `python -m flows server` keeps in .espalier/prefect.env"
+            ) from None
+        if is_outage(error):
+            advice = "start it, or correct or unset PREFECT_API_URL"
+            raise UnavailableError(f"the Prefect server {shown} does not answer: {reason}; {advice}") from None
+        advice = "correct PREFECT_API_URL (http://HOST:PORT/api)"
+        raise InputError(f"{shown} does not answer as a Prefect server does ({reason}); {advice}") from None
     return str(address)
 
 
-def _authorization() -> dict[str, str]:
-    """Return the header that Prefect's client sends."""
-    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY
+def _check_answers(address: str) -> None:
+    """Ask for the server's health and, which needs the password, its version, with Prefect's settings of clients.
 
-    if auth := PREFECT_API_AUTH_STRING.value():
-        return {"Authorization": f"Basic {b64encode(auth.encode()).decode()}"}
-    key = PREFECT_API_KEY.value()
-    return {"Authorization": f"Bearer {key}"} if key else {}
+    Raises:
+        Exception: There is no answer, or it is not that of a Prefect server.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    settings = {PREFECT_API_URL: address, PREFECT_CLIENT_MAX_RETRIES: 0}
+    with temporary_settings(settings), get_client({"timeout": SECONDS}, sync_client=True) as client:
+        for path in ("/health", "/admin/version"):
+            response = client.request("GET", path)
+            response.raise_for_status()
+            response.json()  # the server's user interface answers with a page

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from stages.runtime import telemetry
 from stages.runtime.environment import TRACKING, bypass_proxies, check_address
 from stages.runtime.errors import InputError, UnavailableError, first_line
+from stages.runtime.network import is_outage
 from stages.storage.files import make_private
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ SETTINGS = {
 """Defaults; variables of the environment take precedence."""
 MODEL = "artifacts/model"
 """Folder of a registered version that diffusers loads."""
-NETWORK = ("requests.", "urllib3.", "httpx")
-"""Prefixes of modules whose errors are network errors, but for those of an invalid address or certificate."""
 
 
 def connect() -> "MlflowClient":
@@ -116,29 +115,5 @@ def errors(what: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # noqa: BLE001  # MLflow raises exceptions of any kind on unexpected answers
-        kind = UnavailableError if _is_network_error(error) else InputError
+        kind = UnavailableError if is_outage(error) else InputError
         raise kind(f"the MLflow registry {what}: {first_line(error)}") from None
-
-
-def _is_network_error(error: BaseException | None) -> bool:
-    """Return whether an error, or one that caused it, is an outage of the network or the server."""
-    chain: list[BaseException] = []
-    while error is not None and error not in chain:
-        chain.append(error)
-        error = error.__cause__ or error.__context__
-    if any(_is_mistake(found) for found in chain):
-        return False
-    return any(
-        isinstance(found, ConnectionError | TimeoutError) or type(found).__module__.startswith(NETWORK)
-        for found in chain
-    )
-
-
-def _is_mistake(error: BaseException) -> bool:
-    """Return whether a network library refuses an address, a header or a certificate, or a server the request."""
-    name = type(error).__name__
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(status, int) and 400 <= status < 500:  # noqa: PLR2004
-        return status not in (408, 429)  # too slow, too many
-    is_invalid = isinstance(error, ValueError) or name in ("InvalidURL", "UnsupportedProtocol", "TooManyRedirects")
-    return type(error).__module__.startswith(NETWORK) and (is_invalid or name == "SSLError")

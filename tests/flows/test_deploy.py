@@ -71,6 +71,8 @@ def deploy(monkeypatch, prefect_server):
     def do(*options, url=prefect_server.uri):
         if url is None:
             monkeypatch.delenv("PREFECT_API_URL")
+        else:
+            monkeypatch.setenv("PREFECT_API_URL", url)
         settings = {PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: prefect_server.auth}
         with temporary_settings(settings):
             result = CliRunner().invoke(main, ["deploy", *options])
@@ -90,14 +92,14 @@ def names(prefect_server):
 def refused(project, deploy, names, pool, prefect_server):
     """Deploy a wrong file: the one line that is printed. The server has no new deployment."""
 
-    def try_(content, *options, **places):
+    def try_(content, *options, exit_code=1, **places):
         if isinstance(content, str):
             (project / "prefect.yaml").write_text(content)
         elif content is not None:
             YAML(typ="safe").dump(content, project / "prefect.yaml")
         before = names()
         code, lines = deploy(*options, **places)
-        assert code == 1
+        assert code == exit_code, lines
         assert len(lines) == 1, lines
         assert lines[0].startswith("Error: ")
         assert names() == before
@@ -247,16 +249,37 @@ def test_a_server_must_be_set(refused):
 
 
 def test_a_server_that_does_not_answer(refused):
-    """No server listens at that port; the message names the address."""
+    """No server listens at that port: an outage. The message names the address."""
     (port,) = free_ports(1)
-    line = refused(with_one(), url=f"http://127.0.0.1:{port}/api")
+    line = refused(with_one(), url=f"http://127.0.0.1:{port}/api", exit_code=75)
     assert line.startswith(f"Error: the Prefect server http://127.0.0.1:{port}/api does not answer: ")
+
+
+@pytest.mark.parametrize("change", [("/api", ""), ("/api", "/other"), ("http:", "htp:"), (":", "")], ids=str)
+def test_an_address_that_is_not_the_servers_is_a_mistake(refused, prefect_server, change):
+    """The server's page instead of its API, a path that it does not have, another scheme, and none."""
+    line = refused(with_one(), url=prefect_server.uri.replace(*change, 1))
+
+    assert "correct PREFECT_API_URL" in line or "PREFECT_API_URL does not begin with a scheme" in line
+
+
+def test_a_wrong_password_is_a_mistake(deploy, project, pool, prefect_server, monkeypatch):
+    """A server that refuses the user is not away."""
+    YAML(typ="safe").dump(with_one(), project / "prefect.yaml")
+    with monkeypatch.context() as patch:
+        patch.setattr(prefect_server, "auth", "me:wrong")  # pragma: allowlist secret
+        code, lines = deploy("--pool", pool)
+
+    assert code == 1
+    assert len(lines) == 1, lines
+    assert "refuses the request" in lines[0]
+    assert "correct PREFECT_API_AUTH_STRING" in lines[0]
 
 
 def test_a_password_in_the_servers_address_is_not_printed(refused):
     """The server's address without it is."""
     (port,) = free_ports(1)
-    line = refused(with_one(), url=f"http://me:hunter2@127.0.0.1:{port}/api")
+    line = refused(with_one(), url=f"http://me:hunter2@127.0.0.1:{port}/api", exit_code=75)
 
     assert f"127.0.0.1:{port}/api does not answer" in line
     assert "hunter2" not in line

@@ -6,8 +6,10 @@ import re
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from urllib.parse import urlsplit
 
 import httpx
@@ -61,11 +63,11 @@ time.sleep(300)
 
 
 def test_a_server_that_does_not_answer_is_one_line(monkeypatch):
-    """The line names the variable; it is an outage, so the exit code is 75."""
+    """The line names the variable and the address; it is an outage, so the exit code is 75."""
     (port,) = free_ports(1)
     monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
 
-    with pytest.raises(UnavailableError, match="the server in PREFECT_API_URL does not answer") as caught:
+    with pytest.raises(UnavailableError, match=rf":{port}/api does not answer: .*PREFECT_API_URL") as caught:
         find_server()
     assert len(caught.value.message.splitlines()) == 1
 
@@ -80,6 +82,53 @@ def test_an_invalid_address_is_a_mistake(monkeypatch, address):
     with pytest.raises(InputError, match="PREFECT_API_URL") as caught:
         find_server()
     assert not isinstance(caught.value, UnavailableError)
+
+
+@pytest.fixture
+def answer():
+    """Start a server that answers every request with one status and text; returns its address."""
+    with ExitStack() as stack:
+
+        def start(status, text):
+            class Handler(BaseHTTPRequestHandler):
+                def do_GET(self):  # the name that http.server calls
+                    self.send_response(status)
+                    self.end_headers()
+                    self.wfile.write(text.encode())
+
+                def log_message(self, *_):
+                    pass
+
+            server = stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+            Thread(target=server.serve_forever, daemon=True).start()
+            stack.callback(server.shutdown)
+            return f"http://127.0.0.1:{server.server_port}/api"
+
+        yield start
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "kind"),
+    [
+        (200, "true", None),
+        (200, "<html>", InputError),
+        (302, "", InputError),
+        (401, "true", InputError),
+        (404, "true", InputError),
+        (500, "true", UnavailableError),
+        (503, "true", UnavailableError),
+    ],
+)
+def test_only_a_healthy_prefect_server_counts(monkeypatch, answer, status, text, kind):
+    """Another page or a refusal is a mistake in the address, and an error of the server is an outage."""
+    monkeypatch.setenv("PREFECT_API_URL", answer(status, text))
+    if kind is None:
+        assert find_server() == os.environ["PREFECT_API_URL"]
+        return
+    with pytest.raises(InputError, match="PREFECT_API_URL") as caught:
+        find_server()
+    assert type(caught.value) is kind
+    assert len(caught.value.format_message().splitlines()) == 1
 
 
 def test_a_proxy_does_not_stand_before_a_server_on_loopback(monkeypatch, prefect_server):
