@@ -13,7 +13,7 @@ from flows.tasks.server import find_server
 from flows.tasks.temporary_server import ensure_server
 from flows.workspaces.overrides import parse_grid, parse_limits, parse_overrides
 from stages.runtime import telemetry
-from stages.runtime.environment import bypass_proxies
+from stages.runtime.environment import bypass_proxies, check_network
 from stages.runtime.errors import InputError
 from stages.runtime.text import printable
 
@@ -35,6 +35,7 @@ def main() -> None:
     """Run a flow in this process, with or without a Prefect server."""
     telemetry.switch_off()
     bypass_proxies()
+    check_network()
     os.environ.update({**SETTINGS, **os.environ})
 
 

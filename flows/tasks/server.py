@@ -3,7 +3,7 @@
 import os
 from http import HTTPStatus
 
-from stages.runtime.environment import check_address
+from stages.runtime.environment import check_prefect
 from stages.runtime.errors import InputError, UnavailableError, first_line, without_password
 from stages.runtime.network import is_outage
 
@@ -18,7 +18,7 @@ def find_server() -> str | None:
         InputError: The address is invalid or not that of a Prefect server, or the server refuses the password.
         UnavailableError: The server does not answer.
     """
-    check_address("PREFECT_API_URL")
+    check_prefect()
     from prefect.settings import PREFECT_API_URL
 
     address = os.environ.get("PREFECT_API_URL") or PREFECT_API_URL.value()

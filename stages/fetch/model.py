@@ -42,6 +42,7 @@ from stages.models.layout import WEIGHTS
 from stages.models.pipeline import read_scheduler, read_unet, write_pipeline
 from stages.models.sampling import to_pixels
 from stages.models.trial import check_prunable, check_runs
+from stages.runtime.environment import check_hub
 from stages.runtime.errors import InputError, UnavailableError, first_line
 from stages.storage.files import copy_file, file_sha256, temporary_folder
 from stages.storage.s3 import Store
@@ -155,6 +156,7 @@ def _downloaded(
 
 def _download(source: HubModel) -> Path:
     """Download a model into the Hub's cache; other layouts than one safetensors file only for components without it."""
+    check_hub()
     try:
         folder = Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=FILES))
         for list_missing in (_missing_weights, _missing_variants):

@@ -21,6 +21,7 @@ from stages.fetch.listing import FORMATS, SUFFIXES, Listing
 from stages.fetch.params import FitParams, HubData, NpzData, expand_path
 from stages.fetch.shown import DeepImageError, to_shown
 from stages.runtime.bounded import check_regular
+from stages.runtime.environment import check_hub
 from stages.runtime.errors import InputError, UnavailableError, first_line
 from stages.runtime.text import printable
 from stages.storage.files import check_not_pointer
@@ -211,6 +212,7 @@ def open_hub(source: HubData) -> SourceImages:
     Raises:
         InputError: The dataset cannot be loaded, has no images, or a column is missing or has another type.
     """
+    check_hub()
     try:
         rows = load_dataset(source.repo, revision=source.revision, split=source.split)
     except (DatasetsError, OSError, ValueError) as error:

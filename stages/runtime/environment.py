@@ -2,16 +2,30 @@
 
 import os
 import re
+import ssl
 from collections.abc import Sequence
 from pathlib import Path
 
 from stages.runtime.errors import InputError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_REGION")
-DEFAULTS = ("AWS_DEFAULT_PROFILE", "AWS_DEFAULT_REGION")
-CERTIFICATES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE")
+CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
+DEFAULTS = ("AWS_DEFAULT_PROFILE",)
+REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
+"""The first that is set counts."""
+AWS_FILES = ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE")
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+"""Variables of all libraries, also in lower case."""
+CERTIFICATES = (
+    "SSL_CERT_FILE",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "AWS_CA_BUNDLE",
+    "PREFECT_API_SSL_CERT_FILE",
+    "MLFLOW_TRACKING_SERVER_CERT_PATH",
+)
+"""Variables that name a file of certificates, or for requests a folder of them."""
 WEB = ("http", "https")
 TRACKING = (*WEB, "sqlite", "postgresql", "mysql", "mssql", "file", "databricks", "databricks-uc", "uc")
 """Schemes of MLFLOW_TRACKING_URI; a database's may name a driver, as in postgresql+psycopg2."""
@@ -54,16 +68,95 @@ def check_credentials() -> None:
     """Check the variables that boto3 reads, before it signs a request with them.
 
     Raises:
-        InputError: A value holds blanks or line breaks, or a file of certificates does not exist.
+        InputError: A value holds blanks or line breaks, is no address, or names a file that does not exist.
     """
-    for variable in (*CREDENTIALS, *DEFAULTS):
+    check_network()
+    for variable in (*CREDENTIALS, *DEFAULTS, *REGIONS):
         _check_blanks(variable)
-    for variable in CERTIFICATES:
-        path = os.environ.get(variable)
-        if path and not Path(path).exists():
-            raise InputError(f"{variable} names a file that does not exist; correct or unset it")
+    if os.environ.get("AWS_DEFAULT_REGION") == "":  # boto3 would make an address without a region of it
+        raise InputError("AWS_DEFAULT_REGION is empty; set it to a region such as eu-central-1, or unset it")
+    for variable in AWS_FILES:
+        _check_exists(variable)
     for variable in ENDPOINTS:
         check_address(variable)
+
+
+def check_tracking() -> None:
+    """Check the variables that the client of MLflow reads.
+
+    Raises:
+        InputError: MLFLOW_TRACKING_URI is no address, another variable of the network is wrong, or a user, password or
+            token has a blank or line break at an end.
+    """
+    check_address("MLFLOW_TRACKING_URI", TRACKING)
+    if os.environ.get("MLFLOW_TRACKING_URI", "").startswith(WEB):
+        check_network()
+    for variable in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"):
+        _check_ends(variable)
+
+
+def check_prefect() -> None:
+    """Check the variables that Prefect's client reads.
+
+    Raises:
+        InputError: PREFECT_API_URL is no address, another variable of the network is wrong, or a key or password has a
+            blank or line break at an end.
+    """
+    check_address("PREFECT_API_URL")
+    check_network()
+    for variable in ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING"):
+        _check_ends(variable)
+
+
+def check_hub() -> None:
+    """Check the variables that the client of the Hugging Face Hub reads.
+
+    Raises:
+        InputError: A value holds blanks or line breaks, is no address, or names a file that does not exist.
+    """
+    check_network()
+    check_address("HF_ENDPOINT")
+    for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        _check_blanks(variable)
+
+
+def check_network() -> None:
+    """Check the proxies and files of certificates that all libraries read before they connect.
+
+    Raises:
+        InputError: A proxy is no address of HTTP, an entry of NO_PROXY is no host, or a file holds no certificates.
+    """
+    for name in PROXIES:
+        for variable in (name, name.lower()):
+            check_address(variable)
+    for variable in ("NO_PROXY", "no_proxy"):
+        if any(re.search(r"\s|://", entry.strip()) for entry in os.environ.get(variable, "").split(",")):
+            raise InputError(f"{variable} is no list of hosts; write them without scheme, with commas: HOST,.DOMAIN")
+    for variable in CERTIFICATES:
+        _check_certificates(variable)
+
+
+def _check_ends(variable: str) -> None:
+    """Refuse blanks at the ends of a password, which may hold some inside."""
+    value = os.environ.get(variable, "")
+    if value != value.strip():
+        raise InputError(f"{variable} begins or ends with a blank or line break; remove it")
+
+
+def _check_exists(variable: str) -> None:
+    path = os.environ.get(variable)
+    if path and not Path(path).exists():
+        raise InputError(f"{variable} names a file that does not exist; correct or unset it")
+
+
+def _check_certificates(variable: str) -> None:
+    _check_exists(variable)
+    path = Path(os.environ.get(variable, ""))
+    if path.is_file():
+        try:
+            ssl.create_default_context(cafile=path)
+        except (OSError, ValueError):  # SSLError is an OSError
+            raise InputError(f"{variable} names a file without readable certificates (PEM); correct it") from None
 
 
 def _check_blanks(variable: str) -> None:

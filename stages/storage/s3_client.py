@@ -1,14 +1,18 @@
 """Variables of the environment -> a client of S3 that signs every part and fails fast."""
 
+import os
+from itertools import chain
 from typing import Any
 
-from stages.runtime.environment import check_credentials
+from stages.runtime.environment import ENDPOINTS, REGIONS, check_credentials
 from stages.runtime.errors import InputError, first_line
 from stages.storage.s3_patience import bound_waiting
 
 MIB = 1024 * 1024
 PART_BYTES, CONCURRENCY = 16 * MIB, 4
 """Part size and number of parallel parts of a transfer; their product bounds its memory."""
+AMAZON = ".amazonaws."
+"""Part of the hosts of Amazon's own S3; another server may have regions of any name."""
 SETTINGS = {
     "retries": {"mode": "standard", "total_max_attempts": 6},
     "connect_timeout": 5,
@@ -28,16 +32,38 @@ def connect() -> Any:  # noqa: ANN401  # boto3 creates its classes at run time
     """
     import boto3
     from botocore.config import Config
-    from botocore.exceptions import BotoCoreError
+    from botocore.exceptions import BotoCoreError, InvalidRegionError
 
     check_credentials()
     try:
-        # boto3's default session would keep the credentials that it was first used with.
-        client = boto3.session.Session().client("s3", config=Config(**SETTINGS))
+        # boto3's default session would keep the credentials that it was first used with, and no session reads
+        # AWS_REGION, as Amazon's other programs do.
+        session = boto3.session.Session(region_name=os.environ.get("AWS_REGION") or None)
+        client = session.client("s3", config=Config(**SETTINGS))
+    except InvalidRegionError:
+        raise _invalid_region(session) from None
     except (BotoCoreError, ValueError) as error:  # an unknown profile, an invalid endpoint
         raise InputError(f"cannot connect to S3: {first_line(error)}; correct the AWS variables") from None
+    is_chosen = any(os.environ.get(name) for name in ENDPOINTS) or AMAZON not in client.meta.endpoint_url
+    if not is_chosen and session.region_name not in _regions(session):
+        raise _invalid_region(session)
     bound_waiting(client)
     return client
+
+
+def _regions(session: Any) -> set[str | None]:  # noqa: ANN401  # boto3 is imported late
+    """List the regions of S3, and None, for which boto3 takes a default."""
+    names = session.get_available_partitions()
+    known = [session.get_available_regions("s3", name, allow_non_regional=True) for name in names]
+    return {None, *chain(*known)}
+
+
+def _invalid_region(session: Any) -> InputError:  # noqa: ANN401  # boto3 is imported late
+    config = os.environ.get("AWS_CONFIG_FILE") or "~/.aws/config"
+    profile = f"profile {session.profile_name} of {config}"
+    origin = next((name for name in REGIONS if os.environ.get(name)), profile)
+    advice = "write one such as eu-central-1, or set AWS_ENDPOINT_URL_S3 to a server of your own"
+    return InputError(f"{origin} gives the region {session.region_name!r}, which S3 does not have; {advice}")
 
 
 def transfer_config() -> Any:  # noqa: ANN401  # boto3 is imported late

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.runtime import telemetry
-from stages.runtime.environment import TRACKING, bypass_proxies, check_address
+from stages.runtime.environment import bypass_proxies, check_tracking
 from stages.runtime.errors import InputError, UnavailableError, first_line
 from stages.runtime.network import is_outage
 from stages.storage.files import make_private
@@ -53,7 +53,7 @@ def set_environment() -> None:
     """
     telemetry.switch_off()
     bypass_proxies()
-    check_address("MLFLOW_TRACKING_URI", TRACKING)
+    check_tracking()
     # MLflow's own default writes the path percent-encoded, which names another folder.
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{Path.cwd()}/mlflow.db"

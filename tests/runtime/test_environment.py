@@ -2,9 +2,20 @@
 
 import os
 
+import certifi
 import pytest
 
-from stages.runtime.environment import TRACKING, bypass_proxies, check_address, check_credentials
+from stages.runtime.environment import (
+    CERTIFICATES,
+    PROXIES,
+    TRACKING,
+    bypass_proxies,
+    check_address,
+    check_credentials,
+    check_hub,
+    check_prefect,
+    check_tracking,
+)
 from stages.runtime.errors import InputError
 
 
@@ -65,6 +76,10 @@ def test_an_address_is_refused_by_the_name_of_its_variable(monkeypatch, address,
         ("AWS_ENDPOINT_URL_S3", "http://host:9000 "),
         ("AWS_ENDPOINT_URL", "host:9000"),
         ("AWS_CA_BUNDLE", "/nowhere.pem"),
+        ("AWS_CONFIG_FILE", "/nowhere/config"),
+        ("AWS_SHARED_CREDENTIALS_FILE", "/nowhere/credentials"),
+        ("AWS_REGION", "eu central-1"),
+        ("AWS_DEFAULT_REGION", "eu-central-1\n"),
     ],
 )
 def test_a_variable_of_s3_is_refused_by_its_name(monkeypatch, variable, value):
@@ -74,6 +89,77 @@ def test_a_variable_of_s3_is_refused_by_its_name(monkeypatch, variable, value):
     with pytest.raises(InputError, match=variable) as caught:
         check_credentials()
     assert value.strip() not in caught.value.message
+
+
+CHECKS = (check_credentials, check_hub, check_prefect, check_tracking)
+"""Each is called before its client connects."""
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize(
+    ("variable", "value", "reason"),
+    [
+        *((name, "/nowhere.pem", "does not exist") for name in CERTIFICATES),
+        *((name, "{empty}", "without readable certificates") for name in CERTIFICATES),
+        *((name, "proxy.example:3128", "does not begin with a scheme") for name in PROXIES),
+        ("http_proxy", "127.0.0.1", "does not begin with a scheme"),
+        ("https_proxy", "htp://proxy.example", "does not begin with a scheme"),
+        ("ALL_PROXY", "socks5://127.0.0.1:1080", "allowed: http:, https:"),
+        ("HTTP_PROXY", "http://me:p@qq@proxy.example", "not percent-encoded"),
+        ("HTTPS_PROXY", "http://proxy.example:port", "host or port"),
+        ("HTTPS_PROXY", "http://proxy.example:3128\n", "blank or line break"),
+        ("NO_PROXY", "http://intern.example", "no list of hosts"),
+        ("no_proxy", "one.example two.example", "no list of hosts"),
+    ],
+)
+def test_every_client_refuses_a_wrong_variable_of_the_network(monkeypatch, tmp_path, check, variable, value, reason):
+    """The line names the variable and what is allowed, and not the value."""
+    (tmp_path / "empty.pem").touch()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    monkeypatch.setenv(variable, value.format(empty=tmp_path / "empty.pem"))
+
+    with pytest.raises(InputError, match=f"^{variable} .*{reason}|the user or password in {variable}|in {variable} is"):
+        check()
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_every_client_accepts_a_correct_network(monkeypatch, tmp_path, check):
+    """Files and, for requests, folders of certificates; proxies with a user; hosts, domains and networks."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    for name in CERTIFICATES:
+        monkeypatch.setenv(name, certifi.where())
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path))
+    for name in PROXIES:
+        monkeypatch.setenv(name, "http://me:p%40qq@proxy.example:3128")  # pragma: allowlist secret
+    monkeypatch.setenv("NO_PROXY", "localhost, .intern.example,10.0.0.0/8,[::1],*.example,")
+    check()
+
+
+@pytest.mark.parametrize(
+    ("check", "variable"),
+    [
+        (check_hub, "HF_TOKEN"),
+        (check_tracking, "MLFLOW_TRACKING_TOKEN"),
+        (check_tracking, "MLFLOW_TRACKING_PASSWORD"),
+        (check_tracking, "MLFLOW_TRACKING_USERNAME"),
+        (check_prefect, "PREFECT_API_KEY"),
+        (check_prefect, "PREFECT_API_AUTH_STRING"),
+    ],
+)
+def test_a_line_break_behind_a_secret_is_refused(monkeypatch, check, variable):
+    """As in a secret that echo made; libraries would repeat the secret in their message."""
+    monkeypatch.setenv(variable, "hunter2\n")
+
+    with pytest.raises(InputError, match=variable) as caught:
+        check()
+    assert "hunter2" not in caught.value.message
+
+
+def test_a_database_needs_no_proxy(monkeypatch, tmp_path):
+    """The variables of the network do not matter to MLflow in a file."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("HTTPS_PROXY", "nonsense")
+    check_tracking()
 
 
 def test_a_star_stays_alone(monkeypatch):
