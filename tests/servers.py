@@ -13,7 +13,9 @@ import tempfile
 import time
 import uuid
 from base64 import b64encode
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
@@ -343,3 +345,29 @@ def as_client(monkeypatch):
         return server
 
     return connect
+
+
+@pytest.fixture
+def page_server():
+    """Start a server that answers every request with one status and text, as another program does; its address."""
+    with contextlib.ExitStack() as stack:
+
+        def start(status, text):
+            class Handler(BaseHTTPRequestHandler):
+                def do_GET(self):
+                    self.send_response(status)
+                    self.end_headers()
+                    self.wfile.write(text.encode())
+
+                def do_POST(self):
+                    self.do_GET()
+
+                def log_message(self, *_):
+                    """Stay silent."""
+
+            server = stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+            Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+            stack.callback(server.shutdown)
+            return f"http://127.0.0.1:{server.server_port}"
+
+        yield start

@@ -114,7 +114,7 @@ class Series:
         try:
             artifacts.link(recording.record_folder(f"{self.kind}-{self.id[:8]}", self.id, params, out, rows))
         except UnavailableError as error:
-            get_run_logger().warning(error.message)
+            get_run_logger().warning(error.format_message())
 
 
 @dataclass(frozen=True)
@@ -172,8 +172,8 @@ class CellExecutor:
                 series.finish(name, state.result())
                 logger.info("%s, %s", progress, state.message)
             except InputError as error:
-                failed[name] = error.message
-                logger.warning("%s failed, %s", progress, error.message)
+                failed[name] = error.format_message()
+                logger.warning("%s failed, %s", progress, failed[name])
         return failed
 
 

@@ -37,7 +37,7 @@ from stages.fetch.source_images import (
     open_npz,
     read_image,
 )
-from stages.runtime.errors import InputError
+from stages.runtime.errors import InputError, warn
 from stages.runtime.progress import track
 from stages.runtime.seeds import generator
 from stages.storage.s3 import Store
@@ -179,7 +179,7 @@ class BlockReader:
         if self.corrupt:
             about["left_out"] = [images.names[index] for index in self.corrupt]
             count = f"{len(self.corrupt)} of {len(images)} images are corrupt and left out"
-            click.echo(f"Warning: {count}: {self._reasons()}", err=True)
+            warn(f"{count}: {self._reasons()}")
         return about
 
 

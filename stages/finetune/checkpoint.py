@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,7 +15,7 @@ from stages.finetune.checkpoint_upload import CheckpointUploads
 from stages.finetune.curve import CurvePoint
 from stages.models.families import Denoiser
 from stages.runtime.bounded import parse_json
-from stages.runtime.errors import InputError, first_line
+from stages.runtime.errors import InputError, first_line, warn
 from stages.runtime.schema import Frozen
 from stages.storage.s3 import Store
 from stages.storage.tensors import read_metadata, read_tensors, write_tensors
@@ -74,7 +73,7 @@ class Checkpoints:
             try:
                 metadata, tensors = _read_metadata(path), read_tensors(path)
             except InputError as error:
-                click.echo(f"Warning: {error.message}; this checkpoint is skipped", err=True)
+                warn(f"{error.message}; this checkpoint is skipped")
             else:
                 self._check_run(metadata.run, path)
                 curve = [CurvePoint(point.step, point.train_loss, point.heldout) for point in metadata.curve]

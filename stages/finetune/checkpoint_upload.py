@@ -6,9 +6,7 @@ import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import click
-
-from stages.runtime.errors import InputError
+from stages.runtime.errors import InputError, warn
 from stages.storage.s3 import Store
 
 
@@ -50,7 +48,7 @@ class CheckpointUploads:
             except InputError as error:
                 if not names:
                     raise
-                click.echo(f"Warning: {error.message}; the copy before it is used", err=True)
+                warn(f"{error.message}; the copy before it is used")
             else:
                 return
 
@@ -72,7 +70,7 @@ class CheckpointUploads:
         try:
             self.store.push(folder, f"{self.prefix}{name}")
         except InputError as error:
-            click.echo(f"Warning: {error.message}; the checkpoint is kept on this machine only", err=True)
+            warn(f"{error.message}; the checkpoint is kept on this machine only")
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -24,10 +24,8 @@ class InputError(click.ClickException):
     """
 
     def format_message(self) -> str:
-        """Return the message in at most 300 characters; its middle is left out, since its end says what to change."""
-        half = MAX_LENGTH // 2 - 2
-        text = self.message
-        return text if len(text) <= MAX_LENGTH else f"{text[:half]} … {text[-half:]}"
+        """Return the message as `shown` does."""
+        return shown(self.message)
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the message, and write it to the result file where one is named."""
@@ -42,6 +40,22 @@ class UnavailableError(InputError):
     """
 
     exit_code = 75
+
+
+def shown(text: str) -> str:
+    """Return a text as terminals and logs may show it: in one line of at most 300 characters.
+
+    A name or the answer of a server may hold line breaks, escape sequences and other characters that are not printed;
+    they are written as in Python. The middle of a long text is left out, since its end says what to change.
+    """
+    half = MAX_LENGTH // 2 - 2
+    line = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return line if len(line) <= MAX_LENGTH else f"{line[:half]} … {line[-half:]}"
+
+
+def warn(message: str) -> None:
+    """Print a warning in one line."""
+    click.echo(f"Warning: {shown(message)}", err=True)
 
 
 def first_line(error: BaseException) -> str:

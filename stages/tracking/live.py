@@ -8,13 +8,12 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
-import click
 import numpy as np
 from numpy.typing import NDArray
 
 from stages.data.grid import write_grid
-from stages.runtime.errors import first_line
-from stages.tracking.mlflow_client import connect, find_experiment
+from stages.runtime.errors import first_line, warn
+from stages.tracking.mlflow_client import connect, find_experiment, set_environment
 
 EXPERIMENT = "espalier-live"
 """Apart from the experiment of finished compressions, which does not depend on it."""
@@ -34,6 +33,9 @@ class LiveRun:
     Args:
         run: Fingerprint of the training.
         params: Params to log.
+
+    Raises:
+        InputError: MLFLOW_TRACKING_URI is not an address, or another variable of MLflow's client is wrong.
     """
 
     def __init__(self, run: str, params: Mapping[str, Any]) -> None:
@@ -41,6 +43,7 @@ class LiveRun:
         self.queue: SimpleQueue[Row | str] = SimpleQueue()
         self.thread = Thread(target=self._send_all, name="live", daemon=True)
         if os.environ.get("MLFLOW_TRACKING_URI"):
+            set_environment()  # a wrong address ends the training before its first step, not its log
             self.thread.start()
 
     def log(self, step: int, values: Mapping[str, float | None], samples: NDArray[np.uint8] | None = None) -> None:
@@ -81,8 +84,7 @@ class LiveRun:
     def _warn(self, reason: str) -> None:
         if not self.has_warned:
             self.has_warned = True
-            message = f"Warning: MLflow does not show this training ({reason}); the training continues without it"
-            click.echo(message, err=True)
+            warn(f"MLflow does not show this training ({reason}); the training continues without it")
 
 
 def _send(

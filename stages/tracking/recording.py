@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from pydantic import Field
 
-from stages.runtime.errors import InputError, UnavailableError, first_line
+from stages.runtime.errors import InputError, UnavailableError, first_line, warn
 from stages.runtime.schema import Frozen, Sha256
 from stages.storage.files import make_private, read_record, write_json, writing
 from stages.tracking.compression import Compression
@@ -284,7 +284,7 @@ def _report_unsent(folder: Path, error: Exception, *, allow_offline: bool) -> No
         "or by: python -m stages.tracking"
     )
     if allow_offline:
-        click.echo(f"Warning: {message}", err=True)
+        warn(message)
     elif re.search(r"error code 40[13]\b", str(error)):
         advice = "correct MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         raise InputError(f"MLflow refuses the user; the record is saved in {folder}; {advice}") from None

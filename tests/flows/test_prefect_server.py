@@ -6,10 +6,8 @@ import re
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import suppress
 from pathlib import Path
-from threading import Thread
 from urllib.parse import urlsplit
 
 import httpx
@@ -84,29 +82,6 @@ def test_an_invalid_address_is_a_mistake(monkeypatch, address):
     assert not isinstance(caught.value, UnavailableError)
 
 
-@pytest.fixture
-def answer():
-    """Start a server that answers every request with one status and text; returns its address."""
-    with ExitStack() as stack:
-
-        def start(status, text):
-            class Handler(BaseHTTPRequestHandler):
-                def do_GET(self):  # the name that http.server calls
-                    self.send_response(status)
-                    self.end_headers()
-                    self.wfile.write(text.encode())
-
-                def log_message(self, *_):
-                    pass
-
-            server = stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
-            Thread(target=server.serve_forever, daemon=True).start()
-            stack.callback(server.shutdown)
-            return f"http://127.0.0.1:{server.server_port}/api"
-
-        yield start
-
-
 @pytest.mark.parametrize(
     ("status", "text", "kind"),
     [
@@ -119,9 +94,9 @@ def answer():
         (503, "true", UnavailableError),
     ],
 )
-def test_only_a_healthy_prefect_server_counts(monkeypatch, answer, status, text, kind):
+def test_only_a_healthy_prefect_server_counts(monkeypatch, page_server, status, text, kind):
     """Another page or a refusal is a mistake in the address, and an error of the server is an outage."""
-    monkeypatch.setenv("PREFECT_API_URL", answer(status, text))
+    monkeypatch.setenv("PREFECT_API_URL", f"{page_server(status, text)}/api")
     if kind is None:
         assert find_server() == os.environ["PREFECT_API_URL"]
         return

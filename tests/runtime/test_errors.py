@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, settings, strategies
 
-from stages.runtime.errors import MAX_LENGTH, InputError, without_password
+from stages.runtime.errors import MAX_LENGTH, InputError, shown, warn, without_password
 
 PASSWORDS = strategies.text(
     strategies.characters(
@@ -51,6 +51,37 @@ def test_a_signed_request_keeps_no_secret(text):
 def test_other_addresses_stay(text):
     """A port is no password, and a path may hold an @."""
     assert without_password(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "printed"),
+    [
+        ("a\nError: forged", "a\\nError: forged"),
+        ("a\r\nb", "a\\r\\nb"),
+        ("\x1b[31mred\x07", "\\x1b[31mred\\x07"),
+        ("\x9b2J", "\\x9b2J"),  # the same escape sequence in one character
+        ("a\u202eb\u2028c\u200b", "a\\u202eb\\u2028c\\u200b"),
+        ("caf\xe9 中 \U0001f600", "caf\xe9 中 \U0001f600"),
+        ("\udcff.png", "\\udcff.png"),  # a file name that is not UTF-8
+    ],
+)
+def test_what_is_not_printed_is_escaped(capsys, text, printed):
+    """In errors and warnings alike; letters of all languages stay."""
+    InputError(text).show()
+    warn(text)
+
+    assert capsys.readouterr().err.splitlines() == [f"Error: {printed}", f"Warning: {printed}"]
+
+
+@given(text=strategies.text(max_size=700))
+def test_any_text_becomes_one_line_of_bounded_length(text):
+    """Whatever a server, a file or a name holds."""
+    line = shown(text)
+
+    assert line.isprintable()
+    assert len(line) <= MAX_LENGTH
+    assert shown(line) == line
+    assert len(line) == MAX_LENGTH - 1 or " … " not in line or " … " in text
 
 
 def test_a_long_message_is_cut_in_its_middle():

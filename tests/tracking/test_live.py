@@ -11,6 +11,7 @@ from stages.finetune.curve import CurvePoint
 from stages.finetune.engine import Engine
 from stages.finetune.interrupt import StoppedError
 from stages.finetune.recovery import live_logging
+from stages.runtime.errors import MAX_LENGTH, InputError
 from stages.tracking.live import EXPERIMENT, TAG
 
 RUN = "e" * 64
@@ -74,6 +75,28 @@ def test_an_unreachable_server_gives_one_warning(train, monkeypatch, capsys):
     train()
 
     assert capsys.readouterr().err.count("Warning: MLflow does not show this training") == 1
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:5000", "htp://host", "http://me:a@b@host", "http://host:x"])
+def test_a_wrong_address_ends_a_training_before_its_first_step(train, monkeypatch, address):
+    """It is a mistake, unlike a server that is away."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+
+    with pytest.raises(InputError, match="MLFLOW_TRACKING_URI") as caught:
+        train(error=AssertionError("the training began"))
+    assert caught.value.exit_code == 1
+
+
+def test_the_warning_is_one_line(train, monkeypatch, capsys, page_server):
+    """Whatever answers at the address."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", page_server(404, "\x1b[2Jno\rsuch\nhere" + 400 * "x"))
+    train()
+    (line,) = capsys.readouterr().err.split("\n")[:-1]
+
+    assert line.startswith("Warning: MLflow does not show this training")
+    assert line.isprintable()
+    assert len(line) <= MAX_LENGTH + len("Warning: ")
+    assert line.endswith("; the training continues without it")
 
 
 HANGING = """
