@@ -36,7 +36,10 @@ def read_class_embedding(unet: Denoiser, folder: Path) -> NDArray[np.float32] | 
     if not embedding.is_dir():
         raise InputError(f"{embedding} does not exist; supported: unconditional and class-conditional models, not text")
     config = read_json(embedding / "config.json")
-    weight = read_tensors(embedding / WEIGHTS).get("weight", torch.empty(0))
+    tensors = read_tensors(embedding / WEIGHTS)
+    if "weight" not in tensors:
+        raise InputError(f"{embedding / WEIGHTS} holds {', '.join(tensors) or 'nothing'}, expected weight; rename it")
+    weight = tensors["weight"]
     _check_shape(list(weight.shape), config, unet.config["cross_attention_dim"], embedding)
     if not weight.isfinite().all():
         raise InputError(f"{embedding} holds values that are not finite; use another checkpoint")

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from stages.models.checks import check_finite, check_layers, check_sizes, is_number
 from stages.models.families import AUTOENCODER_CLASSES, Denoiser, config_defaults, sample_shape
 from stages.models.layout import WEIGHTS
-from stages.models.pipeline import autoencoder_folder, rename_attention
-from stages.runtime.errors import InputError, first_line
+from stages.models.pipeline import autoencoder_folder, check_names, last_line, rename_attention
+from stages.runtime.errors import InputError
 from stages.storage.files import read_json
 from stages.storage.tensors import read_tensors
 
@@ -77,14 +77,17 @@ def read_autoencoder(folder: Path, device: torch.device) -> Autoencoder | None:
     defaults = config_defaults(AUTOENCODER_CLASSES[name])
     check_sizes(config, defaults, component_folder / "config.json")
     check_latent_scale({**defaults, **config}, component_folder / "config.json")
-    tensors = read_tensors(component_folder / WEIGHTS)
+    tensors = {rename_attention(key): tensor for key, tensor in read_tensors(component_folder / WEIGHTS).items()}
     check_layers(config, len(tensors), str(component_folder))
     try:
         with torch.device("meta"):
             network = AUTOENCODER_CLASSES[name].from_config(config)
-        network.load_state_dict({rename_attention(key): tensor.float() for key, tensor in tensors.items()}, assign=True)
+        check_names(tensors, network, component_folder)
+        network.load_state_dict({key: tensor.float() for key, tensor in tensors.items()}, assign=True)
+    except InputError:
+        raise
     except Exception as error:  # noqa: BLE001  # a config from anywhere can break diffusers anywhere
-        raise InputError(f"{component_folder}: the weights do not fit the config ({first_line(error)})") from None
+        raise InputError(f"{component_folder}: the weights do not fit the config ({last_line(error)})") from None
     check_finite(network, component_folder)
     return Autoencoder(network.to(device))
 

@@ -19,7 +19,7 @@ from stages.models.layout import AUTOENCODERS, CLASS_EMBEDDING, PLAN, WEIGHTS
 from stages.models.prediction_types import PREDICTION_TYPES
 from stages.models.pruned_unet import Layers
 from stages.models.schedules import make_schedule
-from stages.runtime.errors import InputError
+from stages.runtime.errors import InputError, without_password
 from stages.storage.files import copy_file, read_json, write_json
 from stages.storage.tensors import read_tensors, write_tensors
 
@@ -75,22 +75,25 @@ def build_unet(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], o
     try:
         with torch.device("meta"):
             unet: Denoiser = CLASSES[config["_class_name"]].from_config(dict(config))
-        _check_names(current, unet, origin)
+        check_names(current, unet, origin)
         unet.load_state_dict({name: _to_float32(tensor) for name, tensor in current.items()}, assign=True)
         check_built(unet)
         check_heads(unet)
     except InputError:
         raise
     except Exception as error:  # noqa: BLE001  # a config from anywhere can break diffusers anywhere
-        last = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
-        raise InputError(f"{origin}: the weights do not fit the config ({last})") from None
+        raise InputError(f"{origin}: the weights do not fit the config ({last_line(error)})") from None
     check_finite(unet, origin)
     return unet.eval()
 
 
-def _check_names(tensors: Mapping[str, torch.Tensor], unet: Denoiser, origin: str) -> None:
-    """Check that the weights have the names of the network."""
-    expected = unet.state_dict().keys()
+def check_names(tensors: Mapping[str, torch.Tensor], network: torch.nn.Module, origin: str | Path) -> None:
+    """Check that the weights have the names of the network, since PyTorch's own message lists all of them.
+
+    Raises:
+        InputError: A name is missing or unexpected; the first of each is named, and a prefix of all.
+    """
+    expected = network.state_dict().keys()
     missing, unexpected = sorted(expected - tensors.keys()), sorted(tensors.keys() - expected)
     if not missing and not unexpected:
         return
@@ -99,6 +102,11 @@ def _check_names(tensors: Mapping[str, torch.Tensor], unet: Denoiser, origin: st
     prefixes = [name.removesuffix(missing[0]) for name in unexpected if missing and name.endswith(f".{missing[0]}")]
     advice = f"; remove the prefix {prefixes[0]} from every name" if prefixes else "; use the weights of this config"
     raise InputError(f"{origin}: the weights do not fit the config ({found}){advice}")
+
+
+def last_line(error: BaseException) -> str:
+    """Return the line of PyTorch's message that says what differs; the error's type where it has no message."""
+    return without_password((str(error).strip().splitlines() or [type(error).__name__])[-1].strip())
 
 
 def rename_attention(name: str) -> str:

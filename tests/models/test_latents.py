@@ -13,6 +13,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from stages.importance.calibration import calibrate, calibration_batches
 from stages.models.autoencoder import Autoencoder, image_shape, read_autoencoder
+from stages.models.layout import WEIGHTS
 from stages.models.params import SamplerParams
 from stages.models.pipeline import write_pipeline
 from stages.models.sampling import SamplingContext, draw, initial_noise, predictor
@@ -24,7 +25,7 @@ from stages.reference.reference import load_context
 from stages.register.draw import Draw
 from stages.runtime.errors import InputError
 from stages.storage.files import read_json, write_json
-from stages.storage.tensors import tensors_sha256
+from stages.storage.tensors import tensors_sha256, write_tensors
 
 CPU = torch.device("cpu")
 BLOCKS = {
@@ -221,6 +222,36 @@ def test_an_unsupported_or_damaged_autoencoder_is_refused(tmp_path, vq):
         config.write_text(text.replace(old, new))
         with pytest.raises(InputError, match=message):
             read_autoencoder(tmp_path, CPU)
+
+
+@pytest.mark.parametrize("prefix", ["first_stage_model.", "vae.", "module.", "_orig_mod.", "model.vae."])
+@pytest.mark.parametrize("kind", ["vqvae", "vae"])
+def test_a_prefix_of_an_autoencoders_weights_is_named(tmp_path, vq, kind, prefix):
+    """In one short line, where PyTorch lists all names of both sides."""
+    network = vq if kind == "vqvae" else AutoencoderKL(**BLOCKS)
+    network.save_pretrained(tmp_path / kind)
+    weights = tmp_path / kind / WEIGHTS
+    write_tensors(weights, {f"{prefix}{name}": tensor for name, tensor in network.state_dict().items()})
+
+    with pytest.raises(InputError) as caught:
+        read_autoencoder(tmp_path, CPU)
+    assert caught.value.message.startswith(f"{tmp_path / kind}: the weights do not fit the config (")
+    assert caught.value.message.endswith(f"; remove the prefix {prefix} from every name")
+    assert len(caught.value.message) < 300
+
+
+def test_weights_of_another_autoencoder_are_named(tmp_path, vq):
+    """By the first missing and the first unexpected name, or by the shape that differs."""
+    network = AutoencoderKL(**BLOCKS)
+    network.save_pretrained(tmp_path / "vae")
+    for tensors, message in (
+        (vq.state_dict(), "1 unexpected, first quantize.embedding.weight"),
+        ({**network.state_dict(), "encoder.conv_in.weight": torch.zeros(8, 4, 3, 3)}, "size mismatch for encoder.conv"),
+    ):
+        write_tensors(tmp_path / "vae" / WEIGHTS, tensors)
+        with pytest.raises(InputError, match=message) as caught:
+            read_autoencoder(tmp_path, CPU)
+        assert "\n" not in caught.value.message
 
 
 def test_a_vq_model_without_a_scaling_factor_is_not_scaled(tmp_path, vq):
