@@ -95,7 +95,8 @@ def read_image(images: SourceImages, index: int, shape: Shape, params: FitParams
             image, remarks = to_shown(opened, params.background)
         image = image.convert(MODES[channels])
     except DeepImageError as error:
-        raise CorruptImageError(f"{name} has more than 8 bits per channel (mode {error})") from None
+        reason = f"has more than 8 bits per channel (mode {error}), and nothing says which of its values is white"
+        raise CorruptImageError(f"{name} {reason}: convert it to 8 bits") from None
     except Exception as error:  # noqa: BLE001  # a damaged file can make a decoder raise any exception
         raise CorruptImageError(f"{name} is not a readable image ({first_line(error)})") from None
     fitted = np.asarray(_fit(image, (width, height), params, name))

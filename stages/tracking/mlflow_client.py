@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
 
 from stages.runtime import telemetry
 from stages.runtime.environment import bypass_proxies, check_tracking
@@ -56,7 +57,7 @@ def set_environment() -> None:
     check_tracking()
     # MLflow's own default writes the path percent-encoded, which names another folder.
     if not os.environ.get("MLFLOW_TRACKING_URI"):
-        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{Path.cwd()}/mlflow.db"
+        os.environ["MLFLOW_TRACKING_URI"] = _sqlite_address(Path.cwd() / "mlflow.db")
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
 
@@ -83,8 +84,16 @@ def find_experiment(client: "MlflowClient", name: str) -> str:
 
 def sqlite_file() -> Path | None:
     """Return the SQLite file in MLFLOW_TRACKING_URI, if it is one with an absolute path."""
-    found = re.fullmatch(r"sqlite:///(/.+)", os.environ.get("MLFLOW_TRACKING_URI", ""))
+    address = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if found := re.fullmatch(r"sqlite:///file:(/[^?]+)\?uri=true", address):
+        return Path(unquote(found[1]))
+    found = re.fullmatch(r"sqlite:///(/.+)", address)
     return Path(found[1]) if found else None
+
+
+def _sqlite_address(file: Path) -> str:
+    """Return the address of an SQLite file; a path with a question mark, which would end it, is encoded."""
+    return f"sqlite:///file:{quote(str(file))}?uri=true" if "?" in str(file) else f"sqlite:///{file}"
 
 
 def download_model(uri: str, folder: Path) -> Path:

@@ -1,6 +1,8 @@
 """Images are packed as a viewer shows them, whatever their source."""
 
+import struct
 import warnings
+import zlib
 from io import BytesIO
 
 import datasets
@@ -156,6 +158,36 @@ def test_deep_grey_images_are_refused(pack, image, suffix):
     with pytest.raises(InputError, match="has more than 8 bits per channel") as caught:
         pack([image], suffix)
     assert "\n" not in caught.value.message
+
+
+def png_of_16_bits(colour_type, pixel):
+    """A PNG of 8×8 equal pixels, which Pillow itself cannot write: colour type 2 is RGB, 4 grey with alpha, 6 RGBA."""
+    rows = (b"\0" + 8 * struct.pack(f">{len(pixel)}H", *pixel)) * 8
+    header = struct.pack(">IIBBBBB", 8, 8, 16, colour_type, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    parts = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("colour_type", "pixel", "shown"),
+    [
+        (2, (0x7530, 0x00FF, 0xFFFF), (0x75, 0x00, 0xFF)),
+        (4, (0x7530, 0xFFFF), (0x75,) * 3),
+        (6, (0x7530, 0x00FF, 0xFFFF, 0xFFFF), (0x75, 0x00, 0xFF)),
+    ],
+)
+def test_pictures_of_16_bits_keep_their_upper_8_bits(tmp_path, colour_type, pixel, shown):
+    """As in a viewer; only grey images without alpha may be measurements."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "out").mkdir()
+    for name in "ab":
+        (tmp_path / "images" / f"{name}.png").write_bytes(png_of_16_bits(colour_type, pixel))
+    fetch_data(FolderData(source="folder", path=tmp_path / "images"), SHAPE, 0.5, tmp_path / "out")
+
+    assert (all_images(tmp_path / "out") == shown).all()
 
 
 def exchanged_profile():

@@ -7,7 +7,7 @@ import pytest
 
 from flows.tasks.database import ADDRESSES, create_database
 from flows.workspaces.repository import Repository
-from stages.tracking.mlflow_client import connect, find_experiment
+from stages.tracking.mlflow_client import connect, find_experiment, sqlite_file
 from stages.tracking.recording import RunRecord, save_record
 
 PRIVATE = {
@@ -21,7 +21,7 @@ PRIVATE = {
 """What is written -> its permissions."""
 
 
-@pytest.mark.parametrize("name", ["space ü", "%41 #x 'q'"])
+@pytest.mark.parametrize("name", ["space ü", "%41 #x 'q'", "why? ü %41 #x"])
 def test_the_default_database_lies_in_the_project(tmp_path, monkeypatch, name):
     """MLflow's own default writes to another folder, whose name is percent-encoded."""
     project = tmp_path / name
@@ -33,7 +33,9 @@ def test_the_default_database_lies_in_the_project(tmp_path, monkeypatch, name):
     (tmp_path / "note.txt").write_text("a note")
     client.log_artifact(run, str(tmp_path / "note.txt"))
 
-    assert os.environ["MLFLOW_TRACKING_URI"] == f"sqlite:///{project}/mlflow.db"
+    if "?" not in name:
+        assert os.environ["MLFLOW_TRACKING_URI"] == f"sqlite:///{project}/mlflow.db"
+    assert sqlite_file() == project / "mlflow.db"
     assert {path.name for path in tmp_path.iterdir()} == {name, "note.txt"}
     assert (project / "mlflow.db").is_file()
     assert [path.name for path in project.rglob("note.txt")] == ["note.txt"]
