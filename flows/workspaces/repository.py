@@ -21,6 +21,7 @@ from stages.runtime.bounded import parse_yaml
 from stages.runtime.errors import InputError, UnavailableError, without_password
 from stages.runtime.git import git_error, git_output
 from stages.storage.files import make_private
+from stages.tracking.mlflow_client import sqlite_address
 
 REPOSITORY_VARIABLE = "ESPALIER_REPOSITORY"
 """Environment variable: folder or address that runs are cloned from; by default the current folder."""
@@ -86,9 +87,9 @@ class Repository:
     def _tracking_uri(self) -> str:
         """Return MLflow's address with an absolute path, since a relative one would differ in every workspace."""
         uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-        relative = re.fullmatch(r"sqlite:///([^/].*)", uri)
+        relative = re.fullmatch(r"sqlite:///(?!file:)([^/].*)", uri)
         base = Path(self.origin).resolve() if self.is_local and not os.environ.get(HOME_VARIABLE) else self.root
-        return f"sqlite:///{base / relative[1]}" if relative else uri
+        return sqlite_address(base / relative[1]) if relative else uri
 
     def resolve(self, commit: str, log: Log) -> str:
         """Return the full hash of a branch, tag or hash in the repository as it is now.

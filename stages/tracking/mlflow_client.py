@@ -57,7 +57,7 @@ def set_environment() -> None:
     check_tracking()
     # MLflow's own default writes the path percent-encoded, which names another folder.
     if not os.environ.get("MLFLOW_TRACKING_URI"):
-        os.environ["MLFLOW_TRACKING_URI"] = _sqlite_address(Path.cwd() / "mlflow.db")
+        os.environ["MLFLOW_TRACKING_URI"] = sqlite_address(Path.cwd() / "mlflow.db")
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
 
@@ -91,7 +91,7 @@ def sqlite_file() -> Path | None:
     return Path(found[1]) if found else None
 
 
-def _sqlite_address(file: Path) -> str:
+def sqlite_address(file: Path) -> str:
     """Return the address of an SQLite file; a path with a question mark, which would end it, is encoded."""
     return f"sqlite:///file:{quote(str(file))}?uri=true" if "?" in str(file) else f"sqlite:///{file}"
 
