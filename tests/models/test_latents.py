@@ -53,9 +53,10 @@ def context(vq):
     return SamplingContext(Autoencoder(vq), table, 2.0)
 
 
-def test_latent_sampling_matches_diffusers(make_unet, scheduler, vq, monkeypatch):
+@pytest.mark.parametrize(("size", "shape"), [(8, (3, 16, 16)), ((6, 8), (3, 12, 16)), ((10, 6), (3, 20, 12))], ids=str)
+def test_latent_sampling_matches_diffusers(make_unet, scheduler, vq, monkeypatch, size, shape):
     """From the same noise the images equal LDMPipeline's up to rounding, with scaling factor and codebook."""
-    unet = make_unet(in_channels=3, out_channels=3)
+    unet = make_unet(in_channels=3, out_channels=3, sample_size=size)
     sampler = SamplerParams(steps=4, clip=False)
     drawn = draw(unet, scheduler, [5], sampler, batch_size=1, label="", context=SamplingContext(Autoencoder(vq)))
     pipeline = LDMPipeline(vq, unet, DDIMScheduler(clip_sample=False))
@@ -64,7 +65,7 @@ def test_latent_sampling_matches_diffusers(make_unet, scheduler, vq, monkeypatch
     monkeypatch.setattr(f"{LDMPipeline.__module__}.randn_tensor", lambda *_, **__: noise)
     expected = pipeline(num_inference_steps=4, output_type="np").images
 
-    assert drawn.shape == (1, *image_shape(unet, Autoencoder(vq))) == (1, 3, 16, 16)
+    assert drawn.shape == (1, *image_shape(unet, Autoencoder(vq))) == (1, *shape)
     np.testing.assert_allclose(drawn[0].transpose(1, 2, 0) / 255, expected[0], atol=1.5 / 255)
 
 
