@@ -99,6 +99,7 @@ def fetch_data(
         with _opened(source, shape, Path(place)) as images:
             check_labels(images, table)
             write_blocks(Path(place) / "pixels.npy", reader.blocks(images))
+        reader.check_any(images)
         about = {"source": source.model_dump(mode="json"), **reader.describe(images)}
         _check_sha256(source, about["sha256"])
         rows = _split_source(images, reader.kept, heldout)
@@ -161,6 +162,15 @@ class BlockReader:
             count = f"{len(self.corrupt)} of the first {index + 1} images are corrupt"
             limit = f"fetch.data.max_corrupt allows {self.params.max_corrupt}"
             raise InputError(f"{self._reasons()}: {count}, {limit}; replace or remove them, or raise max_corrupt")
+
+    def check_any(self, images: SourceImages) -> None:
+        """Check that an image was read.
+
+        Raises:
+            InputError: All are corrupt.
+        """
+        if not self.kept:
+            raise InputError(f"none of the {len(images)} images in {images.origin} is readable; {self._reasons()}")
 
     def _reasons(self) -> str:
         reasons = list(self.corrupt.values())

@@ -109,10 +109,11 @@ def list_folder(folder: Path, origin: str) -> Listing:
         origin: Its name in messages.
 
     Raises:
-        InputError: It does not exist, or a folder cannot be read.
+        InputError: It does not exist or is a file, or a folder cannot be read.
     """
     if not folder.is_dir():
-        raise InputError(f"image folder {origin} does not exist; correct fetch.data.path in params.yaml")
+        found = "is a file; give the folder it is in, or unpack it" if folder.exists() else "does not exist"
+        raise InputError(f"image folder {origin} {found}; correct fetch.data.path in params.yaml")
     walk = _Walk()
     try:
         walk.enter(folder, "", os.path.realpath(folder))

@@ -15,6 +15,7 @@ KINDS = {
 """Kind in `Listing.left_out` -> singular and plural."""
 REMARKS = {
     "transparent": "{count} had transparent pixels, which lie on the colour {background}",
+    "coloured": "{count} had colours, which became grey levels for this model",
     "several_frames": "{count} had several frames, of which the first is packed",
     "invalid_exif": "{count} had damaged EXIF data, which was ignored",
     "other_profile": "{count} had another colour profile and were converted to sRGB",

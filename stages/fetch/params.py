@@ -14,7 +14,8 @@ from stages.storage.s3 import BUCKET_URI
 
 def _check_uri(uri: str) -> str:
     if not re.fullmatch(BUCKET_URI, uri):
-        raise ValueError("give s3://BUCKET or s3://BUCKET/PREFIX")
+        name = "3 to 63 small letters, digits, dots, hyphens or underscores"
+        raise ValueError(f"give s3://BUCKET or s3://BUCKET/PREFIX, where BUCKET has {name}")
     return uri
 
 
@@ -26,7 +27,7 @@ def expand_path(path: Path, key: str) -> Path:
         key: Its key in params.yaml, for messages.
 
     Raises:
-        InputError: A variable is not set, or the user that follows ~ does not exist.
+        InputError: A variable is not set, the user that follows ~ does not exist, or the path cannot be followed.
     """
     try:
         expanded = os.path.expandvars(path.expanduser())
@@ -34,6 +35,13 @@ def expand_path(path: Path, key: str) -> Path:
         raise InputError(f"{key} is {path}, and this home folder does not exist; give an absolute path") from None
     if missing := re.search(r"\$\{?(\w+)", expanded):
         raise InputError(f"{key} is {path} and ${missing[1]} is not set; set it in the environment or change the path")
+    try:
+        Path(expanded).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # the caller says what is missing
+    except (OSError, ValueError) as error:  # no permission, a name that is too long, a null byte
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{key} is {path}: {reason}; correct the path or its permissions") from None
     return Path(expanded)
 
 

@@ -28,7 +28,7 @@ def read_pickle(path: Path) -> Any:  # noqa: ANN401  # a file can hold any plain
         InputError: The file is missing or damaged, or holds anything else, which might run code.
     """
     if not path.is_file():
-        raise InputError(f"{path} does not exist")
+        raise InputError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; correct its path")
     try:
         with torch.serialization.safe_globals([CALLBACK]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))

@@ -6,7 +6,7 @@ from io import BytesIO
 from struct import error as StructError  # noqa: N812
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageChops, ImageCms, ImageOps
 
 Colour = tuple[int, int, int]
 Transform = Callable[[Image.Image], Image.Image]
@@ -50,6 +50,14 @@ def to_shown(image: Image.Image, background: Colour) -> tuple[Image.Image, list[
         on = Image.new("RGB", image.size, background)
         colours = Image.composite(colours.convert("RGB"), on, alpha)
     return colours, [*remarks, *exif_remarks, *["transparent"] * bool(alpha), *profile_remarks]
+
+
+def has_colours(image: Image.Image) -> bool:
+    """Whether a pixel of an image that `to_shown` returned is not grey."""
+    if image.mode in GREY_MODES:
+        return False
+    red, green, blue = image.convert("RGB").split()
+    return any(ImageChops.difference(red, other).getbbox() is not None for other in (green, blue))
 
 
 def _turn(image: Image.Image) -> tuple[Image.Image, list[str]]:

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from stages.fetch.listing import FORMATS, SUFFIXES, Listing
 from stages.fetch.params import FitParams, HubData, NpzData, expand_path
-from stages.fetch.shown import DeepImageError, to_shown
+from stages.fetch.shown import DeepImageError, has_colours, to_shown
 from stages.runtime.bounded import check_regular
 from stages.runtime.environment import check_hub
 from stages.runtime.errors import InputError, UnavailableError, first_line
@@ -92,8 +92,10 @@ def read_image(images: SourceImages, index: int, shape: Shape, params: FitParams
     name = printable(f"{images.origin}/{images.names[index]}")
     try:
         with images.open(index) as opened:
-            image, remarks = to_shown(opened, params.background)
-        image = image.convert(MODES[channels])
+            shown, remarks = to_shown(opened, params.background)
+        image = shown.convert(MODES[channels])
+        if channels == 1 and has_colours(shown):
+            remarks.append("coloured")
     except DeepImageError as error:
         reason = f"has more than 8 bits per channel (mode {error}), and nothing says which of its values is white"
         raise CorruptImageError(f"{name} {reason}: convert it to 8 bits") from None
@@ -219,7 +221,8 @@ def open_hub(source: HubData) -> SourceImages:
     except (DatasetsError, OSError, ValueError) as error:
         reason = first_line(error)
         kind = UnavailableError if isinstance(error, ConnectionError) else InputError
-        raise kind(f"dataset {source.repo} at {source.revision}, split {source.split}: {reason}") from None
+        advice = "check the network" if kind is UnavailableError else "correct repo, revision or split of fetch.data"
+        raise kind(f"dataset {source.repo} at {source.revision}, split {source.split}: {reason}; {advice}") from None
     if not isinstance(rows.features.get(source.column), ImageFeature):
         raise _missing_column(source, rows, "image", source.column)
     if not len(rows):

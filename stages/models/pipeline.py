@@ -165,10 +165,11 @@ def component(folder: Path, name: str) -> Path:
     """Return a component's subfolder of a pipeline folder, or the folder itself if it has no such subfolder.
 
     Raises:
-        InputError: The folder does not exist.
+        InputError: The folder does not exist, or is a file.
     """
     if not folder.is_dir():
-        raise InputError(f"model folder {folder} does not exist")
+        found = "is a file; give the folder of the pipeline" if folder.exists() else "does not exist; correct its path"
+        raise InputError(f"model folder {folder} {found}")
     return folder / name if (folder / name).is_dir() else folder
 
 

@@ -7,7 +7,7 @@ from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from stages.models.params import CriterionName, FormulaName
-from stages.runtime.errors import InputError
+from stages.runtime.errors import InputError, first_line
 from stages.storage.files import read_json, write_json
 from stages.storage.tensors import read_tensors, write_tensors
 
@@ -51,5 +51,8 @@ def read_importance(folder: Path) -> Importance:
     try:
         return Importance(**rest, saliency=saliency)
     except (TypeError, ValidationError) as error:
-        found = f"{folder / 'importance.json'} does not fit ({' '.join(str(error).split())[:200]})"
+        reason = first_line(error)
+        if isinstance(error, ValidationError):  # its text repeats the saliencies
+            reason = ", ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        found = f"{folder / 'importance.json'} does not fit ({reason})"
         raise InputError(f"{found}; run the importance stage again") from None

@@ -18,6 +18,9 @@ Model = TypeVar("Model", bound=BaseModel)
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Commit = Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
 
+CHOICES = (("fetch", "model"), ("fetch", "data"))
+"""Blocks whose key `source` chooses their type; pydantic puts its value into the path of an error."""
+
 
 class Frozen(BaseModel):
     """A frozen record; unknown keys, infinite values and NaN are errors."""
@@ -109,13 +112,31 @@ def validate_tree(tree: object, model: type[Model], name: str) -> Model:
 
 
 def _explain(error: ErrorDetails) -> str:
-    key = ".".join(str(part) for part in error["loc"]) or "the file"
+    parts = list(error["loc"])
+    if tuple(parts[:2]) in CHOICES:
+        del parts[2:3]
+    key = ".".join(map(str, parts)) or "the file"
     if error["type"] == "extra_forbidden":
         return f"{key} is not a known key; remove it or correct its spelling"
-    message = error["msg"].removeprefix("Value error, ")
+    message = _plain_message(error)
     if isinstance(error["input"], dict):  # a whole block is too long for the message
         return f"{key}: {message[0].lower()}{message[1:]}"
     return f"{key} is {reprlib.repr(error['input'])}: {message[0].lower()}{message[1:]}"
+
+
+def _plain_message(error: ErrorDetails) -> str:
+    """Return pydantic's message, or what it says in the words of YAML where it speaks of Python."""
+    kind, context = error["type"], error.get("ctx", {})
+    if kind in ("model_type", "model_attributes_type", "dict_type", "mapping_type"):
+        return "write a block, with a key and a value in each line"
+    if kind in ("tuple_type", "list_type"):
+        return "write a list such as [a, b]"
+    if kind == "union_tag_not_found":
+        return f"the key {context['discriminator'].strip(chr(39))} is missing"
+    if kind == "union_tag_invalid":
+        given = f"{context['discriminator'].strip(chr(39))} is {context['tag']!r}"
+        return f"{given}; allowed: {context['expected_tags'].replace(chr(39), '')}"
+    return error["msg"].removeprefix("Value error, ")
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

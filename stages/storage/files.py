@@ -112,7 +112,13 @@ def _resolve(folder: Path) -> Path:
 
 
 def _check_path(folder: Path) -> None:
-    """Refuse a path that cannot be a folder, because it is below a file or its name is too long."""
+    """Refuse a path that cannot be a folder: below a file, of a name that is too long, or with .. behind a missing one.
+
+    Python resolves such a .. although the folder before it does not exist, so what lies there would seem not to.
+    """
+    before = [Path(*folder.parts[:depth]) for depth, part in enumerate(folder.parts) if part == ".."]
+    if missing := [parent for parent in before if not parent.is_dir()]:
+        raise InputError(f"cannot write {folder}: {missing[0]} does not exist; write the path without ..")
     try:
         blocking = next((parent for parent in folder.absolute().parents if parent.exists()), None)
         folder.exists()

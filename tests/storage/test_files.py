@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -268,3 +269,19 @@ def test_selected_images_are_read_like_an_array():
     assert (len(selection), selection.shape) == (4, (4, 1, 2, 2))
     assert np.array_equal(selection[1], pixels[3])
     assert np.array_equal(selection[1:], pixels[rows][1:])
+
+
+def test_an_output_behind_a_missing_folder_destroys_nothing(tmp_path, monkeypatch):
+    """A path such as missing/../mine seems not to exist until missing does, and would then replace mine."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "note.txt").write_text("a note")
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    for path in ("missing/../mine", "missing/../new", "there/../missing/../mine"):
+        with pytest.raises(InputError, match="missing does not exist; write the path without"), writing(Path(path)):
+            pytest.fail("it began to write")
+    with writing(Path("there/../new")) as folder:
+        write_json(folder / "run.json", {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "new", "there"]
+    assert (tmp_path / "mine" / "note.txt").read_text() == "a note"
