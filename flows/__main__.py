@@ -244,6 +244,9 @@ def ledger(name: str) -> None:
 @click.option("--pool", default=None, help="Work pool of the deployments for which the file names none.")
 def deploy(path: Path, pool: str | None) -> None:
     """Check the deployments of prefect.yaml, schedules and pools included, and create them on the Prefect server."""
+    from flows.tasks.server import load_settings
+
+    load_settings()
     from flows.deploy import deploy as create_deployments
 
     create_deployments(path, pool)

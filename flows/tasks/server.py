@@ -1,7 +1,11 @@
 """The Prefect server of the environment -> checked once, before a flow is imported."""
 
 import os
+from contextlib import redirect_stderr
 from http import HTTPStatus
+from io import StringIO
+
+from pydantic import ValidationError
 
 from stages.runtime.environment import check_prefect
 from stages.runtime.errors import InputError, UnavailableError, first_line, without_password
@@ -19,14 +23,13 @@ def find_server() -> str | None:
         UnavailableError: The server does not answer.
     """
     check_prefect()
-    from prefect.settings import PREFECT_API_URL
-
-    address = os.environ.get("PREFECT_API_URL") or PREFECT_API_URL.value()
+    address = os.environ.get("PREFECT_API_URL") or load_settings()
     if not address:
         return None
-    shown = without_password(str(address))
+    load_settings()
+    shown = without_password(address)
     try:
-        _check_answers(str(address))
+        _check_answers(address)
     except Exception as error:  # noqa: BLE001  # a server that is not Prefect's may give any answer
         reason, response = first_line(error), getattr(error, "response", None)
         if getattr(response, "status_code", None) == HTTPStatus.UNAUTHORIZED:
@@ -39,7 +42,26 @@ def find_server() -> str | None:
             raise UnavailableError(f"the Prefect server {shown} does not answer: {reason}; {advice}") from None
         advice = "correct PREFECT_API_URL (http://HOST:PORT/api)"
         raise InputError(f"{shown} does not answer as a Prefect server does ({reason}); {advice}") from None
-    return str(address)
+    return address
+
+
+def load_settings() -> str | None:
+    """Load the settings of Prefect from its variables and profile; returns the address of the server in them.
+
+    Raises:
+        InputError: A setting is invalid; Prefect would end in a traceback when it is imported.
+    """
+    try:
+        with redirect_stderr(StringIO()):  # where Prefect prints the same error on its first import
+            from prefect.settings import PREFECT_API_URL
+
+            address = PREFECT_API_URL.value()
+    except ValidationError as error:
+        fault = error.errors()[0]
+        given = (name for name, value in os.environ.items() if name[:8] == "PREFECT_" and value == fault["input"])
+        name = next(given, ".".join(map(str, fault["loc"])))
+        raise InputError(f"{name} is no setting of Prefect: {fault['msg'].lower()}; correct or unset it") from None
+    return str(address) if address else None
 
 
 def _check_answers(address: str) -> None:

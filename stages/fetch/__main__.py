@@ -19,9 +19,11 @@ def main(params_path: Path, model_out: Path, data_out: Path) -> None:
     params = load_block(params_path, "fetch", FetchParams)
 
     from stages.runtime import telemetry
+    from stages.runtime.environment import check_numbers
     from stages.storage.files import check_free, writing
 
     telemetry.switch_off()
+    check_numbers()
 
     from stages.fetch import data, model
     from stages.models.autoencoder import image_shape, read_autoencoder

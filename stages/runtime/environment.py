@@ -120,6 +120,18 @@ def check_hub() -> None:
         _check_blanks(variable)
 
 
+def check_numbers() -> None:
+    """Check the variables that the client of the Hub reads as integers as soon as it is imported.
+
+    Raises:
+        InputError: A value is not a number.
+    """
+    for variable in ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"):
+        value = os.environ.get(variable, "")
+        if value and not re.fullmatch(r"\d+", value):
+            raise InputError(f"{variable} is {value!r}; allowed: whole seconds, such as 10")
+
+
 def check_network() -> None:
     """Check the proxies and files of certificates that all libraries read before they connect.
 

@@ -131,6 +131,8 @@ def _plain_message(error: ErrorDetails) -> str:
         return "write a block, with a key and a value in each line"
     if kind in ("tuple_type", "list_type"):
         return "write a list such as [a, b]"
+    if kind == "too_short":
+        return f"write a list of at least {context['min_length']}"
     if kind == "union_tag_not_found":
         return f"the key {context['discriminator'].strip(chr(39))} is missing"
     if kind == "union_tag_invalid":

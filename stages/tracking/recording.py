@@ -17,6 +17,7 @@ import click
 from pydantic import Field
 
 from stages.runtime.errors import InputError, UnavailableError, first_line, warn
+from stages.runtime.network import is_outage
 from stages.runtime.schema import Frozen, Sha256
 from stages.storage.files import make_private, read_record, write_json, writing
 from stages.tracking.compression import Compression
@@ -288,5 +289,8 @@ def _report_unsent(folder: Path, error: Exception, *, allow_offline: bool) -> No
     elif re.search(r"error code 40[13]\b", str(error)):
         advice = "correct MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         raise InputError(f"MLflow refuses the user; the record is saved in {folder}; {advice}") from None
-    else:
+    elif is_outage(error):
         raise UnavailableError(message) from None
+    else:
+        advice = "correct MLFLOW_TRACKING_URI and run: python -m stages.tracking"
+        raise InputError(f"MLflow cannot store the record ({first_line(error)}); it is saved in {folder}; {advice}")

@@ -106,6 +106,26 @@ def test_only_a_healthy_prefect_server_counts(monkeypatch, page_server, status, 
     assert len(caught.value.format_message().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("PREFECT_API_REQUEST_TIMEOUT", "soon"),
+        ("PREFECT_API_ENABLE_HTTP2", "perhaps"),
+        ("PREFECT_LOGGING_LEVEL", "LOUD"),
+    ],
+)
+@pytest.mark.parametrize("command", [["compress"], ["deploy"]], ids=str)
+def test_an_invalid_setting_of_prefect_is_one_line(root, variable, value, command):
+    """Prefect reads its variables when it is imported."""
+    environment = bare_environment(**{variable: value})
+    command = [sys.executable, "-m", "flows", *command]
+    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"Error: {variable} is no setting of Prefect: input should be ")
+    assert len(result.stderr.splitlines()) == 1
+
+
 def test_a_proxy_does_not_stand_before_a_server_on_loopback(monkeypatch, prefect_server):
     """With the proxies of a company in the environment, a local server answers."""
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):

@@ -13,6 +13,7 @@ from stages.runtime.environment import (
     check_address,
     check_credentials,
     check_hub,
+    check_numbers,
     check_prefect,
     check_tracking,
 )
@@ -154,6 +155,17 @@ def test_a_line_break_behind_a_secret_is_refused(monkeypatch, check, variable):
     with pytest.raises(InputError, match=variable) as caught:
         check()
     assert "hunter2" not in caught.value.message
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"])
+def test_a_time_limit_of_the_hub_is_whole_seconds(monkeypatch, variable):
+    """Its client reads them when it is imported, and would end in a traceback."""
+    for value in ("x", "1.5", "-1", " 3"):
+        monkeypatch.setenv(variable, value)
+        with pytest.raises(InputError, match=variable):
+            check_numbers()
+    monkeypatch.setenv(variable, "10")
+    check_numbers()
 
 
 def test_a_database_needs_no_proxy(monkeypatch, tmp_path):

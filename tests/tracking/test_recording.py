@@ -3,6 +3,7 @@
 import os
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 import torch
@@ -149,6 +150,30 @@ def test_two_machines_at_once_leave_one_run(compression, monkeypatch):
     client = MlflowClient()
     (run,) = client.search_runs([client.get_experiment_by_name("espalier").experiment_id])
     assert run.info.run_id == run_id == record_compression(compression, compression.reports.parent / "elsewhere")[0]
+
+
+@pytest.mark.parametrize(("status", "code"), [(200, 1), (404, 1), (500, 75), (503, 75)])
+def test_a_wrong_server_is_no_outage(compression, monkeypatch, page_server, status, code):
+    """A page of another program is a mistake, and an error of a server an outage; the record is kept in both cases."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", page_server(status, "<html>"))
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    result = CliRunner().invoke(main, [])
+
+    assert compression
+    assert result.exit_code == code, result.output
+    assert len(result.stderr.splitlines()) == 1
+    assert list(Path("unsent").glob("*/record.json"))
+
+
+def test_a_file_that_is_no_database_is_a_mistake(compression, monkeypatch, tmp_path):
+    """A later attempt would fail as well."""
+    (tmp_path / "text.db").write_text("no database " * 400)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/text.db")
+    result = CliRunner().invoke(main, [])
+
+    assert compression
+    assert result.exit_code == 1, result.output
+    assert "correct MLFLOW_TRACKING_URI" in result.stderr.splitlines()[-1]
 
 
 def test_an_unavailable_server_is_a_warning_with_allow_offline(compression, monkeypatch):
