@@ -170,7 +170,8 @@ class BlockReader:
             InputError: All are corrupt.
         """
         if not self.kept:
-            raise InputError(f"none of the {len(images)} images in {images.origin} is readable; {self._reasons()}")
+            found = f"none of the {len(images)} images in {images.origin} is readable"
+            raise InputError(f"{found}; {self._reasons()}; replace them or correct fetch.data")
 
     def _reasons(self) -> str:
         reasons = list(self.corrupt.values())

@@ -51,7 +51,7 @@ def check_address(variable: str, schemes: Sequence[str] = WEB) -> None:
     if not colon or not re.fullmatch(r"[a-z][a-z0-9-]*(\+\w+)?", scheme) or scheme.partition("+")[0] not in schemes:
         if address in schemes:  # databricks alone is an address of MLflow
             return
-        raise InputError(f"{variable} does not begin with a scheme; allowed: {known} for example http://HOST:PORT")
+        raise InputError(f"{variable} does not begin with a scheme that is allowed: {known}; write http://HOST:PORT")
     authority = re.split(r"[/?#]", rest.removeprefix("//"), maxsplit=1)[0]
     path = rest.removeprefix("//")[len(authority) :]
     user, at, host = authority.rpartition("@")

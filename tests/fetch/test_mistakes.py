@@ -89,7 +89,9 @@ def test_images_of_which_none_is_readable_are_refused(folder):
     for name in "abc":
         (folder / f"{name}.png").write_text("<html>")
 
-    with pytest.raises(InputError, match=r"none of the 3 images in .* is readable; .*a\.png is not a readable image"):
+    with pytest.raises(
+        InputError, match=r"none of the 3 images in .* is readable; .*a\.png is not a readable image.*; replace them"
+    ):
         fetch_data(FolderData(source="folder", path=folder, max_corrupt=9), (1, 8, 8), 0.2, folder.parent / "out")
 
 
