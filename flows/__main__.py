@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from stages.register.promotion import Decision
     from stages.register.reproduce import Reproduction
 
-SETTINGS = {"PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore"}
-"""Defaults of environment variables."""
-
 
 @click.group()
 def main() -> None:
@@ -36,7 +33,7 @@ def main() -> None:
     telemetry.switch_off()
     bypass_proxies()
     check_network()
-    os.environ.update({**SETTINGS, **os.environ})
+    os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
 
 
 @main.command(context_settings={"ignore_unknown_options": True})
@@ -268,8 +265,7 @@ def _find_source(commit: str, preset: str | None, limits: dict[str, float]) -> "
     if limits and Path("dvc.yaml").is_file():
         current_checkout().check_limits(limits)
     repository = Repository.find()
-    source = ParamsSource(repository.resolve(commit, lambda _line: None), preset)  # the flow logs the line
-    return repository, source
+    return repository, ParamsSource(repository.resolve(commit, lambda _line: None), preset)  # the flow logs the line
 
 
 def _result(state: "State[Any]") -> Any:  # noqa: ANN401

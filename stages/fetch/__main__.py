@@ -25,7 +25,7 @@ def main(params_path: Path, model_out: Path, data_out: Path) -> None:
     telemetry.switch_off()
     check_numbers()
 
-    from stages.fetch import data, model
+    from stages.fetch import data, model, source_images
     from stages.models.autoencoder import image_shape, read_autoencoder
     from stages.models.pipeline import read_scheduler
     from stages.models.steps import check_drawing
@@ -33,7 +33,7 @@ def main(params_path: Path, model_out: Path, data_out: Path) -> None:
     from stages.storage.provenance import write_provenance, write_run_record
 
     check_free(model_out, data_out, stage="fetch")
-    data.check_path(params.data)
+    source_images.check_path(params.data)
     with writing(model_out) as model_folder, writing(data_out) as data_folder:
         unet, table = model.fetch_model(params.model, model_folder)
         check_drawing(params_path, read_scheduler(model_folder))

@@ -54,19 +54,6 @@ Rows = NDArray[np.int64]
 Encode = Callable[[Pixels], NDArray[np.float16]]
 
 
-def check_path(source: DataSource) -> None:
-    """Check that a local source exists, before the model is fetched.
-
-    Raises:
-        InputError: A variable in its path is not set, or the path does not exist.
-    """
-    if isinstance(source, FolderData | NpzData):
-        path = expand_path(source.path, "fetch.data.path")
-        if not path.exists():
-            kind = "image folder" if isinstance(source, FolderData) else "file"
-            raise InputError(f"{kind} {path} does not exist; correct fetch.data.path in params.yaml")
-
-
 def fetch_data(
     source: DataSource,
     shape: tuple[int, ...],

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from stages.fetch.listing import FORMATS, SUFFIXES, Listing
-from stages.fetch.params import FitParams, HubData, NpzData, expand_path
+from stages.fetch.params import DataSource, FitParams, FolderData, HubData, NpzData, expand_path
 from stages.fetch.shown import DeepImageError, has_colours, to_shown
 from stages.runtime.bounded import check_regular
 from stages.runtime.environment import check_hub
@@ -76,6 +76,19 @@ class SourceImages:
 
 class CorruptImageError(Exception):
     """An image cannot be read without loss; the message has its name and the reason."""
+
+
+def check_path(source: DataSource) -> None:
+    """Check that a local source exists, before the model is fetched.
+
+    Raises:
+        InputError: A variable in its path is not set, or the path does not exist.
+    """
+    if isinstance(source, FolderData | NpzData):
+        path = expand_path(source.path, "fetch.data.path")
+        if not path.exists():
+            kind = "image folder" if isinstance(source, FolderData) else "file"
+            raise InputError(f"{kind} {path} does not exist; correct fetch.data.path in params.yaml")
 
 
 def read_image(images: SourceImages, index: int, shape: Shape, params: FitParams) -> tuple[Pixels, list[str]]:

@@ -6,6 +6,7 @@ from typing import IO, Any
 import click
 
 from stages.runtime.result import write_result
+from stages.runtime.text import printable
 
 QUERY_KEYS = (
     r"[\w-]*(?:token|secret|password|passwd|pwd|signature|credential|key|keyid|auth|jwt|policy)|sig|sas|code|pass"
@@ -49,7 +50,7 @@ def shown(text: str) -> str:
     they are written as in Python. The middle of a long text is left out, since its end says what to change.
     """
     half = MAX_LENGTH // 2 - 2
-    line = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    line = printable(text)
     return line if len(line) <= MAX_LENGTH else f"{line[:half]} … {line[-half:]}"
 
 

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from ruamel.yaml import YAML
 
-from flows.__main__ import SETTINGS, main
+from flows.__main__ import main
 from flows.deploy import LOST
 from stages.runtime import telemetry
 from tests.orchestra import until
@@ -62,7 +62,7 @@ def project(root, tmp_path, monkeypatch):
 @pytest.fixture
 def deploy(monkeypatch, prefect_server):
     """Deploy a file to the server, or to another address: exit code and printed lines."""
-    for name in (*SETTINGS, *telemetry.OFF):
+    for name in ("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", *telemetry.OFF):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     for name, value in prefect_server.client_environment().items():
