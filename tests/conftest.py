@@ -43,14 +43,14 @@ SLOW = [
     "prune/test_families.py",
     "pipeline/test_remote.py",
     "pipeline/test_registry.py",
-    "prune/test_budget.py",
     "pipeline/test_systems.py",
     "prune/test_oracle.py",
     "storage/test_s3.py",
     "register/test_server.py",
     "pipeline/test_bad_input.py",
     "pipeline/test_page.py",
-    "flows/test_compare.py",
+    "flows/test_prefect_server.py",
+    "register/test_promotion.py",
 ]
 """Workers take whole files in this order, so that one builds the finished workspace while others run other tests."""
 

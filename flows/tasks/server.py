@@ -34,8 +34,8 @@ def find_server() -> str | None:
         reason, response = first_line(error), getattr(error, "response", None)
         if getattr(response, "status_code", None) == HTTPStatus.UNAUTHORIZED:
             raise InputError(
-                f"the Prefect server {shown} refuses the password in PREFECT_API_AUTH_STRING; set it to the server's "
-                "NAME:PASSWORD, which `python -m flows server` keeps in .espalier/prefect.env"
+                f"the server in PREFECT_API_URL ({shown}) refuses the password in PREFECT_API_AUTH_STRING; set it to "
+                "the server's NAME:PASSWORD, which `python -m flows server` keeps in .espalier/prefect.env"
             ) from None
         if is_outage(error):
             advice = "start it, or correct or unset PREFECT_API_URL"

@@ -67,7 +67,7 @@ class Repository:
                 f"{REPOSITORY_VARIABLE} is {place}, no folder here; set {HOME_VARIABLE} to one for workspaces and cache"
             )
         repository = cls(origin, Path(root).resolve() if root else Path(origin).resolve() / ".espalier")
-        is_shared = bool(root) and repository.root.exists()  # whoever made it chose who may enter
+        is_shared = bool(root) and os.path.exists(repository.root)  # noqa: PTH110  # whoever made it chose who may enter
         make_folder(repository.root / "locks")
         if not is_shared:
             make_private(repository.root)

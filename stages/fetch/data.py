@@ -176,8 +176,10 @@ class BlockReader:
             about["classes"] = list(images.classes)
         if self.corrupt:
             about["left_out"] = [images.names[index] for index in self.corrupt]
-            count = f"{len(self.corrupt)} of {len(images)} images are corrupt and left out"
-            warn(f"{count}: {self._reasons()}")
+            more = f", of which {MAX_LISTED} are named here" * (len(self.corrupt) > MAX_LISTED)
+            warn(f"{len(self.corrupt)} of {len(images)} images are corrupt and left out{more}")
+            for reason in list(self.corrupt.values())[:MAX_LISTED]:
+                warn(reason)
         return about
 
 

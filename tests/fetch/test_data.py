@@ -147,7 +147,7 @@ def test_a_few_damaged_images_are_left_out(folder, damage, out, capsys):
     warning = capsys.readouterr().err
 
     assert about["left_out"] == ["class0/4.png", "class1/3.png"]
-    assert "Warning: 2 of 10 images are corrupt and left out: " in warning
+    assert "Warning: 2 of 10 images are corrupt and left out\n" in warning
     for name in about["left_out"]:
         assert f"{name} is not a readable image" in warning
         (folder / name).unlink()

@@ -158,7 +158,8 @@ def stop(command, root, number, choose=lambda process: process):
     return process.returncode, "".join(lines)
 
 
-@pytest.mark.parametrize("processes", ["1", pytest.param("2", marks=pytest.mark.e2e)])
+@pytest.mark.e2e  # test_trainer has the rule
+@pytest.mark.parametrize("processes", ["1", "2"])
 def test_sigterm_saves_a_checkpoint_and_exits(recover, root, tmp_path, processes):
     """The exit code is that of the signal, without a traceback; the same command resumes."""
     steps = {"steps": 100_000, "heldout_every": 100_000, "checkpoint_every": 100_000}

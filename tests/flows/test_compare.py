@@ -59,6 +59,7 @@ def run(prefect_server, repository):
     return do
 
 
+@pytest.mark.e2e
 def test_a_failed_cell_is_reported_and_repeated(run, compress):
     """The others are compared; the next run compresses it alone, and MLflow keeps one run of the comparison."""
     compressed, broken = compress

@@ -114,7 +114,7 @@ def test_only_a_healthy_prefect_server_counts(monkeypatch, page_server, status, 
         ("PREFECT_LOGGING_LEVEL", "LOUD"),
     ],
 )
-@pytest.mark.parametrize("command", [["compress"], ["deploy"]], ids=str)
+@pytest.mark.parametrize("command", [pytest.param(["compress"], marks=pytest.mark.e2e), ["deploy"]], ids=str)
 def test_an_invalid_setting_of_prefect_is_one_line(root, variable, value, command):
     """Prefect reads its variables when it is imported."""
     environment = bare_environment(**{variable: value})
@@ -309,7 +309,13 @@ def test_a_temporary_server_answers_to_its_own_process_only(call):
         httpx.get(address.geturl())
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGKILL,
+        *(pytest.param(it, marks=pytest.mark.e2e) for it in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)),
+    ],
+)
 def test_a_temporary_server_ends_with_its_process(call, number):
     """While it starts, too."""
     caller = call(START)

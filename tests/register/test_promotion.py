@@ -656,7 +656,7 @@ def test_an_unavailable_server_is_one_line(monkeypatch, root):
     ("uri", "message"),
     [
         ("http://[::1", "the host or port in MLFLOW_TRACKING_URI is invalid; "),
-        ("nothing://h", "MLFLOW_TRACKING_URI does not begin with a scheme; "),
+        ("nothing://h", "MLFLOW_TRACKING_URI does not begin with a scheme that is allowed: http:, "),
         ("mysql://h/x", "the MLflow registry "),
         ("sqlite:////dev/null/x", "the MLflow registry "),
     ],

@@ -161,17 +161,21 @@ def test_a_run_survives_restarts_of_its_servers(mlflow_server, postgres, swift, 
     assert [key.rpartition("/")[2] for key in keys if run_id in key] == ["notes.txt"]
 
 
-def test_secrets_are_in_no_command_line_and_no_log(mlflow_server, postgres):
+@pytest.mark.parametrize("name", ["bare_mlflow_server", pytest.param("mlflow_server", marks=pytest.mark.e2e)])
+def test_secrets_are_in_no_command_line_and_no_log(request, name):
     """From the first process on; files that hold them are readable by their owner only."""
-    mlflow_server.note_command_lines()
-    secrets = {mlflow_server.password, mlflow_server.key, postgres.password, SECRET}
-    lines = "\n".join(mlflow_server.command_lines)
+    server = request.getfixturevalue(name)
+    server.note_command_lines()
+    secrets = {server.password, server.key}
+    if name == "mlflow_server":
+        secrets |= {request.getfixturevalue("postgres").password, SECRET}
+    lines = "\n".join(server.command_lines)
 
     assert "db upgrade" in lines  # the command lines start with the first process
     assert "uvicorn" in lines
     assert [secret for secret in secrets if secret in lines] == []
-    assert [secret for secret in secrets if secret in mlflow_server.log.read_text()] == []
-    for path in mlflow_server.log.parent.glob("tmp*"):
+    assert [secret for secret in secrets if secret in server.log.read_text()] == []
+    for path in server.log.parent.glob("tmp*"):
         assert [secret for secret in secrets if secret.encode() in path.read_bytes()] == []
         assert path.stat().st_mode & 0o077 == 0
 

@@ -184,7 +184,8 @@ def test_a_damaged_manifest_is_an_error(connect, folder, tmp_path, body):
     assert not (tmp_path / "back").exists()
 
 
-@pytest.mark.parametrize("way", ["push", pytest.param("pull", marks=pytest.mark.e2e)])
+@pytest.mark.e2e
+@pytest.mark.parametrize("way", ["push", "pull"])
 def test_a_killed_server_loses_nothing(connect, swift, folder, content, tmp_path, way):
     """The call fails with one line and leaves nothing incomplete; after a restart of the server it succeeds."""
     if way == "pull":
