@@ -174,7 +174,8 @@ def test_on_real_servers(tmp_path, session, is_pickle):
         bucket = f"espalier-{secrets.token_hex(4)}"
         client.create_bucket(Bucket=bucket)
         for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
-            s3[name] = str(tmp_path / "none")  # dvc-s3 fails at the /dev/null that suits boto3
+            s3[name] = str(tmp_path / "empty")  # dvc-s3 fails at the /dev/null that suits boto3
+        (tmp_path / "empty").touch()
         environment = {**mlflow.client_environment(), **s3, "ESPALIER_STORE": f"s3://{bucket}/store"}
         user = session(tmp_path, environment)
         user.go(f"s3://{bucket}/dvc")

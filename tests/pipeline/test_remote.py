@@ -16,8 +16,9 @@ from tests.servers import s3_client, s3_environment
 def bucket(swift, tmp_path_factory):
     """An empty bucket; DVC reads its server and credentials from the environment."""
     folder = tmp_path_factory.mktemp("remote")
-    absent = {name: str(folder / "none") for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE")}
-    variables = {**s3_environment(swift), **absent}  # dvc-s3 fails at the /dev/null that suits boto3
+    (folder / "empty").touch()  # dvc-s3 fails at the /dev/null that suits boto3
+    files = dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), str(folder / "empty"))
+    variables = {**s3_environment(swift), **files}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():
             patch.setenv(name, value)

@@ -45,8 +45,9 @@ class Production:
         self.root, self.project, self.prefect = root, project, prefect
         self.postgres, self.swift, self.mlflow = servers
         self.workers = []
-        s3 = {**s3_environment(self.swift), "AWS_CONFIG_FILE": str(root / "none")}
-        s3["AWS_SHARED_CREDENTIALS_FILE"] = str(root / "none")  # dvc-s3 fails at the /dev/null that suits boto3
+        (root / "empty").touch()  # dvc-s3 fails at the /dev/null that suits boto3
+        files = dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), str(root / "empty"))
+        s3 = {**s3_environment(self.swift), **files}
         s3_client(self.swift).create_bucket(Bucket="espalier")
         self.environment = {
             **self.mlflow.client_environment(),
