@@ -3,7 +3,9 @@
 import fcntl
 import os
 import shutil
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -101,6 +103,16 @@ def mlflow_database(make_once, tmp_path, monkeypatch):
     shutil.copyfile(empty, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     return f"sqlite:///{tmp_path}/mlflow.db"
+
+
+@pytest.fixture(autouse=True)
+def _without_mlflows_stand_in():
+    """Remove the module that MLflow puts in place of Databricks' own while it loads a model, and sometimes leaves.
+
+    It answers for any attribute, also for `__file__`, which hypothesis reads of every module.
+    """
+    if not isinstance(sys.modules.get("dbutils", os), ModuleType):
+        del sys.modules["dbutils"]
 
 
 @pytest.fixture(autouse=True)

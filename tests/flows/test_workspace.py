@@ -43,6 +43,7 @@ with open_workspace("HEAD", {"finetune.steps": 7}, lambda line: print(line, flus
 ANOTHER_USER = """
 import os
 import click
+import ruamel.yaml.mergevalue  # which ruamel imports late
 from flows.workspaces.workspace import open_workspace
 
 if os.geteuid() == 0:  # another user may not read this Python, so the user changes after the imports
