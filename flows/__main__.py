@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flows import options
-from flows.tasks.database import create_database
 from flows.tasks.server import find_server
 from flows.tasks.temporary_server import ensure_server
 from flows.workspaces.overrides import parse_grid, parse_limits, parse_overrides
@@ -18,8 +17,6 @@ from stages.runtime.errors import InputError
 from stages.runtime.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from prefect import State
 
     from flows.workspaces.repository import ParamsSource, Repository
@@ -69,7 +66,7 @@ def compress(
     ensure_server()
     from flows.compress import compress as flow
 
-    _exit(lambda: flow(overrides, commit, minutes, preset=preset, to_register=to_register, return_state=True))
+    _exit(flow(overrides, commit, minutes, preset=preset, to_register=to_register, return_state=True))
 
 
 @main.command()
@@ -93,7 +90,7 @@ def sweep(grids: tuple[str, ...], texts: tuple[str, ...], limits: tuple[str, ...
     ensure_server()
     from flows.sweep import sweep as flow
 
-    _exit(lambda: flow(grid, overrides, limits=minutes, return_state=True, **given))
+    _exit(flow(grid, overrides, limits=minutes, return_state=True, **given))
 
 
 @main.command()
@@ -126,7 +123,7 @@ def compare(
     ensure_server()
     from flows.compare import compare as flow
 
-    _exit(lambda: flow(seeds=numbers, rows=names, overrides=overrides, limits=minutes, return_state=True, **given))
+    _exit(flow(seeds=numbers, rows=names, overrides=overrides, limits=minutes, return_state=True, **given))
 
 
 @main.command()
@@ -143,7 +140,7 @@ def nightly(texts: tuple[str, ...], commit: str, policy: str, limits: tuple[str,
     ensure_server()
     from flows.nightly import nightly as flow
 
-    _exit(lambda: flow(overrides, commit, policy, minutes, return_state=True))
+    _exit(flow(overrides, commit, policy, minutes, return_state=True))
 
 
 @main.command()
@@ -279,10 +276,8 @@ def _result(state: "State[Any]") -> Any:  # noqa: ANN401
     return state.result(raise_on_failure=False)
 
 
-def _exit(run: "Callable[[], State[Any]]") -> None:
-    """Run a flow, print its state, and end this process with exit code 0 only if the flow completed."""
-    create_database()
-    state = run()
+def _exit(state: "State[Any]") -> None:
+    """Print a flow's state, and end this process with exit code 0 only if the flow completed."""
     click.echo(f"{state.name}: {state.message}")
     sys.exit(0 if state.is_completed() and state.name == "Completed" else 1)
 

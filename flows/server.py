@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import click
 
+from flows.tasks.database import create_database
 from flows.workspaces.repository import HOME_VARIABLE, make_folder
 from stages.runtime.errors import InputError
 
@@ -34,6 +35,7 @@ def start_server() -> NoReturn:
         InputError: The password is short or well known, other users can read the file, or every web page is trusted.
     """
     environment = server_environment()
+    create_database()
     prefect = str(Path(sys.executable).parent / "prefect")
     os.execve(prefect, [prefect, "--no-prompt", "server", "start"], environment)  # noqa: S606  # no shell is needed
 

@@ -10,6 +10,7 @@ import sys
 import threading
 from contextlib import suppress
 
+from flows.tasks.database import create_database
 from flows.tasks.server import find_server
 from stages.runtime.errors import UnavailableError, first_line
 
@@ -40,6 +41,7 @@ def start_temporary_server() -> None:
     Raises:
         UnavailableError: It does not answer.
     """
+    create_database()
     auth = f"flow:{secrets.token_hex(32)}"
     with socket.create_server((HOST, 0)) as listening:
         address = f"http://{HOST}:{listening.getsockname()[1]}"

@@ -288,7 +288,7 @@ def is_gone(process):
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
-def test_a_temporary_server_answers_to_its_own_process_only(call):
+def test_a_temporary_server_answers_to_its_own_process_only(call, tmp_path):
     """It needs a password that only the flow has, trusts no web page and no other host, and ends with the flow."""
     caller = call(f"{START}\n{FLOW}")
     found = json.loads(caller.stdout.readline())
@@ -304,6 +304,7 @@ def test_a_temporary_server_answers_to_its_own_process_only(call):
         "cors": [],
     }
     assert address.hostname == "127.0.0.1"
+    assert (tmp_path / "prefect.db").stat().st_mode & 0o077 == 0
     assert until(lambda: is_gone(server), 30)
     with pytest.raises(httpx.ConnectError):
         httpx.get(address.geturl())
