@@ -195,6 +195,11 @@ def test_the_images_are_never_all_in_memory(tmp_path, out, monkeypatch):
     (tmp_path / "many").mkdir()
     for index in range(500):
         Image.new("L", (128, 128), index % 256).save(tmp_path / "many" / f"{index:03}.bmp")
+    (tmp_path / "few").mkdir()
+    Image.new("L", (128, 128)).save(tmp_path / "few" / "0.bmp")
+    Image.new("L", (128, 128)).save(tmp_path / "few" / "1.bmp")
+    fetch_data(from_folder(tmp_path / "few"), (1, 128), 0.5, out)  # what is imported when first used is not packing
+
     tracemalloc.start()
     try:
         fetch_data(from_folder(tmp_path / "many"), (1, 128), 0.3, out)
