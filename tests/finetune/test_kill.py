@@ -118,6 +118,7 @@ def test_a_kill_while_a_checkpoint_is_written_keeps_the_previous_one(start, unin
     assert tensors_sha256(read_tensors(tmp_path / "killed.safetensors")) == uninterrupted[0]
 
 
+@pytest.mark.e2e
 def test_a_kill_during_an_upload_loses_nothing(start, uninterrupted, tmp_path, connect):
     """Another machine resumes from the newest complete copy, this one from its own checkpoint."""
     uri = connect().uri

@@ -6,7 +6,9 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
+from click.testing import CliRunner
 
 from flows.__main__ import main
 from tests.orchestra import bare_environment
@@ -52,29 +54,42 @@ def files(project):
 
 
 @pytest.fixture
-def refused(project, tmp_path):
-    """Run a wrong command: its error output. It is quick, starts no server, and changes no file."""
+def refused(project, monkeypatch):
+    """Run a wrong command in this process: its error output. It starts no server, and changes no file."""
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
 
     def run(*arguments, cwd=project, code=1):
-        before = files(project)
-        repository = tmp_path / "prefect"
-        begin = time.monotonic()
-        result = subprocess.run(
-            [sys.executable, "-m", "flows", *arguments],
-            cwd=cwd,
-            env=bare_environment(PREFECT_HOME=str(repository), PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1"),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert result.stdout == ""
-        assert result.returncode == code, result.stderr
-        assert not list(repository.glob("*.db"))
-        assert time.monotonic() - begin < QUICK_S
+        monkeypatch.chdir(cwd)
+        before, programs = files(project), psutil.Process().children()
+        result = CliRunner().invoke(main, arguments)
+        assert (result.stdout, result.exit_code) == ("", code), result.stderr
+        assert psutil.Process().children() == programs
         assert files(project) == before
         return result.stderr
 
     return run
+
+
+def test_a_mistake_ends_the_process_with_one_line(project, tmp_path):
+    """It is quick, starts no server, and changes no file."""
+    before, repository = files(project), tmp_path / "prefect"
+    begin = time.monotonic()
+    result = subprocess.run(
+        [sys.executable, "-m", "flows", "compress", "--set", "prune.tarjet.macs=56%"],
+        cwd=project,
+        env=bare_environment(PREFECT_HOME=str(repository), PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert time.monotonic() - begin < QUICK_S
+    assert (result.stdout, result.returncode) == ("", 1)
+    assert result.stderr.startswith("Error: ")
+    assert "prune.tarjet is not a known key" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not list(repository.glob("*.db"))
+    assert files(project) == before
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,7 @@ def test_a_real_server_keeps_a_template_unchanged(prefect_server, template, tmp_
     assert prefect_server.request(f"work_pools/{name}")["type"] == kind
 
 
+@pytest.mark.e2e
 def test_a_process_runs_in_its_pool(prefect_server, worker, root, tmp_path):
     """A worker runs a deployment in the project's folder, with the deployment's environment."""
     file, pool = root / "flows" / "pools" / "process.json", f"pool-{tmp_path.name}"

@@ -159,6 +159,7 @@ def test_edited_code_runs_its_stage_and_what_follows(project, edit):
     assert stale(project) == ["prune", "finetune", "evaluate", "costs", "report"]
 
 
+@pytest.mark.e2e  # test_code_hash has the rule
 def test_edited_types_of_fetch_run_fetch_alone(project, edit):
     """The other stages read their own blocks of params.yaml, and fetch's outputs stay the same."""
     edit("stages/fetch/params.py", "ge=0", "ge=1")
@@ -267,7 +268,6 @@ def test_a_killed_training_continues_on_another_machine(connect, trained, copy_f
     assert machines[1].weights() == trained[0].weights() != {}
 
 
-@pytest.mark.e2e
 @pytest.mark.e2e  # test_checkout has the rule, this the two commands
 def test_a_flow_waits_for_make_run(copy_finished):
     """Both succeed, and every stage ran once; the flow names the process that it waits for."""

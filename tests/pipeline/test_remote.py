@@ -96,6 +96,7 @@ def test_a_clone_pulls_every_result_and_computes_nothing(pushed, clone, outputs)
     assert list(other.path.rglob("*.provenance.json")) == []
 
 
+@pytest.mark.e2e
 def test_without_dvc_lock_the_run_cache_holds_every_result(pushed, clone, outputs):
     """`dvc repro --pull` finds the results of the same code, params and inputs, and writes the same dvc.lock."""
     other = clone("third")

@@ -255,7 +255,7 @@ def test_scores_decide_under_global_ranking(models, magnitude_of):
     assert len(set(shares["global"])) > len(set(shares["uniform"]))
 
 
-@pytest.mark.timed
+@pytest.mark.e2e
 def test_a_latency_is_met_on_this_device(models, magnitude_of):
     """The measured latency is within 5 % of the target."""
     unet = models["several"]

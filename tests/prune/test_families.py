@@ -167,7 +167,7 @@ PRUNES = st.fixed_dictionaries(
 
 
 @settings(
-    max_examples=15,
+    max_examples=8,
     deadline=None,
     derandomize=True,
     phases=[Phase.generate],  # shrinking builds models for minutes
