@@ -50,7 +50,7 @@ e2e: $(READY) ## Run the tests marked e2e: servers killed, sweeps, whole systems
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m e2e
 
 e2e-registry: $(READY) ## The whole way on real servers and without any: compress … promote, serve, reproduce (about 20 minutes)
-	@$(BIN)/python -m pytest -m e2e -s tests/pipeline/test_end_to_end.py
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m e2e -s tests/pipeline/test_end_to_end.py
 
 e2e-schedule: $(READY) ## Schedules, workers and servers as in production, and what happens when they die (about 15 minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m e2e -s tests/pipeline/test_schedule.py
