@@ -56,6 +56,9 @@ def check_supported(config: Mapping[str, Any], origin: Path) -> None:
         if config.get(key) is not None:
             raise InputError(f"{origin} describes a model with {reason} ({key} is {config[key]!r})")
     _check_channels(config["in_channels"], config["out_channels"], origin)
+    if not isinstance(config["block_out_channels"], list | tuple) or not config["block_out_channels"]:
+        found = f"{origin} has block_out_channels {config['block_out_channels']!r}"
+        raise InputError(f"{found}; supported: a list of one width a block")
     _check_blocks(config, origin)
     if type(config.get("cross_attention_dim", 1)) is not int:
         raise InputError(f"{origin} has cross_attention_dim {config['cross_attention_dim']!r}; supported: one integer")

@@ -86,6 +86,7 @@ def make_schedule(config: Config, origin: Path) -> DDPMScheduler:
             raise InputError(
                 f"{origin} is not a valid noise schedule: it has {key} {complete[key]!r}; supported: {allowed}"
             )
+    _check_ends(complete, origin)
     _check_length(complete, origin)
     try:
         schedule: DDPMScheduler = DDPMScheduler.from_config(complete)
@@ -105,6 +106,20 @@ def _complete(config: Config) -> dict[str, Any]:
     if "prediction_type" in config:  # which replaced predict_epsilon
         complete.pop("predict_epsilon", None)
     return complete
+
+
+def _check_ends(config: Config, origin: Path) -> None:
+    """Check that the first and the last beta are numbers, unless the betas are listed or those of a cosine.
+
+    Raises:
+        InputError: One of them is no number; its key is named.
+    """
+    if config.get("trained_betas") is not None or config["beta_schedule"] == "squaredcos_cap_v2":
+        return
+    for key in ("beta_start", "beta_end"):
+        if not is_number(config[key]):
+            found = f"it has {key} {config[key]!r}"
+            raise InputError(f"{origin} is not a valid noise schedule: {found}; supported: a number between 0 and 1")
 
 
 def _check_length(config: Config, origin: Path) -> None:

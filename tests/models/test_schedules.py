@@ -53,6 +53,8 @@ REFUSED = [
     ({"trained_betas": [0.1, -0.1]}, "the beta of timestep 1 is -0.1"),
     ({"trained_betas": "many"}, "trained_betas is not a list of numbers"),
     ({"beta_start": 0.0}, "the beta of timestep 0 is 0"),
+    ({"beta_start": None}, "beta_start None"),
+    ({"beta_end": "large", "beta_schedule": "sigmoid"}, "beta_end 'large'"),
     ({"beta_schedule": "quartic"}, "quartic is not implemented"),
     ({"num_train_timesteps": 1000.5}, "num_train_timesteps 1000.5"),
     ({"clip_sample": "false"}, "clip_sample 'false'; supported: true or false"),

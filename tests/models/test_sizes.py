@@ -20,6 +20,8 @@ from stages.storage.files import read_json, write_json
         ("sample_size", [8, 10**9], "at most"),
         ("block_out_channels", [32] * 10_000, "more than 64 values in block_out_channels"),
         ("block_out_channels", [16, 10**30], "block_out_channels .*; supported: at most 1000000"),
+        ("block_out_channels", [], r"block_out_channels \[\]; supported: a list"),
+        ("block_out_channels", 32, "block_out_channels 32; supported: a list"),
         ("norm_num_groups", float("inf"), "norm_num_groups inf; supported"),
         ("time_embedding_dim", 10**12, "time_embedding_dim 1000000000000; supported"),
     ],
