@@ -48,8 +48,11 @@ def choose_timesteps(total: int, stride: int, num_timesteps: int | None) -> rang
     """Select the first `num_timesteps` of the timesteps 0, stride, 2·stride, … < total; None selects all.
 
     Raises:
-        InputError: There are fewer than `num_timesteps`.
+        InputError: The stride passes over all but the first, or there are fewer than `num_timesteps`.
     """
+    if stride >= total > 1:
+        found = f"importance.stride {stride} leaves only timestep 0 of {total}"
+        raise InputError(f"{found}; lower it, or write stride: 1 and num_timesteps: 1 for that one")
     timesteps = range(0, total, stride)
     if num_timesteps is not None and num_timesteps > len(timesteps):
         found = f"importance.num_timesteps {num_timesteps} is more than the {len(timesteps)} timesteps"

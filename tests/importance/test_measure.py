@@ -226,6 +226,15 @@ def test_num_timesteps_selects_the_first_timesteps(unet, scheduler, images, para
     assert calibrate(unet, scheduler, images, chosen, 0).timesteps == expected
 
 
+@pytest.mark.parametrize("stride", [1000, 5000])
+def test_a_stride_beyond_the_last_timestep_is_refused(unet, scheduler, images, params, stride):
+    """It would measure at timestep 0 alone, as num_timesteps 1 says plainly."""
+    chosen = params.importance.model_copy(update={"stride": stride})
+
+    with pytest.raises(InputError, match=f"importance.stride {stride} leaves only timestep 0 of 1000"):
+        calibrate(unet, scheduler, images, chosen, 0)
+
+
 def test_more_timesteps_than_there_are_is_refused(unet, scheduler, images, params):
     """The message has both numbers and both keys."""
     chosen = params.importance.model_copy(update={"stride": 10, "num_timesteps": 101})
