@@ -16,12 +16,13 @@ KINDS = {
 REMARKS = {
     "transparent": "{count} had transparent pixels, which lie on the colour {background}",
     "coloured": "{count} had colours, which became grey levels for this model",
+    "enlarged": "{count} were smaller than the model's images and were enlarged",
     "several_frames": "{count} had several frames, of which the first is packed",
     "invalid_exif": "{count} had damaged EXIF data, which was ignored",
     "other_profile": "{count} had another colour profile and were converted to sRGB",
     "invalid_profile": "{count} had a colour profile that is damaged or of another kind of image, which was ignored",
 }
-"""Remark of `to_shown` -> how it is printed."""
+"""Remark of `read_image` -> how it is printed."""
 
 
 def passed_over_line(images: SourceImages) -> str:

@@ -95,7 +95,7 @@ def read_image(images: SourceImages, index: int, shape: Shape, params: FitParams
     """Read one image as a viewer shows it, as uint8 [C, H, W] of the given shape, and say what was found in it.
 
     Returns:
-        The pixels, and the remarks of `to_shown`.
+        The pixels, and what was found: keys of stages/fetch/omissions.py's REMARKS.
 
     Raises:
         CorruptImageError: It cannot be decoded, or has more than 8 bits per channel.
@@ -109,6 +109,8 @@ def read_image(images: SourceImages, index: int, shape: Shape, params: FitParams
         image = shown.convert(MODES[channels])
         if channels == 1 and has_colours(shown):
             remarks.append("coloured")
+        if params.fit == "crop" and (image.width < width or image.height < height):
+            remarks.append("enlarged")
     except DeepImageError as error:
         reason = f"has more than 8 bits per channel (mode {error}), and nothing says which of its values is white"
         raise CorruptImageError(f"{name} {reason}: convert it to 8 bits") from None

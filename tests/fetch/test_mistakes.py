@@ -106,3 +106,13 @@ def test_colours_that_a_grey_model_does_not_see_are_counted(folder, capsys):
 
     assert read_json(folder.parent / "out" / "dataset.json")["shown"] == {"coloured": 1}
     assert "1 had colours, which became grey levels for this model" in capsys.readouterr().err
+
+
+def test_images_that_were_enlarged_are_counted(folder, capsys):
+    """`fit: crop` accepts smaller images, which hold less detail than the model draws."""
+    for index, size in enumerate([(8, 8), (20, 9), (7, 30), (1, 1)]):
+        Image.new("L", size, 50 * index).save(folder / f"{index}.png")
+    fetch_data(FolderData(source="folder", path=folder, fit="crop"), (1, 8, 8), 0.5, folder.parent / "out")
+
+    assert read_json(folder.parent / "out" / "dataset.json")["shown"] == {"enlarged": 2}
+    assert "2 were smaller than the model's images and were enlarged" in capsys.readouterr().err
