@@ -47,7 +47,7 @@ def main(
     inputs = [path for path in (model, data, teacher) if path]
     check_free(out, report, inputs=[*inputs, checkpoints], stage="finetune")
     device = select_device()
-    if (code := launch(processes, device, params)) is not None:
+    if (code := launch(processes, device, params.batch_size, params.engine.accumulate)) is not None:
         sys.exit(code)
 
     from stages.finetune.checkpoint import Checkpoints

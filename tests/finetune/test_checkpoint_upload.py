@@ -9,7 +9,6 @@ import torch
 from stages.finetune.checkpoint import Checkpoint, Checkpoints
 from stages.finetune.curve import CurvePoint
 from stages.finetune.interrupt import StoppedError
-from stages.finetune.params import FinetuneParams
 from stages.finetune.trainer import Trainer
 from stages.runtime.errors import InputError
 from stages.storage.s3 import open_store
@@ -112,20 +111,10 @@ def test_an_unreachable_store_does_not_stop_the_training(connect, tmp_path, caps
     assert Checkpoints(tmp_path / "first", RUN).newest().step == 2
 
 
-def test_a_stopped_training_is_in_the_store(connect, tmp_path, unet, scheduler, images):
+def test_a_stopped_training_is_in_the_store(connect, tmp_path, unet, scheduler, images, short_training):
     """The training ends after the upload of its last checkpoint, also over a slow network."""
     store = connect(lambda _: ("slow", 0.02, "up"))
-    params = FinetuneParams(
-        steps=100,
-        batch_size=4,
-        learning_rate=1e-3,
-        ema_decays=(0.9,),
-        clip_norm=1,
-        flip=False,
-        heldout_images=4,
-        heldout_every=100,
-        checkpoint_every=100,
-    )
+    params = short_training(steps=100, heldout_every=100, checkpoint_every=100)
     run = Trainer(unet, scheduler, images, params, 0)
     step = run.step
     run.step = lambda: (step(), os.kill(os.getpid(), signal.SIGTERM))

@@ -9,22 +9,9 @@ import torch
 from stages.data.images import read_images, write_images
 from stages.finetune.batches import Batches
 from stages.finetune.checkpoint import Checkpoints
-from stages.finetune.params import FinetuneParams
 from stages.finetune.trainer import Trainer
 from stages.models.checks import check_conditions
 from stages.runtime.errors import InputError
-
-PARAMS = FinetuneParams(
-    steps=4,
-    batch_size=8,
-    learning_rate=1e-3,
-    ema_decays=(0.9,),
-    clip_norm=1.0,
-    flip=False,
-    heldout_images=8,
-    heldout_every=4,
-    checkpoint_every=4,
-)
 
 
 def test_latents_and_conditions_survive_writing_and_reading(tmp_path, latents):
@@ -42,9 +29,9 @@ def test_latents_and_conditions_survive_writing_and_reading(tmp_path, latents):
         assert np.array_equal(mine, theirs)
 
 
-def test_a_model_gets_the_condition_of_each_image(conditional, scheduler, latents):
+def test_a_model_gets_the_condition_of_each_image(conditional, scheduler, latents, short_training):
     """The prediction equals a direct call with the rows of the table; other rows give another prediction."""
-    trainer = Trainer(conditional, scheduler, latents, PARAMS, 0)
+    trainer = Trainer(conditional, scheduler, latents, short_training(), 0)
     batch = trainer.batches.at(0, trainer.rows)
     found = trainer.distillation.predict(conditional, batch)
     noisy = scheduler.add_noise(batch.images, batch.noise, batch.timesteps)
@@ -56,9 +43,9 @@ def test_a_model_gets_the_condition_of_each_image(conditional, scheduler, latent
     assert not torch.allclose(found, trainer.distillation.predict(conditional, others))
 
 
-def test_a_conditional_model_trains(conditional, scheduler, latents, tmp_path):
+def test_a_conditional_model_trains(conditional, scheduler, latents, tmp_path, short_training):
     """On float16 latents, its held-out loss falls."""
-    trainer = Trainer(conditional, scheduler, latents, PARAMS.model_copy(update={"steps": 30}), 0)
+    trainer = Trainer(conditional, scheduler, latents, short_training(steps=30), 0)
     trainer.run(Checkpoints(tmp_path, "run"))
 
     assert trainer.curve[-1].heldout_loss < 0.8 * trainer.curve[0].heldout_loss
