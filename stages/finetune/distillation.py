@@ -54,19 +54,21 @@ class FeatureHooks:
     Recording must stop before the backward pass, in which gradient checkpointing runs the blocks a second time.
 
     Args:
-        unet: The model; it must not be compiled yet.
+        unet: The model, on its device; it must not be compiled yet.
         channels: The blocks, and which channels of each are recorded; None for all.
     """
 
     def __init__(self, unet: nn.Module, channels: Channels) -> None:
         self.names, self.is_recording = list(channels), False
         self.features: dict[str, torch.Tensor] = {}
-        for name, kept in channels.items():
+        device = next(unet.parameters()).device  # a list would be copied to it at every step
+        for name, chosen in channels.items():
+            kept = None if chosen is None else torch.tensor(chosen, device=device)
             unet.get_submodule(name).register_forward_hook(
                 lambda _module, _inputs, output, name=name, kept=kept: self._record(name, kept, output)
             )
 
-    def _record(self, name: str, kept: list[int] | None, output: torch.Tensor) -> None:
+    def _record(self, name: str, kept: torch.Tensor | None, output: torch.Tensor) -> None:
         if self.is_recording:
             self.features[name] = output if kept is None else output[:, kept]
 

@@ -23,6 +23,25 @@ def check_parts(batch_size: int, processes: int, accumulate: int) -> None:
         raise InputError(f"{found}; make it a multiple of {processes * accumulate}")
 
 
+class DelayedNumber:
+    """Reads a number from a GPU one call later, when the GPU has long computed it; from a CPU at once."""
+
+    def __init__(self) -> None:
+        self.copied: tuple[torch.Tensor, torch.cuda.Event] | None = None
+
+    def exchange(self, value: torch.Tensor) -> int:
+        """Start to read `value` [], and return the one before; 0 at the first call on a GPU."""
+        if value.device.type != "cuda":
+            return int(value)
+        before, event = self.copied, torch.cuda.Event()
+        self.copied = value.to("cpu", non_blocking=True), event
+        event.record()
+        if before is None:
+            return 0
+        before[1].synchronize()
+        return int(before[0])
+
+
 class Engine:
     """This process among those that train together; it is the only one unless a launcher started several.
 
@@ -40,6 +59,7 @@ class Engine:
         )
         self.device, self.index = self.accelerator.device, self.accelerator.process_index
         self.num_processes, self.is_main = self.accelerator.num_processes, self.accelerator.is_main_process
+        self._largest = DelayedNumber()
 
     def place(self, unet: Denoiser) -> None:
         """Move a model to the device and into the memory layout of `params`, in place."""
@@ -80,11 +100,11 @@ class Engine:
         return reduced
 
     def largest(self, number: int) -> int:
-        """Return the largest of the processes' numbers."""
+        """Return the largest of the processes' numbers; on GPUs those of the call before, which need no waiting."""
         if self.num_processes == 1:
             return number
-        numbers: torch.Tensor = self.accelerator.gather(torch.tensor([number], device=self.device))
-        return int(numbers.max())
+        numbers: torch.Tensor = self.accelerator.gather(torch.full((1,), number, device=self.device))
+        return self._largest.exchange(numbers.max())
 
     def wait(self) -> None:
         """Wait until every process has come here."""

@@ -24,9 +24,9 @@ from stages.finetune.interrupt import Interrupts, StoppedError
 from stages.finetune.loss import Objective
 from stages.finetune.measurement import HeldoutLoss, draw_samples
 from stages.finetune.params import FinetuneParams
+from stages.finetune.step_losses import StepLosses
 from stages.models.families import Denoiser
 from stages.models.sampling import DEFAULT_CONTEXT, SamplingContext
-from stages.runtime.errors import InputError
 from stages.runtime.progress import track
 from stages.runtime.seeds import derive_seed
 
@@ -88,7 +88,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam(unet.parameters(), lr=params.learning_rate, fused=True)
         self.relative_rate = _make_schedule(self.optimizer, params)
         self.steps_done = 0
-        self.losses: list[float] = []
+        self.step_losses = StepLosses()
         self.curve: list[CurvePoint] = []
         self.samples: dict[int, NDArray[np.uint8]] = {}
         self.draw_s = 0.0
@@ -117,6 +117,15 @@ class Trainer:
     def best_ema(self) -> Denoiser:
         """The EMA model with the lowest held-out loss at the last measurement."""
         return self.ema_models.models[self.curve[-1].ema_decay if self.curve else self.params.ema_decays[0]]
+
+    @property
+    def losses(self) -> list[float]:
+        """Training losses since the last row of the curve; reading them waits for the device.
+
+        Raises:
+            InputError: One of them is not finite.
+        """
+        return self.step_losses.read()
 
     def run(self, checkpoints: Checkpoints, callback: CurveCallback | None = None) -> None:
         """Train to the last step, from the newest checkpoint if there is one.
@@ -159,22 +168,19 @@ class Trainer:
             self._save(checkpoints)
 
     def step(self) -> None:
-        """Take one optimiser step.
+        """Take one optimiser step, without waiting for the device.
 
         Raises:
-            InputError: The loss or its gradient is not finite.
+            InputError: The loss or the gradient of this step, or of one shortly before it, is not finite.
         """
         loss = self._accumulate(self.steps_done)
         norm = nn.utils.clip_grad_norm_(self.unet.parameters(), self.params.clip_norm)
-        if not bool(loss.isfinite() & norm.isfinite()):
-            found = f"the loss is {loss.item()} and its gradient's norm {norm.item()} at step {self.steps_done}"
-            raise InputError(f"{found}; lower finetune.learning_rate; the last checkpoint is kept")
         for group in self.optimizer.param_groups:
             group["lr"] = self.params.learning_rate * self.relative_rate(self.steps_done)
         self.optimizer.step()
+        self.ema_models.update(self.unet, self.steps_done + 1)
+        self.step_losses.add(self.steps_done, loss, norm)
         self.steps_done += 1
-        self.losses.append(loss.item())
-        self.ema_models.update(self.unet, self.steps_done)
 
     def _accumulate(self, step: int) -> torch.Tensor:
         """Compute the gradients of a step's batch, part by part, and return its loss."""
@@ -194,11 +200,12 @@ class Trainer:
         """Add a row to the curve, and a row of samples if one is due.
 
         Raises:
-            InputError: The gate was missed or can no longer be reached.
+            InputError: A training loss is not finite, or the gate was missed or can no longer be reached.
         """
+        train_losses = self.losses
         losses = tuple((decay, self.heldout_loss(model)) for decay, model in self.ema_models.models.items())
-        self.curve.append(CurvePoint(self.steps_done, fmean(self.losses) if self.losses else None, losses))
-        self.losses = []
+        self.curve.append(CurvePoint(self.steps_done, fmean(train_losses) if train_losses else None, losses))
+        self.step_losses = StepLosses()
         if self._is_sampled(self.steps_done) and self.engine.is_main:
             self.draw_s = elapsed_s(lambda: self.samples.update({self.steps_done: self._draw_samples()}))
         if callback:
@@ -229,6 +236,7 @@ class Trainer:
         return Forecast(len(steps), step_s, heldouts, heldout_s, samples, self.draw_s)
 
     def _save(self, checkpoints: Checkpoints) -> None:
+        self.step_losses.read()  # in every process, so that all end if one of them is not finite
         if self.engine.is_main:
             checkpoints.save(self.checkpoint())
 
@@ -243,7 +251,8 @@ class Trainer:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from `checkpoint`."""
-        self.steps_done, self.losses, self.curve = checkpoint.step, list(checkpoint.losses), list(checkpoint.curve)
+        self.steps_done, self.curve = checkpoint.step, list(checkpoint.curve)
+        self.step_losses.values = list(checkpoint.losses)
         self.samples = load_tensors(checkpoint.tensors, self.unet, self.ema_models.models, self.optimizer)
 
 

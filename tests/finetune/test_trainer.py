@@ -270,14 +270,14 @@ def test_runs_have_separate_checkpoints(trainer, tmp_path):
     assert Checkpoints(tmp_path, "a" * 64).newest().step == 1
 
 
-def test_a_loss_that_is_not_finite_ends_the_training(images, scheduler, unet):
+def test_a_loss_that_is_not_finite_ends_the_training(images, scheduler, unet, tmp_path):
     """The message has the step and the key to change."""
     with torch.no_grad():
         unet.conv_in.weight.fill_(math.nan)
-    run = Trainer(unet, scheduler, images, PARAMS, 0)
+    run = Trainer(unet, scheduler, images, PARAMS.model_copy(update={"samples": None}), 0)
 
     with pytest.raises(InputError, match=r"the loss is nan and its .* nan at step 0; lower finetune\.learning_rate"):
-        run.step()
+        run.run(Checkpoints(tmp_path, "run"))
 
 
 def test_a_batch_larger_than_the_data_is_refused(trainer, images):
