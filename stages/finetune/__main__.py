@@ -56,14 +56,17 @@ def main(
     from stages.storage.s3 import open_store
 
     trainer = prepare(model, teacher, data, params, seed, device)
-    run = fingerprint("finetune", inputs, seed=seed, finetune=params, processes=trainer.engine.num_processes)
+    engine = trainer.engine
+    run = engine.share_sha256(
+        lambda: fingerprint("finetune", inputs, seed=seed, finetune=params, processes=engine.num_processes)
+    )
     kept = Checkpoints(checkpoints, run, open_store(), params.keep_checkpoints)
     try:
-        with live_logging(run, params, trainer.engine) as listener:
+        with live_logging(run, params, engine) as listener:
             trainer.run(kept, listener)
     finally:
         kept.wait()  # an upload cannot go on once the interpreter shuts down
-    if trainer.engine.is_main:
+    if engine.is_main:
         write(trainer, model, out, report)
         kept.clear()
 

@@ -1,15 +1,20 @@
 """Processes, precision and memory layout of a training, by Hugging Face's accelerate."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import TorchDynamoPlugin
+from accelerate.utils import InitProcessGroupKwargs, TorchDynamoPlugin, broadcast
 from torch import nn
 
 from stages.finetune.params import EngineParams
 from stages.models.families import Denoiser
 from stages.runtime.errors import InputError
+
+PATIENCE = timedelta(hours=6)
+"""Longest time that processes wait for one that hashes the images, downloads a checkpoint or draws samples."""
 
 
 def check_parts(batch_size: int, processes: int, accumulate: int) -> None:
@@ -56,6 +61,7 @@ class Engine:
             cpu=device.type == "cpu",
             mixed_precision="bf16" if params.precision == "bfloat16" else "no",
             dynamo_plugin=TorchDynamoPlugin(backend="inductor" if params.compile else "no"),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         )
         self.device, self.index = self.accelerator.device, self.accelerator.process_index
         self.num_processes, self.is_main = self.accelerator.num_processes, self.accelerator.is_main_process
@@ -105,6 +111,14 @@ class Engine:
             return number
         numbers: torch.Tensor = self.accelerator.gather(torch.full((1,), number, device=self.device))
         return self._largest.exchange(numbers.max())
+
+    def share_sha256(self, compute: Callable[[], str]) -> str:
+        """Return the SHA-256, in hexadecimal, that `compute` returns in the main process; no other one calls it."""
+        if self.num_processes == 1:
+            return compute()
+        digest = bytes.fromhex(compute()) if self.is_main else bytes(32)
+        shared: torch.Tensor = broadcast(torch.tensor(list(digest), dtype=torch.uint8, device=self.device))
+        return bytes(shared.tolist()).hex()
 
     def wait(self) -> None:
         """Wait until every process has come here."""

@@ -55,6 +55,7 @@ def measure_importance(
     timesteps_per_pass: int = 1,
     precision: Literal["float32", "bfloat16"] = "float32",
     label: str | None = "importance",
+    model_sha256: str | None = None,
 ) -> Importance:
     """Score every weight of a UNet as Diff-Pruning does (Fang et al., 2023, algorithm 1).
 
@@ -71,12 +72,14 @@ def measure_importance(
             is bit-identical to the original, more is faster and agrees to about 1e-6 (relative).
         precision: bfloat16 uses autocast.
         label: Name of the progress bar; None shows none.
+        model_sha256: `tensors_sha256` of the weights where it is known; None computes it.
 
     Returns:
         The saliencies, on the CPU, and for each batch the losses of the timesteps that were used.
     """
     measurement = _Measurement(unet, scheduler, criterion, formula, threshold, precision)
-    return measurement.run(batches, timesteps, timesteps_per_pass, label)
+    known = model_sha256 or tensors_sha256(unet.state_dict())
+    return measurement.run(batches, timesteps, timesteps_per_pass, label, known)
 
 
 @contextmanager
@@ -127,6 +130,7 @@ class _Measurement:
         timesteps: Sequence[int],
         timesteps_per_pass: int,
         label: str | None,
+        model_sha256: str,
     ) -> Importance:
         """Measure the importance, as `measure_importance` describes."""
         needs_gradients = self.criterion.needs_gradients
@@ -138,7 +142,7 @@ class _Measurement:
             criterion=self.criterion_name,
             formula=self.formula_name,
             precision=self.precision,
-            model_sha256=tensors_sha256(self.unet.state_dict()),
+            model_sha256=model_sha256,
             counts_doubled=self.formula.counts_doubled,
             timesteps=list(timesteps) if needs_gradients else [],
             losses=losses,

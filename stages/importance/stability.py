@@ -62,14 +62,18 @@ def measure_diagnostics(
     if params.report is None or not CRITERIA[importance.criterion].needs_gradients or not all(importance.losses):
         return None, None
     timesteps = evenly_spaced_timesteps(importance, params.report.timesteps)
-    heatmap = measure_heatmap(
-        unet, scheduler, next(calibration_draws(unet, scheduler, images, params, seed)), timesteps
-    )
-    return heatmap, measure_stability(unet, scheduler, images, params, timesteps, params.report.draws, seed)
+    batch, known = next(calibration_draws(unet, scheduler, images, params, seed)), importance.model_sha256
+    heatmap = measure_heatmap(unet, scheduler, batch, timesteps, known)
+    num_draws = params.report.draws
+    return heatmap, measure_stability(unet, scheduler, images, params, timesteps, num_draws, seed, known)
 
 
 def measure_heatmap(
-    unet: Denoiser, scheduler: DDPMScheduler, batch: CalibrationDraw, timesteps: Sequence[int]
+    unet: Denoiser,
+    scheduler: DDPMScheduler,
+    batch: CalibrationDraw,
+    timesteps: Sequence[int],
+    model_sha256: str | None = None,
 ) -> Heatmap:
     """Measure w·g_t on one batch, one timestep at a time."""
     layers = {name: layer for name, layer in unet.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
@@ -77,7 +81,14 @@ def measure_heatmap(
     absolute = np.zeros((len(layers), len(timesteps)))
     for column, timestep in enumerate(track(timesteps, "heatmap, timestep", len(timesteps))):
         found = measure_importance(
-            unet, scheduler, [batch], [timestep], criterion="taylor", formula="diffusers", label=None
+            unet,
+            scheduler,
+            [batch],
+            [timestep],
+            criterion="taylor",
+            formula="diffusers",
+            label=None,
+            model_sha256=model_sha256,
         )
         for row, name in enumerate(layers):
             signed[name] += found.saliency[name].to(unet.device)
@@ -96,6 +107,7 @@ def measure_stability(
     timesteps: Sequence[int],
     num_draws: int,
     seed: int,
+    model_sha256: str | None = None,
 ) -> RankingStability | None:
     """Measure the importance again on independent images and noise, at few timesteps, and compare the rankings."""
     single = params.model_copy(update={"batches": 1, "noises": 1})
@@ -113,6 +125,7 @@ def measure_stability(
             timesteps_per_pass=params.timesteps_per_pass,
             precision=params.precision,
             label="stability",
+            model_sha256=model_sha256,
         )
         scores.append([score_group(group, importance, {}) for group in groups])
     return compare_rankings(groups, scores)

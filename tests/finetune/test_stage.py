@@ -1,11 +1,13 @@
 """The stage as a command: one process and several, invalid input, SIGTERM."""
 
 import copy
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import psutil
 import pytest
@@ -62,11 +64,33 @@ def recover(tmp_path, root, unet, scheduler, images, magnitude):
     return run
 
 
-def test_two_processes_equal_one(recover):
-    """Two halves of one batch give the same weights within float32's rounding; files and messages appear once."""
+COUNT_HASHES = """
+import hashlib, os
+from pathlib import Path
+
+def record(file, digest, real=hashlib.file_digest):
+    with Path(__file__).with_name("hashed").open("a") as log:
+        log.write(f"{os.environ.get('RANK')} {Path(file.name).name}\\n")
+    return real(file, digest)
+
+hashlib.file_digest = record
+"""
+"""Python imports it as it starts: writes down which process hashes which file."""
+
+
+def test_two_processes_equal_one(recover, tmp_path, monkeypatch):
+    """Two halves of one batch give the same weights within float32's rounding; files and messages appear once.
+
+    One process hashes the inputs, each file once.
+    """
     single, _, _ = recover("single")
+    (tmp_path / "start").mkdir()
+    (tmp_path / "start" / "sitecustomize.py").write_text(COUNT_HASHES)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'start'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     double, code, stderr = recover("double", "--processes", "2")
     assert code == 0, stderr
+    hashed = Counter(line for line in (tmp_path / "start" / "hashed").read_text().splitlines() if ".npy" in line)
+    assert hashed == {"0 train.npy": 1, "0 heldout.npy": 1}
     differences = [float((double[name] - single[name]).abs().max()) for name in single]
     print(f"largest difference of a weight: {max(differences):.2g}")
 

@@ -20,6 +20,20 @@ from stages.importance.stability import (
 from stages.models.groups import Group, find_groups
 from stages.models.scores import score_group
 from stages.runtime.errors import InputError
+from stages.storage.tensors import tensors_sha256
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    """Record each hashing of all weights, which still happens."""
+    found = []
+
+    def record(tensors):
+        found.append(tensors_sha256(tensors))
+        return found[-1]
+
+    monkeypatch.setattr("stages.importance.measure.tensors_sha256", record)
+    return found
 
 
 @pytest.fixture
@@ -166,3 +180,12 @@ def test_losses_that_overflow_are_refused(unet, scheduler, images, chosen):
 
     with pytest.raises(InputError, match="losses or gradients are not finite"):
         calibrate(unet, scheduler, images, chosen, 0)
+
+
+def test_the_weights_are_hashed_once(unet, scheduler, images, chosen, hashed):
+    """For the importance, every timestep of the heatmap and every draw of the stability together."""
+    importance = calibrate(unet, scheduler, images, chosen, 0)
+    heatmap, stability = measure_diagnostics(importance, unet, scheduler, images, chosen, 0)
+
+    assert hashed == [tensors_sha256(unet.state_dict())] == [importance.model_sha256]
+    assert (len(heatmap.timesteps), stability is None) == (4, False)
