@@ -116,9 +116,9 @@ def deploy(path: Path, pool: str | None) -> None:
         "ESPALIER_CODE": os.environ.get("ESPALIER_CODE") or str(Path.cwd()),
     }
     command = ["prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(path)]
-    lines: list[str] = []
-    if run(command, lines.append, environment=environment).code:
-        raise InputError(f"Prefect refused {path}: {' '.join(lines[-3:])}")
+    result = run(command, lambda _line: None, environment=environment)
+    if result.code:
+        raise InputError(f"Prefect refused {path}: {' '.join(result.lines[-3:]) or result.message}")
     with _server_errors():
         _create_automation()
     for entry in entries:

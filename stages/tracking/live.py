@@ -2,10 +2,11 @@
 
 import os
 import tempfile
+import threading
 from collections.abc import Mapping
+from concurrent.futures import thread as executors
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,8 @@ class LiveRun:
     """The MLflow run of one training, which a resumed training continues; does nothing without MLFLOW_TRACKING_URI.
 
     MLflow's own asynchronous logging is no substitute: it waits without limit for its queue at exit, and creates runs
-    and logs artifacts synchronously. A daemon thread, unlike a ThreadPoolExecutor's, does not delay the exit.
+    and logs artifacts synchronously. A daemon thread, unlike a ThreadPoolExecutor's, does not delay the exit; threads
+    that the clients of S3 and others start in it are let go at the exit.
 
     Args:
         run: Fingerprint of the training.
@@ -41,9 +43,10 @@ class LiveRun:
     def __init__(self, run: str, params: Mapping[str, Any]) -> None:
         self.run, self.params, self.has_warned = run, params, False
         self.queue: SimpleQueue[Row | str] = SimpleQueue()
-        self.thread = Thread(target=self._send_all, name="live", daemon=True)
+        self.thread = threading.Thread(target=self._send_all, name="live", daemon=True)
         if os.environ.get("MLFLOW_TRACKING_URI"):
             set_environment()  # a wrong address ends the training before its first step, not its log
+            threading._register_atexit(_let_go)  # type: ignore[attr-defined]  # noqa: SLF001  # atexit's would come too late
             self.thread.start()
 
     def log(self, step: int, values: Mapping[str, float | None], samples: NDArray[np.uint8] | None = None) -> None:
@@ -85,6 +88,14 @@ class LiveRun:
         if not self.has_warned:
             self.has_warned = True
             warn(f"MLflow does not show this training ({reason}); the training continues without it")
+
+
+def _let_go() -> None:
+    """Keep the interpreter from waiting for executors' threads that a daemon thread started, and so are daemons."""
+    waited_for: Any = executors._threads_queues  # noqa: SLF001  # there is no public way
+    for thread in list(waited_for):
+        if thread.daemon:
+            del waited_for[thread]
 
 
 def _send(

@@ -11,6 +11,7 @@ from contextlib import suppress
 import psutil
 import pytest
 
+from flows.tasks.stages import fail
 from flows.workspaces.commands import run
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="children in other sessions are followed on Linux")
@@ -70,6 +71,16 @@ def test_only_unavailable_servers_and_signals_are_retried(script, code, is_trans
     """The exit code of a stage counts, not that of DVC, which is always 255; text of any kind does not."""
     result = run(["sh", "-c", script], discard)
     assert (result.exit_code, result.is_transient) == (code, is_transient)
+
+
+@pytest.mark.parametrize("script", ["exit 3", "echo; exit 3", "kill -9 $$", "$SHELL -c 'exit 1'; exit 255"])
+def test_a_command_that_said_nothing_fails_with_a_message(script):
+    """Whatever ended it; a flow shows the message beside the exit code."""
+    result = run(["sh", "-c", script], discard)
+    state = fail(result, is_transient=result.is_transient)
+
+    assert (result.lines, result.message) == ((), "it printed nothing")
+    assert state.message == f"it printed nothing (exit code {result.exit_code})"
 
 
 def test_a_stage_code_shows_that_dvc_ran_a_stage():

@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 from mlflow import MlflowClient
@@ -100,22 +101,60 @@ def test_the_warning_is_one_line(train, monkeypatch, capsys, page_server):
 
 
 HANGING = """
+import time
+import numpy as np
 from stages.tracking import live
-live.PATIENCE_S = 0.5
 run = live.LiveRun("e" * 64, {})
-run.log(1, {"loss": 0.5})
+run.log(1, {"loss": 0.5}, np.zeros((1, 1, 8, 8), np.uint8))
+input()
+live.PATIENCE_S = 0.5
 run.close("FINISHED")
 """
 
 
-def test_a_server_that_never_answers_does_not_delay_the_exit(root, monkeypatch):
-    """The end of a training waits PATIENCE_S and warns once; the pending request does not keep the process alive."""
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        command = [sys.executable, "-c", HANGING]
-        result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=60)
+POOLS = """
+import threading, time
+from concurrent.futures import ThreadPoolExecutor
+from stages.tracking import live
+threading._register_atexit(live._let_go)
+pools = [ThreadPoolExecutor(1), ThreadPoolExecutor(1)]
+daemon = threading.Thread(target=lambda: pools[0].submit(threading.Event().wait), daemon=True)
+daemon.start()
+daemon.join()
+pools[1].submit(lambda: (time.sleep(0.2), print("saved")))
+"""
 
-    assert result.stderr.count("Warning: MLflow does not show this training") == 1
+
+def test_only_the_pools_of_a_daemon_thread_are_let_go_at_the_exit(root):
+    """A request that hangs in one does not delay it; the program's own pools, such as for uploads, are waited for."""
+    command = [sys.executable, "-c", POOLS]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=60)
+
+    assert result.stdout == "saved\n"
+
+
+@pytest.mark.parametrize("silent", ["tracking server", pytest.param("store of artifacts", marks=pytest.mark.e2e)])
+def test_a_server_that_never_answers_does_not_delay_the_exit(root, mlflow_database, monkeypatch, silent):
+    """The end of a training waits PATIENCE_S and warns once; no pending request keeps the process alive."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        if silent == "tracking server":
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        else:
+            MlflowClient(mlflow_database).create_experiment(EXPERIMENT, artifact_location="s3://bucket/live")
+            for name, value in {"ACCESS_KEY_ID": "me", "SECRET_ACCESS_KEY": "x", "ENDPOINT_URL_S3": address}.items():
+                monkeypatch.setenv(f"AWS_{name}", value)
+        command = [sys.executable, "-c", HANGING]
+        with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            server.settimeout(60)
+            connection, _ = server.accept()  # the request that is never answered
+            begin = time.monotonic()
+            _, stderr = process.communicate("close\n", timeout=60)
+            connection.close()
+
+    assert stderr.count("Warning: MLflow does not show this training (no answer within 0.5 s)") == 1
+    assert process.returncode == 0
+    assert time.monotonic() - begin < 10
 
 
 def test_nothing_is_logged_without_a_server(train, monkeypatch, tmp_path):
