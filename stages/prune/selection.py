@@ -47,11 +47,7 @@ def plan_pruning(unet: Denoiser, importance: Importance, params: PruneParams, se
         found = costs.channels(counts)
         budget = budget.model_copy(update={"found": found, "smallest": min(budget.smallest, found)})
     return Plan(
-        base=Base(
-            family=family_name(unet),
-            architecture_sha256=architecture_sha256(unet),
-            weights_sha256=importance.model_sha256,
-        ),
+        base=_base(unet, importance),
         criterion=importance.criterion,
         formula=importance.formula,
         seed=seed,
@@ -64,6 +60,14 @@ def plan_pruning(unet: Denoiser, importance: Importance, params: PruneParams, se
         layers=kept_to_layers(kept),
         heads=costs.num_heads(counts),
     ).sealed()
+
+
+def _base(unet: Denoiser, importance: Importance) -> Base:
+    return Base(
+        family=family_name(unet),
+        architecture_sha256=architecture_sha256(unet),
+        weights_sha256=importance.model_sha256,
+    )
 
 
 def _choose(

@@ -38,8 +38,7 @@ def plan_one_shot(
         noise: ε, of the shape of `images`; the same for all timesteps.
         timesteps: Ascending.
         criterion: random, magnitude, taylor, diff-pruning, no-cancel-taylor, fisher or snr-taylor.
-        formula: paper as in the original's ddpm_exp, diffusers as in its ddpm_prune.py, ldm as in its ldm_exp, but on
-            the given images.
+        formula: Of the original, paper: ddpm_exp; diffusers: ddpm_prune.py; ldm: ldm_exp, but on the given images.
         threshold: T: the sum over timesteps ends where the loss falls below this share of its maximum.
         order: interleaved scores each group after the groups before it were pruned, as the original does; upfront
             scores all groups on the dense model.
