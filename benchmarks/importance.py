@@ -23,6 +23,7 @@ from stages.models.saliency import Importance
 from stages.models.scores import score_group
 from stages.prune.params import PruneParams, Target
 from stages.prune.selection import plan_pruning
+from stages.runtime.device import kernels
 from stages.storage.tensors import tensors_sha256
 
 RATIO = PruneParams(target=Target(ratio=0.3))
@@ -72,19 +73,20 @@ def measure(mode: str, unet: Denoiser, batch: CalibrationBatch, timesteps: range
     """Measure the importance in one mode; returns seconds and importance."""
     set_attention(unet, AttnProcessor if mode == "plain" else AttnProcessor2_0)
     begin = time.perf_counter()
-    if mode == "plain":
-        importance = plain_loop(unet, DDPMScheduler(), batch, timesteps)
-    else:
-        importance = measure_importance(
-            unet,
-            DDPMScheduler(),
-            [batch],
-            timesteps,
-            criterion="diff-pruning",
-            formula="paper",
-            threshold=0.05,
-            **MODES[mode],
-        )
+    with kernels(deterministic=mode != "plain"):
+        if mode == "plain":
+            importance = plain_loop(unet, DDPMScheduler(), batch, timesteps)
+        else:
+            importance = measure_importance(
+                unet,
+                DDPMScheduler(),
+                [batch],
+                timesteps,
+                criterion="diff-pruning",
+                formula="paper",
+                threshold=0.05,
+                **MODES[mode],
+            )
     return time.perf_counter() - begin, importance
 
 
@@ -139,13 +141,14 @@ def main(batch_size: int, spacing: int, stride: int, rounds: int, model: Path) -
         for mode in MODES:
             spent, importances[mode] = measure(mode, unet, batch, timesteps_of[mode])
             seconds[mode].append(spent)
-    print("| mode | timesteps | seconds | speed-up | differing channels | Spearman | overlap |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    print("| mode | precision | kernels | timesteps | seconds | speed-up | differing channels | Spearman | overlap |")
+    print("| --- | --- | --- |" + " ---: |" * 6)
     for mode in MODES:
         differing, agreement = compare_selections(unet, importances["plain"], importances[mode])
         ratios = [one / two for one, two in zip(seconds["plain"], seconds[mode], strict=True)]
         print(
-            f"| {mode} | {len(timesteps_of[mode])} | {median(seconds[mode]):.1f} | {median(ratios):.2f}× "
+            f"| {mode} | {importances[mode].precision} | {'chosen for speed' if mode == 'plain' else 'deterministic'} "
+            f"| {len(timesteps_of[mode])} | {median(seconds[mode]):.1f} | {median(ratios):.2f}× "
             f"| {differing} | {agreement.spearman:.4f} | {agreement.overlap:.4f} |"
         )
     print("\n| timesteps | draws | peak memory |\n| ---: | ---: | ---: |")

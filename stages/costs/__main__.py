@@ -30,7 +30,7 @@ def main(params_path: Path, dense: Path, pruned: Path, finetuned: Path, report: 
 
     folders = {"dense": dense, "pruned": pruned, "finetuned": finetuned}
     check_free(report, inputs=list(folders.values()), stage="costs")
-    device = select_device()
+    device = select_device(deterministic=params.deterministic)
     models = {name: read_unet(folder, device) for name, folder in folders.items()}
     hashes = {name: file_sha256(weights_file(folder)) for name, folder in folders.items()}
     record = CostsRecord(weights_sha256=hashes, costs=measure_costs(models, params))

@@ -1,9 +1,10 @@
 """The block costs of params.yaml."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from stages.models.params import PrecisionName
 from stages.runtime.schema import Section
 
 
@@ -12,8 +13,11 @@ class CostsParams(Section):
 
     batches: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 16, 128), min_length=1)
     """Batch sizes that are timed; the results table shows the first."""
-    precisions: tuple[Literal["float32", "bfloat16"], ...] = Field(("float32",), min_length=1)
-    """Precisions that are timed; the results table shows the first."""
+    precisions: tuple[PrecisionName, ...] = Field(("float32",), min_length=1)
+    """Precisions that are timed; the results table shows the first. A device without tf32 leaves its rows out."""
+    deterministic: bool = False
+    """Whether passes are timed with deterministic kernels; false times those that PyTorch chooses for speed, as it does
+    for whoever draws with the released model."""
     compiled: bool = False
     """Whether to time torch.compile as well, which takes up to minutes for each row."""
     repeats: int = Field(50, ge=3, le=100_000)

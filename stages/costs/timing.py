@@ -19,6 +19,7 @@ from stages.models.latency import forward_pass, time_in_turns
 from stages.models.pipeline import unet_config
 from stages.models.sampling import cast_model
 from stages.protocol.costs import Cost
+from stages.runtime.device import computing, has_tf32, kernels
 from stages.runtime.progress import track
 
 PASSES = 3
@@ -37,7 +38,8 @@ def measure_costs(models: Mapping[str, Denoiser], params: CostsParams) -> list[C
     descriptions = {name: str(unet_config(unet)) for name, unet in models.items()}
     first = {text: name for name, text in reversed(list(descriptions.items()))}
     distinct = {name: models[name] for name in dict.fromkeys(first[text] for text in descriptions.values())}
-    rows = list(_measure(distinct, params))
+    with kernels(deterministic=params.deterministic):
+        rows = list(_measure(distinct, params))
     named = ((name, row) for name, text in descriptions.items() for row in rows if row.model == first[text])
     return [row.model_copy(update={"model": name}) for name, row in named]
 
@@ -49,11 +51,10 @@ def _measure(models: Mapping[str, Denoiser], params: CostsParams) -> Iterator[Co
         cast = {name: cast_model(unet, precision) for name, unet in models.items()}
         pace_ms = 0.0
         for batch in params.batches:
-            rows = [
-                Cost(model=name, batch=batch, precision=precision, mode=mode, device=_device_name()) for name in cast
-            ]
+            setting = {"batch": batch, "precision": precision, "mode": mode, "deterministic": params.deterministic}
+            rows = [Cost(model=name, device=_device_name(), **setting) for name in cast]
             try:
-                with warnings.catch_warnings(action="ignore"):  # the compiler warns about diffusers
+                with computing(precision), warnings.catch_warnings(action="ignore"):  # the compiler's, about diffusers
                     rows = _time_rows(rows, cast, pace_ms, params)
             except Exception as error:  # noqa: BLE001  # a compiler can fail in many ways, and a GPU run out of memory
                 rows = _leave_out(rows, f"failed with {type(error).__name__}")
@@ -64,6 +65,8 @@ def _measure(models: Mapping[str, Denoiser], params: CostsParams) -> Iterator[Co
 def _time_rows(rows: list[Cost], models: Mapping[str, Denoiser], pace_ms: float, params: CostsParams) -> list[Cost]:
     """Fill the rows of one setting; the models are timed in turn."""
     batch, mode = rows[0].batch, rows[0].mode
+    if rows[0].precision == "tf32" and not has_tf32(next(iter(models.values())).device):
+        return _leave_out(rows, "this device has no tf32")
     if PASSES * pace_ms * batch > params.seconds * 1e3:
         return _leave_out(rows, f"three passes would take more than {params.seconds:g} s")
     if reason := _too_large(next(iter(models.values())), batch):

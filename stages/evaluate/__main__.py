@@ -30,13 +30,14 @@ def main(params_path: Path, dense: Path, pruned: Path, finetuned: Path, referenc
     from stages.protocol.extractors import Extractor
     from stages.protocol.protocol import check_current
     from stages.protocol.reference import read_reference
-    from stages.runtime.device import select_device
+    from stages.runtime.device import check_precision, select_device
     from stages.storage.files import check_free, writing
     from stages.storage.provenance import write_provenance, write_run_record
 
     folders = {"dense": dense, "pruned": pruned, "finetuned": finetuned}
     check_free(report, inputs=[*folders.values(), reference_path], stage="evaluate")
     device = select_device()
+    check_precision(params.precision, "reference.precision", device)
     models = {name: read_unet(folder, device) for name, folder in folders.items()}
     reference = read_reference(reference_path)
     autoencoder = read_autoencoder(dense, device)

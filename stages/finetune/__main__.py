@@ -41,31 +41,25 @@ def main(
     seed = load_seed(params_path)
 
     from stages.finetune.launch import launch
-    from stages.runtime.device import select_device
+    from stages.runtime.device import check_precision, select_device
     from stages.storage.files import check_free
 
     inputs = [path for path in (model, data, teacher) if path]
     check_free(out, report, inputs=[*inputs, checkpoints], stage="finetune")
-    device = select_device()
+    device = select_device(deterministic=params.engine.deterministic)
+    check_precision(params.engine.precision, "finetune.engine.precision", device)
     if (code := launch(processes, device, params.batch_size, params.engine.accumulate)) is not None:
         sys.exit(code)
 
-    from stages.finetune.checkpoint import Checkpoints
-    from stages.finetune.recovery import live_logging, prepare, write
+    from stages.finetune.recovery import prepare, recover, write
     from stages.storage.provenance import fingerprint
-    from stages.storage.s3 import open_store
 
     trainer = prepare(model, teacher, data, params, seed, device)
     engine = trainer.engine
     run = engine.share_sha256(
         lambda: fingerprint("finetune", inputs, seed=seed, finetune=params, processes=engine.num_processes)
     )
-    kept = Checkpoints(checkpoints, run, open_store(), params.keep_checkpoints)
-    try:
-        with live_logging(run, params, engine) as listener:
-            trainer.run(kept, listener)
-    finally:
-        kept.wait()  # an upload cannot go on once the interpreter shuts down
+    kept = recover(trainer, checkpoints, run)
     if engine.is_main:
         write(trainer, model, out, report)
         kept.clear()

@@ -1,7 +1,7 @@
 """Processes, precision and memory layout of a training, by Hugging Face's accelerate."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 
 from stages.finetune.params import EngineParams
 from stages.models.families import Denoiser
+from stages.runtime.device import computing, naming_switch
 from stages.runtime.errors import InputError
 
 PATIENCE = timedelta(hours=6)
@@ -90,13 +91,20 @@ class Engine:
         return slice(self.index * size, (self.index + 1) * size)
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Return a context that computes in the precision of `params`."""
+        """Return a context that computes a forward pass in bfloat16 if `params` say so; `accumulating` sees to tf32."""
         context: AbstractContextManager[object] = self.accelerator.autocast()
         return context
 
-    def accumulating(self, model: nn.Module, *, is_last: bool) -> AbstractContextManager[object]:
-        """Return a context for one part of a batch; gradients are summed over the processes after the last part."""
-        return nullcontext() if is_last else self.accelerator.no_sync(model)
+    @contextmanager
+    def accumulating(self, model: nn.Module, *, is_last: bool) -> Iterator[None]:
+        """Compute one part of a batch, with its backward pass; gradients are summed over processes after the last part.
+
+        Raises:
+            InputError: The model has an operation without a deterministic kernel, and `params` allow no other.
+        """
+        apart = nullcontext() if is_last else self.accelerator.no_sync(model)
+        with computing(self.params.precision), naming_switch("finetune.engine.deterministic"), apart:
+            yield
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         """Average a tensor over the processes."""

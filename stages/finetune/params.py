@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from stages.models.params import SamplesParams
+from stages.models.params import PrecisionName, SamplesParams
 from stages.runtime.schema import Section
 
 
@@ -41,8 +41,12 @@ class LossParams(Section):
 class EngineParams(Section):
     """How steps are computed; another setting changes the last bits of the result."""
 
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the forward pass; bfloat16 uses autocast, and weights, EMA and losses stay float32."""
+    precision: PrecisionName = "float32"
+    """Precision of a step's passes: float32, tf32 (NVIDIA GPUs from Ampere on), or bfloat16 under autocast; weights,
+    EMA, losses and measurements stay float32."""
+    deterministic: bool = True
+    """Whether only kernels run that repeat their result bit for bit; false lets a GPU choose for speed, and a resumed
+    training then differs from an uninterrupted one in the last bits."""
     compile: bool = False
     """Whether torch.compile compiles the model; the first step then takes up to minutes."""
     channels_last: bool = False

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from stages.data.images import read_images
+from stages.finetune.checkpoint import Checkpoints
 from stages.finetune.distillation import Channels, read_teacher
 from stages.finetune.engine import Engine
 from stages.finetune.interrupt import StoppedError
@@ -27,6 +28,7 @@ from stages.runtime.schema import flatten
 from stages.runtime.seeds import derive_seed
 from stages.storage.files import writing
 from stages.storage.provenance import write_provenance, write_run_record
+from stages.storage.s3 import open_store
 from stages.tracking.live import LiveRun
 
 
@@ -93,6 +95,22 @@ def live_logging(run: str, params: FinetuneParams, engine: Engine) -> Iterator[C
         live.close(status)
 
 
+def recover(trainer: Trainer, checkpoints: Path, run: str) -> Checkpoints:
+    """Train to the last step, from the newest checkpoint of the run if there is one; returns its checkpoints.
+
+    Raises:
+        StoppedError: A signal stopped the training; a checkpoint is saved.
+        InputError: The loss is not finite, or the gate is out of reach; the last checkpoint is kept.
+    """
+    kept = Checkpoints(checkpoints, run, open_store(), trainer.params.keep_checkpoints)
+    try:
+        with live_logging(run, trainer.params, trainer.engine) as listener:
+            trainer.run(kept, listener)
+    finally:
+        kept.wait()  # an upload cannot go on once the interpreter shuts down
+    return kept
+
+
 def write(trainer: Trainer, model: Path, out: Path, report: Path) -> None:
     """Write the best average as a model folder, with the plan of the model it came from; and the curve."""
     with writing(out) as model_folder, writing(report) as report_folder:
@@ -101,4 +119,6 @@ def write(trainer: Trainer, model: Path, out: Path, report: Path) -> None:
         write_report(trainer.curve, trainer.samples, report_folder)
         for folder in (model_folder, report_folder):
             write_run_record(folder, "finetune", seed=trainer.seed, finetune=trainer.params)
-    write_provenance(out, cost=trainer.cost)
+    engine = trainer.params.engine
+    setting = {"precision": engine.precision, "deterministic": engine.deterministic}
+    write_provenance(out, cost={**trainer.cost, **setting})

@@ -30,12 +30,14 @@ def main(params_path: Path, model: Path, data: Path, out: Path, report: Path) ->
     from stages.models.pipeline import read_scheduler, read_unet
     from stages.models.saliency import write_importance
     from stages.models.steps import check_drawing
-    from stages.runtime.device import select_device
+    from stages.runtime.device import check_precision, select_device
     from stages.storage.files import check_free, writing
     from stages.storage.provenance import write_provenance, write_run_record
 
     check_free(out, report, inputs=[model, data], stage="importance")
-    unet, scheduler = read_unet(model, select_device()), read_scheduler(model)
+    device = select_device(deterministic=params.deterministic)
+    check_precision(params.precision, "importance.precision", device)
+    unet, scheduler = read_unet(model, device), read_scheduler(model)
     check_drawing(params_path, scheduler)
     images = read_images(data)
     check_conditions(unet, images.conditions, data)

@@ -15,6 +15,7 @@ from stages.models.families import Denoiser
 from stages.models.params import SamplerParams
 from stages.models.samplers import make_sampler
 from stages.models.sampling import SamplingContext, check_guidance, trajectory
+from stages.runtime.device import computing
 from stages.runtime.errors import InputError
 from stages.runtime.seeds import derive_seed, generator
 
@@ -42,6 +43,7 @@ class DrawnImages:
     """Index of the noise."""
 
     @torch.no_grad()
+    @computing("float32")  # whatever the precision of the measurement
     def at(self, timestep: int) -> CalibrationBatch:
         """Draw images of distinct classes, and noise, for a timestep; equal timesteps get equal draws."""
         seeds, labels = self.seeds(timestep), self.labels(timestep)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -11,9 +11,10 @@ from torch import nn
 
 from stages.importance.criteria import CRITERIA, FORMULAS, Layer
 from stages.models.families import Condition, Denoiser
-from stages.models.params import CriterionName, FormulaName
+from stages.models.params import CriterionName, FormulaName, PrecisionName
 from stages.models.prediction_types import training_target
 from stages.models.saliency import Importance
+from stages.runtime.device import computing, naming_switch
 from stages.runtime.progress import track
 from stages.storage.tensors import tensors_sha256
 
@@ -53,7 +54,7 @@ def measure_importance(
     formula: FormulaName,
     threshold: float = 0.0,
     timesteps_per_pass: int = 1,
-    precision: Literal["float32", "bfloat16"] = "float32",
+    precision: PrecisionName = "float32",
     label: str | None = "importance",
     model_sha256: str | None = None,
 ) -> Importance:
@@ -70,16 +71,20 @@ def measure_importance(
         threshold: T, for criteria with a threshold.
         timesteps_per_pass: Timesteps in one forward and backward pass. It does not change which timesteps are used: 1
             is bit-identical to the original, more is faster and agrees to about 1e-6 (relative).
-        precision: bfloat16 uses autocast.
+        precision: bfloat16 uses autocast; tf32 needs a GPU that has it, others compute in float32.
         label: Name of the progress bar; None shows none.
         model_sha256: `tensors_sha256` of the weights where it is known; None computes it.
 
     Returns:
         The saliencies, on the CPU, and for each batch the losses of the timesteps that were used.
+
+    Raises:
+        InputError: The model has an operation without a deterministic kernel, while no other may run.
     """
     measurement = _Measurement(unet, scheduler, criterion, formula, threshold, precision)
     known = model_sha256 or tensors_sha256(unet.state_dict())
-    return measurement.run(batches, timesteps, timesteps_per_pass, label, known)
+    with computing(precision), naming_switch("importance.deterministic"):
+        return measurement.run(batches, timesteps, timesteps_per_pass, label, known)
 
 
 @contextmanager

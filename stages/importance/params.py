@@ -1,10 +1,8 @@
 """The block `importance` of params.yaml."""
 
-from typing import Literal
-
 from pydantic import Field, model_validator
 
-from stages.models.params import CriterionName, FormulaName
+from stages.models.params import CriterionName, FormulaName, PrecisionName
 from stages.runtime.schema import Section
 
 
@@ -50,8 +48,11 @@ class ImportanceParams(Section):
     """Use only this many of these timesteps, from t = 0 on; null uses all."""
     timesteps_per_pass: int = Field(1, ge=1)
     """Timesteps in one forward and backward pass; no-cancel-taylor and fisher always use 1."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Precision of losses and gradients: float32, or bfloat16 under autocast; weights and sums stay float32."""
+    precision: PrecisionName = "float32"
+    """Precision of losses and gradients: float32, tf32 (NVIDIA GPUs from Ampere on), or bfloat16 under autocast;
+    weights and sums stay float32."""
+    deterministic: bool = True
+    """Whether only kernels run that repeat their result bit for bit; false lets a GPU choose for speed."""
     report: ReportParams | None = ReportParams()
     """The diagnostics; null skips them and their extra passes."""
 

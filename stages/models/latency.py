@@ -7,19 +7,24 @@ from statistics import median
 import torch
 
 from stages.models.families import Denoiser, example_inputs
+from stages.runtime.device import kernels
 
 WARM_UP = 5
+SETTING = "batch 1, float32, eager, kernels chosen for speed"
+"""How `measure_latencies_ms` measures."""
 
 
 @torch.inference_mode()
 def measure_latencies_ms(models: Mapping[str, Denoiser], repeats: int) -> dict[str, float]:
     """Measure a forward pass of one image in milliseconds: the median of `repeats` passes after a warm-up.
 
-    The models run in turn, so that a slow phase of the machine affects all of them alike.
+    The models run in turn, so that a slow phase of the machine affects all of them alike, and with the kernels that
+    PyTorch chooses for speed, as for whoever draws with the released model.
     """
     runs = {name: forward_pass(unet) for name, unet in models.items()}
     device = next(iter(models.values())).device
-    times_ms = time_in_turns(runs, device, repeats, warm_up=WARM_UP)
+    with kernels(deterministic=False):
+        times_ms = time_in_turns(runs, device, repeats, warm_up=WARM_UP)
     return {name: median(times) for name, times in times_ms.items()}
 
 

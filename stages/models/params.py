@@ -8,6 +8,9 @@ from stages.runtime.schema import Section
 
 CriterionName = Literal["random", "magnitude", "taylor", "diff-pruning", "no-cancel-taylor", "fisher", "snr-taylor"]
 FormulaName = Literal["paper", "diffusers", "ldm"]
+PrecisionName = Literal["float32", "tf32", "bfloat16"]
+"""float32 in full; tf32: of float32 tensors, but for products and convolutions tensor cores of an NVIDIA GPU round the
+factors to 10 bits; bfloat16."""
 Quantity = Literal["channels", "macs", "params", "latency_ms"]
 SchedulerName = Literal[
     "DDIM",

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from stages.models.families import Denoiser, family_name
 from stages.models.params import Quantity
@@ -30,12 +30,14 @@ class Budget(Frozen):
     """The cost after every cut that round_to, floor, include and exclude allow."""
     dense: float
     """The cost of the dense model."""
+    setting: str | None = Field(None, exclude_if=lambda setting: setting is None)
+    """How a latency was measured; left out for other quantities, whose plans keep their hash."""
 
     def line(self) -> str:
         """Format the budget as one line: limits, requested and reached cost."""
         show = partial(show_cost, self.quantity)
         limits = f"smallest {show(self.smallest)}, asked {show(self.asked)}, largest {show(self.dense)}"
-        return f"{limits}: found {show(self.found)}"
+        return f"{limits}: found {show(self.found)}{f' ({self.setting})' if self.setting else ''}"
 
 
 def show_cost(quantity: Quantity, cost: float) -> str:

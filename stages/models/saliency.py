@@ -27,7 +27,7 @@ class Importance:
     losses: list[list[float]]
     """For each draw of images and noise, the losses L_t of the timesteps before the stop: a prefix of `timesteps`."""
     precision: str
-    """Floating-point type of losses and gradients: float32 or bfloat16."""
+    """Precision of losses and gradients: float32, tf32 or bfloat16."""
     saliency: dict[str, torch.Tensor]
     """Layer name -> saliencies, float32 of the weight's shape; empty for the criterion random."""
 

@@ -16,6 +16,7 @@ from stages.models.autoencoder import Autoencoder, image_shape
 from stages.models.families import Denoiser, sample_shape
 from stages.models.params import SamplerParams
 from stages.models.samplers import Sampler, make_sampler
+from stages.runtime.device import computing
 from stages.runtime.errors import InputError
 from stages.runtime.progress import track
 from stages.runtime.seeds import derive_seed, generator
@@ -47,6 +48,8 @@ class SamplingContext:
 
 DEFAULT_CONTEXT = SamplingContext()
 """Context of an unconditional model in pixel space."""
+DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
+"""Precision -> type of weights and activations."""
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Noisy samples and a timestep -> the model's output, float32: the predicted ε, v or x₀."""
 
@@ -94,7 +97,7 @@ def draw(
         scheduler: The noise schedule that the model was trained with.
         seeds: One per image; it determines the initial noise and the noise of every step.
         sampler: Type and settings of the sampler.
-        precision: float32 or bfloat16, of weights and activations; the sampler always computes in float32.
+        precision: float32, tf32 or bfloat16, of the model; the sampler always computes in float32.
         batch_size: Images per batch.
         label: Name of the model in progress and error messages.
         context: Autoencoder, conditions and guidance scale.
@@ -109,16 +112,17 @@ def draw(
     drawn = np.empty((len(seeds), *image_shape(unet, context.autoencoder)), np.uint8)
     for start in track(starts, f"draw {label}, batch", len(starts)):
         part = slice(start, start + batch_size)
-        *_, samples = trajectory(
-            model, make_sampler(scheduler, sampler), seeds[part], sampler.eta, context, labels[part]
-        )
+        with computing(precision):
+            *_, samples = trajectory(
+                model, make_sampler(scheduler, sampler), seeds[part], sampler.eta, context, labels[part]
+            )
         drawn[part] = to_pixels(_check_finite(context.decode(samples), seeds[part], label))
     return drawn
 
 
 def cast_model(unet: Denoiser, precision: str) -> Denoiser:
-    """Return the model itself if it has this precision, else a copy in this precision."""
-    dtype: torch.dtype = getattr(torch, precision)
+    """Return the model itself if its weights have the type of this precision, else a copy; `computing` sees to tf32."""
+    dtype = DTYPES[precision]
     if unet.dtype == dtype:
         return unet.eval()
     cast = copy.deepcopy(unet)
@@ -213,7 +217,8 @@ def draw_strip(
     """Draw images with intermediate states: [N, frames, C, H, W] uint8 from noise to image, denser towards the end."""
     sampler = make_sampler(scheduler, params)
     model = _channels_last(cast_model(unet, precision))
-    states = list(trajectory(model, sampler, seeds, params.eta, context, labels))
+    with computing(precision):
+        states = list(trajectory(model, sampler, seeds, params.eta, context, labels))
     chosen = ((1 - np.linspace(1, 0, num_frames) ** 2) * (len(states) - 1)).round().astype(int)
     return np.stack([to_pixels(context.decode(states[index])) for index in chosen], axis=1)
 

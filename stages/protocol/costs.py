@@ -18,6 +18,8 @@ class Cost(Frozen):
     mode: str
     """eager or compiled."""
     device: str
+    deterministic: bool = True
+    """Whether deterministic kernels were timed, as in all records without this field."""
     passes: int = 0
     """Number of timed passes."""
     median_ms: float | None = None
@@ -34,6 +36,11 @@ class Cost(Frozen):
     """Peak memory; None for compiled passes."""
     left_out: str = ""
     """Reason why there are no times; empty where there are."""
+
+    @property
+    def kernels(self) -> str:
+        """The kernels that ran, in words."""
+        return "deterministic kernels" if self.deterministic else "kernels chosen for speed"
 
 
 class CostsRecord(Frozen):

@@ -1,11 +1,10 @@
 """The block reference of params.yaml: the protocol of all measurements."""
 
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field, model_validator
 
-from stages.models.params import SamplerParams
+from stages.models.params import PrecisionName, SamplerParams
 from stages.runtime.schema import Section, Sha256
 
 
@@ -34,8 +33,9 @@ class ReferenceParams(Section):
     """Sampler and number of steps."""
     guidance: float | None = Field(None, ge=0)
     """Classifier-free guidance scale of a conditional model; null or 1 disables it."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Floating-point type of weights and activations; the sampler always computes in float32."""
+    precision: PrecisionName = "float32"
+    """Precision of the model: float32, tf32 (NVIDIA GPUs from Ampere on), or bfloat16 for weights and activations; the
+    sampler always computes in float32."""
     num_images: int = Field(ge=2)
     """Images per set; FID, KID, precision and recall are computed for each set."""
     sets: int = Field(1, ge=1, le=1000)

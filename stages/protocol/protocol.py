@@ -9,7 +9,7 @@ import numpy as np
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from stages.data.images import PixelArray
-from stages.models.params import SamplerParams
+from stages.models.params import PrecisionName, SamplerParams
 from stages.models.samplers import check_sampler, make_sampler
 from stages.protocol.extractors import Extractor
 from stages.protocol.params import ReferenceParams
@@ -33,8 +33,8 @@ class Protocol(Frozen):
     """Sampler and number of steps, with `clip` resolved; null where the model's own rule is thresholding."""
     guidance: float | None = None
     """Classifier-free guidance scale; None or 1 disables it."""
-    precision: Literal["float32", "bfloat16"]
-    """Floating-point type of weights and activations."""
+    precision: PrecisionName
+    """Precision of the model while drawing; only deterministic kernels run, on any device."""
     weights: Literal["stored"] = "stored"
     """The weights that generate the images: those of the model folders, where finetuning writes only its EMA."""
     schedule_sha256: Sha256

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from stages.models.groups import Group
+from stages.models.latency import SETTING
 from stages.models.params import Quantity
 from stages.models.plan import Budget, show_cost
 from stages.prune.params import Heads, PruneParams
@@ -107,7 +108,14 @@ def solve_budget(
         found = cost(cuts)
     else:
         found, cuts = Solver(path, len(groups), target.quantity, cost).solve(target_cost, smallest, dense)
-    return cuts, Budget(quantity=target.quantity, asked=target_cost, found=found, smallest=smallest, dense=dense)
+    return cuts, Budget(
+        quantity=target.quantity,
+        asked=target_cost,
+        found=found,
+        smallest=smallest,
+        dense=dense,
+        setting=SETTING if target.quantity == "latency_ms" else None,
+    )
 
 
 def cut_ratio(ratio: float, path: Sequence[Step], groups: Sequence[Group], round_to: int, heads: Heads) -> Cuts:

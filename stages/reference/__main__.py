@@ -29,12 +29,14 @@ def main(params_path: Path, model: Path, data: Path, out: Path) -> None:
     from stages.protocol.protocol import bias_warning, make_protocol
     from stages.protocol.reference import write_reference
     from stages.reference.reference import load_context, make_reference
-    from stages.runtime.device import select_device
+    from stages.runtime.device import check_precision, select_device
     from stages.storage.files import check_free, writing
     from stages.storage.provenance import write_provenance, write_run_record
 
     check_free(out, inputs=[model, data], stage="reference")
-    unet, scheduler = read_unet(model, select_device()), read_scheduler(model)
+    device = select_device()
+    check_precision(params.precision, "reference.precision", device)
+    unet, scheduler = read_unet(model, device), read_scheduler(model)
     check_drawing(params_path, scheduler)
     images = read_images(data)
     context = load_context(unet, model, images.conditions, params.guidance)

@@ -211,6 +211,9 @@ def _check_speed(costs: CostsRecord, other: CostsRecord, row: LatencyLimit, tole
         raise InputError(
             f"its latency was measured on {ours.device}, the champion's on {theirs.device}; measure both on one device"
         )
+    if ours.deterministic != theirs.deterministic:
+        found = f"its latency was measured with {ours.kernels}, the champion's with {theirs.kernels}"
+        raise InputError(f"{found}; measure both with the same costs.deterministic")
     (speed_up, low), (champion, _) = _speed_up(ours), _speed_up(theirs)
     least = champion * (1 - tolerance)
     found = f"{speed_up:.2f} times as fast as dense, at least {low:.2f}; the champion {champion:.2f}"

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from stages.models.params import PrecisionName
 from stages.runtime.schema import Section, read_yaml
 
 Tolerance = Annotated[float, Field(ge=0)]
@@ -46,7 +47,7 @@ class LatencyLimit(Section):
 
     batch: Annotated[int, Field(ge=1)]
     """Batch size, in images."""
-    precision: Literal["float32", "bfloat16"]
+    precision: PrecisionName
     mode: Literal["eager", "compiled"]
     speed_up: Tolerance
     """Least speed-up over the dense model, as a factor, at the lower end of the 95 % interval."""

@@ -125,4 +125,5 @@ def _speed(report: ReportData, name: str) -> str:
         return "no time was measured"
     speed_up = write_speed_up(cost.speed_up, cost.speed_up_low, cost.speed_up_high)
     ratio = report.record.macs_ratio(name)
-    return f"{ratio:.2f}× fewer MACs gave {speed_up} the speed at batch {cost.batch} on {cost.device}"
+    setting = f"at batch {cost.batch}, {cost.precision}, {cost.mode}, {cost.kernels}, on {cost.device}"
+    return f"{ratio:.2f}× fewer MACs gave {speed_up} the speed {setting}"

@@ -20,7 +20,7 @@ THEMES: Mapping[str, Mapping[str, object]] = {
     "dark": {"text.color": "#e4ebe6", "axes.edgecolor": "#6f7d75", "grid.color": "#2f3a34"},
 }
 COLOURS = {"dense": "#4c8bbf", "pruned": "#d1843f", "finetuned": "#3d9b6b"}
-LINES = {"float32": "-", "bfloat16": "--"}
+LINES = {"float32": "-", "tf32": "-.", "bfloat16": "--"}
 SIZE_INCHES = (4.8, 3.1)
 
 

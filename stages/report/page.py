@@ -101,7 +101,7 @@ def _tiles(report: ReportData) -> Iterator[tuple[str, str]]:
     yield f"−{1 - finetuned.params / dense.params:.1%}", "parameters"
     cost = report.costs.first("finetuned")
     if cost.speed_up:
-        yield f"{cost.speed_up:.2f}×", f"speed at batch {cost.batch}, measured"
+        yield f"{cost.speed_up:.2f}×", f"speed at batch {cost.batch}, {cost.precision}, measured"
     above = finetuned.fid.above_dense
     verdict = f", {ALIKE}" if above and above.is_distinct is False else ""
     yield f"{dense.fid.mean:.2f} → {finetuned.fid.mean:.2f}", f"FID, dense → finetuned{verdict}"

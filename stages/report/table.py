@@ -86,7 +86,7 @@ def conditions_to_text(protocol: Protocol, seeds: str) -> str:
 def latency_to_text(costs: CostsRecord) -> str:
     """Describe the setting of the latency column."""
     row = costs.costs[0]
-    return f"Latency: median of a pass, batch {row.batch}, {row.precision}, {row.mode}, {row.device}."
+    return f"Latency: median of a pass, batch {row.batch}, {row.precision}, {row.mode}, {row.kernels}, {row.device}."
 
 
 def to_markdown(record: EvaluationRecord, costs: CostsRecord) -> str:

@@ -1,15 +1,118 @@
-"""This machine -> the device to compute on, with deterministic kernels."""
+"""This machine and a choice of precision and determinism -> the device to compute on, and the kernels that it runs."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
+from stages.runtime.errors import InputError
 
-def select_device() -> torch.device:
-    """Return the GPU, or the CPU of a machine without one; switch PyTorch to deterministic kernels and full float32."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+TF32_CAPABILITY = (8, 0)
+"""Compute capability of the first GPUs with TF32, Ampere."""
+WORKSPACE_VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
+WORKSPACES = (":4096:8", ":16:8")
+"""The values of this variable under which cuBLAS repeats its results."""
+OVERRIDE_VARIABLE = "NVIDIA_TF32_OVERRIDE"
+"""Environment variable by which NVIDIA's libraries ignore the precision that a program sets."""
+REFUSAL = " does not have a deterministic implementation"
+"""What PyTorch says of an operation that it refuses while only deterministic kernels may run."""
+
+
+def select_device(*, deterministic: bool = True) -> torch.device:
+    """Return the GPU, or the CPU of a machine without one; switch PyTorch to full float32 and the kernels to run.
+
+    Strictly deterministic kernels include those of attention's backward pass: flash and memory-efficient attention then
+    add in a fixed order, which they do not where PyTorch only warns, and cuDNN's attention is not used. An operation
+    without such a kernel raises.
+
+    Args:
+        deterministic: Whether only kernels run that repeat their result bit for bit; else PyTorch chooses for speed.
+
+    Raises:
+        InputError: An environment variable would break what was chosen.
+    """
+    if deterministic:
+        os.environ.setdefault(WORKSPACE_VARIABLE, WORKSPACES[0])
+    torch.use_deterministic_algorithms(deterministic)
     # Filling new tensors costs time and changes no result, since every element is written before it is read.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.allow_tf32 = False  # convolutions in float32 would otherwise round their inputs to TF32
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    _allow_tf32(products=False, convolutions=False)
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    _check_variables(deterministic=deterministic)
+    return torch.device("cuda")
+
+
+def _check_variables(*, deterministic: bool) -> None:
+    if (found := os.environ.get(OVERRIDE_VARIABLE)) is not None:
+        raise InputError(f"{OVERRIDE_VARIABLE} is {found!r}, which overrides every precision of params.yaml; unset it")
+    if deterministic and (found := os.environ[WORKSPACE_VARIABLE]) not in WORKSPACES:
+        advice = f"unset it, or set it to {' or '.join(WORKSPACES)}"
+        raise InputError(f"{WORKSPACE_VARIABLE} is {found!r}, with which results vary from run to run; {advice}")
+
+
+@contextmanager
+def kernels(*, deterministic: bool) -> Iterator[None]:
+    """Run deterministic kernels only, or those that PyTorch chooses for speed, while the block lasts."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@contextmanager
+def computing(precision: str) -> Iterator[None]:
+    """Compute products and convolutions of float32 tensors on the GPU as tf32 while the block lasts, else in full."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    _allow_tf32(products=precision == "tf32", convolutions=precision == "tf32")
+    try:
+        yield
+    finally:
+        _allow_tf32(*before)
+
+
+def _allow_tf32(products: bool, convolutions: bool) -> None:  # noqa: FBT001
+    torch.backends.cuda.matmul.allow_tf32 = products
+    torch.backends.cudnn.allow_tf32 = convolutions
+
+
+def has_tf32(device: torch.device) -> bool:
+    """Whether a device computes in tf32 where it is asked to; others silently compute in full float32."""
+    is_nvidia = device.type == "cuda" and torch.version.cuda is not None
+    return is_nvidia and torch.cuda.get_device_capability(device) >= TF32_CAPABILITY
+
+
+def check_precision(precision: str, key: str, device: torch.device) -> None:
+    """Check that a device has a precision.
+
+    Args:
+        precision: float32, tf32 or bfloat16.
+        key: Where params.yaml says so, for the message.
+        device: Where the work is done.
+
+    Raises:
+        InputError: It would compute in another one.
+    """
+    if precision == "tf32" and not has_tf32(device):
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+        needed = "an NVIDIA GPU of compute capability 8.0 or more"
+        raise InputError(f"{key} is tf32, which needs {needed}, and this is {name}; set it to float32 or bfloat16")
+
+
+@contextmanager
+def naming_switch(key: str) -> Iterator[None]:
+    """Name the switch of params.yaml where PyTorch refuses an operation that has no deterministic kernel.
+
+    Raises:
+        InputError: It did.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        operation, refusal, _ = str(error).partition(REFUSAL)
+        if not refusal:
+            raise
+        raise InputError(f"{operation} has no deterministic kernel on this device; set {key} to false") from None

@@ -7,6 +7,7 @@ track it.
 
 import hashlib
 import json
+import os
 import platform
 import time
 from collections.abc import Iterable
@@ -19,6 +20,7 @@ import psutil
 import torch
 
 from stages.runtime.code_hash import STAGES, hash_code
+from stages.runtime.device import WORKSPACE_VARIABLE
 from stages.runtime.errors import InputError
 from stages.runtime.git import git_output
 from stages.runtime.schema import Frozen, Section
@@ -88,7 +90,8 @@ def _provenance_path(folder: Path) -> Path:
 def fingerprint(stage: str, inputs: Iterable[Path], **params: Params) -> str:
     """Hash all that decides the outcome of a stage: code, params, inputs without their run.json, versions and device.
 
-    The number of threads decides the order of sums on a CPU and counts only there.
+    The number of threads and the set of instructions decide the order of sums on a CPU and count only there; on a GPU
+    the workspace of cuBLAS does.
     """
     device = _device()
     if device["cuda"]:
@@ -111,4 +114,7 @@ def _decisive(params: dict[str, Params]) -> dict[str, Any]:
 def _device() -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     name = torch.cuda.get_device_name() if cuda else f"cpu {platform.machine()}"
-    return {"name": name, "cuda": cuda, "threads": torch.get_num_threads()}
+    found = {"name": name, "cuda": cuda, "threads": torch.get_num_threads()}
+    if cuda:
+        return found | {"cublas_workspace": os.environ.get(WORKSPACE_VARIABLE, "")}
+    return found | {"instructions": torch.backends.cpu.get_cpu_capability()}

@@ -8,6 +8,8 @@ import torch
 from stages.costs.params import CostsParams
 from stages.costs.timing import cpu_name, measure_costs
 from stages.models.complexity import measure_peak_bytes, weights_bytes
+from stages.protocol.costs import CostsRecord
+from stages.report.table import latency_to_text
 
 QUICK = {"batches": (1, 2), "repeats": 3, "seconds": 0.5}
 
@@ -101,6 +103,18 @@ def test_a_speed_up_is_a_median_of_ratios_with_its_interval(make_unet):
     assert 1 < small.speed_up_low <= small.speed_up <= small.speed_up_high
     assert dense.passes == small.passes == 10
     assert dense.p95_ms is None
+
+
+def test_a_record_from_before_the_setting_was_named_is_one_of_deterministic_kernels(unet):
+    """The line below the results table names precision, mode and kernels."""
+    (row,) = measure_costs({"dense": unet}, CostsParams(batches=(1,), repeats=3, seconds=0.5, deterministic=False))
+    old = {name: value for name, value in row.model_dump().items() if name != "deterministic"}
+    hashes = {"dense": "a" * 64}
+
+    record = CostsRecord(weights_sha256=hashes, costs=[row])
+    assert "batch 1, float32, eager, kernels chosen for speed, " in latency_to_text(record)
+    record = CostsRecord.model_validate({"weights_sha256": hashes, "costs": [old]})
+    assert "batch 1, float32, eager, deterministic kernels, " in latency_to_text(record)
 
 
 def test_the_processor_is_named(tmp_path):

@@ -23,7 +23,7 @@ from stages.models.pipeline import write_pipeline
 from stages.prune.params import PruneParams, Target
 from stages.prune.pruning import prune_unet
 from stages.prune.selection import plan_pruning
-from stages.storage.files import write_json
+from stages.storage.files import read_json, write_json
 from stages.storage.tensors import read_tensors
 
 
@@ -99,6 +99,18 @@ def test_two_processes_equal_one(recover, tmp_path, monkeypatch):
     for name, tensor in single.items():
         torch.testing.assert_close(double[name], tensor, atol=2e-5, rtol=1e-4)
     assert stderr.count("finetune will take") == 1
+
+
+def test_the_cost_of_a_training_names_its_precision_and_kernels(recover, tmp_path):
+    """Times under other settings do not compare."""
+    engine = {"precision": "bfloat16", "deterministic": False}
+    _, code, stderr = recover("fast", engine=engine, teacher=None, loss={"noise": 1.0})
+    cost = read_json(tmp_path / "fast" / "out.provenance.json")["cost"]
+
+    assert code == 0, stderr
+    assert {name: cost[name] for name in engine} == engine
+    assert cost["measured_s"] > 0
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 @pytest.mark.e2e

@@ -32,6 +32,7 @@ def test_the_id_changes_with_every_setting_but_the_batch_size(params, scheduler,
         {"sampler": SamplerParams(steps=25)},
         {"sampler": params.reference.sampler.model_copy(update={"clip": False})},
         {"precision": "bfloat16"},
+        {"precision": "tf32"},
         {"num_images": 400},
         {"sets": 2},
         {"kid_subsets": 7},
@@ -47,6 +48,11 @@ def test_the_id_changes_with_every_setting_but_the_batch_size(params, scheduler,
     others.append(make_protocol(params.reference, 0, scheduler, REAL + 1, extractor))
     others.append(make_protocol(params.reference, 0, scheduler, REAL[:-1], extractor))
     assert len({protocol.id for protocol in [base, *others]}) == len(others) + 1
+
+
+def test_a_protocol_keeps_its_id(protocol):
+    """A new option leaves the ids of protocols without it as they were, so that old and new numbers compare."""
+    assert protocol.id == "b6cba6f27bef"
 
 
 def test_comparing_across_protocols_is_refused(protocol):

@@ -12,6 +12,7 @@ from stages.models.complexity import count_macs, count_params
 from stages.models.groups import Group, Member, find_groups
 from stages.models.latency import measure_latencies_ms
 from stages.models.pipeline import read_unet
+from stages.models.plan import Plan
 from stages.prune.budget import TOLERANCES
 from stages.prune.params import PruneParams
 from stages.prune.path import allowed_widths, choose_groups, cuts_after, find_path, width_step
@@ -262,6 +263,8 @@ def test_a_latency_is_met_on_this_device(models, magnitude_of):
     plan = plan_pruning(unet, magnitude_of(unet), PruneParams(target={"latency_ms": "90%"}, latency_repeats=60))
 
     assert plan.budget.quantity == "latency_ms"
+    assert plan.budget.line().endswith(" ms (batch 1, float32, eager, kernels chosen for speed)")
+    assert Plan.model_validate(plan.to_json()) == plan
     times_ms = measure_latencies_ms({"dense": unet, "pruned": cut(unet, plan)}, 60)
     assert plan.budget.found == pytest.approx(plan.budget.asked, rel=0.05)
     assert times_ms["pruned"] / times_ms["dense"] == pytest.approx(0.9, rel=0.15)  # measured anew, on a busy machine

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from stages.models.groups import Group, find_groups
+from stages.models.latency import SETTING
 from stages.models.plan import Plan
 from stages.prune.params import PruneParams
 from stages.prune.path import choose_channels
@@ -29,6 +30,16 @@ def test_cutting_nothing_changes_nothing(unet, magnitude):
     pruned = cut(unet, plan_pruning(unet, magnitude, at(0.0)))
 
     assert torch.equal(pruned(X, T).sample, unet(X, T).sample)
+
+
+def test_only_a_latency_names_its_setting(unet, magnitude):
+    """The plans of other targets keep the bytes and the hash that they had before."""
+    plan = plan_pruning(unet, magnitude, at(0.3))
+    latency = plan.budget.model_copy(update={"quantity": "latency_ms", "setting": SETTING})
+
+    assert list(plan.to_json()["budget"]) == ["quantity", "asked", "found", "smallest", "dense"]
+    assert latency.model_dump()["setting"] == SETTING
+    assert Plan.model_validate(plan.model_copy(update={"budget": latency}).to_json()).budget == latency
 
 
 def test_cutting_dead_channels_changes_nothing(unet, magnitude):

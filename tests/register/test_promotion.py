@@ -131,6 +131,11 @@ def test_a_better_version_replaces_the_champion(publish, policy, aliases):
         ({"costs": {"speed_up": 1.04}}, "latency", "1.04 times as fast as dense, at least 0.99; allowed: 1.00 or more"),
         ({"costs": {"speed_up": 1.06}}, "latency against champion", "the champion 1.20; allowed: 1.08 or more"),
         ({"costs": {"device": "another"}}, "latency against champion", "measured on another, the champion's on cpu"),
+        (
+            {"costs": {"deterministic": True}},
+            "latency against champion",
+            "measured with deterministic kernels, the champion's with kernels chosen for speed; measure both",
+        ),
         ({"changes": {"seed": 9}}, "same protocol", "seed is 3 and 9; measure both under one protocol"),
         ({"dense": "b"}, "same protocol", "different dense models"),
     ],
