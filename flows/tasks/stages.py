@@ -11,7 +11,8 @@ from prefect.states import Completed, Failed
 
 from flows.tasks.outcome import Outcome
 from flows.tasks.progress import ProgressBar
-from flows.workspaces.commands import CommandResult, run
+from flows.workspaces.commands import CommandResult, Log, run
+from flows.workspaces.machine import at_work
 from flows.workspaces.workspace import Workspace
 from stages.runtime.errors import InputError
 
@@ -94,7 +95,13 @@ def _run_stages(workspace: Workspace, limits: Mapping[str, float], label: str) -
 
 def _is_current(workspace: Workspace) -> bool:
     """Check all stages by one call of DVC, which is quicker than stage by stage."""
-    return run(["dvc", "status", "--quiet"], _discard, folder=workspace.path).code == 0
+    return _run(workspace, ["dvc", "status", "--quiet"], _discard).code == 0
+
+
+def _run(workspace: Workspace, command: list[str], log: Log, *, alone: bool = False, **options: Any) -> CommandResult:  # noqa: ANN401  # those of `run`
+    """Run a command of a workspace beside those of other runs, or alone; time spent waiting counts towards no limit."""
+    with at_work(workspace.machine, log, alone=alone):
+        return run(command, log, folder=workspace.path, environment=workspace.environment, **options)
 
 
 @task(**RETRIED)
@@ -103,11 +110,11 @@ def run_stage(name: str, workspace: Workspace, key: str, limit_minutes: float | 
     log = get_run_logger().info
     pull = ["--pull"] if workspace.has_remote else []
     with workspace.exclusive(key, log):
-        result = run(
+        result = _run(
+            workspace,
             ["dvc", "--wait-for-lock", "repro", "--single-item", *pull, name],
             lambda line: None if line.startswith(NOISE) else log(line),
-            folder=workspace.path,
-            environment=workspace.environment,
+            alone=workspace.takes_times(name),
             limit_s=limit_minutes and limit_minutes * 60,
             on_progress=ProgressBar(name).update,
         )
@@ -124,7 +131,7 @@ def run_stage(name: str, workspace: Workspace, key: str, limit_minutes: float | 
 def push(workspace: Workspace, stages: list[str]) -> State[None]:
     """Upload the outputs of some stages, or of all, that DVC's remote lacks."""
     command = ["dvc", "push", "--run-cache", *stages]
-    result = run(command, get_run_logger().info, folder=workspace.path, environment=workspace.environment)
+    result = _run(workspace, command, get_run_logger().info)
     return fail(result, is_transient=True) if result.code else Completed()
 
 
@@ -136,12 +143,8 @@ def record(workspace: Workspace) -> State[str]:
 
 def run_for(key: str, module: str, workspace: Workspace) -> State[Any]:
     """Run a module of the workspace that sends something to MLflow; the state's data is `key` of what it found."""
-    result = run(
-        ["python", "-m", module, "--unsent", str(workspace.unsent)],
-        get_run_logger().info,
-        folder=workspace.path,
-        environment=workspace.environment,
-    )
+    command = ["python", "-m", module, "--unsent", str(workspace.unsent)]
+    result = _run(workspace, command, get_run_logger().info)
     if result.code:
         return fail(result, is_transient=result.is_transient)
     if key not in result.found:

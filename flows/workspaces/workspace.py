@@ -11,6 +11,7 @@ from configobj import ConfigObj, ConfigObjError
 from ruamel.yaml import YAML
 
 from flows.workspaces.commands import Log
+from flows.workspaces.machine import machine_lock
 from flows.workspaces.mending import mend
 from flows.workspaces.overrides import Overrides
 from flows.workspaces.repository import (
@@ -58,6 +59,8 @@ class Workspace:
     """Whether DVC has a default remote."""
     environment: dict[str, str] = field(default_factory=dict)
     """Environment variables for every command in it, in addition to this process's."""
+    machine: Path = field(default_factory=machine_lock)
+    """Lock file of all runs on this machine that share its folder."""
 
     @property
     def stages(self) -> list[Stage]:
@@ -86,6 +89,12 @@ class Workspace:
             chosen = [params[key] for key in stage.params]
             found[stage.name] = hash_json([self.commit, stage.name, chosen, [found[it] for it in stage.needs]])
         return found
+
+    def takes_times(self, stage: str) -> bool:
+        """Whether a stage measures how long passes take, which holds only while no other run computes beside it."""
+        if stage == "prune":
+            return load_params(self.path / "params.yaml").prune.target.latency_ms is not None
+        return stage == "costs"
 
     def check_limits(self, limits: Mapping[str, float]) -> None:
         """Check that every key is a stage and every value a number of minutes.
@@ -176,6 +185,7 @@ def open_workspace(
             repository.root / "locks",
             has_remote=_configure(repository, path),
             environment=dict(environment or {}),
+            machine=machine_lock(repository.root),
         )
 
 

@@ -1,0 +1,58 @@
+"""Runs of one machine -> their commands side by side, or one alone while it takes times."""
+
+import fcntl
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from flows.workspaces.commands import Log
+from flows.workspaces.repository import HOME_VARIABLE, POLL_S, make_folder
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+"""Names a running kernel: the containers of one machine have it in common, machines on one file system have not."""
+
+
+def machine_lock(root: Path | None = None) -> Path:
+    """Return the lock file of this machine in the folder that runs share.
+
+    Args:
+        root: The folder; None is that of runs in the current checkout: ESPALIER_HOME, or else .espalier.
+    """
+    root = root or Path(os.environ.get(HOME_VARIABLE) or ".espalier").resolve()
+    machine = BOOT_ID.read_text().strip() if BOOT_ID.is_file() else platform.node()
+    return root / "locks" / f"machine-{machine}.lock"
+
+
+@contextmanager
+def at_work(lock: Path, log: Log, *, alone: bool) -> Iterator[None]:
+    """Compute beside other runs that share the lock file, or alone; the system releases it when this process ends.
+
+    Who wants to be alone waits until no other run computes. Meanwhile the others may go on to their next stage: each of
+    them gets to the stage that takes times, and waits there.
+
+    Args:
+        lock: The lock file of this machine.
+        log: Called with a line that says what is waited for.
+        alone: Whether times are taken.
+    """
+    make_folder(lock.parent)
+    how = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
+    with lock.open("a") as file:
+        if not _try_lock(file.fileno(), how):
+            log(
+                "waiting until no other run computes on this machine" if alone else "waiting for a run that takes times"
+            )
+            while not _try_lock(file.fileno(), how):  # a call that blocks could not be cancelled
+                time.sleep(POLL_S)
+        yield
+
+
+def _try_lock(descriptor: int, how: int) -> bool:
+    try:
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
