@@ -8,12 +8,9 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Dataset, load_dataset
-from datasets import Image as ImageFeature
-from datasets.exceptions import DatasetsError
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -26,6 +23,9 @@ from stages.runtime.errors import InputError, UnavailableError, first_line
 from stages.runtime.text import printable
 from stages.storage.files import check_not_pointer
 from stages.storage.tensors import read_array
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 NPZ_ERRORS = (
     EOFError,
@@ -231,6 +231,10 @@ def open_hub(source: HubData) -> SourceImages:
         InputError: The dataset cannot be loaded, has no images, or a column is missing or has another type.
     """
     check_hub()
+    from datasets import Image as ImageFeature  # noqa: PLC0415  # a second to import, and no other source needs it
+    from datasets import load_dataset  # noqa: PLC0415
+    from datasets.exceptions import DatasetsError  # noqa: PLC0415
+
     try:
         rows = load_dataset(source.repo, revision=source.revision, split=source.split)
     except (DatasetsError, OSError, ValueError) as error:
@@ -260,7 +264,7 @@ def open_hub(source: HubData) -> SourceImages:
     return SourceImages(source.repo, names, open_one, labels, classes)
 
 
-def _hub_labels(source: HubData, rows: Dataset) -> tuple[NDArray[np.int64], list[str] | None]:
+def _hub_labels(source: HubData, rows: "Dataset") -> tuple[NDArray[np.int64], list[str] | None]:
     feature = rows.features.get(source.labels)
     if not str(getattr(feature, "dtype", "")).startswith(("int", "uint")):
         raise _missing_column(source, rows, "integer", source.labels)
@@ -268,5 +272,5 @@ def _hub_labels(source: HubData, rows: Dataset) -> tuple[NDArray[np.int64], list
     return np.array(labels, np.int64), getattr(feature, "names", None)
 
 
-def _missing_column(source: HubData, rows: Dataset, kind: str, column: str | None) -> InputError:
+def _missing_column(source: HubData, rows: "Dataset", kind: str, column: str | None) -> InputError:
     return InputError(f"{source.repo} has no {kind} column {column!r}; its columns: {', '.join(rows.features)}")

@@ -42,11 +42,37 @@ def import_closure(module: str) -> set[str]:
 
     Imports inside functions count, imports for type checkers do not.
     """
-    import grimp  # noqa: PLC0415  # loaded when a stage writes its results
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += _imported_modules(_file_of(name))
+    return found | {package for name in found for package in _packages_of(name)}
 
-    graph = grimp.build_graph("stages", exclude_type_checking_imports=True, cache_dir=None)
-    modules = {module, *graph.find_upstream_modules(module)}
-    return modules | {package for name in modules for package in _packages_of(name)}
+
+@cache
+def _imported_modules(path: Path) -> frozenset[str]:
+    """List the modules of stages/ that a file imports."""
+    names = {name for node in _statements(ast.parse(path.read_text())) for name in _imported_names(node)}
+    modules = {name for name in names if name.split(".")[0] == STAGES.name}
+    return frozenset(name if _file_of(name).is_file() else name.rpartition(".")[0] for name in modules)
+
+
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """List a node and what it holds, without what stands below `if TYPE_CHECKING`."""
+    yield node
+    is_for_types = isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+    for child in node.orelse if isinstance(node, ast.If) and is_for_types else ast.iter_child_nodes(node):
+        yield from _statements(child)
+
+
+def _imported_names(node: ast.AST) -> Iterable[str]:
+    """List the full names that a statement imports: of modules, or of what stands in them."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [f"{node.module}.{alias.name}" for alias in node.names] if isinstance(node, ast.ImportFrom) else []
 
 
 def _packages_of(module: str) -> Iterator[str]:

@@ -2,12 +2,14 @@
 
 import shutil
 
+import grimp
 import pytest
 
 from stages.runtime import code_hash
 from stages.runtime.code_hash import hash_code, import_closure, normalise, stage_files
 from tests.records import STAGES
 
+FOLDER = code_hash.STAGES.parent
 SOURCE = '''
 """Module."""
 NAME = "weights"
@@ -83,9 +85,11 @@ def copy(tmp_path, root, monkeypatch):
         assert old in path.read_text()
         path.write_text(path.read_text().replace(old, new))
         code_hash._hash_file.cache_clear()
+        code_hash._imported_modules.cache_clear()
 
     yield edit
     code_hash._hash_file.cache_clear()
+    code_hash._imported_modules.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -108,6 +112,18 @@ def test_a_change_reaches_the_stages_that_run_it(copy, file, old, new, changed):
     moved = {stage for stage in STAGES if after[stage] != before[stage]}
     shared = file.split("/")[0] not in STAGES
     assert moved >= set(changed) if changed and shared else moved == set(changed)
+
+
+@pytest.mark.parametrize("command", [*STAGES, "register", "tools", "tracking"])
+def test_the_closure_is_what_grimp_finds(command):
+    """An independent program reads the same imports; only those for type checkers are left out."""
+    graph = grimp.build_graph("stages", exclude_type_checking_imports=True, cache_dir=None)
+    main = f"stages.{command}.__main__"
+    modules = {main, *graph.find_upstream_modules(main)}
+
+    assert {module for module in import_closure(main) if not (FOLDER / module.replace(".", "/")).is_dir()} == {
+        module for module in modules if not (FOLDER / module.replace(".", "/")).is_dir()
+    }
 
 
 def test_imports_inside_functions_count():
