@@ -1,17 +1,16 @@
-"""Features of drawn and real images -> FID, KID, precision and recall, through torch-fidelity."""
+"""Features of drawn and real images -> FID and KID through torch-fidelity, precision and recall."""
 
 from dataclasses import dataclass
 
 import torch
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
-from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
+from stages.evaluate.neighbours import covered_share, neighbour_distances, row_blocks
 from stages.protocol.protocol import Protocol
 from stages.runtime.seeds import derive_seed, generator
 
-AT_ONCE, BLOCK_BYTES = 10_000, 2**30
-"""Largest number of rows, and size in bytes, of a block of distances for precision and recall."""
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -28,15 +27,19 @@ class Quality:
 
 
 class QualityMetrics:
-    """FID, KID, precision and recall of sets of features; the statistics of the real images are computed once.
+    """FID, KID, precision and recall of sets of features; what depends on the real images alone is computed once.
 
     Args:
         real: Features of the real images, [M, D].
         protocol: Gives the subsets of KID and the neighbours of precision and recall.
+        device: Where distances are computed, in float64.
+        radii: `real_radii` of the same features, [M]; None computes them when they are needed.
     """
 
-    def __init__(self, real: torch.Tensor, protocol: Protocol) -> None:
-        self.real, self.protocol = real.double(), protocol
+    def __init__(
+        self, real: torch.Tensor, protocol: Protocol, device: torch.device = CPU, radii: torch.Tensor | None = None
+    ) -> None:
+        self.real, self.protocol, self.device, self.radii = real.double(), protocol, device, radii
         self.statistics = fid_features_to_statistics(self.real)
 
     def __call__(self, drawn: torch.Tensor, set_index: int = 0) -> Quality:
@@ -54,15 +57,15 @@ class QualityMetrics:
             rng_seed=derive_seed(self.protocol.seed, "kid subsets", set_index) % 2**32,
             verbose=False,
         )
-        prc = prc_features_to_metric(
-            drawn,
-            self.real,
-            prc_neighborhood=self.protocol.neighbours,
-            prc_batch_size=max(1, min(AT_ONCE, BLOCK_BYTES // (8 * max(len(drawn), len(self.real))))),
-            save_cpu_ram=True,
-            verbose=False,
-        )
-        return Quality(self.fid(drawn), kid[KEY_METRIC_KID_MEAN], prc[KEY_METRIC_PRECISION], prc[KEY_METRIC_RECALL])
+        if self.radii is None:
+            self.radii = self._radii(self.real)
+        precision = covered_share(drawn, self.real, self.radii, self.device)
+        recall = covered_share(self.real, drawn, self._radii(drawn), self.device)
+        return Quality(self.fid(drawn), kid[KEY_METRIC_KID_MEAN], precision, recall)
+
+    def _radii(self, features: torch.Tensor) -> torch.Tensor:
+        blocks, neighbours = row_blocks(len(features), len(features)), self.protocol.neighbours
+        return torch.cat([neighbour_distances(features, rows, neighbours, self.device) for rows in blocks])
 
     def fid(self, drawn: torch.Tensor) -> float:
         """FID of features, [N, D]."""

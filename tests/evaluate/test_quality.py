@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
+from stages.evaluate import neighbours
 from stages.evaluate.quality import QualityMetrics
 from stages.fetch.data import bundled_digits, split
 from stages.protocol.extractors import Extractor
@@ -77,3 +79,46 @@ def test_statistics_are_taken_in_double_precision(protocol):
     assert QualityMetrics(real, protocol)(drawn) == expected
     mean = real.mean(0).double() - drawn.mean(0).double()
     assert expected.fid > float(mean @ mean) / 2
+
+
+@pytest.mark.parametrize("num_drawn", [30, 500])
+def test_precision_and_recall_are_torch_fidelitys(protocol, num_drawn):
+    """The same numbers for the same features, those of few points and those of matrix products (reference)."""
+    drawn, real = DRAWS.standard_normal((num_drawn, 64)), DRAWS.standard_normal((437, 64)) * 1.1 + 0.05
+    sides = [torch.from_numpy(side).float() for side in (drawn, real)]
+    quality = QualityMetrics(sides[1], protocol)(sides[0])
+    expected = prc_features_to_metric(
+        *(side.double() for side in sides),
+        prc_neighborhood=protocol.neighbours,
+        prc_batch_size=10_000,
+        save_cpu_ram=True,
+        verbose=False,
+    )
+
+    assert (quality.precision, quality.recall) == (expected[KEY_METRIC_PRECISION], expected[KEY_METRIC_RECALL])
+    assert 0 < quality.precision < 1
+    assert 0 < quality.recall < 1
+
+
+def test_neighbours_among_the_real_images_are_searched_once(protocol, monkeypatch):
+    """For three sets, distances of drawn to drawn and of drawn to real thrice, of real to real once."""
+    drawn, real = (torch.from_numpy(DRAWS.standard_normal((count, 4))) for count in (30, 40))
+    pairs, cdist = [], torch.cdist
+    monkeypatch.setattr(torch, "cdist", lambda x, y: pairs.append((len(x), len(y))) or cdist(x, y))
+    metrics = QualityMetrics(real, protocol)
+    qualities = [metrics(drawn, index) for index in range(3)]
+
+    assert pairs.count((40, 40)) == 1
+    assert [pairs.count(pair) for pair in ((30, 30), (30, 40), (40, 30))] == [3, 3, 3]
+    assert len({(quality.precision, quality.recall) for quality in qualities}) == 1
+
+
+def test_blocks_of_distances_change_no_share(protocol, monkeypatch):
+    """Seven points at a time, and others eleven at a time, cover what all at once cover."""
+    drawn, real = (torch.from_numpy(DRAWS.standard_normal((count, 4))) for count in (30, 40))
+    whole = QualityMetrics(real, protocol)(drawn)
+    monkeypatch.setattr(neighbours, "AT_ONCE", 11)
+    monkeypatch.setattr(neighbours, "BLOCK_BYTES", 7 * 8 * 40)
+
+    assert [len(rows) for rows in neighbours.row_blocks(30, 40)] == [7, 7, 7, 7, 2]
+    assert QualityMetrics(real, protocol)(drawn) == whole
