@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,15 @@ class Pairs:
 
     ssim: NDArray[np.float64]
     mse: NDArray[np.float64]
+
+    @classmethod
+    def of_equals(cls, shape: tuple[int, ...]) -> Self:
+        """Return SSIM 1 and MSE 0, their values for equal images, which need no computation."""
+        return cls(np.ones(shape), np.zeros(shape))
+
+    def means(self) -> dict[str, list[float]]:
+        """Mean of both over the images of each set."""
+        return {name: [float(row.mean()) for row in values] for name, values in vars(self).items()}
 
     def worst(self, count: int) -> list[tuple[int, int]]:
         """Return (set, index) of the pairs with the lowest SSIM, lowest first."""

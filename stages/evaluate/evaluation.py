@@ -1,16 +1,16 @@
 """Reference and models -> quality and consistency of each model, under one protocol."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.typing import NDArray
 
-from stages.evaluate.consistency import Pairs, images_to_mse, images_to_ssim
-from stages.evaluate.quality import QualityMetrics
+from stages.evaluate.consistency import Pairs
+from stages.evaluate.drawn import DrawnFiles, draw_models, drawn_files
+from stages.evaluate.scores import Measurer, by_set, score_file
 from stages.models.autoencoder import Autoencoder
 from stages.models.complexity import count_attention_macs, count_macs, count_params
 from stages.models.families import Denoiser
@@ -19,8 +19,9 @@ from stages.protocol.evaluation import DENSE
 from stages.protocol.extractors import Extractor
 from stages.protocol.intervals import Estimate, estimate, paired_difference
 from stages.protocol.protocol import Protocol
-from stages.protocol.reference import Reference, draw_set
+from stages.protocol.reference import Reference
 from stages.runtime.errors import InputError
+from stages.runtime.processes import Processes
 from stages.storage.files import file_sha256
 from stages.storage.tensors import tensors_sha256
 
@@ -81,8 +82,10 @@ def evaluate(
     scheduler: DDPMScheduler,
     reference: Reference,
     extractor: Extractor,
+    scratch: Path,
     autoencoder: Autoencoder | None = None,
-) -> Evaluation:
+    processes: Processes | None = None,
+) -> Evaluation | None:
     """Measure the dense model on the images in the reference, and the other models on images that are drawn now.
 
     Args:
@@ -91,44 +94,55 @@ def evaluate(
         scheduler: The noise schedule.
         reference: Images and features of the dense model.
         extractor: The extractor of the reference.
+        scratch: An existing folder for the drawn images, which all processes see.
         autoencoder: Of models that draw latents.
+        processes: Share batches of images, and sets to measure.
+
+    Returns:
+        The measurements; None for all processes but the main one.
 
     Raises:
         InputError: The reference comes from another dense model, or images are not finite.
     """
+    processes = processes or Processes(models[DENSE].device)
     dense_sha256 = tensors_sha256(models[DENSE].state_dict())
     if dense_sha256 != reference.model_sha256:
         found = f"{dense_sha256[:8]}…, the reference was drawn by {reference.model_sha256[:8]}…"
         raise InputError(f"the dense model has weights of sha256 {found}; run the reference stage again")
-    quality_metrics = QualityMetrics(reference.real_features, reference.protocol)
     context = SamplingContext(autoencoder, reference.table, reference.protocol.guidance)
+    drawn = {name: drawn_files(scratch, name, reference) for name in models if name != DENSE}
+    scores = score_file(scratch, len(models), reference.protocol)
+    if processes.is_main:
+        scores.create()
+        for images in drawn.values():
+            images.create()
+    processes.wait()
+    draw_models(models, drawn, scheduler, reference, extractor, context, processes)
+    measurer = Measurer(reference, drawn, scratch, processes)
+    measurer.measure(list(models), scores)
+    if not processes.is_main:
+        return None
     measured = {
-        name: _measure(name, unet, files[name], scheduler, reference, extractor, quality_metrics, context)
-        for name, unet in models.items()
+        name: _describe(unet, files[name], scheduler, reference, drawn.get(name), row, context)
+        for (name, unet), row in zip(models.items(), scores.read(), strict=True)
     }
-    return Evaluation(reference.protocol, dense_sha256, quality_metrics.floor(), measured)
+    return Evaluation(reference.protocol, dense_sha256, measurer.quality_metrics.floor(), measured)
 
 
-def _measure(
-    name: str,
+def _describe(
     unet: Denoiser,
     file: Path,
     scheduler: DDPMScheduler,
     reference: Reference,
-    extractor: Extractor,
-    quality_metrics: QualityMetrics,
+    drawn: DrawnFiles | None,
+    scores: NDArray[np.float64],
     context: SamplingContext,
 ) -> MeasuredModel:
+    """Collect the measurements of a model; the dense one, without files, has the images of the reference."""
     protocol = reference.protocol
-    gathered = _Gathered()
-    for index, dense_samples in enumerate(reference.samples):
-        if name == DENSE:
-            samples, features = dense_samples, reference.features[index]
-        else:
-            samples = draw_set(unet, scheduler, protocol, index, extractor.batch_size, name, context)
-            features = extractor.features(samples)
-        gathered.add(samples, dense_samples, features, asdict(quality_metrics(features, index)))
-    pairs = gathered.pairs()
+    samples = drawn.samples.read() if drawn else reference.samples
+    pairs = drawn.pairs() if drawn else Pairs.of_equals(samples.shape[:2])
+    worst = tuple(np.transpose(pairs.worst(NUM_WORST)))
     seeds, labels = image_seeds(protocol.seed, STRIP_IMAGES), context.labels(protocol.seed, STRIP_IMAGES)
     return MeasuredModel(
         params=count_params(unet),
@@ -136,52 +150,10 @@ def _measure(
         attention_macs=count_attention_macs(unet),
         size_bytes=file.stat().st_size,
         weights_sha256=file_sha256(file),
-        sets=gathered.sets(),
-        fid_pooled=quality_metrics.fid(torch.cat(gathered.features)),
+        sets={**by_set(scores), **pairs.means()},
+        fid_pooled=float(scores[-1, 0]),
         pairs=pairs,
-        shown=gathered.shown,
-        worst=gathered.worst(pairs),
+        shown=np.array(samples[0, :SHOWN]),
+        worst=np.stack([reference.samples[worst], samples[worst]]),
         strip=draw_strip(unet, scheduler, seeds, protocol.sampler, STRIP_FRAMES, protocol.precision, context, labels),
     )
-
-
-class _Gathered:
-    """Measurements of the sets so far: numbers of all images, pictures of a few."""
-
-    def __init__(self) -> None:
-        self.shown: NDArray[np.uint8] = np.empty(0, np.uint8)
-        self.features: list[torch.Tensor] = []
-        self.quality: list[dict[str, float]] = []
-        self.ssim: list[NDArray[np.float64]] = []
-        self.mse: list[NDArray[np.float64]] = []
-        self.pictures: dict[tuple[int, int], NDArray[np.uint8]] = {}
-
-    def add(
-        self,
-        samples: NDArray[np.uint8],
-        dense_samples: NDArray[np.uint8],
-        features: torch.Tensor,
-        quality: dict[str, float],
-    ) -> None:
-        """Add the next set."""
-        if not self.ssim:
-            self.shown = np.array(samples[:SHOWN])
-        self.features.append(features)
-        self.quality.append(quality)
-        self.ssim.append(images_to_ssim(samples, dense_samples))
-        self.mse.append(images_to_mse(samples, dense_samples))
-        for index in np.argsort(self.ssim[-1], kind="stable")[:NUM_WORST]:
-            self.pictures[len(self.ssim) - 1, int(index)] = np.stack([dense_samples[index], samples[index]])
-
-    def pairs(self) -> Pairs:
-        """Pairs of all sets."""
-        return Pairs(np.stack(self.ssim), np.stack(self.mse))
-
-    def sets(self) -> dict[str, list[float]]:
-        """Value of each metric on each set."""
-        found = {key: [row[key] for row in self.quality] for key in self.quality[0]}
-        return {**found, "ssim": [float(s.mean()) for s in self.ssim], "mse": [float(s.mean()) for s in self.mse]}
-
-    def worst(self, pairs: Pairs) -> NDArray[np.uint8]:
-        """Pictures of the least similar pairs: [2, pairs, C, H, W]."""
-        return np.stack([self.pictures[place] for place in pairs.worst(NUM_WORST)], axis=1)

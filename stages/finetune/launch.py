@@ -1,16 +1,12 @@
-"""One process -> one for each GPU, all running the same command as one training."""
+"""One process -> one for each GPU that can share a batch, all running the same command as one training."""
 
-import logging
 import os
-import sys
 
 import click
 import torch
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from stages.finetune.engine import check_parts
+from stages.runtime.launch import start_processes
 
 
 def launch(processes: int | None, device: torch.device, batch_size: int, accumulate: int) -> int | None:
@@ -39,17 +35,7 @@ def launch(processes: int | None, device: torch.device, batch_size: int, accumul
     if count == 1 or "LOCAL_RANK" in os.environ:
         return None
     check_parts(batch_size, count, accumulate)
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes print their own errors
-    config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=count, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
-    )
-    try:
-        elastic_launch(config, sys.executable)("-m", "stages.finetune", *sys.argv[1:])
-    except ChildFailedError as error:
-        return max(abs(failure.exitcode) for failure in error.failures.values())
-    except SignalException as error:
-        return 128 + int(error.sigval)
-    return 0
+    return start_processes("finetune", count)
 
 
 def count_gpus(available: int, batch_size: int, accumulate: int) -> int:

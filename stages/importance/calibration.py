@@ -14,13 +14,19 @@ from stages.importance.params import ImportanceParams
 from stages.models.families import Denoiser
 from stages.models.saliency import Importance
 from stages.runtime.errors import InputError
+from stages.runtime.processes import Processes
 from stages.runtime.seeds import generator
 
 
 def calibrate(
-    unet: Denoiser, scheduler: DDPMScheduler, images: Images, params: ImportanceParams, seed: int
+    unet: Denoiser,
+    scheduler: DDPMScheduler,
+    images: Images,
+    params: ImportanceParams,
+    seed: int,
+    processes: Processes | None = None,
 ) -> Importance:
-    """Measure the importance on calibration images and noise that depend only on the seed.
+    """Measure the importance on calibration images and noise that depend only on the seed; processes share timesteps.
 
     Raises:
         InputError: There are fewer images or timesteps than params.yaml requires, or a loss or gradient is not finite.
@@ -37,6 +43,7 @@ def calibrate(
         threshold=params.threshold,
         timesteps_per_pass=params.timesteps_per_pass,
         precision=params.precision,
+        processes=processes,
     )
     finite = all(math.isfinite(loss) for losses in importance.losses for loss in losses)
     if not finite or not all(values.isfinite().all() for values in importance.saliency.values()):

@@ -10,11 +10,13 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import nn
 
 from stages.importance.criteria import CRITERIA, FORMULAS, Layer
+from stages.importance.ordered_sum import OrderedSum
 from stages.models.families import Condition, Denoiser
 from stages.models.params import CriterionName, FormulaName, PrecisionName
 from stages.models.prediction_types import training_target
 from stages.models.saliency import Importance
 from stages.runtime.device import computing, naming_switch
+from stages.runtime.processes import Processes
 from stages.runtime.progress import track
 from stages.storage.tensors import tensors_sha256
 
@@ -57,6 +59,7 @@ def measure_importance(
     precision: PrecisionName = "float32",
     label: str | None = "importance",
     model_sha256: str | None = None,
+    processes: Processes | None = None,
 ) -> Importance:
     """Score every weight of a UNet as Diff-Pruning does (Fang et al., 2023, algorithm 1).
 
@@ -74,6 +77,7 @@ def measure_importance(
         precision: bfloat16 uses autocast; tf32 needs a GPU that has it, others compute in float32.
         label: Name of the progress bar; None shows none.
         model_sha256: `tensors_sha256` of the weights where it is known; None computes it.
+        processes: Share the timesteps; all take the same arguments and return the same bits as a single process.
 
     Returns:
         The saliencies, on the CPU, and for each batch the losses of the timesteps that were used.
@@ -81,7 +85,8 @@ def measure_importance(
     Raises:
         InputError: The model has an operation without a deterministic kernel, while no other may run.
     """
-    measurement = _Measurement(unet, scheduler, criterion, formula, threshold, precision)
+    processes = processes or Processes(next(unet.parameters()).device)
+    measurement = _Measurement(unet, scheduler, criterion, formula, threshold, precision, processes)
     known = model_sha256 or tensors_sha256(unet.state_dict())
     with computing(precision), naming_switch("importance.deterministic"):
         return measurement.run(batches, timesteps, timesteps_per_pass, label, known)
@@ -107,7 +112,10 @@ def _prepared(unet: Denoiser, *, channels_last: bool) -> Iterator[None]:
 
 
 class _Measurement:
-    """Sums gradients, or saliencies per timestep, over batches; memory does not depend on their number."""
+    """Sums gradients, or saliencies per timestep, over batches; memory does not depend on their number.
+
+    Each process of a round computes one pass; gradients of passes beyond the threshold are not computed.
+    """
 
     def __init__(
         self,
@@ -117,6 +125,7 @@ class _Measurement:
         formula: FormulaName,
         threshold: float,
         precision: str,
+        processes: Processes,
     ) -> None:
         self.unet, self.scheduler, self.precision = unet, scheduler, precision
         self.criterion_name, self.formula_name = criterion, formula
@@ -127,7 +136,7 @@ class _Measurement:
         self.layers: dict[str, Layer] = {
             name: layer for name, layer in unet.named_modules() if isinstance(layer, Layer)
         }
-        self.totals: dict[str, torch.Tensor] = {}
+        self.processes, self.sum = processes, OrderedSum(processes)
 
     def run(
         self,
@@ -162,22 +171,45 @@ class _Measurement:
         backward pass.
         """
         used: list[float] = []
-        largest = 0.0
-        starts = range(0, len(timesteps), num_each)
-        for start in track(starts, f"{label}, pass", len(starts)) if label else starts:
-            chunk = timesteps[start : start + num_each]
-            losses = self.forward(batch, chunk)
-            values = [loss.item() for loss in losses]
-            num_used, largest, ended = self._count(values, largest)
-            if num_used:
-                weights = [float(self.weights[timestep]) for timestep in chunk[:num_used]]
-                sum(weight * loss for weight, loss in zip(weights, losses, strict=False)).backward()  # type: ignore[union-attr]
-            if self.criterion.per_timestep:
-                self._add_saliency()
-            used += values[:num_used]
+        largest, num_processes = 0.0, self.processes.count
+        chunks = [timesteps[start : start + num_each] for start in range(0, len(timesteps), num_each)]
+        rounds = [chunks[start : start + num_processes] for start in range(0, len(chunks), num_processes)]
+        for passes in track(rounds, f"{label}, pass", len(rounds)) if label else rounds:
+            own = passes[self.processes.index] if self.processes.index < len(passes) else ()
+            losses = self.forward(batch, own) if own else []
+            counts, ended = [], False
+            for values in self._gather(losses, passes):
+                num_used, largest, ended = self._count(values, largest)
+                counts.append(num_used)
+                used += values[:num_used]
+                if ended:
+                    break
+            self._backward(losses, own, counts)
             if ended:
                 break
         return used
+
+    def _gather(self, losses: Sequence[torch.Tensor], passes: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Return the losses of each pass of a round, in the order of their timesteps."""
+        values = [loss.item() for loss in losses]
+        padded = values + [0.0] * (len(passes[0]) - len(values))
+        return [found[: len(chunk)] for found, chunk in zip(self.processes.gather(padded), passes, strict=False)]
+
+    def _backward(self, losses: Sequence[torch.Tensor], timesteps: Sequence[int], counts: Sequence[int]) -> None:
+        """Compute the gradients of this process's pass, and add those of all passes to the sum in their order.
+
+        Args:
+            losses: Of this process's pass.
+            timesteps: Of this process's pass.
+            counts: For each pass of the round, how many of its losses are used.
+        """
+        num_used = counts[self.processes.index] if self.processes.index < len(counts) else 0
+        if num_used:
+            weights = [float(self.weights[timestep]) for timestep in timesteps[:num_used]]
+            sum(weight * loss for weight, loss in zip(weights, losses, strict=False)).backward()  # type: ignore[union-attr]
+        if self.criterion.per_timestep or self.processes.count > 1:  # otherwise .grad is the sum
+            self.sum.add(self._values() if num_used else [], [index for index, count in enumerate(counts) if count])
+            self.unet.zero_grad(set_to_none=True)
 
     def _count(self, losses: Sequence[float], largest: float) -> tuple[int, float, bool]:
         """Find how many of these losses are used, the largest loss so far, and whether the sum ends."""
@@ -204,23 +236,27 @@ class _Measurement:
         return torch.autocast(device_type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
 
     @torch.no_grad()
-    def _add_saliency(self) -> None:
-        """Add the saliencies of the current gradients to the totals and clear the gradients."""
-        for name, layer in self.layers.items():
-            value = self.score(layer, _gradient(layer))
-            if value is not None:
-                self.totals[name] = self.totals[name].add_(value) if name in self.totals else value
-        self.unet.zero_grad(set_to_none=True)
+    def _values(self) -> list[torch.Tensor]:
+        """Return what is summed, from the current gradients: saliencies of the layers that count, or the gradients."""
+        gradients = ((name, _gradient(layer)) for name, layer in self.layers.items())
+        return list((self._scores(gradients) if self.criterion.per_timestep else dict(gradients)).values())
+
+    def _scores(self, gradients: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        scored = ((name, self.score(self.layers[name], gradient)) for name, gradient in gradients)
+        return {name: value for name, value in scored if value is not None}
 
     @torch.no_grad()
     def saliency(self, num_batches: int) -> dict[str, torch.Tensor]:
         """Compute the saliency of every layer that counts, averaged over the batches."""
+        gradients = {name: _gradient(layer) for name, layer in self.layers.items()}  # zero where the sum has them
         if self.criterion.per_timestep:
-            values = {name: total / num_batches for name, total in self.totals.items()}
+            scores = self._scores(gradients.items())
+            totals = self.sum.result(list(scores.values()))
+            values = {name: total / num_batches for name, total in zip(scores, totals, strict=True)}
         else:
-            scored = {name: self.score(layer, _gradient(layer) / num_batches) for name, layer in self.layers.items()}
-            values = {name: value for name, value in scored.items() if value is not None}
-        return {name: value.cpu() for name, value in values.items()}
+            totals = self.sum.result(list(gradients.values()))
+            values = self._scores((name, total / num_batches) for name, total in zip(gradients, totals, strict=True))
+        return {name: value.cpu().contiguous() for name, value in values.items()}
 
 
 def _gradient(layer: Layer) -> torch.Tensor:

@@ -16,11 +16,13 @@ from stages.data.images import Images
 from stages.importance.calibration import calibration_draws
 from stages.importance.criteria import CRITERIA
 from stages.importance.measure import CalibrationDraw, measure_importance
+from stages.importance.ordered_sum import OrderedSum
 from stages.importance.params import ImportanceParams
 from stages.models.families import Denoiser
 from stages.models.groups import Group, find_groups
 from stages.models.saliency import Importance
 from stages.models.scores import score_group
+from stages.runtime.processes import Processes
 from stages.runtime.progress import track
 from stages.runtime.seeds import derive_seed
 
@@ -57,15 +59,19 @@ def measure_diagnostics(
     images: Images,
     params: ImportanceParams,
     seed: int,
+    processes: Processes | None = None,
 ) -> tuple[Heatmap | None, RankingStability | None]:
     """Measure both; None for random and magnitude, which use no data, and for params without `report`."""
     if params.report is None or not CRITERIA[importance.criterion].needs_gradients or not all(importance.losses):
         return None, None
     timesteps = evenly_spaced_timesteps(importance, params.report.timesteps)
+    processes = processes or Processes(next(unet.parameters()).device)
     batch, known = next(calibration_draws(unet, scheduler, images, params, seed)), importance.model_sha256
-    heatmap = measure_heatmap(unet, scheduler, batch, timesteps, known)
+    heatmap = measure_heatmap(unet, scheduler, batch, timesteps, known, processes=processes)
     num_draws = params.report.draws
-    return heatmap, measure_stability(unet, scheduler, images, params, timesteps, num_draws, seed, known)
+    return heatmap, measure_stability(
+        unet, scheduler, images, params, timesteps, num_draws, seed, known, processes=processes
+    )
 
 
 def measure_heatmap(
@@ -74,26 +80,36 @@ def measure_heatmap(
     batch: CalibrationDraw,
     timesteps: Sequence[int],
     model_sha256: str | None = None,
+    *,
+    processes: Processes | None = None,
 ) -> Heatmap:
-    """Measure w·g_t on one batch, one timestep at a time."""
+    """Measure w·g_t on one batch, one timestep at a time; processes share the timesteps."""
+    processes = processes or Processes(next(unet.parameters()).device)
     layers = {name: layer for name, layer in unet.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
-    signed = {name: torch.zeros_like(layer.weight) for name, layer in layers.items()}
-    absolute = np.zeros((len(layers), len(timesteps)))
-    for column, timestep in enumerate(track(timesteps, "heatmap, timestep", len(timesteps))):
-        found = measure_importance(
-            unet,
-            scheduler,
-            [batch],
-            [timestep],
-            criterion="taylor",
-            formula="diffusers",
-            label=None,
-            model_sha256=model_sha256,
+    signed, absolute = OrderedSum(processes), np.zeros((len(layers), len(timesteps)))
+    starts = range(0, len(timesteps), processes.count)
+    for start in track(starts, "heatmap, timestep", len(starts)):
+        chunk = timesteps[start : start + processes.count]
+        own: list[torch.Tensor] = []
+        if processes.index < len(chunk):
+            found = measure_importance(
+                unet,
+                scheduler,
+                [batch],
+                [chunk[processes.index]],
+                criterion="taylor",
+                formula="diffusers",
+                label=None,
+                model_sha256=model_sha256,
+            )
+            own = [found.saliency[name].to(unet.device) for name in layers]
+        sums = processes.gather(
+            [float(found.saliency[name].abs().sum()) for name in layers] if own else [0.0] * len(layers)
         )
-        for row, name in enumerate(layers):
-            signed[name] += found.saliency[name].to(unet.device)
-            absolute[row, column] = found.saliency[name].abs().sum()
-    remaining = np.array([float(signed[name].abs().sum()) for name in layers])
+        signed.add(own, range(len(chunk)))
+        absolute[:, start : start + len(chunk)] = np.transpose(sums[: len(chunk)])
+    totals = signed.result([torch.zeros_like(layer.weight) for layer in layers.values()])
+    remaining = np.array([float(total.abs().sum()) for total in totals])
     total = absolute.sum(axis=1)
     cancelled = 1 - np.divide(remaining, total, out=np.ones_like(remaining), where=total > 0)
     return Heatmap(list(timesteps), list(layers), absolute, cancelled)
@@ -108,6 +124,8 @@ def measure_stability(
     num_draws: int,
     seed: int,
     model_sha256: str | None = None,
+    *,
+    processes: Processes | None = None,
 ) -> RankingStability | None:
     """Measure the importance again on independent images and noise, at few timesteps, and compare the rankings."""
     single = params.model_copy(update={"batches": 1, "noises": 1})
@@ -126,6 +144,7 @@ def measure_stability(
             precision=params.precision,
             label="stability",
             model_sha256=model_sha256,
+            processes=processes,
         )
         scores.append([score_group(group, importance, {}) for group in groups])
     return compare_rankings(groups, scores)

@@ -12,7 +12,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.typing import NDArray
 from torch import nn
 
-from stages.models.autoencoder import Autoencoder, image_shape
+from stages.models.autoencoder import Autoencoder
 from stages.models.families import Denoiser, sample_shape
 from stages.models.params import SamplerParams
 from stages.models.samplers import Sampler, make_sampler
@@ -77,7 +77,6 @@ def image_seeds(seed: int, num_images: int, set_index: int = 0) -> list[int]:
     return [derive_seed(seed, "sample", set_index, index) for index in range(num_images)]
 
 
-@torch.inference_mode()
 def draw(
     unet: Denoiser,
     scheduler: DDPMScheduler,
@@ -90,13 +89,45 @@ def draw(
     context: SamplingContext = DEFAULT_CONTEXT,
     labels: Sequence[int] = (),
 ) -> NDArray[np.uint8]:
-    """Draw one image from each seed: [N, C, H, W] uint8.
+    """Draw one image from each seed, as `draw_batches` does: [N, C, H, W] uint8."""
+    starts = range(0, len(seeds), batch_size)
+    batches = draw_batches(
+        unet,
+        scheduler,
+        seeds,
+        sampler,
+        starts,
+        precision=precision,
+        batch_size=batch_size,
+        label=label,
+        context=context,
+        labels=labels,
+    )
+    return np.concatenate([pixels for _, pixels in batches])
+
+
+@torch.inference_mode()
+def draw_batches(
+    unet: Denoiser,
+    scheduler: DDPMScheduler,
+    seeds: Sequence[int],
+    sampler: SamplerParams,
+    starts: Sequence[int],
+    *,
+    precision: str = "float32",
+    batch_size: int,
+    label: str,
+    context: SamplingContext = DEFAULT_CONTEXT,
+    labels: Sequence[int] = (),
+) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Draw one image from each seed, batch by batch; yields the place of each batch and its images [B, C, H, W] uint8.
 
     Args:
         unet: The model; with bfloat16 a copy of it is used.
         scheduler: The noise schedule that the model was trained with.
         seeds: One per image; it determines the initial noise and the noise of every step.
         sampler: Type and settings of the sampler.
+        starts: Places in `seeds` of the batches to draw, multiples of the batch size.
         precision: float32, tf32 or bfloat16, of the model; the sampler always computes in float32.
         batch_size: Images per batch.
         label: Name of the model in progress and error messages.
@@ -108,16 +139,13 @@ def draw(
     """
     make_sampler(scheduler, sampler)  # fails before the first batch
     model = _channels_last(cast_model(unet, precision))
-    starts = range(0, len(seeds), batch_size)
-    drawn = np.empty((len(seeds), *image_shape(unet, context.autoencoder)), np.uint8)
     for start in track(starts, f"draw {label}, batch", len(starts)):
         part = slice(start, start + batch_size)
         with computing(precision):
             *_, samples = trajectory(
                 model, make_sampler(scheduler, sampler), seeds[part], sampler.eta, context, labels[part]
             )
-        drawn[part] = to_pixels(_check_finite(context.decode(samples), seeds[part], label))
-    return drawn
+        yield start, to_pixels(_check_finite(context.decode(samples), seeds[part], label))
 
 
 def cast_model(unet: Denoiser, precision: str) -> Denoiser:

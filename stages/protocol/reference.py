@@ -1,6 +1,6 @@
 """The reference of a protocol: the dense model's images, and features of them and of the real images."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +12,14 @@ from pydantic import ValidationError
 
 from stages.data.images import read_table
 from stages.models.families import Denoiser
-from stages.models.sampling import DEFAULT_CONTEXT, SamplingContext, draw, image_seeds
+from stages.models.sampling import DEFAULT_CONTEXT, SamplingContext, draw_batches, image_seeds
 from stages.protocol.protocol import Protocol
 from stages.runtime.errors import InputError, first_line
 from stages.storage.files import read_json, write_json
-from stages.storage.tensors import read_array, read_tensors, write_array, write_tensors
+from stages.storage.rows import RowFile, array_file, tensors_file
+from stages.storage.tensors import read_array, read_tensors, write_array
+
+SAMPLES, FEATURES = "samples.npy", "features.safetensors"
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,19 @@ def draw_set(
     batch_size: int,
     label: str,
     context: SamplingContext = DEFAULT_CONTEXT,
-) -> NDArray[np.uint8]:
-    """Draw the images of one set of the protocol: [N, C, H, W] uint8."""
-    return draw(
+    starts: Sequence[int] | None = None,
+) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Draw the images of one set of the protocol, or those of the batches that begin at `starts`.
+
+    Yields:
+        The place of a batch in the set, and its images, [B, C, H, W] uint8.
+    """
+    return draw_batches(
         unet,
         scheduler,
         image_seeds(protocol.seed, protocol.num_images, index),
         protocol.sampler,
+        range(0, protocol.num_images, batch_size) if starts is None else starts,
         precision=protocol.precision,
         batch_size=batch_size,
         label=f"{label}, set {index + 1} of {protocol.sets}",
@@ -59,14 +68,39 @@ def draw_set(
     )
 
 
-def write_reference(folder: Path, reference: Reference) -> None:
-    """Write protocol.json, reference.json, samples.npy, features.safetensors and, if conditional, conditions.npy."""
-    write_json(folder / "protocol.json", reference.protocol.model_dump(mode="json"))
-    write_json(folder / "reference.json", {"model_sha256": reference.model_sha256})
-    write_array(folder / "samples.npy", reference.samples)
-    if reference.table is not None:
-        write_array(folder / "conditions.npy", reference.table)
-    write_tensors(folder / "features.safetensors", {"dense": reference.features, "real": reference.real_features})
+@dataclass(frozen=True)
+class ReferenceFiles:
+    """The images and features of a reference in the files that they are written to as they come."""
+
+    samples: RowFile
+    """[sets, N, C, H, W] uint8."""
+    features: RowFile
+    """[sets, N, D] float32."""
+    real_features: RowFile
+    """[M, D] float32."""
+
+    def create(self) -> None:
+        """Make the files, which are as long as the arrays from then on."""
+        for file in (self.samples, self.features, self.real_features):
+            file.create()
+
+
+def reference_files(folder: Path, protocol: Protocol, image_shape: Sequence[int], num_features: int) -> ReferenceFiles:
+    """Describe samples.npy and features.safetensors of a reference."""
+    sets = (protocol.sets, protocol.num_images)
+    shapes = {"dense": (*sets, num_features), "real": (protocol.num_real_images, num_features)}
+    tensors = tensors_file(folder / FEATURES, shapes)
+    return ReferenceFiles(
+        array_file(folder / SAMPLES, np.uint8, (*sets, *image_shape)), tensors["dense"], tensors["real"]
+    )
+
+
+def write_about(folder: Path, protocol: Protocol, model_sha256: str, table: NDArray[np.float32] | None = None) -> None:
+    """Write protocol.json, reference.json and, if conditional, conditions.npy beside the images and features."""
+    write_json(folder / "protocol.json", protocol.model_dump(mode="json"))
+    write_json(folder / "reference.json", {"model_sha256": model_sha256})
+    if table is not None:
+        write_array(folder / "conditions.npy", table)
 
 
 def read_reference(folder: Path) -> Reference:
@@ -77,9 +111,9 @@ def read_reference(folder: Path) -> Reference:
     """
     protocol = read_protocol(folder / "protocol.json")
     model_sha256 = read_json(folder / "reference.json").get("model_sha256")
-    tensors = read_tensors(folder / "features.safetensors")
+    tensors = read_tensors(folder / FEATURES)
     try:
-        samples = read_array(folder / "samples.npy")
+        samples = read_array(folder / SAMPLES)
     except ValueError as error:
         raise InputError(f"{folder} holds no samples ({first_line(error)}); run the reference stage again") from None
     packed = samples.dtype == np.uint8 and samples.ndim == 5  # noqa: PLR2004

@@ -1,9 +1,7 @@
-"""Dense model, real images and protocol -> samples of the model, and features of both."""
+"""Dense model, real images and protocol -> the reference: samples of the model, and features of both."""
 
 from pathlib import Path
 
-import numpy as np
-import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from stages.data.images import Conditions, PixelArray
@@ -13,7 +11,8 @@ from stages.models.families import Denoiser
 from stages.models.sampling import DEFAULT_CONTEXT, SamplingContext, check_guidance
 from stages.protocol.extractors import Extractor
 from stages.protocol.protocol import Protocol
-from stages.protocol.reference import Reference, draw_set
+from stages.protocol.reference import draw_set, reference_files, write_about
+from stages.runtime.processes import Processes
 from stages.storage.tensors import tensors_sha256
 
 
@@ -36,12 +35,33 @@ def make_reference(
     real: PixelArray,
     protocol: Protocol,
     extractor: Extractor,
+    folder: Path,
     context: SamplingContext = DEFAULT_CONTEXT,
-) -> Reference:
-    """Draw the sets of samples with the dense model, and extract features of them and of the real images."""
-    real_features = extractor.features(real)
-    samples = np.empty((protocol.sets, protocol.num_images, *real.shape[1:]), np.uint8)
+    processes: Processes | None = None,
+) -> int:
+    """Draw the sets of samples with the dense model, and extract features of them and of the real images.
+
+    Each process draws some batches and writes them to the same files as they come; the main one writes the rest.
+
+    Returns:
+        The number of features of an image.
+    """
+    processes = processes or Processes(unet.device)
+    num_features = extractor.features(real[:1]).shape[1]
+    files = reference_files(folder, protocol, real.shape[1:], num_features)
+    if processes.is_main:
+        files.create()
+        write_about(folder, protocol, tensors_sha256(unet.state_dict()), context.table)
+    processes.wait()
+    size = extractor.batch_size
+    for start in processes.share(range(0, len(real), size)):
+        files.real_features.write(start, extractor.features(real[start : start + size]).numpy())
+    starts = range(0, protocol.num_images, size)
     for index in range(protocol.sets):
-        samples[index] = draw_set(unet, scheduler, protocol, index, extractor.batch_size, "dense", context)
-    features = torch.stack([extractor.features(drawn) for drawn in samples])
-    return Reference(protocol, tensors_sha256(unet.state_dict()), samples, features, real_features, context.table)
+        own = processes.share(starts, before=index * len(starts))
+        first = index * protocol.num_images
+        for start, pixels in draw_set(unet, scheduler, protocol, index, size, "dense", context, own):
+            files.samples.write(first + start, pixels)
+            files.features.write(first + start, extractor.features(pixels).numpy())
+    processes.wait()
+    return num_features

@@ -1,6 +1,8 @@
 """A user's mistake -> one clear line, exit code 1, and the message in the result file."""
 
+import os
 import re
+import time
 from typing import IO, Any
 
 import click
@@ -14,6 +16,8 @@ QUERY_KEYS = (
 """Query parameters that grant access, such as those of a presigned address."""
 HEADER_KEYS = r"x-amz-[\w-]+|signature|credential|[\w-]*(?:token|secret|password|passwd)"
 """Fields of a signed request."""
+SECONDS_FOR_FIRST = 3.0
+"""Seconds that the first of several processes has to find the same mistake."""
 MAX_LENGTH = 300
 """Most characters of a message on the terminal and in logs."""
 
@@ -29,7 +33,12 @@ class InputError(click.ClickException):
         return shown(self.message)
 
     def show(self, file: IO[Any] | None = None) -> None:
-        """Print the message, and write it to the result file where one is named."""
+        """Print the message, and write it to the result file where one is named.
+
+        Of several processes with the same mistake the first prints it, and the launcher ends the others meanwhile.
+        """
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(SECONDS_FOR_FIRST)
         write_result(message=self.format_message())
         super().show(file)
 

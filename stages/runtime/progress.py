@@ -1,5 +1,6 @@
 """Long work -> a bar with rate and time left on a terminal; lines and a progress file elsewhere."""
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -15,8 +16,13 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 def track(items: Iterable[Item], label: str, total: int, *, done: int = 0) -> Iterator[Item]:
-    """Yield `items` and report progress; `done` of `total` were finished before."""
-    if sys.stderr.isatty():
+    """Yield `items` and report progress; `done` of `total` were finished before.
+
+    Of several processes that share a stage, the first reports its own.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield from items
+    elif sys.stderr.isatty():
         yield from tqdm(items, desc=label, total=total, initial=done)
     else:
         yield from _log(items, label, total, done)

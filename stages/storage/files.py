@@ -28,8 +28,12 @@ Record = TypeVar("Record", bound=BaseModel)
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[Path]:
+def writing(folder: Path, temporary: Path | None = None) -> Iterator[Path]:
     """Yield a temporary folder that replaces `folder` when the block succeeds and is deleted when it fails.
+
+    Args:
+        folder: The output.
+        temporary: The temporary folder beside it, whose content is lost; None gives it a new name.
 
     Raises:
         InputError: `folder` holds files that no stage wrote or cannot be written, or the disk is full.
@@ -38,7 +42,11 @@ def writing(folder: Path) -> Iterator[Path]:
     folder = folder.resolve()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        if temporary is None:
+            temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        else:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(mode=0o700)
     except OSError as error:
         raise cannot_write(folder, error) from None
     try:

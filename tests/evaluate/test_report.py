@@ -1,5 +1,6 @@
 """An evaluation and its record."""
 
+import copy
 import csv
 import json
 from hashlib import sha256
@@ -12,6 +13,7 @@ from skimage.metrics import mean_squared_error
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from stages.data.grid import images_to_grid
+from stages.evaluate import consistency
 from stages.evaluate.consistency import Pairs, images_to_mse, images_to_ssim
 from stages.evaluate.evaluation import evaluate
 from stages.evaluate.report import write_report
@@ -19,12 +21,14 @@ from stages.evaluate.summary import summarise
 from stages.models.latency import measure_latencies_ms
 from stages.protocol.evaluation import read_evaluation
 from stages.protocol.extractors import Extractor
+from stages.protocol.reference import read_reference
 from stages.prune.params import PruneParams
 from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut
 from stages.reference.reference import make_reference
 from stages.runtime.errors import InputError
 from stages.storage.files import write_json
+from tests.together import run_together
 
 DRAWS = np.random.default_rng(0)
 
@@ -100,16 +104,35 @@ def extractor(params):
 
 
 @pytest.fixture
-def reference(models, scheduler, protocol, extractor):
-    """What the dense model draws."""
-    real = DRAWS.integers(0, 256, (10, 1, 16, 16)).astype(np.uint8)
-    return make_reference(models["dense"], scheduler, real, protocol, extractor)
+def real():
+    """The real images."""
+    return np.random.default_rng(0).integers(0, 256, (10, 1, 16, 16)).astype(np.uint8)
 
 
 @pytest.fixture
-def evaluation(models, files, scheduler, reference, extractor):
+def reference(models, scheduler, real, protocol, extractor, tmp_path):
+    """What the dense model draws."""
+    folder = make_folder(tmp_path / "reference")
+    make_reference(models["dense"], scheduler, real, protocol, extractor, folder)
+    return read_reference(folder)
+
+
+def make_folder(path):
+    """Make a folder and return its path."""
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def scratch(tmp_path):
+    """The folder of the drawn images."""
+    return make_folder(tmp_path / "scratch")
+
+
+@pytest.fixture
+def evaluation(models, files, scheduler, reference, extractor, scratch):
     """Both, measured."""
-    return evaluate(models, files, scheduler, reference, extractor)
+    return evaluate(models, files, scheduler, reference, extractor, scratch)
 
 
 def test_the_dense_model_is_like_itself(evaluation):
@@ -122,11 +145,54 @@ def test_the_dense_model_is_like_itself(evaluation):
     assert {len(values) for values in dense.sets.values()} == {2}
 
 
-def test_a_second_evaluation_draws_no_dense_image(models, files, scheduler, reference, extractor, evaluation):
+def test_several_processes_measure_what_one_measures(models, files, scheduler, real, protocol, params, tmp_path):
+    """Every file of the reference, number and picture, bit for bit; two sets of two batches are shared."""
+
+    def run(count):
+        folder, scratch = make_folder(tmp_path / f"{count}"), make_folder(tmp_path / f"scratch-{count}")
+
+        def measure(processes):
+            unets, extractor = copy.deepcopy(models), Extractor(params.reference.extractor, 2)
+            make_reference(unets["dense"], scheduler, real, protocol, extractor, folder, processes=processes)
+            return evaluate(unets, files, scheduler, read_reference(folder), extractor, scratch, processes=processes)
+
+        found, *others = run_together(count, measure)
+        assert others == [None] * (count - 1)
+        return found, {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    alone, written = run(1)
+    for count in (2, 3):
+        found, files_of_all = run(count)
+        assert files_of_all == written
+        assert summarise(found) == summarise(alone)
+        for one, other in zip(found.models.values(), alone.models.values(), strict=True):
+            assert all(np.array_equal(vars(one)[key], vars(other)[key]) for key in ("shown", "worst", "strip"))
+
+
+def test_the_dense_model_is_not_compared_with_itself(
+    models, files, scheduler, reference, extractor, scratch, monkeypatch
+):
+    """SSIM is computed for the images of the pruned model alone; that of equal images is known."""
+    compared = []
+    compute = consistency.structural_similarity
+    monkeypatch.setattr(
+        consistency,
+        "structural_similarity",
+        lambda x, y, **settings: compared.append(np.array_equal(x, y)) or compute(x, y, **settings),
+    )
+    found = evaluate(models, files, scheduler, reference, extractor, scratch)
+
+    assert compared == [False] * reference.protocol.sets * reference.protocol.num_images
+    assert found.models["dense"].sets["ssim"] == [1.0] * 2
+    assert found.models["dense"].pairs.worst(8) == [(row, column) for row in range(2) for column in range(4)]
+    assert np.array_equal(found.models["dense"].worst[0], found.models["dense"].worst[1])
+
+
+def test_a_second_evaluation_draws_no_dense_image(models, files, scheduler, reference, extractor, evaluation, tmp_path):
     """Counted on the model itself: it draws its strip, but never a set."""
     calls = []
     handle = models["dense"].register_forward_hook(lambda _, __, output: calls.append(len(output.sample)))
-    again = evaluate(models, files, scheduler, reference, extractor)
+    again = evaluate(models, files, scheduler, reference, extractor, make_folder(tmp_path / "again"))
     handle.remove()
 
     assert again.models["dense"].sets == evaluation.models["dense"].sets
@@ -136,15 +202,17 @@ def test_a_second_evaluation_draws_no_dense_image(models, files, scheduler, refe
     assert calls.count(3) == reference.protocol.sampler.steps  # of the strip
 
 
-def test_a_reference_of_another_dense_model_is_refused(models, files, make_unet, scheduler, reference, extractor):
+def test_a_reference_of_another_dense_model_is_refused(
+    models, files, make_unet, scheduler, reference, extractor, scratch
+):
     """Its images would not be from the same weights."""
     others = {**models, "dense": make_unet(seed=5, sample_size=16)}
 
     with pytest.raises(InputError, match=r"the dense model has weights of sha256 .*; run the reference stage again"):
-        evaluate(others, files, scheduler, reference, extractor)
+        evaluate(others, files, scheduler, reference, extractor, scratch)
 
 
-def test_a_model_that_draws_no_numbers_is_refused(models, files, scheduler, reference, extractor):
+def test_a_model_that_draws_no_numbers_is_refused(models, files, scheduler, reference, extractor, scratch):
     """NaN in the weights is NaN in the pictures; the first seed is named, and no number is made of it."""
     with torch.no_grad():
         models["pruned"].conv_out.bias.fill_(float("nan"))
@@ -152,7 +220,7 @@ def test_a_model_that_draws_no_numbers_is_refused(models, files, scheduler, refe
     with pytest.raises(
         InputError, match=r"pruned, set 1 of 2 draws 4 of 4 images with values that are not finite \(first: seed \d+\)"
     ):
-        evaluate(models, files, scheduler, reference, extractor)
+        evaluate(models, files, scheduler, reference, extractor, scratch)
 
 
 def test_the_record_holds_every_number_with_its_interval(evaluation, tmp_path):

@@ -29,7 +29,7 @@ from stages.models.saliency import Importance, read_importance, write_importance
 from stages.params import load_params
 from stages.protocol.costs import read_costs
 from stages.protocol.evaluation import read_evaluation
-from stages.protocol.reference import Reference, read_reference, write_reference
+from stages.protocol.reference import Reference, read_reference
 from stages.register.lineage import read_lineage
 from stages.register.policy import load_policy
 from stages.report.report_data import _read_licence
@@ -40,6 +40,7 @@ from stages.storage.run_record import read_run_record
 from stages.storage.tensors import read_metadata, read_shapes, read_tensors, write_tensors
 from stages.tracking.recording import RunRecord
 from tests.records import make_costs, make_evaluation, make_model
+from tests.references import write_reference
 
 ROOT = Path(__file__).parents[2]
 RUN = "f" * 64

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from stages.protocol.reference import Reference, draw_set, read_reference, write_reference
+from stages.protocol.reference import Reference, draw_set, read_reference
 from stages.runtime.errors import InputError
 from stages.storage.files import read_json, write_json
 from stages.storage.tensors import write_tensors
+from tests.references import write_reference
 
 
 @pytest.fixture
@@ -33,7 +34,10 @@ def test_a_written_reference_reads_back_unchanged(reference, tmp_path):
 def test_a_set_has_the_protocols_number_of_images(make_unet, scheduler, protocol):
     """It holds also if the batch size does not divide the number; sets share no image."""
     unet = make_unet(sample_size=16)
-    sets = [draw_set(unet, scheduler, protocol, index, 3, "dense") for index in range(2)]
+    batches = [list(draw_set(unet, scheduler, protocol, index, 3, "dense")) for index in range(2)]
+    sets = [np.concatenate([pixels for _, pixels in drawn]) for drawn in batches]
+
+    assert [[start for start, _ in drawn] for drawn in batches] == [[0, 3]] * 2
 
     assert [drawn.shape for drawn in sets] == [(4, 1, 16, 16)] * 2
     assert len(np.unique(np.concatenate(sets).reshape(8, -1), axis=0)) == 8

@@ -1,0 +1,79 @@
+"""Models and a reference -> files of the drawn images, their features, and their similarity to the dense model's."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+from stages.evaluate.consistency import Pairs, images_to_mse, images_to_ssim
+from stages.models.families import Denoiser
+from stages.models.sampling import SamplingContext
+from stages.protocol.extractors import Extractor
+from stages.protocol.reference import Reference, draw_set
+from stages.runtime.processes import Processes
+from stages.storage.rows import RowFile, array_file
+
+
+@dataclass(frozen=True)
+class DrawnFiles:
+    """What is measured on the images of one model, in files that the processes write as the images come."""
+
+    samples: RowFile
+    """[sets, N, C, H, W] uint8."""
+    features: RowFile
+    """[sets, N, D] float32."""
+    ssim: RowFile
+    """[sets, N] float64, with the dense model's image from the same noise."""
+    mse: RowFile
+    """[sets, N] float64."""
+
+    def create(self) -> None:
+        """Make the files, which are as long as the arrays from then on."""
+        for file in (self.samples, self.features, self.ssim, self.mse):
+            file.create()
+
+    def pairs(self) -> Pairs:
+        """Return the similarity of all images."""
+        return Pairs(np.array(self.ssim.read()), np.array(self.mse.read()))
+
+
+def drawn_files(folder: Path, name: str, reference: Reference) -> DrawnFiles:
+    """Describe the files of one model."""
+    sets, samples = reference.samples.shape[:2], reference.samples
+    return DrawnFiles(
+        array_file(folder / f"{name}-samples.npy", np.uint8, samples.shape),
+        array_file(folder / f"{name}-features.npy", np.float32, tuple(reference.features.shape)),
+        array_file(folder / f"{name}-ssim.npy", np.float64, sets),
+        array_file(folder / f"{name}-mse.npy", np.float64, sets),
+    )
+
+
+def draw_models(
+    models: Mapping[str, Denoiser],
+    files: Mapping[str, DrawnFiles],
+    scheduler: DDPMScheduler,
+    reference: Reference,
+    extractor: Extractor,
+    context: SamplingContext,
+    processes: Processes,
+) -> None:
+    """Draw this process's batches of each model that has files, and write what is measured on them.
+
+    Raises:
+        InputError: Images are not finite, or the disk is full.
+    """
+    protocol, size, before = reference.protocol, extractor.batch_size, 0
+    starts = range(0, protocol.num_images, size)
+    for name, target in files.items():
+        for index, dense in enumerate(reference.samples):
+            own = processes.share(starts, before)
+            before += len(starts)
+            first = index * protocol.num_images
+            for start, pixels in draw_set(models[name], scheduler, protocol, index, size, name, context, own):
+                others = dense[start : start + len(pixels)]
+                target.samples.write(first + start, pixels)
+                target.features.write(first + start, extractor.features(pixels).numpy())
+                target.ssim.write(first + start, images_to_ssim(pixels, others))
+                target.mse.write(first + start, images_to_mse(pixels, others))

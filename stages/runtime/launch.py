@@ -1,0 +1,60 @@
+"""One process -> several on this machine, one for each GPU, all running the same command of a stage."""
+
+import logging
+import os
+import shutil
+import sys
+import uuid
+from pathlib import Path
+
+import torch
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from stages.runtime.processes import shared_folder
+
+RUN_ID = "TORCHELASTIC_RUN_ID"
+
+
+def count_processes(processes: int | None, device: torch.device) -> int:
+    """Return the number of processes to use: the given one, or one for each GPU, or one on the CPU."""
+    return processes or (torch.cuda.device_count() if device.type == "cuda" else 1)
+
+
+def start_processes(stage: str, count: int, out: Path | None = None) -> int | None:
+    """Run this command of a stage in `count` processes of this machine.
+
+    `torchrun` does the same from outside; `accelerate launch` does on GPUs, and on the CPU if MPI is installed.
+
+    Args:
+        stage: The stage's name.
+        count: Number of processes.
+        out: The output whose shared folder is removed if the processes leave one behind.
+
+    Returns:
+        The exit code of the processes; None if this process has to work, alone or as one of several.
+    """
+    if count == 1 or "LOCAL_RANK" in os.environ:
+        return None
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes print their own errors
+    os.environ[RUN_ID] = uuid.uuid4().hex
+    config = LaunchConfig(
+        run_id=os.environ[RUN_ID],
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", f"stages.{stage}", *sys.argv[1:])
+    except ChildFailedError as error:
+        return max(abs(failure.exitcode) for failure in error.failures.values())
+    except SignalException as error:
+        return 128 + int(error.sigval)
+    finally:
+        if out:
+            shutil.rmtree(shared_folder(out), ignore_errors=True)
+    return 0
