@@ -76,7 +76,6 @@ def compress(
 @options.commit_option
 @options.runner_option
 @options.jobs_option
-@options.address_option
 @options.limit_option
 @click.option("--best", type=click.IntRange(0), default=1, help="How many of the best become versions.")
 def sweep(grids: tuple[str, ...], texts: tuple[str, ...], limits: tuple[str, ...], **given: Any) -> None:  # noqa: ANN401
@@ -101,7 +100,6 @@ def sweep(grids: tuple[str, ...], texts: tuple[str, ...], limits: tuple[str, ...
 @options.commit_option
 @options.runner_option
 @options.jobs_option
-@options.address_option
 @options.limit_option
 @click.option("--ablation/--no-ablation", default=True, help="Whether to vary the number of timesteps as well.")
 def compare(

@@ -41,7 +41,6 @@ def compare(
     commit: str = "HEAD",
     runner: RunnerName = "threads",
     jobs: PositiveInt = 1,
-    address: str | None = None,
     *,
     limits: dict[str, float] | None = None,
     ablation: bool = True,
@@ -54,9 +53,8 @@ def compare(
         rows: Any of scratch, random, magnitude, taylor, diff-pruning-0, -0.02 and -0.05, ours; null selects all.
         overrides: Dotted keys of params.yaml -> one value, for all cells.
         commit: A branch, tag or hash.
-        runner: threads of this machine, the deployment compress on a pool of workers, or a dask or ray cluster.
+        runner: threads of this machine, or the deployment compress on a pool of workers.
         jobs: Cells at once, on threads.
-        address: Address of the cluster's scheduler; null starts one on this machine.
         limits: Stage -> minutes after which it is terminated.
         ablation: Whether cells that vary the number of timesteps are added.
     """
@@ -64,7 +62,7 @@ def compare(
     source = ParamsSource(repository.resolve(commit, get_run_logger().info), preset)
     cells = plan_comparison(repository, source, names, seeds, overrides or {}, ablation=ablation)
     series = Series(repository, "comparison", source, cells)
-    with open_executor(series, runner, jobs, address, limits) as executor:
+    with open_executor(series, runner, jobs, limits) as executor:
         failed = executor.compress_all()
         if len(failed) < len(cells):
             command = shlex.join(_command(source, seeds, names, overrides or {}, ablation=ablation))

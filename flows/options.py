@@ -2,7 +2,7 @@
 
 import click
 
-RUNNERS = ["threads", "pool", "dask", "ray"]
+RUNNERS = ["threads", "pool"]
 
 policy_option = click.option("--policy", default="mlflow/promotion.yaml", help="The promotion policy.")
 set_option = click.option("--set", "texts", multiple=True, metavar="KEY=VALUE", help="Override a key of params.yaml.")
@@ -10,7 +10,6 @@ preset_option = click.option("--preset", default=None, help="A preset of the com
 commit_option = click.option("--commit", default="HEAD", help="A branch, tag or hash.")
 runner_option = click.option("--runner", type=click.Choice(RUNNERS), default="threads", help="Where cells run.")
 jobs_option = click.option("--jobs", type=click.IntRange(1), default=1, help="Cells at once on this machine.")
-address_option = click.option("--address", default=None, help="Address of the cluster's scheduler.")
 limit_option = click.option(
     "--limit", "limits", multiple=True, metavar="STAGE=MINUTES", help="Terminate a stage that takes longer."
 )

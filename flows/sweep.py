@@ -31,7 +31,6 @@ def sweep(
     commit: str = "HEAD",
     runner: RunnerName = "threads",
     jobs: PositiveInt = 1,
-    address: str | None = None,
     limits: dict[str, float] | None = None,
     best: NonNegativeInt = 1,
     *,
@@ -43,9 +42,8 @@ def sweep(
         grid: Dotted keys of params.yaml -> the values of each.
         overrides: Dotted keys -> one value, for all cells.
         commit: A branch, tag or hash.
-        runner: threads of this machine, the deployment compress on a pool of workers, or a dask or ray cluster.
+        runner: threads of this machine, or the deployment compress on a pool of workers.
         jobs: Cells at once, on threads.
-        address: Address of the cluster's scheduler; null starts one on this machine.
         limits: Stage -> minutes after which it is terminated.
         best: How many of the best become versions in MLflow's registry; the very best last, as the challenger.
         preset: Name of a preset of the commit (recipes/presets) that replaces its params.yaml; null keeps it.
@@ -55,7 +53,7 @@ def sweep(
     source = ParamsSource(repository.resolve(commit, get_run_logger().info), preset)
     series = Series(repository, "sweep", source, plan_sweep(repository, source, grid, overrides or {}))
     versions: list[tuple[str, bool]] = []
-    with open_executor(series, runner, jobs, address, limits) as executor:
+    with open_executor(series, runner, jobs, limits) as executor:
         failed = executor.compress_all()
         if len(failed) < len(series.cells):
             params = {key: str(values) for key, values in grid.items()} | {"commit": source.commit}

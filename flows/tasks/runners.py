@@ -1,4 +1,4 @@
-"""The cells of a series -> tasks that compress them on threads, a work pool or a cluster."""
+"""The cells of a series -> tasks that compress them on threads or on a work pool."""
 
 import contextlib
 import os
@@ -28,7 +28,7 @@ from flows.workspaces.overrides import Overrides
 from flows.workspaces.workspace import open_workspace
 from stages.runtime.errors import InputError
 
-RunnerName = Literal["threads", "pool", "dask", "ray"]
+RunnerName = Literal["threads", "pool"]
 DEPLOYMENT = "compress/compress"
 """The deployment that compresses one cell on a work pool."""
 POLL_S = 2.0
@@ -37,43 +37,22 @@ Slots = queue.Queue[dict[str, str]]
 
 
 @contextmanager
-def open_runner(name: RunnerName, jobs: int, address: str | None) -> Iterator[tuple[TaskRunner[Any], Slots | None]]:
+def open_runner(name: RunnerName, jobs: int) -> Iterator[tuple[TaskRunner[Any], Slots | None]]:
     """Start the runner of cells; yields it with the slots of this machine, None where cells run elsewhere.
 
     Args:
-        name: threads of this process, workers of a work pool, or a cluster.
-        jobs: Cells at once, on threads; the others have limits of their own.
-        address: Address of a cluster's scheduler; None starts a small cluster on this machine.
+        name: threads of this process, or workers of a work pool.
+        jobs: Cells at once, on threads; a pool has limits of its own.
 
     Raises:
-        InputError: The cluster's package is not installed, or the server lacks the deployment.
+        InputError: The server lacks the deployment.
     """
-    runner: TaskRunner[Any]
-    slots: Slots | None = None
-    match name:
-        case "threads":
-            runner, slots = ThreadPoolTaskRunner(max_workers=jobs), _slots(jobs)
-        case "pool":
-            _require_deployment()
-            runner = ThreadPoolTaskRunner(max_workers=1000)  # each thread only waits
-        case "dask" | "ray":
-            runner = _cluster(name, jobs, address)
+    if name == "pool":
+        _require_deployment()
+    slots = _slots(jobs) if name == "threads" else None
+    runner: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=jobs if slots else 1000)  # a pool's threads only wait
     with runner:
         yield runner, slots
-
-
-def _cluster(name: Literal["dask", "ray"], jobs: int, address: str | None) -> Any:  # noqa: ANN401  # one of two extras
-    try:
-        if name == "dask":
-            from prefect_dask import DaskTaskRunner
-
-            local = {"n_workers": jobs, "threads_per_worker": 1}
-            return DaskTaskRunner(address=address) if address else DaskTaskRunner(cluster_kwargs=local)
-        from prefect_ray import RayTaskRunner
-
-        return RayTaskRunner(address=address) if address else RayTaskRunner(init_kwargs={"num_cpus": jobs})
-    except ImportError:
-        raise InputError(f"the runner {name} needs its package; install it: pip install 'espalier[{name}]'") from None
 
 
 def _slots(jobs: int) -> Slots:

@@ -179,16 +179,16 @@ class CellExecutor:
 
 @contextmanager
 def open_executor(
-    series: Series, runner: RunnerName, jobs: int, address: str | None, limits: dict[str, float] | None
+    series: Series, runner: RunnerName, jobs: int, limits: dict[str, float] | None
 ) -> Iterator[CellExecutor]:
     """Lock the series against other runs, and start the runner of its cells.
 
     Raises:
-        InputError: The runner's package is not installed, or the server lacks the deployment compress.
+        InputError: The server lacks the deployment compress.
     """
     with (
         locked(series.lock, get_run_logger().info),
-        open_runner(runner, jobs, address) as (task_runner, slots),
+        open_runner(runner, jobs) as (task_runner, slots),
     ):
         yield CellExecutor(series, task_runner, slots, limits or {}, on_pool=runner == "pool")
 

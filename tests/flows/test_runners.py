@@ -1,0 +1,23 @@
+"""Where the cells of a series run."""
+
+from typing import get_args
+
+from click.testing import CliRunner
+
+from flows.__main__ import main
+from flows.options import RUNNERS
+from flows.tasks.runners import RunnerName, open_runner
+
+
+def test_the_runners_of_the_command_are_those_that_there_are():
+    """Threads and a pool; one that no test runs is not offered."""
+    assert list(get_args(RunnerName)) == RUNNERS == ["threads", "pool"]
+    for command in ("sweep", "compare"):
+        assert "--address" not in CliRunner().invoke(main, [command, "--help"]).output
+
+
+def test_threads_run_as_many_cells_as_there_are_jobs():
+    """Each has a slot, and the runner as many threads."""
+    with open_runner("threads", 3) as (runner, slots):
+        assert slots.qsize() == 3
+        assert runner._max_workers == 3
