@@ -3,8 +3,10 @@
 import logging
 import os
 import shutil
+import signal
 import sys
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,6 +22,17 @@ RUN_ID = "TORCHELASTIC_RUN_ID"
 def count_processes(processes: int | None, device: torch.device) -> int:
     """Return the number of processes to use: the given one, or one for each GPU, or one on the CPU."""
     return processes or (torch.cuda.device_count() if device.type == "cuda" else 1)
+
+
+def exit_code(codes: Sequence[int]) -> int:
+    """Return the exit code for those of failed processes, which are negative for a signal.
+
+    Once one process has failed, the launcher ends the others by SIGTERM. So a code that a process chose comes first,
+    then another signal, such as the SIGKILL of a process that took too much memory.
+    """
+    chosen = [code for code in codes if code > 0]
+    signals = [code for code in codes if code != -signal.SIGTERM]
+    return max(chosen) if chosen else 128 - (signals or list(codes))[0]
 
 
 def start_processes(stage: str, count: int, out: Path | None = None) -> int | None:
@@ -51,7 +64,7 @@ def start_processes(stage: str, count: int, out: Path | None = None) -> int | No
     try:
         elastic_launch(config, sys.executable)("-m", f"stages.{stage}", *sys.argv[1:])
     except ChildFailedError as error:
-        return max(abs(failure.exitcode) for failure in error.failures.values())
+        return exit_code([failure.exitcode for failure in error.failures.values()])
     except SignalException as error:
         return 128 + int(error.sigval)
     finally:
