@@ -2,16 +2,19 @@
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect import State, flow, task
 from prefect.artifacts import create_table_artifact
+from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
 from flows.tasks.errors import fail_on_input_error
 from flows.tasks.notifications import HOOKS, REFUSED
 from flows.tasks.stages import RETRIED, UNAVAILABLE
+from flows.workspaces.machine import at_work, machine_lock
 from flows.workspaces.repository import REPOSITORY_VARIABLE
 from stages.runtime.errors import InputError, UnavailableError
 
@@ -95,11 +98,18 @@ def run_as_task(name: str, function: Callable[[], Any]) -> Any:  # noqa: ANN401 
 @task(**RETRIED)
 def _call(function: Callable[[], Any]) -> State[Any]:
     try:
-        return Completed(data=function())
+        with _at_work():
+            return Completed(data=function())
     except UnavailableError as error:
         return Failed(name=UNAVAILABLE, message=error.message)
     except InputError as error:
         return Failed(message=error.message)
+
+
+def _at_work() -> AbstractContextManager[None]:
+    """Wait for a run that takes times, if runs have a folder here."""
+    lock = machine_lock()
+    return at_work(lock, get_run_logger().info, alone=False) if lock.parent.is_dir() else nullcontext()
 
 
 def _show_decision(decision: "Decision", message: str) -> State[Any]:

@@ -59,8 +59,6 @@ class Workspace:
     """Whether DVC has a default remote."""
     environment: dict[str, str] = field(default_factory=dict)
     """Environment variables for every command in it, in addition to this process's."""
-    machine: Path = field(default_factory=machine_lock)
-    """Lock file of all runs on this machine that share its folder."""
 
     @property
     def stages(self) -> list[Stage]:
@@ -89,6 +87,11 @@ class Workspace:
             chosen = [params[key] for key in stage.params]
             found[stage.name] = hash_json([self.commit, stage.name, chosen, [found[it] for it in stage.needs]])
         return found
+
+    @property
+    def machine(self) -> Path:
+        """The lock file of all runs on this machine that share its folder."""
+        return machine_lock(self.locks.parent if self.locks else None)
 
     def takes_times(self, stage: str) -> bool:
         """Whether a stage measures how long passes take, which holds only while no other run computes beside it."""
@@ -185,7 +188,6 @@ def open_workspace(
             repository.root / "locks",
             has_remote=_configure(repository, path),
             environment=dict(environment or {}),
-            machine=machine_lock(repository.root),
         )
 
 

@@ -12,7 +12,7 @@ from stages.protocol.evaluation import DENSE, METRICS, Model
 from stages.protocol.protocol import check_same
 from stages.report.figures import COLOURS, plain_log
 from stages.report.markdown import markdown_table
-from stages.report.table import protocol_to_text, write_count, write_metric
+from stages.report.table import latency_to_text, protocol_to_text, write_count, write_metric
 from stages.tools.cells import FinishedCell, read_cells
 from stages.tools.table_files import write_table_files
 
@@ -117,11 +117,12 @@ def to_markdown(points: Sequence[Point]) -> str:
     record = points[0].record
     dense = record.models[DENSE]
     same = {key: value for key, value in points[0].note.overrides.items() if key not in _swept_keys(points)}
+    latency = " ".join(dict.fromkeys(latency_to_text(point.costs) for point in points))
     common = f"All cells: {write_overrides(same)}. " if same else ""
     return (
         f"{table}\n\n{common}● no other cell has both fewer MACs and a lower FID. Dense: {write_count(dense.macs)} "
         f"MACs, FID {write_metric(dense.fid, 3)}. Each cell is one training, so the intervals do not cover the "
-        f"variation between seeds. {protocol_to_text(record)}\n"
+        f"variation between seeds. {protocol_to_text(record)} {latency}\n"
     )
 
 
@@ -137,6 +138,7 @@ def to_json(points: Sequence[Point]) -> dict[str, Any]:
 
 def _numbers(point: Point) -> dict[str, Any]:
     metrics = {name: point.model.metric(name) for name in METRICS}
+    latency = point.costs.first(FINETUNED)
     return {
         **point.note.overrides,
         "macs": point.model.macs,
@@ -144,7 +146,9 @@ def _numbers(point: Point) -> dict[str, Any]:
         "params": point.model.params,
         **{name: metric.mean for name, metric in metrics.items()},
         **{f"{name}_interval": metric.half_width for name, metric in metrics.items()},
-        "latency_ms": point.costs.first(FINETUNED).median_ms,
+        "latency_ms": latency.median_ms,
+        "latency_precision": latency.precision,
+        "latency_deterministic": latency.deterministic,
         "ran": " ".join(point.note.ran),
         "mlflow_run": point.note.mlflow_run,
         "protocol": point.record.protocol_id,

@@ -258,6 +258,10 @@ def test_the_csv_has_the_numbers(written, a_protocol):
     assert [int(first["macs"]), float(first["macs_share"]), int(first["params"])] == [400_000, 0.4, 20_000]
     assert [float(first[name]) for name in METRICS] == [2.0, *[0.5] * (len(METRICS) - 1)]
     assert [float(first[f"{name}_interval"]) for name in METRICS] == [0.02] * len(METRICS)
+    assert (first["latency_precision"], first["latency_deterministic"]) == ("float32", "False")
+    assert "Latency: median of a pass, batch 1, float32, eager, kernels chosen for speed, cpu." in (
+        (written[0] / "table.md").read_text()
+    )
     assert (float(first["latency_ms"]), first["ran"], first["protocol"]) == (2.5, "prune", a_protocol.id)
 
 
