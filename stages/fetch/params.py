@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from stages.runtime.errors import InputError
 from stages.runtime.schema import Commit, Section, Sha256
-from stages.storage.s3 import BUCKET_URI
+from stages.storage.s3_bucket import BUCKET_URI
 
 
 def _check_uri(uri: str) -> str:

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -17,9 +18,13 @@ from stages.models.families import Denoiser
 from stages.runtime.bounded import parse_json
 from stages.runtime.errors import InputError, first_line, warn
 from stages.runtime.schema import Frozen
+from stages.storage.files import write_json
+from stages.storage.in_use import hold_folder
 from stages.storage.s3 import Store
 from stages.storage.tensors import read_metadata, read_tensors, write_tensors
 
+TRAINING = "training.json"
+"""File beside the checkpoints: seed and params of the training."""
 METADATA_KEY = "checkpoint"
 """The only key of a file's metadata, because safetensors writes several keys in no fixed order."""
 
@@ -48,7 +53,19 @@ class Checkpoints:
 
     def __init__(self, root: Path, run: str, store: Store | None = None, keep: int = 2) -> None:
         self.folder, self.run, self.keep = root / run[:16], run, keep
-        self.uploads = CheckpointUploads(store, run) if store else None
+        self.uploads = CheckpointUploads(store, run, keep) if store else None
+        self.lock: IO[str] | None = None
+
+    def hold(self, training: Mapping[str, object]) -> None:
+        """Keep a clean-up from the checkpoints while this process runs, and write down what it trains.
+
+        Raises:
+            InputError: The folder cannot be written.
+        """
+        self.lock = hold_folder(self.folder)
+        write_json(self.folder / TRAINING, training)
+        if self.uploads:
+            self.uploads.note(training)
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint atomically and remove all but the last `keep`."""

@@ -3,11 +3,15 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from stages.runtime.errors import InputError, warn
 from stages.storage.s3 import Store
+
+CHECKPOINTS = "checkpoints"
+"""Folder of the store with the checkpoints of each run, and of its notes with what each run trains."""
 
 
 class CheckpointUploads:
@@ -19,13 +23,23 @@ class CheckpointUploads:
     Args:
         store: Where the copies go.
         run: Fingerprint of the run.
+        keep: Number of copies that are kept.
     """
 
-    def __init__(self, store: Store, run: str) -> None:
-        self.store, self.prefix = store, f"checkpoints/{run}/"
+    def __init__(self, store: Store, run: str, keep: int) -> None:
+        self.store, self.keep, self.run = store, keep, run
+        self.prefix = f"{CHECKPOINTS}/{run}/"
+        self.warned: set[str] = set()
         self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="upload")
         self.pending: Future[None] | None = None
         self.folder = Path()  # that `pending` uploads
+
+    def note(self, training: Mapping[str, object]) -> None:
+        """Write down what the run trains, and that it is in progress, before anything is downloaded or uploaded."""
+        try:
+            self.store.write_note(f"{CHECKPOINTS}/{self.run}", training)
+        except InputError as error:
+            self._warn_once(f"{error.message}; the store does not know that this training is in progress")
 
     def upload(self, path: Path) -> None:
         """Upload a checkpoint in the background, in place of one that still waits."""
@@ -71,8 +85,23 @@ class CheckpointUploads:
             self.store.push(folder, f"{self.prefix}{name}")
         except InputError as error:
             warn(f"{error.message}; the checkpoint is kept on this machine only")
+        else:
+            self._prune()
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _prune(self) -> None:
+        """Remove all copies but the newest `keep`, the last of which is complete by now."""
+        try:
+            if old := self.store.names(self.prefix)[: -self.keep]:
+                self.store.remove(old, among=self.prefix)  # a checkpoint names its run, so no other run has equal files
+        except InputError as error:
+            self._warn_once(f"{error.message}; older copies stay in the store")
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self.warned:
+            warn(message)
+        self.warned.add(message)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

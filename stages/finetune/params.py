@@ -96,7 +96,7 @@ class FinetuneParams(Section):
     checkpoint_every: int = Field(ge=1)
     """Steps between two checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)
-    """Number of checkpoints that are kept."""
+    """Number of checkpoints that are kept, on disk and in ESPALIER_STORE."""
     samples: SamplesParams | None = None
     """Images drawn during the training; null draws none."""
     engine: EngineParams = EngineParams()

@@ -103,6 +103,8 @@ def recover(trainer: Trainer, checkpoints: Path, run: str) -> Checkpoints:
         InputError: The loss is not finite, or the gate is out of reach; the last checkpoint is kept.
     """
     kept = Checkpoints(checkpoints, run, open_store(), trainer.params.keep_checkpoints)
+    if trainer.engine.is_main:
+        kept.hold({"seed": trainer.seed, "finetune": trainer.params.model_dump(mode="json")})
     try:
         with live_logging(run, trainer.params, trainer.engine) as listener:
             trainer.run(kept, listener)

@@ -1,52 +1,45 @@
-"""Folders <-> content-addressed objects in an S3 bucket, and plain objects -> a folder.
+"""Folders <-> content-addressed objects in an S3 bucket.
 
-A store at s3://BUCKET/PREFIX has two parts: objects/ holds files, named by the SHA-256 of their content and never
-changed; manifests/ lists the files of each folder. A manifest is written last, so an interrupted push stays invisible.
+A store at s3://BUCKET/PREFIX has three parts: objects/ holds files, named by the SHA-256 of their content and never
+changed; manifests/ lists the files of each folder; notes/ holds small JSON objects, which are replaced. A manifest is
+written last, so an interrupted push stays invisible.
 Endpoint and credentials come from the standard variables AWS_ENDPOINT_URL_S3, AWS_ACCESS_KEY_ID,
 AWS_SECRET_ACCESS_KEY and AWS_PROFILE.
 """
 
+import json
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
-from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import click
 
-from stages.runtime.errors import InputError, UnavailableError, without_password
+from stages.runtime.errors import InputError, UnavailableError
 from stages.runtime.progress import track
-from stages.storage.files import check_free, file_sha256, temporary_folder, writing
+from stages.storage.files import check_free, file_sha256, writing
 from stages.storage.manifest import (
     MAX_BYTES,
     Entry,
     Manifest,
-    check_distinct,
-    check_inside,
     check_name,
     check_space,
     describe,
     parse_manifest,
 )
-from stages.storage.s3_client import connect, transfer_config
-from stages.storage.s3_errors import s3_errors
+from stages.storage.s3_bucket import Bucket
+from stages.storage.s3_client import transfer_config
 
-BUCKET_URI = r"s3://([a-z0-9][a-z0-9._-]{1,61}[a-z0-9])(/[^?#\x00-\x1f\x7f]*)?"
 CONFLICT, PRECONDITION_FAILED, NOT_IMPLEMENTED = 409, 412, 501
 """Answers to a conditional write: another one is in progress, was first, or the store does not know conditions."""
 CONFLICTS = 3
 """Most attempts to write a manifest that others write at the same time."""
 VARIABLE = "ESPALIER_STORE"
 """Environment variable with the address of the store, s3://BUCKET/PREFIX."""
-FILES_AT_ONCE = 8
-"""Parallel downloads; a small file takes less time to transfer than the server takes to answer."""
 
 
-class Store:
-    """A bucket, or the part of it below a prefix.
+class Store(Bucket):
+    """Folders in a bucket, or in the part of it below a prefix.
 
     Args:
         uri: s3://BUCKET or s3://BUCKET/PREFIX.
@@ -55,14 +48,6 @@ class Store:
     Raises:
         InputError: The address is invalid.
     """
-
-    def __init__(self, uri: str, key: str = "bucket address") -> None:
-        match = re.fullmatch(BUCKET_URI, uri)
-        if not match:
-            raise InputError(f"invalid {key} {without_password(uri)!r}; give s3://BUCKET or s3://BUCKET/PREFIX")
-        self.uri, self.bucket = uri.rstrip("/"), match[1]
-        self.prefix = (match[2] or "").strip("/")
-        self.client = connect()
 
     def push(self, folder: Path, name: str) -> Manifest:
         """Upload those files of a folder that the store does not hold, then its manifest.
@@ -107,79 +92,39 @@ class Store:
         root = self._key("manifests/")
         return sorted(key.removeprefix(root).removesuffix(".json") for key in self._keys(root + prefix))
 
-    @contextmanager
-    def downloaded(
-        self, patterns: Sequence[str], place: Path, preferred: Mapping[str, str] | None = None
-    ) -> Iterator[Path]:
-        """Yield a temporary folder with the plain objects below the prefix that match a pattern.
-
-        Plain objects are files that others uploaded under their own names. An InputError of the block names the
-        address in place of the folder.
+    def remove(self, names: Iterable[str], among: str = "") -> None:
+        """Remove stored folders: their manifests, then those of their objects that no other manifest names.
 
         Args:
-            patterns: Patterns of keys, case-insensitive; * also matches slashes.
-            place: Parent of the temporary folder.
-            preferred: Pattern of file names -> name of the file that is downloaded in their place if both are in one
-                folder.
+            names: The folders.
+            among: Beginning of the names of all folders that may share objects with them.
 
         Raises:
-            InputError: No object matches, a key leads out of the folder, or an object cannot be downloaded.
+            InputError: A manifest is damaged, so that its objects are unknown, or the store refuses.
         """
-        with self.downloaded_paths(self._matching(patterns, preferred or {}), place) as folder:
-            yield folder
+        gone = set(names)
+        found = {name: self._read(name) for name in {*self.names(among), *gone}}
+        hashes = {name: {entry.sha256 for entry in stored.files} for name, stored in found.items() if stored}
+        self.delete(self._key(f"manifests/{name}.json") for name in sorted(gone))
+        used = set().union(*(found for name, found in hashes.items() if name not in gone))
+        freed = set().union(*(hashes.get(name, set()) for name in gone)) - used
+        self.delete(self._object(sha256) for sha256 in sorted(freed))
 
-    @contextmanager
-    def downloaded_paths(self, paths: Sequence[str], place: Path) -> Iterator[Path]:
-        """Yield a temporary folder in `place` with the plain objects at some of `paths()`, in the same way.
+    def write_note(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a small JSON object beside the folders, in place of an older one; its age says when it was written."""
+        with self._errors(name):
+            body = json.dumps(content, indent=2, sort_keys=True).encode()
+            self.client.put_object(Bucket=self.bucket, Key=self._key(f"notes/{name}.json"), Body=body)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects by their whole keys; those that do not exist are no error.
 
         Raises:
-            InputError: A path leads out of the folder, or an object cannot be downloaded.
+            InputError: The store refuses, or cannot be reached.
         """
-        try:
-            for path in paths:
-                check_inside(path)
-            check_distinct(paths)
-        except ValueError as error:
-            raise InputError(f"an object in {self.uri}: {error}; rename it") from None
-        with temporary_folder(self.uri, place) as folder:
-            with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-                files = pool.map(lambda path: self._get(self._key(path), path, folder / path), paths)
-                for _ in track(files, f"download {self.uri}, file", len(paths)):
-                    pass
-            yield folder
-
-    def paths(self) -> list[str]:
-        """List the keys of the plain objects below the prefix, relative to it.
-
-        Raises:
-            InputError: There are none, or the bucket cannot be read.
-        """
-        paths = [key.removeprefix(self._key("")) for key in self._keys(self._key(""))]
-        if not paths:
-            raise InputError(f"{self.uri} holds no objects; correct the address")
-        return paths
-
-    def _matching(self, patterns: Sequence[str], preferred: Mapping[str, str]) -> list[str]:
-        """List the paths below the prefix that match a pattern, without those that a preferred file replaces."""
-        names = self.paths()
-        paths = [
-            name
-            for name in names
-            if any(fnmatchcase(name.lower(), pattern.lower()) for pattern in patterns)
-            and not _is_replaced(PurePosixPath(name), names, preferred)
-        ]
-        if not paths:
-            found = f"{len(names)} objects, but none of {', '.join(patterns)}"
-            raise InputError(f"{self.uri} holds {found}; correct the address")
-        return paths
-
-    def _keys(self, prefix: str) -> list[str]:
-        with self._errors("the list"):
-            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
-            return [item["Key"] for page in pages for item in page.get("Contents", [])]
-
-    def _key(self, path: str) -> str:
-        return f"{self.prefix}/{path}" if self.prefix else path
+        for key in keys:
+            with self._errors(key):
+                self.client.delete_object(Bucket=self.bucket, Key=key)
 
     def _object(self, sha256: str) -> str:
         return self._key(f"objects/{sha256[:2]}/{sha256}")
@@ -199,11 +144,6 @@ class Store:
             if error.response["Error"]["Code"] in ("404", "NoSuchKey"):
                 return None
             raise
-
-    def _get(self, key: str, name: str, target: Path) -> None:
-        with self._errors(name):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            self.client.download_file(self.bucket, key, str(target), Config=transfer_config())
 
     def _download(self, entry: Entry, target: Path) -> None:
         key = self._object(entry.sha256)
@@ -282,16 +222,8 @@ class Store:
             found = f"{self.uri} has no conditional writes, and another writer has replaced {name} meanwhile"
             click.echo(f"Warning: {found}; its folder is the one that is stored", err=True)
 
-    def _errors(self, name: str) -> AbstractContextManager[None]:
-        return s3_errors(f"{name} in {self.uri}")
-
 
 def open_store() -> Store | None:
     """Open the store that ESPALIER_STORE names; None if the variable is not set."""
     uri = os.environ.get(VARIABLE)
     return Store(uri, VARIABLE) if uri else None
-
-
-def _is_replaced(path: PurePosixPath, names: Sequence[str], preferred: Mapping[str, str]) -> bool:
-    better = [name for pattern, name in preferred.items() if fnmatchcase(path.name, pattern) and path.name != name]
-    return any(str(path.with_name(name)) in names for name in better)

@@ -59,6 +59,53 @@ def test_a_damaged_copy_is_replaced_by_the_previous_one(connect, tmp_path, capsy
         Checkpoints(tmp_path / "third", RUN, connect()).newest()
 
 
+def saved(connect, folder, steps, keep=2, store=None):
+    """Save checkpoints one after the other, each uploaded before the next; returns the names in the store."""
+    checkpoints = Checkpoints(folder, RUN, store or connect(), keep)
+    for step in steps:
+        checkpoints.save(checkpoint(step))
+        checkpoints.wait()
+    return connect().names("checkpoints/")
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_the_store_keeps_as_many_copies_as_the_disk(connect, folder, tmp_path, keep):
+    """Older copies go with their files once a newer one is complete; versions and other runs stay."""
+    store = connect()
+    store.push(folder, "models/digits/1")
+    store.push(folder, f"checkpoints/{'e' * 64}/step-00000001")
+    names = saved(connect, tmp_path / "first", (2, 4, 6, 8), keep)
+    entries = {name: {entry.sha256 for entry in store._read(name).files} for name in store.names()}
+    prefix = store._key("objects/")
+
+    assert names[1:] == [f"checkpoints/{RUN}/step-0000000{step}" for step in (2, 4, 6, 8)[-keep:]]
+    assert {key.rpartition("/")[2] for key in store._keys(prefix)} == set().union(*entries.values())
+    assert Checkpoints(tmp_path / "second", RUN, connect()).newest().step == 8
+
+
+def test_a_copy_goes_only_after_a_newer_one_is_complete(connect, tmp_path, capsys):
+    """An upload that fails removes nothing."""
+    saved(connect, tmp_path / "first", (2, 4))
+    names = saved(connect, tmp_path / "first", (6, 8), store=connect(lambda _: ("cut", 0, "up")))
+
+    assert "the checkpoint is kept on this machine only" in capsys.readouterr().err
+    assert names == [f"checkpoints/{RUN}/step-0000000{step}" for step in (2, 4)]
+
+
+def test_a_store_that_refuses_to_delete_keeps_all_copies(connect, tmp_path, monkeypatch, capsys):
+    """With one warning, and no harm to the training."""
+    store, code = connect(), {"Error": {"Code": "AccessDenied"}, "ResponseMetadata": {"HTTPStatusCode": 403}}
+
+    def refuse(**_):
+        raise store.client.exceptions.ClientError(code, "DeleteObject")
+
+    monkeypatch.setattr(store.client, "delete_object", refuse)
+    names = saved(connect, tmp_path / "first", (2, 4, 6), keep=1, store=store)
+
+    assert [name[-1] for name in names] == ["2", "4", "6"]
+    assert capsys.readouterr().err.count("access is denied") == 1
+
+
 def test_of_a_copy_only_the_checkpoint_is_taken(connect, tmp_path):
     """Other files in its manifest stay out of the folder of checkpoints."""
     store, name = connect(), "step-00000002.safetensors"

@@ -1,0 +1,50 @@
+"""A folder that a process works in <-> a lock file in it, so that no clean-up removes it meanwhile."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from stages.storage.files import cannot_write
+
+LOCK = "lock"
+
+
+def hold_folder(folder: Path) -> IO[str]:
+    """Make a folder and mark it as in use until the file that is returned is closed; several processes may do so.
+
+    Waits while another process removes the folder.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError), ExitStack() as opened:  # the folder was removed since
+                file = opened.enter_context((folder / LOCK).open("a"))
+                fcntl.flock(file, fcntl.LOCK_SH)
+                if os.path.samestat(os.fstat(file.fileno()), (folder / LOCK).stat()):
+                    opened.pop_all()
+                    return file
+        except OSError as error:
+            raise cannot_write(folder, error) from None
+
+
+@contextmanager
+def reserved(folder: Path) -> Iterator[bool]:
+    """Yield whether no process works in a folder, as far as this user can tell; while the block lasts, none begins."""
+    try:
+        file = (folder / LOCK).open("r+")
+    except OSError as error:
+        yield isinstance(error, FileNotFoundError)
+        return
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
