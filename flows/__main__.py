@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flows import options
+from flows.clean import clean
 from flows.tasks.server import find_server
 from flows.tasks.temporary_server import ensure_server
 from flows.workspaces.overrides import parse_grid, parse_limits, parse_overrides
@@ -250,6 +251,9 @@ def server() -> None:
     from flows.server import start_server
 
     start_server()
+
+
+main.add_command(clean)
 
 
 def _find_source(commit: str, preset: str | None, limits: dict[str, float]) -> "tuple[Repository, ParamsSource]":

@@ -39,14 +39,14 @@ def lock_checkout(folder: Path, log: Log) -> IO[str]:
 def _wait_for_stages(folder: Path, log: Log) -> None:
     """Wait for stages of the checkout whose DVC was killed: they may still save their work."""
     told = None
-    while pid := _find_stage(str(folder.resolve())):
+    while pid := find_stage(str(folder.resolve())):
         if pid != told:
             log(f"waiting for process {pid}, a stage that still runs in this checkout")
         told = pid
         time.sleep(POLL_S)
 
 
-def _find_stage(root: str) -> int | None:
+def find_stage(root: str) -> int | None:
     """Find a process that a DVC of the folder started for a stage, and that is none of this process's parents."""
     own = [os.getpid(), *(process.pid for process in psutil.Process().parents())]
     for process in psutil.process_iter(["environ"]):

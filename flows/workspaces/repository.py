@@ -223,10 +223,10 @@ def hold_lock(path: Path, log: Log, what: str) -> IO[str]:
         what: What the other process does, for the line.
     """
     file = path.open("a+")
-    if not _try_lock(file):
+    if not try_lock(file):
         file.seek(0)
         log(f"waiting for another run that {what} (process {file.read().strip()}, {path.stem[:25]})")
-        while not _try_lock(file):  # a call that blocks could not be cancelled
+        while not try_lock(file):  # a call that blocks could not be cancelled
             time.sleep(POLL_S)
     file.truncate(0)
     file.write(f"{os.getpid()}\n")
@@ -234,7 +234,8 @@ def hold_lock(path: Path, log: Log, what: str) -> IO[str]:
     return file
 
 
-def _try_lock(file: IO[str]) -> bool:
+def try_lock(file: IO[str]) -> bool:
+    """Take the lock of an open file if no other process has it; returns whether it did."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

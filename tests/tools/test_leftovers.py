@@ -1,0 +1,244 @@
+"""What trainings left behind in a store and on disk: what may go, and what must stay."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+from stages.finetune.checkpoint import Checkpoint, Checkpoints
+from stages.runtime.errors import InputError
+from stages.storage.s3_contents import StoreContents
+from stages.tools.leftovers import (
+    CURRENT,
+    IN_USE,
+    UNKNOWN,
+    YOUNG,
+    Needed,
+    current_trainings,
+    find_checkpoints,
+    find_in_store,
+    held_trainings,
+    training_key,
+)
+
+RUN, OTHER = "a" * 64, "b" * 64
+HOUR = timedelta(hours=1)
+PUSH = """
+import sys
+from pathlib import Path
+from stages.storage.s3 import Store
+Store(sys.argv[1]).push(Path(sys.argv[2]), sys.argv[3])
+"""
+
+
+@pytest.fixture
+def current(params):
+    """The training of the default params, as it is recorded."""
+    return {"seed": params.seed, "finetune": params.finetune.model_dump(mode="json")}
+
+
+@pytest.fixture
+def given_up(current):
+    """The training of other params."""
+    return {**current, "finetune": {**current["finetune"], "steps": 7}}
+
+
+@pytest.fixture
+def checkout(tmp_path, root):
+    """A checkout with the default params."""
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    (folder / "params.yaml").write_bytes((root / "params.yaml").read_bytes())
+    return folder
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A folder with two small files."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    for name in ("a.json", "weights.safetensors"):
+        (folder / name).write_text(name)
+    return folder
+
+
+@pytest.fixture
+def needed(checkout):
+    """What must stay, where everything that exists is old."""
+    return Needed(current_trainings(checkout), datetime.now(UTC) + HOUR)
+
+
+def train(checkout, run, training, store=None, steps=(2, 4, 6)):
+    """Save the checkpoints of a training that was stopped."""
+    checkpoints = Checkpoints(checkout / "checkpoints/finetune", run, store)
+    checkpoints.hold(training)
+    for step in steps:
+        checkpoints.save(Checkpoint(step, {"weight": torch.full((4,), float(step))}, [], []))
+        checkpoints.wait()
+    return checkpoints
+
+
+def stop(checkpoints):
+    """End the process of a training."""
+    checkpoints.lock.close()
+
+
+def put(store, key, body=b"x"):
+    """Upload one object."""
+    store.client.put_object(Bucket=store.bucket, Key=key, Body=body)
+
+
+def test_only_given_up_trainings_leave_the_disk(checkout, current, given_up, needed):
+    """One that runs stays, one of the current params, and one whose params nobody recorded."""
+    for digit, training in (("a", current), ("b", given_up), ("d", {})):
+        stop(train(checkout, digit * 64, training))
+    running = train(checkout, "c" * 64, given_up)
+    found = {it.name[-1]: it for it in find_checkpoints(checkout, needed)}
+
+    assert {name: it.reason_to_keep for name, it in found.items()} == {
+        "a": CURRENT, "b": None, "c": IN_USE, "d": UNKNOWN,
+    }  # fmt: skip
+    folder = checkout / found["b"].name
+    assert found["b"].size_bytes == sum(path.stat().st_size for path in folder.iterdir())
+    assert [found[name].remove() for name in "bc"] == [True, False]  # a run that began meanwhile is seen, too
+    assert not folder.exists()
+    assert held_trainings(checkout) == {"c" * 16}
+    stop(running)
+
+
+def test_what_is_younger_stays(checkout, given_up, needed):
+    """By the time of the last write."""
+    stop(train(checkout, RUN, given_up))
+    (found,) = find_checkpoints(checkout, Needed(needed.trainings, datetime.now(UTC) - HOUR))
+
+    assert found.reason_to_keep == YOUNG
+    for path in (checkout / found.name).iterdir():
+        os.utime(path, (1, 1))
+    os.utime(checkout / found.name, (1, 1))
+    (found,) = find_checkpoints(checkout, Needed(needed.trainings, datetime.now(UTC) - HOUR))
+    assert (found.reason_to_keep, found.modified.year) == (None, 1970)
+
+
+@pytest.mark.parametrize("name", ["params.yaml", "dvc.lock", "committed"])
+def test_the_params_that_count_are_those_of_the_file_the_lock_and_the_commit(checkout, given_up, name):
+    """Whoever goes back to them resumes."""
+    changed = YAML(typ="safe").load((checkout / "params.yaml").read_text())
+    changed["finetune"]["steps"] = 7
+    locked = {"stages": {"finetune": {"params": {"params.yaml": given_up}}}}
+    with (checkout / ("dvc.lock" if name == "dvc.lock" else "params.yaml")).open("w") as file:
+        YAML(typ="safe").dump(locked if name == "dvc.lock" else changed, file)
+    if name == "committed":
+        for command in (["init", "-q"], ["add", "."], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qmx"]):
+            subprocess.run(["git", *command], cwd=checkout, check=True)
+        (checkout / "params.yaml").unlink()
+
+    assert training_key(given_up) in current_trainings(checkout)
+
+
+def test_invalid_params_end_the_search(checkout):
+    """It is unknown what they need."""
+    (checkout / "params.yaml").write_text("finetune: {steps: many}")
+    with pytest.raises(InputError):
+        current_trainings(checkout)
+
+
+def test_only_what_nothing_needs_leaves_the_store(connect, small, checkout, current, given_up, needed, tmp_path):
+    """Versions, files of other programs, current and running trainings stay, and can be read as before."""
+    store, contents = connect(), StoreContents(connect().uri)
+    store.push(small, "models/digits/1")
+    for run, training in ((RUN, current), (OTHER, given_up), ("c" * 64, given_up)):
+        stop(train(checkout, run, training, store))
+    store.push(small, f"checkpoints/{'d' * 64}/step-00000001")  # of an unknown training, which shares its files
+    torn, foreign = hashlib.sha256(b"torn").hexdigest(), store._key("objects/files/md5/aa/bb")
+    put(store, store._object(torn), b"torn")
+    put(store, foreign)
+    put(store, "outside/objects/aa/" + "a" * 64)
+    begun = store.client.create_multipart_upload(Bucket=store.bucket, Key=store._object("f" * 64))
+    part = {"Bucket": store.bucket, "Key": store._object("f" * 64), "UploadId": begun["UploadId"], "PartNumber": 1}
+    store.client.upload_part(**part, Body=b"y" * 100)
+    before = set(store.names())
+
+    found = list(find_in_store(contents, needed, held={"c" * 16}))
+    removable = {it.name: it for it in found if it.reason_to_keep is None}
+    kept = {it.name[0]: it.reason_to_keep for it in found if it.reason_to_keep}
+
+    assert {name: it.kind for name, it in removable.items()} == {
+        OTHER[:16]: "stored checkpoints", torn[:12]: "torn upload", "f" * 12: "torn upload",
+    }  # fmt: skip
+    assert kept == {"a": CURRENT, "c": IN_USE, "d": UNKNOWN}
+    assert (removable[torn[:12]].size_bytes, removable["f" * 12].size_bytes) == (4, 100)
+    assert all(it.remove() for it in removable.values())
+    assert set(store.names()) == {name for name in before if OTHER not in name}
+    again = list(find_in_store(contents, needed, held={"c" * 16}))
+    assert [it for it in again if it.reason_to_keep is None] == []
+    assert foreign in store._keys(store._key(""))
+    store.pull("models/digits/1", tmp_path / "version")
+    assert Checkpoints(tmp_path / "second", RUN, connect()).newest().step == 6
+
+
+def test_a_file_that_gets_a_manifest_meanwhile_stays(connect, small, needed, tmp_path):
+    """The manifests are read once more before the first file is removed."""
+    store, contents = connect(), StoreContents(connect().uri)
+    manifest = store.push(small, "models/digits/1")
+    store.delete([store._key("manifests/models/digits/1.json")])
+    found = list(find_in_store(contents, needed, set()))
+    store.push(small, "models/digits/2")
+
+    assert len(found) == len({entry.sha256 for entry in manifest.files})
+    assert not any(it.remove() for it in found)
+    store.pull("models/digits/2", tmp_path / "version")
+
+
+def test_a_damaged_manifest_ends_the_search(connect, small, needed):
+    """The files that it names are unknown, so none is taken for torn."""
+    store = connect()
+    store.push(small, "models/digits/1")
+    put(store, store._key("manifests/models/digits/1.json"), b"{")
+
+    with pytest.raises(InputError, match=r"the manifest models/digits/1 .* is damaged"):
+        list(find_in_store(StoreContents(store.uri), needed, set()))
+
+
+def test_a_running_training_elsewhere_keeps_its_old_copies(connect, checkout, given_up, needed):
+    """Its note is written anew when it starts, before its first upload."""
+    store = connect()
+    stop(train(checkout, RUN, given_up, store))
+    time.sleep(1.1)  # the store counts whole seconds
+    (old,) = find_in_store(StoreContents(store.uri), needed, set())
+    between = Needed(needed.trainings, datetime.now(UTC))
+    (found,) = find_in_store(StoreContents(store.uri), between, set())
+    assert (old.reason_to_keep, found.reason_to_keep) == (None, None)
+    time.sleep(1.1)
+    stop(train(checkout, RUN, given_up, store, steps=()))
+
+    (found,) = find_in_store(StoreContents(store.uri), between, set())
+    assert found.reason_to_keep == YOUNG
+
+
+@pytest.mark.e2e  # the rule is above
+def test_a_killed_upload_leaves_nothing_that_is_not_found(connect, folder, needed, root):
+    """Kill -9 during a part: its parts are listed with their size and removed, and the next push succeeds."""
+    store, contents = connect(), StoreContents(connect().uri)
+    slow = connect(lambda _: ("slow", 0.02, "up"))  # for the process that starts now
+    command = [sys.executable, "-c", PUSH, slow.uri, str(folder), f"checkpoints/{RUN}/step-00000002"]
+    process = subprocess.Popen(command, cwd=root)
+    while not any(upload.item.size_bytes for upload in contents.unfinished_uploads()):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    found = list(find_in_store(contents, needed, set()))
+
+    assert {it.kind for it in found} == {"torn upload"}
+    assert max(it.size_bytes for it in found) >= 2 * 2**20  # the last part, the smallest
+    assert all(it.remove() for it in found)
+    assert (contents.unfinished_uploads(), contents.objects()) == ([], {})
+    store.push(folder, f"checkpoints/{RUN}/step-00000002")
+    assert contents.names() == [f"checkpoints/{RUN}/step-00000002"]
