@@ -1,6 +1,7 @@
 """Finetune the pruned model."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -51,7 +52,7 @@ def main(
     if (code := launch(processes, device, params.batch_size, params.engine.accumulate)) is not None:
         sys.exit(code)
 
-    from stages.finetune.recovery import prepare, recover, write
+    from stages.finetune.recovery import prepare, recover
     from stages.storage.provenance import fingerprint
 
     trainer = prepare(model, teacher, data, params, seed, device)
@@ -59,10 +60,7 @@ def main(
     run = engine.share_sha256(
         lambda: fingerprint("finetune", inputs, seed=seed, finetune=params, processes=engine.num_processes)
     )
-    kept = recover(trainer, checkpoints, run)
-    if engine.is_main:
-        write(trainer, model, out, report)
-        kept.clear()
+    recover(trainer, checkpoints, run, model, out, report)
 
 
 if __name__ == "__main__":

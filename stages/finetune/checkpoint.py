@@ -54,18 +54,18 @@ class Checkpoints:
     def __init__(self, root: Path, run: str, store: Store | None = None, keep: int = 2) -> None:
         self.folder, self.run, self.keep = root / run[:16], run, keep
         self.uploads = CheckpointUploads(store, run, keep) if store else None
-        self.lock: IO[str] | None = None
 
-    def hold(self, training: Mapping[str, object]) -> None:
-        """Keep a clean-up from the checkpoints while this process runs, and write down what it trains.
+    def hold(self, training: Mapping[str, object]) -> IO[str]:
+        """Keep a clean-up from the checkpoints until the returned file is closed, and write down what is trained.
 
         Raises:
             InputError: The folder cannot be written.
         """
-        self.lock = hold_folder(self.folder)
+        lock = hold_folder(self.folder)
         write_json(self.folder / TRAINING, training)
         if self.uploads:
             self.uploads.note(training)
+        return lock
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint atomically and remove all but the last `keep`."""

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -95,22 +95,24 @@ def live_logging(run: str, params: FinetuneParams, engine: Engine) -> Iterator[C
         live.close(status)
 
 
-def recover(trainer: Trainer, checkpoints: Path, run: str) -> Checkpoints:
-    """Train to the last step, from the newest checkpoint of the run if there is one; returns its checkpoints.
+def recover(trainer: Trainer, checkpoints: Path, run: str, model: Path, out: Path, report: Path) -> None:
+    """Train to the last step, from the newest checkpoint of the run if there is one; write the model and its report.
 
     Raises:
         StoppedError: A signal stopped the training; a checkpoint is saved.
         InputError: The loss is not finite, or the gate is out of reach; the last checkpoint is kept.
     """
-    kept = Checkpoints(checkpoints, run, open_store(), trainer.params.keep_checkpoints)
-    if trainer.engine.is_main:
-        kept.hold({"seed": trainer.seed, "finetune": trainer.params.model_dump(mode="json")})
-    try:
-        with live_logging(run, trainer.params, trainer.engine) as listener:
-            trainer.run(kept, listener)
-    finally:
-        kept.wait()  # an upload cannot go on once the interpreter shuts down
-    return kept
+    kept, is_main = Checkpoints(checkpoints, run, open_store(), trainer.params.keep_checkpoints), trainer.engine.is_main
+    training = {"seed": trainer.seed, "finetune": trainer.params.model_dump(mode="json")}
+    with kept.hold(training) if is_main else nullcontext():
+        try:
+            with live_logging(run, trainer.params, trainer.engine) as listener:
+                trainer.run(kept, listener)
+        finally:
+            kept.wait()  # an upload cannot go on once the interpreter shuts down
+        if is_main:
+            write(trainer, model, out, report)
+            kept.clear()
 
 
 def write(trainer: Trainer, model: Path, out: Path, report: Path) -> None:

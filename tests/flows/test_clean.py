@@ -41,9 +41,8 @@ def train(checkout, digit, steps):
     params = load_params(checkout / "params.yaml")
     training = {"seed": params.seed, "finetune": {**params.finetune.model_dump(mode="json"), "steps": steps}}
     checkpoints = Checkpoints(checkout / FOLDER, digit * 64)
-    checkpoints.hold(training)
-    checkpoints.save(Checkpoint(1, {"weight": torch.zeros(1000)}, [], []))
-    checkpoints.lock.close()
+    with checkpoints.hold(training):
+        checkpoints.save(Checkpoint(1, {"weight": torch.zeros(1000)}, [], []))
     return checkpoints.folder
 
 
@@ -88,11 +87,9 @@ def test_a_workspace_stays_while_a_run_holds_it_or_may_go_on_from_it():
     with open_workspace("HEAD", {"finetune.steps": 7}, print) as found:
         age(found.path)
         assert "1 stay in use" in clean("--delete")[1][-1]
-    held = Checkpoints(found.path / FOLDER, "a" * 64)
-    held.hold({})
-    age(found.path)
-    assert "1 stay in use" in clean("--delete")[1][-1]
-    held.lock.close()
+    with Checkpoints(found.path / FOLDER, "a" * 64).hold({}):
+        age(found.path)
+        assert "1 stay in use" in clean("--delete")[1][-1]
     (found.path / "written").touch()
     assert "1 stay too young" in clean("--delete")[1][-1]
     age(found.path)

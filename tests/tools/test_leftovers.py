@@ -78,7 +78,7 @@ def needed(checkout):
 def train(checkout, run, training, store=None, steps=(2, 4, 6)):
     """Save the checkpoints of a training that was stopped."""
     checkpoints = Checkpoints(checkout / "checkpoints/finetune", run, store)
-    checkpoints.hold(training)
+    checkpoints.lock = checkpoints.hold(training)
     for step in steps:
         checkpoints.save(Checkpoint(step, {"weight": torch.full((4,), float(step))}, [], []))
         checkpoints.wait()
