@@ -27,9 +27,9 @@ class Workload:
     """Weights, gradients, Adam's two moments, EMA and teacher, without activations."""
 
     def hours(self, tflops: float, gpus: int) -> dict[str, float]:
-        """Return the hours of each stage at a sustained rate per GPU; only finetuning uses several GPUs."""
+        """Return the hours of each stage at a sustained rate per GPU; all share each stage evenly."""
         rate = tflops * 1e12 / 2 * 3600
-        return {stage: macs / rate / (gpus if stage == "finetune" else 1) for stage, macs in self.macs.items()}
+        return {stage: macs / rate / gpus for stage, macs in self.macs.items()}
 
 
 def estimate(name: str, params: Params) -> Workload:
@@ -58,7 +58,7 @@ def estimate(name: str, params: Params) -> Workload:
 @click.command()
 @click.option("--preset", "names", multiple=True, type=click.Choice(list(SYSTEM_OF)), default=list(SYSTEM_OF))
 @click.option("--tflops", default=40.0, help="Sustained rate of one GPU, in 10¹² operations per second.")
-@click.option("--gpus", type=click.IntRange(1), default=1, help="GPUs that share each batch of finetuning.")
+@click.option("--gpus", type=click.IntRange(1), default=1, help="GPUs that share each stage.")
 @click.option("--params", "path", type=click.Path(path_type=Path), help="Params file instead of the preset's own.")
 def main(names: tuple[str, ...], tflops: float, gpus: int, path: Path | None) -> None:
     """Print the hours of each stage, and the memory of finetuning without activations."""
