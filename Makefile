@@ -56,7 +56,7 @@ e2e-schedule: $(READY) ## Schedules, workers and servers as in production, and w
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m e2e -s tests/pipeline/test_schedule.py
 
 fuzz: $(READY) ## Read damaged files of every kind for SECONDS (by default an hour)
-	@OMP_NUM_THREADS=1 ESPALIER_FUZZ_SECONDS=$(or $(SECONDS),3600) $(BIN)/python -m pytest tests/fuzz --timeout 0
+	@OMP_NUM_THREADS=1 ESPALIER_FUZZ_SECONDS=$(or $(SECONDS),3600) $(BIN)/python -m pytest -rP tests/fuzz --timeout 0
 
 image: ## Build the image, with buildah where there is no engine, and run the pipeline in it (docs/docker.md)
 	@.ci/image --run

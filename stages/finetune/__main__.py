@@ -1,7 +1,6 @@
 """Finetune the pruned model."""
 
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 import click

@@ -23,6 +23,7 @@ from stages.models.pruned_unet import Layers
 from stages.models.samplers import check_sampler
 from stages.models.sampling import SamplingContext
 from stages.models.steps import SAMPLES
+from stages.runtime.device import keep_freed_memory
 from stages.runtime.errors import InputError
 from stages.runtime.schema import flatten
 from stages.runtime.seeds import derive_seed
@@ -41,6 +42,8 @@ def prepare(
         InputError: Something is missing or damaged, or does not fit the rest.
     """
     engine = Engine(params.engine, device)
+    if device.type == "cpu":
+        keep_freed_memory()
     unet, scheduler = pipeline.read_unet(model, engine.device), pipeline.read_scheduler(model)
     if params.samples:
         check_sampler(scheduler, params.samples.sampler, SAMPLES)

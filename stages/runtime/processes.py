@@ -9,6 +9,8 @@ from typing import TypeVar
 import torch
 from torch.distributed import ProcessGroup
 
+from stages.runtime.device import keep_freed_memory
+
 Item = TypeVar("Item")
 
 PATIENCE = timedelta(days=30)
@@ -74,7 +76,12 @@ class Processes:
 
 
 def join(device: torch.device) -> Processes:
-    """Join the processes that a launcher has started together with this one; on GPUs each has its own."""
+    """Join the processes that a launcher has started together with this one; on GPUs each has its own.
+
+    On the CPU, the process keeps freed memory from then on.
+    """
+    if device.type == "cpu":
+        keep_freed_memory()
     if "LOCAL_RANK" not in os.environ:
         return Processes(device)
     from accelerate import PartialState  # noqa: PLC0415  # takes a second, and most stages run alone
