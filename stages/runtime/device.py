@@ -50,8 +50,8 @@ def select_device(*, deterministic: bool = True) -> torch.device:
 def keep_freed_memory() -> None:
     """Let glibc keep the memory of freed tensors for the next ones; by default it maps it anew, page by page.
 
-    That takes 5 to 9 % of the processor's time of a training step (docs/log.md). Another C library stays as it is. Stages
-    that take times do without, as whoever draws with the released model does.
+    That takes 5 to 9 % of the processor's time of a training step (docs/log.md). Another C library stays as it is.
+    Stages that take times do without, as whoever draws with the released model does.
     """
     with suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt

@@ -377,20 +377,6 @@ def test_a_wrong_source_is_refused_before_anything_runs(root, tmp_path, block, m
     assert "\n" not in caught.value.message
 
 
-def test_other_sources_need_no_s3(tmp_path, root):
-    """Without boto3 the bundled model and data are fetched."""
-    code = (
-        "import sys; sys.modules.update(dict.fromkeys(['boto3', 'botocore', 's3transfer']))  # importing them fails\n"
-        "from stages.fetch.__main__ import main\n"
-        "main(['--model-out', 'model', '--data-out', 'data', '--params', sys.argv[1]], standalone_mode=False)"
-    )
-    command = [sys.executable, "-c", code, str(root / "params.yaml")]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-
-    assert result.returncode == 0, result.stderr
-    assert (tmp_path / "model" / "unet" / WEIGHTS).is_file()
-
-
 def test_the_stage_fetches_both_from_a_bucket(upload, root, tmp_path, out, content):
     """Run as DVC runs it; run.json has the sources and no secret."""
     uri = upload(root / "stages" / "fetch" / "bundled" / "digits", "digits")

@@ -68,7 +68,7 @@ def saved(connect, folder, steps, keep=2, store=None):
     return connect().names("checkpoints/")
 
 
-@pytest.mark.parametrize("keep", [1, 2])
+@pytest.mark.parametrize("keep", [pytest.param(1, marks=pytest.mark.e2e), 2])
 def test_the_store_keeps_as_many_copies_as_the_disk(connect, folder, tmp_path, keep):
     """Older copies go with their files once a newer one is complete; versions and other runs stay."""
     store = connect()

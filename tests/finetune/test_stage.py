@@ -78,6 +78,7 @@ hashlib.file_digest = record
 """Python imports it as it starts: writes down which process hashes which file."""
 
 
+@pytest.mark.e2e  # test_trainer has the rule of the parts, this the processes
 def test_two_processes_equal_one(recover, tmp_path, monkeypatch):
     """Two halves of one batch give the same weights within float32's rounding; files and messages appear once.
 
