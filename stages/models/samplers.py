@@ -148,7 +148,8 @@ def _check_noise(sampler: Sampler, scheduler: DDPMScheduler, params: SamplerPara
     if first > num_timesteps - 1:
         offset = f"with steps_offset {scheduler.config['steps_offset']} of the model's scheduler"
         raise InputError(f"{begin} {offset}, and its last timestep is {num_timesteps - 1}; use fewer steps")
-    if not torch.allclose(sampler.alphas_cumprod, scheduler.alphas_cumprod, rtol=1e-3, atol=1e-6):
+    known = scheduler.alphas_cumprod  # on the GPU once add_noise has moved it there
+    if not torch.allclose(sampler.alphas_cumprod.to(known.device), known, rtol=1e-3, atol=1e-6):
         raise _misfit(params, block, "it assumes other noise levels, since it ignores rescale_betas_zero_snr")
 
 
