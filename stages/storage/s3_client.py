@@ -1,6 +1,7 @@
 """Variables of the environment -> a client of S3 that signs every part and fails fast."""
 
 import os
+from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -33,12 +34,15 @@ def connect() -> Any:  # noqa: ANN401  # boto3 creates its classes at run time
     import boto3
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, InvalidRegionError
+    from botocore.session import Session
 
     check_credentials()
     try:
         # boto3's default session would keep the credentials that it was first used with, and no session reads
         # AWS_REGION, as Amazon's other programs do.
-        session = boto3.session.Session(region_name=os.environ.get("AWS_REGION") or None)
+        own = Session()
+        own.register_component("data_loader", _definitions())
+        session = boto3.session.Session(botocore_session=own, region_name=os.environ.get("AWS_REGION") or None)
         client = session.client("s3", config=Config(**SETTINGS))
     except InvalidRegionError:
         raise _invalid_region(session) from None
@@ -49,6 +53,14 @@ def connect() -> Any:  # noqa: ANN401  # boto3 creates its classes at run time
         raise _invalid_region(session)
     bound_waiting(client)
     return client
+
+
+@cache
+def _definitions() -> Any:  # noqa: ANN401  # boto3 is imported late
+    """Return the loader of Amazon's definitions of its services; they hold no settings, and take .2 s to read."""
+    from botocore.session import Session
+
+    return Session().get_component("data_loader")
 
 
 def _regions(session: Any) -> set[str | None]:  # noqa: ANN401  # boto3 is imported late

@@ -110,7 +110,7 @@ def test_only_a_healthy_prefect_server_counts(monkeypatch, page_server, status, 
     ("variable", "value"),
     [
         ("PREFECT_API_REQUEST_TIMEOUT", "soon"),
-        ("PREFECT_API_ENABLE_HTTP2", "perhaps"),
+        pytest.param("PREFECT_API_ENABLE_HTTP2", "perhaps", marks=pytest.mark.e2e),
         ("PREFECT_LOGGING_LEVEL", "LOUD"),
     ],
 )

@@ -118,6 +118,7 @@ def test_importance(system, scheduler):
         assert bool(importance.saliency) == (criterion != "random")
 
 
+@pytest.mark.e2e
 def test_importance_of_drawn_images(fake_cuda, conditional, latents, scheduler):
     """The model draws its calibration images itself, with guidance, and the diagnostics are measured."""
     unet, images = conditional.to(fake_cuda), latents
@@ -138,6 +139,7 @@ def test_stability(fake_cuda, unet, images, scheduler):
     assert measure_diagnostics(importance, unet, scheduler, images, IMPORTANCE, 0)[0] is not None
 
 
+@pytest.mark.e2e
 def test_prune_and_compensate(fake_cuda, conditional, latents, scheduler, magnitude_of):
     """The cut model and its compensated weights stay on the device."""
     unet, images = conditional.to(fake_cuda), latents

@@ -62,6 +62,7 @@ def test_width_attributes_match_the_tensors(tmp_path, unet, scheduler, magnitude
             assert (module.num_channels,) == module.weight.shape, name
 
 
+@pytest.mark.e2e
 def test_loading_needs_no_torch_pruning(model_folder):
     """A pruned model can be used without the pruning library."""
     code = (

@@ -141,7 +141,11 @@ def test_a_mistake_is_one_line(workspace, spoil):
     assert files_below(workspace.path / "out") == []
 
 
-@pytest.mark.parametrize("spoil", [unknown_key, wrong_sha256, unknown_criterion], ids=lambda spoil: spoil.__name__)
+@pytest.mark.parametrize(
+    "spoil",
+    [unknown_key, pytest.param(wrong_sha256, marks=pytest.mark.e2e), unknown_criterion],
+    ids=lambda spoil: spoil.__name__,
+)
 def test_a_process_of_a_stage_ends_with_the_same_line(workspace, spoil):
     """Exit code 1 and no traceback, as DVC sees it."""
     stage, arguments, message = spoil(workspace)

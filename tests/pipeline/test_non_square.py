@@ -29,6 +29,7 @@ HEIGHT, WIDTH = 12, 16
 DDIM = {"class": "DDIMScheduler", "config": {}, "steps": 2, "eta": 0.0, "takes": ["eta", "generator"], "guidance": None}
 
 
+@pytest.mark.e2e
 def test_a_non_square_model_goes_through_every_stage(tmp_path, root, make_unet, scheduler, monkeypatch):
     """Images are fitted to (height, width), and packed, drawn and compared in this shape."""
     write_pipeline(tmp_path / "model", make_unet(sample_size=(HEIGHT, WIDTH)), scheduler)

@@ -255,6 +255,7 @@ def test_a_version_registered_by_hand_is_refused(registry, publish, policy):
 
 
 @pytest.mark.usefixtures("real_canary")
+@pytest.mark.e2e  # test_cage draws
 def test_a_version_that_draws_other_images_is_refused(publish, policy):
     """The canary fails although every other check passes; so it does for code that raises an exception."""
 

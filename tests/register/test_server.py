@@ -102,6 +102,7 @@ def test_users_read_and_do_not_change_what_others_created(bare_mlflow_server, as
     assert server.request_status("users/create", reader, body={"username": "another", "password": WORD}) == 403
 
 
+@pytest.mark.e2e
 def test_the_worker_of_the_stack_is_no_admin(root, bare_mlflow_server, as_client, tmp_path, monkeypatch):
     """The job of compose.yaml creates its user, who records, registers and promotes, and only reads what others own."""
     from mlflow import MlflowClient
