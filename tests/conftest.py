@@ -5,6 +5,7 @@ import gc
 import os
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +17,6 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from filelock import FileLock
-from mlflow import MlflowClient
 
 from stages.data.images import Conditions, Images
 from stages.importance.measure import measure_importance
@@ -56,6 +56,26 @@ SLOW = [
     "register/test_promotion.py",
 ]
 """Workers take whole files in this order, so that one builds the finished workspace while others run other tests."""
+
+
+def pytest_addoption(parser):
+    """Accept the timeout of pyproject.toml also where the plugin that sets it is absent."""
+    if find_spec("pytest_timeout") is None:
+        parser.addini("timeout", "seconds for a test; nothing ends it without pytest-timeout")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """With -m gpu import only files that have such tests: the others need packages that a GPU machine may lack."""
+    if config.option.markexpr != "gpu":
+        return None
+    files = collection_path.rglob("test_*.py") if collection_path.is_dir() else [collection_path]
+    return not any("pytest.mark.gpu" in file.read_text() for file in files if file.suffix == ".py") or None
+
+
+def pytest_runtest_setup(item):
+    """Skip the tests of a GPU where there is none."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("PyTorch finds no GPU")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -106,6 +126,8 @@ def mlflow_database(make_once, tmp_path, monkeypatch):
 
     MLflow takes two seconds to create one, so each test has a copy.
     """
+    from mlflow import MlflowClient
+
     empty = make_once("mlflow.db", lambda path: MlflowClient(f"sqlite:///{path}").search_experiments())
     shutil.copyfile(empty, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")

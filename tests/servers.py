@@ -19,7 +19,6 @@ from threading import Thread
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-import boto3
 import psutil
 import pytest
 
@@ -280,6 +279,8 @@ def s3_environment(swift):
 
 def s3_client(swift):
     """Make a client of the S3 server that does not depend on the environment."""
+    import boto3
+
     return boto3.client(
         "s3",
         endpoint_url=f"http://127.0.0.1:{swift.port}",

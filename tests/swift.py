@@ -12,7 +12,6 @@ import uuid
 from pathlib import Path
 
 import pytest
-from botocore.retries.standard import ExponentialBackoff
 
 from stages.storage.s3 import Store
 
@@ -195,6 +194,8 @@ def swift(tmp_path_factory):
 @pytest.fixture
 def credentials(monkeypatch):
     """Set the server's credentials, ignore this machine's own, and shorten the waits between retries."""
+    from botocore.retries.standard import ExponentialBackoff
+
     delay_amount = ExponentialBackoff.delay_amount
     monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *arguments: delay_amount(*arguments) / 20)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)

@@ -11,13 +11,13 @@ from stages.runtime.processes import Processes
 PATIENCE = timedelta(seconds=60)
 
 
-def run_together(count, work):
-    """Return what `work` returns for each of `count` processes, in their order."""
+def run_together(count, work, device="cpu"):
+    """Return what `work` returns for each of `count` processes, which share a device, in their order."""
     store = HashStore()
 
     def run(index):
         group = ProcessGroupGloo(store, index, count, PATIENCE) if count > 1 else None
-        return work(Processes(torch.device("cpu"), group))
+        return work(Processes(torch.device(device), group))
 
     with ThreadPoolExecutor(count) as threads:
         return list(threads.map(run, range(count)))

@@ -1,12 +1,23 @@
-"""A CUDA device on any machine, whose tensors have no values."""
+"""A CUDA device on any machine, whose tensors have no values; and the commands of the stages with their inputs."""
 
+import copy
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import PartialState
 
+from stages.data.images import Images, write_images
+from stages.models.layout import PLAN
+from stages.models.pipeline import write_pipeline
+from stages.models.saliency import write_importance
+from stages.prune.params import PruneParams, Target
+from stages.prune.pruning import prune_unet
+from stages.prune.selection import plan_pruning
+from stages.storage.files import write_json
 from tests.fake_cuda import FakeCuda, backward
+from tests.gpu.commands import Commands
 
 CUDA = torch.device("cuda:0")
 
@@ -36,3 +47,23 @@ def fake_cuda(monkeypatch):
     monkeypatch.setattr(PartialState, "default_device", CUDA)
     with FakeCuda():
         yield CUDA
+
+
+@pytest.fixture
+def commands(tmp_path, root, make_unet, scheduler, magnitude_of, monkeypatch):
+    """The commands of the stages, with models, images and an importance; the reference is not there yet."""
+    dense = make_unet(sample_size=16)
+    importance = magnitude_of(dense)
+    plan = plan_pruning(dense, importance, PruneParams(target=Target(ratio=0.3)), 0)
+    models = {"dense": dense, "pruned": prune_unet(copy.deepcopy(dense), plan, None)}
+    models["finetuned"] = copy.deepcopy(models["pruned"])
+    models["finetuned"].conv_out.bias.data += 0.1
+    for name, unet in models.items():
+        write_pipeline(tmp_path / name, unet, scheduler)
+    write_json(tmp_path / "pruned" / PLAN, plan.to_json())
+    (tmp_path / "importance").mkdir()
+    write_importance(tmp_path / "importance", importance)
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 1, 8, 8)).repeat(2, axis=2).repeat(2, axis=3)
+    (tmp_path / "data").mkdir()
+    write_images(tmp_path / "data", Images(*np.split(pixels.astype(np.uint8), [24])), {})
+    return Commands(tmp_path, root, monkeypatch)
