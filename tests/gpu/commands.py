@@ -15,9 +15,10 @@ from ruamel.yaml import YAML
 from stages.models.pipeline import weights_file
 from stages.storage.tensors import read_tensors
 
-UPDATES = 0.05
+UPDATES = 0.01
 """Relative distance of the weights' changes in a training. Adam divides a gradient by its size, so weights whose
-gradient is nothing but rounding errors move by up to the learning rate in either direction; they are few."""
+gradient is nothing but rounding errors move by up to the learning rate in either direction; they are few. The CPU with
+and without oneDNN differs by 5e-5."""
 DENSE, MODELS = {"model": "dense"}, {name: name for name in ("dense", "pruned", "finetuned")}
 INPUTS = {
     "reference": {**DENSE, "data": "data"},

@@ -18,16 +18,16 @@ on_each_device = pytest.mark.parametrize("device", ["cpu", CUDA])
 slow_on_the_cpu = pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.e2e), CUDA])
 
 SUMS = 1e-4
-"""Relative error of a loss, a feature or a saliency. A device adds in its own order: float32 rounds by 6e-8, about
-twenty layers and a backward pass add up to some 1e-6."""
+"""Relative error of a loss, a feature, a saliency or a corrected weight. Each device adds in its own order: the CPU
+with and without oneDNN differs by 3e-7, and a GPU may transform convolutions, which costs a digit or two."""
 LEVELS = 1
 """Levels of 255 between pixels: an error of 1e-6, times the 160 by which the first step scales it, lies far below one
 level, and moves a pixel across the edge between two."""
 LEVELS_SHARE = 0.02
 """Share of the pixels that may lie on such an edge."""
-DRAWN = 0.02
-"""Relative error of a metric of drawn images, whose pixels may differ by a level here and there; of covariances of few
-images the metric takes a square root, which makes small errors larger."""
+DRAWN = 0.01
+"""Relative error of a feature or metric of drawn images, whose pixels may differ by a level here and there; metrics
+below 0.01 may differ by 1e-4."""
 
 
 def compare(commands, stage, device):
@@ -93,7 +93,7 @@ def test_evaluate(commands, device):
         tolerance = SUMS if name == "dense" else DRAWN
         for metric in METRICS:
             values = found.models[name].metric(metric).sets
-            assert values == pytest.approx(model.metric(metric).sets, rel=tolerance, abs=tolerance), (name, metric)
+            assert values == pytest.approx(model.metric(metric).sets, rel=tolerance, abs=1e-4), (name, metric)
 
 
 @slow_on_the_cpu
