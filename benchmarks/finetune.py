@@ -25,7 +25,7 @@ from stages.data.images import read_images, to_model_range
 from stages.finetune.params import EngineParams, FinetuneParams
 from stages.finetune.trainer import Trainer
 from stages.models.pipeline import read_scheduler, read_unet
-from stages.runtime.device import has_tf32, kernels, select_device
+from stages.runtime.device import computing, has_tf32, kernels, select_device
 
 Step = Callable[[], None]
 ENGINES = {
@@ -40,10 +40,10 @@ ENGINES = {
 
 
 class TrainingLoops:
-    """Builds the step of each loop for one model and its data."""
+    """Builds the step of each loop for one model and its data, by default on the GPU if there is one."""
 
-    def __init__(self, model: Path, data: Path, batch_size: int) -> None:
-        self.model, self.device, self.batch_size = model, select_device(), batch_size
+    def __init__(self, model: Path, data: Path, batch_size: int, device: torch.device | None = None) -> None:
+        self.model, self.device, self.batch_size = model, device or select_device(), batch_size
         self.images, self.scheduler = read_images(data), read_scheduler(model)
 
     def ours(self, engine: EngineParams) -> Step:
@@ -65,19 +65,21 @@ class TrainingLoops:
         trainer = Trainer(read_unet(self.model, self.device), self.scheduler, self.images, params, 0)
         return kernels(deterministic=engine.deterministic)(trainer.step)
 
-    def bare(self) -> Step:
+    def bare(self, precision: str = "float32") -> Step:
         """Build a minimal step: noise, forward and backward pass, Adam, with the kernels that PyTorch chooses."""
         unet = read_unet(self.model, self.device).train()
         optimizer = torch.optim.Adam(unet.parameters(), lr=1e-4)
         pixels = to_model_range(np.array(self.images.train)).to(self.device)
 
         @kernels(deterministic=False)
+        @computing(precision)
         def step() -> None:
             clean = pixels[torch.randint(len(pixels), (self.batch_size,))]
             noise = torch.randn(clean.shape, device=self.device)
             timesteps = torch.randint(1000, (self.batch_size,), device=self.device)
-            predicted = unet(self.scheduler.add_noise(clean, noise, timesteps), timesteps).sample
-            loss = (predicted - noise).square().mean()
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+                predicted = unet(self.scheduler.add_noise(clean, noise, timesteps), timesteps).sample
+            loss = (predicted.float() - noise).square().mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

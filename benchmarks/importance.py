@@ -34,19 +34,33 @@ MODES = {
 }
 
 
-def draw_batch(batch_size: int, seed: int = 0) -> CalibrationBatch:
-    """CalibrationBatch random images and noise of CIFAR-10's size."""
+def draw_batch(
+    batch_size: int,
+    seed: int = 0,
+    shape: tuple[int, int, int] = (3, 32, 32),
+    device: torch.device | None = None,
+) -> CalibrationBatch:
+    """Draw random images [B, *shape] and noise, by default of CIFAR-10's size and on the CPU."""
     generator = torch.Generator().manual_seed(seed)
-    images, noise = torch.randn(2, batch_size, 3, 32, 32, generator=generator)
+    images, noise = torch.randn(2, batch_size, *shape, generator=generator).to(device or "cpu")
     return CalibrationBatch(images.clamp(-1, 1), noise)
 
 
-def plain_loop(unet: Denoiser, scheduler: DDPMScheduler, batch: CalibrationBatch, timesteps: range) -> Importance:
-    """Repeat the original's loop: one timestep per pass, eager attention, float32, gradients of all parameters."""
+def plain_loop(
+    unet: Denoiser,
+    scheduler: DDPMScheduler,
+    batch: CalibrationBatch,
+    timesteps: range,
+    sha256: str | None = None,
+) -> Importance:
+    """Repeat the original's loop: one timestep per pass, gradients of all parameters.
+
+    The weights are hashed unless their hash is given.
+    """
     unet.zero_grad(set_to_none=True)
     losses, largest = [], 0.0
     for timestep in timesteps:
-        timesteps_of_batch = torch.full((len(batch.images),), timestep)
+        timesteps_of_batch = torch.full((len(batch.images),), timestep, device=batch.images.device)
         noisy = scheduler.add_noise(batch.images, batch.noise, timesteps_of_batch)
         loss = (unet(noisy, timesteps_of_batch).sample - batch.noise).square().sum(dim=(1, 2, 3)).mean()
         largest = max(largest, loss.item())
@@ -58,7 +72,7 @@ def plain_loop(unet: Denoiser, scheduler: DDPMScheduler, batch: CalibrationBatch
     with torch.no_grad():
         saliency = {name: squared_taylor(layer, layer.weight.grad) for name, layer in layers.items()}
     unet.zero_grad(set_to_none=True)
-    sha256 = tensors_sha256(unet.state_dict())
+    sha256 = sha256 or tensors_sha256(unet.state_dict())
     return Importance("diff-pruning", "paper", sha256, False, list(timesteps), [losses], "float32", saliency)  # noqa: FBT003
 
 

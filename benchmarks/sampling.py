@@ -31,9 +31,9 @@ def draw_with_diffusers(pipeline: DDIMPipeline, seeds: list[int], steps: int, ba
     for start in range(0, len(seeds), batch_size):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]]
         (images,) = pipeline(
-            len(generators), generators, num_inference_steps=steps, output_type="np", return_dict=False
+            len(generators), generators, num_inference_steps=steps, output_type="pt", return_dict=False
         )
-        batches.append((images * 255).round().astype(np.uint8).transpose(0, 3, 1, 2))
+        batches.append((images.float() * 255).round().to(torch.uint8).cpu().numpy())
     return np.concatenate(batches)
 
 

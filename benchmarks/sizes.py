@@ -22,9 +22,9 @@ AUTHORS_LDM: dict[str, Any] = {"round_to": 2, "geglu": "halves", "exclude": ("up
 """How the authors' code cuts LDM-4 (docs/presets/imagenet-ldm.md)."""
 
 
-def build(path: Path) -> Denoiser:
-    """Build a model with random weights of seed 0 from the config file."""
-    config = read_json(path)
+def build(path: Path, **changes: Any) -> Denoiser:  # noqa: ANN401  # values of a config
+    """Build a model with random weights of seed 0 from the config file; keywords change the config."""
+    config = {**read_json(path), **changes}
     torch.manual_seed(0)
     unet: Denoiser = FAMILIES[config["_class_name"]].dense.from_config(config)
     return unet.eval()
