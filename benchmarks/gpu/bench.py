@@ -89,7 +89,7 @@ class Variant:
 def shrunk(config: dict[str, Any]) -> dict[str, Any]:
     """Return what to change in a config so that a model of the same blocks computes in milliseconds."""
     num_blocks = len(config["block_out_channels"])
-    changes = {"block_out_channels": (8,) * num_blocks, "layers_per_block": 1, "norm_num_groups": 4}
+    changes = {"block_out_channels": (8,) * num_blocks, "layers_per_block": 1, "norm_num_groups": 2}
     width = {"cross_attention_dim": 8} if "cross_attention_dim" in config else {}
     return {**changes, **width, "sample_size": 2 ** (num_blocks - 1)}
 

@@ -41,7 +41,9 @@ def markdown(rows: Rows) -> str:
 def _cell(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:,.2f}" if isinstance(value, float) else shown(str(value or "–")).replace("|", "/")
+    if isinstance(value, float):
+        return f"{value:,.2f}" if abs(value) >= 1 else f"{value:.3g}"
+    return shown(str(value or "–")).replace("|", "/")
 
 
 def write_part(name: str, rows: Rows, bench: Bench, out: Path) -> None:

@@ -93,11 +93,12 @@ def test_the_share_of_the_peak_counts_the_operations_of_a_step():
     """A step needs about six times the multiply-accumulates of a forward pass: two operations each, three passes."""
     rows = parts.finetune(BENCH)
     operations = [row["share_of_peak"] * row["peak_tflops"] * 1e12 / row["images_per_s"] for row in rows]
-    macs = count_macs(BENCH.pair()["pruned"])
+    dense_macs, macs = (count_macs(unet) for unet in BENCH.pair().values())
 
     assert [row["reason"] for row in rows] == [""] * 3
     assert operations == pytest.approx([operations[0]] * 3)
     assert operations[0] == pytest.approx(6 * macs, rel=0.3)
+    assert macs < 0.8 * dense_macs
 
 
 def test_diffusers_and_ours_draw_the_same_pictures():
