@@ -16,6 +16,7 @@ from benchmarks.gpu.suite import run_tests
 from stages.models.sampling import DTYPES
 from stages.runtime.device import select_device
 from stages.runtime.errors import InputError
+from stages.storage.files import cannot_write
 
 PARTS = {"tests": run_tests, "table": table, "importance": importance, "finetune": finetune, "sampling": sampling}
 
@@ -32,6 +33,18 @@ def select(device_name: str, *, tiny: bool) -> torch.device:
     if device_name == "cpu" and not tiny:
         raise InputError("on a CPU the real models take hours; add --tiny, or take --device cuda")
     return torch.device(device_name)
+
+
+def make_folder(out: Path) -> None:
+    """Make the folder before anything is measured.
+
+    Raises:
+        InputError: It cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(out, error) from None
 
 
 def measure(name: str, bench: Bench) -> Rows:
@@ -71,6 +84,8 @@ def main(
         tiny,
         TINY if tiny else FULL,
     )
+    if out:
+        make_folder(out)
     failed: list[str] = []
     for name in [name for name in PARTS if name in (parts or PARTS)]:
         click.echo(f"{name}: {PARTS[name].__doc__.splitlines()[0]}", err=True)

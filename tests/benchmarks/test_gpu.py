@@ -63,6 +63,17 @@ def test_without_a_gpu_one_line_says_what_to_do(arguments, advice, tmp_path, mon
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_measured(tmp_path, monkeypatch):
+    """A part takes minutes on a GPU."""
+    monkeypatch.setattr("benchmarks.gpu.__main__.PARTS", {"tests": pytest.fail})
+    (tmp_path / "file").touch()
+    result = run("--device", "cpu", "--tiny", "--out", tmp_path / "file")
+
+    assert result.exit_code == 1
+    assert result.output.startswith(f"Error: cannot write {tmp_path}/file")
+    assert len(result.output.splitlines()) == 1
+
+
 def test_a_part_writes_a_table_and_a_record(tmp_path):
     """Rates are counts by times, speed-ups are relative to the bare loop, and device and versions stand with them."""
     result = run("--device", "cpu", "--tiny", "--part", "importance", "--out", tmp_path)
