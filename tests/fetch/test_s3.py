@@ -377,6 +377,7 @@ def test_a_wrong_source_is_refused_before_anything_runs(root, tmp_path, block, m
     assert "\n" not in caught.value.message
 
 
+@pytest.mark.e2e
 def test_the_stage_fetches_both_from_a_bucket(upload, root, tmp_path, out, content):
     """Run as DVC runs it; run.json has the sources and no secret."""
     uri = upload(root / "stages" / "fetch" / "bundled" / "digits", "digits")

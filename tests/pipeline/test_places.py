@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from flows.workspaces.overrides import apply
 from tests.servers import ROOT, own_environment
 
@@ -49,6 +51,7 @@ COMMANDS = [
 ]
 
 
+@pytest.mark.e2e
 def test_fetch_importance_and_prune_write_only_where_they_may(tmp_path):
     """No library leaves a file beside the project; what remains are the outputs of the stages."""
     places = {name: tmp_path / name for name in ("project", "home", "temporary")}
