@@ -167,7 +167,7 @@ PRUNES = st.fixed_dictionaries(
 
 
 @settings(
-    max_examples=8,
+    max_examples=20,
     deadline=None,
     derandomize=True,
     phases=[Phase.generate],  # shrinking builds models for minutes
