@@ -74,6 +74,7 @@ class TrainingLoops:
         @kernels(deterministic=False)
         @computing(precision)
         def step() -> None:
+            """Take a step of the bare loop."""
             clean = pixels[torch.randint(len(pixels), (self.batch_size,))]
             noise = torch.randn(clean.shape, device=self.device)
             timesteps = torch.randint(1000, (self.batch_size,), device=self.device)
@@ -101,6 +102,7 @@ class TrainingLoops:
 
         @kernels(deterministic=False)
         def step() -> None:
+            """Take a step of the example."""
             clean = next(batches)
             noise = torch.randn(clean.shape, device=clean.device)
             timesteps = torch.randint(0, 1000, (len(clean),), device=clean.device).long()

@@ -52,14 +52,20 @@ def clean(age: timedelta, *, delete: bool) -> None:
 
 
 def find(since: datetime) -> "list[Leftover]":
-    """List everything that takes space in the current checkout, the workspaces and the store."""
+    """List everything that takes space in the current checkout, the workspaces and the store.
+
+    Raises:
+        InputError: The current folder is no project.
+    """
     from flows.workspaces.leftovers import find_workspaces
     from flows.workspaces.repository import Repository
+    from flows.workspaces.workspace import current_checkout
     from stages.storage.s3 import VARIABLE, open_store
     from stages.storage.s3_contents import StoreContents
     from stages.tools.leftovers import Needed, current_trainings, find_checkpoints, find_in_store, held_trainings
 
-    repository, here = Repository.find(), Path.cwd()
+    here = current_checkout().path
+    repository = Repository.find()
     checkouts = {here, *([Path(repository.origin).resolve()] if repository.is_local else [])}
     workspaces = list((repository.root / "workspaces").glob("*/"))
     needed = Needed(frozenset().union(*map(current_trainings, checkouts)), since)

@@ -39,6 +39,16 @@ TINY = {
     "attention_head_dim": None,
     "downsample_padding": 0,
 }
+AUTOENCODER = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "latent_channels": 3,
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "norm_num_groups": 4,
+}
+"""A small autoencoder of two blocks."""
 SLOW = [
     "pipeline/test_pipeline.py",
     "fetch/test_s3.py",

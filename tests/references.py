@@ -8,7 +8,8 @@ def write_reference(folder, reference):
     folder.mkdir(parents=True, exist_ok=True)
     samples, real = reference.samples, reference.real_features
     files = reference_files(folder, reference.protocol, samples.shape[2:], real.shape[1])
-    files.create()
+    for file in files.row_files():
+        file.create()
     files.samples.write(0, samples)
     files.features.write(0, reference.features.numpy())
     files.real_features.write(0, real.numpy())

@@ -67,15 +67,18 @@ def importance(bench: Bench) -> Rows:
     timesteps, sha256 = range(0, 1000, bench.sizes.spacing), tensors_sha256(unet.state_dict())
 
     def bare(precision: str) -> None:
+        """Measure by the bare loop."""
         with computing(precision), torch.autocast(bench.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             (losses,) = plain_loop(unet, scheduler, batch, timesteps, sha256).losses
         assert len(losses) == len(timesteps), "the bare loop ended early"
 
     def ours(precision: str, num_each: int) -> object:
+        """Measure by the stage's function, so many timesteps in a pass."""
         how = {"criterion": "taylor", "formula": "paper", "timesteps_per_pass": num_each, "model_sha256": sha256}
         return measure_importance(unet, scheduler, [batch], timesteps, precision=precision, label=None, **how)
 
     def measure(precision: str) -> Rows:
+        """Time all variants in one precision."""
         variants = [Variant("bare", kernels(deterministic=False)(partial(bare, precision)), deterministic=False)]
         for deterministic, num_each in itertools.product((True, False), (1, 4)):
             run = kernels(deterministic=deterministic)(partial(ours, precision, num_each))
@@ -102,6 +105,7 @@ def finetune(bench: Bench) -> Rows:
         loops = TrainingLoops(model, data, size, bench.device)
 
         def measure(precision: str) -> Rows:
+            """Time all variants in one precision."""
             peak = product_speed(bench, precision)
             rows = time_variants(
                 _training_steps(loops, bench, precision), bench, precision, "images", bench.sizes.training_steps * size
@@ -140,6 +144,7 @@ def sampling(bench: Bench) -> Rows:
     scheduler, seeds = DDPMScheduler(), image_seeds(0, bench.sizes.images)
 
     def measure(precision: str) -> Rows:
+        """Time all variants in one precision."""
         network = cast_model(unet, precision)
         pipeline = DDIMPipeline(network, DDIMScheduler.from_config(scheduler.config))
         pipeline.set_progress_bar_config(disable=True)

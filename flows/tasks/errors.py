@@ -18,6 +18,7 @@ def fail_on_input_error(function: Callable[P, State[Any]]) -> Callable[P, State[
 
     @wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> State[Any]:
+        """Call the function; a mistake is a failed state with its line."""
         try:
             return function(*args, **kwargs)
         except InputError as error:

@@ -1,10 +1,10 @@
 """Evaluate the dense, the pruned and the finetuned model."""
 
-import sys
 from pathlib import Path
 
 import click
 
+from stages.runtime.options import processes_option
 from stages.runtime.parent import end_with_dvc
 
 
@@ -15,12 +15,7 @@ from stages.runtime.parent import end_with_dvc
 @click.option("--finetuned", type=Path, required=True, help="Finetuned model folder.")
 @click.option("--reference", "reference_path", type=Path, required=True, help="Folder that the reference stage wrote.")
 @click.option("--report", type=Path, required=True, help="Output folder.")
-@click.option(
-    "--processes",
-    "count",
-    type=click.IntRange(1),
-    help="Number of processes that share the images; by default one for each GPU.",
-)
+@processes_option("the images")
 def main(
     params_path: Path,
     dense: Path,
@@ -38,46 +33,18 @@ def main(
     seed = load_seed(params_path)
 
     from stages.runtime.device import check_precision, select_device
-    from stages.runtime.launch import count_processes, start_processes
+    from stages.runtime.launch import distribute
     from stages.storage.files import check_free
 
     folders = {"dense": dense, "pruned": pruned, "finetuned": finetuned}
     check_free(report, inputs=[*folders.values(), reference_path], stage="evaluate")
     device = select_device()
     check_precision(params.precision, "reference.precision", device)
-    if (code := start_processes("evaluate", count_processes(count, device), report)) is not None:
-        sys.exit(code)
+    processes = distribute("evaluate", count, device, report)
 
-    from stages.evaluate.evaluation import evaluate
-    from stages.evaluate.report import write_report
-    from stages.models.autoencoder import image_shape, read_autoencoder
-    from stages.models.checks import check_images
-    from stages.models.pipeline import read_scheduler, read_unet, weights_file
-    from stages.protocol.extractors import Extractor
-    from stages.protocol.protocol import check_current
-    from stages.protocol.reference import read_reference
-    from stages.runtime.processes import join
-    from stages.storage.provenance import write_provenance, write_run_record
-    from stages.storage.rows import scratch_folder, writing_together
+    from stages.evaluate.folders import evaluate_folders
 
-    processes = join(device)
-    models = {name: read_unet(folder, processes.device) for name, folder in folders.items()}
-    reference = read_reference(reference_path)
-    autoencoder = read_autoencoder(dense, processes.device)
-    for unet in models.values():
-        check_images(reference.samples[0], image_shape(unet, autoencoder), reference_path)
-    extractor = Extractor(params.extractor, params.batch_size)
-    scheduler = read_scheduler(dense)
-    check_current(reference.protocol, params, seed, scheduler, extractor, reference_path)
-    files = {name: weights_file(folder) for name, folder in folders.items()}
-    with writing_together(report, processes) as folder:
-        with scratch_folder(folder, processes) as scratch:
-            evaluation = evaluate(models, files, scheduler, reference, extractor, scratch, autoencoder, processes)
-        if evaluation:
-            write_report(evaluation, folder)
-            write_run_record(folder, "evaluate", seed=seed, reference=params)
-    if processes.is_main:
-        write_provenance(report)
+    evaluate_folders(folders, reference_path, report, params, seed, processes)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from stages.evaluate.consistency import Pairs, images_to_mse, images_to_ssim
 from stages.models.families import Denoiser
 from stages.models.sampling import SamplingContext
+from stages.protocol.evaluation import DENSE
 from stages.protocol.extractors import Extractor
 from stages.protocol.reference import Reference, draw_set
 from stages.runtime.processes import Processes
-from stages.storage.rows import RowFile, array_file
+from stages.storage.rows import RowFile, array_file, create_together
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,9 @@ class DrawnFiles:
     mse: RowFile
     """[sets, N] float64."""
 
-    def create(self) -> None:
-        """Make the files, which are as long as the arrays from then on."""
-        for file in (self.samples, self.features, self.ssim, self.mse):
-            file.create()
+    def row_files(self) -> list[RowFile]:
+        """Return the four."""
+        return [self.samples, self.features, self.ssim, self.mse]
 
     def pairs(self) -> Pairs:
         """Return the similarity of all images."""
@@ -52,18 +52,23 @@ def drawn_files(folder: Path, name: str, reference: Reference) -> DrawnFiles:
 
 def draw_models(
     models: Mapping[str, Denoiser],
-    files: Mapping[str, DrawnFiles],
+    folder: Path,
     scheduler: DDPMScheduler,
     reference: Reference,
     extractor: Extractor,
     context: SamplingContext,
     processes: Processes,
-) -> None:
-    """Draw this process's batches of each model that has files, and write what is measured on them.
+) -> dict[str, DrawnFiles]:
+    """Draw images of all models but the dense one, and write what is measured on them; processes share the batches.
+
+    Returns:
+        The files of each model, once all processes have written.
 
     Raises:
         InputError: Images are not finite, or the disk is full.
     """
+    files = {name: drawn_files(folder, name, reference) for name in models if name != DENSE}
+    create_together([file for drawn in files.values() for file in drawn.row_files()], processes)
     protocol, size, before = reference.protocol, extractor.batch_size, 0
     starts = range(0, protocol.num_images, size)
     for name, target in files.items():
@@ -77,3 +82,5 @@ def draw_models(
                 target.features.write(first + start, extractor.features(pixels).numpy())
                 target.ssim.write(first + start, images_to_ssim(pixels, others))
                 target.mse.write(first + start, images_to_mse(pixels, others))
+    processes.wait()
+    return files

@@ -9,8 +9,8 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.typing import NDArray
 
 from stages.evaluate.consistency import Pairs
-from stages.evaluate.drawn import DrawnFiles, draw_models, drawn_files
-from stages.evaluate.scores import Measurer, by_set, score_file
+from stages.evaluate.drawn import DrawnFiles, draw_models
+from stages.evaluate.scores import Measurer, by_set
 from stages.models.autoencoder import Autoencoder
 from stages.models.complexity import count_attention_macs, count_macs, count_params
 from stages.models.families import Denoiser
@@ -105,28 +105,24 @@ def evaluate(
         InputError: The reference comes from another dense model, or images are not finite.
     """
     processes = processes or Processes(models[DENSE].device)
-    dense_sha256 = tensors_sha256(models[DENSE].state_dict())
-    if dense_sha256 != reference.model_sha256:
-        found = f"{dense_sha256[:8]}…, the reference was drawn by {reference.model_sha256[:8]}…"
-        raise InputError(f"the dense model has weights of sha256 {found}; run the reference stage again")
+    _check_dense(models[DENSE], reference)
     context = SamplingContext(autoencoder, reference.table, reference.protocol.guidance)
-    drawn = {name: drawn_files(scratch, name, reference) for name in models if name != DENSE}
-    scores = score_file(scratch, len(models), reference.protocol)
-    if processes.is_main:
-        scores.create()
-        for images in drawn.values():
-            images.create()
-    processes.wait()
-    draw_models(models, drawn, scheduler, reference, extractor, context, processes)
+    drawn = draw_models(models, scratch, scheduler, reference, extractor, context, processes)
     measurer = Measurer(reference, drawn, scratch, processes)
-    measurer.measure(list(models), scores)
+    scores = measurer.measure(list(models))
     if not processes.is_main:
         return None
-    measured = {
-        name: _describe(unet, files[name], scheduler, reference, drawn.get(name), row, context)
-        for (name, unet), row in zip(models.items(), scores.read(), strict=True)
-    }
-    return Evaluation(reference.protocol, dense_sha256, measurer.quality_metrics.floor(), measured)
+    measured = {}
+    for (name, unet), row in zip(models.items(), scores, strict=True):
+        measured[name] = _describe(unet, files[name], scheduler, reference, drawn.get(name), row, context)
+    return Evaluation(reference.protocol, reference.model_sha256, measurer.quality_metrics.floor(), measured)
+
+
+def _check_dense(unet: Denoiser, reference: Reference) -> None:
+    found = tensors_sha256(unet.state_dict())
+    if found != reference.model_sha256:
+        hashes = f"{found[:8]}…, the reference was drawn by {reference.model_sha256[:8]}…"
+        raise InputError(f"the dense model has weights of sha256 {hashes}; run the reference stage again")
 
 
 def _describe(

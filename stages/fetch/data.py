@@ -72,8 +72,7 @@ def fetch_data(
         out: An empty folder; temporary files are created in it, too.
         table: [K, S, D] float32, the conditions of a class-conditional model, the unconditional one last. The source
             must give each image a class in 0 … K − 2. None for an unconditional model, whose source has no classes.
-        encode: uint8 [n, C, H, W] -> float16 latents [n, c, h, w]. The latents are packed instead of the pixels, and
-            the pixels of the training images are stored with them. None for a model of pixels.
+        encode: uint8 [n, C, H, W] -> float16 latents [n, c, h, w], packed beside the training pixels; None for pixels.
 
     Raises:
         InputError: There are no images, they do not fit the model, or their hash is not the expected one.

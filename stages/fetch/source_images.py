@@ -178,6 +178,7 @@ def open_npz(source: NpzData, place: Path) -> SourceImages:
             raise InputError(f"{path} holds {part.dtype} {list(part.shape)} as {key}; {expected}")
 
     def open_one(index: int) -> Image.Image:
+        """Open the image at an index."""
         part, row = (parts[0], index) if index < len(parts[0]) else (parts[1], index - len(parts[0]))
         return Image.fromarray(part[row].squeeze(-1) if part.shape[3:] == (1,) else part[row])
 
@@ -249,6 +250,7 @@ def open_hub(source: HubData) -> SourceImages:
     images = rows.select_columns([source.column]).cast_column(source.column, ImageFeature(decode=False))
 
     def open_one(index: int) -> Image.Image:
+        """Open the image at an index."""
         cell = images[index][source.column]
         if cell is None:
             raise ValueError("the row has no image")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from stages.runtime.options import processes_option
 from stages.runtime.parent import end_with_dvc
 
 
@@ -18,11 +19,7 @@ from stages.runtime.parent import end_with_dvc
 )
 @click.option("--out", type=Path, required=True, help="Output folder of the model.")
 @click.option("--report", type=Path, required=True, help="Output folder of the recovery curve.")
-@click.option(
-    "--processes",
-    type=click.IntRange(1),
-    help="Number of processes that share each batch; by default one for each GPU, as far as the batch divides.",
-)
+@processes_option("each batch")
 def main(
     params_path: Path,
     model: Path,
@@ -31,7 +28,7 @@ def main(
     checkpoints: Path,
     out: Path,
     report: Path,
-    processes: int | None,
+    count: int | None,
 ) -> None:
     """Finetune a pruned model; a stopped training resumes from its last checkpoint."""
     from stages.finetune.params import FinetuneParams
@@ -48,7 +45,7 @@ def main(
     check_free(out, report, inputs=[*inputs, checkpoints], stage="finetune")
     device = select_device(deterministic=params.engine.deterministic)
     check_precision(params.engine.precision, "finetune.engine.precision", device)
-    if (code := launch(processes, device, params.batch_size, params.engine.accumulate)) is not None:
+    if (code := launch(count, device, params.batch_size, params.engine.accumulate)) is not None:
         sys.exit(code)
 
     from stages.finetune.recovery import prepare, recover

@@ -6,13 +6,14 @@ from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, TorchDynamoPlugin, broadcast
+from accelerate.utils import InitProcessGroupKwargs, TorchDynamoPlugin
 from torch import nn
 
 from stages.finetune.params import EngineParams
 from stages.models.families import Denoiser
 from stages.runtime.device import computing, naming_switch
 from stages.runtime.errors import InputError
+from stages.runtime.processes import Processes
 
 PATIENCE = timedelta(hours=6)
 """Longest time that processes wait for one that hashes the images, downloads a checkpoint or draws samples."""
@@ -122,11 +123,8 @@ class Engine:
 
     def share_sha256(self, compute: Callable[[], str]) -> str:
         """Return the SHA-256, in hexadecimal, that `compute` returns in the main process; no other one calls it."""
-        if self.num_processes == 1:
-            return compute()
-        digest = bytes.fromhex(compute()) if self.is_main else bytes(32)
-        shared: torch.Tensor = broadcast(torch.tensor(list(digest), dtype=torch.uint8, device=self.device))
-        return bytes(shared.tolist()).hex()
+        group = torch.distributed.group.WORLD if self.num_processes > 1 else None
+        return Processes(self.device, group).share_sha256(compute)
 
     def wait(self) -> None:
         """Wait until every process has come here."""

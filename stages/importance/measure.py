@@ -66,14 +66,12 @@ def measure_importance(
     Args:
         unet: The dense model; its weights do not change, its gradients are cleared.
         scheduler: The noise schedule that it was trained with.
-        batches: Calibration batches, taken one after the other; gradients or saliencies are averaged over them, and
-            each batch ends its own sum over the timesteps.
+        batches: Calibration batches; gradients or saliencies are averaged over them, each ends its own sum.
         timesteps: Ascending, as in the original.
         criterion: See `CRITERIA`.
         formula: paper, diffusers or ldm, see `FORMULAS`.
         threshold: T, for criteria with a threshold.
-        timesteps_per_pass: Timesteps in one forward and backward pass. It does not change which timesteps are used: 1
-            is bit-identical to the original, more is faster and agrees to about 1e-6 (relative).
+        timesteps_per_pass: Timesteps in one pass; 1 is bit-identical to the original, more is equal to about 1e-6.
         precision: bfloat16 uses autocast; tf32 needs a GPU that has it, others compute in float32.
         label: Name of the progress bar; None shows none.
         model_sha256: `tensors_sha256` of the weights where it is known; None computes it.
@@ -85,11 +83,9 @@ def measure_importance(
     Raises:
         InputError: The model has an operation without a deterministic kernel, while no other may run.
     """
-    processes = processes or Processes(next(unet.parameters()).device)
     measurement = _Measurement(unet, scheduler, criterion, formula, threshold, precision, processes)
-    known = model_sha256 or tensors_sha256(unet.state_dict())
     with computing(precision), naming_switch("importance.deterministic"):
-        return measurement.run(batches, timesteps, timesteps_per_pass, label, known)
+        return measurement.run(batches, timesteps, timesteps_per_pass, label, model_sha256)
 
 
 @contextmanager
@@ -125,7 +121,7 @@ class _Measurement:
         formula: FormulaName,
         threshold: float,
         precision: str,
-        processes: Processes,
+        processes: Processes | None,
     ) -> None:
         self.unet, self.scheduler, self.precision = unet, scheduler, precision
         self.criterion_name, self.formula_name = criterion, formula
@@ -136,7 +132,8 @@ class _Measurement:
         self.layers: dict[str, Layer] = {
             name: layer for name, layer in unet.named_modules() if isinstance(layer, Layer)
         }
-        self.processes, self.sum = processes, OrderedSum(processes)
+        self.processes = processes or Processes(next(unet.parameters()).device)
+        self.sum = OrderedSum(self.processes)
 
     def run(
         self,
@@ -144,7 +141,7 @@ class _Measurement:
         timesteps: Sequence[int],
         timesteps_per_pass: int,
         label: str | None,
-        model_sha256: str,
+        model_sha256: str | None,
     ) -> Importance:
         """Measure the importance, as `measure_importance` describes."""
         needs_gradients = self.criterion.needs_gradients
@@ -156,7 +153,7 @@ class _Measurement:
             criterion=self.criterion_name,
             formula=self.formula_name,
             precision=self.precision,
-            model_sha256=model_sha256,
+            model_sha256=model_sha256 or tensors_sha256(self.unet.state_dict()),
             counts_doubled=self.formula.counts_doubled,
             timesteps=list(timesteps) if needs_gradients else [],
             losses=losses,

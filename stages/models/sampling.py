@@ -184,6 +184,7 @@ def predictor(unet: Denoiser, context: SamplingContext, labels: Sequence[int]) -
     conditions, empty = table[list(labels)], table[-1:].expand(len(labels), -1, -1)
 
     def predict(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """Predict under the conditions of the labels, guided if the context says so."""
         noisy = noisy.to(unet.dtype)
         if context.guidance in (None, 1):
             return unet(noisy, timestep, encoder_hidden_states=conditions).sample.float()  # type: ignore[no-any-return]

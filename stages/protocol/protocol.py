@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from stages.data.images import PixelArray
@@ -14,6 +15,7 @@ from stages.models.samplers import check_sampler, make_sampler
 from stages.protocol.extractors import Extractor
 from stages.protocol.params import ReferenceParams
 from stages.runtime.errors import InputError
+from stages.runtime.processes import Processes
 from stages.runtime.schema import Frozen, Sha256, flatten
 
 SSIM_WINDOW = 11
@@ -71,7 +73,12 @@ class Protocol(Frozen):
 
 
 def make_protocol(
-    params: ReferenceParams, seed: int, scheduler: DDPMScheduler, real: PixelArray, extractor: Extractor
+    params: ReferenceParams,
+    seed: int,
+    scheduler: DDPMScheduler,
+    real: PixelArray,
+    extractor: Extractor,
+    processes: Processes | None = None,
 ) -> Protocol:
     """Resolve the settings that params.yaml leaves to the model, the data and the extractor.
 
@@ -81,6 +88,7 @@ def make_protocol(
         scheduler: The noise schedule of the dense model.
         real: The real images, [M, C, H, W] uint8.
         extractor: The feature extractor.
+        processes: The main one hashes the real images for all; None is this one alone.
 
     Raises:
         InputError: The sampler does not fit the schedule, or a metric needs larger images or more real images.
@@ -96,7 +104,9 @@ def make_protocol(
         if count > len(real):
             found = f"reference.{key} {getattr(params, key)} needs {count} real images, there are {len(real)}"
             raise InputError(f"{found}; lower it in params.yaml or fetch more")
-    return Protocol(**settings, num_real_images=len(real), real_sha256=_pixels_sha256(real))
+    processes = processes or Processes(torch.device("cpu"))
+    real_sha256 = processes.share_sha256(lambda: _pixels_sha256(real))
+    return Protocol(**settings, num_real_images=len(real), real_sha256=real_sha256)
 
 
 def _settings(params: ReferenceParams, seed: int, scheduler: DDPMScheduler, extractor: Extractor) -> dict[str, Any]:

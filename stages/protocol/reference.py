@@ -79,10 +79,9 @@ class ReferenceFiles:
     real_features: RowFile
     """[M, D] float32."""
 
-    def create(self) -> None:
-        """Make the files, which are as long as the arrays from then on."""
-        for file in (self.samples, self.features, self.real_features):
-            file.create()
+    def row_files(self) -> list[RowFile]:
+        """Return the three."""
+        return [self.samples, self.features, self.real_features]
 
 
 def reference_files(folder: Path, protocol: Protocol, image_shape: Sequence[int], num_features: int) -> ReferenceFiles:

@@ -91,9 +91,11 @@ def measure_moments(
     moments: dict[str, Moments] = {}
 
     def store(name: str, value: torch.Tensor) -> None:
+        """Keep a layer's inputs in the dense model until `add` gets those in the cut one."""
         inputs[name] = _rows(value)
 
     def add(name: str, value: torch.Tensor) -> None:
+        """Add a layer's products of both inputs to its moments."""
         rows = _rows(value)
         cross, square = inputs.pop(name).T @ rows, rows.T @ rows
         before = moments.get(name)

@@ -108,6 +108,7 @@ def _count_positions(unet: Denoiser) -> dict[str, int]:
         if isinstance(layer, Layers):
 
             def note(layer: nn.Module, _: object, output: torch.Tensor, name: str = name) -> None:
+                """Count the positions of a layer's output."""
                 positions[name] = output.numel() // len(layer.weight)  # type: ignore[arg-type]
 
             hooks.append(layer.register_forward_hook(note))

@@ -13,6 +13,7 @@ from stages.protocol.extractors import Extractor
 from stages.protocol.protocol import Protocol
 from stages.protocol.reference import draw_set, reference_files, write_about
 from stages.runtime.processes import Processes
+from stages.storage.rows import create_together
 from stages.storage.tensors import tensors_sha256
 
 
@@ -49,10 +50,9 @@ def make_reference(
     processes = processes or Processes(unet.device)
     num_features = extractor.features(real[:1]).shape[1]
     files = reference_files(folder, protocol, real.shape[1:], num_features)
+    create_together(files.row_files(), processes)
     if processes.is_main:
-        files.create()
         write_about(folder, protocol, tensors_sha256(unet.state_dict()), context.table)
-    processes.wait()
     size = extractor.batch_size
     for start in processes.share(range(0, len(real), size)):
         files.real_features.write(start, extractor.features(real[start : start + size]).numpy())

@@ -14,7 +14,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from stages.runtime.processes import shared_folder
+from stages.runtime.processes import Processes, join, shared_folder
 
 RUN_ID = "TORCHELASTIC_RUN_ID"
 
@@ -71,3 +71,17 @@ def start_processes(stage: str, count: int, out: Path | None = None) -> int | No
         if out:
             shutil.rmtree(shared_folder(out), ignore_errors=True)
     return 0
+
+
+def distribute(stage: str, count: int | None, device: torch.device, out: Path | None = None) -> Processes:
+    """Start the processes that share a stage and end with their exit code, or join them if this is one of them.
+
+    Args:
+        stage: The stage's name.
+        count: Number of processes; None is one for each GPU, or one on the CPU.
+        device: CPU or GPU.
+        out: As of `start_processes`.
+    """
+    if (code := start_processes(stage, count_processes(count, device), out)) is not None:
+        sys.exit(code)
+    return join(device)

@@ -1,7 +1,7 @@
 """This process among those that share the work of one stage; it is the only one unless a launcher started several."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -50,6 +50,14 @@ class Processes:
         parts = [torch.empty_like(own) for _ in range(self.count)]
         self.group.allgather([parts], [own]).wait()
         return [part.tolist() for part in parts]
+
+    def share_sha256(self, compute: Callable[[], str]) -> str:
+        """Return the SHA-256, in hexadecimal, that `compute` returns in the main process; no other one calls it."""
+        if not self.group:
+            return compute()
+        digest = bytes.fromhex(compute()) if self.is_main else bytes(32)
+        (shared,) = self.broadcast([torch.tensor(list(digest), dtype=torch.uint8, device=self.device)], 0)
+        return bytes(shared.tolist()).hex()
 
     def send(self, tensors: Sequence[torch.Tensor], receiver: int) -> None:
         """Send tensors to another process, which receives them at the same time."""

@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -87,6 +87,18 @@ def tensors_file(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
         name: RowFile(path, header, len(header) + begin, np.dtype(np.float32), tuple(shapes[name]))
         for name, (begin, _) in places.items()
     }
+
+
+def create_together(files: Iterable[RowFile], processes: Processes) -> None:
+    """Make files that all processes write to: the main process makes them, the others wait.
+
+    Raises:
+        InputError: As of `RowFile.create`.
+    """
+    if processes.is_main:
+        for file in files:
+            file.create()
+    processes.wait()
 
 
 @contextmanager

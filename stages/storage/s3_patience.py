@@ -24,6 +24,7 @@ def bound_waiting(client: Any) -> None:  # noqa: ANN401  # boto3 creates its cla
     session = client._endpoint.http_session  # noqa: SLF001  # botocore has no public way to its session
 
     def send(request: Any, event_name: str, **_: Any) -> Any:  # noqa: ANN401
+        """Send a request in place of botocore, within the time of its kind."""
         is_completion = event_name.endswith(".CompleteMultipartUpload")
         response = _send_in_time(session, request, COMPLETION_S if is_completion else ANSWER_S)
         if request.stream_output:
@@ -40,6 +41,7 @@ def _send_in_time(session: Any, request: Any, answer_s: float) -> Any:  # noqa: 
     is_late = Event()
 
     def send() -> None:
+        """Send the request, and close a response that nobody waits for any more."""
         try:
             found.append(session.send(request))
         except BaseException as error:  # noqa: BLE001  # raised in the thread that waits

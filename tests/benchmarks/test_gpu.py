@@ -19,27 +19,15 @@ from stages.models.complexity import count_macs
 from stages.models.params import SamplerParams
 from stages.models.sampling import draw, image_seeds
 from tests.conftest import ROOT
-from tests.pipeline.test_packages import ABSENT, NEEDED, imported_at_start
+from tests.pipeline.test_packages import ABSENT, BLOCK, NEEDED, imported_at_start
 
 BENCH = Bench(torch.device("cpu"), precisions=("float32",), compiled=False, tiny=True, sizes=TINY)
-BARE = """
-import sys
-from importlib.machinery import PathFinder
-
-class Bare(PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        return None if name.partition(".")[0] in {absent!r} else super().find_spec(name, path, target)
-
-sys.meta_path = [Bare if finder is PathFinder else finder for finder in sys.meta_path]
-"""
-"""A sitecustomize.py under which these packages cannot be imported."""
 
 
 @pytest.fixture
 def bare_environment(tmp_path):
     """The environment of a machine that has only what the stages import as they start, and pytest."""
-    (tmp_path / "sitecustomize.py").write_text(BARE.format(absent=ABSENT))
+    (tmp_path / "sitecustomize.py").write_text(BLOCK.format(absent=ABSENT))
     return {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}", "PYTEST_ADDOPTS": "-p no:timeout"}
 
 

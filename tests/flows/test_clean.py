@@ -147,6 +147,15 @@ def test_invalid_params_remove_nothing(project):
     assert (code, len(lines), folder.is_dir()) == (1, 1, True)
 
 
+def test_a_folder_without_a_project_is_refused(tmp_path, monkeypatch):
+    """In one line, and no folder is made there."""
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+
+    assert clean() == (1, ["Error: params.yaml: No such file or directory; correct the path to it"])
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
 def test_sizes_have_three_digits():
     """The unit leaves fewer than 1000."""
     found = [format_bytes(count) for count in (0, 999, 1000, 318_000_000, 6.4e12, 5e18)]

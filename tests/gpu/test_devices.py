@@ -32,6 +32,7 @@ from stages.prune.compensate import NoisyBatches
 from stages.prune.params import CompensateParams, PruneParams
 from stages.prune.pruning import prune_unet
 from stages.prune.selection import plan_pruning
+from tests.conftest import AUTOENCODER
 
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 IMPORTANCE = ImportanceParams(
@@ -58,16 +59,10 @@ FINETUNE = FinetuneParams(
     samples=SamplesParams(every=2, num_images=2, steps=2),
 )
 COMPENSATE = CompensateParams(num_images=2, num_timesteps=1, rounds=2)
-BLOCKS = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "latent_channels": 3,
-    "block_out_channels": (8, 16),
-    "down_block_types": ("DownEncoderBlock2D",) * 2,
-    "up_block_types": ("UpDecoderBlock2D",) * 2,
-    "norm_num_groups": 4,
+CODECS = {
+    "AutoencoderKL": lambda: AutoencoderKL(**AUTOENCODER, shift_factor=0.1),
+    "VQModel": lambda: VQModel(**AUTOENCODER),
 }
-CODECS = {"AutoencoderKL": lambda: AutoencoderKL(**BLOCKS, shift_factor=0.1), "VQModel": lambda: VQModel(**BLOCKS)}
 SAMPLERS = [
     *(SamplerParams(scheduler=name, steps=4) for name in get_args(SchedulerName)),
     *(SamplerParams(steps=4, spacing=spacing) for spacing in ("trailing", "quadratic")),

@@ -26,24 +26,16 @@ from stages.register.draw import Draw
 from stages.runtime.errors import InputError
 from stages.storage.files import read_json, write_json
 from stages.storage.tensors import tensors_sha256, write_tensors
+from tests.conftest import AUTOENCODER
 
 CPU = torch.device("cpu")
-BLOCKS = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "latent_channels": 3,
-    "block_out_channels": (8, 16),
-    "down_block_types": ("DownEncoderBlock2D",) * 2,
-    "up_block_types": ("UpDecoderBlock2D",) * 2,
-    "norm_num_groups": 4,
-}
 
 
 @pytest.fixture
 def vq():
     """An autoencoder with a codebook: 16×16 images, 8×8 latents."""
     torch.manual_seed(1)
-    return VQModel(**BLOCKS, num_vq_embeddings=32, scaling_factor=0.5).eval()
+    return VQModel(**AUTOENCODER, num_vq_embeddings=32, scaling_factor=0.5).eval()
 
 
 @pytest.fixture
@@ -123,7 +115,7 @@ def test_a_loaded_autoencoder_computes_what_diffusers_does(tmp_path, vq, kind):
     """Latents are those of diffusers times the scaling factor, images are those of diffusers, for both classes."""
     if kind == "vae":
         torch.manual_seed(1)
-        vq = AutoencoderKL(**BLOCKS, scaling_factor=0.5).eval()
+        vq = AutoencoderKL(**AUTOENCODER, scaling_factor=0.5).eval()
     vq.save_pretrained(tmp_path / kind)
     autoencoder = read_autoencoder(tmp_path, CPU)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 16, 16)).astype(np.uint8)
@@ -155,7 +147,7 @@ def test_shift_mean_and_std_of_latents_are_those_of_diffusers(tmp_path, make_une
     """Encoded, decoded again to the same image, drawn by a version, and copied with the released model."""
     config, expected = LATENT_SCALES[kind]
     torch.manual_seed(1)
-    network = AutoencoderKL(**BLOCKS, **config).eval()
+    network = AutoencoderKL(**AUTOENCODER, **config).eval()
     network.save_pretrained(tmp_path / "vae")
     autoencoder = read_autoencoder(tmp_path, CPU)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 16, 16)).astype(np.uint8)
@@ -201,7 +193,7 @@ def test_shift_mean_and_std_of_latents_are_those_of_diffusers(tmp_path, make_une
 )
 def test_a_scale_of_latents_that_cannot_be_honoured_is_refused(tmp_path, vq, kind, change, message):
     """In one line with the key, before the weights are read."""
-    network = vq if kind == "vqvae" else AutoencoderKL(**BLOCKS)
+    network = vq if kind == "vqvae" else AutoencoderKL(**AUTOENCODER)
     network.save_pretrained(tmp_path / kind)
     write_json(tmp_path / kind / "config.json", {**read_json(tmp_path / kind / "config.json"), **change})
 
@@ -229,7 +221,7 @@ def test_an_unsupported_or_damaged_autoencoder_is_refused(tmp_path, vq):
 @pytest.mark.parametrize("kind", ["vqvae", "vae"])
 def test_a_prefix_of_an_autoencoders_weights_is_named(tmp_path, vq, kind, prefix):
     """In one short line, where PyTorch lists all names of both sides."""
-    network = vq if kind == "vqvae" else AutoencoderKL(**BLOCKS)
+    network = vq if kind == "vqvae" else AutoencoderKL(**AUTOENCODER)
     network.save_pretrained(tmp_path / kind)
     weights = tmp_path / kind / WEIGHTS
     write_tensors(weights, {f"{prefix}{name}": tensor for name, tensor in network.state_dict().items()})
@@ -243,7 +235,7 @@ def test_a_prefix_of_an_autoencoders_weights_is_named(tmp_path, vq, kind, prefix
 
 def test_weights_of_another_autoencoder_are_named(tmp_path, vq):
     """By the first missing and the first unexpected name, or by the shape that differs."""
-    network = AutoencoderKL(**BLOCKS)
+    network = AutoencoderKL(**AUTOENCODER)
     network.save_pretrained(tmp_path / "vae")
     for tensors, message in (
         (vq.state_dict(), "1 unexpected, first quantize.embedding.weight"),

@@ -28,8 +28,7 @@ def stages(tmp_path, root, make_unet, scheduler):
     pixels = np.random.default_rng(0).integers(0, 256, (20, 1, 16, 16)).astype(np.uint8)
     write_images(tmp_path / "data", Images(pixels[:12], pixels[12:]), {})
     tree = YAML(typ="safe").load((root / "params.yaml").read_text())
-    tree["reference"] |= {"num_images": 7, "sets": 2, "batch_size": 2, "kid_subset_size": 5}
-    tree["reference"]["sampler"]["steps"] = 4
+    tree["reference"] |= {"num_images": 7, "sets": 2, "batch_size": 2, "kid_subset_size": 5, "sampler": {"steps": 4}}
     tree["importance"] |= {"num_images": 2, "stride": 100, "report": {"timesteps": 3, "draws": 2}}
     tree["finetune"]["samples"] = None
     YAML().dump(tree, tmp_path / "params.yaml")

@@ -1,0 +1,50 @@
+"""Model folders and a reference -> the report of their evaluation."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from stages.evaluate.evaluation import evaluate
+from stages.evaluate.report import write_report
+from stages.models.autoencoder import image_shape, read_autoencoder
+from stages.models.checks import check_images
+from stages.models.pipeline import read_scheduler, read_unet, weights_file
+from stages.protocol.evaluation import DENSE
+from stages.protocol.extractors import Extractor
+from stages.protocol.params import ReferenceParams
+from stages.protocol.protocol import check_current
+from stages.protocol.reference import read_reference
+from stages.runtime.processes import Processes
+from stages.storage.provenance import write_provenance, write_run_record
+from stages.storage.rows import scratch_folder, writing_together
+
+
+def evaluate_folders(
+    folders: Mapping[str, Path],
+    reference_path: Path,
+    report: Path,
+    params: ReferenceParams,
+    seed: int,
+    processes: Processes,
+) -> None:
+    """Evaluate the models in some folders, by name, under the protocol of a reference, and write the report.
+
+    Raises:
+        InputError: A folder is damaged, they do not belong together, or the reference has another protocol.
+    """
+    models = {name: read_unet(folder, processes.device) for name, folder in folders.items()}
+    reference = read_reference(reference_path)
+    autoencoder = read_autoencoder(folders[DENSE], processes.device)
+    for unet in models.values():
+        check_images(reference.samples[0], image_shape(unet, autoencoder), reference_path)
+    extractor = Extractor(params.extractor, params.batch_size)
+    scheduler = read_scheduler(folders[DENSE])
+    check_current(reference.protocol, params, seed, scheduler, extractor, reference_path)
+    files = {name: weights_file(folder) for name, folder in folders.items()}
+    with writing_together(report, processes) as folder:
+        with scratch_folder(folder, processes) as scratch:
+            evaluation = evaluate(models, files, scheduler, reference, extractor, scratch, autoencoder, processes)
+        if evaluation:
+            write_report(evaluation, folder)
+            write_run_record(folder, "evaluate", seed=seed, reference=params)
+    if processes.is_main:
+        write_provenance(report)
