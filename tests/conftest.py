@@ -96,10 +96,16 @@ def pytest_collection_modifyitems(config, items):
         items.sort(key=lambda item: order.get(item.path, len(SLOW) + (item.path in timed)))
 
 
+def pytest_collection():
+    """Import the tests without collecting garbage."""
+    gc.disable()
+
+
 def pytest_collection_finish():
     """Leave what is imported by now out of every later garbage collection: a million objects."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_unconfigure():

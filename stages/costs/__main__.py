@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from stages.runtime.imports import importing
 from stages.runtime.parent import end_with_dvc
 
 
@@ -20,13 +21,14 @@ def main(params_path: Path, dense: Path, pruned: Path, finetuned: Path, report: 
 
     params = load_block(params_path, "costs", CostsParams)
 
-    from stages.costs.report import write_report
-    from stages.costs.timing import measure_costs
-    from stages.models.pipeline import read_unet, weights_file
-    from stages.protocol.costs import CostsRecord
-    from stages.runtime.device import select_device
-    from stages.storage.files import check_free, file_sha256, writing
-    from stages.storage.provenance import write_provenance, write_run_record
+    with importing():
+        from stages.costs.report import write_report
+        from stages.costs.timing import measure_costs
+        from stages.models.pipeline import read_unet, weights_file
+        from stages.protocol.costs import CostsRecord
+        from stages.runtime.device import select_device
+        from stages.storage.files import check_free, file_sha256, writing
+        from stages.storage.provenance import write_provenance, write_run_record
 
     folders = {"dense": dense, "pruned": pruned, "finetuned": finetuned}
     check_free(report, inputs=list(folders.values()), stage="costs")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from stages.runtime.imports import importing
 from stages.runtime.options import processes_option
 from stages.runtime.parent import end_with_dvc
 
@@ -32,9 +33,10 @@ def main(
     params = load_block(params_path, "reference", ReferenceParams)
     seed = load_seed(params_path)
 
-    from stages.runtime.device import check_precision, select_device
-    from stages.runtime.launch import distribute
-    from stages.storage.files import check_free
+    with importing():
+        from stages.runtime.device import check_precision, select_device
+        from stages.runtime.launch import distribute
+        from stages.storage.files import check_free
 
     folders = {"dense": dense, "pruned": pruned, "finetuned": finetuned}
     check_free(report, inputs=[*folders.values(), reference_path], stage="evaluate")
@@ -42,7 +44,8 @@ def main(
     check_precision(params.precision, "reference.precision", device)
     processes = distribute("evaluate", count, device, report)
 
-    from stages.evaluate.folders import evaluate_folders
+    with importing():
+        from stages.evaluate.folders import evaluate_folders
 
     evaluate_folders(folders, reference_path, report, params, seed, processes)
 

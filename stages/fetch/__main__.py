@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from stages.runtime.imports import importing
 from stages.runtime.parent import end_with_dvc
 
 
@@ -25,12 +26,13 @@ def main(params_path: Path, model_out: Path, data_out: Path) -> None:
     telemetry.switch_off()
     check_numbers()
 
-    from stages.fetch import data, model, source_images
-    from stages.models.autoencoder import image_shape, read_autoencoder
-    from stages.models.pipeline import read_scheduler
-    from stages.models.steps import check_drawing
-    from stages.runtime.device import select_device
-    from stages.storage.provenance import write_provenance, write_run_record
+    with importing():
+        from stages.fetch import data, model, source_images
+        from stages.models.autoencoder import image_shape, read_autoencoder
+        from stages.models.pipeline import read_scheduler
+        from stages.models.steps import check_drawing
+        from stages.runtime.device import select_device
+        from stages.storage.provenance import write_provenance, write_run_record
 
     check_free(model_out, data_out, stage="fetch")
     source_images.check_path(params.data)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from stages.runtime.imports import importing
 from stages.runtime.options import processes_option
 from stages.runtime.parent import end_with_dvc
 
@@ -37,9 +38,10 @@ def main(
     params = load_block(params_path, "finetune", FinetuneParams)
     seed = load_seed(params_path)
 
-    from stages.finetune.launch import launch
-    from stages.runtime.device import check_precision, select_device
-    from stages.storage.files import check_free
+    with importing():
+        from stages.finetune.launch import launch
+        from stages.runtime.device import check_precision, select_device
+        from stages.storage.files import check_free
 
     inputs = [path for path in (model, data, teacher) if path]
     check_free(out, report, inputs=[*inputs, checkpoints], stage="finetune")
@@ -48,8 +50,9 @@ def main(
     if (code := launch(count, device, params.batch_size, params.engine.accumulate)) is not None:
         sys.exit(code)
 
-    from stages.finetune.recovery import prepare, recover
-    from stages.storage.provenance import fingerprint
+    with importing():
+        from stages.finetune.recovery import prepare, recover
+        from stages.storage.provenance import fingerprint
 
     trainer = prepare(model, teacher, data, params, seed, device)
     engine = trainer.engine

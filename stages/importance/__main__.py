@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from stages.runtime.imports import importing
 from stages.runtime.options import processes_option
 from stages.runtime.parent import end_with_dvc
 
@@ -23,16 +24,18 @@ def main(params_path: Path, model: Path, data: Path, out: Path, report: Path, co
     params = load_block(params_path, "importance", ImportanceParams)
     seed = load_seed(params_path)
 
-    from stages.runtime.device import check_precision, select_device
-    from stages.runtime.launch import distribute
-    from stages.storage.files import check_free
+    with importing():
+        from stages.runtime.device import check_precision, select_device
+        from stages.runtime.launch import distribute
+        from stages.storage.files import check_free
 
     check_free(out, report, inputs=[model, data], stage="importance")
     device = select_device(deterministic=params.deterministic)
     check_precision(params.precision, "importance.precision", device)
     processes = distribute("importance", count, device)
 
-    from stages.importance.folders import measure_folders
+    with importing():
+        from stages.importance.folders import measure_folders
 
     measure_folders(model, data, out, report, params_path, params, seed, processes)
 

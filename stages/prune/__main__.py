@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from stages.runtime.imports import importing
 from stages.runtime.parent import end_with_dvc
 
 
@@ -26,12 +27,13 @@ def main(
     params = load_block(params_path, "prune", PruneParams)
     seed = load_seed(params_path)
 
-    from stages.models.layout import PLAN
-    from stages.models.pipeline import read_scheduler, read_unet, write_pipeline
-    from stages.prune.pruning import make_plan, prune_unet, read_calibration
-    from stages.runtime.device import select_device
-    from stages.storage.files import check_free, write_json, writing
-    from stages.storage.provenance import write_provenance, write_run_record
+    with importing():
+        from stages.models.layout import PLAN
+        from stages.models.pipeline import read_scheduler, read_unet, write_pipeline
+        from stages.prune.pruning import make_plan, prune_unet, read_calibration
+        from stages.runtime.device import select_device
+        from stages.storage.files import check_free, write_json, writing
+        from stages.storage.provenance import write_provenance, write_run_record
 
     inputs = [path for path in (model, importance_path, plan_path, data) if path]
     check_free(out, inputs=inputs, stage="prune")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from stages.runtime.imports import importing
 from stages.runtime.options import processes_option
 from stages.runtime.parent import end_with_dvc
 
@@ -22,16 +23,18 @@ def main(params_path: Path, model: Path, data: Path, out: Path, count: int | Non
     params = load_block(params_path, "reference", ReferenceParams)
     seed = load_seed(params_path)
 
-    from stages.runtime.device import check_precision, select_device
-    from stages.runtime.launch import distribute
-    from stages.storage.files import check_free
+    with importing():
+        from stages.runtime.device import check_precision, select_device
+        from stages.runtime.launch import distribute
+        from stages.storage.files import check_free
 
     check_free(out, inputs=[model, data], stage="reference")
     device = select_device()
     check_precision(params.precision, "reference.precision", device)
     processes = distribute("reference", count, device, out)
 
-    from stages.reference.folders import draw_reference
+    with importing():
+        from stages.reference.folders import draw_reference
 
     draw_reference(model, data, out, params_path, params, seed, processes)
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from stages.runtime.imports import importing
 from stages.runtime.parent import end_with_dvc
 
 
@@ -15,15 +16,16 @@ from stages.runtime.parent import end_with_dvc
 @click.option("--page", type=Path, required=True, help="Output file of the page.")
 def main(models: Path, reports: Path, summary: Path, released: Path, page: Path) -> None:
     """Write the results table, the figures, the page and the model cards, and record the compression in MLflow."""
-    from stages.report.card import release
-    from stages.report.figures import draw_figures
-    from stages.report.page import check_page, write_page
-    from stages.report.report_data import read_report_data
-    from stages.report.summary import write_summary
-    from stages.storage.files import check_free, write_atomically, writing
-    from stages.storage.provenance import write_run_record
-    from stages.tracking.compression import Compression, stage_folders
-    from stages.tracking.recording import record_all
+    with importing():
+        from stages.report.card import release
+        from stages.report.figures import draw_figures
+        from stages.report.page import check_page, write_page
+        from stages.report.report_data import read_report_data
+        from stages.report.summary import write_summary
+        from stages.storage.files import check_free, write_atomically, writing
+        from stages.storage.provenance import write_run_record
+        from stages.tracking.compression import Compression, stage_folders
+        from stages.tracking.recording import record_all
 
     folders = stage_folders(models, reports)
     inputs = [*folders.values(), reports / "finetune", reports / "importance"]
