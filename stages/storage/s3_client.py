@@ -1,6 +1,7 @@
 """Variables of the environment -> a client of S3 that signs every part and fails fast."""
 
 import os
+import re
 from functools import cache
 from itertools import chain
 from typing import Any
@@ -14,8 +15,9 @@ PART_BYTES, CONCURRENCY = 16 * MIB, 4
 """Part size and number of parallel parts of a transfer; their product bounds its memory."""
 AMAZON = ".amazonaws."
 """Part of the hosts of Amazon's own S3; another server may have regions of any name."""
+ATTEMPTS, RETRY_MODES = 6, ("standard", "adaptive", "legacy")
+"""Attempts at a request, and modes of botocore, of which the first is taken, where AWS's own variables say nothing."""
 SETTINGS = {
-    "retries": {"mode": "standard", "total_max_attempts": 6},
     "connect_timeout": 5,
     "read_timeout": 60,
     # Every part is signed with its SHA-256, which the server compares, over HTTP as over HTTPS.
@@ -43,7 +45,7 @@ def connect() -> Any:  # noqa: ANN401  # boto3 creates its classes at run time
         own = Session()
         own.register_component("data_loader", _definitions())
         session = boto3.session.Session(botocore_session=own, region_name=os.environ.get("AWS_REGION") or None)
-        client = session.client("s3", config=Config(**SETTINGS))
+        client = session.client("s3", config=Config(retries=_retries(), **SETTINGS))
     except InvalidRegionError:
         raise _invalid_region(session) from None
     except (BotoCoreError, ValueError) as error:  # an unknown profile, an invalid endpoint
@@ -53,6 +55,20 @@ def connect() -> Any:  # noqa: ANN401  # boto3 creates its classes at run time
         raise _invalid_region(session)
     bound_waiting(client)
     return client
+
+
+def _retries() -> dict[str, Any]:
+    """Return the settings of AWS_RETRY_MODE and AWS_MAX_ATTEMPTS, or ours.
+
+    Raises:
+        InputError: One of them has a value that botocore does not know.
+    """
+    mode, attempts = os.environ.get("AWS_RETRY_MODE") or RETRY_MODES[0], os.environ.get("AWS_MAX_ATTEMPTS") or ATTEMPTS
+    if mode not in RETRY_MODES:
+        raise InputError(f"AWS_RETRY_MODE is {mode!r}; allowed: {', '.join(RETRY_MODES)}")
+    if not re.fullmatch(r"[1-9][0-9]{0,3}", str(attempts)):
+        raise InputError(f"AWS_MAX_ATTEMPTS is {attempts!r}; give a number from 1 to 9999")
+    return {"mode": mode, "total_max_attempts": int(attempts)}
 
 
 @cache
