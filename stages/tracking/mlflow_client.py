@@ -50,7 +50,7 @@ def set_environment() -> None:
     """Check the address of the server, by default mlflow.db in the current folder, and set what MLflow reads.
 
     Raises:
-        InputError: MLFLOW_TRACKING_URI is not an address.
+        InputError: MLFLOW_TRACKING_URI is not an address, or names an SQLite file in a folder that does not exist.
     """
     telemetry.switch_off()
     bypass_proxies()
@@ -58,6 +58,9 @@ def set_environment() -> None:
     # MLflow's own default writes the path percent-encoded, which names another folder.
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         os.environ["MLFLOW_TRACKING_URI"] = sqlite_address(Path.cwd() / "mlflow.db")
+    if (file := sqlite_file()) and not file.parent.is_dir():  # MLflow would create the folder of a mistyped address
+        found = f"MLFLOW_TRACKING_URI names a file in {file.parent}, which is no folder"
+        raise InputError(f"{found}; create it, or correct the address")
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
 
@@ -83,12 +86,12 @@ def find_experiment(client: "MlflowClient", name: str) -> str:
 
 
 def sqlite_file() -> Path | None:
-    """Return the SQLite file in MLFLOW_TRACKING_URI, if it is one with an absolute path."""
+    """Return the path of the SQLite file in MLFLOW_TRACKING_URI, if it is one."""
     address = os.environ.get("MLFLOW_TRACKING_URI", "")
     if found := re.fullmatch(r"sqlite:///file:(/[^?]+)\?uri=true", address):
         return Path(unquote(found[1]))
-    found = re.fullmatch(r"sqlite:///(/.+)", address)
-    return Path(found[1]) if found else None
+    found = re.fullmatch(r"sqlite:///([^?]+)", address)
+    return Path(found[1]).absolute() if found else None
 
 
 def sqlite_address(file: Path) -> str:

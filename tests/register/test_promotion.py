@@ -664,7 +664,8 @@ def test_an_unavailable_server_is_one_line(monkeypatch, root):
         ("http://[::1", "the host or port in MLFLOW_TRACKING_URI is invalid; "),
         ("nothing://h", "MLFLOW_TRACKING_URI does not begin with a scheme that is allowed: http:, "),
         ("mysql://h/x", "the MLflow registry "),
-        ("sqlite:////dev/null/x", "the MLflow registry "),
+        ("sqlite:////dev/null/x", "MLFLOW_TRACKING_URI names a file in /dev/null, which is no folder"),
+        ("sqlite:///no-such-folder/mlflow.db", "MLFLOW_TRACKING_URI names a file in "),
     ],
 )
 def test_an_invalid_address_is_one_line(monkeypatch, uri, message):
@@ -675,6 +676,7 @@ def test_an_invalid_address_is_one_line(monkeypatch, uri, message):
 
     assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
     assert result.stderr.startswith(f"Error: {message}")
+    assert not Path("no-such-folder").exists()
 
 
 def test_diffusers_and_mlflow_load_a_version(publish, policy, unet, scheduler, protocol):
