@@ -25,7 +25,7 @@ from stages.data.images import Conditions, Images, write_stream
 from stages.fetch.classes import check_labels, with_classes
 from stages.fetch.listing import Listing, list_folder, sort_names
 from stages.fetch.omissions import passed_over_line, shown_line
-from stages.fetch.params import BundledSource, DataSource, FitParams, FolderData, HubData, NpzData, S3Data, expand_path
+from stages.fetch.params import BundledData, DataSource, FitParams, FolderData, HubData, NpzData, S3Data
 from stages.fetch.source_images import (
     MODES,
     CorruptImageError,
@@ -38,6 +38,7 @@ from stages.fetch.source_images import (
     read_image,
 )
 from stages.runtime.errors import InputError, warn
+from stages.runtime.paths import expand_path
 from stages.runtime.progress import track
 from stages.runtime.seeds import generator
 from stages.storage.s3 import Store
@@ -252,7 +253,7 @@ def _check_sha256(source: DataSource, sha256: str) -> None:
 def _opened(source: DataSource, shape: Shape, place: Path) -> Iterator[SourceImages]:
     """Yield the images of a source; downloaded and extracted files are stored in the folder `place`."""
     match source:
-        case BundledSource():
+        case BundledData():
             yield _open_digits(shape)
         case FolderData():
             folder = expand_path(source.path, "fetch.data.path")

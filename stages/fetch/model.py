@@ -16,14 +16,13 @@ from stages.fetch.class_embedding import read_class_embedding
 from stages.fetch.convert import converted
 from stages.fetch.model_folder import announce_left_out, check_links
 from stages.fetch.params import (
-    BundledSource,
+    BundledModel,
     CheckpointModel,
     FolderModel,
     HubModel,
     ModelSource,
     RegistryModel,
     S3Model,
-    expand_path,
 )
 from stages.fetch.pickles import BIN
 from stages.fetch.weights import (
@@ -44,6 +43,7 @@ from stages.models.sampling import to_pixels
 from stages.models.trial import check_prunable, check_runs
 from stages.runtime.environment import check_hub
 from stages.runtime.errors import InputError, UnavailableError, first_line
+from stages.runtime.paths import expand_path
 from stages.storage.files import copy_file, file_sha256, temporary_folder
 from stages.storage.s3 import Store
 from stages.tracking import mlflow_client
@@ -135,12 +135,12 @@ def _opened(source: ModelSource, place: Path) -> Iterator[Path]:
 
 @contextmanager
 def _downloaded(
-    source: BundledSource | FolderModel | S3Model | HubModel | RegistryModel, place: Path
+    source: BundledModel | FolderModel | S3Model | HubModel | RegistryModel, place: Path
 ) -> Iterator[tuple[Path, str | None]]:
     """Yield the folder of a model and the expected hash of its weights; None skips the check."""
     match source:
-        case BundledSource():
-            yield BUNDLED / source.name, BUNDLED_SHA256[source.name]
+        case BundledModel():
+            yield _bundled(source.name)
         case FolderModel():
             yield expand_path(source.path, "fetch.model.path"), source.sha256
         case S3Model():
@@ -152,6 +152,14 @@ def _downloaded(
         case RegistryModel():
             with temporary_folder(source.uri, place) as target:
                 yield _download_version(source, target), source.sha256
+
+
+def _bundled(name: str) -> tuple[Path, str]:
+    folder = BUNDLED / name
+    if name not in BUNDLED_SHA256 or not folder.is_dir():
+        found = f"the bundled model {name} is missing: {folder} and its hash in stages/fetch/model.py"
+        raise InputError(f"{found}; make both by recipes/{name}.py, or choose another fetch.model")
+    return folder, BUNDLED_SHA256[name]
 
 
 def _download(source: HubModel) -> Path:

@@ -1,13 +1,11 @@
 """The block `fetch` of params.yaml: the sources of the pretrained model and of its data."""
 
-import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from stages.runtime.errors import InputError
 from stages.runtime.schema import Commit, Section, Sha256
 from stages.storage.s3_bucket import BUCKET_URI
 
@@ -19,38 +17,20 @@ def _check_uri(uri: str) -> str:
     return uri
 
 
-def expand_path(path: Path, key: str) -> Path:
-    """Expand ~ and the environment variables in a path.
+class BundledModel(Section):
+    """A model that ships with the repository."""
 
-    Args:
-        path: The path as params.yaml gives it.
-        key: Its key in params.yaml, for messages.
-
-    Raises:
-        InputError: A variable is not set, the user that follows ~ does not exist, or the path cannot be followed.
-    """
-    try:
-        expanded = os.path.expandvars(path.expanduser())
-    except RuntimeError:  # ~ followed by an unknown user
-        raise InputError(f"{key} is {path}, and this home folder does not exist; give an absolute path") from None
-    if missing := re.search(r"\$\{?(\w+)", expanded):
-        raise InputError(f"{key} is {path} and ${missing[1]} is not set; set it in the environment or change the path")
-    try:
-        Path(expanded).stat()
-    except (FileNotFoundError, NotADirectoryError):
-        pass  # the caller says what is missing
-    except (OSError, ValueError) as error:  # no permission, a name that is too long, a null byte
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{key} is {path}: {reason}; correct the path or its permissions") from None
-    return Path(expanded)
+    source: Literal["bundled"]
+    name: Literal["digits", "photos"]
+    """digits: a small DDPM trained on scikit-learn's UCI digits, 1×16×16. photos: one trained on CIFAR-10, 3×32×32."""
 
 
-class BundledSource(Section):
-    """The model or the data that ships with the repository."""
+class BundledData(Section):
+    """The images that ship with the repository."""
 
     source: Literal["bundled"]
     name: Literal["digits"]
-    """digits: a small DDPM trained on scikit-learn's UCI digits, or these digits, 1×16×16."""
+    """digits: scikit-learn's UCI digits, scaled up to 1×16×16."""
 
 
 class FolderModel(Section):
@@ -216,8 +196,8 @@ class HubData(FitParams):
     """Name of the class column, integers; null for an unconditional model."""
 
 
-ModelSource = BundledSource | FolderModel | S3Model | HubModel | CheckpointModel | RegistryModel
-DataSource = BundledSource | FolderData | S3Data | NpzData | HubData
+ModelSource = BundledModel | FolderModel | S3Model | HubModel | CheckpointModel | RegistryModel
+DataSource = BundledData | FolderData | S3Data | NpzData | HubData
 
 
 class FetchParams(Section):

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from stages.fetch.listing import FORMATS, SUFFIXES, Listing
-from stages.fetch.params import DataSource, FitParams, FolderData, HubData, NpzData, expand_path
+from stages.fetch.params import DataSource, FitParams, FolderData, HubData, NpzData
 from stages.fetch.shown import DeepImageError, has_colours, to_shown
 from stages.runtime.bounded import check_regular
 from stages.runtime.environment import check_hub
 from stages.runtime.errors import InputError, UnavailableError, first_line
+from stages.runtime.paths import expand_path
 from stages.runtime.text import printable
 from stages.storage.files import check_not_pointer
 from stages.storage.tensors import read_array

@@ -1,4 +1,4 @@
-"""The base class of the bundled feature extractors, in the interface of torch-fidelity."""
+"""The base class of our own feature extractors, in the interface of torch-fidelity."""
 
 from typing import ClassVar
 

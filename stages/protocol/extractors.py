@@ -18,8 +18,10 @@ from stages.protocol.bundled import BundledExtractor
 from stages.protocol.digits import DIGITS_WEIGHTS, DigitsExtractor
 from stages.protocol.inception import PytorchFidInception
 from stages.protocol.params import ExtractorParams
+from stages.protocol.resnet56 import RESNET56, RESNET56_SHA256, ResNet56Extractor
 from stages.protocol.thumbnail import ThumbnailExtractor
 from stages.runtime.errors import InputError, first_line
+from stages.runtime.paths import expand_path
 from stages.storage.files import file_sha256
 
 PYTORCH_FID = "inception-v3-pytorch-fid"
@@ -59,7 +61,12 @@ BUNDLED: dict[str, tuple[type[BundledExtractor], Path]] = {
     "thumbnail": (ThumbnailExtractor, Path(thumbnail.__file__)),
 }
 """The bundled extractors and the file whose hash identifies each: its weights, or its code if it has no weights."""
-OURS = {PYTORCH_FID: PytorchFidInception, **{name: extractor for name, (extractor, _) in BUNDLED.items()}}
+GIVEN: dict[str, tuple[type[BundledExtractor], str]] = {RESNET56: (ResNet56Extractor, RESNET56_SHA256)}
+"""The extractors of ours whose weights the user gives as a safetensors file, and the sha256 of the published ones."""
+OURS = {
+    PYTORCH_FID: PytorchFidInception,
+    **{name: extractor for name, (extractor, _) in [*BUNDLED.items(), *GIVEN.items()]},
+}
 """The extractors that torch-fidelity does not have."""
 
 
@@ -129,14 +136,15 @@ class Extractor:
 
 def _find_weights(params: ExtractorParams) -> Path:
     """Return the path of the weights: the given one, or one in PyTorch's cache, downloaded if necessary."""
-    if params.name not in SOURCES:
+    if params.name not in {**SOURCES, **GIVEN}:
         reason = ", which runs code of no fixed version" if params.name.startswith("dinov2") else ""
-        known = ", ".join([*BUNDLED, *SOURCES])
+        known = ", ".join([*BUNDLED, *SOURCES, *GIVEN])
         raise InputError(f"reference.extractor.name is {params.name!r}{reason}; allowed: {known}")
     if params.weights is not None:
-        if not _is_file(params.weights):
-            raise InputError(f"no extractor weights at {params.weights}; correct reference.extractor.weights")
-        return params.weights
+        path = expand_path(params.weights, "reference.extractor.weights")
+        if not path.is_file():
+            raise InputError(f"no extractor weights at {path}; correct reference.extractor.weights")
+        return path
     source = SOURCES[params.name]
     cached = Path(torch.hub.get_dir()) / "checkpoints" / source.file_name
     if not cached.is_file():
@@ -150,16 +158,11 @@ def _find_weights(params: ExtractorParams) -> Path:
     return cached
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # the name is too long
-        return False
-
-
 def _check_hash(path: Path, params: ExtractorParams) -> str:
     found = file_sha256(path)
-    known = SOURCES[params.name].sha256 if params.name in SOURCES else ""
+    published = {name: source.sha256 for name, source in SOURCES.items()}
+    published |= {name: sha256 for name, (_, sha256) in GIVEN.items()}
+    known = published.get(params.name, "")
     expected = params.sha256 or known
     if params.name in SOURCES and SOURCES[params.name].holds_code and not found.startswith(known):
         raise InputError(f"{path} has sha256 {found}; {params.name} is opened only with {known}; use that file")

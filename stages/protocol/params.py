@@ -12,17 +12,21 @@ class ExtractorParams(Section):
     """The feature extractor of FID, KID, precision and recall."""
 
     name: str = Field(min_length=1)
-    """digits or thumbnail (bundled), one of torch-fidelity's with fixed weights, such as inception-v3-compat, or
-    inception-v3-pytorch-fid, the same network behind the resizing of pytorch-fid."""
+    """digits or thumbnail (bundled), one of torch-fidelity's with fixed weights, such as inception-v3-compat,
+    inception-v3-pytorch-fid, the same network behind the resizing of pytorch-fid, or cifar10-resnet56, which needs
+    weights."""
     weights: Path | None = None
-    """Path of its weights; null takes them from PyTorch's cache or downloads them."""
+    """Path of its weights; ~ and $VARIABLES are expanded when the stage runs. null takes them from PyTorch's cache or
+    downloads them."""
     sha256: Sha256 | None = None
     """Expected sha256 of the weights; null takes the published one, or accepts any file if none is published."""
 
     @model_validator(mode="after")
-    def _bundled_takes_no_weights(self) -> "ExtractorParams":
+    def _check_weights(self) -> "ExtractorParams":
         if self.name in ("digits", "thumbnail") and self.weights is not None:
             raise ValueError(f"extractor {self.name} is bundled; set weights to null")
+        if self.name == "cifar10-resnet56" and self.weights is None:
+            raise ValueError(f"extractor {self.name} needs weights; give the path of its safetensors file")
         return self
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from stages.data.images import read_images
 from stages.fetch import data
 from stages.fetch.data import bundled_digits, fetch_data, split
-from stages.fetch.params import BundledSource, FolderData, HubData, NpzData
+from stages.fetch.params import BundledData, FolderData, HubData, NpzData
 from stages.fetch.source_images import open_npz
 from stages.runtime.errors import InputError
 from stages.storage.files import read_json
@@ -267,7 +267,7 @@ def test_variables_in_a_path_are_expanded(folder, out, monkeypatch):
 def test_the_digits_are_refused_for_another_image_size(tmp_path):
     """The message has both sizes."""
     with pytest.raises(InputError, match="the digits are 1×16×16, the model expects 1×8×8"):
-        fetch_data(BundledSource(source="bundled", name="digits"), SHAPE, 0.2, tmp_path)
+        fetch_data(BundledData(source="bundled", name="digits"), SHAPE, 0.2, tmp_path)
 
 
 @pytest.fixture(autouse=True)

@@ -6,11 +6,12 @@ from PIL import Image
 
 from stages.fetch.data import fetch_data
 from stages.fetch.listing import list_folder
-from stages.fetch.params import FetchParams, FolderData, expand_path
+from stages.fetch.params import FetchParams, FolderData
 from stages.fetch.pickles import read_pickle
 from stages.fetch.source_images import check_path
 from stages.models.pipeline import component
 from stages.runtime.errors import InputError
+from stages.runtime.paths import expand_path
 from stages.runtime.schema import load_block
 from stages.storage.files import read_json
 

@@ -5,16 +5,19 @@ from fnmatch import fnmatch
 
 import pytest
 import torch
-from diffusers import VQModel
+from diffusers import DDPMScheduler, UNet2DModel, VQModel
 
+from recipes.photos import UNET, write_bundled
 from stages.fetch.class_embedding import read_class_embedding
-from stages.fetch.model import BUNDLED, fetch_model
-from stages.fetch.params import BundledSource, FolderModel, HubModel
+from stages.fetch.model import BUNDLED, BUNDLED_SHA256, fetch_model
+from stages.fetch.params import BundledModel, FolderModel, HubModel
 from stages.fetch.pickles import BIN
+from stages.models.complexity import count_macs, count_params
 from stages.models.layout import CLASS_EMBEDDING, WEIGHTS
 from stages.models.pipeline import read_unet, write_pipeline
 from stages.runtime.errors import InputError
 from stages.storage.files import file_sha256, read_json, write_json
+from stages.storage.provenance import write_run_record
 from stages.storage.tensors import read_tensors, tensors_sha256, write_tensors
 
 BLOCKS = {
@@ -38,12 +41,54 @@ def hub_cache(tmp_path, monkeypatch, model_folder):
 
 def test_the_bundled_model_is_small_and_loads(tmp_path):
     """At most 5 MB in the repository; the fetched weights are the bundled file, byte for byte."""
-    unet = fetch_model(BundledSource(source="bundled", name="digits"), tmp_path / "out").unet
+    unet = fetch_model(BundledModel(source="bundled", name="digits"), tmp_path / "out").unet
     shipped = BUNDLED / "digits" / "unet" / WEIGHTS
 
     assert shipped.stat().st_size <= 5_000_000
     assert file_sha256(tmp_path / "out" / "unet" / WEIGHTS) == file_sha256(shipped)
     assert unet.config["block_out_channels"] == [32, 64, 64]
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """The bundled model photos with random weights in float16, and its hash: its folder and the UNet."""
+    monkeypatch.setattr("recipes.photos.BUNDLED", tmp_path / "bundled")
+    monkeypatch.setattr("stages.fetch.model.BUNDLED", tmp_path / "bundled")
+    torch.manual_seed(0)
+    unet = UNet2DModel(**UNET)
+    write_pipeline(tmp_path / "trained", unet, DDPMScheduler())
+    write_run_record(tmp_path / "trained", "finetune", seed=0)
+    sha256 = write_bundled(tmp_path / "trained")
+    monkeypatch.setitem(BUNDLED_SHA256, "photos", sha256)
+    return tmp_path / "bundled" / "photos", unet
+
+
+def test_the_bundled_photos_are_small_and_become_float32(tmp_path, photos, capsys):
+    """One file of 16 bits and at most 10 MB, as the recipe writes it; fetch rounds no weight any further."""
+    folder, unet = photos
+    fetched = fetch_model(BundledModel(source="bundled", name="photos"), tmp_path / "out").unet
+    (weights,) = (folder / "unet").glob("*.safetensors")
+
+    assert weights.stat().st_size <= 10_000_000
+    assert weights.name == "diffusion_pytorch_model.fp16.safetensors"
+    assert "has 16-bit weights, which become float32" in capsys.readouterr().err
+    for name, tensor in unet.state_dict().items():
+        assert torch.equal(fetched.state_dict()[name], tensor.half().float())
+    assert (count_params(fetched), count_macs(fetched)) == (3_916_611, 696_422_592)
+    assert "CIFAR-10" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_damaged_bundled_photos_are_refused(tmp_path, photos):
+    """Other weights than those of the hash, and a folder that is missing, in one line."""
+    source = BundledModel(source="bundled", name="photos")
+    weights = photos[0] / "unet" / "diffusion_pytorch_model.fp16.safetensors"
+    write_tensors(weights, {name: tensor + 1 for name, tensor in read_tensors(weights).items()})
+    with pytest.raises(InputError, match=r"has sha256 .*, expected"):
+        fetch_model(source, tmp_path / "out")
+
+    photos[0].rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"the bundled model photos is missing: .*bundled/photos.*recipes/photos\.py"):
+        fetch_model(source, tmp_path / "out")
 
 
 def test_a_folder_is_checked_against_its_hash(tmp_path, model_folder, unet):

@@ -12,8 +12,10 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from stages.fetch.data import bundled_digits
 from stages.protocol.extractors import INCEPTION_SHA256, PYTORCH_FID, SOURCES, Extractor
 from stages.protocol.params import ExtractorParams
+from stages.protocol.resnet56 import MEAN, RESNET56, RESNET56_SHA256, STD, ResidualBlock, ResNet56
 from stages.runtime.errors import InputError
 from stages.storage.files import file_sha256
+from stages.storage.tensors import write_tensors
 
 
 @pytest.fixture
@@ -215,3 +217,86 @@ def test_pytorch_fids_preprocessing_is_half_pixel_and_symmetric(random_inception
 
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
     assert float((found - torch_fidelity_resizing).norm() / found.norm()) > 1e-3
+
+
+@pytest.fixture(scope="module")
+def random_resnet(tmp_path_factory):
+    """Random weights of the residual network, and the path and sha256 that params give."""
+    path = tmp_path_factory.mktemp("resnet") / "random.safetensors"
+    torch.manual_seed(0)
+    network = ResNet56().eval()
+    for name, values in network.state_dict().items():
+        if "running" in name:  # statistics of their own, so that the features show that they are read
+            values.uniform_(*((-0.1, 0.1) if "mean" in name else (0.5, 1.5)))
+    write_tensors(path, {name: values for name, values in network.state_dict().items() if values.ndim})
+    return network, {"weights": path, "sha256": file_sha256(path)}
+
+
+PHOTOGRAPHS = np.random.default_rng(1).integers(0, 256, (3, 3, 32, 32)).astype(np.uint8)
+
+
+def test_the_residual_network_reads_safetensors(random_resnet):
+    """The features are the network's own on normalised pixels, for any batch size."""
+    network, params = random_resnet
+    extractor = Extractor(ExtractorParams(name=RESNET56, **params), 2)
+    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (MEAN, STD))
+    with torch.no_grad():
+        expected, logits = network((torch.from_numpy(PHOTOGRAPHS) / 255 - mean) / std)
+
+    torch.testing.assert_close(extractor.features(PHOTOGRAPHS), expected, rtol=1e-5, atol=1e-6)
+    assert float((expected.std(0) > 1e-3).float().mean()) > 0.5
+    assert (extractor.layer, extractor.sha256, tuple(logits.shape)) == ("64", params["sha256"], (3, 10))
+    assert sum(isinstance(module, torch.nn.Conv2d | torch.nn.Linear) for module in network.modules()) == 56
+
+
+def test_photographs_of_another_size_are_resized(random_resnet):
+    """A photograph whose pixels are doubled has almost its own features; grey ones are taken as colours."""
+    extractor = Extractor(ExtractorParams(name=RESNET56, **random_resnet[1]), 4)
+    smooth = np.repeat(np.repeat(PHOTOGRAPHS[..., ::8, ::8], 8, -1), 8, -2)
+    large, grey = np.repeat(np.repeat(smooth, 2, -1), 2, -2), smooth[:, :1]
+    found, expected = (extractor.features(pixels) for pixels in (large, smooth))
+
+    assert float((found - expected).norm() / expected.norm()) < 0.1
+    assert torch.equal(extractor.features(grey), extractor.features(np.repeat(grey, 3, 1)))
+
+
+def test_a_shortcut_without_parameters_is_subsampling_and_zeros():
+    """With residual branches of zero, every second row and column stays, between channels of zeros (closed form)."""
+    block = ResidualBlock(2, 4).eval()
+    torch.nn.init.zeros_(block.conv2.weight)
+    images = torch.rand(1, 2, 4, 4)
+    found = block(images)
+
+    assert torch.equal(found[:, 1:3], images[..., ::2, ::2])
+    assert not found[:, [0, 3]].any()
+
+
+def test_the_residual_network_needs_its_weights(refused, random_resnet, tmp_path, monkeypatch):
+    """Without a path, with an unset variable, and with other weights than the published ones it is refused."""
+    monkeypatch.delenv("ESPALIER_DATA", raising=False)
+    with pytest.raises(ValidationError, match="cifar10-resnet56 needs weights; give the path of its safetensors file"):
+        ExtractorParams(name=RESNET56)
+    write_tensors(tmp_path / "other.safetensors", {"weight": torch.ones(3)})
+    (tmp_path / "pickle.pth").write_bytes(pickle.dumps({}))
+    others = [{"weights": path, "sha256": file_sha256(path)} for path in sorted(tmp_path.iterdir())]
+
+    unset = refused(name=RESNET56, weights="$ESPALIER_DATA/net.safetensors")
+    assert "$ESPALIER_DATA is not set; set it in the environment or change the path" in unset
+    assert f"expected {RESNET56_SHA256}" in refused(name=RESNET56, weights=random_resnet[1]["weights"])
+    assert all(f"does not hold weights of {RESNET56}" in refused(name=RESNET56, **other) for other in others)
+
+
+def test_variables_in_the_path_of_weights_are_expanded(random_resnet, monkeypatch):
+    """As in the paths of models and data; params keep the path as it is written."""
+    monkeypatch.setenv("ESPALIER_DATA", str(random_resnet[1]["weights"].parent))
+    params = ExtractorParams(
+        name=RESNET56, weights="$ESPALIER_DATA/random.safetensors", sha256=random_resnet[1]["sha256"]
+    )
+
+    assert Extractor(params, 2).sha256 == params.sha256
+    assert str(params.weights) == "$ESPALIER_DATA/random.safetensors"
+
+
+def test_a_path_of_weights_that_cannot_be_followed_is_refused(refused):
+    """A name that no file system takes gives one line with the key."""
+    assert "reference.extractor.weights is xxx" in refused(name="inception-v3-compat", weights="x" * 5000)
