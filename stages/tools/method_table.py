@@ -15,7 +15,7 @@ from stages.report.markdown import markdown_table
 from stages.report.table import ALIKE, conditions_to_text, write_count
 from stages.tools.cells import FinishedCell
 from stages.tools.methods import ONE_SHOT, Comparison, read_comparison, seed_of
-from stages.tools.published import BASELINE, METHODS, Published, read_published
+from stages.tools.published import BASELINE, METHODS, SIZE_TOLERANCE, PublishedRow, PublishedTable, read_published
 from stages.tools.table_files import write_table_files
 
 COMPARED = ("fid", "ssim")
@@ -59,13 +59,12 @@ def write_difference(difference: Estimate | None, digits: int) -> str:
 
 def to_markdown(comparison: Comparison, preset: str, command: str) -> str:
     """Write all tables, each followed by its explanation; the published ones come last."""
-    published = read_published().get(preset)
     parts = [
         f"# {preset}: methods at equal size and equal steps",
         _to_table(to_rows(comparison)),
         _explain(comparison, command),
         *_ablation_to_parts(comparison.ablation),
-        *(_published_to_parts(published) if published else ()),
+        *_published_to_parts(read_published().get(preset, ()), comparison),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -108,28 +107,42 @@ def _ablation_to_parts(ablation: Mapping[int, Estimate]) -> list[str]:
     return ["## SSIM by the number of timesteps used", _to_table(rows), note]
 
 
-def _published_to_parts(published: Published) -> list[str]:
-    rows = [
-        {
-            "method": row.method,
-            "params": f"{row.params / 1e6:.1f} M",
-            "MACs": write_count(row.macs),
-            "FID": f"{row.fid:g}",
-            "SSIM": "–" if row.ssim is None else f"{row.ssim:.3f}",
-            "steps": "–" if row.steps is None else f"{row.steps:,}",
-        }
-        for row in published.rows
-    ]
-    caveat = " These numbers are recalled and were not checked again." if published.source == "recalled" else ""
+def _published_to_parts(tables: Sequence[PublishedTable], comparison: Comparison) -> list[str]:
+    if not tables:
+        return []
+    heading = "## As published, under other protocols: not to be compared with the tables above"
+    note = (
+        f"Each table has a protocol of its own. “here” marks rows with the MACs of this comparison, within "
+        f"{SIZE_TOLERANCE:.0%}; the others are of another size. Speed: the dense model's time over the row's."
+    )
+    return [heading, note, *(part for table in tables for part in _published_table_to_parts(table, comparison))]
+
+
+def _published_table_to_parts(table: PublishedTable, comparison: Comparison) -> list[str]:
+    caveat = " These numbers are recalled and were not checked again." if table.source == "recalled" else ""
     parts = [
-        "## As published, under another protocol: not to be compared with the tables above",
-        _to_table(rows),
-        f"Fang et al., arXiv 2305.10924; {published.protocol}.{caveat}",
+        _to_table([_published_row(row, comparison) for row in table.rows]),
+        f"{table.paper}; {table.protocol}.{caveat}",
     ]
-    if published.ablation:
-        ablation = [{"timesteps used": str(count), "SSIM": f"{ssim:.3f}"} for count, ssim in published.ablation.items()]
+    if table.ablation:
+        ablation = [{"timesteps used": str(count), "SSIM": f"{ssim:.3f}"} for count, ssim in table.ablation.items()]
         parts += [_to_table(ablation), "As published: ratio .15, no finetuning."]
     return parts
+
+
+def _published_row(row: PublishedRow, comparison: Comparison) -> dict[str, str]:
+    """Write a published row, marked if it has the MACs of the dense model or of the methods of the comparison."""
+    here = [method.first.macs for method in comparison.rows[:2]]
+    return {
+        "method": row.method,
+        "params": "–" if row.params is None else f"{row.params / 1e6:.1f} M",
+        "MACs": "–" if row.macs is None else write_count(row.macs),
+        "size": "–" if row.macs is None else "here" if any(map(row.is_of_size, here)) else "another",
+        "FID": f"{row.fid:g}",
+        "SSIM": "–" if row.ssim is None else f"{row.ssim:.3f}",
+        "steps": "–" if row.steps is None else f"{row.steps:,}",
+        "speed": "–" if row.speed is None else f"{row.speed:g}×",
+    }
 
 
 def _numbers(cell: FinishedCell) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The pruning methods of Fang et al. (arXiv 2305.10924), and the numbers that they report."""
+"""The pruning methods of Fang et al. (arXiv 2305.10924), and the numbers that they and later papers report."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,23 +23,33 @@ BASELINE = "diff-pruning-0.05"
 """The row that differences are taken from."""
 ABLATION = "ablation"
 """The row of cells that vary the number of timesteps used."""
+SIZE_TOLERANCE = 0.02
+"""Relative difference of MACs up to which a published row has the size of a comparison."""
 
 
 class PublishedRow(Frozen):
-    """One row of a table in the paper."""
+    """One row of a table in a paper; None stands for what the paper does not give."""
 
     method: str
-    params: float = Field(gt=0)
-    macs: float = Field(gt=0)
+    params: float | None = Field(None, gt=0)
+    macs: float | None = Field(None, gt=0)
+    """Multiply-accumulates per image; of methods that cache, the mean over the steps of sampling."""
     fid: float = Field(gt=0)
     ssim: float | None = Field(None, ge=0, le=1)
-    steps: int | None = Field(None, gt=0)
-    """Steps of training or finetuning; None where the paper does not give them."""
+    steps: int | None = Field(None, ge=0)
+    """Steps of training or finetuning."""
+    speed: float | None = Field(None, gt=0)
+    """Time of the dense model over that of this one."""
+
+    def is_of_size(self, macs: float) -> bool:
+        """Whether a model with `macs` has the row's size, up to the rounding of printed numbers."""
+        return self.macs is not None and abs(macs / self.macs - 1) <= SIZE_TOLERANCE
 
 
-class Published(Frozen):
-    """The numbers that the paper reports for one preset, and how they were measured."""
+class PublishedTable(Frozen):
+    """The numbers that one paper reports for one system, and how they were measured."""
 
+    paper: str
     source: Literal["read", "recalled"]
     """read: copied from the paper; recalled: written from memory and not checked."""
     protocol: str
@@ -49,9 +59,9 @@ class Published(Frozen):
 
 
 class _File(Frozen):
-    presets: dict[str, Published]
+    systems: dict[str, tuple[PublishedTable, ...]]
 
 
-def read_published() -> dict[str, Published]:
-    """Read the published numbers: preset -> numbers; presets that the paper does not measure are absent."""
-    return read_yaml(Path(__file__).with_name("published.yaml"), _File).presets
+def read_published() -> dict[str, tuple[PublishedTable, ...]]:
+    """Read the published numbers: preset, or a system without one -> tables, the paper's of Diff-Pruning first."""
+    return read_yaml(Path(__file__).with_name("published.yaml"), _File).systems

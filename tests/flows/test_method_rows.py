@@ -144,18 +144,30 @@ def test_a_preset_has_a_workspace_of_its_own():
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name not in ("digits", "mnist", "photos")])
 def test_the_paper_published_numbers_of_its_presets(preset):
     """The table has its protocol, and begins with the dense model."""
-    found = read_published()[preset]
+    found = read_published()[preset][0]
 
     assert found.rows[0].method == "pretrained"
     assert found.rows[0].params > found.rows[-1].params
     assert found.protocol
     assert (found.source == "recalled") == (preset == "imagenet-ldm")
+    assert found.paper == "Fang et al., arXiv 2305.10924"
+
+
+@pytest.mark.parametrize("preset", ["lsun-church", "lsun-bedroom"])
+def test_lsun_has_a_second_target(plan, preset):
+    """The ratio at which later papers compare replaces the preset's MACs in every row; the ablation keeps its own."""
+    cells, params = plan(preset, ["random", "ours"], [0], {"prune.target.ratio": 0.3})
+    targets = [(cell.about["row"], it.prune.target.given()) for cell, it in zip(cells, params, strict=True)]
+
+    expected = [*[(row, {"ratio": 0.3}) for row in ("random", "ours")], *[(ABLATION, {"ratio": 0.15})] * len(TIMESTEPS)]
+    assert targets == expected
 
 
 def test_published_methods_are_called_as_ours():
     """So that the two tables can be read side by side."""
     titles = {"pretrained", "diff-pruning", *METHODS.values()}
 
-    assert {row.method for it in read_published().values() for row in it.rows} <= titles
-    assert set(read_published()["celeba-hq-64"].ablation) == set(TIMESTEPS)
+    theirs = [table for name, (table, *_) in read_published().items() if name in PRESETS]
+    assert {row.method for table in theirs for row in table.rows} <= titles
+    assert set(read_published()["celeba-hq-64"][0].ablation) == set(TIMESTEPS)
     assert BASELINE in METHODS

@@ -17,7 +17,7 @@ from stages.tools.__main__ import main
 from stages.tools.cells import CELL, CellRecord
 from stages.tools.method_table import write_method_table
 from stages.tools.methods import read_comparison
-from stages.tools.published import ABLATION, BASELINE
+from stages.tools.published import ABLATION, BASELINE, read_published
 from tests.records import make_costs, make_evaluation
 from tests.tools.test_sweep_table import DENSE_MACS, make_point
 
@@ -237,3 +237,58 @@ def test_an_ablation_alone_has_a_table(write_cell, tmp_path):
     dense, ablation = tables((tmp_path / "out" / "table.md").read_text())
     assert ([row["method"] for row in dense], len(ablation)) == (["pretrained"], 1)
     assert not (tmp_path / "out" / "pareto.svg").exists()
+
+
+LATER = {
+    "cifar10": {
+        "DeepCache": (3.54e9, 4.70, 0),
+        "O2MKD, four students": (3.3e9, 4.62, None),
+        "2ndMatch: noise loss": (3.4e9, 5.29, 100_000),
+        "2ndMatch: + output distillation": (3.4e9, 5.05, 100_000),
+        "2ndMatch: + first-order Jacobian": (3.4e9, 5.14, 100_000),
+        "2ndMatch: + second-order Jacobian": (3.4e9, 4.58, 100_000),
+    },
+    "lsun-church": {"diff-pruning": (138.8e9, 13.9, 500_000), "2ndMatch": (138.8e9, 11.25, 500_000)},
+    "lsun-bedroom": {"diff-pruning": (138.8e9, 17.9, 800_000), "DeepCache": (156.0e9, 9.49, 0)},
+    "imagenet-ldm": {"diff-pruning": (43.2e9, 10.23, None), "2ndMatch": (43.2e9, 5.68, None)},
+}
+
+
+@pytest.mark.parametrize("preset", LATER)
+def test_later_papers_have_a_table_of_their_own(preset):
+    """Their numbers stand beside no other protocol's, each table says that it is a single run."""
+    theirs, later = read_published()[preset]
+    rows = {row.method: (row.macs, row.fid, row.steps) for row in later.rows}
+
+    assert {name: rows[name] for name in LATER[preset]} == LATER[preset]
+    assert later.paper != theirs.paper
+    assert all(table.protocol.endswith("single run, no interval") for table in (theirs, later))
+
+
+def test_a_system_without_a_preset_has_published_numbers():
+    """Transformers: TinyFusion with and without distillation, and pruning by width."""
+    (table,) = read_published()["dit-xl-2-256"]
+
+    assert [row.fid for row in table.rows] == [5.73, 3.73, 2.86, 3.85]
+    assert [row.speed for row in table.rows] == [1.96, 1.96, 1.96, 1.51]
+    assert table.protocol.endswith("single run, no interval")
+
+
+@pytest.mark.parametrize(
+    ("macs", "here"),
+    [(99_746_900_000, {100.7}), (138_871_400_000, {138.8}), (150_000_000_000, set())],
+    ids=["the paper's MACs", "ratio .3", "another target"],
+)
+def test_published_rows_of_the_size_of_a_comparison_are_marked(write_cell, tmp_path, protocol, macs, here):
+    """The dense model, and pruned models of these MACs; those of the other target of LSUN are not."""
+    folder = write_cell(BASELINE, 0)
+    sizes = {"dense": 248_688_400_000, "pruned": macs, "finetuned": macs}
+    models = {name: make_point(size, 1.0) for name, size in sizes.items()}
+    write_json(folder / "evaluation.json", make_evaluation(protocol, models).model_dump(mode="json"))
+    write_method_table(tmp_path / "cells", tmp_path / "out", "lsun-church", "")
+    _, *published = tables((tmp_path / "out" / "table.md").read_text())
+    marked = [(row["method"], row["MACs"]) for table in published for row in table if row["size"] == "here"]
+
+    assert {float(text.split()[0]) for name, text in marked if name != "pretrained"} == here
+    assert [name for name, _ in marked].count("pretrained") == len(published) == 2
+    assert all(row["size"] in ("here", "another") for table in published for row in table)
