@@ -1,7 +1,7 @@
 """A dense UNet, its pruned copy and calibration images -> the copy with weights that compensate for cut inputs."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -25,44 +25,62 @@ MIN_MEAN_SQUARE = 1e-12
 """Lower bound of a layer's mean square input, so that the matrix of a layer with zero inputs is invertible."""
 RemovableHandle = torch.utils.hooks.RemovableHandle
 NoisyBatch = tuple[torch.Tensor, ...]
-"""Noisy images [B, C, H, W], their timesteps [B] and, for a conditional model, its encoder_hidden_states [B, S, D]."""
+"""Noisy images [B, C, H, W], their timesteps [B], all equal, and, for a conditional model, its encoder_hidden_states
+[B, S, D]."""
+Weigh = Callable[[int], float]
+"""Timestep -> weight of its images."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Second moments of a layer's inputs, x in the dense and y in the pruned model."""
+    """Second moments of a layer's inputs, x in the dense and y in the pruned model; w(t) weighs their timesteps."""
 
     cross: torch.Tensor
-    """[dense inputs, kept inputs]: Σ x yᵀ."""
+    """[dense inputs, kept inputs]: Σ w(t) x yᵀ."""
     square: torch.Tensor
-    """[kept inputs, kept inputs]: Σ y yᵀ."""
+    """[kept inputs, kept inputs]: Σ w(t) y yᵀ."""
+
+
+def weigh_alike(_: int) -> float:
+    """w(t) = 1."""
+    return 1.0
 
 
 def compensate(
-    dense: Denoiser, pruned: Denoiser, plan: Plan, batches: Iterable[NoisyBatch], params: CompensateParams
+    dense: Denoiser,
+    pruned: Denoiser,
+    plan: Plan,
+    batches: Iterable[NoisyBatch],
+    params: CompensateParams,
+    weigh: Weigh = weigh_alike,
 ) -> None:
     """Correct, in place, the weights of every layer that reads cut channels by least squares on the dense outputs.
 
     W' = W_K + (W·E[x yᵀ] − W_K·E[y yᵀ]) · (E[y yᵀ] + λI)⁻¹, where x is a layer's input in the dense model and y in the
-    pruned one, over images, positions and timesteps; K are the kept inputs, and λ is `params.damping` times the mean of
-    the diagonal of E[y yᵀ]. For y = x_K and λ = 0 this is W·C[:, K]·C[K, K]⁻¹ with C = E[x xᵀ]; a larger λ keeps W'
-    closer to W_K. All kernel positions of a convolution get the same correction. The layers are corrected in order of
-    execution, in `params.rounds` parts; the activations of a part are those after the parts before it were corrected.
+    pruned one, over images, positions and timesteps, these with the weights `weigh`; K are the kept inputs, and λ is
+    `params.damping` times the mean of the diagonal of E[y yᵀ]. For y = x_K and λ = 0 this is W·C[:, K]·C[K, K]⁻¹ with
+    C = E[x xᵀ]; a larger λ keeps W' closer to W_K. All kernel positions of a convolution get the same correction. The
+    layers are corrected in order of execution, in `params.rounds` parts; the activations of a part are those after the
+    parts before it were corrected.
     """
     readers = execution_order(dense, plan, next(iter(batches)))
     size = math.ceil(len(readers) / params.rounds)
     starts = range(0, len(readers), max(size, 1))
     for start in track(starts, "compensate, part", len(starts)):
         part = readers[start : start + size]
-        moments = measure_moments(dense, pruned, part, batches)
+        moments = measure_moments(dense, pruned, part, batches, weigh)
         for name in part:
             _correct(_layer(dense, name), _layer(pruned, name), plan.layers[name], moments[name], params.damping)
 
 
 @torch.no_grad()
-def difference(dense: Denoiser, pruned: Denoiser, batches: Iterable[NoisyBatch]) -> float:
-    """Compute the mean square difference of the predictions of two models."""
-    return fmean(float((dense(*batch).sample - pruned(*batch).sample).square().mean()) for batch in batches)
+def difference(dense: Denoiser, pruned: Denoiser, batches: Iterable[NoisyBatch], weigh: Weigh = weigh_alike) -> float:
+    """Compute the mean square difference of the predictions of two models, with a weight for each timestep."""
+    found = [
+        (float((dense(*batch).sample - pruned(*batch).sample).square().mean()), weigh(_timestep(batch)))
+        for batch in batches
+    ]
+    return fmean(*zip(*found, strict=True))
 
 
 @torch.no_grad()
@@ -84,11 +102,16 @@ def execution_order(unet: Denoiser, plan: Plan, batch: NoisyBatch) -> list[str]:
 
 @torch.no_grad()
 def measure_moments(
-    dense: Denoiser, pruned: Denoiser, names: Sequence[str], batches: Iterable[NoisyBatch]
+    dense: Denoiser,
+    pruned: Denoiser,
+    names: Sequence[str],
+    batches: Iterable[NoisyBatch],
+    weigh: Weigh = weigh_alike,
 ) -> dict[str, Moments]:
-    """Sum x yᵀ and y yᵀ over the inputs of each layer, in float64."""
+    """Sum w(t) x yᵀ and w(t) y yᵀ over the inputs of each layer, in float64."""
     inputs: dict[str, torch.Tensor] = {}
     moments: dict[str, Moments] = {}
+    weight = 1.0
 
     def store(name: str, value: torch.Tensor) -> None:
         """Keep a layer's inputs in the dense model until `add` gets those in the cut one."""
@@ -97,7 +120,7 @@ def measure_moments(
     def add(name: str, value: torch.Tensor) -> None:
         """Add a layer's products of both inputs to its moments."""
         rows = _rows(value)
-        cross, square = inputs.pop(name).T @ rows, rows.T @ rows
+        cross, square = weight * (inputs.pop(name).T @ rows), weight * (rows.T @ rows)
         before = moments.get(name)
         moments[name] = Moments(before.cross + cross, before.square + square) if before else Moments(cross, square)
 
@@ -108,11 +131,16 @@ def measure_moments(
     ]
     try:
         for batch in batches:
+            weight = weigh(_timestep(batch))
             dense(*batch)
             pruned(*batch)
     finally:
         _remove(hooks)
     return moments
+
+
+def _timestep(batch: NoisyBatch) -> int:
+    return int(batch[1][0])
 
 
 def _layer(unet: Denoiser, name: str) -> Reader:
@@ -169,9 +197,13 @@ class NoisyBatches:
         chosen = np.sort(order[: params.num_images].numpy())
         self.images = to_model_range(images.train[chosen])
         self.conditions = tuple(images.condition_for(chosen, unet.device).values())
-        last = scheduler.config["num_train_timesteps"] - 1
-        self.timesteps = np.linspace(0, last, params.num_timesteps).round().astype(int).tolist()
+        self.last = scheduler.config["num_train_timesteps"] - 1
+        self.timesteps = np.linspace(0, self.last, params.num_timesteps).round().astype(int).tolist()
         self.scheduler, self.seed, self.device = scheduler, seed, unet.device
+
+    def weigh(self, timestep: int) -> float:
+        """w(t) = early_weight^(t / last): sampling begins at the last timestep, whose weight is early_weight."""
+        return float(self.params.early_weight ** (timestep / max(self.last, 1)))
 
     def __iter__(self) -> Iterator[NoisyBatch]:
         """Yield the batches, timestep by timestep."""

@@ -73,6 +73,9 @@ class CompensateParams(Section):
     """Number of timesteps, evenly spaced; each pair of image and timestep has its own noise."""
     damping: float = Field(0.1, ge=1e-6, le=1e6)
     """λ over the mean square activation; larger values stay closer to the uncorrected weights."""
+    early_weight: float = Field(1.0, ge=1e-6, le=1e6)
+    """Weight of the first sampling step, the noisiest, over that of the last: w(t) = early_weight^(t / last timestep).
+    The errors of early steps accumulate; 1 weighs all timesteps alike."""
     rounds: int = Field(8, ge=1)
     """Number of parts into which the layers are divided, in order of execution; each part is corrected on activations
     of the model with the parts before it corrected."""

@@ -85,9 +85,9 @@ def prune_unet(unet: Denoiser, plan: Plan, images: NoisyBatches | None) -> Denoi
         before, after = count(unet), count(pruned)
         click.echo(f"{show_cost(quantity, before)} -> {show_cost(quantity, after)} ({after / before - 1:+.1%})")
     if images is not None:
-        gap = difference(unet, pruned, images)
-        compensate(unet, pruned, plan, images, images.params)
-        remaining = difference(unet, pruned, images)
+        gap = difference(unet, pruned, images, images.weigh)
+        compensate(unet, pruned, plan, images, images.params, images.weigh)
+        remaining = difference(unet, pruned, images, images.weigh)
         click.echo(f"compensated: mean square difference from the dense prediction {gap:.3g} -> {remaining:.3g}")
         if not remaining < gap:
             click.echo(

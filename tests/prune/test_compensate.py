@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stages.data.images import write_images
-from stages.prune.compensate import NoisyBatches, compensate, difference, execution_order, measure_moments
+from stages.prune.compensate import NoisyBatches, compensate, difference, execution_order, measure_moments, weigh_alike
 from stages.prune.params import CompensateParams, PruneParams
 from stages.prune.pruning import prune_unet, read_calibration
 from stages.prune.selection import plan_pruning
@@ -145,3 +145,84 @@ def test_compensation_that_does_not_help_is_dropped(unet, scheduler, images, mag
 
     assert torch.equal(kept.conv_out.weight, cut(unet, plan).conv_out.weight)
     assert "compensation did not reduce the difference" in capsys.readouterr().err
+
+
+@pytest.fixture
+def small_plan(unet, magnitude):
+    """A plan that cuts the inputs of one linear layer and of one convolution, to compensate in a moment."""
+    inner = ("time_embedding.linear_1", "mid_block.resnets.0.conv1", "mid_block.resnets.0.time_emb_proj")
+    return plan_pruning(unet, magnitude, PruneParams(target={"ratio": 0.3}, include=inner, compensate=QUICK))
+
+
+@pytest.fixture
+def corrected(unet, small_plan):
+    """Compensate the small cut with these weights: the tensors of the pruned model."""
+
+    def do(batches, weigh):
+        pruned = cut(unet, small_plan)
+        compensate(unet, pruned, small_plan, batches, QUICK.model_copy(update={"damping": 0.1}), weigh)
+        return pruned.state_dict()
+
+    return do
+
+
+def test_equal_weights_are_no_weights(corrected, batches):
+    """A weight of one changes no bit; a power of two, which is exact, neither."""
+    found = [corrected(batches, weigh) for weigh in (weigh_alike, lambda _: 1.0, lambda _: 4.0)]
+
+    assert all(torch.equal(found[0][name], other[name]) for other in found[1:] for name in other)
+
+
+def test_timesteps_of_weight_zero_do_not_count(corrected, batches):
+    """Compensation on the other timesteps alone gives the same weights (independence)."""
+    chosen = {int(timesteps[0]) for _, timesteps in batches[: len(batches) // 2]}
+    half = [batch for batch in batches if int(batch[1][0]) in chosen]
+    weighted = corrected(batches, lambda timestep: float(timestep in chosen))
+    expected, all_alike = (corrected(part, weigh_alike) for part in (half, batches))
+
+    assert 0 < len(half) < len(batches)
+    assert all(torch.equal(weighted[name], expected[name]) for name in expected)
+    assert any(not torch.equal(weighted[name], all_alike[name]) for name in all_alike)
+
+
+def test_a_weight_of_two_counts_a_timestep_twice(unet, small_plan, batches):
+    """The moments, and the mean difference, are those of a list that holds its batches twice (closed form)."""
+    first = int(batches[0][1][0])
+    twice = [batch for batch in batches for _ in range(2 if int(batch[1][0]) == first else 1)]
+    pruned, names = cut(unet, small_plan), execution_order(unet, small_plan, batches[0])
+
+    def weigh(timestep):
+        return 2.0 if timestep == first else 1.0
+
+    found, expected = measure_moments(unet, pruned, names, batches, weigh), measure_moments(unet, pruned, names, twice)
+    assert names == ["time_embedding.linear_2", "mid_block.resnets.0.conv2"]
+    for name in names:
+        torch.testing.assert_close(found[name].cross, expected[name].cross, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(found[name].square, expected[name].square, rtol=1e-12, atol=1e-12)
+    assert difference(unet, pruned, batches, weigh) == pytest.approx(difference(unet, pruned, twice), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("early_weight", "expected"), [(1.0, [1, 1, 1]), (100.0, [1, 10, 100]), (0.25, [1, 0.5, 0.25])]
+)
+def test_weights_grow_towards_the_noisy_timesteps(unet, scheduler, images, early_weight, expected):
+    """w(t) = early_weight^(t / last): the last step of sampling weighs one, the first early_weight (closed form)."""
+    params = EASY.model_copy(update={"early_weight": early_weight, "num_timesteps": 3})
+    batches = NoisyBatches(unet, scheduler, images, params, 0)
+    last = scheduler.config["num_train_timesteps"] - 1
+
+    assert [batches.weigh(timestep) for timestep in (0, last / 2, last)] == pytest.approx(expected)
+    assert CompensateParams(num_images=1, num_timesteps=1).early_weight == 1
+
+
+def test_early_weight_reaches_the_pruned_model(unet, scheduler, images, small_plan, capsys):
+    """Another weight gives another model, and the difference that is printed has the same weights."""
+    texts, weights = [], []
+    for changes in ({}, {"early_weight": 1000.0}):
+        params = QUICK.model_copy(update={"damping": 0.1, **changes})
+        pruned = prune_unet(unet, small_plan, NoisyBatches(unet, scheduler, images, params, 0))
+        weights.append(pruned.mid_block.resnets[0].conv2.weight)
+        texts.append(capsys.readouterr().out)
+
+    assert not torch.equal(*weights)
+    assert texts[0] != texts[1]

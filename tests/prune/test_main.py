@@ -102,6 +102,11 @@ def test_compensation_through_the_command_line(run, tmp_path, model_folder, impo
             "  target: {ratio: 0.3}\n  compensate: {num_images: 8, num_timesteps: 4, damping: .inf}\n",
             "prune.compensate.damping is inf",
         ),
+        (
+            ("--importance", "{importance}"),
+            "  target: {ratio: 0.3}\n  compensate: {num_images: 8, num_timesteps: 4, early_weight: 0}\n",
+            "prune.compensate.early_weight is 0",
+        ),
     ],
 )
 def test_invalid_input_is_refused_in_one_line(
