@@ -1,6 +1,7 @@
 """Every path that computes, on CUDA tensors without values: operations on two devices fail here as there."""
 
 import copy
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -26,8 +27,9 @@ from stages.models.latency import measure_latencies_ms
 from stages.models.params import SamplerParams, SamplesParams, SchedulerName
 from stages.models.sampling import SamplingContext, draw, draw_strip
 from stages.models.trial import check_prunable, check_runs
-from stages.protocol.extractors import BUNDLED, PYTORCH_FID, Extractor
+from stages.protocol.extractors import BUNDLED, GIVEN, PYTORCH_FID, Extractor
 from stages.protocol.params import ExtractorParams
+from stages.protocol.resnet56 import ResNet56
 from stages.prune.compensate import NoisyBatches
 from stages.prune.params import CompensateParams, PruneParams
 from stages.prune.pruning import prune_unet
@@ -244,15 +246,17 @@ def test_latency_and_costs(fake_cuda, unet):
 
 
 @pytest.mark.usefixtures("fake_cuda")
-@pytest.mark.parametrize("name", [*BUNDLED, PYTORCH_FID, "inception-v3-compat"])
+@pytest.mark.parametrize("name", [*BUNDLED, *GIVEN, PYTORCH_FID, "inception-v3-compat"])
 def test_extractors(monkeypatch, name):
-    """Features of images come back to the CPU; Inception has weights of zeros."""
+    """Features of images come back to the CPU; Inception and the residual network have weights of no training."""
     monkeypatch.setattr("stages.protocol.extractors._find_weights", lambda _: BUNDLED["digits"][1])
     monkeypatch.setattr("stages.protocol.extractors._check_hash", lambda *_: "")
     monkeypatch.setattr("stages.protocol.extractors._check_tensors", lambda _: None)
     monkeypatch.setattr("torch.load", lambda *_, **__: {})
-    monkeypatch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_, **__: None)
-    features = Extractor(ExtractorParams(name=name), 2).features(np.zeros((3, 1, 16, 16), np.uint8))
+    for network in (FeatureExtractorInceptionV3, ResNet56):
+        monkeypatch.setattr(network, "load_state_dict", lambda *_, **__: None)
+    params = ExtractorParams(name=name, weights=Path("given") if name in GIVEN else None)
+    features = Extractor(params, 2).features(np.zeros((3, 1, 16, 16), np.uint8))
 
     assert features.device.type == "cpu"
-    assert features.shape == (3, {"digits": 64, "thumbnail": 192}.get(name, 2048))
+    assert features.shape == (3, {"digits": 64, "thumbnail": 192, "cifar10-resnet56": 64}.get(name, 2048))
