@@ -1,14 +1,26 @@
 """An evaluation -> its record: each number with its interval, and its difference from the dense model."""
 
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from stages.evaluate.evaluation import NUM_WORST, Evaluation, MeasuredModel
-from stages.protocol.evaluation import DENSE, METRICS, Difference, EvaluationRecord, Metric, Model, Pair
+from stages.protocol.evaluation import (
+    DENSE,
+    FID_DENSE,
+    FID_DENSE_UNPAIRED,
+    METRICS,
+    TO_DENSE,
+    Difference,
+    EvaluationRecord,
+    Metric,
+    Model,
+    Pair,
+)
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-WITH_INTERVAL = ("fid", "kid", "ssim")
+WITH_INTERVAL = ("fid", FID_DENSE, "kid", "ssim")
 """Metrics whose interval is in the flat files; evaluation.json has all intervals."""
 
 
@@ -38,14 +50,20 @@ def _model(measured: MeasuredModel, dense: MeasuredModel) -> Model:
             Pair(set=row, index=index, ssim=pairs.ssim[row, index], mse=pairs.mse[row, index])
             for row, index in pairs.worst(NUM_WORST)
         ],
-        **{metric: _metric(measured, dense, metric) for metric in METRICS},
+        fid_dense_unpaired=_unpaired(measured),
+        **{metric: _metric(measured, dense, metric) for metric in (*METRICS, FID_DENSE)},
     )
+
+
+def _unpaired(measured: MeasuredModel) -> Metric | None:
+    sets = measured.sets.get(FID_DENSE_UNPAIRED)
+    return Metric(sets=sets, mean=fmean(sets), half_width=None) if sets else None
 
 
 def _metric(measured: MeasuredModel, dense: MeasuredModel, metric: str) -> Metric:
     found = measured.estimate(metric)
     difference = None
-    if measured is not dense and metric not in ("ssim", "mse"):
+    if measured is not dense and metric not in TO_DENSE:
         above = measured.above(dense, metric)
         difference = Difference(mean=above.mean, half_width=above.half_width, is_distinct=above.is_distinct)
     return Metric(sets=measured.sets[metric], mean=found.mean, half_width=found.half_width, above_dense=difference)
@@ -60,9 +78,10 @@ def flat_metrics(record: EvaluationRecord, name: str) -> dict[str, Any]:
         "macs": model.macs,
         "size_bytes": model.size_bytes,
     }
-    for metric in METRICS:
-        found = model.metric(metric)
+    for metric, found in model.metrics().items():
         flat[metric] = found.mean
         if metric in WITH_INTERVAL and found.half_width is not None:
             flat[f"{metric}_interval"] = found.half_width
+    if model.fid_dense_unpaired:
+        flat[FID_DENSE_UNPAIRED] = model.fid_dense_unpaired.mean
     return flat

@@ -9,6 +9,9 @@ from stages.runtime.schema import Frozen, Sha256
 from stages.storage.files import read_record
 
 DENSE = "dense"
+FID_DENSE, FID_DENSE_UNPAIRED = "fid_dense", "fid_dense_unpaired"
+TO_DENSE = (FID_DENSE, "ssim", "mse")
+"""Metrics that compare a model's images with those of the dense model from the same noise."""
 
 
 class Difference(Frozen):
@@ -28,9 +31,9 @@ class Metric(Frozen):
     """Value of each set."""
     mean: float
     half_width: float | None
-    """Half of the width of the 95 % interval over the sets; None for a single set."""
+    """Half of the width of the 95 % interval over the sets; None for a single set, and for `fid_dense_unpaired`."""
     above_dense: Difference | None = None
-    """Difference from the dense model; None for the dense model, and for SSIM and MSE, which compare with it anyway."""
+    """Difference from the dense model; None for the dense model, and for `TO_DENSE`, which compare with it anyway."""
 
 
 class Pair(Frozen):
@@ -63,6 +66,11 @@ class Model(Frozen):
     mse: Metric
     fid_pooled: float
     """FID of all sets together, which is less biased and has no interval."""
+    fid_dense: Metric | None = None
+    """FID of each set to the dense model's set from the same noise; None in records from before the field."""
+    fid_dense_unpaired: Metric | None = None
+    """FID of each set to the dense model's next set, from other noise; None for a single set. Without an interval,
+    because two values share each dense set."""
     ssim_quantiles: dict[str, float]
     worst_pairs: list[Pair] = Field(min_length=1)
     """Pairs with the lowest SSIM, lowest first."""
@@ -71,6 +79,11 @@ class Model(Frozen):
         """Return the metric of a name."""
         found: Metric = getattr(self, name)
         return found
+
+    def metrics(self) -> dict[str, Metric]:
+        """Return METRICS and, unless the record is from before that field, FID_DENSE by name."""
+        more = {FID_DENSE: self.fid_dense} if self.fid_dense else {}
+        return {name: self.metric(name) for name in METRICS} | more
 
 
 class EvaluationRecord(Frozen):
@@ -90,10 +103,19 @@ class EvaluationRecord(Frozen):
             raise ValueError(f"protocol_id is {self.protocol_id}, but the protocol has the id {self.protocol.id}")
         if DENSE not in self.models:
             raise ValueError(f"models has no {DENSE}")
-        metrics = [model.metric(name) for model in self.models.values() for name in METRICS]
-        if any(len(metric.sets) != self.protocol.sets for metric in metrics):
+        models = self.models.values()
+        metrics = [metric for model in models for metric in (*model.metrics().values(), model.fid_dense_unpaired)]
+        if any(metric and len(metric.sets) != self.protocol.sets for metric in metrics):
             raise ValueError(f"a metric does not have one value for each of the {self.protocol.sets} sets")
+        if len({(model.fid_dense is None, model.fid_dense_unpaired is None) for model in models}) > 1:
+            raise ValueError(f"some models have {FID_DENSE} or {FID_DENSE_UNPAIRED} and others have not")
         return self
+
+    @property
+    def fid_dense_floor(self) -> float | None:
+        """FID between sets of the dense model from different noise; None for one set, or from before the field."""
+        unpaired = self.models[DENSE].fid_dense_unpaired
+        return unpaired.mean if unpaired else None
 
     def macs_ratio(self, name: str) -> float:
         """Ratio of the dense model's MACs to those of another model."""
@@ -101,6 +123,7 @@ class EvaluationRecord(Frozen):
 
 
 METRICS = tuple(name for name, field in Model.model_fields.items() if field.annotation is Metric)
+"""The metrics that every record has."""
 
 
 def read_evaluation(folder: Path) -> EvaluationRecord:

@@ -285,6 +285,75 @@ def test_the_worst_pictures_are_those_of_the_worst_pairs(evaluation, reference):
     assert images_to_ssim(pruned.worst[1], pruned.worst[0]).tolist() == sorted(pruned.pairs.ssim.ravel())[:8]
 
 
+def test_fid_to_dense_is_recorded_with_its_interval_and_floor(evaluation, tmp_path):
+    """A value a set, paired and unpaired; the dense model's paired one is 0, and its unpaired one is the floor."""
+    write_report(evaluation, tmp_path)
+    record = read_evaluation(tmp_path)
+    dense, pruned = record.models["dense"], record.models["pruned"]
+    flat = {name: json.loads((tmp_path / "metrics" / f"{name}.json").read_text()) for name in ("dense", "pruned")}
+
+    assert (dense.fid_dense.sets, dense.fid_dense.half_width) == ([0.0, 0.0], 0.0)
+    assert dense.fid_dense_unpaired.sets[0] == pytest.approx(dense.fid_dense_unpaired.sets[1])  # of the same two sets
+    assert record.fid_dense_floor == dense.fid_dense_unpaired.mean > 0
+    assert pruned.fid_dense.mean == pytest.approx(np.mean(pruned.fid_dense.sets))
+    assert pruned.fid_dense.half_width > 0
+    assert pruned.fid_dense.above_dense is None
+    assert pruned.fid_dense_unpaired.half_width is None
+    assert flat["pruned"]["fid_dense"] == pruned.fid_dense.mean
+    assert flat["pruned"]["fid_dense_interval"] == pruned.fid_dense.half_width
+    assert flat["dense"]["fid_dense_unpaired"] == record.fid_dense_floor
+
+
+def test_one_set_has_fid_to_dense_and_no_floor(models, files, scheduler, real, protocol, extractor, tmp_path):
+    """The record says so by null, and the flat file leaves it out."""
+    folder, one = make_folder(tmp_path / "one"), protocol.model_copy(update={"sets": 1})
+    make_reference(models["dense"], scheduler, real, one, extractor, folder)
+    reference = read_reference(folder)
+    found = evaluate(models, files, scheduler, reference, extractor, make_folder(tmp_path / "scratch"))
+    write_report(found, tmp_path)
+    record = read_evaluation(tmp_path)
+    flat = json.loads((tmp_path / "metrics" / "pruned.json").read_text())
+
+    assert record.fid_dense_floor is None
+    assert record.models["pruned"].fid_dense_unpaired is None
+    assert record.models["pruned"].fid_dense.half_width is None
+    assert flat["fid_dense"] == record.models["pruned"].fid_dense.mean > 0
+    assert not {"fid_dense_interval", "fid_dense_unpaired"} & flat.keys()
+
+
+def without_fid_dense(content, *names):
+    """Remove the keys that records of earlier versions did not have, from all models or from those named."""
+    for name in names or content["models"]:
+        for key in ("fid_dense", "fid_dense_unpaired"):
+            del content["models"][name][key]
+    return content
+
+
+def test_a_record_from_before_fid_to_dense_is_read(evaluation, tmp_path):
+    """It has the other metrics, and nothing in place of the missing one."""
+    content = summarise(evaluation).model_dump(mode="json")
+    write_json(tmp_path / "evaluation.json", without_fid_dense(content))
+    record = read_evaluation(tmp_path)
+
+    assert record.fid_dense_floor is None
+    assert set(record.models["pruned"].metrics()) == {"fid", "kid", "precision", "recall", "ssim", "mse"}
+
+
+@pytest.mark.parametrize("damage", ["one model", "too few values"])
+def test_a_record_with_half_of_fid_to_dense_is_refused(evaluation, tmp_path, damage):
+    """All models have it or none, with one value a set."""
+    content = summarise(evaluation).model_dump(mode="json")
+    if damage == "one model":
+        without_fid_dense(content, "dense")
+    else:
+        content["models"]["pruned"]["fid_dense_unpaired"]["sets"].pop()
+    write_json(tmp_path / "evaluation.json", content)
+    words = {"one model": "some models have fid_dense", "too few values": "one value for each of the 2 sets"}
+
+    with pytest.raises(InputError, match=rf"evaluation\.json is damaged .*{words[damage]}"):
+        read_evaluation(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
