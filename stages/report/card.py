@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from stages.protocol.evaluation import DENSE
+from stages.protocol.evaluation import DENSE, FID_DENSE
 from stages.report.page import environment, lineage, write_worst
 from stages.report.report_data import ReportData, name_source
 from stages.report.summary import PICTURE
@@ -88,13 +88,15 @@ def _head(report: ReportData, name: str) -> ModelCardData:
     dataset = name_source(dataset_source)
     protocol, model = report.record.protocol, report.record.models[name]
     seen = f"{protocol.extractor} features, sets of {protocol.num_images}"
-    scores = {
-        "fid": (model.fid, f"FID ({seen})"),
-        "kid": (model.kid, f"KID ({seen})"),
-        "precision": (model.precision, f"precision ({seen})"),
-        "recall": (model.recall, f"recall ({seen})"),
-        "ssim": (model.ssim, "SSIM against the dense model"),
+    labels = {
+        "fid": f"FID ({seen})",
+        FID_DENSE: f"FID to the dense model's images from the same noise ({seen})",
+        "kid": f"KID ({seen})",
+        "precision": f"precision ({seen})",
+        "recall": f"recall ({seen})",
+        "ssim": "SSIM against the dense model",
     }
+    scores = {key: (metric, labels[key]) for key, metric in model.metrics().items() if key in labels}
     results = [
         EvalResult(
             task_type=TASK,

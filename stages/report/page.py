@@ -105,6 +105,10 @@ def _tiles(report: ReportData) -> Iterator[tuple[str, str]]:
     above = finetuned.fid.above_dense
     verdict = f", {ALIKE}" if above and above.is_distinct is False else ""
     yield f"{dense.fid.mean:.2f} → {finetuned.fid.mean:.2f}", f"FID, dense → finetuned{verdict}"
+    if finetuned.fid_dense:
+        floor = report.record.fid_dense_floor
+        scale = "" if floor is None else f"; dense sets from different noise {floor:.2f}"
+        yield f"{finetuned.fid_dense.mean:.3f}", f"FID to the dense model's images{scale}"
     yield f"{finetuned.ssim.mean:.3f}", "SSIM against dense"
     if report.recovered is not None:
         yield f"{report.recovered:.1%}", "of the FID lost by pruning, recovered"

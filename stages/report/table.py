@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 
 from stages.protocol.costs import CostsRecord
-from stages.protocol.evaluation import EvaluationRecord, Metric
+from stages.protocol.evaluation import DENSE, EvaluationRecord, Metric
 from stages.protocol.protocol import Protocol
 from stages.report.markdown import markdown_table
 
-HEADER = ["model", "params", "MACs", "FID", "KID × 10³", "precision", "recall", "SSIM", "latency"]
+HEADER = ["model", "params", "MACs", "FID", "FID to dense", "KID × 10³", "precision", "recall", "SSIM", "latency"]
 ALIKE = "≈"
 """Marks a metric whose difference from dense lies within the interval of the difference."""
 
@@ -24,6 +24,7 @@ def _row(name: str, record: EvaluationRecord, costs: CostsRecord) -> list[str]:
         f"{model.params / 1e6:.3f} M",
         write_count(model.macs),
         write_metric(model.fid, 3),
+        write_fid_dense(name, record),
         write_metric(model.kid, 2, factor=1e3),
         write_metric(model.precision, 3),
         write_metric(model.recall, 3),
@@ -43,6 +44,16 @@ def write_metric(found: Metric, digits: int, factor: float = 1) -> str:
     if found.half_width:
         text += f" ± {found.half_width * factor:.{digits}f}"
     return f"{text} {ALIKE}" if found.above_dense and found.above_dense.is_distinct is False else text
+
+
+def write_fid_dense(name: str, record: EvaluationRecord) -> str:
+    """Format a model's FID to the dense model's images; the dense model has the floor instead, if there is one."""
+    found = record.models[name].fid_dense
+    if found is None:
+        return "–"
+    if name == DENSE and record.fid_dense_floor is not None:
+        return f"floor {record.fid_dense_floor:.3f}"
+    return write_metric(found, 3)
 
 
 def write_speed_up(speed_up: float, low: float, high: float) -> str:
@@ -67,8 +78,18 @@ def protocol_to_text(record: EvaluationRecord) -> str:
     )
     return (
         f"Protocol {record.protocol_id}: {conditions_to_text(protocol, f'seed {protocol.seed}')} {intervals} FID of "
-        f"one half of the real images against the other: {record.floor_fid:.3f}."
+        f"one half of the real images against the other: {record.floor_fid:.3f}. {fid_dense_to_text(record)}"
     )
+
+
+def fid_dense_to_text(record: EvaluationRecord) -> str:
+    """Describe the column of FID to dense."""
+    if record.models[DENSE].fid_dense is None:
+        return "FID to dense is missing (–) in evaluations from before it was measured."
+    has_floor = record.fid_dense_floor is not None
+    meaning = "FID to dense: a model's images against the dense model's from the same noise"
+    floor = "floor: two dense sets from different noise" if has_floor else "no floor, which needs two sets or more"
+    return f"{meaning}; {floor}."
 
 
 def conditions_to_text(protocol: Protocol, seeds: str) -> str:

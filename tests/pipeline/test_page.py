@@ -100,6 +100,7 @@ def test_every_released_model_has_a_card_that_the_hub_reads(finished):
         assert card.data.library_name == "diffusers"
         assert {result.metric_type for result in card.data.eval_results} == {
             "fid",
+            "fid_dense",
             "kid",
             "precision",
             "recall",

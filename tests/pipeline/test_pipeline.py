@@ -19,7 +19,19 @@ from tests.orchestra import until
 from tests.records import STAGES
 
 MODELS = ("dense", "pruned", "finetuned")
-METRICS = {"params", "macs", "fid", "fid_interval", "kid", "precision", "recall", "ssim", "mse"}
+METRICS = {
+    "params",
+    "macs",
+    "fid",
+    "fid_interval",
+    "fid_dense",
+    "fid_dense_unpaired",
+    "kid",
+    "precision",
+    "recall",
+    "ssim",
+    "mse",
+}
 TRAINING = {"steps": 60, "checkpoint_every": 5}
 """The training that is killed, resumed and compared; different from that of the finished workspace."""
 
