@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from stages.models.layout import PLAN, WEIGHTS
 from stages.protocol.costs import Cost, CostsRecord, read_costs
-from stages.protocol.evaluation import DENSE, EvaluationRecord, read_evaluation
+from stages.protocol.evaluation import DENSE, FID_DENSE, EvaluationRecord, Model, read_evaluation
 from stages.protocol.intervals import Estimate, estimate, paired_difference
 from stages.protocol.protocol import check_same
 from stages.register.canary import check_canary
@@ -80,6 +81,8 @@ def _run_measurement_checks(candidate: VersionFiles, champion: VersionFiles | No
     model, dense = record.models[OURS], record.models[DENSE]
     fid = paired_difference(model.fid.sets, dense.fid.sets)
     yield _run("FID against dense", lambda: _check_fid(fid, policy.dense.fid, "the dense model"))
+    if policy.dense.fid_dense is not None:
+        yield _run("FID to dense", partial(_check_fid_dense, model, policy.dense.fid_dense))
     ssim = estimate([value - 1 for value in model.ssim.sets])
     yield _run("SSIM against dense", lambda: _check_ssim(ssim, policy.dense.ssim, "1"))
     share, limit = model.macs / dense.macs, policy.budget.macs
@@ -102,6 +105,8 @@ def _run_champion_checks(
     ours, theirs, allowed = record.models[OURS], other.models[OURS], policy.champion
     fid, ssim = (paired_difference(ours.metric(name).sets, theirs.metric(name).sets) for name in ("fid", "ssim"))
     yield _run("FID against champion", lambda: _check_fid(fid, allowed.fid, "the champion"))
+    if allowed.fid_dense is not None:
+        yield _run("FID to dense against champion", partial(_check_fid_dense, ours, allowed.fid_dense, theirs))
     yield _run("SSIM against champion", lambda: _check_ssim(ssim, allowed.ssim, "the champion's"))
     yield _run(
         "latency against champion",
@@ -168,6 +173,22 @@ def _check_fid(difference: Estimate, tolerance: float, baseline: str) -> str:
     worst = difference.mean + half_width
     found = f"{difference.mean:+.3g} ± {half_width:.2g} above {baseline}"
     return _require(worst <= tolerance, f"{found}, so at most {worst:+.3g}", f"+{tolerance:g}")
+
+
+def _check_fid_dense(ours: Model, tolerance: float, theirs: Model | None = None) -> str:
+    """Check the FID to the dense model's images, or how far it is above the champion's."""
+    values = _fids_to_dense(ours, "this version's")
+    if theirs is None:
+        return _check_fid(estimate(values), tolerance, "0")
+    difference = paired_difference(values, _fids_to_dense(theirs, "the champion's"))
+    return _check_fid(difference, tolerance, "the champion's")
+
+
+def _fids_to_dense(model: Model, whose: str) -> list[float]:
+    if model.fid_dense is None:
+        found = f"{whose} evaluation is from before {FID_DENSE} was measured"
+        raise InputError(f"{found}; register it again from a new evaluation, or set {FID_DENSE} to null in the policy")
+    return model.fid_dense.sets
 
 
 def _check_ssim(difference: Estimate, tolerance: float, baseline: str) -> str:

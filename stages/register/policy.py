@@ -20,6 +20,8 @@ class ChampionTolerance(Section):
 
     fid: Tolerance
     """Largest FID above the champion's; sets of images are paired."""
+    fid_dense: Tolerance | None = None
+    """Largest FID to the dense model's images above the champion's; sets of images are paired. Null: not checked."""
     ssim: Tolerance
     """Largest SSIM below the champion's, both against the same dense model; sets of images are paired."""
     speed_up: Annotated[float, Field(ge=0, lt=1)]
@@ -31,6 +33,9 @@ class DenseTolerance(Section):
 
     fid: Tolerance
     """Largest FID above the dense model's, at the upper end of the 95 % interval."""
+    fid_dense: Tolerance | None = None
+    """Largest FID to the dense model's images from the same noise, at the upper end of the 95 % interval. Null: not
+    checked."""
     ssim: Annotated[float, Field(ge=0, le=1)]
     """Largest SSIM below 1, at the lower end of the 95 % interval."""
 

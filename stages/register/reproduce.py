@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stages.models.layout import PLAN, WEIGHTS
-from stages.protocol.evaluation import METRICS, EvaluationRecord, read_evaluation
+from stages.protocol.evaluation import EvaluationRecord, read_evaluation
 from stages.register.cage.environment import make_environment
 from stages.register.cage.run import one_line
 from stages.register.ledger import describe_user
@@ -225,6 +225,9 @@ def _compare(uri: str, files: Path, lineage: Lineage, workspace: Path) -> Reprod
         return replace(result, obstacle=obstacle)
     if OURS not in now.models or OURS not in then.models:
         return replace(result, obstacle=f"an evaluation lacks the model {OURS}; metrics cannot be compared")
+    if lacking := then.models[OURS].metrics().keys() - now.models[OURS].metrics().keys():
+        obstacle = f"the evaluation lacks {', '.join(sorted(lacking))} now; metrics cannot be compared"
+        return replace(result, obstacle=obstacle)
     return replace(result, metrics=list(_compare_metrics(then, now)))
 
 
@@ -262,9 +265,9 @@ def _compare_tensors(path: str, then: Path, now: Path) -> FileDifference:
 
 
 def _compare_metrics(then: EvaluationRecord, now: EvaluationRecord) -> Iterator[MetricComparison]:
-    for name in METRICS:
-        old, new = (it.models[OURS].metric(name) for it in (then, now))
-        yield MetricComparison(name, old.mean, new.mean, old.half_width or 0)
+    old, new = (it.models[OURS].metrics() for it in (then, now))
+    for name in old:
+        yield MetricComparison(name, old[name].mean, new[name].mean, old[name].half_width or 0)
 
 
 def _compare_machines(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

@@ -20,15 +20,21 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 FIDS, SSIMS = [1.0, 1.1, 0.9], [0.95, 0.96, 0.94]
 
 
-def make_record(protocol, weights, fids=FIDS, ssims=SSIMS, macs=60, dense="a"):
-    """Make an evaluation of a finetuned model as given, and of a dense one with FID 0.9, 1.0, 0.8."""
+def make_record(protocol, weights, fids=FIDS, ssims=SSIMS, macs=60, dense="a", fids_dense=None):
+    """Make an evaluation of a finetuned model as given, and of a dense one with FID 0.9, 1.0, 0.8.
 
-    def model(values, similar, count):
-        given = {"fid": values, "ssim": similar}
+    Without `fids_dense`, FIDs to the dense model's images, it is one from before these were measured.
+    """
+
+    def model(values, similar, count, to_dense):
+        given = {"fid": values, "ssim": similar} | ({"fid_dense": to_dense} if fids_dense else {})
         metrics = {name: Metric(sets=sets, **vars(estimate(sets))) for name, sets in given.items()}
         return make_model(metrics, macs=count, weights_sha256=weights)
 
-    models = {"dense": model([0.9, 1.0, 0.8], [1.0] * 3, 100), "finetuned": model(fids, ssims, macs)}
+    models = {
+        "dense": model([0.9, 1.0, 0.8], [1.0] * 3, 100, [0.0] * 3),
+        "finetuned": model(fids, ssims, macs, fids_dense),
+    }
     return make_evaluation(protocol, models, dense)
 
 

@@ -24,6 +24,7 @@ from stages.models.sampling import draw
 from stages.protocol.protocol import Protocol
 from stages.register import caged_draw, canary, promotion
 from stages.register import ledger as ledger_module
+from stages.register.gate import VersionFiles, run_checks
 from stages.register.ledger import Ledger
 from stages.register.package import list_files
 from stages.register.pipeline import load_pipeline
@@ -157,6 +158,45 @@ def test_a_worse_version_is_refused_with_its_reason(publish, policy, aliases, re
     assert version.tags["espalier.gate"] == "refused"
     assert reason in refusal_reason(version)
     assert "canary" not in [check.name for check in decision.checks]
+
+
+def run_gate(policy, candidate, champion, /, **tolerances):
+    """Run the checks under a policy with these tolerances of FID to dense, champion or dense: name -> check."""
+    blocks = {key: getattr(policy, key).model_copy(update={"fid_dense": it}) for key, it in tolerances.items()}
+    files = [VersionFiles(it.name, Path(it.source), it.tags) for it in (candidate, champion)]
+    return {check.name: check for check in run_checks(*files, policy.model_copy(update=blocks))}
+
+
+def test_fid_to_dense_is_checked_where_the_policy_has_a_tolerance(publish, policy):
+    """The upper end of its interval, and of the difference from the champion's, paired by set; null checks neither."""
+    champion, candidate = publish(fids_dense=[0.04, 0.05, 0.06]), publish(fids_dense=[0.05, 0.06, 0.07])
+    unchecked = run_gate(policy, candidate, champion, dense=None, champion=None)
+    accepted = run_gate(policy, candidate, champion, dense=0.09, champion=0.011)
+    refused = run_gate(policy, candidate, champion, dense=0.08, champion=0.009)
+    names = ("FID to dense", "FID to dense against champion")
+
+    assert unchecked["canary"].passed
+    assert not set(names) & unchecked.keys()
+    assert all(accepted[name].passed for name in (*names, "canary"))
+    assert not any(refused[name].passed for name in names)
+    assert refused[names[0]].reason == "+0.06 ± 0.025 above 0, so at most +0.0848; allowed: +0.08"
+    assert refused[names[1]].reason.endswith("above the champion's, so at most +0.01; allowed: +0.009")
+
+
+@pytest.mark.parametrize(
+    ("key", "measured", "whose"),
+    [("dense", [], "this version's"), ("champion", [], "this version's"), ("champion", [0], "the champion's")],
+)
+def test_a_tolerance_refuses_an_evaluation_from_before_fid_to_dense(publish, policy, key, measured, whose):
+    """Nothing stands in for the missing number; the reason says what to do."""
+    versions = [publish(fids_dense=[0.1] * 3 if index in measured else None) for index in range(2)]
+    failed = [it for it in run_gate(policy, *versions, **{key: 10.0}).values() if not it.passed]
+
+    assert [it.name for it in failed] == ["FID to dense" + " against champion" * (key == "champion")]
+    assert failed[0].reason == (
+        f"{whose} evaluation is from before fid_dense was measured; register it again from a new evaluation, "
+        f"or set fid_dense to null in the policy"
+    )
 
 
 def test_a_refused_version_that_passes_later_is_not_refused(publish, policy, registry):

@@ -48,7 +48,7 @@ def again(package, tmp_path):
         runs=dict.fromkeys(folders, MACHINE),
         dvc_remotes=[],
     )
-    return place, lambda: _compare("models:/tiny/1", package, lineage, place)
+    return place, lambda version=package: _compare("models:/tiny/1", version, lineage, place)
 
 
 def nudge(place, amount):
@@ -97,6 +97,26 @@ def test_a_metric_beyond_its_interval_is_different(again):
 
     assert found.verdict == "different"
     assert [value.name for value in found.metrics if not value.is_equal] == ["fid"]
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "verdict"),
+    [(None, 0.2, "identical"), (0.1, 0.2, "equal within tolerance"), (0.1, 0.5, "different"), (0.1, None, "different")],
+)
+def test_fid_to_dense_is_compared_if_the_version_has_it(again, package, tmp_path, then, now, verdict):
+    """A version from before it has nothing to compare; work that lacks what the version has is not taken as equal."""
+    place, compare = again
+    version = shutil.copytree(package, tmp_path / "version")
+    for folder, mean in ((version / EVIDENCE / "evaluation", then), (place / "reports/evaluate", now)):
+        record = read_json(folder / "evaluation.json")
+        for model in record["models"].values() if mean else ():
+            model["fid_dense"] = {"sets": [mean] * 3, "mean": mean, "half_width": 0.2}
+        write_json(folder / "evaluation.json", record)
+    found = compare(version)
+
+    assert ("fid_dense" in [it.name for it in found.metrics]) == bool(then and now)
+    assert found.obstacle == ("" if now else "the evaluation lacks fid_dense now; metrics cannot be compared")
+    assert found.verdict == verdict
 
 
 def test_without_an_interval_only_the_same_number_is_equal():
