@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stages.protocol.evaluation import METRICS, read_evaluation
+from stages.protocol.evaluation import TO_DENSE, read_evaluation
 from stages.protocol.intervals import Estimate, paired_difference
 from stages.protocol.protocol import check_same
 from stages.runtime.errors import InputError
@@ -13,7 +13,8 @@ from stages.storage.provenance import read_provenance
 def diff_evaluations(one: Path, other: Path, model: str) -> dict[str, Estimate]:
     """Estimate metric(other) − metric(one) of a model for each metric, paired by set.
 
-    SSIM and MSE are left out if the two evaluations have different dense models.
+    What compares with the dense model (`TO_DENSE`) is left out if the two evaluations have different ones, and a metric
+    that an older evaluation does not have.
 
     Raises:
         InputError: The protocols differ, or a folder holds no evaluation or not this model.
@@ -24,11 +25,11 @@ def diff_evaluations(one: Path, other: Path, model: str) -> dict[str, Estimate]:
         if model not in record.models:
             raise InputError(f"{folder} holds no model {model!r}; choose one of {', '.join(record.models)}")
     same_dense = records[0].dense_sha256 == records[1].dense_sha256
-    left, right = (record.models[model] for record in records)
+    left, right = (record.models[model].metrics() for record in records)
     return {
-        name: paired_difference(right.metric(name).sets, left.metric(name).sets)
-        for name in METRICS
-        if same_dense or name not in ("ssim", "mse")
+        name: paired_difference(right[name].sets, left[name].sets)
+        for name in left
+        if name in right and (same_dense or name not in TO_DENSE)
     }
 
 

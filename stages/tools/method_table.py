@@ -8,17 +8,17 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 
-from stages.protocol.evaluation import DENSE, METRICS
+from stages.protocol.evaluation import DENSE, FID_DENSE, METRICS
 from stages.protocol.intervals import Estimate
 from stages.report.figures import COLOURS, plain_log
 from stages.report.markdown import markdown_table
-from stages.report.table import ALIKE, conditions_to_text, write_count
+from stages.report.table import ALIKE, conditions_to_text, fid_dense_to_text, write_count
 from stages.tools.cells import FinishedCell
-from stages.tools.methods import ONE_SHOT, Comparison, read_comparison, seed_of
+from stages.tools.methods import ONE_SHOT, Comparison, Method, read_comparison, seed_of
 from stages.tools.published import BASELINE, METHODS, SIZE_TOLERANCE, PublishedRow, PublishedTable, read_published
 from stages.tools.table_files import write_table_files
 
-COMPARED = ("fid", "ssim")
+COMPARED = ("fid", FID_DENSE, "ssim")
 """Metrics whose difference from the baseline is reported."""
 DODGE = 0.02
 """Horizontal distance between two methods, which all have equal MACs, as a share of the dense model's MACs."""
@@ -33,6 +33,8 @@ def to_rows(comparison: Comparison) -> list[dict[str, str]]:
             "MACs": write_count(method.first.macs),
             "FID": write_estimate(method.estimate("fid"), 3),
             "FID difference": write_difference(comparison.difference(method, "fid"), 3),
+            "FID to dense": write_fid_dense(comparison, method),
+            "FID to dense difference": write_difference(comparison.difference(method, FID_DENSE), 3),
             "KID × 10³": write_estimate(method.estimate("kid"), 2, factor=1e3),
             "SSIM": write_estimate(method.estimate("ssim"), 4),
             "SSIM difference": write_difference(comparison.difference(method, "ssim"), 4),
@@ -47,6 +49,15 @@ def write_estimate(estimate: Estimate, digits: int, factor: float = 1, sign: str
     """Write a mean over seeds and the half-width of its interval."""
     text = f"{estimate.mean * factor:{sign}.{digits}f}"
     return text if estimate.half_width is None else f"{text} ± {estimate.half_width * factor:.{digits}f}"
+
+
+def write_fid_dense(comparison: Comparison, method: Method) -> str:
+    """Write the FID to the dense model's images; the dense model itself has the floor instead, if there is one."""
+    floor = comparison.fid_dense_floor
+    if method is comparison.dense and floor:
+        return f"floor {write_estimate(floor, 3)}"
+    found = method.measured(FID_DENSE)
+    return write_estimate(found, 3) if found else "–"
 
 
 def write_difference(difference: Estimate | None, digits: int) -> str:
@@ -87,7 +98,8 @@ def _explain(comparison: Comparison, command: str) -> str:
     )
     conditions = conditions_to_text(protocol, f"seeds {', '.join(map(str, records))}")
     made_by = f"\n\nMade by `{command}`" if command else ""
-    return f"{intervals} Protocols, which differ only in the seed ({names}): {conditions}{made_by}"
+    fid_dense = fid_dense_to_text(comparison.cells[0].record)
+    return f"{intervals} {fid_dense} Protocols, which differ only in the seed ({names}): {conditions}{made_by}"
 
 
 def _explain_differences(comparison: Comparison) -> str:
@@ -149,9 +161,8 @@ def _numbers(cell: FinishedCell) -> dict[str, Any]:
     numbers: dict[str, Any] = {"row": cell.note.row, "seed": seed_of(cell)}
     for name, model in cell.record.models.items():
         numbers |= {f"{name}.params": model.params, f"{name}.macs": model.macs, f"{name}.fid_pooled": model.fid_pooled}
-        for metric in METRICS:
-            numbers[f"{name}.{metric}"] = model.metric(metric).mean
-            numbers[f"{name}.{metric}_interval"] = model.metric(metric).half_width
+        for metric, found in model.metrics().items():
+            numbers |= {f"{name}.{metric}": found.mean, f"{name}.{metric}_interval": found.half_width}
     origin = {"ran": " ".join(cell.note.ran), "mlflow_run": cell.note.mlflow_run, "protocol": cell.record.protocol_id}
     return {**numbers, **origin, **cell.note.overrides}
 
@@ -168,11 +179,12 @@ def to_json(comparison: Comparison, preset: str, command: str) -> dict[str, Any]
         "rows": [list(row.values()) for row in rows],
         "methods": {
             method.title: {
-                **{name: asdict(method.estimate(name)) for name in METRICS},
+                **{name: asdict(found) for name in (*METRICS, FID_DENSE) if (found := method.measured(name))},
                 **{f"{name}_difference": _to_dict(comparison.difference(method, name)) for name in COMPARED},
             }
             for method in comparison.rows
         },
+        "fid_dense_floor": asdict(comparison.fid_dense_floor) if comparison.fid_dense_floor else None,
         "ablation": {str(count): asdict(ssim) for count, ssim in comparison.ablation.items()},
     }
 

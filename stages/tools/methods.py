@@ -29,6 +29,10 @@ class Method:
         """Estimate a metric's mean over the seeds; the value of one seed is the mean over its sets."""
         return estimate([model.metric(metric).mean for model in self.models.values()])
 
+    def measured(self, metric: str) -> Estimate | None:
+        """Estimate as `estimate` does; None if a model was evaluated before the metric was measured."""
+        return self.estimate(metric) if all(metric in model.metrics() for model in self.models.values()) else None
+
     @property
     def first(self) -> Model:
         """The model of the lowest seed; all seeds give models of one size."""
@@ -54,16 +58,24 @@ class Comparison:
     def difference(self, method: Method, metric: str) -> Estimate | None:
         """Estimate metric(method) − metric(baseline), paired by seed.
 
-        None for the baseline itself, without a baseline, and without a common seed.
+        None for the baseline itself, without a baseline, and without a common seed in which both have the metric.
         """
         baseline = self.methods.get(BASELINE)
         if baseline is None or baseline is method:
             return None
-        seeds = [seed for seed in method.models if seed in baseline.models]
-        if not seeds:
-            return None
-        ours, theirs = ([row.models[seed].metric(metric).mean for seed in seeds] for row in (method, baseline))
-        return paired_difference(ours, theirs)
+        ours, theirs = (
+            {seed: found[metric].mean for seed, model in row.models.items() if metric in (found := model.metrics())}
+            for row in (method, baseline)
+        )
+        seeds = [seed for seed in ours if seed in theirs]
+        return paired_difference([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]) if seeds else None
+
+    @property
+    def fid_dense_floor(self) -> Estimate | None:
+        """Estimate the floor of FID_DENSE over the seeds; None if a seed has none: one set, or an older evaluation."""
+        floors = [model.fid_dense_unpaired for model in self.dense.models.values()]
+        found = [floor.mean for floor in floors if floor]
+        return estimate(found) if len(found) == len(floors) else None
 
 
 def read_comparison(folder: Path) -> Comparison:

@@ -8,11 +8,11 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 
-from stages.protocol.evaluation import DENSE, METRICS, Model
+from stages.protocol.evaluation import DENSE, Model
 from stages.protocol.protocol import check_same
 from stages.report.figures import COLOURS, plain_log
 from stages.report.markdown import markdown_table
-from stages.report.table import latency_to_text, protocol_to_text, write_count, write_metric
+from stages.report.table import latency_to_text, protocol_to_text, write_count, write_fid_dense, write_metric
 from stages.tools.cells import FinishedCell, read_cells
 from stages.tools.table_files import write_table_files
 
@@ -100,6 +100,7 @@ def to_rows(points: Sequence[Point]) -> list[dict[str, str]]:
             "MACs": f"{write_count(point.model.macs)} ({point.share:.1%})",
             "params": f"{point.model.params / 1e6:.3f} M",
             "FID": write_metric(point.model.fid, 3),
+            "FID to dense": write_fid_dense(FINETUNED, point.record),
             "KID × 10³": write_metric(point.model.kid, 2, factor=1e3),
             "SSIM": write_metric(point.model.ssim, 3),
             "latency": "–" if (ms := point.costs.first(FINETUNED).median_ms) is None else f"{ms:.2f} ms",
@@ -137,7 +138,7 @@ def to_json(points: Sequence[Point]) -> dict[str, Any]:
 
 
 def _numbers(point: Point) -> dict[str, Any]:
-    metrics = {name: point.model.metric(name) for name in METRICS}
+    metrics = point.model.metrics()
     latency = point.costs.first(FINETUNED)
     return {
         **point.note.overrides,

@@ -14,11 +14,12 @@ DRAWS = np.random.default_rng(0)
 FIDS = {"one": [1.0, 1.2, 0.9], "other": [1.5, 1.71, 1.39]}
 
 
-def make_record(protocol, fids, dense="a"):
-    """Make a record whose pruned model has these FIDs, one per set."""
+def make_record(protocol, fids, dense="a", *, has_fid_dense=True):
+    """Make a record whose pruned model has these FIDs, one per set, to the real images and to the dense model's."""
 
     def model(values):
-        return make_model({"fid": Metric(sets=values, **vars(estimate(values)))})
+        names = ("fid", "fid_dense") if has_fid_dense else ("fid",)
+        return make_model(dict.fromkeys(names, Metric(sets=values, **vars(estimate(values)))))
 
     return make_evaluation(protocol, {"dense": model([0.1] * 3), "pruned": model(fids)}, dense)
 
@@ -27,10 +28,10 @@ def make_record(protocol, fids, dense="a"):
 def compared(tmp_path, protocol):
     """Write two records and compare them: exit code and output."""
 
-    def compare(changes=None, dense="a", arguments=("--model", "pruned"), **run):
+    def compare(changes=None, dense="a", arguments=("--model", "pruned"), *, has_fid_dense=True, **run):
         three = protocol.model_copy(update={"sets": 3})
         records = {
-            "one": make_record(three, FIDS["one"]),
+            "one": make_record(three, FIDS["one"], has_fid_dense=has_fid_dense),
             "other": make_record(three.model_copy(update=changes or {}), FIDS["other"], dense),
         }
         for name, record in records.items():
@@ -49,6 +50,7 @@ def test_a_difference_has_sign_and_interval(compared):
     assert code == 0
     assert output.splitlines()[0] == "fid        +0.5 ± 0.0248, differs"
     assert "kid        +0 ± 0, no difference beyond the interval" in output
+    assert "fid_dense  +0.5 ± 0.0248, differs" in output
 
 
 def test_different_protocols_are_refused(compared):
@@ -61,11 +63,20 @@ def test_different_protocols_are_refused(compared):
 
 
 def test_ssim_is_left_out_for_different_dense_models(compared):
-    """FID is still compared."""
+    """So is FID to dense; FID is still compared."""
     _, output = compared(dense="b")
 
     assert "fid" in output
     assert "ssim" not in output
+    assert "fid_dense" not in output
+
+
+def test_what_an_older_evaluation_lacks_is_left_out(compared):
+    """The other metrics are compared."""
+    code, output = compared(has_fid_dense=False)
+
+    assert code == 0
+    assert [line.split()[0] for line in output.splitlines()] == ["fid", "kid", "precision", "recall", "ssim", "mse"]
 
 
 def test_different_packages_give_a_warning(compared):

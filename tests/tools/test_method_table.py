@@ -27,10 +27,11 @@ FIDS = {BASELINE: (2.0, 3.0, 4.0), "random": (2.5, 3.4, 4.6), "ours": (2.1, 2.9,
 FILES = {"table.md", "table.csv", "method_table.json", "pareto.svg", "pareto.png", "run.json"}
 
 
-def make_record(protocol, fid, ssim):
-    """Make an evaluation whose finetuned model has this FID and whose pruned model has this SSIM."""
-    models = {"dense": make_point(DENSE_MACS, 0.5), "pruned": make_point(500_000, 9.0)}
-    models["finetuned"] = make_point(500_000, fid)
+def make_record(protocol, fid, ssim, fid_dense=None, floor=None):
+    """Make an evaluation whose finetuned model has these FIDs and whose pruned model has this SSIM."""
+    both = {} if fid_dense is None else {"fid_dense": 0.0, "unpaired": floor}
+    models = {"dense": make_point(DENSE_MACS, 0.5, **both), "pruned": make_point(500_000, 9.0, **both)}
+    models["finetuned"] = make_point(500_000, fid, **both | ({"fid_dense": fid_dense} if both else {}))
     alike = Metric(sets=[ssim, ssim], mean=ssim, half_width=0.0)
     models["pruned"] = models["pruned"].model_copy(update={"ssim": alike})
     return make_evaluation(protocol, models)
@@ -40,9 +41,9 @@ def make_record(protocol, fid, ssim):
 def write_cell(protocol, tmp_path):
     """Write a finished cell as a comparison does, and return its folder."""
 
-    def write(row, seed, fid=1.0, ssim=0.5, *, changes=None, dense=None, **overrides):
+    def write(row, seed, fid=1.0, ssim=0.5, *, changes=None, dense=None, fids_dense=(), **overrides):
         folder = tmp_path / "cells" / f"{row}-{seed}-{'-'.join(map(str, overrides.values()))}"
-        record = make_record(protocol.model_copy(update={"seed": seed, **(changes or {})}), fid, ssim)
+        record = make_record(protocol.model_copy(update={"seed": seed, **(changes or {})}), fid, ssim, *fids_dense)
         if dense:
             record = record.model_copy(update={"dense_sha256": dense})
         write_json(folder / "evaluation.json", record.model_dump(mode="json"))
@@ -87,6 +88,38 @@ def test_a_difference_is_taken_seed_by_seed(cells):
     assert unclear.half_width == pytest.approx(T_OF_THREE * 0.1 / sqrt(3), rel=1e-4)
     assert (clear.is_distinct, unclear.is_distinct) == (True, False)
     assert comparison.difference(comparison.methods[BASELINE], "fid") is None
+
+
+def test_fid_to_dense_is_compared_like_fid(write_cell, tmp_path):
+    """A mean over seeds, a difference paired by seed, and in the dense model's row the floor over the seeds."""
+    for row, values in ((BASELINE, (0.1, 0.2, 0.3)), ("ours", (0.05, 0.16, 0.24))):
+        for seed, value in enumerate(values):
+            write_cell(row, seed, fids_dense=(value, 0.5 + 0.1 * seed))
+    write_method_table(tmp_path / "cells", tmp_path / "out", "digits", "")
+    dense, baseline, ours = tables((tmp_path / "out" / "table.md").read_text())[0]
+    summary = json.loads((tmp_path / "out" / "method_table.json").read_text())
+    with (tmp_path / "out" / "table.csv").open(newline="") as file:
+        numbers = {(row["row"], row["seed"]): float(row["finetuned.fid_dense"]) for row in csv.DictReader(file)}
+
+    assert dense["FID to dense"] == "floor 0.600 ± 0.248"
+    assert (baseline["FID to dense"], baseline["FID to dense difference"]) == ("0.200 ± 0.248", "–")
+    assert (ours["FID to dense"], ours["FID to dense difference"]) == ("0.150 ± 0.237", "-0.050 ± 0.025")
+    assert summary["methods"]["ours"]["fid_dense_difference"]["is_distinct"] is True
+    assert summary["fid_dense_floor"]["mean"] == pytest.approx(0.6)
+    assert numbers["ours", "1"] == 0.16
+
+
+def test_cells_from_before_fid_to_dense_have_no_number(write_cell, tmp_path):
+    """Their seeds are left out of the difference, and their method has no mean; seeds of one set have no floor."""
+    for seed in range(3):
+        write_cell(BASELINE, seed, fids_dense=(0.1, None))
+        write_cell("ours", seed, fids_dense=(0.2, None) if seed else ())
+    write_method_table(tmp_path / "cells", tmp_path / "out", "digits", "")
+    dense, _, ours = tables((tmp_path / "out" / "table.md").read_text())[0]
+
+    assert (ours["FID to dense"], ours["FID to dense difference"]) == ("–", "+0.100 ± 0.000")
+    assert read_comparison(tmp_path / "cells").fid_dense_floor is None
+    assert dense["FID to dense"] == "–"
 
 
 def test_only_common_seeds_are_paired(write_cell, tmp_path):

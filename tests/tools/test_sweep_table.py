@@ -23,8 +23,11 @@ DENSE_MACS = 1_000_000
 FILES = {"table.md", "table.csv", "pareto.svg", "pareto.png", "sweep_table.json", "run.json"}
 
 
-def make_point(macs, fid, *, is_distinct=True):
-    """Make a model with these MACs and this FID, whose difference from dense is distinct or not."""
+def make_point(macs, fid, *, is_distinct=True, fid_dense=None, unpaired=None):
+    """Make a model with these MACs and this FID, whose difference from dense is distinct or not.
+
+    Without FIDs to dense, paired and unpaired, it was evaluated before these were measured.
+    """
     above = Difference(mean=0.1, half_width=0.05, is_distinct=is_distinct)
     metrics = {
         name: Metric(sets=[value, value], mean=value, half_width=0.02)
@@ -32,12 +35,17 @@ def make_point(macs, fid, *, is_distinct=True):
         for value in [fid if name == "fid" else 0.5]
     }
     metrics["fid"] = metrics["fid"].model_copy(update={"above_dense": above})
+    if fid_dense is not None:
+        metrics["fid_dense"] = Metric(sets=[fid_dense] * 2, mean=fid_dense, half_width=0.01)
+    if unpaired is not None:
+        metrics["fid_dense_unpaired"] = Metric(sets=[unpaired] * 2, mean=unpaired, half_width=None)
     return make_model(metrics, params=20_000, macs=macs)
 
 
 def make_record(protocol, macs, fid, **options):
     """Make an evaluation of the dense model and one finetuned model."""
-    models = {"dense": make_point(DENSE_MACS, 0.5), "finetuned": make_point(macs, fid, **options)}
+    dense = {"fid_dense": 0.0, "unpaired": 0.4} if "fid_dense" in options else {}
+    models = {"dense": make_point(DENSE_MACS, 0.5, **dense), "finetuned": make_point(macs, fid, **options)}
     return make_evaluation(protocol, models)
 
 
@@ -276,6 +284,21 @@ def test_the_plot_is_a_picture(written):
     assert ET.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
     for label in ("dense", "random", "taylor", "million MACs a pass"):
         assert label in svg
+
+
+def test_fid_to_dense_has_a_column(write_cell, tmp_path):
+    """With its interval in table and CSV, and the floor's meaning below; a cell from before it has a dash."""
+    write_cell("new", 400_000, fid_dense=0.07, unpaired=0.45)
+    write_cell("old", 700_000)
+    write_sweep_table(tmp_path / "cells", tmp_path / "out")
+    text = (tmp_path / "out" / "table.md").read_text()
+    header, _, *rows = ([cell.strip() for cell in line.split("|")] for line in text.splitlines()[:4])
+    with (tmp_path / "out" / "table.csv").open(newline="") as file:
+        numbers = [(row["fid_dense"], row["fid_dense_interval"]) for row in csv.DictReader(file)]
+
+    assert [row[header.index("FID to dense")] for row in rows] == ["0.070 ± 0.010", "–"]
+    assert numbers == [("0.07", "0.01"), ("", "")]
+    assert "floor: two dense sets from different noise" in text
 
 
 def test_equal_cells_make_equal_files(cells, tmp_path):
