@@ -48,6 +48,13 @@ class Group:
     members: list[Member]
     attentions: tuple[str, ...] = ()
     """The multi-head attentions whose queries, keys or values these channels are."""
+    lost: int = 0
+    """Number of channels that earlier cuts removed; ratios and shares are of `original_width`."""
+
+    @property
+    def original_width(self) -> int:
+        """Number of channels before all cuts."""
+        return self.width + self.lost
 
     @property
     def gated(self) -> bool:

@@ -77,8 +77,25 @@ class KeptChannels(Frozen):
     inputs: list[int] | None = None
 
 
+class EarlierCut(Frozen):
+    """One of the cuts before the last one, of a model that was pruned several times."""
+
+    criterion: str
+    formula: str
+    seed: int
+    prune: dict[str, Any]
+    budget: Budget
+    replayed_from: Sha256 | None
+    result_sha256: Sha256
+    """`tensors_sha256` of the weights that the next cut was made in: those of this cut's result, after its recovery."""
+
+
 class Plan(Frozen):
-    """pruning_plan.json; docs/plan.md explains each key."""
+    """pruning_plan.json; docs/plan.md explains each key.
+
+    In the plan of a model that was pruned several times, criterion, formula, seed, prune, budget and replayed_from are
+    those of the last cut, and all other fields describe all cuts together.
+    """
 
     version: Literal[2] = 2
     base: Base
@@ -99,6 +116,8 @@ class Plan(Frozen):
     """Attention name -> number of kept heads, for attentions that lose whole heads."""
     replayed_from: Sha256 | None = None
     """sha256 of the plan for another checkpoint of the same architecture that this one repeats; null otherwise."""
+    earlier: list[EarlierCut] = Field(default=[], exclude_if=lambda cuts: not cuts)
+    """The cuts before the last one, oldest first; left out for a single cut, whose plan keeps its hash."""
     sha256: str = ""
     """Hash of all other fields."""
 

@@ -28,8 +28,10 @@ def main(
     seed = load_seed(params_path)
 
     with importing():
+        from stages.models.composition import compose
         from stages.models.layout import PLAN
         from stages.models.pipeline import read_scheduler, read_unet, write_pipeline
+        from stages.prune.earlier import read_earlier
         from stages.prune.pruning import make_plan, prune_unet, read_calibration
         from stages.runtime.device import select_device
         from stages.storage.files import check_free, write_json, writing
@@ -39,11 +41,13 @@ def main(
     check_free(out, inputs=inputs, stage="prune")
     unet, scheduler = read_unet(model, select_device()), read_scheduler(model)
     images = read_calibration(unet, scheduler, data, params.compensate, seed)
-    plan = make_plan(unet, importance_path, plan_path, params, seed)
+    earlier = read_earlier(model, unet)
+    plan = make_plan(unet, importance_path, plan_path, params, seed, earlier)
+    total = compose(earlier, plan) if earlier else plan
     pruned = prune_unet(unet, plan, images)
     with writing(out) as folder:
         write_pipeline(folder, pruned, scheduler, model)
-        write_json(folder / PLAN, plan.to_json())
+        write_json(folder / PLAN, total.to_json())
         write_run_record(folder, "prune", seed=seed, prune=plan.prune)
     write_provenance(out)
 

@@ -27,20 +27,20 @@ class Solver:
     cost: Callable[[Cuts], float]
     """Cuts -> cost; it decreases along the path."""
 
-    def solve(self, target_cost: float, smallest: float, dense: float) -> tuple[float, Cuts]:
+    def solve(self, target_cost: float, smallest: float, whole: float) -> tuple[float, Cuts]:
         """Find cuts whose cost is `target_cost` within the tolerance, and return their cost and them.
 
         Args:
             target_cost: The absolute target.
             smallest: The cost at the end of the path.
-            dense: The cost of the dense model.
+            whole: The cost without a cut.
 
         Raises:
             InputError: No such cuts exist; the message has the costs that are possible.
         """
         tolerance = TOLERANCES[self.quantity]
-        if not smallest * (1 - tolerance) <= target_cost <= dense * (1 + tolerance):
-            limits = " to ".join(show_cost(self.quantity, cost) for cost in (smallest, dense))
+        if not smallest * (1 - tolerance) <= target_cost <= whole * (1 + tolerance):
+            limits = " to ".join(show_cost(self.quantity, cost) for cost in (smallest, whole))
             raise InputError(f"{self._out_of_reach(target_cost)}: possible from {limits}; change prune.target")
         above = self._bisect(target_cost)
         nearest = [self._cuts(length) for length in (above, above + 1)]
@@ -92,22 +92,30 @@ class Solver:
 
 
 def solve_budget(
-    params: PruneParams, path: Sequence[Step], groups: Sequence[Group], costs: WidthCost
+    params: PruneParams, path: Sequence[Step], groups: Sequence[Group], costs: WidthCost, dense: float | None = None
 ) -> tuple[Cuts, Budget]:
     """Decide how many channels every group loses.
+
+    Args:
+        params: The block prune.
+        path: The path of cuts.
+        groups: The groups of the model.
+        costs: The costs of its widths.
+        dense: The cost of the dense model, of which a target is a share; None if the model itself is dense.
 
     Raises:
         InputError: The target cannot be met.
     """
     target, uncut = params.target, [0] * len(groups)
     cost: Callable[[Cuts], float] = getattr(costs, target.quantity)
-    dense, smallest = cost(uncut), cost(cuts_after(path, len(groups)))
+    whole, smallest = cost(uncut), cost(cuts_after(path, len(groups)))
+    dense = whole if dense is None else dense
     target_cost = target.resolve(dense)
     if target.ratio is not None and params.ranking == "uniform":
         cuts = cut_ratio(target.ratio, path, groups, params.round_to, params.heads)
         found = cost(cuts)
     else:
-        found, cuts = Solver(path, len(groups), target.quantity, cost).solve(target_cost, smallest, dense)
+        found, cuts = Solver(path, len(groups), target.quantity, cost).solve(target_cost, smallest, whole)
     return cuts, Budget(
         quantity=target.quantity,
         asked=target_cost,
@@ -121,18 +129,22 @@ def solve_budget(
 def cut_ratio(ratio: float, path: Sequence[Step], groups: Sequence[Group], round_to: int, heads: Heads) -> Cuts:
     """Remove n − int(n·(1 − ratio)) of every group's n channels, as in the paper, rounded down to its width step.
 
+    Channels that earlier cuts removed count among them.
+
     Raises:
         InputError: A group that may be cut would have fewer channels than its floor, or no group can be cut.
     """
     if ratio and not path:
         found = f"no group can be cut with prune.round_to {round_to}, this prune.floor"
         raise InputError(f"{found} and the model's norm groups and heads; lower round_to or floor, or cut other layers")
-    allowed = [width_removed(group.width, ratio) for group in groups]
+    allowed = [max(width_removed(group.original_width, ratio) - group.lost, 0) for group in groups]
     last = cuts_after(path, len(groups))
     for index in sorted({step.group for step in path}):
         group = groups[index]
         if allowed[index] - last[index] >= width_step(group, round_to, heads):
-            left = f"prune.target.ratio {ratio} leaves {group.width - allowed[index]} of {group.width} channels"
+            left = (
+                f"prune.target.ratio {ratio} leaves {group.width - allowed[index]} of {group.original_width} channels"
+            )
             raise InputError(f"{left} in {group.root}, at least {group.width - last[index]} must stay; lower the ratio")
     cuts = cuts_after([step for step in path if step.cut <= allowed[step.group]], len(groups))
     if ratio and not any(cuts):

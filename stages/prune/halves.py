@@ -6,19 +6,23 @@ from collections.abc import Sequence
 import torch
 
 from stages.models.groups import Group
+from stages.models.plan import Plan
 from stages.prune.params import PruneParams
 from stages.prune.path import choose_groups, width_removed
 from stages.runtime.errors import InputError
 
 
-def find_gated(groups: Sequence[Group], params: PruneParams) -> set[int]:
+def find_gated(groups: Sequence[Group], params: PruneParams, earlier: Plan | None = None) -> set[int]:
     """Find the groups whose values and gates are ranked apart: none unless `params.geglu` is halves.
 
     Raises:
-        InputError: The model has no GEGLU that may be cut.
+        InputError: The model has no GEGLU that may be cut, or was pruned before.
     """
     if params.geglu == "pairs":
         return set()
+    if earlier:
+        reason = "so that the ratio of its pairs is not defined"
+        raise InputError(f"prune.geglu is halves, and the model was pruned before, {reason}; set it to pairs")
     chosen = choose_groups(groups, params.include, params.exclude)
     found = {index for index in chosen if groups[index].gated}
     if not found:

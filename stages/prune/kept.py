@@ -73,16 +73,16 @@ def check_plan(plan: Plan, unet: Denoiser) -> None:
 
 
 def _check_blocks(group: Group, planned: PlannedGroup, plan: Plan) -> None:
-    """Check that all norm groups or heads of a group lose equally many channels, or that whole heads are removed.
+    """Check that the norm groups or heads that stay lose equally many channels, and that only heads are removed whole.
 
     Raises:
-        InputError: Neither is the case, or the plan has another number of heads.
+        InputError: Either is not the case, or the plan has another number of heads.
     """
     lost = Counter(channel // (group.width // group.blocks) for channel in planned.cut)
-    even = len(lost) in (0, group.blocks) and len(set(lost.values())) <= 1
-    whole = bool(lost) and set(lost.values()) == {group.width // group.blocks}
-    remaining = {plan.heads.get(attention, group.blocks) for attention in group.attentions}
-    if not (whole and remaining == {group.blocks - len(lost)}) and not (even and remaining <= {group.blocks}):
+    left = [lost[block] for block in range(group.blocks) if lost[block] < group.width // group.blocks]
+    expected = {len(left)} if group.attentions else {group.blocks}
+    remaining = {plan.heads.get(attention, group.blocks) for attention in group.attentions} or {len(left)}
+    if len(set(left)) > 1 or remaining != expected:
         raise InputError(
             f"the plan cuts {group.root} unevenly: its {group.blocks} norm groups or heads must stay of equal size"
         )

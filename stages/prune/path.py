@@ -67,8 +67,8 @@ def choose_groups(groups: Sequence[Group], include: Sequence[str], exclude: Sequ
 
 
 def allowed_widths(group: Group, step: int, floor: float) -> list[int]:
-    """List the widths of a cut group, descending: multiples of `step`, at least `floor` times the dense width."""
-    least = max(step, math.ceil(group.width * floor - 1e-9))
+    """List the widths of a cut group, descending: multiples of `step`, at least `floor` times the original width."""
+    least = max(step, math.ceil(group.original_width * floor - 1e-9))
     return [width for width in range((group.width - 1) // step * step, 0, -step) if width >= least]
 
 
@@ -99,7 +99,7 @@ def _steps(index: int, group: Group, scores: torch.Tensor, params: PruneParams) 
         cut = group.width - width
         now = removed.clone()
         now[choose_channels(scores, group, cut, params.heads)] = True
-        share, score = cut / group.width, float(scores[now & ~removed].mean() / mean)
+        share, score = (group.lost + cut) / group.original_width, float(scores[now & ~removed].mean() / mean)
         yield Step(index, cut, share if params.ranking == "uniform" else score)
         removed = now
 

@@ -27,8 +27,15 @@ from stages.runtime.seeds import derive_seed
 from stages.storage.tensors import tensors_sha256
 
 
-def make_plan(unet: Denoiser, importance: Path | None, plan: Path | None, params: PruneParams, seed: int) -> Plan:
-    """Make a plan from the importance, or replay an existing one.
+def make_plan(
+    unet: Denoiser,
+    importance: Path | None,
+    plan: Path | None,
+    params: PruneParams,
+    seed: int,
+    earlier: Plan | None = None,
+) -> Plan:
+    """Make a plan from the importance, or replay an existing one; `earlier` is the plan of a model pruned before.
 
     Raises:
         InputError: Both or neither are given, the file is damaged or for another model, or the target cannot be met.
@@ -36,7 +43,7 @@ def make_plan(unet: Denoiser, importance: Path | None, plan: Path | None, params
     if importance is not None and plan is None:
         found = read_importance(importance)
         check_importance(found, unet)
-        made = plan_pruning(unet, found, params, derive_seed(seed, "random importance"))
+        made = plan_pruning(unet, found, params, derive_seed(seed, "random importance"), earlier)
         click.echo(made.budget.line())
         return made
     if plan is not None and importance is None:

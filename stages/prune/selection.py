@@ -11,6 +11,7 @@ from stages.models.plan import Base, Plan, PlannedGroup, architecture_sha256
 from stages.models.saliency import Importance
 from stages.models.scores import KeptIndices
 from stages.prune.budget import solve_budget
+from stages.prune.earlier import after_cuts, dense_cost
 from stages.prune.halves import choose_pairs, find_gated
 from stages.prune.kept import kept_to_layers, remove_channels
 from stages.prune.params import PruneParams
@@ -21,24 +22,31 @@ from stages.prune.width_cost import WidthCost
 from stages.runtime.errors import InputError
 
 
-def plan_pruning(unet: Denoiser, importance: Importance, params: PruneParams, seed: int = 0) -> Plan:
-    """Choose the channels to cut from a dense UNet.
+def plan_pruning(
+    unet: Denoiser, importance: Importance, params: PruneParams, seed: int = 0, earlier: Plan | None = None
+) -> Plan:
+    """Choose the channels to cut from a UNet.
 
     Args:
-        unet: The dense model; it is not changed.
+        unet: The model; it is not changed.
         importance: Result of `measure_importance` for this model; it does not depend on the target.
         params: The block `prune` of params.yaml.
         seed: Seed of the scores of the criterion `random`.
+        earlier: The plan by which the model was cut from a dense one, whose size the target is a share of.
+
+    Returns:
+        The plan of this cut alone, numbered as in `unet`.
 
     Raises:
         InputError: The target cannot be met, or a pattern matches no layer.
     """
-    groups = find_groups(unet)
+    groups = after_cuts(find_groups(unet), earlier)
     _check_heads(groups, importance, params)
-    ranking = Ranking(groups, importance, find_gated(groups, params), seed)
+    ranking = Ranking(groups, importance, find_gated(groups, params, earlier), seed)
     costs = WidthCost(unet, groups, heads=params.heads, latency_repeats=params.latency_repeats)
     path = find_path(groups, [ranking.channels(index, {}) for index in range(len(groups))], params)
-    counts, budget = solve_budget(params, path, groups, costs)
+    dense = dense_cost(unet, groups, params.target.quantity, params.latency_repeats) if earlier else None
+    counts, budget = solve_budget(params, path, groups, costs, dense)
     if warning := whole_groups_warning(params, path, groups, counts):
         click.echo(f"Warning: {warning}", err=True)
     cuts, kept = _choose(unet, counts, ranking, params)

@@ -18,13 +18,14 @@ def first_cuts(path: Sequence[Step]) -> dict[int, int]:
 def smallest_ratio(path: Sequence[Step], groups: Sequence[Group], indices: Sequence[int]) -> float | None:
     """Find the smallest ratio, in thousandths, at which one of these groups loses channels; None if none ever does."""
     first = first_cuts(path)
-    ratios = [_ratio_of_cut(groups[index].width, first[index]) for index in indices if index in first]
+    ratios = [_ratio_of_cut(groups[index], first[index]) for index in indices if index in first]
     return min(ratios, default=None)
 
 
-def _ratio_of_cut(width: int, cut: int) -> float:
-    thousandths = math.floor(1000 * (cut - 1) / width)
-    while width_removed(width, thousandths / 1000) < cut:
+def _ratio_of_cut(group: Group, cut: int) -> float:
+    removed = group.lost + cut
+    thousandths = math.floor(1000 * (removed - 1) / group.original_width)
+    while width_removed(group.original_width, thousandths / 1000) < removed:
         thousandths += 1
     return thousandths / 1000
 

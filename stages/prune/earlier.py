@@ -1,0 +1,75 @@
+"""A model that was pruned before, and its plan -> what a further cut needs to know of the dense model."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from stages.models.complexity import count_macs, count_params
+from stages.models.families import FAMILIES, Denoiser, family_name
+from stages.models.groups import Group
+from stages.models.latency import measure_latencies_ms
+from stages.models.layout import PLAN
+from stages.models.params import Quantity
+from stages.models.pipeline import dense_config
+from stages.models.plan import Plan, read_plan
+from stages.prune.kept import check_plan
+from stages.runtime.errors import InputError
+
+
+def read_earlier(model: Path, unet: Denoiser) -> Plan | None:
+    """Read the plan of a model folder and check that it describes the model; None for a model without one.
+
+    Raises:
+        InputError: The plan is damaged or contradicts itself, or is not that of the model.
+    """
+    path = model / PLAN
+    if not path.is_file():
+        return None
+    plan = read_plan(path)
+    try:
+        check_plan(plan, dense_model(unet, torch.device("meta")))
+        _check_result(plan, unet)
+    except InputError as error:
+        found = f"{path} is not the plan of the model beside it ({error.message.partition(';')[0]})"
+        raise InputError(f"{found}; remove it to prune the model as a dense one") from None
+    return plan
+
+
+def _check_result(plan: Plan, unet: Denoiser) -> None:
+    """Check that the layers have the widths that the plan keeps.
+
+    Raises:
+        InputError: A layer has another width.
+    """
+    for name, kept in plan.layers.items():
+        shape = cast("torch.Tensor", unet.get_submodule(name).weight).shape
+        sides = zip(shape, (kept.outputs, kept.inputs), strict=False)
+        if any(channels is not None and len(channels) != width for width, channels in sides):
+            raise InputError(f"{name} has the shape {tuple(shape)} and not the channels that the plan keeps")
+
+
+def dense_model(unet: Denoiser, device: torch.device) -> Denoiser:
+    """Build the dense model that a pruned one was cut from, with weights of its default initialisation."""
+    with torch.random.fork_rng(devices=[]), device:
+        torch.manual_seed(0)
+        built: Denoiser = FAMILIES[family_name(unet)].dense.from_config(dense_config(unet))
+    return built.eval()
+
+
+def after_cuts(groups: Sequence[Group], earlier: Plan | None) -> list[Group]:
+    """Note in each group how many channels earlier cuts removed."""
+    lost = {group.root: len(group.cut) for group in earlier.groups} if earlier else {}
+    return [replace(group, lost=lost.get(group.root, 0)) for group in groups]
+
+
+def dense_cost(unet: Denoiser, groups: Sequence[Group], quantity: Quantity, repeats: int) -> float:
+    """Compute the cost of the dense model that a pruned one was cut from; targets are shares of it."""
+    if quantity == "channels":
+        return sum(group.original_width for group in groups)
+    if quantity == "latency_ms":
+        return measure_latencies_ms({"dense": dense_model(unet, unet.device)}, repeats)["dense"]
+    dense = dense_model(unet, torch.device("meta"))
+    return count_macs(dense) if quantity == "macs" else count_params(dense)
