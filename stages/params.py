@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import click
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.costs.params import CostsParams
 from stages.fetch.params import FetchParams
 from stages.finetune.params import FinetuneParams
 from stages.importance.params import ImportanceParams
+from stages.models.params import RoundsParams
 from stages.protocol.params import ReferenceParams
 from stages.prune.params import PruneParams
 from stages.runtime.schema import Section, read_yaml
@@ -23,8 +24,15 @@ class Params(Section):
     reference: ReferenceParams
     importance: ImportanceParams
     prune: PruneParams
+    rounds: RoundsParams
     finetune: FinetuneParams
     costs: CostsParams
+
+    @model_validator(mode="after")
+    def _check_rounds(self) -> "Params":
+        self.prune.check_rounds(self.rounds)
+        self.finetune.after_rounds(self.rounds)
+        return self
 
 
 def load_params(path: Path) -> Params:

@@ -13,6 +13,9 @@ from stages.runtime.parent import end_with_dvc
 @click.command()
 @click.option("--params", "params_path", type=Path, default=Path("params.yaml"), help="Params file.")
 @click.option("--model", type=Path, required=True, help="Model folder to train.")
+@click.option(
+    "--rounds", "rounds_path", type=Path, help="Output of the rounds stage; a model in it is trained instead."
+)
 @click.option("--teacher", type=Path, help="Dense model that it was pruned from, for distillation.")
 @click.option("--data", type=Path, required=True, help="Packed images.")
 @click.option(
@@ -29,20 +32,26 @@ def main(
     checkpoints: Path,
     out: Path,
     report: Path,
+    *,
+    rounds_path: Path | None,
     count: int | None,
 ) -> None:
     """Finetune a pruned model; a stopped training resumes from its last checkpoint."""
     from stages.finetune.params import FinetuneParams
+    from stages.models.params import RoundsParams
     from stages.runtime.schema import load_block, load_seed
 
-    params = load_block(params_path, "finetune", FinetuneParams)
+    rounds = load_block(params_path, "rounds", RoundsParams)
+    params = load_block(params_path, "finetune", FinetuneParams).after_rounds(rounds)
     seed = load_seed(params_path)
 
     with importing():
         from stages.finetune.launch import launch
+        from stages.models.layout import latest_model
         from stages.runtime.device import check_precision, select_device
         from stages.storage.files import check_free
 
+    model = latest_model(model, rounds_path)
     inputs = [path for path in (model, data, teacher) if path]
     check_free(out, report, inputs=[*inputs, checkpoints], stage="finetune")
     device = select_device(deterministic=params.engine.deterministic)

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from stages.models.params import PrecisionName, SamplesParams
+from stages.models.params import PrecisionName, RoundsParams, SamplesParams
+from stages.runtime.errors import InputError
 from stages.runtime.schema import Section
 
 
@@ -63,7 +64,7 @@ class FinetuneParams(Section):
     init: Literal["pruned", "scratch"] = "pruned"
     """Initial weights: those of the pruned model, or (scratch, the baseline) random ones in the same widths."""
     steps: int = Field(ge=1)
-    """Optimiser steps."""
+    """Optimiser steps, of all rounds together if rounds.count is above 1."""
     batch_size: int = Field(ge=1, le=1_000_000)
     """Images per step, over all processes and parts."""
     loss: LossParams = LossParams()
@@ -113,3 +114,26 @@ class FinetuneParams(Section):
         if self.batch_size % self.engine.accumulate:
             raise ValueError(f"engine.accumulate {self.engine.accumulate} does not divide batch_size {self.batch_size}")
         return self
+
+    def after_rounds(self, rounds: RoundsParams) -> "FinetuneParams":
+        """Return the params of the last round's recovery, which takes the steps that the rounds before it leave.
+
+        Raises:
+            InputError: They leave none, warm-up takes all steps of a round, or the weights would not be used.
+        """
+        if rounds.count == 1:
+            return self
+        if self.init == "scratch":
+            raise InputError("finetune.init scratch uses no weights of earlier rounds; set rounds.count to 1")
+        left = self.steps - rounds.steps_before_last
+        if left < 1:
+            found = f"finetune.steps {self.steps} leaves none after {rounds.count - 1} × {rounds.steps} of rounds.steps"
+            raise InputError(f"{found}; raise it, or lower rounds.steps or rounds.count")
+        if min(left, rounds.steps) <= self.warmup_steps:
+            found = f"finetune.warmup_steps {self.warmup_steps} takes all {min(left, rounds.steps)} steps of a round"
+            raise InputError(f"{found}; lower it, or raise rounds.steps or finetune.steps")
+        return self.model_copy(update={"steps": left})
+
+    def in_round(self, rounds: RoundsParams) -> "FinetuneParams":
+        """Return the params of the recovery after each cut but the last, which draws no samples and has no gate."""
+        return self.model_copy(update={"steps": rounds.steps, "gate": None, "samples": None})

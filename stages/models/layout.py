@@ -1,4 +1,8 @@
-"""Names of the files and components of a model folder."""
+"""Names of the files and components of a model folder, and the choice between two folders."""
+
+from pathlib import Path
+
+from stages.runtime.errors import InputError
 
 PLAN = "pruning_plan.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -6,3 +10,16 @@ CLASS_EMBEDDING = "class_embedding"
 """Component of a class-conditional pipeline: config.json {num_classes, width, unconditional} and the table `weight`."""
 AUTOENCODERS = ("vqvae", "vae")
 """Component names that diffusers pipelines use for an autoencoder."""
+
+
+def latest_model(model: Path, rounds: Path | None) -> Path:
+    """Return the folder of the model that was pruned in several rounds, or the given one if there was one round.
+
+    Raises:
+        InputError: `rounds` is no folder.
+    """
+    if rounds is None:
+        return model
+    if not rounds.is_dir():
+        raise InputError(f"--rounds {rounds} is not a folder; give the one that the rounds stage writes")
+    return rounds if (rounds / "model_index.json").is_file() else model

@@ -26,6 +26,20 @@ SchedulerName = Literal[
 ]
 
 
+class RoundsParams(Section):
+    """Pruning in several rounds, with a short recovery between them."""
+
+    count: int = Field(1, ge=1, le=100)
+    """Number of cuts. Their sizes divide the way from the dense model to prune.target by equal factors; 1 cuts once."""
+    steps: int = Field(50, ge=1)
+    """Optimiser steps of the recovery after each cut but the last, out of finetune.steps; unused if count is 1."""
+
+    @property
+    def steps_before_last(self) -> int:
+        """Optimiser steps of all recoveries but the last."""
+        return (self.count - 1) * self.steps
+
+
 class SamplerParams(Section):
     """How images are sampled."""
 

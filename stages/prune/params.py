@@ -6,7 +6,8 @@ from typing import Annotated, Literal, cast
 
 from pydantic import AfterValidator, Field, model_validator
 
-from stages.models.params import Quantity
+from stages.models.params import Quantity, RoundsParams
+from stages.runtime.errors import InputError
 from stages.runtime.schema import Section
 
 
@@ -63,6 +64,14 @@ class Target(Section):
         )  # 0.5 ms is a valid latency, 0.5 operations are not a valid cost
         return float(amount) * dense if is_share else float(amount)
 
+    def on_the_way(self, part: float, dense: float) -> "Target":
+        """Return the target after a part of the way, in [0, 1], on which equal parts shrink by equal factors."""
+        share = (self.resolve(dense) / dense) ** part
+        if self.ratio is not None:
+            return Target(ratio=1 - share)
+        (name,) = self.given()
+        return Target.model_validate({name: f"{100 * share:.6f}%"})
+
 
 class CompensateParams(Section):
     """Least-squares correction of the layers that read removed channels."""
@@ -117,3 +126,16 @@ class PruneParams(Section):
         if self.geglu == "halves" and (self.target.ratio is None or self.ranking != "uniform"):
             raise ValueError("geglu halves needs target.ratio and ranking uniform; give them, or set geglu to pairs")
         return self
+
+    def check_rounds(self, rounds: RoundsParams) -> None:
+        """Check that the target can be reached in several cuts.
+
+        Raises:
+            InputError: It is a latency, or the cut of GEGLU has no size of its own.
+        """
+        if rounds.count > 1 and self.target.latency_ms is not None:
+            found = "prune.target.latency_ms cannot be divided into rounds, since times vary from run to run"
+            raise InputError(f"{found}; give ratio, macs or params, or set rounds.count to 1")
+        if rounds.count > 1 and self.geglu == "halves":
+            found = "prune.geglu halves cannot be divided into rounds, since scores decide how many pairs it cuts"
+            raise InputError(f"{found}; set it to pairs, or rounds.count to 1")

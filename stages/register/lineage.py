@@ -102,7 +102,7 @@ def read_runs(compression: Compression) -> dict[str, dict[str, Any]]:
 
 def hash_outputs(workspace: Path) -> dict[str, str]:
     """Hash the tensors, arrays and the plan of every stage, in the order of the stages: path -> sha256."""
-    folders = ("pretrained", "data", "reference", "importance", "pruned", "finetuned")
+    folders = ("pretrained", "data", "reference", "importance", "pruned", "rounds", "finetuned")
     paths = (path for folder in folders for path in sorted((workspace / "artifacts" / folder).rglob("*")))
     hashed = [path for path in paths if path.suffix in ARRAYS or path.name == PLAN]
     return {path.relative_to(workspace).as_posix(): file_sha256(path) for path in hashed}

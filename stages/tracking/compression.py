@@ -105,6 +105,7 @@ def stage_folders(artifacts: Path, reports: Path) -> dict[str, Path]:
         "reference": artifacts / "reference",
         "importance": artifacts / "importance",
         "prune": artifacts / "pruned",
+        "rounds": artifacts / "rounds",
         "finetune": artifacts / "finetuned",
         "evaluate": reports / "evaluate",
         "costs": reports / "costs",
