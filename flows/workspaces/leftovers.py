@@ -11,7 +11,7 @@ from flows.workspaces.repository import Repository, try_lock
 from flows.workspaces.workspace import Workspace
 from stages.runtime.bounded import parse_yaml
 from stages.runtime.errors import InputError
-from stages.tools.leftovers import FOLDER, Leftover, Needed, held_trainings, measure, training_key
+from stages.tools.leftovers import FOLDER, ROUNDS, Leftover, Needed, held_trainings, measure, training_key
 
 
 def find_workspaces(repository: Repository, needed: Needed) -> Iterator[Leftover]:
@@ -27,8 +27,8 @@ def find_workspaces(repository: Repository, needed: Needed) -> Iterator[Leftover
 
 
 def _training(workspace: Path) -> str | None:
-    """Return what a workspace trains; "" if it holds no checkpoint to go on from, None if its params are unreadable."""
-    if not any((workspace / FOLDER).glob("*/step-*")):
+    """Return what a workspace trains; "" if it holds nothing to go on from, None if its params are unreadable."""
+    if not any(workspace.glob(f"{FOLDER}/*/step-*")) and not any(workspace.glob(f"{ROUNDS}/*/round-*")):
         return ""
     try:
         return training_key(parse_yaml((workspace / "params.yaml").read_text(), "params.yaml"))

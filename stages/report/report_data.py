@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel
 
 from stages.models.layout import PLAN, WEIGHTS
+from stages.models.params import RoundsParams
 from stages.protocol.costs import CostsRecord, read_costs
 from stages.protocol.evaluation import DENSE, EvaluationRecord, read_evaluation
 from stages.runtime.bounded import parse_yaml
@@ -91,6 +92,8 @@ class ReportData:
     criterion: str
     formula: str
     prune: PruneRecord
+    rounds: RoundsParams
+    """The rounds of pruning before the recovery."""
     finetune: FinetuneRecord
     plan_sha256: str
     runs: dict[str, dict[str, Any]]
@@ -156,6 +159,7 @@ def read_report_data(artifacts: Path, reports: Path) -> ReportData:
             criterion=plan["criterion"],
             formula=plan["formula"],
             prune=PruneRecord.model_validate(plan["prune"]),
+            rounds=RoundsParams.model_validate(runs["rounds"]["params"]["rounds"]),
             finetune=FinetuneRecord.model_validate(runs["finetune"]["params"]["finetune"]),
             plan_sha256=file_sha256(folders["finetune"] / PLAN),
             runs=runs,

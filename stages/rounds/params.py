@@ -27,6 +27,10 @@ class Params:
     prune: PruneParams
     finetune: FinetuneParams
 
+    def last_training(self) -> dict[str, Any]:
+        """Return seed and params of the training after the rounds, by which a clean-up finds out what needs them."""
+        return {"seed": self.seed, "finetune": self.finetune.after_rounds(self.rounds).model_dump(mode="json")}
+
     def trees(self, targets: Iterable[Target]) -> Iterator[dict[str, Any]]:
         """Yield the content of params.yaml for a round to each of the targets, without rounds in it.
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from stages.finetune import __main__ as finetune
+from stages.finetune.checkpoint import TRAINING
 from stages.importance import __main__ as importance
 from stages.models.pipeline import copy_plan, read_scheduler, read_unet, write_pipeline
 from stages.prune import __main__ as prune
@@ -53,6 +54,7 @@ def run_rounds(params: Params, inputs: Inputs, checkpoints: Path) -> Iterator[Ca
     targets = find_targets(read_unet(inputs.model), params.prune, count)
     model = inputs.model
     with hold_folder(work):
+        write_json(work / TRAINING, params.last_training())
         for index, tree in enumerate(params.trees(targets), start=1):
             ((name, amount),) = tree["prune"]["target"].items()
             click.echo(f"round {index} of {count}: prune.target.{name} {amount}")

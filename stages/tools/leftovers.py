@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from stages.finetune.checkpoint import TRAINING
 from stages.finetune.checkpoint_upload import CHECKPOINTS
 from stages.finetune.params import FinetuneParams
+from stages.models.params import RoundsParams
 from stages.params import load_params
 from stages.runtime.bounded import parse_yaml
 from stages.runtime.errors import InputError
@@ -29,8 +30,8 @@ from stages.storage.s3_contents import Folder, StoreContents, UnfinishedUpload
 
 IN_USE, YOUNG, CURRENT, UNKNOWN = "in use", "too young", "of current params", "of unknown params"
 """Reasons to keep something."""
-FOLDER = Path("checkpoints/finetune")
-"""Where dvc.yaml keeps the checkpoints of a checkout."""
+FOLDER, ROUNDS = Path("checkpoints/finetune"), Path("checkpoints/rounds")
+"""Where dvc.yaml keeps the checkpoints, and the rounds before the last, of a checkout."""
 SHORT = 16
 """Digits of a run in the name of its folder."""
 RUN_NOTE, CHECKPOINT = rf"{CHECKPOINTS}/([0-9a-f]{{64}})", rf"{CHECKPOINTS}/([0-9a-f]{{64}})/step-\d+"
@@ -74,11 +75,15 @@ class Needed:
 
 
 def training_key(content: Any) -> str | None:  # noqa: ANN401  # whatever a file holds
-    """Return seed and finetune block of a params file or of a training's record, in one form; None if it has none."""
+    """Return seed and finetune block of a params file or of a training's record, in one form; None if it has none.
+
+    Of a params file with several rounds it is that of the last training.
+    """
     try:
-        params = FinetuneParams.model_validate(content["finetune"]).model_dump(mode="json")
+        rounds = RoundsParams.model_validate(content.get("rounds", {}))
+        params = FinetuneParams.model_validate(content["finetune"]).after_rounds(rounds).model_dump(mode="json")
         return json.dumps([int(content["seed"]), params], sort_keys=True)
-    except (TypeError, KeyError, ValueError, ValidationError):
+    except (AttributeError, TypeError, KeyError, ValueError, ValidationError, InputError):
         return None
 
 
@@ -107,13 +112,15 @@ def _locked_params(tree: Any) -> Any:  # noqa: ANN401  # whatever a file holds
 
 def find_checkpoints(checkout: Path, needed: Needed) -> Iterator[Leftover]:
     """List the trainings whose checkpoints are in a checkout."""
-    for folder in sorted((checkout / FOLDER).glob("[0-9a-f]*/")):
+    for folder in sorted(folder for place in (FOLDER, ROUNDS) for folder in (checkout / place).glob("[0-9a-f]*/")):
         with reserved(folder) as is_free:
             pass
         size_bytes, modified = measure(folder)
         keep = needed.reason_to_keep(modified, _read_training(folder), is_held=not is_free)
         remove = partial(_remove_folder, folder)
-        yield Leftover("checkpoints", str(FOLDER / folder.name), size_bytes, modified, "other params", keep, remove)
+        yield Leftover(
+            "checkpoints", str(folder.relative_to(checkout)), size_bytes, modified, "other params", keep, remove
+        )
 
 
 def held_trainings(checkout: Path) -> set[str]:

@@ -273,6 +273,7 @@ def test_two_workers_share_a_sweep(production):
         "reference": 0,
         "importance": 2,
         "prune": 4,
+        "rounds": 4,
         "finetune": 4,
         "evaluate": 4,
         "costs": 4,
@@ -423,7 +424,7 @@ def test_two_at_once(production):
     before = production.compressions()
     runs = [production.compress(overrides={"finetune.steps": 14}) for _ in range(2)]
     assert [production.prefect.wait(run, 300) for run in runs] == ["Completed", "Completed"]
-    assert production.ran(*runs) == ["costs", "evaluate", "finetune", "report"]
+    assert production.ran(*runs) == ["costs", "evaluate", "finetune", "report", "rounds"]
     assert production.compressions() == before + 1
     second.stop()
     production.workers.remove(second)

@@ -1,23 +1,28 @@
 """What trainings left behind in a store and on disk: what may go, and what must stay."""
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 import torch
 from ruamel.yaml import YAML
 
-from stages.finetune.checkpoint import Checkpoint, Checkpoints
+from stages.finetune.checkpoint import TRAINING, Checkpoint, Checkpoints
+from stages.rounds.params import read_params
 from stages.runtime.errors import InputError
+from stages.storage.files import write_json
 from stages.storage.s3_contents import StoreContents
 from stages.tools.leftovers import (
     CURRENT,
     IN_USE,
+    ROUNDS,
     UNKNOWN,
     YOUNG,
     Needed,
@@ -124,6 +129,20 @@ def test_what_is_younger_stays(checkout, given_up, needed):
     os.utime(checkout / found.name, (1, 1))
     (found,) = find_checkpoints(checkout, Needed(needed.trainings, datetime.now(UTC) - HOUR))
     assert (found.reason_to_keep, found.modified.year) == (None, 1970)
+
+
+def test_finished_rounds_are_kept_for_the_training_after_them(checkout):
+    """Those of the current params stay, those of others may go."""
+    tree = YAML(typ="safe").load((checkout / "params.yaml").read_text()) | {"rounds": {"count": 3, "steps": 20}}
+    (checkout / "params.yaml").write_text(json.dumps(tree))
+    params = read_params(checkout / "params.yaml")
+    other = replace(params, seed=params.seed + 1)
+    for name, each in (("a", params), ("b", other)):
+        write_json(checkout / ROUNDS / (name * 16) / TRAINING, each.last_training())
+    needed = Needed(current_trainings(checkout), datetime.now(UTC) + HOUR)
+    found = {leftover.name: leftover.reason_to_keep for leftover in find_checkpoints(checkout, needed)}
+
+    assert found == {f"{ROUNDS}/{'a' * 16}": CURRENT, f"{ROUNDS}/{'b' * 16}": None}
 
 
 @pytest.mark.parametrize("name", ["params.yaml", "dvc.lock", "committed"])
