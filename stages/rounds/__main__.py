@@ -22,13 +22,15 @@ def main(params_path: Path, model: Path, importance: Path, data: Path, checkpoin
 
     params = read_params(params_path)
 
-    from stages.rounds.rounds import Inputs, run_rounds
     from stages.storage.files import check_free, writing
     from stages.storage.provenance import write_provenance, write_run_record
 
     check_free(out, inputs=[model, importance, data, checkpoints], stage="rounds")
-    with run_rounds(params, Inputs(model, importance, data), checkpoints) as write_model, writing(out) as folder:
-        write_model(folder)
+    with writing(out) as folder:
+        if params.rounds.count > 1:
+            from stages.rounds.rounds import Inputs, write_rounds
+
+            write_rounds(params, Inputs(model, importance, data), checkpoints, folder)
         write_run_record(folder, "rounds", seed=params.seed, rounds=params.rounds)
     write_provenance(out)
 

@@ -1,8 +1,7 @@
 """Params, a dense model and images -> the model pruned in rounds, each made by the commands of the stages."""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,39 +32,32 @@ class Inputs:
     data: Path
 
 
-@contextmanager
-def run_rounds(params: Params, inputs: Inputs, checkpoints: Path) -> Iterator[Callable[[Path], None]]:
-    """Prune in rounds, from the last finished stage of an earlier attempt if there was one.
+def write_rounds(params: Params, inputs: Inputs, checkpoints: Path, out: Path) -> None:
+    """Prune in rounds, from the last finished stage of an earlier attempt if there was one, and write the pruned model.
 
-    Yields:
-        A function that writes the pruned model into a folder, or nothing if there is one round. The folders of the
-        rounds are removed after the block.
+    Args:
+        params: The blocks of params.yaml.
+        inputs: The folders to begin with.
+        checkpoints: Parent of the folder for the outputs of the rounds, which is removed at the end.
+        out: An existing folder.
 
     Raises:
         InputError: The model cannot be read, or cannot be pruned in so many rounds.
         SystemExit: A stage ended with an error, which it printed.
     """
-    count = params.rounds.count
-    if count == 1:
-        yield lambda _: None
-        return
+    count, model = params.rounds.count, inputs.model
     blocks = {name: getattr(params, name) for name in ("seed", "rounds", "importance", "prune", "finetune")}
     work = checkpoints / fingerprint("rounds", [inputs.model, inputs.importance, inputs.data], **blocks)[:16]
     targets = find_targets(read_unet(inputs.model), params.prune, count)
-    model = inputs.model
     with hold_folder(work):
         write_json(work / TRAINING, params.last_training())
         for index, tree in enumerate(params.trees(targets), start=1):
             ((name, amount),) = tree["prune"]["target"].items()
             click.echo(f"round {index} of {count}: prune.target.{name} {amount}")
             model = _Round(work / f"round-{index}", tree, inputs).run(model, is_last=index == count)
-        yield lambda folder: _copy_model(model, folder)
+        write_pipeline(out, read_unet(model), read_scheduler(model), model)
+        copy_plan(model, out)
     shutil.rmtree(work, ignore_errors=True)
-
-
-def _copy_model(model: Path, folder: Path) -> None:
-    write_pipeline(folder, read_unet(model), read_scheduler(model), model)
-    copy_plan(model, folder)
 
 
 @dataclass(frozen=True)
