@@ -70,7 +70,7 @@ def plan_rows(params: Params) -> dict[str, dict[str, Any]]:
 
 
 def _loss(**weights: float) -> dict[str, float | None]:
-    return {f"finetune.loss.{name}": weight for name, weight in {**weights, "min_snr": None}.items()}
+    return {f"finetune.loss.{name}": weight for name, weight in {**weights, "jacobian": None, "min_snr": None}.items()}
 
 
 def _diff_pruning(threshold: float) -> dict[str, Any]:

@@ -56,7 +56,8 @@ def main(
     check_free(out, report, inputs=[*inputs, checkpoints], stage="finetune")
     device = select_device(deterministic=params.engine.deterministic)
     check_precision(params.engine.precision, "finetune.engine.precision", device)
-    if (code := launch(count, device, params.batch_size, params.engine.accumulate)) is not None:
+    key, divided = params.divided
+    if (code := launch(count, device, divided, params.engine.accumulate, key)) is not None:
         sys.exit(code)
 
     with importing():

@@ -32,6 +32,10 @@ class Batch:
         parts = (tensor.split(size) for tensor in vars(self).values())
         return [Batch(*part) for part in zip(*parts, strict=True)]
 
+    def every(self, stride: int) -> "Batch":
+        """Return each `stride`-th image, from the first."""
+        return Batch(*(tensor[::stride] for tensor in vars(self).values()))
+
     def to(self, device: torch.device) -> "Batch":
         """Return a copy on a device; where this batch is pinned, a GPU copies it without the host waiting."""
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))

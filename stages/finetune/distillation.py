@@ -1,7 +1,8 @@
 """A noisy batch -> the predictions of the pruned model and its teacher, and the features of their blocks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ from stages.storage.tensors import tensors_sha256
 Channels = Mapping[str, list[int] | None]
 """Residual block -> indices of its kept output channels in the dense model; None for all."""
 
+WITHOUT_TEACHER = "set finetune.loss.output and .feature to 0 and .jacobian to null"
+"""Advice that ends the messages about the dense model."""
+
 
 def read_teacher(folder: Path, student: Path, device: torch.device) -> tuple[Denoiser, Channels]:
     """Load the dense model that a pruned one was cut from, and the channels that were kept.
@@ -37,7 +41,7 @@ def read_teacher(folder: Path, student: Path, device: torch.device) -> tuple[Den
     found = tensors_sha256(teacher.state_dict())
     if found != plan.base.weights_sha256:
         wrong = f"{student} was cut from a model with sha256 {plan.base.weights_sha256[:12]}, {folder} has {found[:12]}"
-        raise InputError(f"{wrong}; give the model it was cut from, or set finetune.loss.output and .feature to 0")
+        raise InputError(f"{wrong}; give the model it was cut from, or {WITHOUT_TEACHER}")
     return teacher.requires_grad_(requires_grad=False), kept_channels(teacher, plan)
 
 
@@ -115,9 +119,13 @@ class Distillation:
         if self.teacher is not None:
             self.hooks.append(FeatureHooks(self.teacher, channels))
 
-    def predict(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """Predict ε, v or x₀ of x_t = √ᾱ x₀ + √(1 − ᾱ) ε (Ho et al., 2020, eq. 4): [B, C, H, W]."""
-        noisy = self.scheduler.add_noise(batch.images, batch.noise, batch.timesteps)  # type: ignore[arg-type]  # integers
+    def noisy(self, batch: Batch) -> torch.Tensor:
+        """x_t = √ᾱ x₀ + √(1 − ᾱ) ε (Ho et al., 2020, eq. 4): [B, C, H, W]."""
+        return self.scheduler.add_noise(batch.images, batch.noise, batch.timesteps)  # type: ignore[arg-type]  # integers
+
+    def predict(self, model: Callable[..., Any], batch: Batch, noisy: torch.Tensor | None = None) -> torch.Tensor:
+        """Predict ε, v or x₀ of x_t, or of `noisy` instead: [B, C, H, W]."""
+        noisy = self.noisy(batch) if noisy is None else noisy
         condition = {} if self.table is None else {"encoder_hidden_states": self.table[batch.labels]}
         predicted: torch.Tensor = model(noisy, batch.timesteps, **condition, return_dict=False)[0]
         return predicted

@@ -15,18 +15,19 @@ from stages.runtime.device import computing, naming_switch
 from stages.runtime.errors import InputError
 from stages.runtime.processes import Processes
 
+BATCH_SIZE = "finetune.batch_size"
 PATIENCE = timedelta(hours=6)
 """Longest time that processes wait for one that hashes the images, downloads a checkpoint or draws samples."""
 
 
-def check_parts(batch_size: int, processes: int, accumulate: int) -> None:
-    """Check that a batch divides into the parts of each process.
+def check_parts(num_images: int, processes: int, accumulate: int, key: str = BATCH_SIZE) -> None:
+    """Check that the images of a step divide into the parts of each process; `key` of params.yaml is their number.
 
     Raises:
-        InputError: It does not.
+        InputError: They do not.
     """
-    if batch_size % (processes * accumulate):
-        found = f"finetune.batch_size {batch_size} does not divide by {processes} processes of {accumulate} parts each"
+    if num_images % (processes * accumulate):
+        found = f"{key} {num_images} does not divide by {processes} processes of {accumulate} parts each"
         raise InputError(f"{found}; make it a multiple of {processes * accumulate}")
 
 
@@ -81,14 +82,14 @@ class Engine:
         wrapped: nn.Module = self.accelerator.prepare_model(unet)
         return wrapped
 
-    def local_rows(self, batch_size: int) -> slice:
-        """Return the rows of a batch that this process computes.
+    def local_rows(self, num_images: int, key: str = BATCH_SIZE) -> slice:
+        """Return which of the images of a step this process computes; `key` of params.yaml is their number.
 
         Raises:
-            InputError: The batch does not divide evenly.
+            InputError: They do not divide evenly.
         """
-        check_parts(batch_size, self.num_processes, self.params.accumulate)
-        size = batch_size // self.num_processes
+        check_parts(num_images, self.num_processes, self.params.accumulate, key)
+        size = num_images // self.num_processes
         return slice(self.index * size, (self.index + 1) * size)
 
     def autocast(self) -> AbstractContextManager[object]:

@@ -89,8 +89,12 @@ class Objective:
     def __call__(self, prediction: Prediction, timesteps: torch.Tensor) -> torch.Tensor:
         """Prediction and its timesteps [B] -> [B]."""
         parts = [weight * LOSSES[name](prediction) for name, weight in self.weights.items()]
+        return self.weights_at(timesteps) * torch.stack(parts).sum(dim=0)
+
+    def weights_at(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """w(t) of timesteps [B]: [B]."""
         self.by_timestep = self.by_timestep.to(timesteps.device)  # copied once, not at every step
-        return self.by_timestep[timesteps] * torch.stack(parts).sum(dim=0)
+        return self.by_timestep[timesteps]
 
 
 def _mean_square(difference: torch.Tensor) -> torch.Tensor:

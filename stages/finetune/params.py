@@ -9,6 +9,29 @@ from stages.runtime.errors import InputError
 from stages.runtime.schema import Section
 
 
+class JacobianParams(Section):
+    """Second-order Jacobian matching: what it weighs, and how much of it is computed."""
+
+    weight: float = Field(gt=0)
+    """Weight of the loss. The losses here are means over the pixels, so w is the weight w of losses that are sums over
+    them, at any image size: 0.1 as published."""
+    every: int = Field(1, ge=1)
+    """Steps from one that computes this loss to the next; it then counts `every` times."""
+    images: int | None = Field(None, ge=1)
+    """Images of each batch that the loss is computed on, evenly spaced in it; a divisor of batch_size. null is all."""
+    vectors: int = Field(1, ge=1, le=64)
+    """Random unit vectors for each image, over which the loss is averaged; each costs two backward passes."""
+    ramp_steps: int = Field(0, ge=0)
+    """Steps in which the weight rises linearly from 0."""
+
+    def weight_at(self, step: int) -> float:
+        """Return the weight in a step, counted from 0: 0 where the loss is not computed."""
+        done = step + 1
+        if done % self.every:
+            return 0.0
+        return self.weight * self.every * min(1.0, done / max(self.ramp_steps, 1))
+
+
 class LossParams(Section):
     """Weights of the losses that are summed; a loss of weight 0 is not computed."""
 
@@ -19,6 +42,9 @@ class LossParams(Section):
     """Weight of the squared distance from the dense model's prediction."""
     feature: float = Field(0, ge=0)
     """Weight of the relative squared distance from the dense model's features, on the kept channels."""
+    jacobian: JacobianParams | None = None
+    """Squared difference of what one random direction of the output says of the input, in the dense model and here;
+    null turns it off."""
     min_snr: float | None = Field(None, gt=0)
     """γ of the min-SNR weights of the timesteps; null gives all timesteps the same weight."""
 
@@ -31,11 +57,16 @@ class LossParams(Section):
     def without_features(self) -> "LossParams":
         """Return the weights of the held-out loss: those of noise and output, or noise 1 if both are 0."""
         noise = self.noise if self.noise or self.output else 1.0
-        return self.model_copy(update={"feature": 0.0, "noise": noise})
+        return self.model_copy(update={"feature": 0.0, "jacobian": None, "noise": noise})
 
     @property
     def needs_teacher(self) -> bool:
         """Whether a loss uses the dense model."""
+        return bool(self.distils or self.jacobian)
+
+    @property
+    def distils(self) -> bool:
+        """Whether a loss uses the dense model's predictions or features."""
         return bool(self.output or self.feature)
 
 
@@ -115,6 +146,29 @@ class FinetuneParams(Section):
             raise ValueError(f"engine.accumulate {self.engine.accumulate} does not divide batch_size {self.batch_size}")
         return self
 
+    @model_validator(mode="after")
+    def _jacobian_fits(self) -> "FinetuneParams":
+        jacobian = self.loss.jacobian
+        if jacobian is None:
+            return self
+        images, parts = jacobian.images or self.batch_size, self.engine.accumulate
+        if self.batch_size % images:
+            raise ValueError(f"loss.jacobian.images {images} does not divide batch_size {self.batch_size}")
+        if images % parts:
+            raise ValueError(f"engine.accumulate {parts} does not divide loss.jacobian.images {images}")
+        if jacobian.every > self.steps:
+            raise ValueError(f"loss.jacobian.every {jacobian.every} must not exceed steps {self.steps}")
+        if jacobian.ramp_steps >= self.steps:
+            raise ValueError(f"loss.jacobian.ramp_steps {jacobian.ramp_steps} must be less than steps {self.steps}")
+        return self
+
+    @property
+    def divided(self) -> tuple[str, int]:
+        """Key and number of images that processes and parts share evenly; the batch then divides with them."""
+        if self.loss.jacobian and self.loss.jacobian.images:
+            return "finetune.loss.jacobian.images", self.loss.jacobian.images
+        return "finetune.batch_size", self.batch_size
+
     def after_rounds(self, rounds: RoundsParams) -> "FinetuneParams":
         """Return the params of the last round's recovery, which takes the steps that the rounds before it leave.
 
@@ -132,6 +186,10 @@ class FinetuneParams(Section):
         if min(left, rounds.steps) <= self.warmup_steps:
             found = f"finetune.warmup_steps {self.warmup_steps} takes all {min(left, rounds.steps)} steps of a round"
             raise InputError(f"{found}; lower it, or raise rounds.steps or finetune.steps")
+        jacobian = self.loss.jacobian
+        if jacobian and max(jacobian.every, jacobian.ramp_steps + 1) > min(left, rounds.steps):
+            found = f"a round has {min(left, rounds.steps)} steps, less than finetune.loss.jacobian.every or .ramp_steps"
+            raise InputError(f"{found}; lower them, or raise rounds.steps or finetune.steps")
         return self.model_copy(update={"steps": left})
 
     def in_round(self, rounds: RoundsParams) -> "FinetuneParams":

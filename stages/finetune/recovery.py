@@ -10,7 +10,7 @@ import torch
 
 from stages.data.images import read_images
 from stages.finetune.checkpoint import Checkpoints
-from stages.finetune.distillation import Channels, read_teacher
+from stages.finetune.distillation import WITHOUT_TEACHER, Channels, read_teacher
 from stages.finetune.engine import Engine
 from stages.finetune.interrupt import StoppedError
 from stages.finetune.params import FinetuneParams
@@ -65,7 +65,7 @@ def _read_teacher(
         return None
     if teacher is None:
         found = "finetune.loss distils from the dense model; give it with --teacher"
-        raise InputError(f"{found}, or set finetune.loss.output and .feature to 0")
+        raise InputError(f"{found}, or {WITHOUT_TEACHER}")
     return read_teacher(teacher, model, device)
 
 

@@ -21,6 +21,7 @@ from stages.finetune.ema import EmaModels
 from stages.finetune.engine import Engine
 from stages.finetune.forecast import Forecast, TrainingCost, elapsed_s
 from stages.finetune.interrupt import Interrupts, StoppedError
+from stages.finetune.jacobian import JacobianMatching
 from stages.finetune.loss import Objective
 from stages.finetune.measurement import HeldoutLoss, draw_samples
 from stages.finetune.params import FinetuneParams
@@ -108,10 +109,15 @@ class Trainer:
             self.unet,
             self.scheduler,
             self.engine,
-            teacher,
+            teacher if self.params.loss.distils else None,
             images.conditions,
             with_features=bool(self.params.loss.feature),
         )
+        self.jacobian = None
+        if teacher and self.params.loss.jacobian:
+            self.jacobian = JacobianMatching(
+                self.unet, teacher[0], self.distillation, self.objective, self.params, self.seed
+            )
 
     @property
     def best_ema(self) -> Denoiser:
@@ -186,11 +192,14 @@ class Trainer:
         """Compute the gradients of a step's batch, part by part, and return its loss."""
         torch.manual_seed(derive_seed(self.seed, "dropout", step, self.engine.index))
         parts = self.prefetcher.get(step).split(self.part_size)
+        vectors = self.jacobian.vectors(step) if self.jacobian else None
         self.optimizer.zero_grad()
         loss = torch.zeros((), device=self.engine.device)
         for index, part in enumerate(parts, start=1):
             with self.engine.accumulating(self.model, is_last=index == len(parts)):
                 batch = part.to(self.engine.device)
+                if self.jacobian and vectors:
+                    loss += self.jacobian.backward(batch, vectors[index - 1], step)
                 part_loss = self.objective(self.distillation.forward(batch), batch.timesteps).mean() / len(parts)
                 part_loss.backward()
                 loss += part_loss.detach()
@@ -228,12 +237,24 @@ class Trainer:
         if not self.curve:
             self.measure(callback)
         heldout_s = elapsed_s(lambda: self.heldout_loss(self.best_ema)) * len(self.ema_models.models)
-        step_s = min(elapsed_s(lambda: self._accumulate(self.steps_done)) for _ in range(2))
+        step_s = self._mean_step_s()
         if self.params.samples and self.engine.is_main and not self.draw_s:
             self.draw_s = elapsed_s(self._draw_samples)
         steps = range(self.steps_done + 1, self.params.steps + 1)
         heldouts, samples = sum(map(self._is_measured, steps)), sum(map(self._is_sampled, steps))
         return Forecast(len(steps), step_s, heldouts, heldout_s, samples, self.draw_s)
+
+    def _mean_step_s(self) -> float:
+        """Time a step without and one with the Jacobian loss, and average over how many of each remain."""
+        steps = range(self.steps_done, max(self.params.steps, self.steps_done + 1))
+        with_jacobian = [step for step in steps if self.jacobian and self.jacobian.params.weight_at(step)]
+        without = sorted({*steps} - {*with_jacobian})
+        seconds = [
+            len(alike) * min(elapsed_s(lambda step=alike[0]: self._accumulate(step)) for _ in range(2))  # type: ignore[misc]
+            for alike in (without, with_jacobian)
+            if alike
+        ]
+        return sum(seconds) / len(steps)
 
     def _save(self, checkpoints: Checkpoints) -> None:
         self.step_losses.read()  # in every process, so that all end if one of them is not finite

@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from stages.protocol.evaluation import DENSE, FID_DENSE
 from stages.report.page import environment, lineage, write_worst
-from stages.report.report_data import ReportData, name_source
+from stages.report.report_data import LossRecord, ReportData, name_source
 from stages.report.summary import PICTURE
 from stages.report.table import to_markdown, write_count, write_speed_up, write_target
 from stages.storage.files import copy_file, write_atomically
@@ -21,6 +21,7 @@ LOSSES = {
     "feature": "relative squared distance from its features of the kept channels",
 }
 """Key of finetune.loss -> its description."""
+JACOBIAN = "squared difference of the squared norms of one random vector times the Jacobian of each model"
 RELEASED = {"pruned": "prune", "finetuned": "finetune"}
 """Model -> the stage that writes it."""
 TASK = "unconditional-image-generation"
@@ -72,10 +73,14 @@ def write_card(report: ReportData, name: str) -> str:
     return f"---\n{_head(report, name).to_yaml()}\n---\n\n{text}"
 
 
-def write_losses(loss: Mapping[str, float | None]) -> str:
+def write_losses(loss: LossRecord) -> str:
     """Describe the training loss: weight × loss, for each loss in use."""
-    parts = [f"{loss[name]:g} × {what}" for name, what in LOSSES.items() if loss.get(name)]
-    return " + ".join(parts) + (f", min-SNR weights with γ {loss['min_snr']:g}" if loss.get("min_snr") else "")
+    parts = [f"{getattr(loss, name):g} × {what}" for name, what in LOSSES.items() if getattr(loss, name)]
+    if loss.jacobian:
+        part, every = loss.jacobian.images, loss.jacobian.every
+        limits = [f"on {part} images"] * bool(part) + [f"once in {every} steps, {every}-fold"] * (every > 1)
+        parts.append(" ".join([f"{loss.jacobian.weight:g} × {JACOBIAN}", *limits]))
+    return " + ".join(parts) + (f", min-SNR weights with γ {loss.min_snr:g}" if loss.min_snr else "")
 
 
 def _plain(text: str) -> str:

@@ -42,6 +42,24 @@ class PruneRecord(BaseModel, frozen=True, extra="ignore"):
     compensate: dict[str, Any] | None
 
 
+class JacobianRecord(BaseModel, frozen=True, extra="ignore"):
+    """What the card shows of the Jacobian loss."""
+
+    weight: float
+    every: int = 1
+    images: int | None = None
+
+
+class LossRecord(BaseModel, frozen=True, extra="ignore"):
+    """Weights of the losses that a recovery ran with."""
+
+    noise: float = 0
+    output: float = 0
+    feature: float = 0
+    jacobian: JacobianRecord | None = None
+    min_snr: float | None = None
+
+
 class FinetuneRecord(BaseModel, frozen=True, extra="ignore"):
     """What the page shows of the block finetune that a recovery ran with."""
 
@@ -50,7 +68,7 @@ class FinetuneRecord(BaseModel, frozen=True, extra="ignore"):
     batch_size: int
     learning_rate: float
     schedule: str
-    loss: dict[str, float | None]
+    loss: LossRecord
     ema_decays: list[float]
     samples: dict[str, int] | None
 

@@ -12,13 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from stages.finetune.batches import Batch
 from stages.finetune.checkpoint import Checkpoints
 from stages.finetune.loss import Objective, Prediction
-from stages.finetune.params import EngineParams, LossParams
+from stages.finetune.params import EngineParams, JacobianParams, LossParams
 from stages.finetune.step_losses import READ_EVERY
 from stages.finetune.trainer import Trainer
 from stages.runtime.errors import InputError
 
 NUM_STEPS = 4
-ALL_LOSSES = LossParams(output=1, feature=0.1, min_snr=5)
+ALL_LOSSES = LossParams(output=1, feature=0.1, jacobian=JacobianParams(weight=0.1, every=2, images=4), min_snr=5)
 
 
 class Operations(TorchDispatchMode):

@@ -18,7 +18,7 @@ from stages.finetune import engine
 from stages.finetune.batches import Batches, Prefetcher, draw_timesteps
 from stages.finetune.checkpoint import Checkpoints
 from stages.finetune.interrupt import StoppedError
-from stages.finetune.params import EngineParams, FinetuneParams, LossParams, SamplesParams
+from stages.finetune.params import EngineParams, FinetuneParams, JacobianParams, LossParams, SamplesParams
 from stages.finetune.recovery import with_fresh_weights
 from stages.finetune.trainer import Trainer
 from stages.prune.params import PruneParams, Target
@@ -97,7 +97,11 @@ def test_the_heldout_loss_is_that_of_the_models_own_target(unet, images, tmp_pat
 CHOICES = {
     "killed_at": [1, 4, 5],
     "schedule": ["constant", "linear", "cosine"],
-    "loss": [LossParams(), LossParams(output=1, min_snr=5), LossParams(noise=0, output=1, feature=0.1)],
+    "loss": [
+        LossParams(),
+        LossParams(output=1, min_snr=5, jacobian=JacobianParams(weight=0.1, every=2, images=4, ramp_steps=3)),
+        LossParams(noise=0, output=1, feature=0.1),
+    ],
     "channels_last": [False, True],
     "accumulate": [1, 2],
     "gradient_checkpointing": [False, True],
