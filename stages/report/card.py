@@ -79,7 +79,7 @@ def write_losses(loss: LossRecord) -> str:
     if loss.jacobian:
         part, every = loss.jacobian.images, loss.jacobian.every
         limits = [f"on {part} images"] * bool(part) + [f"once in {every} steps, {every}-fold"] * (every > 1)
-        parts.append(" ".join([f"{loss.jacobian.weight:g} × {JACOBIAN}", *limits]))
+        parts.append(", ".join([f"{loss.jacobian.weight:g} × {JACOBIAN}", *limits]))
     return " + ".join(parts) + (f", min-SNR weights with γ {loss.min_snr:g}" if loss.min_snr else "")
 
 

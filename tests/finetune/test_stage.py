@@ -102,6 +102,33 @@ def test_two_processes_equal_one(recover, tmp_path, monkeypatch):
     assert stderr.count("finetune will take") == 1
 
 
+@pytest.mark.e2e  # test_jacobian has the rule of the parts, this the processes
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_equal_one_with_the_jacobian_loss(recover, accumulate):
+    """Its gradients, which precede the wrapped model's, are summed over the processes with the others."""
+    loss = {"noise": 1.0, "output": 1.0, "jacobian": {"weight": 100.0, "every": 2, "images": 4}}
+    engine = {"accumulate": accumulate}
+    single, _, _ = recover("single", loss=loss)
+    plain, _, _ = recover("plain", loss=loss | {"jacobian": None})
+    double, code, stderr = recover("double", "--processes", "2", loss=loss, engine=engine)
+    assert code == 0, stderr
+
+    assert max(float((plain[name] - single[name]).abs().max()) for name in single) > 1e-4  # the loss is seen
+    for name, tensor in single.items():
+        torch.testing.assert_close(double[name], tensor, atol=2e-5, rtol=1e-3)
+
+
+def test_images_of_the_jacobian_loss_that_do_not_divide_are_refused(recover, tmp_path):
+    """The error comes once, before a process starts."""
+    loss = {"noise": 1.0, "jacobian": {"weight": 0.1, "images": 2}}
+    arguments = recover.command("odd", "--processes", "4", before=(), loss=loss)[1:]
+    result = CliRunner().invoke(main, arguments, prog_name="finetune")
+    found = "finetune.loss.jacobian.images 2 does not divide by 4 processes of 1 parts each"
+
+    assert (result.exit_code, result.stderr) == (1, f"Error: {found}; make it a multiple of 4\n")
+    assert not (tmp_path / "odd").exists()
+
+
 def test_the_cost_of_a_training_names_its_precision_and_kernels(recover, tmp_path):
     """Times under other settings do not compare."""
     engine = {"precision": "bfloat16", "deterministic": False}

@@ -11,8 +11,9 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from stages.report.card import write_card
-from stages.report.report_data import read_report_data
+from stages.finetune.params import JacobianParams, LossParams
+from stages.report.card import write_card, write_losses
+from stages.report.report_data import LossRecord, read_report_data
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
@@ -121,6 +122,19 @@ def test_the_card_says_how_geglu_was_cut(finished):
 
     assert "interleaved order, values and gates of GEGLU ranked apart." in write_card(halves, "pruned")
     assert "interleaved order." in write_card(report, "pruned")
+
+
+def test_the_card_names_every_loss_in_use():
+    """A record from before the Jacobian loss reads like one without it."""
+    older = {"noise": 1.0, "output": 0.0, "feature": 0.0, "min_snr": 5.0}
+    jacobian = JacobianParams(weight=0.1, every=4, images=16)
+    current = LossParams(noise=0, output=1, jacobian=jacobian).model_dump(mode="json")
+
+    assert write_losses(LossRecord(**older)) == "1 × squared error of the prediction, min-SNR weights with γ 5"
+    assert write_losses(LossRecord(**current)) == (
+        "1 × squared distance from the dense model's prediction + 0.1 × squared difference of the squared norms of one "
+        "random vector times the Jacobian of each model, on 16 images, once in 4 steps, 4-fold"
+    )
 
 
 def test_the_three_lines_of_the_card_load_the_model(finished):
