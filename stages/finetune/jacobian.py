@@ -21,7 +21,8 @@ class JacobianMatching:
     """w(t) · (‖J_t‖² − ‖J_s‖²)² / D with J = ∇ₓ ⟨y(x_t, t), v⟩, averaged over the unit vectors v of an image.
 
     D is the number of pixels times channels: the published form (2ndMatch, CVPR 2026) is this one times D, beside
-    losses that are sums over the pixels, so that its weights hold here too.
+    losses that are sums over the pixels, so that its weights hold here too. A prediction of ε has ‖J‖² ≈ 1 / (1 − ᾱ_t),
+    10⁴ at the first timestep of DDPM: `relative` divides by ‖J_t‖⁴ instead of D, which gives timesteps equal weight.
 
     Both models run in float32 whatever the engine's precision, uncompiled and with attention by plain matrix products:
     neither fused attention nor compiled code can be differentiated twice.
@@ -84,6 +85,8 @@ class JacobianMatching:
         """Batch and unit vectors [B, V, C, H, W] -> [B]."""
         theirs = self.squared_norms(self.teacher, batch, vectors, differentiable=False)
         mine = self.squared_norms(self.student, batch, vectors, differentiable=True)
+        if self.params.relative:
+            return (1 - mine / theirs.clamp_min(1e-12)).square().mean(dim=1)
         return (theirs - mine).square().mean(dim=1) / vectors[0, 0].numel()
 
     def squared_norms(

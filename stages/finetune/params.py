@@ -21,6 +21,9 @@ class JacobianParams(Section):
     """Images of each batch that the loss is computed on, evenly spaced in it; a divisor of batch_size. null is all."""
     vectors: int = Field(1, ge=1, le=64)
     """Random unit vectors for each image, over which the loss is averaged; each costs two backward passes."""
+    relative: bool = False
+    """Whether the difference is divided by the dense model's squared norm instead, so that all timesteps count alike;
+    otherwise the few images of the first timesteps, where the prediction is most sensitive, outweigh all others."""
     ramp_steps: int = Field(0, ge=0)
     """Steps in which the weight rises linearly from 0."""
 

@@ -175,6 +175,22 @@ def test_several_vectors_are_averaged(start):
     torch.testing.assert_close(run.jacobian(batch, vectors), (each[0] + each[1]) / 2)
 
 
+def test_the_relative_loss_does_not_depend_on_scale(start):
+    """(1 − ‖J_s‖² / ‖J_t‖²)² is the same if the outputs of both models are a hundred times as large."""
+    run = start({"relative": True})
+    batch, (vectors,) = run.batches.at(0, run.rows), run.jacobian.vectors(0)
+    theirs, mine = (
+        run.jacobian.squared_norms(model, batch, vectors, differentiable=False)
+        for model in (run.jacobian.teacher, run.jacobian.student)
+    )
+    losses = run.jacobian(batch, vectors)
+    for model in (run.unet, run.distillation.teacher):
+        model.conv_out.weight.data *= 100
+
+    torch.testing.assert_close(losses, ((theirs - mine) / theirs).square().mean(1), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(run.jacobian(batch, vectors), losses, rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("num_images", [None, 4])
 def test_parts_give_the_gradients_of_the_whole(start, num_images):
     """However processes and parts divide the batch, the same images get the same vectors."""

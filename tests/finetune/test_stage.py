@@ -103,14 +103,12 @@ def test_two_processes_equal_one(recover, tmp_path, monkeypatch):
 
 
 @pytest.mark.e2e  # test_jacobian has the rule of the parts, this the processes
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_two_processes_equal_one_with_the_jacobian_loss(recover, accumulate):
+def test_two_processes_equal_one_with_the_jacobian_loss(recover):
     """Its gradients, which precede the wrapped model's, are summed over the processes with the others."""
     loss = {"noise": 1.0, "output": 1.0, "jacobian": {"weight": 100.0, "every": 2, "images": 4}}
-    engine = {"accumulate": accumulate}
     single, _, _ = recover("single", loss=loss)
     plain, _, _ = recover("plain", loss=loss | {"jacobian": None})
-    double, code, stderr = recover("double", "--processes", "2", loss=loss, engine=engine)
+    double, code, stderr = recover("double", "--processes", "2", loss=loss, engine={"accumulate": 2})
     assert code == 0, stderr
 
     assert max(float((plain[name] - single[name]).abs().max()) for name in single) > 1e-4  # the loss is seen
