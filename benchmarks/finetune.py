@@ -1,5 +1,7 @@
 """The pruned digits model -> time of a step of `Trainer`, of a minimal loop and of one like diffusers' example.
 
+With `--jacobian` time and memory of steps with and without the Jacobian loss, beside distillation of the output.
+
 The loops alternate step by step in one process, so that other load on the machine affects them equally. The example's
 loop is written from its description: PIL images through torchvision's transforms and a DataLoader, accelerate, AdamW
 with a cosine schedule, EMAModel, clipping.
@@ -7,6 +9,8 @@ with a cosine schedule, EMAModel, clipping.
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
@@ -22,7 +26,8 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from stages.data.images import read_images, to_model_range
-from stages.finetune.params import EngineParams, FinetuneParams
+from stages.finetune.forecast import peak_memory_bytes
+from stages.finetune.params import EngineParams, FinetuneParams, JacobianParams, LossParams
 from stages.finetune.trainer import Trainer
 from stages.models.pipeline import read_scheduler, read_unet
 from stages.runtime.device import computing, has_tf32, kernels, select_device
@@ -37,6 +42,17 @@ ENGINES = {
     "ours, not deterministic": EngineParams(deterministic=False),
     "ours, bfloat16, compiled": EngineParams(precision="bfloat16", compile=True),
 }
+DEFAULT_LOSS = LossParams()
+PERIOD = 4
+"""Steps that are timed together, so that each has its share of a loss of each 4th step."""
+JACOBIANS = {
+    "without": None,
+    "every step, all images": (1, 1),
+    "every step, a quarter": (1, 4),
+    "each 4th step, all images": (PERIOD, 1),
+    "each 4th step, a quarter": (PERIOD, 4),
+}
+"""Row -> `every`, and the share of the batch that the Jacobian loss is computed on: one of so many."""
 
 
 class TrainingLoops:
@@ -46,7 +62,7 @@ class TrainingLoops:
         self.model, self.device, self.batch_size = model, device or select_device(), batch_size
         self.images, self.scheduler = read_images(data), read_scheduler(model)
 
-    def ours(self, engine: EngineParams) -> Step:
+    def ours(self, engine: EngineParams, loss: LossParams = DEFAULT_LOSS, teacher: Path | None = None) -> Step:
         """Build the step of `Trainer`, with one EMA as in the example."""
         AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001  # accelerate sets the precision once per process
         params = FinetuneParams(
@@ -60,10 +76,26 @@ class TrainingLoops:
             heldout_images=1,
             heldout_every=10**6,
             checkpoint_every=10**6,
+            loss=loss,
             engine=engine,
         )
-        trainer = Trainer(read_unet(self.model, self.device), self.scheduler, self.images, params, 0)
+        dense = (read_unet(teacher, self.device).requires_grad_(requires_grad=False), {}) if teacher else None
+        trainer = Trainer(read_unet(self.model, self.device), self.scheduler, self.images, params, 0, dense)
         return kernels(deterministic=engine.deterministic)(trainer.step)
+
+    def distilling(self, row: str, teacher: Path) -> Step:
+        """Build `PERIOD` steps of output distillation, with the Jacobian loss of a row of `JACOBIANS`."""
+        jacobian = None
+        if chosen := JACOBIANS[row]:
+            jacobian = JacobianParams(weight=0.1, every=chosen[0], images=self.batch_size // chosen[1])
+        step = self.ours(EngineParams(), LossParams(noise=0, output=1, jacobian=jacobian), teacher)
+
+        def steps() -> None:
+            """Take the steps."""
+            for _ in range(PERIOD):
+                step()
+
+        return steps
 
     def bare(self, precision: str = "float32") -> Step:
         """Build a minimal step: noise, forward and backward pass, Adam, with the kernels that PyTorch chooses."""
@@ -181,6 +213,27 @@ def table(timings: dict[str, list[float]], batch_size: int) -> str:
     return "\n".join(lines)
 
 
+def peak_memory(model: Path, data: Path, batch_size: int, row: str, teacher: Path) -> int:
+    """Take the steps of a row twice and return the peak memory of this process in bytes."""
+    steps = TrainingLoops(model, data, batch_size).distilling(row, teacher)
+    steps()
+    steps()
+    return peak_memory_bytes()
+
+
+def jacobian_table(model: Path, data: Path, batch_size: int, rounds: int, teacher: Path) -> str:
+    """Format a Markdown table of what a Jacobian step costs: time, and the peak memory of a process that takes it."""
+    loops = TrainingLoops(model, data, batch_size)
+    lines = ["| Jacobian loss | ms per step | ratio to without | peak memory in MiB |", "| --- | ---: | ---: | ---: |"]
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
+        peaks = {row: pool.submit(peak_memory, model, data, batch_size, row, teacher).result() for row in JACOBIANS}
+    timings = measure({row: loops.distilling(row, teacher) for row in JACOBIANS}, rounds)
+    for row, seconds in timings.items():
+        ratio = median(mine / other for mine, other in zip(seconds, timings["without"], strict=True))
+        lines.append(f"| {row} | {1000 * median(seconds) / PERIOD:.1f} | {ratio:.2f}× | {peaks[row] / 2**20:.0f} |")
+    return "\n".join(lines)
+
+
 @click.command()
 @click.option("--model", type=Path, default=Path("artifacts/pruned"), help="Model folder.")
 @click.option("--data", type=Path, default=Path("artifacts/data"), help="Packed images.")
@@ -194,8 +247,15 @@ def table(timings: dict[str, list[float]], batch_size: int) -> str:
     default=list(ENGINES),
     help="Settings to time; tf32 is left out where the device has none.",
 )
-def main(model: Path, data: Path, batch_size: int, rounds: int, engines: tuple[str, ...]) -> None:
+@click.option("--jacobian", is_flag=True, help="Measure the cost of the Jacobian loss instead, in rounds of 4 steps.")
+@click.option("--teacher", type=Path, default=Path("artifacts/pretrained"), help="Dense model, for --jacobian.")
+def main(
+    model: Path, data: Path, batch_size: int, rounds: int, engines: tuple[str, ...], *, jacobian: bool, teacher: Path
+) -> None:
     """Time the loops and print the table."""
+    if jacobian:
+        click.echo(jacobian_table(model, data, batch_size, rounds, teacher))
+        return
     loops = TrainingLoops(model, data, batch_size)
     steps = {"bare": loops.bare(), "example": loops.example()}
     chosen = [name for name in engines if ENGINES[name].precision != "tf32" or has_tf32(loops.device)]
