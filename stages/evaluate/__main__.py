@@ -26,7 +26,10 @@ def main(
     report: Path,
     count: int | None,
 ) -> None:
-    """Measure image quality and similarity to the dense model under the protocol of the reference."""
+    """Measure image quality and similarity to the dense model under the protocol of the reference.
+
+    Snapshots in the folder of the finetuned model are measured likewise.
+    """
     from stages.protocol.params import ReferenceParams
     from stages.runtime.schema import load_block, load_seed
 
@@ -45,8 +48,9 @@ def main(
     processes = distribute("evaluate", count, device, report)
 
     with importing():
-        from stages.evaluate.folders import evaluate_folders
+        from stages.evaluate.folders import evaluate_folders, find_snapshots
 
+    folders |= find_snapshots(finetuned)
     evaluate_folders(folders, reference_path, report, params, seed, processes)
 
 

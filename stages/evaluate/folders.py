@@ -7,8 +7,9 @@ from stages.evaluate.evaluation import evaluate
 from stages.evaluate.report import write_report
 from stages.models.autoencoder import image_shape, read_autoencoder
 from stages.models.checks import check_images
+from stages.models.layout import SNAPSHOTS
 from stages.models.pipeline import read_scheduler, read_unet, weights_file
-from stages.protocol.evaluation import DENSE
+from stages.protocol.evaluation import DENSE, SNAPSHOT
 from stages.protocol.extractors import Extractor
 from stages.protocol.params import ReferenceParams
 from stages.protocol.protocol import check_current
@@ -16,6 +17,12 @@ from stages.protocol.reference import read_reference
 from stages.runtime.processes import Processes
 from stages.storage.provenance import write_provenance, write_run_record
 from stages.storage.rows import scratch_folder, writing_together
+
+
+def find_snapshots(finetuned: Path) -> dict[str, Path]:
+    """Find the snapshots in the folder of a finetuned model: name -> model folder, in the order of their steps."""
+    steps = sorted(int(folder.name) for folder in (finetuned / SNAPSHOTS).glob("*") if folder.name.isdecimal())
+    return {f"{SNAPSHOT}{step}": finetuned / SNAPSHOTS / str(step) for step in steps}
 
 
 def evaluate_folders(

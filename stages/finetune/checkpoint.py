@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field
 
 from stages.finetune.checkpoint_upload import CheckpointUploads
 from stages.finetune.curve import CurvePoint
+from stages.finetune.snapshots import TrainingClock
 from stages.models.families import Denoiser
 from stages.runtime.bounded import parse_json
 from stages.runtime.errors import InputError, first_line, warn
@@ -39,6 +40,8 @@ class Checkpoint:
     losses: list[float]
     """Training losses since the last row of the curve."""
     curve: list[CurvePoint]
+    clock: TrainingClock = field(default_factory=TrainingClock, compare=False)
+    """Seconds of the steps, which no bit of the outcome depends on."""
 
 
 class Checkpoints:
@@ -71,6 +74,7 @@ class Checkpoints:
         """Write a checkpoint atomically and remove all but the last `keep`."""
         curve = [asdict(point) for point in checkpoint.curve]
         metadata = {"run": self.run, "step": checkpoint.step, "losses": checkpoint.losses, "curve": curve}
+        metadata |= {"seconds": checkpoint.clock.seconds, "seconds_by_step": checkpoint.clock.by_step}
         path = self.folder / f"step-{checkpoint.step:08d}.safetensors"
         write_tensors(path, checkpoint.tensors, {METADATA_KEY: json.dumps(metadata)})
         if self.uploads:
@@ -94,7 +98,8 @@ class Checkpoints:
             else:
                 self._check_run(metadata.run, path)
                 curve = [CurvePoint(point.step, point.train_loss, point.heldout) for point in metadata.curve]
-                return Checkpoint(metadata.step, tensors, metadata.losses, curve)
+                clock = TrainingClock(metadata.seconds, dict(metadata.seconds_by_step))
+                return Checkpoint(metadata.step, tensors, metadata.losses, curve, clock)
         return None
 
     def _check_run(self, run: object, path: Path) -> None:
@@ -132,6 +137,8 @@ class _Metadata(Frozen):
     step: int = Field(ge=0)
     losses: list[float]
     curve: list[_Point]
+    seconds: float = Field(0, ge=0)
+    seconds_by_step: dict[int, float] = Field(default_factory=dict)
 
 
 def _read_metadata(path: Path) -> _Metadata:

@@ -132,6 +132,9 @@ class FinetuneParams(Section):
     """Steps between two checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)
     """Number of checkpoints that are kept, on disk and in ESPALIER_STORE."""
+    snapshots: tuple[Annotated[int, Field(ge=1)], ...] = Field((), max_length=32)
+    """Steps before the last at which the EMA with the lowest held-out loss is kept as a model of its own, which the
+    evaluate stage measures: what recovery costs. Checkpoints grow by a model each."""
     samples: SamplesParams | None = None
     """Images drawn during the training; null draws none."""
     engine: EngineParams = EngineParams()
@@ -145,6 +148,12 @@ class FinetuneParams(Section):
             raise ValueError(f"warmup_steps {self.warmup_steps} must be less than steps {self.steps}")
         if self.init == "scratch" and self.loss.feature:
             raise ValueError("init scratch has no channels of the dense model; set loss.feature to 0")
+        if (
+            list(self.snapshots) != sorted({*self.snapshots} - {self.steps})
+            or max(self.snapshots, default=0) > self.steps
+        ):
+            found = f"snapshots {list(self.snapshots)} must rise and stay below steps {self.steps}"
+            raise ValueError(f"{found}, whose model is the result")
         if self.batch_size % self.engine.accumulate:
             raise ValueError(f"engine.accumulate {self.engine.accumulate} does not divide batch_size {self.batch_size}")
         return self

@@ -1,6 +1,7 @@
 """Input folders -> a trainer; a finished training -> the model folder and the report."""
 
 import copy
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -19,11 +20,13 @@ from stages.finetune.trainer import CurveCallback, Trainer
 from stages.models import checks, pipeline
 from stages.models.autoencoder import read_autoencoder
 from stages.models.families import Denoiser, sample_shape
+from stages.models.layout import SNAPSHOTS
 from stages.models.pruned_unet import Layers
 from stages.models.samplers import check_sampler
 from stages.models.sampling import SamplingContext
 from stages.models.steps import SAMPLES
 from stages.runtime.device import keep_freed_memory
+from stages.runtime.environment import SHARED_VARIABLE
 from stages.runtime.errors import InputError
 from stages.runtime.schema import flatten
 from stages.runtime.seeds import derive_seed
@@ -123,9 +126,20 @@ def write(trainer: Trainer, model: Path, out: Path, report: Path) -> None:
     with writing(out) as model_folder, writing(report) as report_folder:
         pipeline.write_pipeline(model_folder, trainer.best_ema, trainer.scheduler, model)
         pipeline.copy_plan(model, model_folder)
+        _write_snapshots(trainer, model, model_folder / SNAPSHOTS)
         write_report(trainer.curve, trainer.samples, report_folder)
         for folder in (model_folder, report_folder):
             write_run_record(folder, "finetune", seed=trainer.seed, finetune=trainer.params)
     engine = trainer.params.engine
     setting = {"precision": engine.precision, "deterministic": engine.deterministic}
-    write_provenance(out, cost={**trainer.cost, **setting})
+    times = {str(step): round(seconds, 3) for step, seconds in trainer.clock.by_step.items()}
+    times[str(trainer.steps_done)] = round(trainer.clock.seconds, 3)
+    cost = {**trainer.cost, **setting, "seconds_by_step": times, "alone": SHARED_VARIABLE not in os.environ}
+    for folder in (out, report):  # the second one travels with the reports to MLflow
+        write_provenance(folder, cost=cost)
+
+
+def _write_snapshots(trainer: Trainer, model: Path, folder: Path) -> None:
+    for step, unet in trainer.snapshots.models(trainer.best_ema):
+        pipeline.write_pipeline(folder / str(step), unet, trainer.scheduler, model)
+        pipeline.copy_plan(model, folder / str(step))

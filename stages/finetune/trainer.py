@@ -25,6 +25,7 @@ from stages.finetune.jacobian import JacobianMatching
 from stages.finetune.loss import Objective
 from stages.finetune.measurement import HeldoutLoss, draw_samples
 from stages.finetune.params import FinetuneParams
+from stages.finetune.snapshots import Snapshots, TrainingClock
 from stages.finetune.step_losses import StepLosses
 from stages.models.families import Denoiser
 from stages.models.sampling import DEFAULT_CONTEXT, SamplingContext
@@ -92,6 +93,7 @@ class Trainer:
         self.step_losses = StepLosses()
         self.curve: list[CurvePoint] = []
         self.samples: dict[int, NDArray[np.uint8]] = {}
+        self.snapshots, self.clock = Snapshots(), TrainingClock()
         self.draw_s = 0.0
         self.cost: TrainingCost = {}
 
@@ -167,9 +169,13 @@ class Trainer:
 
     def _advance(self, checkpoints: Checkpoints, callback: CurveCallback | None) -> None:
         """Take a step, then measure and save where it is due."""
+        self.clock.start()
         self.step()
         if self._is_measured(self.steps_done):
             self.measure(callback)
+        if self.steps_done in self.params.snapshots:
+            self.clock.mark(self.steps_done)
+            self.snapshots.take(self.steps_done, self.best_ema)
         if self.steps_done % self.params.checkpoint_every == 0 and self.steps_done < self.params.steps:
             self._save(checkpoints)
 
@@ -211,6 +217,7 @@ class Trainer:
         Raises:
             InputError: A training loss is not finite, or the gate was missed or can no longer be reached.
         """
+        self.clock.stop()
         train_losses = self.losses
         losses = tuple((decay, self.heldout_loss(model)) for decay, model in self.ema_models.models.items())
         self.curve.append(CurvePoint(self.steps_done, fmean(train_losses) if train_losses else None, losses))
@@ -222,7 +229,8 @@ class Trainer:
         check_gate(self.curve, self.params.steps, self.params.gate)
 
     def _is_measured(self, step: int) -> bool:
-        return step % self.params.heldout_every == 0 or step == self.params.steps or self._is_sampled(step)
+        is_last, is_kept = step == self.params.steps, step in self.params.snapshots
+        return step % self.params.heldout_every == 0 or is_last or is_kept or self._is_sampled(step)
 
     def _is_sampled(self, step: int) -> bool:
         samples = self.params.samples
@@ -257,6 +265,7 @@ class Trainer:
         return sum(seconds) / len(steps)
 
     def _save(self, checkpoints: Checkpoints) -> None:
+        self.clock.stop()
         self.step_losses.read()  # in every process, so that all end if one of them is not finite
         if self.engine.is_main:
             checkpoints.save(self.checkpoint())
@@ -268,13 +277,16 @@ class Trainer:
     def checkpoint(self) -> Checkpoint:
         """Collect everything that the next step depends on."""
         tensors = to_tensors(self.unet, self.ema_models.models, self.optimizer, self.samples)
-        return Checkpoint(self.steps_done, tensors, self.losses, self.curve)
+        tensors |= self.snapshots.to_tensors()
+        return Checkpoint(self.steps_done, tensors, self.losses, self.curve, self.clock)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from `checkpoint`."""
         self.steps_done, self.curve = checkpoint.step, list(checkpoint.curve)
         self.step_losses.values = list(checkpoint.losses)
         self.samples = load_tensors(checkpoint.tensors, self.unet, self.ema_models.models, self.optimizer)
+        self.snapshots.load(checkpoint.tensors)
+        self.clock = checkpoint.clock
 
 
 def _set_dropout(unet: Denoiser, probability: float | None) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 from stages.runtime.errors import InputError
 
 PLAN = "pruning_plan.json"
+SNAPSHOTS = "snapshots"
+"""Folder of a finetuned model with its snapshots, a model folder each, named by the step."""
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CLASS_EMBEDDING = "class_embedding"
 """Component of a class-conditional pipeline: config.json {num_classes, width, unconditional} and the table `weight`."""

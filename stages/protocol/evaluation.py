@@ -12,6 +12,8 @@ DENSE = "dense"
 FID_DENSE, FID_DENSE_UNPAIRED = "fid_dense", "fid_dense_unpaired"
 TO_DENSE = (FID_DENSE, "ssim", "mse")
 """Metrics that compare a model's images with those of the dense model from the same noise."""
+SNAPSHOT = "step-"
+"""Prefix of the names of snapshots, which end with the step."""
 
 
 class Difference(Frozen):
@@ -124,6 +126,16 @@ class EvaluationRecord(Frozen):
 
 METRICS = tuple(name for name, field in Model.model_fields.items() if field.annotation is Metric)
 """The metrics that every record has."""
+
+
+def read_snapshots(folder: Path) -> EvaluationRecord:
+    """Read snapshots.json: the dense model and the finetuned model's snapshots, if finetune.snapshots asks for some.
+
+    Raises:
+        InputError: snapshots.json is missing, damaged or of another version.
+    """
+    remedy = "set finetune.snapshots and run the stages finetune and evaluate"
+    return read_record(folder / "snapshots.json", EvaluationRecord, remedy)
 
 
 def read_evaluation(folder: Path) -> EvaluationRecord:

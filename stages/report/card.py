@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from stages.models.layout import SNAPSHOTS
 from stages.protocol.evaluation import DENSE, FID_DENSE
 from stages.report.page import environment, lineage, write_worst
 from stages.report.report_data import LossRecord, ReportData, name_source
@@ -39,7 +40,7 @@ def release(report: ReportData, folders: Mapping[str, Path], reports: Path, summ
         folder: Output folder.
     """
     for name, stage in RELEASED.items():
-        shutil.copytree(folders[stage], folder / name)
+        shutil.copytree(folders[stage], folder / name, ignore=shutil.ignore_patterns(SNAPSHOTS))
         copy_file(summary / PICTURE, folder / name / PICTURE)
         copy_file(reports / "evaluate" / f"{name}-worst.png", folder / name / WORST)
         write_atomically(folder / name / "README.md", write_card(report, name).encode())

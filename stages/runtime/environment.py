@@ -31,6 +31,10 @@ TRACKING = (*WEB, "sqlite", "postgresql", "mysql", "mssql", "file", "databricks"
 """Schemes of MLFLOW_TRACKING_URI; a database's may name a driver, as in postgresql+psycopg2."""
 
 
+SHARED_VARIABLE = "ESPALIER_SHARED_MACHINE"
+"""A flow sets it where several cells run on one machine at once: the seconds of a command then do not show its cost."""
+
+
 def check_address(variable: str, schemes: Sequence[str] = WEB) -> None:
     """Check the address in a variable, which may be unset.
 

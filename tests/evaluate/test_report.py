@@ -17,10 +17,11 @@ from stages.data.grid import images_to_grid
 from stages.evaluate import consistency
 from stages.evaluate.consistency import Pairs, images_to_mse, images_to_ssim
 from stages.evaluate.evaluation import evaluate
+from stages.evaluate.folders import find_snapshots
 from stages.evaluate.report import write_report
 from stages.evaluate.summary import summarise
 from stages.models.latency import measure_latencies_ms
-from stages.protocol.evaluation import read_evaluation
+from stages.protocol.evaluation import read_evaluation, read_snapshots
 from stages.protocol.extractors import Extractor
 from stages.protocol.reference import read_reference
 from stages.prune.params import PruneParams
@@ -274,6 +275,34 @@ def test_the_record_holds_every_number_with_its_interval(evaluation, tmp_path):
     for name in ("dense", "pruned", "dense-strip", "pruned-worst"):
         with Image.open(tmp_path / f"{name}.png") as image:
             assert min(image.size) >= 60
+
+
+def test_snapshots_change_nothing_of_the_other_models(
+    models, files, scheduler, reference, extractor, evaluation, tmp_path
+):
+    """Their numbers are in a file of their own, beside the dense model's, and are those of any model so drawn."""
+    scratch, found = make_folder(tmp_path / "again"), {}
+    weights = {**files, "step-3": files["pruned"]}
+    again = evaluate({**models, "step-3": models["pruned"]}, weights, scheduler, reference, extractor, scratch)
+    for name, measured in (("plain", evaluation), ("snapshots", again)):
+        write_report(measured, make_folder(tmp_path / name))
+        found[name] = {path.name: path.read_bytes() for path in (tmp_path / name).rglob("*") if path.is_file()}
+    record = read_snapshots(tmp_path / "snapshots")
+
+    assert json.loads(found["snapshots"].pop("snapshots.json"))["models"].keys() == {"dense", "step-3"}
+    assert found["snapshots"] == found["plain"]
+    assert record.models["step-3"] == read_evaluation(tmp_path / "plain").models["pruned"]
+    with pytest.raises(InputError, match=r"snapshots\.json: No such file"):
+        read_snapshots(tmp_path / "plain")
+
+
+def test_snapshots_are_found_by_their_steps(tmp_path):
+    """In the order of the numbers; what is no step is left alone, and a model without snapshots has none."""
+    for name in ("50", "100", ".tmp"):
+        (tmp_path / "snapshots" / name).mkdir(parents=True)
+
+    assert list(find_snapshots(tmp_path)) == ["step-50", "step-100"]
+    assert find_snapshots(tmp_path / "none") == {}
 
 
 def test_the_worst_pictures_are_those_of_the_worst_pairs(evaluation, reference):

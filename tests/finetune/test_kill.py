@@ -30,6 +30,7 @@ PARAMS = FinetuneParams(
     heldout_images=4,
     heldout_every=7,
     checkpoint_every=3,
+    snapshots=(4, 15),
 )
 
 
@@ -55,7 +56,7 @@ def start(unet, scheduler, images, tmp_path):
             states = {
                 f"{key}.{part}": tensor for key, model in models.items() for part, tensor in model.state_dict().items()
             }
-            write_tensors(tmp_path / f"{name}.safetensors", states)
+            write_tensors(tmp_path / f"{name}.safetensors", states | trainer.snapshots.to_tensors())
             code = 0
         except BaseException:  # noqa: BLE001  # no exception of the child may reach pytest
             traceback.print_exc()
@@ -81,7 +82,7 @@ def wait(child):
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.e2e)])
 def test_kills_at_random_moments_change_no_bit(start, uninterrupted, tmp_path, kills):
-    """Each training is killed once and started again; weights and EMA equal those of the uninterrupted one."""
+    """Each training is killed once and started again; weights, EMA and snapshots are the uninterrupted one's."""
     expected, seconds = uninterrupted
     moments = random.Random(0)
     killed = partial = 0

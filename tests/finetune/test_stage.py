@@ -19,7 +19,7 @@ from stages.data.images import write_images
 from stages.finetune.__main__ import main
 from stages.finetune.launch import count_gpus
 from stages.models.layout import PLAN
-from stages.models.pipeline import write_pipeline
+from stages.models.pipeline import read_unet, write_pipeline
 from stages.prune.params import PruneParams, Target
 from stages.prune.pruning import prune_unet
 from stages.prune.selection import plan_pruning
@@ -130,12 +130,20 @@ def test_images_of_the_jacobian_loss_that_do_not_divide_are_refused(recover, tmp
 def test_the_cost_of_a_training_names_its_precision_and_kernels(recover, tmp_path):
     """Times under other settings do not compare."""
     engine = {"precision": "bfloat16", "deterministic": False}
-    _, code, stderr = recover("fast", engine=engine, teacher=None, loss={"noise": 1.0})
+    _, code, stderr = recover("fast", engine=engine, teacher=None, loss={"noise": 1.0}, snapshots=[2, 4])
     cost = read_json(tmp_path / "fast" / "out.provenance.json")["cost"]
 
     assert code == 0, stderr
     assert {name: cost[name] for name in engine} == engine
     assert cost["measured_s"] > 0
+    assert 0 < cost["seconds_by_step"]["2"] <= cost["seconds_by_step"]["4"] <= cost["seconds_by_step"]["6"]
+    assert cost["seconds_by_step"]["6"] <= cost["measured_s"]
+    assert cost["alone"] is True
+    assert read_json(tmp_path / "fast" / "report.provenance.json")["cost"] == cost
+    weights = [read_unet(tmp_path / "fast" / "out" / it).conv_in.weight for it in ("snapshots/2", "snapshots/4", "")]
+    assert len({it.shape for it in weights}) == 1
+    assert len({str(it) for it in weights}) == 3
+    assert (tmp_path / "fast" / "out" / "snapshots" / "2" / PLAN).is_file()
     assert not torch.are_deterministic_algorithms_enabled()
 
 
