@@ -75,5 +75,19 @@ def method_table(cells: Path, out: Path, preset: str, command: str) -> None:
     click.echo((out / "table.md").read_text(), nl=False)
 
 
+@main.command()
+@click.option("--cells", type=Path, required=True, help="Folder with one subfolder per finished cell.")
+@click.option("--out", type=Path, required=True, help="Output folder of the tables and the plot.")
+@click.option("--rows", required=True, metavar="ROW,…", help="Recipes in their order; the first is compared with.")
+@click.option("--preset", required=True, help="Preset that was recovered; the title of the tables.")
+@click.option("--command", default="", help="Command that made the cells; printed below the tables.")
+def curve_table(cells: Path, out: Path, rows: str, preset: str, command: str) -> None:
+    """Compare what recovery costs by several recipes: quality over steps and seconds, with intervals over seeds."""
+    from stages.tools.curve_table import write_curve_table
+
+    write_curve_table(cells, out, rows.split(","), preset, command)
+    click.echo((out / "table.md").read_text(), nl=False)
+
+
 if __name__ == "__main__":
     main()

@@ -86,20 +86,14 @@ def read_comparison(folder: Path) -> Comparison:
             seed, there are two dense models, or finetuned models differ in size.
     """
     cells = sorted(read_cells(folder), key=seed_of)
-    first = cells[0].record
     for cell in cells:
         if cell.note.row not in (*METHODS, ABLATION):
             raise InputError(
                 f"{folder / cell.name} is in row {cell.note.row!r}, which is not a row of a method comparison; "
                 f"give the folder of cells that the flow compare wrote"
             )
-        protocol = cell.record.protocol.model_copy(update={"seed": first.protocol.seed})
-        check_same(first.protocol, protocol, (cells[0].name, cell.name))
-        if cell.record.dense_sha256 != first.dense_sha256:
-            raise InputError(
-                f"{cells[0].name} and {cell.name} were pruned from two dense models; compare cells of one dense model"
-            )
-    _check_sizes([cell for cell in cells if cell.note.row != ABLATION])
+    check_comparable(cells)
+    check_sizes([cell for cell in cells if cell.note.row != ABLATION])
     return Comparison(
         cells,
         Method("pretrained", {seed_of(cell): cell.record.models[DENSE] for cell in cells}),
@@ -108,11 +102,27 @@ def read_comparison(folder: Path) -> Comparison:
     )
 
 
+def check_comparable(cells: Sequence[FinishedCell]) -> None:
+    """Check that protocols differ in the seed alone, and that all cells were pruned from one dense model.
+
+    Raises:
+        InputError: They are not comparable.
+    """
+    first = cells[0].record
+    for cell in cells:
+        protocol = cell.record.protocol.model_copy(update={"seed": first.protocol.seed})
+        check_same(first.protocol, protocol, (cells[0].name, cell.name))
+        if cell.record.dense_sha256 != first.dense_sha256:
+            raise InputError(
+                f"{cells[0].name} and {cell.name} were pruned from two dense models; compare cells of one dense model"
+            )
+
+
 def _in_row(cells: Iterable[FinishedCell], row: str) -> list[FinishedCell]:
     return [cell for cell in cells if cell.note.row == row]
 
 
-def _check_sizes(cells: Sequence[FinishedCell]) -> None:
+def check_sizes(cells: Sequence[FinishedCell]) -> None:
     """Refuse finetuned models of unequal size, which a target in milliseconds can lead to.
 
     Raises:

@@ -1,0 +1,227 @@
+"""A recovery comparison -> its tables: quality by steps and seconds, and when a recipe reaches the end of another."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from stages.protocol.intervals import Estimate
+from stages.report.markdown import markdown_table
+from stages.report.table import ALIKE, conditions_to_text
+from stages.tools.curve_figure import draw_curves
+from stages.tools.curves import SECONDS, SHOWN, Curve, Curves, Reach, difference, reach, read_curves, seconds_ratio
+from stages.tools.method_table import write_estimate
+from stages.tools.methods import seed_of
+from stages.tools.table_files import write_table_files
+
+BOTH = ("fid", "ssim")
+"""Metrics of which the last line of each recipe requires all."""
+SLACK = 0.05
+"""Share by which a training may be later than another and still counts as equally long: seconds vary by as much."""
+NOT_REACHED, UNKNOWN = "not reached", "–"
+
+
+def to_rows(curves: Curves) -> list[dict[str, str]]:
+    """Write all numbers as texts, one row per recipe and step: column -> text."""
+    return [
+        {
+            "recipe": curve.title,
+            "step": f"{step:,}",
+            "seconds": _write(curve.estimate(step, SECONDS), 1),
+            **{SHOWN[name].title: _write_metric(curve.estimate(step, name), name) for name in curves.metrics},
+            "seeds": str(len(curve.seeds)),
+        }
+        for curve in curves.rows.values()
+        for step in curve.steps
+    ]
+
+
+def _write(found: Estimate | None, digits: int, factor: float = 1) -> str:
+    return UNKNOWN if found is None else write_estimate(found, digits, factor)
+
+
+def _write_metric(found: Estimate | None, name: str) -> str:
+    return _write(found, SHOWN[name].digits, SHOWN[name].factor)
+
+
+def to_markdown(curves: Curves, preset: str, command: str) -> str:
+    """Write all tables, each followed by its explanation."""
+    return "\n\n".join([f"# {preset}: what recovery costs", *_parts(curves, command)]) + "\n"
+
+
+def _parts(curves: Curves, command: str) -> Iterator[str]:
+    steps = curves.baseline.steps
+    for name in curves.metrics:
+        yield f"## {SHOWN[name].title} by steps"
+        rows = [[it.title, *(_at_equal_steps(curves, it, name, step) for step in steps)] for it in curves.rows.values()]
+        yield markdown_table(["recipe", *(f"{step:,}" for step in steps)], rows)
+    yield _explain(curves, command)
+    yield f"## When a recipe reaches what {curves.baseline.title} has at its end"
+    found = list(reach_rows(curves))
+    yield (
+        markdown_table(list(found[0]), [row.values() for row in found], text_columns=2) if found else "No other recipe."
+    )
+    yield _explain_reach(curves)
+    yield from _seconds_parts(curves)
+
+
+def _at_equal_steps(curves: Curves, curve: Curve, name: str, step: int) -> str:
+    text = _write_metric(curve.estimate(step, name), name)
+    apart = None if curve is curves.baseline else difference(curve, curves.baseline, name, step)
+    return f"{text} {ALIKE}" if apart and apart.is_distinct is False else text
+
+
+def reach_rows(curves: Curves) -> Iterator[dict[str, str]]:
+    """Write when each recipe reaches the first one's end, by each metric and by those of `BOTH`: column -> text."""
+    other = curves.baseline
+    singles = [(SHOWN[name].title, [name]) for name in curves.metrics]
+    for curve in curves.rows.values():
+        for title, metrics in [*singles, (" and ".join(SHOWN[it].title for it in BOTH), list(BOTH))]:
+            if curve is not other:
+                yield _reach_row(curve, other, title, reach(curve, other, metrics))
+
+
+def _reach_row(curve: Curve, other: Curve, title: str, found: Reach) -> dict[str, str]:
+    last, step = other.steps[-1], found.step
+    seconds = curve.estimate(step, SECONDS) if step else None
+    ratio = seconds_ratio(curve, step, other) if step else None
+    return {
+        "recipe": curve.title,
+        "by": title,
+        "steps": f"{step:,}" if step else NOT_REACHED,
+        "of its steps": f"{step / last:.2f}" if step else UNKNOWN,
+        "seed by seed": _write_range(list(found.by_seed.values())),
+        "seconds": _write(seconds, 1),
+        "of its seconds": _write(ratio, 2),
+        "better from": f"{found.better:,}" if found.better else UNKNOWN,
+    }
+
+
+def _write_range(steps: Sequence[int | None]) -> str:
+    """Write the lowest and the highest step, and how many seeds reach none."""
+    reached = sorted(step for step in steps if step is not None)
+    missing = len(steps) - len(reached)
+    if not reached:
+        return NOT_REACHED
+    span = f"{reached[0]:,}" if reached[0] == reached[-1] else f"{reached[0]:,} to {reached[-1]:,}"
+    return f"{span}, {missing} of {len(steps)} never" if missing else span
+
+
+def _explain(curves: Curves, command: str) -> str:
+    records = {seed_of(cell): cell.record for cell in curves.cells}
+    protocol = next(iter(records.values())).protocol
+    names = ", ".join(record.protocol_id for record in records.values())
+    intervals = (
+        f"± is half of the 95 % interval over the seeds. {ALIKE} marks a value whose difference from "
+        f"{curves.baseline.title} at the same step, paired by seed, has an interval that contains zero."
+        if len(records) > 1
+        else "One seed, so no intervals: the numbers do not show how much another seed would change."
+    )
+    schedule = "Each recipe was trained once a seed; its earlier columns are snapshots of that training."
+    conditions = conditions_to_text(protocol, f"seeds {', '.join(map(str, records))}")
+    made_by = f"\n\nMade by `{command}`" if command else ""
+    return f"{intervals} {schedule} Protocols, which differ only in the seed ({names}): {conditions}{made_by}"
+
+
+def _explain_reach(curves: Curves) -> str:
+    title = curves.baseline.title
+    return (
+        f"steps: the first measured step from which on the mean difference from {title} at its end, paired by seed, is "
+        f"nowhere worse beyond its interval; nothing is interpolated between measured steps. A wide interval is easily "
+        f"reached: `better from` is the step from which on the difference is better beyond its interval. seed by seed: "
+        f"the lowest and highest step from which on the value of one seed is not worse than that of {title} at its end."
+    )
+
+
+def _seconds_parts(curves: Curves) -> Iterator[str]:
+    """Write the seconds, and the metrics of `BOTH` at equal seconds; or why there are none."""
+    yield "## Seconds"
+    if len(curves.machines) != 1:
+        why = f"on {' and '.join(curves.machines)}, which do not compare" if curves.machines else "in no cell"
+        yield f"Not measured: seconds were taken {why}. Run the comparison with --jobs 1 on one machine."
+        return
+    steps = curves.baseline.steps
+    rows = [[it.title, *(_write(it.estimate(step, SECONDS), 1) for step in steps)] for it in curves.rows.values()]
+    yield markdown_table(["recipe", *(f"{step:,}" for step in steps)], rows)
+    left_out = (
+        f" {curves.untimed} of {len(curves.cells)} trainings are left out: they ran beside others, or their times "
+    )
+    yield (
+        f"Seconds of the optimiser steps so far, without measuring, drawing and saving, on {curves.machines[0]}; no "
+        f"other run of a flow computed on the machine meanwhile.{f'{left_out}are lost.' if curves.untimed else ''}"
+    )
+    for name in BOTH:
+        yield from _equal_seconds_parts(curves, name)
+
+
+def _equal_seconds_parts(curves: Curves, name: str) -> Iterator[str]:
+    budgets = [
+        (step, found.mean) for step in curves.baseline.steps if (found := curves.baseline.estimate(step, SECONDS))
+    ]
+    if not budgets:
+        return
+    yield f"## {SHOWN[name].title} at equal seconds"
+    rows = [[it.title, *(_at_equal_seconds(it, name, budget) for _, budget in budgets)] for it in curves.rows.values()]
+    yield markdown_table(["recipe", *(f"{budget:.1f} s" for _, budget in budgets)], rows)
+    yield (
+        f"The columns are the seconds of {curves.baseline.title} at its steps; in brackets the last measured step that "
+        f"a recipe has taken by then, or at most {SLACK:.0%} later."
+    )
+
+
+def _at_equal_seconds(curve: Curve, name: str, budget: float) -> str:
+    seconds = {step: found.mean for step in curve.steps if (found := curve.estimate(step, SECONDS))}
+    taken = [step for step, value in seconds.items() if value <= budget * (1 + SLACK)]
+    return f"{_write_metric(curve.estimate(taken[-1], name), name)} ({taken[-1]:,})" if taken else UNKNOWN
+
+
+def _numbers(curves: Curves) -> list[dict[str, Any]]:
+    """List the unrounded numbers, one row per recipe, seed and step."""
+    return [
+        {"recipe": row, "seed": seed, "step": step, **numbers}
+        for row, curve in curves.rows.items()
+        for step, by_seed in curve.points.items()
+        for seed, numbers in sorted(by_seed.items())
+    ]
+
+
+def to_json(curves: Curves, preset: str, command: str) -> dict[str, Any]:
+    """Make the content of curve_table.json: the texts of all steps, estimates as numbers, and every pair of recipes."""
+    rows, names = to_rows(curves), [*curves.metrics, SECONDS]
+    return {
+        "preset": preset,
+        "command": command,
+        "baseline": curves.baseline.title,
+        "machines": list(curves.machines),
+        "header": list(rows[0]),
+        "rows": [list(row.values()) for row in rows],
+        "curves": {
+            row: {
+                str(step): {name: asdict(found) for name in names if (found := curve.estimate(step, name))}
+                for step in curve.steps
+            }
+            for row, curve in curves.rows.items()
+        },
+        "reach": {row: _reach_to_dict(curves, curve) for row, curve in curves.rows.items()},
+    }
+
+
+def _reach_to_dict(curves: Curves, curve: Curve) -> dict[str, Any]:
+    """Make other recipe -> metrics -> when this one reaches the other's end."""
+    sets = [*([name] for name in curves.metrics), list(BOTH)]
+    others = {row: other for row, other in curves.rows.items() if other is not curve}
+    return {
+        row: {"+".join(names): asdict(reach(curve, other, names)) for names in sets} for row, other in others.items()
+    }
+
+
+def write_curve_table(cells: Path, out: Path, rows: Sequence[str], preset: str, command: str) -> None:
+    """Write table.md, table.csv, curve_table.json and the plot curve.
+
+    Raises:
+        InputError: The cells cannot be read or compared, or `out` cannot be written.
+    """
+    curves = read_curves(cells, rows)
+    markdown, summary = to_markdown(curves, preset, command), to_json(curves, preset, command)
+    plots = {"curve": lambda axis: draw_curves(axis, curves)}
+    write_table_files(out, "curve_table", markdown, _numbers(curves), summary, plots)

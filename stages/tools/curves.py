@@ -1,0 +1,245 @@
+"""The cells of a recovery comparison -> quality over steps and seconds by recipe, and when one reaches another."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import BaseModel, Field
+
+from stages.protocol.evaluation import SNAPSHOT, Model, read_snapshots
+from stages.protocol.intervals import Estimate, estimate, paired_difference
+from stages.runtime.errors import InputError
+from stages.storage.files import read_record
+from stages.tools.cells import FinishedCell, read_cells
+from stages.tools.methods import ONE_SHOT, RESULT, check_comparable, check_sizes, seed_of
+
+PROVENANCE = "finetune.provenance.json"
+SECONDS = "seconds"
+
+
+@dataclass(frozen=True)
+class ShownMetric:
+    """How a metric is written, and which values are better."""
+
+    title: str
+    digits: int
+    factor: float = 1
+    lower_is_better: bool = True
+
+
+SHOWN: Mapping[str, ShownMetric] = {
+    "fid": ShownMetric("FID", 3),
+    "fid_dense": ShownMetric("FID against the dense model", 3),
+    "ssim": ShownMetric("SSIM", 4, lower_is_better=False),
+    "kid": ShownMetric("KID × 10³", 2, 1e3),
+}
+"""Metrics of the curves; one that the evaluations lack is left out."""
+
+
+class _Cost(BaseModel, frozen=True, extra="ignore"):
+    seconds_by_step: dict[int, float] = Field(default_factory=dict)
+    alone: bool = False
+
+
+class _Training(BaseModel, frozen=True, extra="ignore"):
+    """What is read of the provenance of a training."""
+
+    cost: _Cost
+    device: dict[str, bool | int | str]
+
+    @property
+    def machine(self) -> str:
+        """Device and threads in words."""
+        threads = f", {self.device['threads']} threads" if "threads" in self.device else ""
+        return f"{self.device.get('name')}{threads}"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The trainings of one recipe."""
+
+    title: str
+    points: Mapping[int, Mapping[int, Mapping[str, float]]]
+    """Step -> seed -> metric -> mean over the sets; `seconds` of training is among them where it was measured."""
+
+    @property
+    def steps(self) -> list[int]:
+        """The measured steps in their order."""
+        return sorted(self.points)
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds in their order."""
+        return sorted(self.points[self.steps[-1]])
+
+    def values(self, step: int, name: str) -> dict[int, float]:
+        """Return a metric or the seconds at a step: seed -> value, of the seeds that have it."""
+        return {seed: found[name] for seed, found in sorted(self.points[step].items()) if name in found}
+
+    def estimate(self, step: int, name: str) -> Estimate | None:
+        """Estimate the mean over the seeds; None where no seed has it."""
+        values = list(self.values(step, name).values())
+        return estimate(values) if values else None
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The finished cells of a recovery comparison, sorted into recipes."""
+
+    cells: Sequence[FinishedCell]
+    rows: Mapping[str, Curve]
+    """Recipe -> curve, in the order that was asked for."""
+    machines: Sequence[str]
+    """Where the seconds were measured; empty where there are none."""
+    untimed: int
+    """Cells without seconds: trained beside others, or with an output from DVC's cache."""
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics of `SHOWN` that every cell has."""
+        found = [point for row in self.rows.values() for step in row.points.values() for point in step.values()]
+        return [name for name in SHOWN if all(name in point for point in found)]
+
+    @property
+    def baseline(self) -> Curve:
+        """The first recipe, with which the others are compared."""
+        return next(iter(self.rows.values()))
+
+
+@dataclass(frozen=True)
+class Reach:
+    """When a recipe reaches what another has at its end, by one or several metrics."""
+
+    step: int | None
+    """First measured step from which on the mean difference, paired by seed, is nowhere worse beyond its interval."""
+    better: int | None
+    """First measured step from which on it is better beyond its interval; None for one seed, too."""
+    by_seed: Mapping[int, int | None] = field(default_factory=dict)
+    """Seed -> first measured step from which on this seed's value is not worse."""
+
+
+def worse_by(curve: Curve, other: Curve, metric: str, step: int) -> dict[int, float]:
+    """How much worse a recipe is at a step than another at its end, by the sign of `SHOWN`: seed -> difference."""
+    ours, theirs = curve.values(step, metric), other.values(other.steps[-1], metric)
+    sign = 1 if SHOWN[metric].lower_is_better else -1
+    return {seed: sign * (ours[seed] - theirs[seed]) for seed in ours if seed in theirs}
+
+
+def reach(curve: Curve, other: Curve, metrics: Iterable[str]) -> Reach:
+    """Find when a recipe reaches what another has at its end, by all of some metrics; steps are not interpolated."""
+    worse = {step: [worse_by(curve, other, name, step) for name in metrics] for step in curve.steps}
+    seeds = [seed for seed in curve.seeds if seed in other.seeds]
+    if not seeds:
+        return Reach(None, None)
+    found = {step: [estimate(list(it.values())) for it in worse[step]] for step in worse}
+    return Reach(
+        _from_then_on({step: all(it.mean <= (it.half_width or 0) for it in found[step]) for step in found}),
+        _from_then_on({step: all(bool(it.is_distinct) and it.mean < 0 for it in found[step]) for step in found}),
+        {seed: _from_then_on({step: all(it[seed] <= 0 for it in worse[step]) for step in worse}) for seed in seeds},
+    )
+
+
+def _from_then_on(holds: Mapping[int, bool]) -> int | None:
+    """Return the first step from which on something holds at every step."""
+    steps = sorted(holds)
+    return next((step for index, step in enumerate(steps) if all(holds[it] for it in steps[index:])), None)
+
+
+def difference(curve: Curve, other: Curve, metric: str, step: int) -> Estimate | None:
+    """Estimate metric(curve) − metric(other) at one step, paired by seed; None without a common step and seed."""
+    if step not in other.points:
+        return None
+    ours, theirs = curve.values(step, metric), other.values(step, metric)
+    seeds = [seed for seed in ours if seed in theirs]
+    return paired_difference([ours[it] for it in seeds], [theirs[it] for it in seeds]) if seeds else None
+
+
+def seconds_ratio(curve: Curve, step: int, other: Curve) -> Estimate | None:
+    """Estimate the seconds of a recipe until a step over those of another until its end, paired by seed."""
+    ours, theirs = curve.values(step, SECONDS), other.values(other.steps[-1], SECONDS)
+    ratios = [ours[seed] / theirs[seed] for seed in ours if theirs.get(seed)]
+    return estimate(ratios) if ratios else None
+
+
+def read_curves(folder: Path, rows: Sequence[str]) -> Curves:
+    """Read all cells below a folder and sort them into recipes, steps and seeds.
+
+    Raises:
+        InputError: The folder holds no cell, a cell is damaged or in no row, or cells differ in more than seed and
+            recipe: in protocol, dense model, size, pruned weights of a seed, or steps.
+    """
+    cells = sorted(read_cells(folder), key=seed_of)
+    if odd := [cell for cell in cells if cell.note.row not in rows]:
+        found = f"{folder / odd[0].name} is in row {odd[0].note.row!r}, the rows are {', '.join(rows)}"
+        raise InputError(f"{found}; give the folder of cells that compare --curve wrote, and all rows")
+    check_comparable(cells)
+    check_sizes(cells)
+    _check_pruned(cells)
+    times = {cell.name: _read_times(folder / cell.name) for cell in cells}
+    machines = sorted({it.machine for it in times.values() if it})
+    points = {cell.name: _read_points(folder / cell.name, cell, times[cell.name], machines) for cell in cells}
+    _check_steps(points)
+    curves = {row: [cell for cell in cells if cell.note.row == row] for row in rows}
+    return Curves(
+        cells,
+        {
+            row: Curve(row, _by_step({seed_of(cell): points[cell.name] for cell in members}))
+            for row, members in curves.items()
+            if members
+        },
+        machines,
+        sum(it is None for it in times.values()),
+    )
+
+
+def _check_pruned(cells: Sequence[FinishedCell]) -> None:
+    """Refuse cells of one seed that recovered different pruned models."""
+    first: dict[int, FinishedCell] = {}
+    for cell in cells:
+        other = first.setdefault(seed_of(cell), cell)
+        one, two = (it.record.models[ONE_SHOT].weights_sha256 for it in (other, cell))
+        if one != two:
+            found = f"{other.name} and {cell.name}, both of seed {seed_of(cell)}, recovered two pruned models"
+            raise InputError(f"{found}; compare recipes that begin with the same one")
+
+
+def _check_steps(points: Mapping[str, Mapping[int, object]]) -> None:
+    steps = {name: sorted(found) for name, found in points.items()}
+    (first, expected), *others = steps.items()
+    for name, found in others:
+        if found != expected:
+            raise InputError(f"{first} was measured at steps {expected}, {name} at {found}; compare one list of steps")
+
+
+def _read_times(folder: Path) -> _Training | None:
+    """Read when a training reached its steps; None where that is unknown or shows no cost."""
+    if not (folder / PROVENANCE).is_file():
+        return None
+    training = read_record(folder / PROVENANCE, _Training, "remove the cell's folder and run the flow again")
+    return training if training.cost.alone and training.cost.seconds_by_step else None
+
+
+def _read_points(
+    folder: Path, cell: FinishedCell, training: _Training | None, machines: Sequence[str]
+) -> dict[int, dict[str, float]]:
+    """Read step -> numbers of one training; seconds of several machines do not compare and are left out."""
+    snapshots = read_snapshots(folder).models
+    models = {int(name.removeprefix(SNAPSHOT)): it for name, it in snapshots.items() if name.startswith(SNAPSHOT)}
+    models[int(cell.note.overrides["finetune.steps"])] = cell.record.models[RESULT]
+    seconds = training.cost.seconds_by_step if training and len(machines) == 1 else {}
+    return {step: _numbers(model) | _seconds(seconds.get(step)) for step, model in models.items()}
+
+
+def _numbers(model: Model) -> dict[str, float]:
+    found = {name: getattr(model, name, None) for name in SHOWN}
+    return {name: metric.mean for name, metric in found.items() if metric is not None}
+
+
+def _seconds(value: float | None) -> dict[str, float]:
+    return {} if value is None else {SECONDS: value}
+
+
+def _by_step(points: Mapping[int, Mapping[int, Mapping[str, float]]]) -> dict[int, dict[int, Mapping[str, float]]]:
+    """Turn seed -> step -> numbers around."""
+    steps = next(iter(points.values()))
+    return {step: {seed: found[step] for seed, found in points.items()} for step in sorted(steps)}
