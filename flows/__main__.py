@@ -9,6 +9,8 @@ import click
 
 from flows import options
 from flows.clean import clean
+from flows.comparisons import compare
+from flows.entry import exit_by_state, find_source
 from flows.tasks.server import find_server
 from flows.tasks.temporary_server import ensure_server
 from flows.workspaces.overrides import parse_grid, parse_limits, parse_overrides
@@ -20,7 +22,6 @@ from stages.runtime.text import printable
 if TYPE_CHECKING:
     from prefect import State
 
-    from flows.workspaces.repository import ParamsSource, Repository
     from stages.register.promotion import Decision
     from stages.register.reproduce import Reproduction
 
@@ -61,13 +62,13 @@ def compress(
 
         current_checkout().check_limits(minutes)
     else:
-        repository, source = _find_source(commit, preset, minutes)
+        repository, source = find_source(commit, preset, minutes)
         repository.render(source, [overrides])
 
     ensure_server()
     from flows.compress import compress as flow
 
-    _exit(flow(overrides, commit, minutes, preset=preset, to_register=to_register, return_state=True))
+    exit_by_state(flow(overrides, commit, minutes, preset=preset, to_register=to_register, return_state=True))
 
 
 @main.command()
@@ -85,44 +86,12 @@ def sweep(grids: tuple[str, ...], texts: tuple[str, ...], limits: tuple[str, ...
 
     grid, overrides, minutes = parse_grid(grids), parse_overrides(texts), parse_limits(limits)
     check_disjoint(grid, overrides)
-    plan_sweep(*_find_source(given["commit"], given["preset"], minutes), grid, overrides)
+    plan_sweep(*find_source(given["commit"], given["preset"], minutes), grid, overrides)
 
     ensure_server()
     from flows.sweep import sweep as flow
 
-    _exit(flow(grid, overrides, limits=minutes, return_state=True, **given))
-
-
-@main.command()
-@click.option("--preset", required=True, help="A preset of the commit (recipes/presets).")
-@click.option("--seeds", default="0,1,2,3,4", help="Each row has one cell per seed.")
-@click.option("--rows", default=None, metavar="ROW,…", help="Rows of the table; by default all.")
-@options.set_option
-@options.commit_option
-@options.runner_option
-@options.jobs_option
-@options.limit_option
-@click.option("--ablation/--no-ablation", default=True, help="Whether to vary the number of timesteps as well.")
-def compare(
-    seeds: str,
-    rows: str | None,
-    texts: tuple[str, ...],
-    limits: tuple[str, ...],
-    **given: Any,  # noqa: ANN401
-) -> None:
-    """Make the paper's table for a preset, with intervals over the seeds."""
-    from flows.workspaces.method_rows import parse_seeds, plan_comparison
-    from stages.tools.published import METHODS
-
-    overrides, minutes, numbers = parse_overrides(texts), parse_limits(limits), parse_seeds(seeds)
-    names = list(METHODS) if rows is None else rows.split(",") if rows else []
-    source = _find_source(given["commit"], given["preset"], minutes)
-    plan_comparison(*source, names, numbers, overrides, ablation=given["ablation"])
-
-    ensure_server()
-    from flows.compare import compare as flow
-
-    _exit(flow(seeds=numbers, rows=names, overrides=overrides, limits=minutes, return_state=True, **given))
+    exit_by_state(flow(grid, overrides, limits=minutes, return_state=True, **given))
 
 
 @main.command()
@@ -133,13 +102,13 @@ def compare(
 def nightly(texts: tuple[str, ...], commit: str, policy: str, limits: tuple[str, ...]) -> None:
     """Compress the current base, register the result, and promote it or report why not."""
     overrides, minutes = parse_overrides(texts), parse_limits(limits)
-    repository, source = _find_source(commit, None, minutes)
+    repository, source = find_source(commit, None, minutes)
     repository.render(source, [overrides])
 
     ensure_server()
     from flows.nightly import nightly as flow
 
-    _exit(flow(overrides, commit, policy, minutes, return_state=True))
+    exit_by_state(flow(overrides, commit, policy, minutes, return_state=True))
 
 
 @main.command()
@@ -254,17 +223,7 @@ def server() -> None:
 
 
 main.add_command(clean)
-
-
-def _find_source(commit: str, preset: str | None, limits: dict[str, float]) -> "tuple[Repository, ParamsSource]":
-    """Check the limits and find the commit, so that a mistake is reported before a Prefect server is started."""
-    from flows.workspaces.repository import ParamsSource, Repository
-    from flows.workspaces.workspace import current_checkout
-
-    if limits and Path("dvc.yaml").is_file():
-        current_checkout().check_limits(limits)
-    repository = Repository.find()
-    return repository, ParamsSource(repository.resolve(commit, lambda _line: None), preset)  # the flow logs the line
+main.add_command(compare)
 
 
 def _result(state: "State[Any]") -> Any:  # noqa: ANN401
@@ -276,12 +235,6 @@ def _result(state: "State[Any]") -> Any:  # noqa: ANN401
     if state.data is None:
         raise InputError(state.message or f"the flow ended as {state.name}")
     return state.result(raise_on_failure=False)
-
-
-def _exit(state: "State[Any]") -> None:
-    """Print a flow's state, and end this process with exit code 0 only if the flow completed."""
-    click.echo(f"{state.name}: {state.message}")
-    sys.exit(0 if state.is_completed() and state.name == "Completed" else 1)
 
 
 def _print_checks(decision: "Decision") -> None:

@@ -26,6 +26,7 @@ from flows.tasks.errors import fail_on_input_error
 from flows.tasks.outcome import Outcome, read_outcome
 from flows.workspaces.overrides import Overrides
 from flows.workspaces.workspace import open_workspace
+from stages.runtime.environment import SHARED_VARIABLE
 from stages.runtime.errors import InputError
 
 RunnerName = Literal["threads", "pool"]
@@ -62,6 +63,8 @@ def _slots(jobs: int) -> Slots:
     slots: Slots = queue.Queue()
     for index in range(jobs):
         slot = {} if jobs == 1 else {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // jobs)))}
+        if jobs > 1:
+            slot[SHARED_VARIABLE] = "1"
         if gpus and jobs > 1:
             slot["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
         slots.put(slot)

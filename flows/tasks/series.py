@@ -32,14 +32,24 @@ class Series:
 
     Args:
         repository: Its folder on this machine keeps the finished cells.
-        kind: sweep or comparison.
+        kind: sweep, comparison or curve.
         source: The params file that the cells' overrides change.
         cells: All different.
+        reports: Report files of a cell that the table needs.
+        extras: Report files that a cell may lack.
     """
 
-    def __init__(self, repository: Repository, kind: str, source: ParamsSource, cells: Sequence[PlannedCell]) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        kind: str,
+        source: ParamsSource,
+        cells: Sequence[PlannedCell],
+        reports: Sequence[str] = REPORTS,
+        extras: Sequence[str] = (),
+    ) -> None:
         names = [hash_json([source.commit, source.preset, cell.overrides, cell.about]) for cell in cells]
-        self.kind, self.source = kind, source
+        self.kind, self.source, self.reports, self.extras = kind, source, reports, extras
         self.cells = {name[:12]: cell for name, cell in zip(names, cells, strict=True)}
         self.id = hash_json([kind, *names])
         self.folder = repository.root / f"{kind}s" / self.id[:12]
@@ -66,7 +76,7 @@ class Series:
         with tempfile.TemporaryDirectory(dir=self.folder) as temporary:
             folder = Path(temporary) / name
             folder.mkdir()
-            for report in REPORTS:
+            for report in [*self.reports, *recording.list_reports(outcome.mlflow_run, self.extras)]:
                 found = recording.fetch_report(outcome.mlflow_run, report, Path(temporary))
                 found.rename(folder / found.name)
             (folder / "cell.json").write_text(json.dumps(about, indent=2))
@@ -78,7 +88,7 @@ class Series:
         """Compare the finished cells, show the table in Prefect and MLflow, and return it as data.
 
         Args:
-            table: sweep_table or method_table, after the command of stages.tools that compares the cells.
+            table: sweep_table, method_table or curve_table, after the command of stages.tools that compares the cells.
             options: Further options of that command.
             params: Params of the MLflow run that keeps the table.
             pictures: File -> description; a file that is missing is left out.

@@ -22,6 +22,7 @@ ONE_SHOT = {
     "prune.compensate": None,
     "finetune.init": "pruned",
     "finetune.steps": 1,
+    "finetune.snapshots": [],
     "finetune.loss": {"noise": 1.0},
     "finetune.warmup_steps": 0,
     "finetune.heldout_every": 1,
@@ -133,9 +134,9 @@ def check_plan(rows: Mapping[str, Overrides], names: Iterable[str], seeds: Seque
         InputError: A row does not exist, the seeds are not one or more different numbers from 0, or the overrides
             set a key that rows or seeds set.
     """
-    unknown = [name for name in names if name not in METHODS]
+    unknown = [name for name in names if name not in rows]
     if unknown:
-        raise InputError(f"there is no row {', '.join(map(repr, unknown))}; the rows are {', '.join(METHODS)}")
+        raise InputError(f"there is no row {', '.join(map(repr, unknown))}; the rows are {', '.join(rows)}")
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise InputError(f"seeds are {', '.join(map(str, seeds)) or 'missing'}; give one or more from 0, each once")
     fixed = {"seed", *(key for row in rows.values() for key in row)}

@@ -28,7 +28,7 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
     Raises:
         InputError: A text has another form, or a key occurs twice.
     """
-    return dict(_pairs(texts, "--set", "prune.target.macs=56%"))
+    return dict(parse_pairs(texts, "--set", "prune.target.macs=56%"))
 
 
 def parse_limits(texts: Iterable[str]) -> dict[str, float]:
@@ -37,7 +37,7 @@ def parse_limits(texts: Iterable[str]) -> dict[str, float]:
     Raises:
         InputError: A text has another form, or a key occurs twice.
     """
-    return dict(_pairs(texts, "--limit", "finetune=90"))
+    return dict(parse_pairs(texts, "--limit", "finetune=90"))
 
 
 def parse_grid(texts: Iterable[str]) -> dict[str, list[Any]]:
@@ -46,10 +46,15 @@ def parse_grid(texts: Iterable[str]) -> dict[str, list[Any]]:
     Raises:
         InputError: A text has another form, or a key occurs twice.
     """
-    return dict(_pairs(texts, "--grid", "importance.criterion=random,magnitude", as_list=True))
+    return dict(parse_pairs(texts, "--grid", "importance.criterion=random,magnitude", as_list=True))
 
 
-def _pairs(texts: Iterable[str], option: str, example: str, *, as_list: bool = False) -> Iterator[tuple[str, Any]]:
+def parse_pairs(texts: Iterable[str], option: str, example: str, *, as_list: bool = False) -> Iterator[tuple[str, Any]]:
+    """Yield each key and value of texts KEY=VALUE.
+
+    Raises:
+        InputError: A text has another form, or a key occurs twice; the message names the option.
+    """
     seen: set[str] = set()
     for text in texts:
         key, equals, value = text.partition("=")

@@ -23,6 +23,7 @@ from flows.workspaces.repository import (
     locked,
 )
 from stages.params import load_params
+from stages.runtime.environment import SHARED_VARIABLE
 from stages.runtime.errors import InputError, first_line
 from stages.runtime.git import git_output
 from stages.runtime.schema import read_tree
@@ -94,9 +95,15 @@ class Workspace:
         return machine_lock(self.locks.parent if self.locks else None)
 
     def takes_times(self, stage: str) -> bool:
-        """Whether a stage measures how long passes take, which holds only while no other run computes beside it."""
+        """Whether a stage measures seconds, which hold only while no other run computes beside it.
+
+        A training with snapshots does, unless several cells are to share this machine.
+        """
         if stage == "prune":
             return load_params(self.path / "params.yaml").prune.target.latency_ms is not None
+        if stage == "finetune":
+            has_snapshots = bool(load_params(self.path / "params.yaml").finetune.snapshots)
+            return has_snapshots and SHARED_VARIABLE not in self.environment
         return stage == "costs"
 
     def check_limits(self, limits: Mapping[str, float]) -> None:

@@ -152,6 +152,21 @@ def fetch_report(run_id: str, name: str, folder: Path) -> Path:
         raise UnavailableError(f"MLflow failed to download {name} of run {run_id} ({first_line(error)})") from None
 
 
+def list_reports(run_id: str, names: Sequence[str]) -> list[str]:
+    """Return those of some files, of the top of a run's reports, that the run has.
+
+    Raises:
+        UnavailableError: The server does not answer.
+    """
+    if not names:
+        return []
+    try:
+        present = {Path(it.path).name for it in connect().list_artifacts(run_id, "reports")}
+    except Exception as error:  # noqa: BLE001  # whatever a server or MLflow raises
+        raise UnavailableError(f"MLflow failed to list the reports of run {run_id} ({first_line(error)})") from None
+    return [name for name in names if name in present]
+
+
 def record_folder(
     name: str, content: str, params: Mapping[str, str], folder: Path, rows: Sequence[Mapping[str, Any]]
 ) -> str:

@@ -15,6 +15,7 @@ from flows.workspaces.machine import at_work, machine_lock
 from flows.workspaces.overrides import apply
 from flows.workspaces.repository import HOME_VARIABLE, REPOSITORY_VARIABLE
 from flows.workspaces.workspace import Workspace
+from stages.runtime.environment import SHARED_VARIABLE
 from tests.records import STAGES
 from tests.servers import ROOT
 
@@ -104,12 +105,18 @@ def test_another_process_waits_until_the_first_ends_or_is_killed(tmp_path, first
 
 
 @pytest.mark.parametrize(
-    ("target", "expected"), [({"ratio": 0.3}, ["costs"]), ({"latency_ms": "80%"}, ["prune", "costs"])]
+    ("changes", "environment", "expected"),
+    [
+        ({}, {}, ["costs"]),
+        ({"prune.target": {"latency_ms": "80%"}}, {}, ["prune", "costs"]),
+        ({"finetune.snapshots": [1]}, {}, ["finetune", "costs"]),
+        ({"finetune.snapshots": [1]}, {SHARED_VARIABLE: "1"}, ["costs"]),
+    ],
 )
-def test_the_stages_that_take_times_are_known(tmp_path, target, expected):
-    """The costs always, pruning where its target is a latency."""
-    (tmp_path / "params.yaml").write_bytes(apply({"prune.target": target}, ROOT / "params.yaml"))
-    workspace = Workspace(tmp_path, tmp_path)
+def test_the_stages_that_take_times_are_known(tmp_path, changes, environment, expected):
+    """The costs always, pruning where its target is a latency, a training with snapshots unless it is to share."""
+    (tmp_path / "params.yaml").write_bytes(apply(changes, ROOT / "params.yaml"))
+    workspace = Workspace(tmp_path, tmp_path, environment=environment)
 
     assert [stage for stage in STAGES if workspace.takes_times(stage)] == expected
 

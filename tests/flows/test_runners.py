@@ -7,6 +7,7 @@ from click.testing import CliRunner
 from flows.__main__ import main
 from flows.options import RUNNERS
 from flows.tasks.runners import RunnerName, open_runner
+from stages.runtime.environment import SHARED_VARIABLE
 
 
 def test_the_runners_of_the_command_are_those_that_there_are():
@@ -17,7 +18,10 @@ def test_the_runners_of_the_command_are_those_that_there_are():
 
 
 def test_threads_run_as_many_cells_as_there_are_jobs():
-    """Each has a slot, and the runner as many threads."""
+    """Each has a slot, and the runner as many threads; cells side by side know that their seconds show no cost."""
     with open_runner("threads", 3) as (runner, slots):
         assert slots.qsize() == 3
         assert runner._max_workers == 3
+        assert slots.get()[SHARED_VARIABLE] == "1"
+    with open_runner("threads", 1) as (_, slots):
+        assert slots.get() == {}

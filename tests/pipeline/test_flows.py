@@ -1,11 +1,16 @@
 """Flows in workspaces of their own, with no server: what they compute, what they share, what they leave."""
 
 import json
+import shutil
+from collections import Counter
 
 import pytest
 from mlflow import MlflowClient
 
+from tests.pipeline.conftest import commit
+
 pytestmark = pytest.mark.e2e
+ROWS = ["noise", "output"]
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +79,35 @@ def test_a_sweep_loses_nothing_by_a_cell_that_fails(project):
     assert "3 cells, 2 of them finished before" in again.stdout + again.stderr
     assert ran(again) == ["prune"]
     assert len(runs(project)) == count
+
+
+def test_a_curve_is_made_of_one_training_a_cell(project):
+    """Two recipes with two seeds begin with one pruned model a seed."""
+    preset = project.path / "recipes" / "presets" / "small.yaml"
+    preset.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(project.path / "params.yaml", preset)
+    commit(project.path)
+    command = ["python", "-m", "flows", "compare", "--curve", "--preset", "small", "--seeds", "0,1"]
+    command += ["--rows", "noise,output", "--steps", "2,5,12"]
+    result = project.run(*command)
+    said = result.stdout + result.stderr
+    assert result.returncode == 0, said
+    assert "Traceback" not in said
+    assert "4 of 4 cells finished" in said
+    counts = Counter(ran(result))
+    assert (counts["prune"], counts["finetune"], counts["evaluate"]) == (
+        1,
+        4,
+        4,
+    )  # the pruned model of seed 0 is cached
+    (folder,) = (project.path / ".espalier" / "curves").glob("*/result")
+    found = json.loads((folder / "curve_table.json").read_text())
+    assert {row: list(curve) for row, curve in found["curves"].items()} == {row: ["2", "5", "12"] for row in ROWS}
+    seconds = [found["curves"]["noise"][step]["seconds"]["mean"] for step in ("2", "5", "12")]
+    assert 0 < seconds[0] < seconds[1] < seconds[2]
+    assert len((folder / "table.csv").read_text().splitlines()) == 1 + 2 * 2 * 3
+    assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+    again = project.run(*command)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert ran(again) == []

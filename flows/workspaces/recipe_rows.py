@@ -1,0 +1,160 @@
+"""A preset's params -> the cells that show what recovery costs: every recipe with every seed, of one pruned model."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from flows.workspaces.grid import PlannedCell
+from flows.workspaces.method_rows import OUR_DECAYS, check_plan
+from flows.workspaces.overrides import Overrides, parse_pairs
+from flows.workspaces.repository import ParamsSource, Repository
+from stages.params import Params
+from stages.runtime.errors import InputError
+
+Recipes = Mapping[str, Overrides]
+"""Name of a recipe -> keys of the block finetune."""
+RECIPES: Recipes = {
+    "noise": {"finetune.loss": {"noise": 1.0}},
+    "noise+output": {"finetune.loss": {"noise": 1.0, "output": 1.0}},
+    "output": {"finetune.loss": {"noise": 0.0, "output": 1.0}},
+    "output+feature": {"finetune.loss": {"noise": 0.0, "output": 1.0, "feature": 0.1}},
+    "scratch": {"finetune.loss": {"noise": 1.0}, "finetune.init": "scratch"},
+}
+"""The recipes of every comparison, in the order of the tables; keys of `loss` that are left out have their defaults."""
+PAPERS = ("noise", "scratch")
+"""Recipes that keep one EMA, as the paper does; the others have ours beside it."""
+NO_LOSS = {"finetune.loss": {"noise": 0.0}}
+"""What a recipe from the command line begins with, so that it names every loss that it has."""
+SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
+"""Measured steps by default, as shares of the preset's steps."""
+
+
+def parse_recipes(texts: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Read NAME={KEY: VALUE, …}, the keys being of the block finetune.
+
+    Raises:
+        InputError: A text has another form, a name is not allowed, or a key is outside finetune or fixed.
+    """
+    recipes = dict(parse_pairs(texts, "--recipe", "'output-only={finetune.loss.output: 1}'"))
+    for name, keys in recipes.items():
+        _check_recipe(name, keys)
+    return recipes
+
+
+def _check_recipe(name: str, keys: object) -> None:
+    """Check a recipe from the command line or a deployment.
+
+    Raises:
+        InputError: It is not allowed.
+    """
+    if name in RECIPES or not name.isprintable() or not name or "," in name or "|" in name:
+        raise InputError(
+            f"a recipe cannot be called {name!r}; choose another name than {', '.join(RECIPES)}, without , or |"
+        )
+    if not isinstance(keys, dict) or not keys:
+        raise InputError(
+            f"--recipe {name} has no keys; write for example --recipe '{name}={{finetune.loss.output: 1}}'"
+        )
+    fixed = [key for key in keys if not str(key).startswith("finetune.") or _decides_steps(str(key))]
+    if fixed:
+        advice = "a recipe sets keys of finetune alone, and --steps its steps, so that all begin and are measured alike"
+        raise InputError(f"--recipe {name} sets {', '.join(map(str, fixed))}; {advice}")
+
+
+def _decides_steps(key: str) -> bool:
+    return key.startswith(("finetune.steps", "finetune.snapshots"))
+
+
+def parse_steps(text: str) -> list[int]:
+    """Read a list such as 25,50,100.
+
+    Raises:
+        InputError: It is not a list of two or more rising numbers from 1.
+    """
+    parts = text.split(",")
+    steps = [int(part) for part in parts if part.strip().isdecimal() and len(part) <= 9]  # noqa: PLR2004
+    if len(steps) < len(parts):
+        raise InputError(
+            f"--steps {text}: give two or more rising numbers from 1, for example --steps 25,50,100,200,450"
+        )
+    check_steps(steps)
+    return steps
+
+
+def check_steps(steps: Sequence[int]) -> None:
+    """Check that steps make a curve.
+
+    Raises:
+        InputError: They do not.
+    """
+    if len(steps) < 2 or list(steps) != sorted(set(steps)) or steps[0] < 1:  # noqa: PLR2004
+        found = ",".join(map(str, steps))
+        raise InputError(
+            f"--steps {found}: give two or more rising numbers from 1, for example --steps 25,50,100,200,450"
+        )
+
+
+def default_steps(params: Params) -> list[int]:
+    """Return the steps at which a preset is measured unless some are given: shares of its own."""
+    return sorted({max(1, round(params.finetune.steps * share)) for share in SHARES})
+
+
+def plan_recipes(params: Params, recipes: Recipes, steps: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """Return the overrides of each row: the recipes of every comparison, then those given."""
+    slowest = max(params.finetune.ema_decays)
+    ours = sorted({*OUR_DECAYS, slowest})
+    fixed = {
+        "finetune.init": "pruned",
+        "finetune.steps": steps[-1],
+        "finetune.snapshots": list(steps[:-1]),
+        "finetune.gate": None,  # held-out losses of two recipes do not compare
+    }
+    return {
+        **{
+            name: {**fixed, "finetune.ema_decays": [slowest] if name in PAPERS else ours, **keys}
+            for name, keys in RECIPES.items()
+        },
+        **{name: {**fixed, "finetune.ema_decays": ours, **NO_LOSS, **keys} for name, keys in recipes.items()},
+    }
+
+
+def plan_curve(
+    repository: Repository,
+    source: ParamsSource,
+    names: Sequence[str] | None,
+    seeds: Sequence[int],
+    steps: Sequence[int] | None,
+    recipes: Recipes,
+    overrides: Overrides,
+) -> list[PlannedCell]:
+    """Plan every cell of a comparison of recipes, and check its params before anything is cloned.
+
+    Args:
+        repository: Where the preset is found.
+        source: Commit and preset.
+        names: Rows in the order of the tables; None is all.
+        seeds: Each row has one cell per seed.
+        steps: Steps that are measured; the last ends the training. None is shares of the preset's.
+        recipes: Rows in addition to `RECIPES`.
+        overrides: Dotted keys -> one value, for all cells.
+
+    Raises:
+        InputError: A row or preset does not exist, the overrides set a key that rows or seeds set, or a value is not
+            allowed.
+    """
+    for name, keys in recipes.items():
+        _check_recipe(name, keys)
+    params = repository.params(source)
+    measured = default_steps(params) if steps is None else list(steps)
+    check_steps(measured)
+    rows = plan_recipes(params, recipes, measured)
+    chosen = list(rows) if names is None else list(names)
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise InputError(f"rows are {', '.join(chosen) or 'missing'}; give one or more, each once")
+    check_plan(rows, chosen, seeds, overrides)
+    cells = [
+        PlannedCell(f"{name}, seed {seed}", {**overrides, **rows[name], "seed": seed}, {"row": name})
+        for seed in seeds
+        for name in chosen
+    ]
+    repository.render(source, [cell.overrides for cell in cells])
+    return cells
