@@ -1,10 +1,8 @@
 """Models -> time, throughput and memory of a forward pass at several batch sizes, precisions and modes."""
 
 import itertools
-import platform
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -19,7 +17,7 @@ from stages.models.latency import forward_pass, time_in_turns
 from stages.models.pipeline import unet_config
 from stages.models.sampling import cast_model
 from stages.protocol.costs import Cost
-from stages.runtime.device import computing, has_tf32, kernels
+from stages.runtime.device import computing, device_name, has_tf32, kernels
 from stages.runtime.progress import track
 
 PASSES = 3
@@ -52,7 +50,7 @@ def _measure(models: Mapping[str, Denoiser], params: CostsParams) -> Iterator[Co
         pace_ms = 0.0
         for batch in params.batches:
             setting = {"batch": batch, "precision": precision, "mode": mode, "deterministic": params.deterministic}
-            rows = [Cost(model=name, device=_device_name(), **setting) for name in cast]
+            rows = [Cost(model=name, device=device_name(), **setting) for name in cast]
             try:
                 with computing(precision), warnings.catch_warnings(action="ignore"):  # the compiler's, about diffusers
                     rows = _time_rows(rows, cast, pace_ms, params)
@@ -129,16 +127,3 @@ def _interval_of_median(values: np.ndarray) -> tuple[float, float]:
         return float(values[0]), float(values[0])
     found = bootstrap((values,), np.median, n_resamples=999, method="percentile", rng=np.random.default_rng(0))
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
-
-
-def _device_name() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{cpu_name()}, {torch.get_num_threads()} threads"
-
-
-def cpu_name(source: Path = Path("/proc/cpuinfo")) -> str:
-    """Name of the processor, since times on different processors do not compare; "CPU" where it is unknown."""
-    lines = source.read_text().splitlines() if source.is_file() else []
-    found = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(found, "") or platform.processor() or "CPU"

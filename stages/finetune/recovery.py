@@ -25,7 +25,7 @@ from stages.models.pruned_unet import Layers
 from stages.models.samplers import check_sampler
 from stages.models.sampling import SamplingContext
 from stages.models.steps import SAMPLES
-from stages.runtime.device import keep_freed_memory
+from stages.runtime.device import device_name, keep_freed_memory
 from stages.runtime.environment import SHARED_VARIABLE
 from stages.runtime.errors import InputError
 from stages.runtime.schema import flatten
@@ -134,7 +134,8 @@ def write(trainer: Trainer, model: Path, out: Path, report: Path) -> None:
     setting = {"precision": engine.precision, "deterministic": engine.deterministic}
     times = {str(step): round(seconds, 3) for step, seconds in trainer.clock.by_step.items()}
     times[str(trainer.steps_done)] = round(trainer.clock.seconds, 3)
-    cost = {**trainer.cost, **setting, "seconds_by_step": times, "alone": SHARED_VARIABLE not in os.environ}
+    where = {"machine": device_name(), "alone": SHARED_VARIABLE not in os.environ}
+    cost = {**trainer.cost, **setting, "seconds_by_step": times, **where}
     for folder in (out, report):  # the second one travels with the reports to MLflow
         write_provenance(folder, cost=cost)
 

@@ -2,8 +2,10 @@
 
 import ctypes
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 
@@ -131,3 +133,17 @@ def naming_switch(key: str) -> Iterator[None]:
         if not refusal:
             raise
         raise InputError(f"{operation} has no deterministic kernel on this device; set {key} to false") from None
+
+
+def device_name() -> str:
+    """Name the device that times are taken on: the GPU, or the processor and the number of threads."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{cpu_name()}, {torch.get_num_threads()} threads"
+
+
+def cpu_name(source: Path = Path("/proc/cpuinfo")) -> str:
+    """Name of the processor, since times on different processors do not compare; "CPU" where it is unknown."""
+    lines = source.read_text().splitlines() if source.is_file() else []
+    found = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(found, "") or platform.processor() or "CPU"

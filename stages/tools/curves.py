@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import BaseModel, Field
 
@@ -36,8 +37,14 @@ SHOWN: Mapping[str, ShownMetric] = {
 """Metrics of the curves; one that the evaluations lack is left out."""
 
 
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
 class _Cost(BaseModel, frozen=True, extra="ignore"):
-    seconds_by_step: dict[int, float] = Field(default_factory=dict)
+    """What a training took; the defaults are those of trainings without snapshots."""
+
+    seconds_by_step: dict[int, Seconds] = Field(default_factory=dict)
+    machine: str = ""
     alone: bool = False
 
 
@@ -45,13 +52,6 @@ class _Training(BaseModel, frozen=True, extra="ignore"):
     """What is read of the provenance of a training."""
 
     cost: _Cost
-    device: dict[str, bool | int | str]
-
-    @property
-    def machine(self) -> str:
-        """Device and threads in words."""
-        threads = f", {self.device['threads']} threads" if "threads" in self.device else ""
-        return f"{self.device.get('name')}{threads}"
 
 
 @dataclass(frozen=True)
@@ -211,22 +211,25 @@ def _check_steps(points: Mapping[str, Mapping[int, object]]) -> None:
             raise InputError(f"{first} was measured at steps {expected}, {name} at {found}; compare one list of steps")
 
 
-def _read_times(folder: Path) -> _Training | None:
+def _read_times(folder: Path) -> _Cost | None:
     """Read when a training reached its steps; None where that is unknown or shows no cost."""
     if not (folder / PROVENANCE).is_file():
         return None
-    training = read_record(folder / PROVENANCE, _Training, "remove the cell's folder and run the flow again")
-    return training if training.cost.alone and training.cost.seconds_by_step else None
+    cost = read_record(folder / PROVENANCE, _Training, "remove the cell's folder and run the flow again").cost
+    return cost if cost.alone and cost.seconds_by_step else None
 
 
 def _read_points(
-    folder: Path, cell: FinishedCell, training: _Training | None, machines: Sequence[str]
+    folder: Path, cell: FinishedCell, cost: _Cost | None, machines: Sequence[str]
 ) -> dict[int, dict[str, float]]:
     """Read step -> numbers of one training; seconds of several machines do not compare and are left out."""
     snapshots = read_snapshots(folder).models
-    models = {int(name.removeprefix(SNAPSHOT)): it for name, it in snapshots.items() if name.startswith(SNAPSHOT)}
-    models[int(cell.note.overrides["finetune.steps"])] = cell.record.models[RESULT]
-    seconds = training.cost.seconds_by_step if training and len(machines) == 1 else {}
+    steps, last = {name.removeprefix(SNAPSHOT): name for name in snapshots}, cell.note.overrides.get("finetune.steps")
+    if not isinstance(last, int):
+        raise InputError(f"{folder} names no finetune.steps; give the folder of cells that compare --curve wrote")
+    models = {int(step): snapshots[name] for step, name in steps.items() if step.isdecimal()}
+    models[last] = cell.record.models[RESULT]
+    seconds = cost.seconds_by_step if cost and len(machines) == 1 else {}
     return {step: _numbers(model) | _seconds(seconds.get(step)) for step, model in models.items()}
 
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from stages.costs.params import CostsParams
-from stages.costs.timing import cpu_name, measure_costs
+from stages.costs.timing import measure_costs
 from stages.models.complexity import measure_peak_bytes, weights_bytes
 from stages.protocol.costs import CostsRecord
 from stages.report.table import latency_to_text
+from stages.runtime.device import cpu_name
 
 QUICK = {"batches": (1, 2), "repeats": 3, "seconds": 0.5}
 

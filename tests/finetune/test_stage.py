@@ -23,6 +23,7 @@ from stages.models.pipeline import read_unet, write_pipeline
 from stages.prune.params import PruneParams, Target
 from stages.prune.pruning import prune_unet
 from stages.prune.selection import plan_pruning
+from stages.runtime.device import device_name
 from stages.storage.files import read_json, write_json
 from stages.storage.tensors import read_tensors
 
@@ -138,7 +139,7 @@ def test_the_cost_of_a_training_names_its_precision_and_kernels(recover, tmp_pat
     assert cost["measured_s"] > 0
     assert 0 < cost["seconds_by_step"]["2"] <= cost["seconds_by_step"]["4"] <= cost["seconds_by_step"]["6"]
     assert cost["seconds_by_step"]["6"] <= cost["measured_s"]
-    assert cost["alone"] is True
+    assert (cost["alone"], cost["machine"]) == (True, device_name())
     assert read_json(tmp_path / "fast" / "report.provenance.json")["cost"] == cost
     weights = [read_unet(tmp_path / "fast" / "out" / it).conv_in.weight for it in ("snapshots/2", "snapshots/4", "")]
     assert len({it.shape for it in weights}) == 1

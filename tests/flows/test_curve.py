@@ -38,7 +38,7 @@ def compressed(protocol, tmp_path, monkeypatch):
         write_json(folder / "reports" / "evaluate" / "snapshots.json", kept.model_dump(mode="json"))
         write_json(folder / "reports" / "costs" / "costs.json", make_costs(record).model_dump(mode="json"))
         seconds = {str(step): step / 2 for step in (*finetune.snapshots, finetune.steps)}
-        cost = {"cost": {"seconds_by_step": seconds, "alone": True}, "device": {"name": "cpu", "threads": 2}}
+        cost = {"cost": {"seconds_by_step": seconds, "alone": True, "machine": "cpu, 2 threads"}}
         if label != UNTIMED:
             write_json(folder / "reports" / "finetune.provenance.json", cost)
         return Outcome(ran=("prune",), mlflow_run=record_folder(label, label, {}, folder, [{"new": to_register}]))

@@ -62,8 +62,8 @@ def write_cell(protocol, tmp_path):
         write_json(folder / "snapshots.json", make_evaluation(drawn, {"dense": dense, **kept}).model_dump(mode="json"))
         write_json(folder / "costs.json", make_costs(record).model_dump(mode="json"))
         seconds = {str(step): (SECONDS[row] + shift) * step for step in steps}
-        provenance = {"cost": {"seconds_by_step": seconds, "alone": alone}, "device": {"name": device, "threads": 2}}
-        write_json(folder / "finetune.provenance.json", provenance)
+        cost = {"seconds_by_step": seconds, "alone": alone, "machine": f"{device}, 2 threads"}
+        write_json(folder / "finetune.provenance.json", {"cost": cost, "device": {"name": "cpu x86_64"}})
         note = CellRecord(overrides={"finetune.steps": steps[-1], "seed": seed}, mlflow_run="run", row=row)
         write_json(folder / CELL, note.model_dump(mode="json"))
         return folder
@@ -265,6 +265,18 @@ def test_recipes_that_begin_otherwise_are_refused(write_cell, tmp_path, change, 
     with pytest.raises(InputError, match=words) as caught:
         read_curves(tmp_path / "cells", ROWS)
     assert len(caught.value.message.splitlines()) == 1
+
+
+def test_a_cell_without_its_last_step_is_refused(write_cell, tmp_path):
+    """Such as one that another flow wrote into the same row."""
+    folder = write_cell("noise", 0)
+    note = CellRecord(overrides={"seed": 0}, mlflow_run="run", row="noise")
+    write_json(folder / CELL, note.model_dump(mode="json"))
+
+    with pytest.raises(
+        InputError, match=r"noise-0 names no finetune\.steps; give the folder of cells that compare --curve"
+    ):
+        read_curves(tmp_path / "cells", ROWS)
 
 
 def test_cells_of_no_row_are_refused(cells):
