@@ -185,12 +185,15 @@ class FinetuneParams(Section):
         """Return the params of the last round's recovery, which takes the steps that the rounds before it leave.
 
         Raises:
-            InputError: They leave none, warm-up takes all steps of a round, or the weights would not be used.
+            InputError: They leave none, a round is too short for the warm-up or the Jacobian loss, the weights would
+                not be used, or snapshots are asked for.
         """
         if rounds.count == 1:
             return self
         if self.init == "scratch":
             raise InputError("finetune.init scratch uses no weights of earlier rounds; set rounds.count to 1")
+        if self.snapshots:
+            raise InputError("finetune.snapshots are those of one training; empty it, or set rounds.count to 1")
         left = self.steps - rounds.steps_before_last
         if left < 1:
             found = f"finetune.steps {self.steps} leaves none after {rounds.count - 1} × {rounds.steps} of rounds.steps"
@@ -200,8 +203,8 @@ class FinetuneParams(Section):
             raise InputError(f"{found}; lower it, or raise rounds.steps or finetune.steps")
         jacobian = self.loss.jacobian
         if jacobian and max(jacobian.every, jacobian.ramp_steps + 1) > min(left, rounds.steps):
-            found = f"a round has {min(left, rounds.steps)} steps, less than finetune.loss.jacobian.every or .ramp_steps"
-            raise InputError(f"{found}; lower them, or raise rounds.steps or finetune.steps")
+            found = f"finetune.loss.jacobian.every or .ramp_steps does not fit a round of {min(left, rounds.steps)}"
+            raise InputError(f"{found}; lower it, or raise rounds.steps or finetune.steps")
         return self.model_copy(update={"steps": left})
 
     def in_round(self, rounds: RoundsParams) -> "FinetuneParams":

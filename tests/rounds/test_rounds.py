@@ -133,6 +133,11 @@ def test_the_params_of_a_round_are_a_valid_file_with_draws_of_its_own(write_para
         ({"finetune": {"init": "scratch", "loss": {"noise": 1.0}}}, "init scratch uses no weights of earlier rounds"),
         ({"finetune": {"steps": 100}}, "finetune.steps 100 leaves none after 2 × 50 of rounds.steps; raise it, or"),
         ({"finetune": {"warmup_steps": 50}}, "warmup_steps 50 takes all 50 steps of a round; lower it, or raise"),
+        ({"finetune": {"snapshots": [25]}}, "finetune.snapshots are those of one training; empty it, or"),
+        (
+            {"finetune": {"loss": {"output": 1.0, "jacobian": {"weight": 0.1, "every": 60}}}},
+            "finetune.loss.jacobian.every or .ramp_steps does not fit a round of 50; lower it, or raise",
+        ),
         ({"rounds": {"count": 0}}, "rounds.count is 0: "),
         ({"rounds": {"steps": 0}}, "rounds.steps is 0: "),
         ({"rounds": {"count": 2.5}}, "rounds.count is 2.5: "),
