@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from stages.finetune.distillation import read_teacher
 from stages.models.composition import compose
+from stages.models.groups import find_groups
 from stages.models.layout import PLAN
 from stages.models.pipeline import read_unet, write_pipeline
-from stages.models.plan import Plan, read_plan
+from stages.models.plan import Plan, architecture_sha256, read_plan
 from stages.models.saliency import write_importance
 from stages.prune.__main__ import main as prune
-from stages.prune.earlier import dense_model, read_earlier
+from stages.prune.earlier import after_cuts, dense_cost, dense_model, read_earlier
 from stages.prune.kept import check_plan
 from stages.prune.params import PruneParams
 from stages.prune.pruning import replay
@@ -144,7 +145,7 @@ def test_plans_that_do_not_follow_each_other_are_refused(twice):
     [
         ("unet", {"ratio": 0.2}, {"ratio": 0.5}, "width"),
         ("unet", {"macs": "75%"}, {"macs": "50%"}, "width"),
-        ("unet", {"params": 0.7}, {"params": 0.4}, "width"),
+        pytest.param("unet", {"params": 0.7}, {"params": 0.4}, "width", marks=pytest.mark.e2e),
         pytest.param("conditional", {"ratio": 0.5}, {"ratio": 0.6}, "whole", marks=pytest.mark.e2e),
         pytest.param("conditional", {"macs": 0.7}, {"macs": 0.4}, "width", marks=pytest.mark.e2e),
     ],
@@ -241,14 +242,22 @@ def test_a_plan_of_another_model_beside_the_model_is_refused(tmp_path, model_fol
         assert not (tmp_path / f"out-{plan.sha256[:6]}").exists()
 
 
-def test_the_dense_model_of_a_pruned_one_has_its_architecture(unet, conditional, prune_again):
-    """It is built from the config alone, of both families; a model that was never pruned has no plan."""
-    for dense in (unet, conditional):
-        _, once = prune_again(dense, {"target": {"ratio": 0.3}})
-        found = dense_model(once, torch.device("meta"))
-        assert {name: tensor.shape for name, tensor in found.state_dict().items()} == {
-            name: tensor.shape for name, tensor in dense.state_dict().items()
-        }
+def test_the_dense_model_of_a_pruned_one_has_its_architecture(conditional, prune_again):
+    """It is built from the config alone."""
+    _, once = prune_again(conditional, {"target": {"ratio": 0.3}})
+    found = dense_model(once, CPU)
+
+    assert architecture_sha256(found) == architecture_sha256(conditional) != architecture_sha256(once)
+    assert all(tensor.isfinite().all() for tensor in found.state_dict().values())
+
+
+def test_a_latency_is_a_share_of_the_dense_models(twice, magnitude_of):
+    """It is measured on a model of the dense widths; the limits of what is left are those of the model given."""
+    first, once, _, _ = twice
+    params = PruneParams(target={"latency_ms": 1e9}, latency_repeats=3)
+    assert dense_cost(once, after_cuts(find_groups(once), first), "latency_ms", 3) > 0
+    with pytest.raises(InputError, match=r"prune\.target 1e\+09 ms is out of reach: possible from"):
+        plan_pruning(once, magnitude_of(once), params, earlier=first)
 
 
 def test_a_dense_folder_has_no_earlier_plan(model_folder, unet):
