@@ -249,7 +249,7 @@ def test_a_refused_promotion_is_told(production, lenient, chat):
     run = production.prefect.submit(
         "nightly/nightly", overrides={"finetune.steps": 13}, policy="strict.yaml", limits={}
     )
-    assert production.prefect.wait(run, 300) == "Refused"
+    assert production.prefect.wait(run, 900) == "Refused"
     assert until(lambda: any("was refused" in it["body"] for it in chat.heard), 30)
     print(production.message(run))
 
@@ -320,7 +320,7 @@ def test_a_stage_that_hangs(production):
 def _goes_on(production, overrides, before=None):
     """Ask for the same again: it completes from where it was."""
     again = production.compress(overrides=overrides)
-    assert production.prefect.wait(again, 300) == "Completed", production.message(again)
+    assert production.prefect.wait(again, 900) == "Completed", production.message(again)
     assert any("finetune goes on from step" in line for line in production.prefect.lines(again))
     assert not {"fetch", "reference", "importance", "prune"} & set(production.ran(again))
     assert before is None or production.compressions() == before + 1
@@ -412,7 +412,7 @@ def test_s3_and_mlflow_away_for_a_minute(production):
     time.sleep(60)
     production.swift.start()
     production.mlflow.start()
-    assert production.prefect.wait(run, 300) == "Completed", production.message(run)
+    assert production.prefect.wait(run, 900) == "Completed", production.message(run)
     print([line for line in production.prefect.lines(run) if "Retry" in line])
     assert production.compressions() == before + 1
     print(production.message(run))
@@ -423,7 +423,7 @@ def test_two_at_once(production):
     second = production.start_worker("fifth")
     before = production.compressions()
     runs = [production.compress(overrides={"finetune.steps": 14}) for _ in range(2)]
-    assert [production.prefect.wait(run, 300) for run in runs] == ["Completed", "Completed"]
+    assert [production.prefect.wait(run, 900) for run in runs] == ["Completed", "Completed"]
     assert production.ran(*runs) == ["costs", "evaluate", "finetune", "report", "rounds"]
     assert production.compressions() == before + 1
     second.stop()
@@ -454,13 +454,13 @@ def test_a_full_disk(production, tmp_path):
         worker.start()
         production.workers[0] = worker
         run = production.compress(overrides={"finetune.steps": 15})
-        assert production.prefect.wait(run, 300) == "Failed"
+        assert production.prefect.wait(run, 900) == "Failed"
         assert "space" in production.message(run) or "full" in production.message(run), production.message(run)
         assert production.orphans() == []
         print(production.message(run))
         subprocess.run(["mount", "-o", "remount,size=400m", str(disk)], check=True)
         again = production.compress(overrides={"finetune.steps": 15})
-        assert production.prefect.wait(again, 300) == "Completed", production.message(again)
+        assert production.prefect.wait(again, 900) == "Completed", production.message(again)
     finally:
         for worker in production.workers:
             worker.kill()
