@@ -28,7 +28,7 @@ from stages.models.plan import Base, Budget, Plan, PlannedGroup, read_plan
 from stages.models.saliency import Importance, read_importance, write_importance
 from stages.params import load_params
 from stages.protocol.costs import read_costs
-from stages.protocol.evaluation import read_evaluation
+from stages.protocol.evaluation import FID_DENSE, FID_DENSE_UNPAIRED, read_evaluation
 from stages.protocol.reference import Reference, read_reference
 from stages.register.lineage import read_lineage
 from stages.register.policy import load_policy
@@ -144,7 +144,8 @@ def write_valid_files(folder, unet, scheduler, images, protocol):
     """Write one valid file of each kind."""
     write_models(folder, unet, scheduler)
     write_arrays(folder, images, protocol)
-    evaluation = make_evaluation(protocol.model_copy(update={"sets": 3}), {"dense": make_model()})
+    model = make_model(dict.fromkeys((FID_DENSE, FID_DENSE_UNPAIRED), make_model().fid))
+    evaluation = make_evaluation(protocol.model_copy(update={"sets": 3}), {"dense": model})
     write_json(folder / "evaluation" / "evaluation.json", evaluation.model_dump(mode="json"))
     write_json(folder / "costs" / "costs.json", make_costs(evaluation).model_dump(mode="json"))
     write_json(
