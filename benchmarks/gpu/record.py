@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.bench import Bench, Rows
-from stages.costs.timing import cpu_name
+from stages.runtime.device import cpu_name
 from stages.runtime.errors import shown
 from stages.storage.files import write_atomically, write_json
 

@@ -18,7 +18,6 @@ from stages.params import load_params
 from stages.runtime.errors import InputError
 from stages.storage.files import file_sha256, read_json, write_json
 from stages.storage.s3 import Store
-from stages.storage.s3_client import SETTINGS
 from stages.storage.tensors import tensors_sha256
 from tests.swift import SECRET
 
@@ -29,7 +28,7 @@ SHAPE = (1, 8)
 @pytest.fixture
 def two_attempts(monkeypatch):
     """Make S3 clients give up after the second attempt, to keep the tests short."""
-    monkeypatch.setitem(SETTINGS, "retries", {"mode": "standard", "total_max_attempts": 2})
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ def target(registry, tmp_path, monkeypatch, root):  # noqa: ARG001  # the regist
     (home / "token").write_text(SECRET)
     monkeypatch.setenv("HOME", str(home))
     for name in VARIABLES:
-        monkeypatch.setenv(name, f"{os.environ.get(name, '')}//{SECRET}")
+        monkeypatch.setenv(name, f"{os.environ.get(name, '')}?{SECRET}")
     other = subprocess.Popen(["sleep", "600"])  # of the same user, with the variables
     word = ctypes.create_string_buffer(SECRET.encode())
     servers = {
