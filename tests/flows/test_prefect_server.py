@@ -126,6 +126,7 @@ def test_an_invalid_setting_of_prefect_is_one_line(root, variable, value, comman
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.e2e
 def test_a_proxy_does_not_stand_before_a_server_on_loopback(monkeypatch, prefect_server):
     """With the proxies of a company in the environment, a local server answers."""
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):

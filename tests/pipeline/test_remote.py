@@ -83,6 +83,7 @@ def bucket_content(swift, bucket):
     return read
 
 
+@pytest.mark.e2e
 def test_a_clone_pulls_every_result_and_computes_nothing(pushed, clone, outputs):
     """The outputs are bit-identical, and `dvc repro` runs and records nothing."""
     other = clone("second")
@@ -108,6 +109,7 @@ def test_without_dvc_lock_the_run_cache_holds_every_result(pushed, clone, output
     assert not (other.path / "mlflow.db").exists()
 
 
+@pytest.mark.e2e
 def test_no_pickle_and_no_secret_is_shared(pushed, clone, content, bucket_content, is_pickle):
     """Neither the bucket nor the cache pulled from it holds a pickle; .dvc/config holds the bucket and no key."""
     other = clone("fourth")

@@ -56,6 +56,7 @@ def test_a_password_in_an_address_is_refused(root, tmp_path, name, uri):
     assert result.stderr == f"mlflow/serve: {name} holds a password; give it as PGPASSWORD instead\n"
 
 
+@pytest.mark.e2e
 def test_it_listens_on_loopback_only(bare_mlflow_server):
     """By default no other machine can reach it."""
     listening = {

@@ -203,6 +203,7 @@ def test_three_rounds_end_at_the_size_of_one(write_params, options, in_process, 
     assert read_plan(tmp_path / "finetuned" / PLAN) == plans["rounds"]
 
 
+@pytest.mark.e2e
 def test_a_stopped_run_goes_on_with_the_stage_that_was_not_finished(
     write_params, options, in_process, tmp_path, monkeypatch
 ):
