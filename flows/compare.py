@@ -8,13 +8,12 @@ from typing import Any
 from prefect import State, flow
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
 from pydantic import PositiveInt
 
 from flows.tasks.errors import fail_on_input_error
 from flows.tasks.notifications import HOOKS
 from flows.tasks.runners import RunnerName
-from flows.tasks.series import Series, describe, open_executor
+from flows.tasks.series import Series, compress_and_publish, open_executor
 from flows.workspaces.method_rows import plan_comparison
 from flows.workspaces.overrides import Overrides
 from flows.workspaces.repository import ParamsSource, Repository
@@ -62,13 +61,10 @@ def compare(
     source = ParamsSource(repository.resolve(commit, get_run_logger().info), preset)
     cells = plan_comparison(repository, source, names, seeds, overrides or {}, ablation=ablation)
     series = Series(repository, "comparison", source, cells)
-    with open_executor(series, runner, jobs, limits) as executor:
-        failed = executor.compress_all()
-        if len(failed) < len(cells):
-            command = shlex.join(_command(source, seeds, names, overrides or {}, ablation=ablation))
-            params = {"preset": preset, "seeds": str(seeds), "rows": str(names), "commit": source.commit}
-            series.publish("method_table", ["--preset", preset, "--command", command], params, PICTURES)
-    return (Failed if failed else Completed)(message="; ".join(describe(series, failed)))
+    command = shlex.join(_command(source, seeds, names, overrides or {}, ablation=ablation))
+    params = {"preset": preset, "seeds": str(seeds), "rows": str(names), "commit": source.commit}
+    options = ["--preset", preset, "--command", command]
+    return compress_and_publish(open_executor(series, runner, jobs, limits), "method_table", options, params, PICTURES)
 
 
 def _command(

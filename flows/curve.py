@@ -8,13 +8,12 @@ from typing import Any
 from prefect import State, flow
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
 from pydantic import PositiveInt
 
 from flows.tasks.errors import fail_on_input_error
 from flows.tasks.notifications import HOOKS
 from flows.tasks.runners import RunnerName
-from flows.tasks.series import REPORTS, Series, describe, open_executor
+from flows.tasks.series import REPORTS, Series, compress_and_publish, open_executor
 from flows.workspaces.grid import PlannedCell
 from flows.workspaces.overrides import Overrides
 from flows.workspaces.recipe_rows import Recipes, plan_curve
@@ -63,15 +62,11 @@ def curve(
     source = ParamsSource(repository.resolve(commit, get_run_logger().info), preset)
     cells = plan_curve(repository, source, rows, seeds, steps, recipes or {}, overrides or {})
     series = Series(repository, "curve", source, cells, [*REPORTS, SNAPSHOTS], [TIMES])
-    with open_executor(series, runner, jobs, limits) as executor:
-        failed = executor.compress_all()
-        if len(failed) < len(cells):
-            names = list(dict.fromkeys(str(cell.about["row"]) for cell in cells))
-            command = shlex.join(_command(source, cells, seeds, names, recipes or {}, overrides or {}))
-            options = ["--preset", preset, "--rows", ",".join(names), "--command", command]
-            params = {"preset": preset, "seeds": str(seeds), "rows": str(names), "commit": source.commit}
-            series.publish("curve_table", options, params, PICTURES)
-    return (Failed if failed else Completed)(message="; ".join(describe(series, failed)))
+    names = list(dict.fromkeys(str(cell.about["row"]) for cell in cells))
+    command = shlex.join(_command(source, cells, seeds, names, recipes or {}, overrides or {}))
+    options = ["--preset", preset, "--rows", ",".join(names), "--command", command]
+    params = {"preset": preset, "seeds": str(seeds), "rows": str(names), "commit": source.commit}
+    return compress_and_publish(open_executor(series, runner, jobs, limits), "curve_table", options, params, PICTURES)
 
 
 def _command(

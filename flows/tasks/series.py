@@ -3,15 +3,16 @@
 import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefect import Task
+from prefect import State, Task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.futures import PrefectFuture, as_completed
 from prefect.logging import get_run_logger
+from prefect.states import Completed, Failed
 from prefect.task_runners import TaskRunner
 
 from flows.tasks import artifacts
@@ -209,3 +210,18 @@ def describe(series: Series, failed: Mapping[str, str]) -> list[str]:
         f"{len(series.cells) - len(failed)} of {len(series.cells)} cells finished",
         *(f"{series.cells[name].label} failed: {why}" for name, why in failed.items()),
     ]
+
+
+def compress_and_publish(
+    executor: AbstractContextManager[CellExecutor],
+    table: str,
+    options: Iterable[str],
+    params: Mapping[str, str],
+    pictures: Mapping[str, str],
+) -> State[None]:
+    """Compress the cells of a comparison, `Series.publish` those that finished, and return the flow's state."""
+    with executor as opened:
+        series, failed = opened.series, opened.compress_all()
+        if len(failed) < len(series.cells):
+            series.publish(table, options, params, pictures)
+    return (Failed if failed else Completed)(message="; ".join(describe(series, failed)))

@@ -138,8 +138,7 @@ def plan_curve(
         overrides: Dotted keys -> one value, for all cells.
 
     Raises:
-        InputError: A row or preset does not exist, the overrides set a key that rows or seeds set, or a value is not
-            allowed.
+        InputError: A row or preset does not exist, overrides set a key of rows or seeds, or a value is not allowed.
     """
     for name, keys in recipes.items():
         _check_recipe(name, keys)

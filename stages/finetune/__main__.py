@@ -61,15 +61,9 @@ def main(
         sys.exit(code)
 
     with importing():
-        from stages.finetune.recovery import prepare, recover
-        from stages.storage.provenance import fingerprint
+        from stages.finetune.recovery import finetune_folders
 
-    trainer = prepare(model, teacher, data, params, seed, device)
-    engine = trainer.engine
-    run = engine.share_sha256(
-        lambda: fingerprint("finetune", inputs, seed=seed, finetune=params, processes=engine.num_processes)
-    )
-    recover(trainer, checkpoints, run, model, out, report)
+    finetune_folders(model, teacher, data, checkpoints, out, report, params=params, seed=seed, device=device)
 
 
 if __name__ == "__main__":

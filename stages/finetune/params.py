@@ -54,7 +54,7 @@ class LossParams(Section):
     @model_validator(mode="after")
     def _has_one(self) -> "LossParams":
         if not (self.noise or self.output or self.feature):
-            raise ValueError("all weights are 0; set noise, output or feature above 0")
+            raise ValueError("noise, output and feature are all 0; set one of them above 0")
         return self
 
     def without_features(self) -> "LossParams":

@@ -31,9 +31,35 @@ from stages.runtime.errors import InputError
 from stages.runtime.schema import flatten
 from stages.runtime.seeds import derive_seed
 from stages.storage.files import writing
-from stages.storage.provenance import write_provenance, write_run_record
+from stages.storage.provenance import fingerprint, write_provenance, write_run_record
 from stages.storage.s3 import open_store
 from stages.tracking.live import LiveRun
+
+
+def finetune_folders(
+    model: Path,
+    teacher: Path | None,
+    data: Path,
+    checkpoints: Path,
+    out: Path,
+    report: Path,
+    *,
+    params: FinetuneParams,
+    seed: int,
+    device: torch.device,
+) -> None:
+    """Train the model of a folder, from its newest checkpoint if there is one, and write the result and its report.
+
+    Raises:
+        InputError: An input does not fit the others, the loss is not finite, or the gate is out of reach.
+        StoppedError: A signal stopped the training; a checkpoint is saved.
+    """
+    trainer = prepare(model, teacher, data, params, seed, device)
+    engine, inputs = trainer.engine, [path for path in (model, data, teacher) if path]
+    run = engine.share_sha256(
+        lambda: fingerprint("finetune", inputs, seed=seed, finetune=params, processes=engine.num_processes)
+    )
+    recover(trainer, checkpoints, run, model, out, report)
 
 
 def prepare(

@@ -11,7 +11,7 @@ from stages.storage.tensors import read_tensors
 
 RESNET56 = "cifar10-resnet56"
 RESNET56_SHA256 = "cf29b05e3acebb9dc28868ebd84a604ff452971bb6770f22beaff48708079aee"
-"""Hash of the published weights as one safetensors file (docs/metrics.md has the conversion)."""
+"""Hash of the published weights as one safetensors file (docs/presets/photos.md has the conversion)."""
 WIDTHS, BLOCKS = (16, 32, 64), 9
 SIDE = 32
 """Height and width of the images that the network reads."""

@@ -9,7 +9,7 @@ import torch
 
 from stages.models.complexity import count_macs, count_params
 from stages.models.families import FAMILIES, Denoiser, family_name
-from stages.models.groups import Group
+from stages.models.groups import ATTENTION_OUTPUTS, Group
 from stages.models.latency import measure_latencies_ms
 from stages.models.layout import PLAN
 from stages.models.params import Quantity
@@ -60,9 +60,23 @@ def dense_model(unet: Denoiser, device: torch.device) -> Denoiser:
 
 
 def after_cuts(groups: Sequence[Group], earlier: Plan | None) -> list[Group]:
-    """Note in each group how many channels earlier cuts removed."""
-    lost = {group.root: len(group.cut) for group in earlier.groups} if earlier else {}
-    return [replace(group, lost=lost.get(group.root, 0)) for group in groups]
+    """Note in each group how many channels earlier cuts removed, and the attentions that they left with one head.
+
+    Such a head is one of several, which whole heads must not narrow, though the model now looks like one that never had
+    more.
+    """
+    if earlier is None:
+        return list(groups)
+    lost = {group.root: len(group.cut) for group in earlier.groups}
+    single = {f"{name}.{side}": name for name, left in earlier.heads.items() if left == 1 for side in ATTENTION_OUTPUTS}
+    return [
+        replace(
+            group,
+            lost=lost.get(group.root, 0),
+            attentions=group.attentions or tuple(sorted({single[it] for it in group.producers() if it in single})),
+        )
+        for group in groups
+    ]
 
 
 def dense_cost(unet: Denoiser, groups: Sequence[Group], quantity: Quantity, repeats: int) -> float:

@@ -7,7 +7,7 @@ import torch
 
 from stages.models.families import Denoiser, family_name
 from stages.models.groups import Group, find_groups
-from stages.models.plan import Base, Plan, PlannedGroup, architecture_sha256
+from stages.models.plan import Base, Budget, Plan, PlannedGroup, architecture_sha256
 from stages.models.saliency import Importance
 from stages.models.scores import KeptIndices
 from stages.prune.budget import solve_budget
@@ -25,7 +25,7 @@ from stages.runtime.errors import InputError
 def plan_pruning(
     unet: Denoiser, importance: Importance, params: PruneParams, seed: int = 0, earlier: Plan | None = None
 ) -> Plan:
-    """Choose the channels to cut from a UNet.
+    """Choose the channels to cut from a UNet; the plan is of this cut alone, numbered as in `unet`.
 
     Args:
         unet: The model; it is not changed.
@@ -34,9 +34,6 @@ def plan_pruning(
         seed: Seed of the scores of the criterion `random`.
         earlier: The plan by which the model was cut from a dense one, whose size the target is a share of.
 
-    Returns:
-        The plan of this cut alone, numbered as in `unet`.
-
     Raises:
         InputError: The target cannot be met, or a pattern matches no layer.
     """
@@ -44,11 +41,8 @@ def plan_pruning(
     _check_heads(groups, importance, params)
     ranking = Ranking(groups, importance, find_gated(groups, params, earlier), seed)
     costs = WidthCost(unet, groups, heads=params.heads, latency_repeats=params.latency_repeats)
-    path = find_path(groups, [ranking.channels(index, {}) for index in range(len(groups))], params)
     dense = dense_cost(unet, groups, params.target.quantity, params.latency_repeats) if earlier else None
-    counts, budget = solve_budget(params, path, groups, costs, dense)
-    if warning := whole_groups_warning(params, path, groups, counts):
-        click.echo(f"Warning: {warning}", err=True)
+    counts, budget = _solve(groups, ranking, params, costs, dense)
     cuts, kept = _choose(unet, counts, ranking, params)
     if ranking.gated:
         counts = [len(cut) for cut in cuts]
@@ -68,6 +62,17 @@ def plan_pruning(
         layers=kept_to_layers(kept),
         heads=costs.num_heads(counts),
     ).sealed()
+
+
+def _solve(
+    groups: Sequence[Group], ranking: Ranking, params: PruneParams, costs: WidthCost, dense: float | None
+) -> tuple[Cuts, Budget]:
+    """Decide how many channels each group loses, and warn if the target leaves most groups whole."""
+    path = find_path(groups, [ranking.channels(index, {}) for index in range(len(groups))], params)
+    counts, budget = solve_budget(params, path, groups, costs, dense)
+    if warning := whole_groups_warning(params, path, groups, counts):
+        click.echo(f"Warning: {warning}", err=True)
+    return counts, budget
 
 
 def _base(unet: Denoiser, importance: Importance) -> Base:

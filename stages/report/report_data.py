@@ -158,8 +158,8 @@ def read_report_data(artifacts: Path, reports: Path) -> ReportData:
         InputError: A file is missing, damaged, or of other weights.
     """
     folders = stage_folders(artifacts, reports)
-    stages = dict(zip(MODELS, ("fetch", "prune", "finetune"), strict=True))
-    files = {name: folders[stage] / "unet" / WEIGHTS for name, stage in stages.items()}
+    pairs = zip(MODELS, ("fetch", "prune", "finetune"), strict=True)
+    files = {name: folders[stage] / "unet" / WEIGHTS for name, stage in pairs}
     record = _read_evaluation(folders["evaluate"], files)
     runs = {stage: read_run_record(folder) for stage, folder in folders.items()}
     provenance = {stage: found for stage, folder in folders.items() if (found := read_provenance(folder))}

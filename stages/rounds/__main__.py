@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from stages.runtime.imports import importing
 from stages.runtime.parent import end_with_dvc
 
 
@@ -28,7 +29,8 @@ def main(params_path: Path, model: Path, importance: Path, data: Path, checkpoin
     check_free(out, inputs=[model, importance, data, checkpoints], stage="rounds")
     with writing(out) as folder:
         if params.rounds.count > 1:
-            from stages.rounds.rounds import Inputs, write_rounds
+            with importing():
+                from stages.rounds.rounds import Inputs, write_rounds
 
             write_rounds(params, Inputs(model, importance, data), checkpoints, folder)
         write_run_record(folder, "rounds", seed=params.seed, rounds=params.rounds)

@@ -30,7 +30,7 @@ class ShownMetric:
 
 SHOWN: Mapping[str, ShownMetric] = {
     "fid": ShownMetric("FID", 3),
-    "fid_dense": ShownMetric("FID against the dense model", 3),
+    "fid_dense": ShownMetric("FID to dense", 3),
     "ssim": ShownMetric("SSIM", 4, lower_is_better=False),
     "kid": ShownMetric("KID × 10³", 2, 1e3),
 }
@@ -234,8 +234,7 @@ def _read_points(
 
 
 def _numbers(model: Model) -> dict[str, float]:
-    found = {name: getattr(model, name, None) for name in SHOWN}
-    return {name: metric.mean for name, metric in found.items() if metric is not None}
+    return {name: metric.mean for name, metric in model.metrics().items() if name in SHOWN}
 
 
 def _seconds(value: float | None) -> dict[str, float]:

@@ -90,7 +90,7 @@ def sqlite_file() -> Path | None:
     address = os.environ.get("MLFLOW_TRACKING_URI", "")
     if found := re.fullmatch(r"sqlite:///file:(/[^?]+)\?uri=true", address):
         return Path(unquote(found[1]))
-    found = re.fullmatch(r"sqlite:///([^?]+)", address)
+    found = re.fullmatch(r"sqlite:///(?!:memory:)([^?]+)", address)
     return Path(found[1]).absolute() if found else None
 
 
