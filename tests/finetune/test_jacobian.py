@@ -266,7 +266,7 @@ def test_only_losses_that_need_it_run_the_teacher_in_every_step(start):
         ({"every": 9}, {}, r"loss\.jacobian\.every 9 must not exceed steps 8"),
         ({"ramp_steps": 8}, {}, r"loss\.jacobian\.ramp_steps 8 must be less than steps 8"),
         ({"weight": 0}, {}, "greater than 0"),
-        ({}, {"loss": {"noise": 0, "output": 0}}, "set noise, output or feature above 0"),
+        ({}, {"loss": {"noise": 0, "output": 0}}, "noise, output and feature are all 0"),
     ],
 )
 def test_values_that_do_not_fit_are_refused(start, jacobian, changes, message):

@@ -85,7 +85,7 @@ def test_rows_steps_and_recipes_are_those_given(plan):
         ({"steps": [20, 10]}, "--steps 20,10: give two or more rising numbers from 1"),
         ({"steps": [0, 10]}, "--steps 0,10: give two or more rising numbers from 1"),
         ({"recipes": {"a": {"finetune.loss.nonsense": 1}}}, "finetune.loss.nonsense"),
-        ({"recipes": {"a": {"finetune.learning_rate": 1}}}, "set noise, output or feature above 0"),
+        ({"recipes": {"a": {"finetune.learning_rate": 1}}}, "noise, output and feature are all 0"),
         (
             {"recipes": {"a": {"prune.ranking": "global"}}},
             "--recipe a sets prune.ranking; a recipe sets keys of finetune",
