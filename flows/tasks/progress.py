@@ -23,7 +23,7 @@ class ProgressBar:
         if not progress["total"]:
             return
         percent = 100 * progress["done"] / progress["total"]
-        text = "{label}: {done} of {total}, {rate_per_s:.1f}/s, {left_s:.0f} s left".format_map(progress)
+        text = "{label}: {done} of {total}, {rate_per_s:.3g}/s, {left_s:.0f} s left".format_map(progress)
         if self.artifact is None:
             artifact = create_progress_artifact(percent, key=f"progress-{self.stage}", description=text)
             self.artifact = artifact if isinstance(artifact, UUID) else None

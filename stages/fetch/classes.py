@@ -13,6 +13,7 @@ from stages.fetch.source_images import SourceImages
 from stages.runtime.bounded import MIB, read_bounded
 from stages.runtime.errors import InputError
 from stages.runtime.text import printable
+from stages.runtime.wording import count
 
 MAX_NAMES_BYTES = MIB
 """Largest file of class names."""
@@ -96,5 +97,5 @@ def check_labels(images: SourceImages, table: NDArray[np.float32] | None) -> Non
         found = f"{images.origin} has an image of class {wrong[0]}; the model has classes 0 to {num_classes - 1}"
         raise InputError(f"{found}; correct fetch.data.labels or the images")
     if images.classes and len(images.classes) != num_classes:
-        found = f"{images.origin} has {len(images.classes)} classes, the model {num_classes}"
+        found = f"{images.origin} has {count(len(images.classes), 'class', 'classes')}, the model {num_classes}"
         raise InputError(f"{found}; classes are numbered in order, so provide all of them")

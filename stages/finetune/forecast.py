@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from stages.runtime.wording import count, format_duration
+
 KIBIBYTE = 1024
 TrainingCost = dict[str, float | int | None]
 """Content of cost.json."""
@@ -34,13 +36,13 @@ class Forecast:
     def summary(self) -> str:
         """Describe the forecast in one line."""
         parts = [
-            f"{count} {what} of {seconds:.2g} s"
-            for count, what, seconds in (
-                (self.steps, "steps", self.step_s),
-                (self.heldouts, "measurements", self.heldout_s),
-                (self.samples, "rows of samples", self.samples_s),
+            f"{count(number, what)} of {seconds:.2g} s"
+            for number, what, seconds in (
+                (self.steps, "step", self.step_s),
+                (self.heldouts, "measurement", self.heldout_s),
+                (self.samples, "sample row", self.samples_s),
             )
-            if count
+            if number
         ]
         return f"finetune will take about {format_duration(self.seconds)}: {', '.join(parts)}"
 
@@ -70,13 +72,3 @@ def peak_memory_bytes() -> int:
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else KIBIBYTE
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def format_duration(seconds: float) -> str:
-    """Format seconds as 45 s, 3 min 20 s or 2 h 5 min."""
-    minutes, rest = divmod(round(seconds), 60)
-    if not minutes:
-        return f"{rest} s"
-    if minutes < 60:  # noqa: PLR2004
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"

@@ -44,7 +44,8 @@ def show_cost(quantity: Quantity, cost: float) -> str:
     """Format a cost with its unit: 3.3919 G MACs."""
     large = {"G ": 1e9, "M ": 1e6, "K ": 1e3} if quantity in ("macs", "params") else {}
     prefix, scale = next(((prefix, scale) for prefix, scale in large.items() if cost >= scale), ("", 1.0))
-    return f"{cost / scale:.5g} {prefix}{UNITS[quantity]}"
+    number = f"{cost:.0f}" if quantity == "channels" else f"{cost / scale:.5g}"
+    return f"{number} {prefix}{UNITS[quantity]}"
 
 
 class Base(Frozen):

@@ -28,6 +28,7 @@ from stages.register.cage.run import Limits, run_caged
 from stages.register.package import replace_quadratic
 from stages.register.registry import EVIDENCE, MODEL
 from stages.runtime.errors import InputError, first_line
+from stages.runtime.wording import count
 
 NUM_IMAGES = 4
 MAX_SEED = 2**31
@@ -63,7 +64,9 @@ def check_canary(folder: Path, levels: float, seeds: Sequence[int] = ()) -> str:
         if image.std() == 0:
             raise InputError(f"seed {seed} gives a blank image")
         worst = max(worst, float(np.abs(image - expected).mean()))
-    found = f"{len(seeds)} images from the seeds {_join(seeds)}, off by {worst:.3g} levels; allowed: {levels:g}"
+    found = (
+        f"{count(len(seeds), 'image')} from the seeds {_join(seeds)}, off by {worst:.3g} levels; allowed: {levels:g}"
+    )
     if worst > levels:
         raise InputError(found)
     return found

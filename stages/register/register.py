@@ -10,6 +10,7 @@ from stages.register.lineage import Lineage, read_workspace_lineage
 from stages.register.package import hash_folder, write_package
 from stages.register.registry import CHALLENGER, CHAMPION, CONTENT, GATE, OURS, Registry
 from stages.runtime.errors import InputError, first_line
+from stages.runtime.wording import count
 from stages.storage.s3 import open_store
 from stages.tracking import recording
 from stages.tracking.compression import Compression
@@ -134,5 +135,5 @@ def _description(record: EvaluationRecord) -> str:
     return (
         f"{1 / record.macs_ratio(OURS):.1%} of the dense model's MACs; FID {_format(model.fid)}, dense "
         f"{_format(record.models['dense'].fid)}; SSIM against dense {_format(model.ssim)}; protocol "
-        f"{record.protocol_id}, {record.protocol.sets} sets of {record.protocol.num_images} images."
+        f"{record.protocol_id}, {count(record.protocol.sets, 'set')} of {count(record.protocol.num_images, 'image')}."
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from stages.runtime.errors import InputError
+from stages.runtime.wording import count
 
 TF32_CAPABILITY = (8, 0)
 """Compute capability of the first GPUs with TF32, Ampere."""
@@ -139,7 +140,7 @@ def device_name() -> str:
     """Name the device that times are taken on: the GPU, or the processor and the number of threads."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{cpu_name()}, {torch.get_num_threads()} threads"
+    return f"{cpu_name()}, {count(torch.get_num_threads(), 'thread')}"
 
 
 def cpu_name(source: Path = Path("/proc/cpuinfo")) -> str:

@@ -9,10 +9,13 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from stages.runtime.result import write_progress
+from stages.runtime.wording import format_duration
 
 Item = TypeVar("Item")
 
 SECONDS_BETWEEN_LINES = 10.0
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
+"""tqdm's own bar, but always with items per second, never with seconds per item."""
 
 
 def track(items: Iterable[Item], label: str, total: int, *, done: int = 0) -> Iterator[Item]:
@@ -23,7 +26,7 @@ def track(items: Iterable[Item], label: str, total: int, *, done: int = 0) -> It
     if os.environ.get("RANK", "0") != "0":
         yield from items
     elif sys.stderr.isatty():
-        yield from tqdm(items, desc=label, total=total, initial=done)
+        yield from tqdm(items, desc=label, total=total, initial=done, bar_format=BAR)
     else:
         yield from _log(items, label, total, done)
 
@@ -37,5 +40,9 @@ def _log(items: Iterable[Item], label: str, total: int, done: int) -> Iterator[I
             rate = count / max(now - begin, 1e-9)
             left_s = (total - done - count) / rate
             write_progress(label, done + count, total, rate, left_s)
-            print(f"{label} {done + count}/{total}, {rate:.1f}/s, {left_s:.0f} s left", file=sys.stderr, flush=True)
+            print(
+                f"{label} {done + count}/{total}, {rate:.3g}/s, {format_duration(left_s)} left",
+                file=sys.stderr,
+                flush=True,
+            )
             last = now
