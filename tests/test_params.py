@@ -95,3 +95,34 @@ def test_a_missing_file_is_refused(tmp_path):
     """The message asks to correct the path."""
     with pytest.raises(InputError, match="correct the path to it"):
         load_params(tmp_path / "params.yaml")
+
+
+SHORT = """
+seed: 0
+fetch: {model: {source: bundled, name: digits}, data: {source: bundled, name: digits}}
+reference: {sampler: {steps: 50}, num_images: 300, extractor: {name: digits}}
+importance: {criterion: diff-pruning}
+prune: {target: {ratio: 0.3}}
+rounds: {count: 1}
+finetune: {steps: 100}
+costs: {seconds: 4}
+"""
+
+
+@pytest.mark.parametrize(("num_images", "expected"), [(300, 150), (50_000, 1000), (3, 2)])
+def test_a_short_file_has_the_defaults_of_all_other_keys(tmp_path, num_images, expected):
+    """Every block has to be there, since DVC asks for it; of KID's subsets the default is half of the images."""
+    (tmp_path / "params.yaml").write_text(SHORT.replace("num_images: 300", f"num_images: {num_images}, neighbours: 1"))
+    found = load_params(tmp_path / "params.yaml")
+
+    assert found.reference.kid_subset_size == expected
+    assert found.finetune.batch_size == 64
+    assert found.fetch.heldout == 0.1
+
+
+def test_a_block_that_is_missing_is_named(tmp_path):
+    """DVC would say so only at the stage that reads it."""
+    (tmp_path / "params.yaml").write_text(SHORT.replace("rounds: {count: 1}\n", ""))
+
+    with pytest.raises(InputError, match="rounds"):
+        load_params(tmp_path / "params.yaml")

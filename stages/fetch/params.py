@@ -207,6 +207,6 @@ class FetchParams(Section):
     """Where the pretrained model comes from."""
     data: Annotated[DataSource, Field(discriminator="source")]
     """Where the images come from."""
-    heldout: float = Field(gt=0, lt=1)
+    heldout: float = Field(0.1, gt=0, lt=1)
     """Share of the images kept out of finetuning, for the held-out loss; ignored if the source has held-out images
     of its own."""

@@ -99,36 +99,38 @@ class FinetuneParams(Section):
     """Initial weights: those of the pruned model, or (scratch, the baseline) random ones in the same widths."""
     steps: int = Field(ge=1)
     """Optimiser steps, of all rounds together if rounds.count is above 1."""
-    batch_size: int = Field(ge=1, le=1_000_000)
+    batch_size: int = Field(64, ge=1, le=1_000_000)
     """Images per step, over all processes and parts."""
     loss: LossParams = LossParams()
     """Weights of the losses."""
     antithetic: bool = True
     """Whether half of a batch uses the timesteps T - 1 - t of the other half, as in the original."""
-    learning_rate: float = Field(gt=0)
+    learning_rate: float = Field(2e-4, gt=0)
     """Highest learning rate of Adam."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Learning rate after the warm-up; linear and cosine end at 0."""
     warmup_steps: int = Field(0, ge=0)
     """Steps in which the learning rate rises linearly from 0."""
-    ema_decays: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(min_length=1, max_length=8)
+    ema_decays: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(
+        (0.99, 0.999, 0.9999), min_length=1, max_length=8
+    )
     """Decays of the exponential moving averages of the weights; each ramps up as (1 + step) / (10 + step). The EMA
     with the lowest held-out loss at the end, by the weights of noise and output in `loss`, is the result."""
     dropout: float | None = Field(None, ge=0, lt=1)
     """Dropout probability; null keeps that of the model's config."""
-    clip_norm: float = Field(gt=0)
+    clip_norm: float = Field(1.0, gt=0)
     """Largest norm of the gradient."""
-    flip: bool
+    flip: bool = False
     """Whether half of the images are mirrored left to right; wrong for digits, right for most photographs."""
     label_dropout: float = Field(0.1, ge=0, le=1)
     """Share of the images that a conditional model gets with the empty condition, for guidance."""
-    heldout_images: int = Field(ge=1)
+    heldout_images: int = Field(512, ge=1)
     """Largest number of held-out images that the loss is measured on."""
-    heldout_every: int = Field(ge=1)
+    heldout_every: int = Field(500, ge=1)
     """Steps between two measurements of the held-out loss."""
     gate: float | None = Field(None, gt=0)
     """Held-out loss to reach by the last step; training stops as soon as it is out of reach. null disables the gate."""
-    checkpoint_every: int = Field(ge=1)
+    checkpoint_every: int = Field(500, ge=1)
     """Steps between two checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)
     """Number of checkpoints that are kept, on disk and in ESPALIER_STORE."""

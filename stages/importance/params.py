@@ -27,14 +27,14 @@ class DrawParams(Section):
 class ImportanceParams(Section):
     """How the importance of each weight for the denoising loss is measured."""
 
-    criterion: CriterionName
+    criterion: CriterionName = "diff-pruning"
     """Formula of the saliency; stages/importance/criteria.py defines each."""
-    formula: FormulaName
+    formula: FormulaName = "paper"
     """Which implementation of Diff-Pruning to follow: paper is ddpm_exp, diffusers is ddpm_prune.py, ldm is ldm_exp,
     which also gives all norm groups the scores of their first one and needs `draw`."""
-    threshold: float = Field(ge=0, lt=1)
+    threshold: float = Field(0.05, ge=0, lt=1)
     """For diff-pruning, no-cancel-taylor and fisher: the sum over timesteps ends once L_t / L_max < threshold."""
-    num_images: int = Field(ge=1)
+    num_images: int = Field(16, ge=1)
     """Images in a calibration batch; all timesteps share one noise tensor of this batch size, unless `draw` is set."""
     draw: DrawParams | None = None
     """Draw images of distinct classes and their noise anew at every timestep; null takes training images."""
@@ -42,7 +42,7 @@ class ImportanceParams(Section):
     """Number of calibration batches, taken one after the other; memory does not depend on it."""
     noises: int = Field(1, ge=1)
     """Number of noise tensors for each batch."""
-    stride: int = Field(ge=1)
+    stride: int = Field(1, ge=1)
     """Distance between two timesteps; 1 uses all."""
     num_timesteps: int | None = Field(None, ge=1)
     """Use only this many of these timesteps, from t = 0 on; null uses all."""

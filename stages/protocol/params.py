@@ -1,11 +1,15 @@
 """The block reference of params.yaml: the protocol of all measurements."""
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, model_validator
 
 from stages.models.params import PrecisionName, SamplerParams
 from stages.runtime.schema import Section, Sha256
+
+MOST_PER_SUBSET = 1000
+"""Images of each subset of KID in the publications."""
 
 
 class ExtractorParams(Section):
@@ -30,6 +34,11 @@ class ExtractorParams(Section):
         return self
 
 
+def _half_of_images(given: dict[str, Any]) -> int:
+    """Return the default of kid_subset_size; `given` lacks num_images if its value is not allowed."""
+    return max(2, min(int(given.get("num_images", 2)) // 2, MOST_PER_SUBSET))
+
+
 class ReferenceParams(Section):
     """The protocol: how the images of every model are drawn and measured."""
 
@@ -44,16 +53,16 @@ class ReferenceParams(Section):
     """Images per set; FID, KID, precision and recall are computed for each set."""
     sets: int = Field(1, ge=1, le=1000)
     """Number of sets, each with its own seeds; confidence intervals need two or more."""
-    batch_size: int = Field(ge=1, le=1_000_000)
+    batch_size: int = Field(64, ge=1, le=1_000_000)
     """Images per batch; not part of the protocol, but a change makes DVC run the stage again."""
     extractor: ExtractorParams
     """Feature extractor and its weights."""
     real_images: int | None = Field(None, ge=4)
     """Largest number of real images, evenly spaced over the training images; null takes all, at a cost in memory."""
-    kid_subsets: int = Field(ge=1, le=1_000_000)
+    kid_subsets: int = Field(50, ge=1, le=1_000_000)
     """Number of random subsets that KID averages over."""
-    kid_subset_size: int = Field(ge=2)
-    """Images per subset of KID; at most num_images."""
+    kid_subset_size: int = Field(default_factory=_half_of_images, ge=2, validate_default=True)
+    """Images per subset of KID; at most num_images, and by default half of them, but no more than 1000."""
     neighbours: int = Field(3, ge=1)
     """k of precision and recall: an image's neighbourhood reaches to its k-th nearest neighbour."""
 
