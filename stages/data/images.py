@@ -78,6 +78,16 @@ class Images:
         return {"encoder_hidden_states": torch.from_numpy(rows).to(device)}
 
 
+def check_num_images(key: str, number: int, num_train: int) -> None:
+    """Check that there are as many training images as a key of params.yaml needs.
+
+    Raises:
+        InputError: There are fewer.
+    """
+    if number > num_train:
+        raise InputError(f"{key} {number} is more than the {num_train} training images; lower it in params.yaml")
+
+
 def write_images(folder: Path, images: Images, about: Mapping[str, Any]) -> None:
     """Write images and conditions as .npy files, and dataset.json with `about`, counts and shape."""
     arrays = {split: [getattr(images, split)] for split in SPLITS}

@@ -138,15 +138,24 @@ def converted(path: Path, source: CheckpointModel, place: Path) -> Iterator[Path
     Raises:
         InputError: The checkpoint is missing, damaged, holds more than tensors, or does not hold this system.
     """
-    layout, system = source.layout, source.system
-    class_name, convert = LAYOUTS[layout]
-    config = read_json(SYSTEMS / f"{system}.json")
-    if config["_class_name"] != class_name:
-        fitting = [it for it in get_args(System) if read_json(SYSTEMS / f"{it}.json")["_class_name"] == class_name]
-        raise InputError(f"fetch.model.system {system} has no layout {layout}; systems with it: {', '.join(fitting)}")
+    config, (_, convert) = check_layout(source), LAYOUTS[source.layout]
     with temporary_folder(path, place) as folder:
         convert(path, config, folder, source.ema)
         yield folder
+
+
+def check_layout(source: CheckpointModel) -> Config:
+    """Check that a system has the layout that is asked for, and return its config.
+
+    Raises:
+        InputError: It has not; the message names those that have.
+    """
+    layout, system = source.layout, source.system
+    class_name, config = LAYOUTS[layout][0], read_json(SYSTEMS / f"{system}.json")
+    if config["_class_name"] != class_name:
+        fitting = [it for it in get_args(System) if read_json(SYSTEMS / f"{it}.json")["_class_name"] == class_name]
+        raise InputError(f"fetch.model.system {system} has no layout {layout}; systems with it: {', '.join(fitting)}")
+    return config
 
 
 def convert_ddim(path: Path, config: Config, folder: Path, ema: bool | None = None) -> None:  # noqa: FBT001  # LAYOUTS

@@ -83,7 +83,7 @@ def fetch_data(
         raise InputError(f"the model has {shape[0]} image channels; supported: 1 or 3")
     with TemporaryDirectory(dir=out, prefix=".packing.") as place:
         reader = BlockReader(shape, source if isinstance(source, FitParams) else FitParams())
-        with _opened(source, shape, Path(place)) as images:
+        with open_source(source, shape, Path(place)) as images:
             check_labels(images, table)
             write_blocks(Path(place) / "pixels.npy", reader.blocks(images))
         reader.check_any(images)
@@ -225,6 +225,16 @@ def _split_source(images: SourceImages, kept: list[int], heldout: float) -> dict
     return {"train": np.flatnonzero(~is_heldout), "heldout": np.flatnonzero(is_heldout)}
 
 
+def split_sizes(images: SourceImages, heldout: float) -> tuple[int, int]:
+    """Return how many images of a source are for training and how many are held out, if all can be read.
+
+    Raises:
+        InputError: A split would be empty.
+    """
+    rows = _split_source(images, list(range(len(images))), heldout)
+    return len(rows["train"]), len(rows["heldout"])
+
+
 def _blocks(pixels: Pixels, rows: Rows, label: str, encode: Encode | None = None) -> Iterator[NDArray[Any]]:
     size = ENCODE_BATCH_SIZE if encode else BLOCK_SIZE
     begins = range(0, len(rows), size)
@@ -250,8 +260,12 @@ def _check_sha256(source: DataSource, sha256: str) -> None:
 
 
 @contextmanager
-def _opened(source: DataSource, shape: Shape, place: Path) -> Iterator[SourceImages]:
-    """Yield the images of a source; downloaded and extracted files are stored in the folder `place`."""
+def open_source(source: DataSource, shape: Shape, place: Path) -> Iterator[SourceImages]:
+    """Yield the images of a source for a model of the shape [C, H, W]; other files are stored in the folder `place`.
+
+    Raises:
+        InputError: The source is missing or damaged, or has no images.
+    """
     match source:
         case BundledData():
             yield _open_digits(shape)

@@ -140,7 +140,7 @@ def _downloaded(
     """Yield the folder of a model and the expected hash of its weights; None skips the check."""
     match source:
         case BundledModel():
-            yield _bundled(source.name)
+            yield bundled_folder(source.name)
         case FolderModel():
             yield expand_path(source.path, "fetch.model.path"), source.sha256
         case S3Model():
@@ -154,7 +154,12 @@ def _downloaded(
                 yield _download_version(source, target), source.sha256
 
 
-def _bundled(name: str) -> tuple[Path, str]:
+def bundled_folder(name: str) -> tuple[Path, str]:
+    """Return the folder of a bundled model and the hash of its weights.
+
+    Raises:
+        InputError: It is not there.
+    """
     folder = BUNDLED / name
     if name not in BUNDLED_SHA256 or not folder.is_dir():
         found = f"the bundled model {name} is missing: {folder} and its hash in stages/fetch/model.py"

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from stages.data.images import Images, evenly_spaced, to_model_range
-from stages.runtime.errors import InputError
+from stages.data.images import Images, check_num_images, evenly_spaced, to_model_range
 from stages.runtime.seeds import generator
 
 
@@ -72,9 +71,7 @@ class Batches:
         antithetic: bool,
         label_dropout: float,
     ) -> None:
-        if batch_size > len(images.train):
-            found = f"finetune.batch_size {batch_size} is more than the {len(images.train)} training images"
-            raise InputError(f"{found}; lower it in params.yaml")
+        check_num_images("finetune.batch_size", batch_size, len(images.train))
         self.pixels, self.conditions = images.train, images.conditions
         self.num_timesteps, self.seed, self.batch_size = num_timesteps, seed, batch_size
         self.flip, self.antithetic, self.label_dropout = flip, antithetic, label_dropout

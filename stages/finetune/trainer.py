@@ -245,14 +245,14 @@ class Trainer:
         if not self.curve:
             self.measure(callback)
         heldout_s = elapsed_s(lambda: self.heldout_loss(self.best_ema)) * len(self.ema_models.models)
-        step_s = self._mean_step_s()
+        step_s = self.mean_step_s()
         if self.params.samples and self.engine.is_main and not self.draw_s:
             self.draw_s = elapsed_s(self._draw_samples)
         steps = range(self.steps_done + 1, self.params.steps + 1)
         heldouts, samples = sum(map(self._is_measured, steps)), sum(map(self._is_sampled, steps))
         return Forecast(len(steps), step_s, heldouts, heldout_s, samples, self.draw_s)
 
-    def _mean_step_s(self) -> float:
+    def mean_step_s(self) -> float:
         """Time a step without and one with the Jacobian loss, and average over how many of each remain."""
         steps = range(self.steps_done, max(self.params.steps, self.steps_done + 1))
         with_jacobian = [step for step in steps if self.jacobian and self.jacobian.params.weight_at(step)]

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from stages.data.images import Images, to_model_range
+from stages.data.images import Images, check_num_images, to_model_range
 from stages.importance.drawn import drawn_images
 from stages.importance.measure import CalibrationBatch, CalibrationDraw, measure_importance
 from stages.importance.params import ImportanceParams
@@ -77,9 +77,7 @@ def calibration_draws(
     """
     if params.draw is not None:
         return drawn_images(unet, scheduler, images.conditions, params, seed)
-    if params.num_images > len(images.train):
-        found = f"importance.num_images {params.num_images} is more than the {len(images.train)} training images"
-        raise InputError(f"{found}; lower it in params.yaml")
+    check_num_images("importance.num_images", params.num_images, len(images.train))
     return calibration_batches(unet, images, params, seed)
 
 

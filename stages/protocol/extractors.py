@@ -1,5 +1,6 @@
 """Images -> features by an extractor of ours or of torch-fidelity, with weights identified by their hash."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,7 +100,7 @@ class Extractor:
             if name not in FEATURE_EXTRACTORS_REGISTRY:
                 register_feature_extractor(name, extractor)
         self.name, self.batch_size = params.name, batch_size
-        path = BUNDLED[params.name][1] if params.name in BUNDLED else _find_weights(params)
+        path = _find_weights(params)
         self.sha256 = _check_hash(path, params)
         if params.name in SOURCES and not SOURCES[params.name].holds_code:
             _check_tensors(path)
@@ -114,19 +115,9 @@ class Extractor:
             found = f"{path} does not hold weights of {params.name} ({type(error).__name__})"
             raise InputError(f"{found}; correct reference.extractor") from None
 
-    def check_images(self, pixels: PixelArray) -> None:
-        """Check that the extractor accepts the images.
-
-        Raises:
-            InputError: The extractor is digits and the images are not grey.
-        """
-        if self.name == "digits" and pixels.shape[-3] != 1:
-            found = "×".join(map(str, pixels.shape[-3:]))
-            raise InputError(f"the extractor digits takes grey images, found {found}; use another reference.extractor")
-
     def features(self, pixels: PixelArray) -> torch.Tensor:
         """[N, C, H, W] uint8 -> [N, D] float32."""
-        self.check_images(pixels)
+        check_image_shape(self.name, pixels.shape[-3:])
         found = get_featuresdict_from_dataset(
             RgbImages(pixels), self.network, self.batch_size, cuda=self.cuda, save_cpu_ram=True, verbose=False
         )
@@ -134,8 +125,25 @@ class Extractor:
         return features
 
 
-def _find_weights(params: ExtractorParams) -> Path:
-    """Return the path of the weights: the given one, or one in PyTorch's cache, downloaded if necessary."""
+def check_image_shape(extractor: str, shape: Sequence[int]) -> None:
+    """Check that an extractor accepts images of the shape [C, H, W].
+
+    Raises:
+        InputError: The extractor is digits and the images are not grey.
+    """
+    if extractor == "digits" and shape[0] != 1:
+        found = "×".join(map(str, shape))
+        raise InputError(f"the extractor digits takes grey images, found {found}; use another reference.extractor")
+
+
+def find_extractor(params: ExtractorParams) -> Path:
+    """Check the name of an extractor, and return where its weights are or, where they would be downloaded, will be.
+
+    Raises:
+        InputError: The name is unknown, or the weights that it names are missing.
+    """
+    if params.name in BUNDLED:
+        return BUNDLED[params.name][1]
     if params.name not in {**SOURCES, **GIVEN}:
         reason = ", which runs code of no fixed version" if params.name.startswith("dinov2") else ""
         known = ", ".join([*BUNDLED, *SOURCES, *GIVEN])
@@ -145,9 +153,14 @@ def _find_weights(params: ExtractorParams) -> Path:
         if not path.is_file():
             raise InputError(f"no extractor weights at {path}; correct reference.extractor.weights")
         return path
-    source = SOURCES[params.name]
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / source.file_name
+    return Path(torch.hub.get_dir()) / "checkpoints" / SOURCES[params.name].file_name
+
+
+def _find_weights(params: ExtractorParams) -> Path:
+    """Return the path of the weights: the given one, or one in PyTorch's cache, downloaded if necessary."""
+    cached = find_extractor(params)
     if not cached.is_file():
+        source = SOURCES[params.name]
         try:
             cached.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(source.url, str(cached), source.sha256, progress=False)

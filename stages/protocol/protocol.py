@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,19 +95,28 @@ def make_protocol(
         InputError: The sampler does not fit the schedule, or a metric needs larger images or more real images.
     """
     settings = _settings(params, seed, scheduler, extractor)
-    if min(real.shape[2:]) < SSIM_WINDOW:
-        found = f"{real.shape[2]}×{real.shape[3]}"
-        raise InputError(f"SSIM needs images of at least {SSIM_WINDOW}×{SSIM_WINDOW}, the models generate {found}")
-    if len(real) < MIN_REAL_IMAGES:
-        raise InputError(f"there are {len(real)} real images, at least {MIN_REAL_IMAGES} are needed; fetch more")
-    needed = {"kid_subset_size": params.kid_subset_size, "neighbours": params.neighbours + 1}
-    for key, count in needed.items():
-        if count > len(real):
-            found = f"reference.{key} {getattr(params, key)} needs {count} real images, there are {len(real)}"
-            raise InputError(f"{found}; lower it in params.yaml or fetch more")
+    check_real_images(params, real.shape[1:], len(real))
     processes = processes or Processes(torch.device("cpu"))
     real_sha256 = processes.share_sha256(lambda: _pixels_sha256(real))
     return Protocol(**settings, num_real_images=len(real), real_sha256=real_sha256)
+
+
+def check_real_images(params: ReferenceParams, shape: Sequence[int], num_images: int) -> None:
+    """Check that real images of the shape [C, H, W] are large enough, and enough, for the metrics.
+
+    Raises:
+        InputError: They are not.
+    """
+    if min(shape[1:]) < SSIM_WINDOW:
+        found = f"{shape[1]}×{shape[2]}"
+        raise InputError(f"SSIM needs images of at least {SSIM_WINDOW}×{SSIM_WINDOW}, the models generate {found}")
+    if num_images < MIN_REAL_IMAGES:
+        raise InputError(f"there are {num_images} real images, at least {MIN_REAL_IMAGES} are needed; fetch more")
+    needed = {"kid_subset_size": params.kid_subset_size, "neighbours": params.neighbours + 1}
+    for key, count in needed.items():
+        if count > num_images:
+            found = f"reference.{key} {getattr(params, key)} needs {count} real images, there are {num_images}"
+            raise InputError(f"{found}; lower it in params.yaml or fetch more")
 
 
 def _settings(params: ReferenceParams, seed: int, scheduler: DDPMScheduler, extractor: Extractor) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 STAGES = Path(__file__).parents[1]
 COPIED = STAGES / "models" / "pruned_unet.py"
@@ -17,6 +18,12 @@ MESSAGE_CALLS = ("echo",)
 """Functions whose arguments are messages, beside the constructors of exceptions."""
 LABEL_POSITION = {"track": 1}
 """Function -> position of its one argument that is a message."""
+
+
+def code_record(stage: str) -> dict[str, Any]:
+    """Describe the code of a stage, as the stage `code` writes it: its files and one hash over all."""
+    files = stage_files(stage)
+    return {"sha256": hash_files(files), "files": files}
 
 
 def hash_code(stage: str) -> str:

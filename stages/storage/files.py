@@ -202,8 +202,13 @@ def read_bytes(path: Path) -> bytes:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object with sorted keys, so that equal values give equal files."""
-    write_atomically(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+    """Write a JSON object as `json_bytes` formats it."""
+    write_atomically(path, json_bytes(value))
+
+
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """Format a JSON object with sorted keys, so that equal values give equal files."""
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 
 def write_csv(path: Path, table: "DataFrame") -> None:

@@ -291,6 +291,6 @@ def test_the_forecast_is_the_mean_over_steps(start, monkeypatch):
     monkeypatch.setattr(run, "_accumulate", lambda step: 10.0 if run.jacobian.vectors(step) else 1.0)
     monkeypatch.setattr(trainer, "elapsed_s", lambda function: function())
 
-    assert run._mean_step_s() == pytest.approx((2 * 10 + 3 * 1) / 5)
+    assert run.mean_step_s() == pytest.approx((2 * 10 + 3 * 1) / 5)
     run.steps_done = 8  # stopped after its last step
-    assert run._mean_step_s() == 1
+    assert run.mean_step_s() == 1
