@@ -1,58 +1,27 @@
-"""A preset and the sizes of its models -> MACs of each stage, memory of finetuning, and hours at a given rate."""
+"""A preset and the sizes of its models -> hours of each stage at a given rate, and memory of finetuning."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 from benchmarks.systems import PRESETS, SYSTEM_OF
 from stages.params import Params, load_params
-
-TIMESTEPS = 1000
-STOPS_AT = 0.25
-"""Share of the timesteps after which the threshold T ends the sum; measured on CIFAR-10's model at T = .05."""
-BACKWARD = 3
-"""Cost of a forward and a backward pass relative to a forward pass."""
-BYTES = 4
-"""Per float32."""
+from stages.tools.forecast import SHARED, forecast_stages, rates_at
+from stages.tools.workload import ModelSize, count_work, training_bytes
 
 
-@dataclass(frozen=True)
-class Workload:
-    """Computation and memory of a preset."""
-
-    macs: dict[str, float]
-    """Multiply-accumulates of each stage."""
-    train_bytes: float
-    """Weights, gradients, Adam's two moments, EMA and teacher, without activations."""
-
-    def hours(self, tflops: float, gpus: int) -> dict[str, float]:
-        """Return the hours of each stage at a sustained rate per GPU; all share each stage evenly."""
-        rate = tflops * 1e12 / 2 * 3600
-        return {stage: macs / rate / gpus for stage, macs in self.macs.items()}
+def size_of(name: str) -> ModelSize:
+    """Return the published sizes of a preset's models."""
+    (dense_m, dense_g), (pruned_m, pruned_g) = SYSTEM_OF[name].dense, SYSTEM_OF[name].pruned
+    return ModelSize(round(dense_m * 1e6), round(pruned_m * 1e6), dense_g * 1e9, pruned_g * 1e9)
 
 
-def estimate(name: str, params: Params) -> Workload:
-    """Count the MACs of the stages: passes of the dense and the pruned model times their MACs per pass."""
-    system = SYSTEM_OF[name]
-    dense, pruned = system.dense[1] * 1e9, system.pruned[1] * 1e9
-    drawn = params.reference.num_images * params.reference.sets
-    passes = drawn * params.reference.sampler.steps * (2 if params.reference.guidance not in (None, 1) else 1)
-    importance = params.importance
-    scored = importance.num_images * importance.batches * importance.noises * TIMESTEPS / importance.stride * STOPS_AT
-    finetune = params.finetune
-    step = finetune.batch_size * (BACKWARD * pruned + (dense if finetune.loss.needs_teacher else 0))
-    copies = 4 + len(finetune.ema_decays)
-    teacher = system.dense[0] if finetune.loss.needs_teacher else 0
-    return Workload(
-        {
-            "reference": passes * dense,
-            "importance": scored * BACKWARD * dense,
-            "finetune": finetune.steps * step,
-            "evaluate": 2 * passes * pruned,
-        },
-        (copies * system.pruned[0] + teacher) * 1e6 * BYTES,
-    )
+def hours(name: str, params: Params, tflops: float, gpus: int = 1) -> dict[str, float]:
+    """Return the hours of each stage that takes long, at a sustained rate per GPU; the GPUs share each evenly."""
+    size = size_of(name)
+    works = count_work(params, size, None, params.reference.sampler.steps)
+    found = forecast_stages(params, works, rates_at(tflops, params, size), gpus)
+    return {stage.name: stage.seconds / 3600 for stage in found if stage.name in (*SHARED, "rounds")}
 
 
 @click.command()
@@ -64,13 +33,14 @@ def main(names: tuple[str, ...], tflops: float, gpus: int, path: Path | None) ->
     """Print the hours of each stage, and the memory of finetuning without activations."""
     if path is not None and len(names) != 1:
         raise click.UsageError("--params needs exactly one preset; name it with --preset")
-    print("| preset | reference | importance | finetune | evaluate | total | memory without activations |")
-    print("| --- |" + " ---: |" * 6)
+    print("| preset | reference | importance | rounds | finetune | evaluate | total | memory without activations |")
+    print("| --- |" + " ---: |" * 7)
     for name in names:
-        workload = estimate(name, load_params(path or PRESETS / f"{name}.yaml"))
-        hours = workload.hours(tflops, gpus)
-        cells = [f"{value:.1f} h" for value in (*hours.values(), sum(hours.values()))]
-        print(f"| {name} | {' | '.join(cells)} | {workload.train_bytes / 2**30:.1f} GiB |")
+        params = load_params(path or PRESETS / f"{name}.yaml")
+        found = hours(name, params, tflops, gpus)
+        cells = [f"{found[stage]:.1f} h" for stage in ("reference", "importance", "rounds", "finetune", "evaluate")]
+        memory = training_bytes(params, size_of(name)) / 2**30
+        print(f"| {name} | {' | '.join(cells)} | {sum(found.values()):.1f} h | {memory:.1f} GiB |")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,185 @@
+"""A model source -> a model to plan with: the fetched one, or one of its config with fresh weights."""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.models.autoencoders.vq_model import VQModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+from numpy.typing import NDArray
+
+from stages.fetch import model as fetch_model
+from stages.fetch.class_embedding import read_class_embedding
+from stages.fetch.convert import DDIM_NOISE, LDM_NOISE, NUM_CLASSES, SYSTEMS, VQ_F4, check_layout
+from stages.fetch.params import BundledModel, CheckpointModel, FolderModel, HubModel, ModelSource
+from stages.fetch.weights import components
+from stages.models.autoencoder import Autoencoder, read_autoencoder
+from stages.models.checks import check_supported
+from stages.models.families import CLASSES, Denoiser
+from stages.models.layout import WEIGHTS
+from stages.models.pipeline import component, read_scheduler, read_unet
+from stages.models.schedules import make_schedule
+from stages.models.trial import check_prunable
+from stages.runtime.errors import InputError, UnavailableError, first_line
+from stages.runtime.paths import expand_path
+from stages.storage.files import read_json
+
+HUB_SYSTEMS = {
+    "google/ddpm-cifar10-32": "cifar10",
+    "google/ddpm-ema-cifar10-32": "cifar10",
+    "google/ddpm-church-256": "lsun-256",
+    "google/ddpm-ema-church-256": "lsun-256",
+    "google/ddpm-bedroom-256": "lsun-256",
+    "google/ddpm-ema-bedroom-256": "lsun-256",
+}
+"""Repositories on the Hub whose config is that of one of the paper's systems, so that no network is needed."""
+DDIM_SCHEDULE = {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000, **DDIM_NOISE}
+
+
+@dataclass(frozen=True)
+class PlannedModel:
+    """A model of the right architecture."""
+
+    unet: Denoiser
+    scheduler: DDPMScheduler
+    autoencoder: Autoencoder | None
+    table: NDArray[np.float32] | None
+    """Conditions of the classes; None for an unconditional model."""
+    origin: str
+    """Where it comes from, for messages."""
+    is_initialised: bool = False
+    """Whether its weights are random: its costs are right, what it draws is not."""
+
+
+def open_model(source: ModelSource, fetched: Path | None, device: torch.device) -> PlannedModel:
+    """Open the model that a source describes, without converting or downloading its weights where its config will do.
+
+    Args:
+        source: fetch.model of params.yaml.
+        fetched: The folder that the stage fetch wrote for this source; None if it has not run.
+        device: Where the model is put.
+
+    Raises:
+        InputError: The model is missing, its config is not supported, or its weights cannot be read.
+        UnavailableError: The Hub does not answer.
+    """
+    if fetched is not None:
+        return read_model(fetched, device)
+    match source:
+        case BundledModel():
+            return read_model(fetch_model.bundled_folder(source.name)[0], device)
+        case FolderModel():
+            return _folder_model(expand_path(source.path, "fetch.model.path"), device)
+        case HubModel():
+            return _hub_model(source, device)
+        case CheckpointModel():
+            return _checkpoint_model(source, device)
+        case _:  # only its server knows the architecture
+            return _fetched(source, device)
+
+
+def _fetched(source: ModelSource, device: torch.device) -> PlannedModel:
+    """Fetch a model into a temporary folder, as the stage does, and read it."""
+    with tempfile.TemporaryDirectory() as temporary:
+        fetch_model.fetch_model(source, Path(temporary) / "model")
+        return read_model(Path(temporary) / "model", device)
+
+
+def read_model(folder: Path, device: torch.device) -> PlannedModel:
+    """Read a model folder that the stage fetch wrote, or one of that layout."""
+    unet = read_unet(folder, device)
+    table = read_class_embedding(unet, folder)
+    return PlannedModel(unet, read_scheduler(folder), read_autoencoder(folder, device), table, str(folder))
+
+
+def _initialise(config: Mapping[str, Any], origin: str, device: torch.device) -> Denoiser:
+    """Build a model of a config with random weights."""
+    check_supported(config, Path(origin))
+    try:
+        torch.manual_seed(0)
+        unet: Denoiser = CLASSES[config["_class_name"]].from_config(dict(config))
+    except Exception as error:  # noqa: BLE001  # a config from anywhere can break diffusers anywhere
+        raise InputError(f"{origin} is not a valid config ({first_line(error)})") from None
+    check_prunable(unet, origin)
+    return unet.to(device).eval()  # type: ignore[arg-type,no-any-return]  # diffusers wraps away the types
+
+
+def _folder_model(folder: Path, device: torch.device) -> PlannedModel:
+    """Open a diffusers folder by the config of its UNet; one that must be converted is fetched."""
+    if not all((part / WEIGHTS).is_file() for part in components(folder)):
+        return _fetched(FolderModel(source="folder", path=folder), device)
+    place = component(folder, "unet") / "config.json"
+    unet = _initialise(read_json(place), str(place), device)
+    return PlannedModel(
+        unet,
+        read_scheduler(folder),
+        read_autoencoder(folder, device),
+        read_class_embedding(unet, folder),
+        str(folder),
+        is_initialised=True,
+    )
+
+
+def _hub_model(source: HubModel, device: torch.device) -> PlannedModel:
+    """Open a model on the Hub by its configs: those of a known repository, of the Hub's cache, or downloaded."""
+    if source.repo in HUB_SYSTEMS:
+        config = read_json(SYSTEMS / f"{HUB_SYSTEMS[source.repo]}.json")
+        schedule = make_schedule(DDIM_SCHEDULE, Path(source.repo))
+        return PlannedModel(
+            _initialise(config, source.repo, device), schedule, None, None, source.repo, is_initialised=True
+        )
+    config = read_json(_hub_file(source, "unet/config.json", "config.json"))
+    path = _hub_file(source, "scheduler/scheduler_config.json", "scheduler_config.json")
+    schedule = make_schedule(read_json(path), path)
+    unet = _initialise(config, source.repo, device)
+    if isinstance(unet, UNet2DConditionModel) or "vae" in _hub_index(source) or "vqvae" in _hub_index(source):
+        raise InputError(f"{source.repo} has more parts than a UNet; fetch it first: dvc repro fetch")
+    return PlannedModel(unet, schedule, None, None, source.repo, is_initialised=True)
+
+
+def _hub_index(source: HubModel) -> Mapping[str, Any]:
+    return read_json(_hub_file(source, "model_index.json"))
+
+
+def _hub_file(source: HubModel, *names: str) -> Path:
+    """Return the first of some files of a repository, from the Hub's cache or downloaded.
+
+    Raises:
+        InputError: The repository has none of them.
+        UnavailableError: The Hub does not answer.
+    """
+    for name in names:
+        try:
+            return Path(hf_hub_download(source.repo, name, revision=source.revision))
+        except LocalEntryNotFoundError as error:
+            advice = "check the network, or fetch the model first where there is one"
+            raise UnavailableError(f"{source.repo}: {name} cannot be read ({first_line(error)}); {advice}") from None
+        except EntryNotFoundError:
+            continue
+        except (HfHubHTTPError, OSError, ValueError) as error:
+            raise InputError(f"{source.repo}: {first_line(error)}; correct fetch.model.repo or .revision") from None
+    raise InputError(
+        f"{source.repo} at {source.revision} has no {names[0]}; give the repository of a diffusers pipeline"
+    )
+
+
+def _checkpoint_model(source: CheckpointModel, device: torch.device) -> PlannedModel:
+    """Build the system that a checkpoint must hold; the file itself is not opened."""
+    config = check_layout(source)
+    unet = _initialise(config, source.system, device)
+    if source.layout == "ddim":
+        schedule = make_schedule(DDIM_SCHEDULE, Path(source.system))
+        return PlannedModel(unet, schedule, None, None, source.system, is_initialised=True)
+    noise = {**DDIM_SCHEDULE, **LDM_NOISE}
+    coder = VQModel.from_config({key: value for key, value in VQ_F4.items() if key != "_class_name"})
+    table = np.ones((NUM_CLASSES + 1, 1, config["cross_attention_dim"]), np.float32)
+    autoencoder = Autoencoder(coder.to(device))
+    schedule = make_schedule(noise, Path(source.system))
+    return PlannedModel(unet, schedule, autoencoder, table, source.system, is_initialised=True)

@@ -1,0 +1,194 @@
+"""params.yaml, a model and the source of the data -> what stages would refuse, before any of them computes."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from stages.data.images import check_num_images, read_images
+from stages.fetch.classes import check_labels
+from stages.fetch.data import open_source, split_sizes
+from stages.fetch.params import FitParams, HubData, S3Data
+from stages.fetch.source_images import CorruptImageError, SourceImages, check_path, read_image
+from stages.finetune.engine import check_parts
+from stages.finetune.launch import count_gpus
+from stages.importance.calibration import choose_timesteps
+from stages.models.autoencoder import image_shape
+from stages.models.families import Denoiser
+from stages.models.plan import Plan
+from stages.models.saliency import Importance
+from stages.models.samplers import check_sampler
+from stages.models.sampling import check_guidance
+from stages.models.steps import SAMPLES
+from stages.params import Params
+from stages.protocol.extractors import check_image_shape, find_extractor
+from stages.protocol.protocol import check_real_images
+from stages.prune.selection import plan_pruning
+from stages.rounds.targets import find_targets
+from stages.runtime.device import check_precision
+from stages.runtime.errors import InputError
+from stages.storage.tensors import tensors_sha256
+from stages.tools.planned_model import PlannedModel
+
+TRIED = 8
+"""Images that are read to find out how long one takes."""
+
+
+@dataclass(frozen=True)
+class FoundImages:
+    """What is known of the images before they are packed."""
+
+    num_train: int
+    num_heldout: int
+    pack_s: float | None = None
+    """Seconds to read and fit one image; None where they are packed already."""
+
+    @property
+    def total(self) -> int:
+        """Number of all images."""
+        return self.num_train + self.num_heldout
+
+
+class Refusals:
+    """Collects the messages of checks, so that all mistakes are shown at once."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Note what the block refuses, and go on after it."""
+        try:
+            yield
+        except InputError as error:
+            self.note(error)
+
+    def note(self, error: InputError) -> None:
+        """Add a message unless it is there."""
+        if (message := error.format_message()) not in self.messages:
+            self.messages.append(message)
+
+    def check(self, *checks: Callable[[], object]) -> None:
+        """Run checks that do not depend on each other."""
+        for check in checks:
+            with self.collecting():
+                check()
+
+
+def check_params(params: Params, device: torch.device, refusals: Refusals) -> None:
+    """Check what needs neither a model nor images: paths, extractor, precisions, and what processes share."""
+    engine = params.finetune.engine
+    refusals.check(
+        lambda: check_path(params.fetch.data),
+        lambda: find_extractor(params.reference.extractor),
+        lambda: check_precision(params.reference.precision, "reference.precision", device),
+        lambda: check_precision(params.importance.precision, "importance.precision", device),
+        lambda: check_precision(engine.precision, "finetune.engine.precision", device),
+        lambda: _check_parts(params, device),
+    )
+
+
+def _check_parts(params: Params, device: torch.device) -> None:
+    """Check that the parts of a step divide, by as many GPUs as training would take."""
+    key, divided = params.finetune.divided
+    parts = params.finetune.engine.accumulate
+    check_parts(divided, 1, parts, key)
+    if device.type == "cuda":
+        count_gpus(torch.cuda.device_count(), divided, parts, key)
+
+
+def check_model(params: Params, model: PlannedModel, refusals: Refusals) -> None:
+    """Check params against a model: samplers, guidance, timesteps, size of the images and the rounds."""
+    protocol, importance = params.reference, params.importance
+    samples, total = params.finetune.samples, int(model.scheduler.config["num_train_timesteps"])
+    shape = image_shape(model.unet, model.autoencoder)
+    refusals.check(
+        lambda: check_sampler(model.scheduler, protocol.sampler),
+        lambda: check_guidance(model.table, protocol.guidance, "reference", model.origin),
+        lambda: choose_timesteps(total, importance.stride, importance.num_timesteps),
+        lambda: check_image_shape(protocol.extractor.name, shape),
+    )
+    if samples:
+        refusals.check(lambda: check_sampler(model.scheduler, samples.sampler, SAMPLES))
+    if draw := importance.draw:
+        refusals.check(lambda: check_guidance(model.table, draw.guidance, "importance.draw", model.origin))
+    if params.rounds.count > 1:
+        refusals.check(lambda: find_targets(model.unet, params.prune, params.rounds.count))
+
+
+def plan_cut(unet: Denoiser, params: Params) -> Plan:
+    """Plan the cut on random scores: of a uniform ranking only the widths count, which they do not change.
+
+    Raises:
+        InputError: The target is out of reach; the message has the range of those that are not.
+    """
+    random = Importance(
+        criterion="random",
+        formula=params.importance.formula,
+        precision="float32",
+        model_sha256=tensors_sha256(unet.state_dict()),
+        counts_doubled=True,
+        timesteps=[],
+        losses=[],
+        saliency={},
+    )
+    return plan_pruning(unet, random, params.prune, params.seed)
+
+
+def find_images(params: Params, model: PlannedModel, packed: Path | None, refusals: Refusals) -> FoundImages | None:
+    """Count the images, and check params and model against them.
+
+    Args:
+        params: All of params.yaml.
+        model: The model.
+        packed: The folder that the stage fetch wrote for this source; None if it has not run.
+        refusals: Takes what the stages would refuse.
+
+    Returns:
+        None where the images are not on this machine, or the source itself is refused.
+    """
+    found = None
+    with refusals.collecting():
+        if packed is not None:
+            images = read_images(packed)
+            found = FoundImages(len(images.train), len(images.heldout))
+        elif not isinstance(params.fetch.data, HubData | S3Data):
+            found = _open_images(params, model, refusals)
+    if found:
+        real = min(found.num_train, params.reference.real_images or found.num_train)
+        shape = image_shape(model.unet, model.autoencoder)
+        needed = {"finetune.batch_size": params.finetune.batch_size}
+        if params.importance.draw is None:
+            needed["importance.num_images"] = params.importance.num_images
+        for key, number in needed.items():
+            refusals.check(partial(check_num_images, key, number, found.num_train))
+        refusals.check(lambda: check_real_images(params.reference, shape, real))
+    return found
+
+
+def _open_images(params: Params, model: PlannedModel, refusals: Refusals) -> FoundImages:
+    """Open the images of a source on this machine, and read a few of them.
+
+    Raises:
+        InputError: There are none, or one cannot be packed.
+    """
+    shape = image_shape(model.unet, model.autoencoder)
+    with TemporaryDirectory(prefix="espalier-") as place, open_source(params.fetch.data, shape, Path(place)) as images:
+        refusals.check(lambda: check_labels(images, model.table))
+        pack_s = _seconds_to_read(images, params, shape)
+        return FoundImages(*split_sizes(images, params.fetch.heldout), pack_s)
+
+
+def _seconds_to_read(images: SourceImages, params: Params, shape: tuple[int, int, int]) -> float:
+    fit = params.fetch.data if isinstance(params.fetch.data, FitParams) else FitParams()
+    chosen = range(0, len(images), max(1, len(images) // TRIED))[:TRIED]
+    begin = time.perf_counter()
+    for index in chosen:
+        with suppress(CorruptImageError):  # fetch.data.max_corrupt may allow it
+            read_image(images, index, shape, fit)
+    return (time.perf_counter() - begin) / len(chosen)

@@ -1,0 +1,121 @@
+"""params.yaml -> what the stages would refuse, and the seconds, disk and memory that each would take on this device."""
+
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from stages.models.autoencoder import image_shape
+from stages.models.complexity import count_macs, count_params
+from stages.models.families import sample_shape
+from stages.models.samplers import make_sampler
+from stages.params import Params
+from stages.protocol.extractors import Extractor, find_extractor
+from stages.prune.surgery import cut
+from stages.runtime.device import select_device
+from stages.runtime.errors import InputError, UnavailableError
+from stages.tools.forecast import Rates, StageForecast, forecast_stages, rates_at
+from stages.tools.planned_model import PlannedModel, open_model
+from stages.tools.preflight import FoundImages, Refusals, check_model, check_params, find_images, plan_cut
+from stages.tools.probe import Subject, measure_rates
+from stages.tools.workload import ModelSize, count_work
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a run would meet."""
+
+    refusals: list[str]
+    """What stages would refuse, one line each; empty if nothing is known to fail."""
+    model: PlannedModel | None = None
+    """None where it cannot be opened."""
+    size: ModelSize | None = None
+    """None where the target cannot be met, or the model cannot be opened."""
+    num_images: int | None = None
+    """None where the images are not known yet."""
+    stages: list[StageForecast] = field(default_factory=list)
+    """Empty where there is no size."""
+
+
+def preview(
+    params: Params,
+    *,
+    fetched: Path | None = None,
+    packed: Path | None = None,
+    tflops: float | None = None,
+    gpus: int = 1,
+) -> Preview:
+    """Check all that can be known before a stage computes, and forecast what each stage takes.
+
+    Args:
+        params: All of params.yaml.
+        fetched: The model folder of the stage fetch for this source; None if it has not run.
+        packed: Its folder of images; likewise.
+        tflops: Sustained rate in 10¹² operations per second; None times passes on this device.
+        gpus: GPUs that share the stages.
+
+    Raises:
+        UnavailableError: A server that has to be asked for the model does not answer.
+    """
+    startup_s = time.time() - psutil.Process().create_time()  # this process has loaded what a stage loads
+    device, refusals = select_device(), Refusals()
+    check_params(params, device, refusals)
+    model, images, stages, size = None, None, [], None
+    try:
+        model = open_model(params.fetch.model, fetched, device)
+        check_model(params, model, refusals)
+        images = find_images(params, model, packed, refusals)
+        subject = _cut(model, params)
+        size = measure_size(model, subject)
+        calls = len(make_sampler(model.scheduler, params.reference.sampler).timesteps)
+        works = count_work(params, size, images.total if images else None, calls)
+        rates = rates_at(tflops, params, size) if tflops else _timed(subject, params, size, images, startup_s)
+        stages = forecast_stages(params, works, rates, gpus)
+    except UnavailableError:
+        raise
+    except InputError as error:  # what follows from the refused value cannot be known
+        refusals.note(error)
+    return Preview(refusals.messages, model, size, images.total if images else None, stages)
+
+
+def _timed(subject: Subject, params: Params, size: ModelSize, images: FoundImages | None, startup_s: float) -> Rates:
+    """Time the passes on this device, with the extractor if its weights are here."""
+    pack_s = images.pack_s if images else None
+    extractor = _present_extractor(params)
+    return measure_rates(subject, params, size, startup_s=startup_s, extractor=extractor, pack_s=pack_s)
+
+
+def _cut(model: PlannedModel, params: Params) -> Subject:
+    """Cut the model to its target.
+
+    Raises:
+        InputError: The target is out of reach.
+    """
+    plan = plan_cut(model.unet, params)
+    return Subject(model.unet, cut(model.unet, plan), plan, model.scheduler, model.autoencoder)
+
+
+def measure_size(model: PlannedModel, subject: Subject) -> ModelSize:
+    """Count parameters and multiply-accumulates of both models, and the numbers of their samples and images."""
+    return ModelSize(
+        dense_params=count_params(subject.dense),
+        pruned_params=count_params(subject.pruned),
+        dense_macs=count_macs(subject.dense),
+        pruned_macs=count_macs(subject.pruned),
+        num_timesteps=int(model.scheduler.config["num_train_timesteps"]),
+        sample_numbers=math.prod(sample_shape(subject.dense)),
+        image_bytes=math.prod(image_shape(subject.dense, model.autoencoder)),
+        is_latent=model.autoencoder is not None,
+    )
+
+
+def _present_extractor(params: Params) -> Extractor | None:
+    """Load the extractor if its weights are on this machine."""
+    try:
+        if find_extractor(params.reference.extractor).is_file():
+            return Extractor(params.reference.extractor, params.reference.batch_size)
+    except InputError:  # refused already, or damaged: the stage says so
+        return None
+    return None

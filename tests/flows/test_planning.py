@@ -1,0 +1,99 @@
+"""espalier plan: what a run would do, take and refuse, before anything is computed."""
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from flows.planning import plan
+from stages.fetch.params import FolderModel
+from stages.models.pipeline import write_pipeline
+from stages.tools.planned_model import open_model
+
+
+@pytest.fixture(autouse=True)
+def _in_the_checkout(root, monkeypatch):
+    """Plan the checkout, with passes that take little time."""
+    monkeypatch.chdir(root)
+    monkeypatch.setattr("stages.tools.probe.SECONDS", 0.01)
+
+
+def run(*arguments):
+    """Call the command."""
+    return CliRunner().invoke(plan, arguments)
+
+
+def test_every_mistake_is_shown_at_once_before_anything_is_computed():
+    """One line each, and none of them stops the others from being found."""
+    mistakes = {
+        "reference.extractor.name=incepton": "reference.extractor.name is 'incepton'; allowed: digits",
+        "reference.guidance=2": "reference.guidance is 2.0",
+        "reference.sampler.steps=2000": "reference.sampler.steps",
+        "importance.stride=1000": "importance.stride 1000 leaves only timestep 0 of 1000",
+        "importance.num_images=5000": "importance.num_images 5000 is more than the 1438 training images",
+        "finetune.batch_size=2048": "finetune.batch_size 2048 is more than the 1438 training images",
+        "prune.target.macs=1%": "is out of reach: possible from",
+    }
+    result = run(*(part for mistake in mistakes for part in ("--set", mistake)))
+    lines = [line for line in result.stdout.splitlines() if line.startswith("✗")]
+
+    assert result.exit_code == 1
+    for expected in mistakes.values():
+        assert sum(expected in line for line in lines) == 1, expected
+    assert len(lines) == len(mistakes)
+
+
+@pytest.mark.e2e
+def test_a_folder_that_is_missing_is_a_refusal_beside_the_forecast(monkeypatch):
+    """A preset knows the config of its model, so that it is planned offline, before anything is downloaded."""
+    monkeypatch.setenv("ESPALIER_DATA", "/nowhere")
+    result = run(
+        "--preset", "photos", "--set", "fetch.model={source: bundled, name: digits}", "--tflops", "1", "--json"
+    )
+    found = json.loads(result.stdout)
+
+    assert result.exit_code == 1
+    assert any("image folder /nowhere/photos/train does not exist" in message for message in found["refusals"])
+    assert found["seconds"] > 0
+
+
+@pytest.mark.e2e
+def test_a_known_system_is_planned_without_its_weights(monkeypatch):
+    """CIFAR-10's UNet at ratio 0.3: the paper's sizes, from the config alone, and no network."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    result = run("--preset", "cifar10", "--tflops", "40", "--price", "2.5", "--json")
+    found = json.loads(result.stdout)
+    stages = {stage["name"]: stage for stage in found["stages"]}
+
+    assert result.exit_code == 0, result.output
+    assert found["model"]["dense_params"] == pytest.approx(35.7463e6, rel=1e-5)
+    assert found["model"]["pruned_macs"] == pytest.approx(3.3919e9, rel=1e-4)
+    assert stages["reference"]["seconds"] == pytest.approx(50_000 * 100 * 6.0641e9 * 2 / 40e12, rel=1e-3)
+    assert found["price"] == pytest.approx(2.5 * found["seconds"] / 3600)
+
+
+@pytest.mark.e2e
+def test_the_default_run_is_timed_on_this_device():
+    """Every stage that would run has a time; memory and disk are estimated, and a changed key is the reason."""
+    result = run("--set", "prune.target.ratio=0.25")
+    assert result.exit_code == 0, result.output
+    assert "prune.target.ratio changed" in result.output
+    assert "stages would run: about" in result.output
+    assert "450 steps × 64 images" in result.output
+
+
+def test_gpus_without_a_rate_are_refused():
+    """Passes are timed on one device, so that nothing says how several share them."""
+    result = run("--gpus", "8")
+    assert result.exit_code == 2
+    assert "--gpus needs --tflops" in result.output
+
+
+def test_a_model_folder_is_planned_by_its_config(tmp_path, make_unet, scheduler):
+    """The weights need not be read to know what passes cost."""
+    write_pipeline(tmp_path / "model", make_unet(sample_size=16), scheduler)
+    found = open_model(FolderModel(source="folder", path=tmp_path / "model"), None, torch.device("cpu"))
+
+    assert found.is_initialised
+    assert found.unet.config["sample_size"] == 16

@@ -1,0 +1,110 @@
+"""Params and sizes -> counted passes: closed forms of what each stage computes."""
+
+import pytest
+
+from flows.workspaces.overrides import apply
+from stages.params import Params
+from stages.runtime.bounded import parse_yaml
+from stages.tools.forecast import Rates, forecast_stages, rates_at
+from stages.tools.workload import ModelSize, count_work, pass_macs, training_bytes
+
+SIZE = ModelSize(1000, 600, 64e6, 36e6, num_timesteps=1000, sample_numbers=256, image_bytes=256)
+
+
+@pytest.fixture
+def works(root):
+    """Count the work of params.yaml with some overrides, for 1797 images and 50 predictions an image."""
+
+    def count(**overrides):
+        keys = {key.replace("__", "."): value for key, value in overrides.items()}
+        params = Params.model_validate(parse_yaml(apply(keys, root / "params.yaml").decode(), "params"))
+        return params, count_work(params, SIZE, 1797, 50)
+
+    return count
+
+
+def test_the_default_run_draws_five_sets_with_three_models(works):
+    """5 × 500 images of 50 steps each; the dense ones once, those of the pruned and the finetuned model later."""
+    _, found = works()
+
+    assert found["reference"].passes["dense"] == 5 * 500 * 50
+    assert found["reference"].passes["features"] == 5 * 500 + 1797
+    assert found["evaluate"].passes["pruned"] == 2 * 5 * 500 * 50
+    assert found["evaluate"].passes["similarity"] == 2 * 5 * 500
+    assert found["finetune"].passes["step"] == 450 * 64
+
+
+def test_guidance_doubles_the_predictions_and_snapshots_are_models_of_their_own(works):
+    """The conditional and the empty prediction; and two snapshots beside the pruned and the finetuned model."""
+    _, found = works(reference__guidance=1.5, finetune__snapshots=[100, 200])
+
+    assert found["reference"].passes["dense"] == 2 * 5 * 500 * 50
+    assert found["evaluate"].passes["pruned"] == 4 * 2 * 5 * 500 * 50
+    assert found["finetune"].disk_bytes > works()[1]["finetune"].disk_bytes
+
+
+@pytest.mark.parametrize(("every", "images", "expected"), [(1, None, 3.1), (2, None, 2.05), (1, 16, 1.525)])
+def test_the_jacobian_loss_costs_in_proportion_to_its_images_and_steps(works, every, images, expected):
+    """3.1 times a step where it is computed on all images of every step."""
+    jacobian = {"weight": 0.1, "every": every, "images": images}
+    params, found = works(finetune__loss__jacobian=jacobian, finetune__heldout_every=450, finetune__samples=None)
+    passes, macs = found["finetune"].passes, pass_macs(params, SIZE)
+    with_loss = sum(passes[kind] * macs[kind] for kind in ("step", "jacobian step"))
+
+    assert with_loss == pytest.approx(expected * 450 * 64 * macs["step"])
+
+
+def test_rounds_share_the_steps_and_measure_the_importance_again(works):
+    """Three rounds: two short recoveries and two importances before the last round, whose recovery has the rest."""
+    _, found = works(rounds__count=3, rounds__steps=50)
+    once = works(importance__report=None)[1]["importance"].passes["gradient"]
+
+    assert found["rounds"].passes["step"] == 2 * 50 * 64
+    assert found["finetune"].passes["step"] == (450 - 100) * 64
+    assert found["rounds"].passes["gradient"] == pytest.approx(2 * once)
+    assert not works()[1]["rounds"].passes
+
+
+def test_magnitude_needs_no_gradient_and_taylor_all_timesteps(works):
+    """A criterion without threshold sums over every timestep; the threshold ends the sum early."""
+    gradients = {
+        name: works(importance__criterion=name, importance__report=None)[1]["importance"].passes.get("gradient", 0)
+        for name in ("magnitude", "taylor", "diff-pruning")
+    }
+
+    assert gradients["magnitude"] == 0
+    assert gradients["taylor"] == 1000 * 16
+    assert 0 < gradients["diff-pruning"] < gradients["taylor"]
+
+
+def test_a_forecast_is_passes_times_seconds(works):
+    """Twice as fast a device halves it, as do two GPUs; passes of unknown duration are named and left out."""
+    params, found = works()
+    one, fast, two = (
+        {stage.name: stage for stage in forecast_stages(params, found, rates_at(tflops, params, SIZE), gpus)}
+        for tflops, gpus in ((1, 1), (2, 1), (1, 2))
+    )
+
+    assert one["reference"].seconds == pytest.approx(2 * 125_000 * 64e6 / 1e12)
+    for other in (fast, two):
+        assert other["evaluate"].seconds == pytest.approx(one["evaluate"].seconds / 2)
+    assert one["reference"].unmeasured == ("features",)
+    assert {stage.seconds for stage in forecast_stages(params, found, Rates({}, startup_s=10))} == {10, 4}
+
+
+def test_recorded_passes_forecast_the_recorded_stages(works):
+    """The default run on two cores (docs/log.md): from the speed of its passes every stage comes out within a half."""
+    params, found = works()
+    rates = {"dense": 0.00134, "pruned": 0.00097, "gradient": 0.0052, "step": 0.0029, "heldout": 0.00097}
+    took = {"reference": 138.5, "importance": 50.2, "finetune": 114.6, "evaluate": 325.9, "costs": 23.9, "prune": 5.1}
+    forecast = {it.name: it.seconds for it in forecast_stages(params, found, Rates(rates, startup_s=5))}
+
+    for name, seconds in took.items():
+        assert 1 / 1.5 < forecast[name] / seconds < 1.5, name
+
+
+def test_training_holds_four_copies_the_averages_and_the_teacher(works):
+    """Weights, gradients, two moments and three averages of the pruned model, and the dense one, in float32."""
+    params, _ = works()
+
+    assert training_bytes(params, SIZE) == 4 * (7 * 600 + 1000)
