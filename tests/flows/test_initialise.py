@@ -1,0 +1,96 @@
+"""espalier init: a model and images of one's own -> a short params.yaml that the stages accept."""
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from ruamel.yaml import YAML
+
+from flows.initialise import init
+from stages.models.pipeline import write_pipeline
+from stages.params import load_params
+from stages.tools.sources import data_source, model_sources
+
+
+@pytest.fixture
+def own(tmp_path, make_unet, scheduler, monkeypatch):
+    """A folder with a small random UNet and twenty PNGs, half of them of another size."""
+    write_pipeline(tmp_path / "model", make_unet(sample_size=16), scheduler)
+    (tmp_path / "images").mkdir()
+    for index in range(20):
+        side = 16 if index % 2 else 20
+        Image.fromarray(np.full((side, side), index, np.uint8)).save(tmp_path / f"images/{index}.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("stages.tools.probe.SECONDS", 0.02)
+    return tmp_path
+
+
+def run(*arguments):
+    """Call the command with the model and images of one's own."""
+    return CliRunner().invoke(init, ["--model", "model", "--data", "images", *arguments])
+
+
+def test_a_model_of_ones_own_gets_a_short_file_that_is_valid(own):
+    """It says what the model is, chooses a crop for images of other sizes, and names whole paths for workspaces."""
+    result = run("--steps", "40", "--macs", "60%", "--stride", "50")
+    text = (own / "params.yaml").read_text()
+    params = load_params(own / "params.yaml")
+
+    assert result.exit_code == 0, result.output
+    assert len(text.splitlines()) <= 25
+    assert params.fetch.model.path == own / "model"
+    assert params.fetch.data.fit == "crop"
+    assert params.finetune.steps == 40
+    assert params.finetune.batch_size <= 18
+    assert "UNet2DModel, unconditional, 1×16×16 pixels" in result.output
+    assert "1000 timesteps, predicts epsilon" in result.output
+    assert YAML(typ="safe").load(text)["prune"]["target"] == {"macs": "60%"}
+    assert params.importance.stride == 50
+    assert run().exit_code == 1  # it is there now
+    assert (own / "params.yaml").read_text() == text
+
+
+def test_a_file_that_is_there_stays_unless_forced(own):
+    """Nobody's choices are lost; with --force the command goes on, here to a model that is missing."""
+    (own / "params.yaml").write_text("mine")
+    result = run()
+    assert result.exit_code == 1
+    assert "give --force to overwrite it, or another --out" in result.output
+    assert "nowhere is no file or folder here" in run("--force", "--model", "nowhere").output
+    assert (own / "params.yaml").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--model", "nowhere"], "--model nowhere is no file or folder here; give a diffusers folder"),
+        (["--data", "images/0.png"], "is no .npz file of arrays"),
+        (["--macs", "50%", "--ratio", "0.5"], "give one of --ratio, --macs and --params"),
+        (
+            ["--extractor", "incepton", "--sampler-steps", "1001"],
+            "reference.extractor.name is 'incepton'; allowed: dig",
+        ),
+        (["--system", "cifar10"], "--system is for a checkpoint file"),
+    ],
+)
+def test_what_a_stage_would_refuse_is_refused_and_nothing_is_written(own, arguments, expected):
+    """One line that names the option or the key."""
+    result = run(*arguments)
+
+    assert result.exit_code == 1
+    assert expected in result.output
+    assert not (own / "params.yaml").exists()
+
+
+def test_each_kind_of_source_is_known_by_how_it_is_written(tmp_path):
+    """A commit needs no network; a checkpoint may be any of the known architectures."""
+    commit = "0" * 40
+    (tmp_path / "a.ckpt").touch()
+    np.savez(tmp_path / "a.npz", labels=np.zeros(3, np.int64), pictures=np.zeros((3, 8, 8), np.uint8))
+
+    assert model_sources(f"google/ddpm-cifar10-32@{commit}")[0].revision == commit
+    assert model_sources("models:/digits/3")[0].source == "registry"
+    assert model_sources("bundled:digits")[0].name == "digits"
+    assert {source.system for source in model_sources(str(tmp_path / "a.ckpt"))} >= {"cifar10", "imagenet-ldm"}
+    assert data_source(str(tmp_path / "a.npz")).images == "pictures"
+    assert data_source(f"uoft-cs/cifar10@{commit}", "image").column == "image"
