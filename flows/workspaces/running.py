@@ -1,0 +1,248 @@
+"""`dvc repro` in the current folder -> its lines, the stage that runs, the time left, and forecast beside fact."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import click
+
+from flows.workspaces.checkout import lock_checkout
+from flows.workspaces.commands import run
+from flows.workspaces.staleness import find_statuses, upstream
+from stages.params import load_params
+from stages.runtime.bounded import parse_yaml
+from stages.runtime.errors import InputError, warn
+from stages.runtime.wording import format_duration, format_table
+
+PARAMS = Path("params.yaml")
+BEGINS = re.compile(r"Running stage '(.+)':$")
+NEEDS_NO_RUN = re.compile(r"Stage '(.+)' (didn't change, skipping|is cached - skipping run)")
+LONG = ("reference", "importance", "rounds", "finetune", "evaluate")
+"""Stages of which one is worth the timing of passes before a run."""
+FORECAST_LIMIT_S = 120
+INTERRUPTED = 128 + signal.SIGINT
+TICK_S = 1.0
+
+
+def run_stages(arguments: Sequence[str]) -> int:
+    """Bring the stages of the current folder up to date by `dvc repro`, and show how far they are.
+
+    Args:
+        arguments: Further arguments of `dvc repro`, such as the name of a stage.
+
+    Returns:
+        The exit code: that of DVC, or 130 after Ctrl-C.
+
+    Raises:
+        InputError: The current folder is no DVC project or cannot be written, or params.yaml has a value that is not
+            allowed.
+    """
+    if PARAMS.is_file():
+        load_params(PARAMS)
+    with lock_checkout(Path.cwd(), lambda line: click.echo(line, err=True)):
+        progress = RunProgress(_forecast(arguments))
+        with _shown(progress):
+            try:
+                result = run(["dvc", "repro", *arguments], progress.read, on_progress=progress.update)
+            except KeyboardInterrupt:
+                progress.end()
+                click.echo(progress.interrupted(), err=True)
+                return INTERRUPTED
+            progress.end()
+    for line in progress.comparison(failed=result.code != 0):
+        click.echo(line)
+    return result.code
+
+
+@dataclass
+class RunProgress:
+    """Follows DVC's lines: which stages ran, for how long, and what is left."""
+
+    expected: dict[str, float | None]
+    """Stages that are expected to run and have not begun -> their seconds, None where unknown."""
+    forecast: Mapping[str, float | None] = field(init=False)
+    ran: dict[str, float] = field(default_factory=dict)
+    """Stages that have ended -> their seconds."""
+    current: str | None = None
+    begun: float = field(default_factory=time.monotonic)
+    stage_begun: float = 0.0
+    latest: Mapping[str, Any] = field(default_factory=dict)
+    """The last progress that the current stage reported."""
+    display: "StatusLine | None" = None
+
+    def __post_init__(self) -> None:
+        self.forecast = dict(self.expected)
+
+    def read(self, line: str) -> None:
+        """Take one line of DVC or of a stage, and print it; the beginning of a stage gets its place among all."""
+        begins, idle = BEGINS.match(line), NEEDS_NO_RUN.match(line)
+        if begins or idle:
+            self.end()
+        if idle:
+            self.expected.pop(idle[1], None)
+        if begins:
+            self._begin(begins[1])
+            line = f"── {self.place()}: {self.times()}"
+        if self.display:
+            self.display.print(line)
+        else:
+            click.echo(line)
+
+    def update(self, latest: Mapping[str, Any]) -> None:
+        """Take the progress of the current stage."""
+        self.latest = latest
+
+    def _begin(self, name: str) -> None:
+        self.expected.pop(name, None)
+        self.current, self.stage_begun, self.latest = name, time.monotonic(), {}
+
+    def end(self) -> None:
+        """Note that the current stage, if any, has ended."""
+        if self.current:
+            self.ran[self.current] = time.monotonic() - self.stage_begun
+            self.current = None
+
+    def place(self) -> str:
+        """Name the current stage and its place: stage 3 of 8, reference."""
+        number = len(self.ran) + 1
+        return f"stage {number} of {number + len(self.expected)}, {self.current}"
+
+    def times(self) -> str:
+        """Return the time so far and, where a forecast is known, the time left in all."""
+        elapsed = f"{format_duration(time.monotonic() - self.begun)} so far"
+        left = self.left_s()
+        return elapsed if left is None else f"{elapsed}, about {format_duration(left)} left in all"
+
+    def left_s(self) -> float | None:
+        """Estimate the seconds left: of the current stage by its forecast or its own report, of others by theirs."""
+        waiting = list(self.expected.values())
+        reported = self.latest.get("left_s")
+        planned = self.forecast.get(self.current or "")
+        if None in waiting or (self.current and planned is None and reported is None):
+            return None
+        spent = time.monotonic() - self.stage_begun
+        own = max((planned or 0.0) - spent, reported or 0.0) if self.current else 0.0
+        return own + sum(seconds for seconds in waiting if seconds is not None)
+
+    def status(self) -> str:
+        """Describe the state of the run in one line for a terminal."""
+        if not self.current:
+            return ""
+        latest = self.latest
+        inside = f" ({latest['label']} {latest['done']}/{latest['total']})" if latest else ""
+        return f"{self.place()}{inside}: {self.times()}"
+
+    def interrupted(self) -> str:
+        """Say what a run that was stopped leaves behind."""
+        last = list(self.ran)[-1] if self.ran else None
+        where = f" in {last}" if last else ""
+        return (
+            f"Stopped{where} after {format_duration(time.monotonic() - self.begun)}; run it again to go on from there."
+        )
+
+    def comparison(self, *, failed: bool) -> Iterator[str]:
+        """Yield a table of forecast and fact of the stages that ran; none without a forecast."""
+        done = list(self.ran.items())[: -1 if failed else None]
+        pairs = [(name, expected, took) for name, took in done if (expected := self.forecast.get(name)) is not None]
+        if not pairs:
+            return
+        total = ("together", sum(pair[1] for pair in pairs), sum(pair[2] for pair in pairs))
+        rows = [[name, format_duration(expected), format_duration(took)] for name, expected, took in [*pairs, total]]
+        yield from format_table(["stage", "forecast", "took"], rows)
+
+
+class StatusLine:
+    """Keeps the state of a run in the last line of a terminal, below the lines that are printed.
+
+    Args:
+        progress: The run.
+    """
+
+    def __init__(self, progress: RunProgress) -> None:
+        self.progress, self.lock, self.stopped = progress, threading.Lock(), threading.Event()
+        self.thread = threading.Thread(target=self._tick, daemon=True)
+
+    def __enter__(self) -> Self:
+        self.thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stopped.set()
+        self.thread.join()
+        with self.lock:
+            self._write("")
+
+    def print(self, line: str) -> None:
+        """Print a line above the status."""
+        with self.lock:
+            self._write("")
+            click.echo(line)
+            self._write(self.progress.status())
+
+    def _tick(self) -> None:
+        while not self.stopped.wait(TICK_S):
+            with self.lock:
+                self._write(self.progress.status())
+
+    def _write(self, text: str) -> None:
+        width = shutil.get_terminal_size().columns - 1
+        sys.stderr.write(f"\r\x1b[K{text[:width]}")
+        sys.stderr.flush()
+
+
+@contextmanager
+def _shown(progress: RunProgress) -> Iterator[None]:
+    """Show the state of a run in the last line of a terminal; a pipe or file gets plain lines alone."""
+    if not (sys.stderr.isatty() and sys.stdout.isatty()):
+        yield
+        return
+    with StatusLine(progress) as progress.display:
+        yield
+
+
+def _forecast(arguments: Sequence[str]) -> dict[str, float | None]:
+    """Return the stages that are expected to run and, where one of them is long, how long each takes.
+
+    Options of `dvc repro` may change which stages run, so nothing is expected then.
+    """
+    if not PARAMS.is_file() or any(argument.startswith("-") for argument in arguments):
+        return {}
+    try:
+        statuses = find_statuses(Path(), parse_yaml(PARAMS.read_text(), str(PARAMS)), in_place=True)
+        wanted = upstream(Path(), arguments)
+    except (InputError, OSError, KeyError, TypeError, AttributeError):  # DVC says what is wrong, in its own words
+        return {}
+    names = [it.name for it in statuses if it.state == "runs" and (not arguments or it.name in wanted)]
+    seconds = _forecast_seconds() if {*names} & {*LONG} else {}
+    return {name: seconds.get(name) for name in names}
+
+
+def _forecast_seconds() -> dict[str, float]:
+    """Time a few passes in a process of its own; a run without a forecast goes on."""
+    command = [sys.executable, "-m", "flows.planning", "--json"]
+    click.echo("timing a few passes for a forecast …", err=True)
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=FORECAST_LIMIT_S, check=False)
+        found = json.loads(ended.stdout)
+    except subprocess.TimeoutExpired:
+        warn(f"no forecast: a pass takes too long to time it within {FORECAST_LIMIT_S} s")
+        return {}
+    except ValueError:
+        warn(f"no forecast: {(ended.stderr.strip().splitlines() or ['nothing was printed'])[-1]}")
+        return {}
+    for message in found["refusals"]:
+        warn(f"a stage will refuse this: {message}")
+    return {stage["name"]: stage["seconds"] for stage in found["stages"] if "seconds" in stage}

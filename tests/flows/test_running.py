@@ -1,0 +1,101 @@
+"""Lines of `dvc repro` -> place, time left, and forecast beside fact."""
+
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from flows.workspaces import running
+from flows.workspaces.running import RunProgress, run_stages
+from tests.servers import ROOT
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands until it is moved."""
+    now = [100.0]
+    monkeypatch.setattr(running.time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+def progress(clock):
+    """A run of three stages that begins."""
+    return RunProgress({"fetch": 10.0, "prune": 20.0, "costs": 30.0}, begun=clock[0])
+
+
+def test_each_stage_is_named_with_its_place_and_the_time_left_in_all(progress, clock, capsys):
+    """The time left is that of the stage at work and of those after it."""
+    progress.read("Running stage 'fetch':")
+    clock[0] += 12
+    progress.read("Running stage 'prune':")
+    clock[0] += 5
+
+    assert progress.place() == "stage 2 of 3, prune"
+    assert progress.times() == "17 s so far, about 45 s left in all"
+    assert capsys.readouterr().out.splitlines() == [
+        "── stage 1 of 3, fetch: 0 s so far, about 1 min 0 s left in all",
+        "── stage 2 of 3, prune: 12 s so far, about 50 s left in all",
+    ]
+
+
+def test_a_stage_that_dvc_leaves_out_counts_no_more(progress):
+    """DVC finds out that an output stayed the same, and what was expected to follow does not."""
+    progress.read("Running stage 'fetch':")
+    progress.read("Stage 'prune' didn't change, skipping")
+    progress.read("Running stage 'costs':")
+
+    assert progress.place() == "stage 2 of 2, costs"
+
+
+def test_a_stages_own_report_counts_where_it_is_longer_than_the_forecast(progress, clock):
+    """A forecast that has passed is no reason to promise an end."""
+    progress.read("Running stage 'costs':")
+    clock[0] += 60
+    progress.update({"label": "time", "done": 1, "total": 4, "rate_per_s": 0.01, "left_s": 300.0})
+
+    assert progress.left_s() == pytest.approx(300 + 30)
+    assert progress.status() == "stage 1 of 3, costs (time 1/4): 1 min 0 s so far, about 5 min 30 s left in all"
+
+
+def test_without_a_forecast_no_time_left_is_promised(clock):
+    """The stages alone are counted."""
+    progress = RunProgress({"fetch": None}, begun=clock[0])
+    progress.read("Running stage 'fetch':")
+
+    assert progress.times() == "0 s so far"
+    progress.end()
+    assert not list(progress.comparison(failed=False))
+
+
+def test_the_end_shows_forecast_and_fact_without_the_stage_that_failed(progress, clock):
+    """A stage that ended early says nothing about its forecast."""
+    for name, seconds in (("fetch", 12), ("prune", 18), ("costs", 1)):
+        progress.read(f"Running stage '{name}':")
+        clock[0] += seconds
+    progress.end()
+    table = [line.split("  ") for line in progress.comparison(failed=True)]
+
+    assert [row[0] for row in table] == ["stage", "fetch", "prune", "together"]
+    assert table[-1][-1] == "30 s"
+
+
+@pytest.mark.e2e
+def test_a_run_counts_its_stages_and_ends_with_dvcs_exit_code(tmp_path, monkeypatch):
+    """A real DVC: one stage that works, and one that fails; a pipe gets plain lines."""
+    stages = "stages:\n  one: {cmd: echo made > out, outs: [out]}\n  two: {cmd: exit 3, deps: [out], outs: [never]}\n"
+    (tmp_path / "dvc.yaml").write_text(stages)
+    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
+        subprocess.run(command, cwd=tmp_path, check=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    runner = CliRunner()
+    with runner.isolation() as (out, *_):
+        code = run_stages([])
+        text = out.getvalue().decode()
+
+    assert code
+    assert "── stage 1 of 1, one: " in text
+    assert "\x1b" not in text
+    assert (tmp_path / "out").read_text() == "made\n"
