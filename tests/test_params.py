@@ -43,7 +43,13 @@ def test_scientific_notation_is_a_number(tmp_path, root):
     ("key", "value", "expected"),
     [
         ("prune.target.ratio", 1.5, "prune.target.ratio is 1.5: input should be less than 1"),
-        ("prune.ratoi", 0.3, "prune.ratoi is not a known key"),
+        ("prune.ratoi", 0.3, "prune.ratoi is not a known key; did you mean prune.target.ratio?"),
+        ("prune.ratio", 0.3, "prune.ratio is not a known key; did you mean prune.target.ratio?"),
+        ("prune.target", {"macs": 44}, "prune.target.macs is 44: did you mean 44%?"),
+        ("prune.target", {"params": 30.5}, "prune.target.params is 30.5: did you mean 30.5%?"),
+        ("prune.target", {"macs": "44 %"}, "prune.target.macs is '44 %': did you mean 44%?"),
+        ("prune.target", {"ratio": 30}, "prune.target.ratio is 30: did you mean 0.3?"),
+        ("prune.target", {"ratio": "30%"}, "prune.target.ratio is '30%': did you mean 0.3?"),
         ("prune.target.macs", 1e9, "prune.target: "),
         (
             "prune.target",
@@ -56,7 +62,7 @@ def test_scientific_notation_is_a_number(tmp_path, root):
         ("seed", True, "seed is true"),
         ("prune.floor", float("nan"), "prune.floor is nan"),
         ("prune.round_to", 12, "prune.round_to is 12: input should be 1, 2, 4, 8, 16, 32 or 64"),
-        ("surprise", 1, "surprise is not a known key"),
+        ("surprise", 1, "surprise is not a known key; remove it or correct its spelling"),
         ("importance.criterion", "hessian", "importance.criterion is 'hessian': input should be 'random', 'magnitude'"),
         ("seed", -1, "seed is -1"),
         ("reference.kid_subset_size", 5000, "kid_subset_size 5000 is more than num_images"),
@@ -89,6 +95,12 @@ def test_an_invalid_params_file_is_refused(tmp_path, text, expected):
     with pytest.raises(InputError, match=expected) as caught:
         load_params(tmp_path / "params.yaml")
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("target", [{"latency_ms": 44}, {"macs": 101}, {"macs": 0.44}, {"params": "44%"}, {"ratio": 0}])
+def test_an_amount_that_can_be_meant_is_taken(changed, target):
+    """Milliseconds have any size, and a number below 1 is a share."""
+    assert load_params(changed("prune.target", target)).prune.target.given() == target
 
 
 def test_a_missing_file_is_refused(tmp_path):

@@ -4,7 +4,7 @@ import math
 import re
 from typing import Annotated, Literal, cast
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from stages.models.params import Quantity, RoundsParams
 from stages.runtime.errors import InputError
@@ -15,23 +15,43 @@ def _check_amount(amount: float | str) -> float | str:
     share = re.fullmatch(r"(\d+(\.\d+)?)%", amount) if isinstance(amount, str) else None
     number = float(share[1]) if share else amount
     if isinstance(number, str) or not 0 < number < math.inf:
-        raise ValueError("give a number above 0, or a percentage of the dense model such as 56%")
+        found = re.fullmatch(r"(\d+(\.\d+)?)\s*%?", str(amount))
+        meant = f"did you mean {found[1]}%? " if isinstance(amount, str) and found and float(found[1]) else ""
+        raise ValueError(f"{meant}give a number above 0, or a percentage of the dense model such as 56%")
     return amount
+
+
+def _check_count(amount: float | str) -> float | str:
+    """Refuse 44 where 44% is meant, since no model has that few."""
+    if not isinstance(amount, str) and 1 <= amount <= 100:  # noqa: PLR2004  # percent
+        raise ValueError(f"did you mean {amount:g}%? a number from 1 on is the count itself, such as 3.4e9")
+    return amount
+
+
+def _check_share(ratio: object) -> object:
+    """Refuse 30 and 30% where 0.3 is meant."""
+    found = re.fullmatch(r"(\d+(\.\d+)?)\s*(%?)", str(ratio))
+    if found and (found[3] or 2 <= float(found[1]) <= 100):  # noqa: PLR2004  # percent
+        raise ValueError(f"did you mean {float(found[1]) / 100:g}? the ratio is a share from 0 to below 1")
+    return ratio
 
 
 Amount = Annotated[float | str, AfterValidator(_check_amount)]
 """An absolute cost, or a percentage of the dense model's, such as 56%."""
+Count = Annotated[Amount, AfterValidator(_check_count)]
+"""An amount of what every model has more than a hundred of."""
+Share = Annotated[float, BeforeValidator(_check_share), Field(ge=0, lt=1)]
 
 
 class Target(Section):
     """Size of the pruned model; exactly one field is set."""
 
-    ratio: float | None = Field(None, ge=0, lt=1)
+    ratio: Share | None = None
     """Share of the channels to remove; with ranking uniform, of every group, as in the paper. null: not the target."""
-    macs: Amount | None = None
+    macs: Count | None = None
     """Multiply-accumulates per image, without the matrix products inside attention: 3.4e9, 56% or 0.56 (a number below
     1 is a share of the dense model's). null: not the target."""
-    params: Amount | None = None
+    params: Count | None = None
     """Parameters: 2e7, 56% or 0.56 (a number below 1 is a share of the dense model's). null: not the target."""
     latency_ms: Amount | None = None
     """Milliseconds of a forward pass of one image on this device: 12.5 or 56%. null: not the target."""

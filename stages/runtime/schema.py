@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 
 from stages.runtime.bounded import MAX_YAML_BYTES, parse_yaml, read_bounded
 from stages.runtime.errors import InputError
+from stages.runtime.suggest import known_keys, suggest
 from stages.runtime.text import printable
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -108,20 +109,30 @@ def validate_tree(tree: object, model: type[Model], name: str) -> Model:
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        raise InputError(f"{name}: {'; '.join(printable(_explain(e)) for e in error.errors())}") from None
+        raise InputError(f"{name}: {'; '.join(printable(_explain(e, model)) for e in error.errors())}") from None
 
 
-def _explain(error: ErrorDetails) -> str:
+def _explain(error: ErrorDetails, model: type[BaseModel]) -> str:
     parts = list(error["loc"])
+    source = None
     if tuple(parts[:2]) in CHOICES:
-        del parts[2:3]
+        (source, *_), parts[2:3] = parts[2:3] or [None], []
     key = ".".join(map(str, parts)) or "the file"
     if error["type"] == "extra_forbidden":
-        return f"{key} is not a known key; remove it or correct its spelling"
+        return _explain_unknown(key, model, source)
     message = _plain_message(error)
     if isinstance(error["input"], dict):  # a whole block is too long for the message
         return f"{key}: {message[0].lower()}{message[1:]}"
     return f"{key} is {reprlib.repr(error['input'])}: {message[0].lower()}{message[1:]}"
+
+
+def _explain_unknown(key: str, model: type[BaseModel], source: str | int | None) -> str:
+    known = known_keys(model)
+    if key in known:
+        return f"{key} is not a known key with source {source}; remove it, or choose another source"
+    near = suggest(key, known, str(source))
+    advice = f"did you mean {' or '.join(near)}?" if near else "remove it or correct its spelling"
+    return f"{key} is not a known key; {advice}"
 
 
 def _plain_message(error: ErrorDetails) -> str:
