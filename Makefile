@@ -1,6 +1,7 @@
 # One vocabulary for developers, hooks and CI. `make` alone prints it.
 PYTHON ?= python3
 BIN := .venv/bin
+ESPALIER := $(BIN)/espalier
 READY := .venv/.ready
 UV_VERSION := 0.13.8
 
@@ -29,19 +30,13 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 run: $(READY) ## Prune the bundled model: run every stage of dvc.yaml that is out of date
-	@$(BIN)/python -m stages.params
-	@git rev-parse --git-dir >/dev/null 2>&1 || test -e .dvc/config.local || { \
-		echo "This folder is no Git repository: the stages run, but flows on commits and the registry need one (git clone, or git init and a commit)."; \
-		printf '[core]\n    no_scm = true\n' > .dvc/config.local; }
-	@$(BIN)/python -m flows repro
-	@cat reports/summary/results.md
-	@echo "Look at it: reports/index.html"
+	@exec $(ESPALIER) run
 
 preset: $(READY) ## Make params.yaml one of recipes/presets: make preset NAME=cifar10
-	@$(BIN)/python -m stages.tools preset $(NAME)
+	@$(ESPALIER) preset $(NAME)
 
 flow: $(READY) ## The same pipeline as a Prefect flow, with no server
-	@$(BIN)/python -m flows compress
+	@exec $(ESPALIER) compress
 
 test: $(READY) ## Run the tests, on two cores
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -105,7 +100,7 @@ server: $(READY) ## Start the tracking and registry server as mlflow/server.env 
 	@set -a && . mlflow/server.env && exec mlflow/serve
 
 prefect-server: $(READY) ## Start Prefect's server, with a password that is made once (docs/flows.md)
-	@exec $(BIN)/python -m flows server
+	@exec $(ESPALIER) server
 
 clean: ## Remove what the pipeline made; the environment stays
 	rm -rf artifacts checkpoints reports .dvc/cache .dvc/tmp

@@ -1,37 +1,28 @@
-"""prefect.yaml -> deployments on a Prefect server, after checks that Prefect itself does not make."""
+"""prefect.yaml -> deployments on a Prefect server."""
 
+import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
-from importlib import import_module
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import click
-from cronsim import CronSim, CronSimError
 from prefect.automations import Automation, ChangeFlowRunState, EventTrigger, Posture, ResourceSpecification
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import StateType
-from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import DeploymentSchedule, StateType
+from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, NoSchedule, RRuleSchedule
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import PREFECT_API_URL
-from prefect.utilities.schema_tools.validation import ValidationError, validate
-from pydantic import Field
 from ruamel.yaml import YAML
 
+from flows.deployments import Deployment, Schedule, read_deployments
 from flows.tasks.notifications import REFUSED
-from flows.tasks.server import find_server
+from flows.tasks.server import find_server, server_errors
 from flows.workspaces.commands import run
-from flows.workspaces.grid import combine
-from flows.workspaces.method_rows import check_plan, plan_rows
-from flows.workspaces.overrides import apply
-from flows.workspaces.workspace import current_checkout
-from stages.params import load_params
-from stages.runtime.errors import InputError, UnavailableError, first_line, without_password
-from stages.runtime.network import is_outage
-from stages.runtime.schema import Frozen, read_tree, validate_tree
-from stages.tools.preset import find_preset
+from stages.runtime.errors import InputError
+from stages.runtime.schema import read_tree
 
 POOL = "espalier"
 """Default work pool, and the tag of all deployments."""
@@ -39,92 +30,88 @@ LOST = "espalier: runs that were lost"
 """Name of the automation that crashes runs without heartbeats."""
 LOST_AFTER_S = 90
 """Three heartbeats; the templates of the work pools set their interval."""
-PARAMS = Path("params.yaml")
-CRON_FIELDS = 5
-"""A sixth field is refused, since Prefect and cron disagree on the position of the seconds."""
 
 
-class Schedule(Frozen):
-    """When a deployment runs by itself: the keys that Prefect reads."""
-
-    cron: str | None = None
-    interval: float | None = Field(None, gt=0)
-    """Seconds."""
-    rrule: str | None = None
-    timezone: str | None = None
-    anchor_date: Any = None
-    day_or: bool | None = None
-    active: bool = True
-    slug: str | None = None
-    parameters: dict[str, Any] | None = None
-
-
-class PoolOfDeployment(Frozen):
-    """Work pool of a deployment."""
-
-    name: str | None = None
-    work_queue_name: str | None = None
-    job_variables: dict[str, Any] | None = None
-
-
-class Deployment(Frozen):
-    """An entry of prefect.yaml; a key that Prefect does not read is refused."""
-
-    name: str = Field(pattern=r"^[^/%&<>]+$")
-    entrypoint: str = Field(pattern=r"^\w+(/\w+)*\.py(:\w+)?$")
-    description: str | None = None
-    version: str | None = None
-    tags: tuple[str, ...] | None = None
-    parameters: dict[str, Any] | None = None
-    work_pool: PoolOfDeployment | None = None
-    schedules: tuple[Schedule, ...] | None = None
-    concurrency_limit: Any = None
-    enforce_parameter_schema: bool = True
-    build: Any = None
-    push: Any = None
-    pull: Any = None
-    triggers: Any = None
-
-
-class Deployments(Frozen):
-    """All entries of prefect.yaml."""
-
-    deployments: tuple[Deployment, ...]
-
-
-def deploy(path: Path, pool: str | None) -> None:
+def deploy(path: Path, pool: str | None, *, with_schedules: bool) -> None:
     """Check every deployment of a file and create all of them on the server.
 
     Args:
         path: A prefect.yaml.
         pool: Work pool of the deployments that name none.
+        with_schedules: Whether to switch the schedules on. Otherwise new ones are paused; those that are on stay on.
 
     Raises:
         InputError: A deployment would never run, or not as written; or the server's address or a pool is missing.
         UnavailableError: The server does not answer.
     """
-    entries = _read(path)
-    for entry in entries:
-        _check(entry, f"{path}: {entry.name}")
+    entries = read_deployments(path)
     pools = {(entry.work_pool and entry.work_pool.name) or pool or POOL for entry in entries}
     if not find_server():
         raise InputError("PREFECT_API_URL is not set; start a server (python -m flows server) and set it")
     for name in sorted(pools):
         _require_pool(name)
+    with server_errors(), get_client(sync_client=True) as client:
+        states = [schedule_states(entry, client, with_schedules=with_schedules) for entry in entries]
+    _create_deployments(path, pool, states)
+    with server_errors():
+        _create_automation()
+    for entry, active in zip(entries, states, strict=True):
+        click.echo(f"{entry.full_name}: {_describe(entry.schedules or (), active)}")
+    if states != [[it.active for it in entry.schedules or ()] for entry in entries]:
+        click.echo("Nothing runs at the times that are paused; to switch them on: espalier deploy --schedules")
+
+
+def schedule_states(entry: Deployment, client: SyncPrefectClient, *, with_schedules: bool) -> list[bool]:
+    """Decide whether each schedule of a deployment is on: all that the file does not pause, or those that are already.
+
+    A schedule is found again by its slug, or by its times where it has none.
+
+    Args:
+        entry: The deployment.
+        client: Asks the server for the schedules that it has.
+        with_schedules: Whether all are switched on that the file does not pause.
+    """
+    existing: list[DeploymentSchedule] = []
+    if not with_schedules:
+        with suppress(ObjectNotFound):
+            existing = client.read_deployment_by_name(entry.full_name).schedules
+    on = {key for it in existing if it.active for key in (it.slug, _times(it.schedule))}
+    return [it.active and (with_schedules or (it.slug or it.times) in on) for it in entry.schedules or ()]
+
+
+def _times(schedule: CronSchedule | IntervalSchedule | RRuleSchedule | NoSchedule) -> str | float | None:
+    """Return what `Schedule.times` returns of the same schedule in the file."""
+    interval = getattr(schedule, "interval", None)
+    return interval.total_seconds() if interval else getattr(schedule, "cron", None) or getattr(schedule, "rrule", None)
+
+
+def _create_deployments(path: Path, pool: str | None, states: Sequence[Sequence[bool]]) -> None:
+    """Let Prefect create all deployments of a file, with their schedules on or paused.
+
+    Raises:
+        InputError: Prefect refuses the file.
+    """
+    tree = json.loads(json.dumps(read_tree(path, YAML(typ="safe")), default=str))  # no anchor shares a schedule
+    for entry, active in zip(tree["deployments"], states, strict=True):
+        for schedule, is_on in zip(entry.get("schedules") or [], active, strict=True):
+            schedule["active"] = is_on
     environment = {
         "PREFECT_DEFAULT_WORK_POOL_NAME": pool or POOL,
         "ESPALIER_CODE": os.environ.get("ESPALIER_CODE") or str(Path.cwd()),
     }
-    command = ["prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(path)]
-    result = run(command, lambda _line: None, environment=environment)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        copy.write_text(json.dumps(tree))  # JSON is YAML, too
+        command = ["prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(copy)]
+        result = run(command, lambda _line: None, environment=environment)
     if result.code:
         raise InputError(f"Prefect refused {path}: {' '.join(result.lines[-3:]) or result.message}")
-    with _server_errors():
-        _create_automation()
-    for entry in entries:
-        schedules = ", ".join(schedule.cron for schedule in entry.schedules or () if schedule.cron)
-        when = f"at {schedules}" if schedules else "on request"
-        click.echo(f"{entry.entrypoint.rpartition(':')[2]}/{entry.name}: {when}")
+
+
+def _describe(schedules: Sequence[Schedule], active: Sequence[bool]) -> str:
+    """Say when a deployment runs: at 0 2 * * *, paused."""
+    times = [f"{it.times}{'' if is_on else ', paused'}" for it, is_on in zip(schedules, active, strict=True)]
+    return f"at {'; '.join(times)}" if times else "on request"
 
 
 def _create_automation() -> None:
@@ -153,101 +140,8 @@ def _create_automation() -> None:
     lost.create()
 
 
-def _read(path: Path) -> tuple[Deployment, ...]:
-    tree = read_tree(path, YAML(typ="safe"))
-    entries = tree.get("deployments") if isinstance(tree, dict) else None
-    if not isinstance(entries, list) or not entries:
-        raise InputError(f"{path} lists no deployments")
-    if not all(isinstance(entry, dict) and {"name", "entrypoint"} <= set(entry) for entry in entries):
-        raise InputError(f"{path}: a deployment needs a name and an entrypoint such as flows/compress.py:compress")
-    found = validate_tree({"deployments": entries}, Deployments, str(path)).deployments
-    names = [(entry.entrypoint, entry.name) for entry in found]
-    for entrypoint, name in names:
-        if names.count((entrypoint, name)) > 1:
-            raise InputError(f"{path}: {name} of {entrypoint} is listed twice; give each a name of its own")
-    return found
-
-
-def _check(entry: Deployment, where: str) -> None:
-    for schedule in entry.schedules or ():
-        _check_schedule(schedule, where)
-    given = entry.parameters or {}
-    schema = _schema(entry.entrypoint, where)
-    unknown = sorted(set(given) - set(schema["properties"]))
-    if unknown:
-        allowed = ", ".join(schema["properties"])
-        raise InputError(f"{where}: unknown parameter {', '.join(unknown)}; the flow takes {allowed}")
-    try:
-        validate(given, schema, raise_on_error=True, preprocess=False, ignore_required=True)
-    except ValidationError as error:
-        raise InputError(f"{where}: {first_line(error)}") from None
-    overrides, grid = given.get("overrides") or {}, given.get("grid", {})
-    if not all(isinstance(key, str) for key in (*overrides, *grid)):
-        raise InputError(f"{where}: keys of overrides and grid are text; write them as prune.target.macs")
-    if PARAMS.is_file():
-        try:
-            _check_params(given, schema)
-        except InputError as error:
-            raise InputError(f"{where}: {error.message}") from None
-
-
-def _check_params(given: dict[str, Any], schema: dict[str, Any]) -> None:
-    """Check the parameters of a deployment against the project in the current folder."""
-    overrides = given.get("overrides") or {}
-    params_path = PARAMS if given.get("preset") is None else find_preset(given["preset"])
-    for cell in combine(given["grid"]) if "grid" in given else [{}]:
-        apply({**overrides, **cell}, params_path)
-    if "seeds" in schema["properties"]:
-        seeds = given.get("seeds", schema["properties"]["seeds"]["default"])
-        check_plan(plan_rows(load_params(params_path)), given.get("rows") or [], seeds, overrides)
-    current_checkout().check_limits(given.get("limits") or {})
-
-
-def _check_schedule(schedule: Schedule, where: str) -> None:
-    """Build the schedule as Prefect does, so that Prefect cannot refuse it halfway through the file."""
-    kinds = [schedule.cron, schedule.interval, schedule.rrule]
-    if sum(kind is not None for kind in kinds) != 1:
-        raise InputError(f"{where}: give exactly one of cron, interval, rrule in a schedule")
-    zone = {"timezone": schedule.timezone} if schedule.timezone else {}
-    try:
-        if schedule.cron is not None:
-            _check_cron(schedule.cron, where)
-            CronSchedule(cron=schedule.cron, **zone)
-        elif schedule.interval is not None:
-            IntervalSchedule(interval=timedelta(seconds=schedule.interval), **zone)
-        else:
-            RRuleSchedule(rrule=str(schedule.rrule), **zone)
-    except ValueError as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{where}: invalid schedule ({reason})") from None
-
-
-def _check_cron(cron: str, where: str) -> None:
-    expected = "expected minute hour day month weekday, such as 0 2 * * *"
-    if len(cron.split()) != CRON_FIELDS:
-        raise InputError(f"{where}: invalid cron expression {cron!r}: {expected}")
-    try:
-        next(CronSim(cron, datetime.now(UTC)))
-    except CronSimError as error:
-        raise InputError(f"{where}: invalid cron expression {cron!r} ({first_line(error)}): {expected}") from None
-    except StopIteration:
-        raise InputError(
-            f"{where}: cron expression {cron!r} never fires, since no such day exists; correct it"
-        ) from None
-
-
-def _schema(entrypoint: str, where: str) -> dict[str, Any]:
-    """Return the parameters of a flow as a JSON schema."""
-    file, _, name = entrypoint.partition(":")
-    try:
-        flow = getattr(import_module(file.removesuffix(".py").replace("/", ".")), name)
-        return dict(flow.parameters.model_dump_for_openapi())
-    except (Exception, SystemExit) as error:  # noqa: BLE001  # an import may raise anything
-        raise InputError(f"{where}: there is no flow {entrypoint} ({first_line(error)})") from None
-
-
 def _require_pool(name: str) -> None:
-    with _server_errors(), get_client(sync_client=True) as client:
+    with server_errors(), get_client(sync_client=True) as client:
         try:
             client.read_work_pool(name)
         except ObjectNotFound:
@@ -256,23 +150,3 @@ def _require_pool(name: str) -> None:
                 f"the server has no work pool {name!r}; make it: prefect work-pool create {name} --type process "
                 f"--base-job-template {template}"
             ) from None
-
-
-@contextmanager
-def _server_errors() -> Iterator[None]:
-    """Translate the errors of Prefect's client inside the block.
-
-    Raises:
-        UnavailableError: The server does not answer any more.
-        InputError: The server refuses the request.
-    """
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:  # noqa: BLE001  # Prefect's client raises exceptions of many kinds
-        server = without_password(str(PREFECT_API_URL.value()))
-        if is_outage(error):
-            raise UnavailableError(f"the Prefect server {server} does not answer: {first_line(error)}") from None
-        advice = "correct PREFECT_API_AUTH_STRING or PREFECT_API_KEY"
-        raise InputError(f"the Prefect server {server} refuses the request ({first_line(error)}); {advice}") from None

@@ -5,9 +5,6 @@ from typing import Any, NoReturn
 import click
 
 from flows import options
-from flows.entry import exit_by_state, find_source
-from flows.tasks.temporary_server import ensure_server
-from flows.workspaces.overrides import parse_limits, parse_overrides
 from stages.runtime.errors import InputError
 
 
@@ -45,7 +42,10 @@ def _compare_methods(
     **given: Any,  # noqa: ANN401
 ) -> NoReturn:
     """Run the flow compare, and end this process."""
+    from flows.entry import exit_by_state, find_source
+    from flows.tasks.temporary_server import ensure_server
     from flows.workspaces.method_rows import parse_seeds, plan_comparison
+    from flows.workspaces.overrides import parse_limits, parse_overrides
     from stages.tools.published import METHODS
 
     overrides, minutes, numbers = parse_overrides(texts), parse_limits(limits), parse_seeds(seeds)
@@ -70,7 +70,10 @@ def _compare_recipes(
     **given: Any,  # noqa: ANN401
 ) -> NoReturn:
     """Run the flow curve, and end this process."""
+    from flows.entry import exit_by_state, find_source
+    from flows.tasks.temporary_server import ensure_server
     from flows.workspaces.method_rows import parse_seeds
+    from flows.workspaces.overrides import parse_limits, parse_overrides
     from flows.workspaces.recipe_rows import parse_recipes, parse_steps, plan_curve
 
     overrides, minutes, numbers = parse_overrides(texts), parse_limits(limits), parse_seeds(seeds)

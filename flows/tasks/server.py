@@ -1,7 +1,8 @@
 """The Prefect server of the environment -> checked once, before a flow is imported."""
 
 import os
-from contextlib import redirect_stderr
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from http import HTTPStatus
 from io import StringIO
 
@@ -79,3 +80,25 @@ def _check_answers(address: str) -> None:
             response = client.request("GET", path)
             response.raise_for_status()
             response.json()  # the server's user interface answers with a page
+
+
+@contextmanager
+def server_errors() -> Iterator[None]:
+    """Translate the errors of Prefect's client inside the block.
+
+    Raises:
+        UnavailableError: The server does not answer any more.
+        InputError: The server refuses the request.
+    """
+    from prefect.settings import PREFECT_API_URL
+
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # noqa: BLE001  # Prefect's client raises exceptions of many kinds
+        server = without_password(str(PREFECT_API_URL.value()))
+        if is_outage(error):
+            raise UnavailableError(f"the Prefect server {server} does not answer: {first_line(error)}") from None
+        advice = "correct PREFECT_API_AUTH_STRING or PREFECT_API_KEY"
+        raise InputError(f"the Prefect server {server} refuses the request ({first_line(error)}); {advice}") from None

@@ -3,14 +3,18 @@
 import json
 import shutil
 from copy import deepcopy
+from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
+from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from ruamel.yaml import YAML
 
 from flows.__main__ import main
-from flows.deploy import LOST
+from flows.deploy import LOST, schedule_states
+from flows.deployments import Deployment, Schedule
 from stages.runtime import telemetry
 from tests.orchestra import until
 from tests.servers import ROOT
@@ -22,6 +26,7 @@ SILENT = {
     "parameters": {"overrides": {"finetune.steps": 7}, "limits": {"fetch": 1}},
 }
 """A correct deployment without a schedule."""
+PAUSED = "Nothing runs at the times that are paused; to switch them on: espalier deploy --schedules"
 
 
 @pytest.fixture(scope="module")
@@ -285,30 +290,61 @@ def test_a_password_in_the_servers_address_is_not_printed(refused):
 
 
 def test_the_file_of_the_project_is_deployed_as_it_is(root, monkeypatch, prefect_server, deploy, pool, names):
-    """Every deployment, on the chosen pool, with its schedule, from which the server makes runs.
+    """Every deployment, on the chosen pool, with its schedule, from which the server makes runs once it is on.
 
-    Deployed again, it is the same, and one automation crashes lost runs.
+    Schedules are paused until --schedules; deployed again, they are as they were, and one automation crashes lost runs.
     """
     monkeypatch.chdir(root)
     monkeypatch.delenv("ESPALIER_CODE", raising=False)
     expected = YAML(typ="safe").load((root / "prefect.yaml").read_text())["deployments"]
+    text = (root / "prefect.yaml").read_bytes()
 
-    for _ in range(2):
-        code, lines = deploy("--pool", pool)
-        assert (code, len(lines)) == (0, len(expected)), lines
-    printed = dict(line.split(": ") for line in lines)
+    for options, on in (((), False), (("--schedules",), True), ((), True)):
+        code, lines = deploy("--pool", pool, *options)
+        assert (code, len(lines)) == (0, len(expected) + (not on)), lines
+        assert lines[len(expected) :] == ([] if on else [PAUSED])
+        printed = dict(line.split(": ") for line in lines[: len(expected)])
 
-    assert names() >= {it["name"] for it in expected}
-    for entry in expected:
-        name = f"{entry['entrypoint'].rpartition(':')[2]}/{entry['name']}"
-        found = prefect_server.request(f"deployments/name/{name}")
-        assert found["work_pool_name"] == pool
-        assert found["parameters"] == entry["parameters"]
-        assert found["tags"] == entry["tags"]
-        assert found["pull_steps"] == [{"prefect.deployments.steps.set_working_directory": {"directory": str(root)}}]
-        crons = [it["cron"] for it in entry.get("schedules", [])]
-        assert [it["schedule"]["cron"] for it in found["schedules"]] == crons
-        assert printed[name] == (f"at {crons[0]}" if crons else "on request")
-        query = {"deployments": {"id": {"any_": [found["id"]]}}}
-        assert not crons or until(lambda query=query: prefect_server.request("flow_runs/count", query), 30)
+        assert names() >= {it["name"] for it in expected}
+        for entry in expected:
+            name = f"{entry['entrypoint'].rpartition(':')[2]}/{entry['name']}"
+            found = prefect_server.request(f"deployments/name/{name}")
+            assert found["work_pool_name"] == pool
+            assert found["parameters"] == entry["parameters"]
+            assert found["tags"] == entry["tags"]
+            assert found["pull_steps"] == [
+                {"prefect.deployments.steps.set_working_directory": {"directory": str(root)}}
+            ]
+            crons = [it["cron"] for it in entry.get("schedules", [])]
+            assert [it["schedule"]["cron"] for it in found["schedules"]] == crons
+            assert [it["active"] for it in found["schedules"]] == [on] * len(crons)
+            assert printed[name] == (f"at {crons[0]}{'' if on else ', paused'}" if crons else "on request")
+            query = {"deployments": {"id": {"any_": [found["id"]]}}}
+            assert not (crons and on) or until(lambda query=query: prefect_server.request("flow_runs/count", query), 30)
+            assert on or not prefect_server.request("flow_runs/count", query)
     assert len(watchers(prefect_server)) == 1
+    assert (root / "prefect.yaml").read_bytes() == text
+
+
+CRON, INTERVAL = {"cron": "0 2 * * *"}, {"interval": 3600.0}
+
+
+@pytest.mark.parametrize("key", [{}, {"slug": "night"}])
+@pytest.mark.parametrize("times", [CRON, INTERVAL])
+def test_a_schedule_that_is_on_stays_on(key, times):
+    """It is found by its slug, else by its times; one that the file pauses is never on."""
+    schedule, paused = Schedule(**times, **key), Schedule(**times, **key, active=False)
+    entry = Deployment(name="one", entrypoint="flows/compress.py:compress", schedules=[schedule, paused])
+    same = CronSchedule(**times) if "cron" in times else IntervalSchedule(interval=timedelta(hours=1))
+
+    def states(*existing, with_schedules=False):
+        found = SimpleNamespace(schedules=[SimpleNamespace(slug=key.get("slug"), **it) for it in existing])
+        client = SimpleNamespace(read_deployment_by_name=lambda name: {"compress/one": found}[name])
+        return schedule_states(entry, client, with_schedules=with_schedules)
+
+    assert states({"schedule": same, "active": True}) == [True, False]
+    assert states({"schedule": same, "active": False}) == [False, False]
+    assert states() == [False, False]
+    assert states(with_schedules=True) == [True, False]
+    changed = CronSchedule(cron="0 3 * * *")
+    assert states({"schedule": changed, "active": True}) == [bool(key), False]

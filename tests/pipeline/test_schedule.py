@@ -187,7 +187,7 @@ def test_a_missing_pool_and_its_remedy(production):
     assert "the server has no work pool 'espalier'; make it: prefect work-pool create espalier" in said
     assert len(said.splitlines()) == 1
     production.run(*said.strip().partition("make it: ")[2].split())
-    deployed = production.run("python", "-m", "flows", "deploy")
+    deployed = production.run("python", "-m", "flows", "deploy", "--schedules")
     assert "nightly/nightly: at 0 2 * * *" in deployed
 
 

@@ -1,0 +1,1 @@
+"""Commands of the command line; a module here imports nothing heavy before a command runs."""

@@ -1,0 +1,55 @@
+"""The commands run and repro: the stages of dvc.yaml in the current folder, without Prefect."""
+
+import sys
+from pathlib import Path
+
+import click
+
+TABLE, PAGE = Path("reports/summary/results.md"), Path("reports/index.html")
+
+
+def log(line: str) -> None:
+    """Print a line beside the output."""
+    click.echo(line, err=True)
+
+
+@click.command()
+def run() -> None:
+    """Bring every stage of dvc.yaml up to date in the current folder, then print the results and where the page is.
+
+    A stage whose code, params and inputs are as before is not computed again, and an interrupted training goes on from
+    its last checkpoint. params.yaml is checked first. No Prefect is involved.
+    """
+    from flows.workspaces import commands
+    from stages.params import load_params
+
+    load_params(Path("params.yaml"))
+    allow_no_git(Path())
+    if code := commands.run([sys.executable, "-m", "flows", "repro"], click.echo).code:
+        sys.exit(code)
+    click.echo(TABLE.read_text(), nl=False)
+    click.echo(f"Look at it: {PAGE}")
+
+
+def allow_no_git(folder: Path) -> None:
+    """Let DVC run its stages in a folder that is no Git repository, such as an unpacked archive, and warn.
+
+    Settings that are in .dvc/config.local already stay as they are.
+    """
+    from stages.runtime.git import git_output
+
+    settings = folder / ".dvc/config.local"
+    if git_output(folder, "rev-parse", "--git-dir") is not None or settings.exists() or not settings.parent.is_dir():
+        return
+    settings.write_text("[core]\n    no_scm = true\n")
+    need = "flows on commits and the registry need one (git clone, or git init and a commit)"
+    log(f"This folder is no Git repository: the stages run, but {need}.")
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def repro(arguments: tuple[str, ...]) -> None:
+    """Run `dvc repro ARGUMENTS` in the current folder, after other runs in it have ended; no Prefect is involved."""
+    from flows.workspaces.checkout import run_dvc_repro
+
+    run_dvc_repro(arguments, log)

@@ -1,0 +1,110 @@
+"""espalier: one table of commands, whose help appears at once, names every default and ends with a line to type."""
+
+import json
+import resource
+import shlex
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from flows.__main__ import main
+from flows.commands.table import SECTIONS
+from tests.servers import ROOT
+
+PENDING = {"init", "plan", "report", "ui"}
+"""Commands whose modules come with another change."""
+NAMES = [name for commands in SECTIONS.values() for name in commands if name not in PENDING]
+HEAVY = ["datasets", "diffusers", "dvc", "matplotlib", "mlflow", "numpy", "prefect", "pydantic", "torch"]
+HELP = """
+import json, sys
+from click.testing import CliRunner
+from flows.__main__ import main
+
+for arguments in ([], *([name] for name in NAMES)):
+    result = CliRunner().invoke(main, [*arguments, "--help"])
+    assert result.exit_code == 0, result.output
+print(json.dumps(sorted(name for name in HEAVY if name in sys.modules)))
+"""
+START, RUN = ["init", "plan", "doctor"], ["run", "compress", "sweep", "compare"]
+LOOK, REGISTRY = ["draw", "export", "report", "ui"], ["register", "promote", "rollback", "reproduce", "ledger"]
+EXPECTED = {*START, *RUN, *LOOK, *REGISTRY, "deploy", "start", "clean"}
+LONGEST_S = 0.3
+
+
+def run_help(*arguments):
+    """Show the help of the group or of a command, as a terminal of 80 columns does."""
+    result = CliRunner().invoke(main, [*arguments, "--help"], prog_name="espalier", terminal_width=80)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_the_console_script_is_the_module():
+    """`espalier` and `python -m flows` are one object."""
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    module, _, attribute = scripts["espalier"].partition(":")
+
+    assert list(scripts) == ["espalier"]
+    assert getattr(import_module(module), attribute) is main
+
+
+def test_the_help_lists_every_command_once_below_a_heading():
+    """In the order of the table, each in one line of 80 columns."""
+    lines = run_help().splitlines()
+    listed = [line.split()[0] for line in lines if line.startswith("  ") and line.split()[0] in main.commands]
+
+    assert [line[:-1] for line in lines if line.endswith(":") and line != "Options:"] == list(SECTIONS)
+    assert listed == list(main.commands)
+    assert set(listed) >= EXPECTED
+    for commands in SECTIONS.values():
+        for entry in commands.values():
+            assert any(line.endswith(entry.help) for line in lines), entry.help
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_help_of_a_command_ends_with_an_example_that_parses(name):
+    """Its defaults are shown, and every option of the example is one of the command."""
+    command = main.commands[name]
+    shown = run_help(name)
+    example = shlex.split(shown.splitlines()[-1])
+    defaults = [
+        option.default
+        for option in command.params
+        if isinstance(option, click.Option) and isinstance(option.default, str | int | Path) and not option.is_flag
+    ]
+
+    assert shown.startswith(f"Usage: espalier {name} ")
+    assert example[:2] == ["espalier", name]
+    with command.make_context(name, example[2:]):
+        pass
+    words = " ".join(shown.split())
+    assert [value for value in defaults if f"[default: {value}" not in words] == []
+
+
+def test_help_imports_nothing_heavy():
+    """Neither that of the group nor that of a command."""
+    code = f"NAMES, HEAVY = {NAMES}, {HEAVY}\n{HELP}"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == []
+
+
+@pytest.mark.timed
+@pytest.mark.parametrize("arguments", [[], ["compress"]])
+def test_help_appears_at_once(arguments):
+    """It takes less than 0.3 s of the processor."""
+
+    def seconds():
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        command = [sys.executable, "-m", "flows", *arguments, "--help"]
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True, cwd=ROOT)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(3)) < LONGEST_S

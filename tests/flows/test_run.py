@@ -1,0 +1,90 @@
+"""espalier run: params.yaml is checked, the stages run, and the results are printed."""
+
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from flows.__main__ import main
+from flows.commands import run as run_module
+from flows.workspaces import commands
+from flows.workspaces.commands import CommandResult
+
+
+@pytest.fixture
+def project(tmp_path, root, monkeypatch):
+    """A folder with the files that run checks, as the current one, in no repository."""
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / "params.yaml").write_text((root / "params.yaml").read_text())
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def stages(project, monkeypatch):
+    """Replace the stages by a program that writes a table; returns the commands that were run."""
+    seen = []
+
+    def run_stages(command, _log):
+        seen.append(command)
+        (project / "reports/summary").mkdir(parents=True)
+        (project / "reports/summary/results.md").write_text("| model |\n")
+        return CommandResult(0)
+
+    monkeypatch.setattr(commands, "run", run_stages)
+    return seen
+
+
+def test_the_results_and_the_page_are_printed_after_the_stages(stages):
+    """The stages are those of `espalier repro`, which waits for other runs in the checkout."""
+    result = CliRunner().invoke(main, ["run"])
+
+    assert (result.exit_code, result.stdout) == (0, "| model |\nLook at it: reports/index.html\n")
+    assert stages == [[sys.executable, "-m", "flows", "repro"]]
+
+
+def test_a_failure_has_the_exit_code_of_the_stages_and_no_table(project, monkeypatch):
+    """An old table would look like the result."""
+    (project / "reports/summary").mkdir(parents=True)
+    (project / "reports/summary/results.md").write_text("old")
+    monkeypatch.setattr(commands, "run", lambda *_: CommandResult(143))
+    result = CliRunner().invoke(main, ["run"])
+
+    assert (result.exit_code, result.stdout) == (143, "")
+
+
+def test_a_wrong_key_is_refused_before_a_stage_runs(stages, project):
+    """The message says what was meant."""
+    (project / "params.yaml").write_text((project / "params.yaml").read_text().replace("round_to:", "roundto:"))
+    result = CliRunner().invoke(main, ["run"])
+
+    assert result.exit_code == 1
+    assert "prune.roundto is not a known key; did you mean prune.round_to?" in result.stderr
+    assert stages == []
+
+
+@pytest.mark.usefixtures("stages")
+def test_a_folder_without_git_is_told_once(project):
+    """DVC would refuse it; settings that are there already stay."""
+    result = CliRunner().invoke(main, ["run"])
+
+    assert result.exit_code == 0
+    assert result.stderr.startswith("This folder is no Git repository: the stages run, but flows on commits")
+    assert (project / ".dvc/config.local").read_text() == "[core]\n    no_scm = true\n"
+    (project / ".dvc/config.local").write_text("[core]\n    autostage = true\n")
+    run_module.allow_no_git(project)
+    assert (project / ".dvc/config.local").read_text() == "[core]\n    autostage = true\n"
+
+
+@pytest.mark.e2e
+def test_the_lines_of_the_stages_are_printed(project):
+    """Those of a real DVC, which has nothing to do in a project without stages."""
+    (project / "dvc.yaml").write_text("stages: {}\n")
+    (project / "reports/summary").mkdir(parents=True)
+    (project / "reports/summary/results.md").write_text("| model |\n")
+    result = CliRunner().invoke(main, ["run"])
+
+    assert result.exit_code == 0, result.output
+    assert "Data and pipelines are up to date." in result.stdout
+    assert result.stdout.endswith("| model |\nLook at it: reports/index.html\n")
