@@ -17,11 +17,13 @@ from stages.runtime.environment import bypass_proxies, check_network
     epilog="espalier NAME --help explains a command, with its defaults and an example.",
 )
 @click.version_option(package_name="espalier", message="espalier %(version)s")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Make a pretrained diffusion model smaller and faster, and measure that it still draws the same pictures."""
     telemetry.switch_off()
     bypass_proxies()
-    check_network()
+    if context.invoked_subcommand != "doctor":  # which reports this check with the others
+        check_network()
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
 
 

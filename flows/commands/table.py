@@ -19,6 +19,11 @@ SECTIONS: Sections = {
             "Show what a run would compute and take, before it starts.",
             "espalier plan",
         ),
+        "doctor": Entry(
+            "flows.commands.doctor:doctor",
+            "Check this machine: packages, device, storage, servers.",
+            "espalier doctor",
+        ),
     },
     "Run": {
         "run": Entry(

@@ -1,0 +1,1 @@
+"""Checks of a machine, its storage and its servers, for `espalier doctor`."""
