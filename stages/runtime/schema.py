@@ -114,9 +114,7 @@ def validate_tree(tree: object, model: type[Model], name: str) -> Model:
 
 def _explain(error: ErrorDetails, model: type[BaseModel]) -> str:
     parts = list(error["loc"])
-    source = None
-    if tuple(parts[:2]) in CHOICES:
-        (source, *_), parts[2:3] = parts[2:3] or [None], []
+    source = parts.pop(2) if tuple(parts[:2]) in CHOICES and len(parts) > 2 else None  # noqa: PLR2004
     key = ".".join(map(str, parts)) or "the file"
     if error["type"] == "extra_forbidden":
         return _explain_unknown(key, model, source)
