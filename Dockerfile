@@ -32,7 +32,9 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
       /opt/uv/bin/uv pip install --no-deps --torch-backend=cpu --compile-bytecode --requirement torch.txt; \
     fi; \
     /opt/venv/bin/python -c 'import pathlib, sysconfig; \
-pathlib.Path(sysconfig.get_path("purelib"), "espalier.pth").write_text("/app\n")'
+pathlib.Path(sysconfig.get_path("purelib"), "espalier.pth").write_text("/app\n")'; \
+    printf '%s\n' '#!/opt/venv/bin/python' 'from flows.__main__ import main' 'main()' > /opt/venv/bin/espalier; \
+    chmod +x /opt/venv/bin/espalier
 
 FROM ${BASE}
 # git, because every run works in a clone. A checkout, or its .git alone, can be mounted at /repository, with any

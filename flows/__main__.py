@@ -16,7 +16,6 @@ from stages.runtime.environment import bypass_proxies, check_network
     context_settings={"show_default": True, "help_option_names": ["-h", "--help"]},
     epilog="espalier NAME --help explains a command, with its defaults and an example.",
 )
-@click.version_option(package_name="espalier", message="espalier %(version)s")
 @click.pass_context
 def main(context: click.Context) -> None:
     """Make a pretrained diffusion model smaller and faster, and measure that it still draws the same pictures."""

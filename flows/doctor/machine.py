@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -13,7 +14,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from flows.doctor.finding import Finding
 from stages.runtime.environment import check_credentials, check_hub, check_network, check_numbers
 
-LOCK = Path("requirements.lock")
+LOCK, PROJECT = Path("requirements.lock"), Path("pyproject.toml")
 OLDEST, NEWEST = (3, 11), (3, 13)
 """Versions of Python that pyproject.toml allows."""
 FEWEST_BYTES, FEW_BYTES = 10**9, 10**10
@@ -32,11 +33,12 @@ def check_python() -> Iterator[Finding]:
 
 def check_packages() -> Iterator[Finding]:
     """Compare the installed packages with requirements.lock."""
-    if not LOCK.is_file():
-        yield Finding("warn", f"no {LOCK} here to compare with; run this at the top of the project")
+    if not (LOCK.is_file() and PROJECT.is_file()):
+        yield Finding("warn", f"no {LOCK} and {PROJECT} here to compare with; run this at the top of the project")
         return
     locked = dict(_read_lock(LOCK.read_text()))
-    needed = {Requirement(line).name for line in metadata.requires("espalier") or () if "extra ==" not in line}
+    project = tomllib.loads(PROJECT.read_text())["project"]
+    needed = {Requirement(line).name for line in project["dependencies"]}
     missing = sorted(name for name in locked if _version(name) is None)
     if absent := [name for name in missing if name in needed]:
         yield Finding("fail", f"not installed: {', '.join(absent)}; run: make setup")

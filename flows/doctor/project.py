@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import flows
 from flows.doctor.finding import Finding
 from stages.runtime.git import git_error, git_output
 
-PARAMS = Path("params.yaml")
+PARAMS, CODE = Path("params.yaml"), Path(flows.__file__).parent
 
 
 def check_params() -> Iterator[Finding]:
@@ -23,6 +24,9 @@ def check_params() -> Iterator[Finding]:
             return
     load_params(PARAMS)
     yield Finding("ok", f"every value of {PARAMS} is allowed")
+    if Path("flows").is_dir() and not Path("flows").samefile(CODE):
+        advice = "run make setup here, or type python -m flows in place of espalier"
+        yield Finding("warn", f"espalier runs the code of {CODE.parent}, not that of this folder; {advice}")
 
 
 def check_extractor() -> Iterator[Finding]:

@@ -93,12 +93,12 @@ def test_the_versions_of_python_are_those_of_the_project(monkeypatch, version, s
         ("nowhere-at-all==1.0\nclick=={click}\n", "ok: 1 as in requirements.lock; 1 of the lock are for developers"),
         ("nowhere-at-all==1.0 ; sys_platform == 'amiga'\nclick=={click}\n", "ok: 1 as in requirements.lock"),
         ("needed-package==1.0\n", "fail: not installed: needed-package; run: make setup"),
-        (None, "warn: no requirements.lock here to compare with"),
+        (None, "warn: no requirements.lock and pyproject.toml here to compare with"),
     ],
 )
-def test_packages_are_compared_with_the_lock(here, monkeypatch, lock, expected):
+def test_packages_are_compared_with_the_lock(here, lock, expected):
     """What the project itself needs must be there; a package for developers may be missing."""
-    monkeypatch.setattr(machine.metadata, "requires", lambda _name: ["needed-package>=1", "swift; extra == 'server'"])
+    (here / "pyproject.toml").write_text('[project]\ndependencies = ["needed-package>=1"]\n')
     click = importlib.metadata.version("click")
     if lock:
         (here / "requirements.lock").write_text(lock.format(click=click))
@@ -146,6 +146,16 @@ def test_a_wrong_value_of_params_is_a_failure(here):
 
     (line,) = found(project.check_params)
     assert line.startswith("fail: params.yaml: prune.roundto is not a known key; did you mean prune.round_to?")
+
+
+def test_code_of_another_checkout_is_said(here, root):
+    """An environment that was set up in one clone runs that clone's code in every other."""
+    (here / "flows").symlink_to(root / "flows")
+    assert len(found(project.check_params)) == 1
+    (here / "flows").unlink()
+    (here / "flows").mkdir()
+
+    assert found(project.check_params)[1].startswith(f"warn: espalier runs the code of {root}, not that of this folder")
 
 
 @pytest.mark.parametrize(
