@@ -115,7 +115,7 @@ def _merge(
     except ValidationError as error:
         raise InputError(f"{name}: {first_line(error)}; give it with --param NAME=VALUE") from None
     if PARAMS.is_file():
-        check_params(merged, schema)
+        check_params(merged, {**schema, "properties": taken})
     return changes
 
 

@@ -26,12 +26,13 @@ def remote() -> None:
         return
     except Exception as error:  # noqa: BLE001  # plugins of DVC raise exceptions of many kinds
         raise InputError(f"the remote's settings are wrong ({first_line(error)}); correct .dvc/config") from None
-    where = without_password(odb.fs.unstrip_protocol(odb.path) if odb.fs.protocol != "local" else odb.path)
+    path = odb.path.removesuffix("/files/md5")
+    where = without_password(path if odb.fs.protocol == "local" else odb.fs.unstrip_protocol(path))
     try:
         if odb.fs.protocol == "s3":
-            odb.fs.fs.ls(odb.path.partition("/")[0])
+            odb.fs.fs.ls(path.partition("/")[0])
         else:
-            odb.fs.exists(odb.path)
+            odb.fs.exists(path)
     except Exception as error:  # noqa: BLE001
         advice = "check its address, the credentials and the network"
         raise InputError(f"the remote {where} cannot be read ({first_line(error)}); {advice}") from None

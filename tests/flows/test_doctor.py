@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
+from ruamel.yaml import YAML
 
 from flows.__main__ import main
 from flows.doctor import checks, machine, probes, project, servers
@@ -175,8 +176,10 @@ def test_the_weights_of_the_extractor_are_looked_for(here, monkeypatch, extracto
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(here / "hub"))
     monkeypatch.setattr(torch.hub, "download_url_to_file", pytest.fail)
     (here / "wrong.pth").write_bytes(b"wrong")
-    text = (here / "params.yaml").read_text().replace("extractor: {name: digits}", f"extractor: {extractor}")
-    (here / "params.yaml").write_text(text)
+    yaml = YAML(typ="safe")
+    tree = yaml.load((here / "params.yaml").read_text())
+    tree["reference"]["extractor"] = yaml.load(extractor)
+    yaml.dump(tree, here / "params.yaml")
 
     (line,) = found(project.check_extractor)
     assert line.startswith(expected)
