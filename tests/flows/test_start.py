@@ -78,7 +78,7 @@ def test_a_deployment_becomes_a_run_whose_page_is_printed(start, prefect_server,
     assert (run["parameters"]["commit"], run["parameters"]["limits"]) == ("main", {"fetch": 1})
     assert found.lines[0] == f"compress/one-start was started as {run['name']}"
     assert found.lines[1] == f"Look at it: {prefect_server.page}/runs/flow-run/{run['id']}"
-    assert found.lines[2].startswith(f"Warning: no worker of the pool {POOL} runs, so the run waits; start one: ")
+    assert found.lines[2].startswith(f"Warning: no worker of the pool {POOL} is running, so the run waits; start one: ")
 
 
 @pytest.mark.parametrize(
