@@ -71,7 +71,7 @@ def _command(
     source: ParamsSource, seeds: Iterable[int], names: list[str], overrides: Overrides, *, ablation: bool
 ) -> Iterator[str]:
     """Write the command line that makes the same comparison."""
-    yield from ("python", "-m", "flows", "compare", "--preset", str(source.preset), "--commit", source.commit[:12])
+    yield from ("espalier", "compare", "--preset", str(source.preset), "--commit", source.commit[:12])
     yield from ("--seeds", ",".join(map(str, seeds)))
     if names != list(METHODS):
         yield from ("--rows", ",".join(names))

@@ -80,7 +80,7 @@ def _command(
     """Write the command line that makes the same comparison."""
     planned = cells[0].overrides
     steps = [*planned["finetune.snapshots"], planned["finetune.steps"]]
-    yield from ("python", "-m", "flows", "compare", "--curve", "--preset", str(source.preset))
+    yield from ("espalier", "compare", "--curve", "--preset", str(source.preset))
     yield from ("--commit", source.commit[:12], "--seeds", ",".join(map(str, seeds)))
     yield from ("--steps", ",".join(map(str, steps)), "--rows", ",".join(names))
     for name, keys in recipes.items():

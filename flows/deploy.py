@@ -47,7 +47,7 @@ def deploy(path: Path, pool: str | None, *, with_schedules: bool) -> None:
     entries = read_deployments(path)
     pools = {(entry.work_pool and entry.work_pool.name) or pool or POOL for entry in entries}
     if not find_server():
-        raise InputError("PREFECT_API_URL is not set; start a server (python -m flows server) and set it")
+        raise InputError("PREFECT_API_URL is not set; start a server (espalier server) and set it")
     for name in sorted(pools):
         _require_pool(name)
     with server_errors(), get_client(sync_client=True) as client:

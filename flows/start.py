@@ -35,7 +35,7 @@ def start_deployment(name: str, overrides: Mapping[str, Any], given: Mapping[str
         UnavailableError: The server does not answer.
     """
     if not find_server():
-        raise InputError("PREFECT_API_URL is not set; start a server (python -m flows server) and set it")
+        raise InputError("PREFECT_API_URL is not set; start a server (espalier server) and set it")
     with server_errors(), get_client(sync_client=True) as client:
         full_name, deployment = _find(client, name)
         parameters = _merge(full_name, deployment, overrides, given)
@@ -83,7 +83,7 @@ def _find(client: SyncPrefectClient, name: str) -> tuple[str, DeploymentResponse
     if matches:
         raise InputError(f"several deployments are named {name}; give one of {', '.join(sorted(matches))}")
     if not found:
-        raise InputError("the server has no deployments; create them: python -m flows deploy")
+        raise InputError("the server has no deployments; create them: espalier deploy")
     short = sorted({it.name for it in deployments})
     near = get_close_matches(name, [*short, *found])
     advice = f"did you mean {near[0]}?" if near else f"it has {', '.join(short)}"

@@ -148,4 +148,4 @@ def _require_deployment() -> None:
     with get_client(sync_client=True) as client, contextlib.suppress(ObjectNotFound):
         client.read_deployment_by_name(DEPLOYMENT)
         return
-    raise InputError(f"the server has no deployment {DEPLOYMENT}; deploy it first: python -m flows deploy")
+    raise InputError(f"the server has no deployment {DEPLOYMENT}; deploy it first: espalier deploy")

@@ -36,7 +36,7 @@ def find_server() -> str | None:
         if getattr(response, "status_code", None) == HTTPStatus.UNAUTHORIZED:
             raise InputError(
                 f"the server in PREFECT_API_URL ({shown}) refuses the password in PREFECT_API_AUTH_STRING; set it to "
-                "the server's NAME:PASSWORD, which `python -m flows server` keeps in .espalier/prefect.env"
+                "the server's NAME:PASSWORD, which `espalier server` keeps in .espalier/prefect.env"
             ) from None
         if is_outage(error):
             advice = "start it, or correct or unset PREFECT_API_URL"

@@ -17,9 +17,7 @@ def main(name: str | None, unsent: Path) -> None:
     version, new = register(Compression(Path("artifacts"), Path("reports")), unsent, name)
     write_result(uri=f"models:/{version.name}/{version.version}", new=new)
     done = "registered" if new else "was registered before"
-    click.echo(
-        f"models:/{version.name}/{version.version} {done}; decide on it with: python -m flows promote {version.name}"
-    )
+    click.echo(f"models:/{version.name}/{version.version} {done}; decide on it with: espalier promote {version.name}")
 
 
 if __name__ == "__main__":

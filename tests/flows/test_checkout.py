@@ -37,7 +37,7 @@ def bare(tmp_path):
 
 @pytest.fixture
 def start(project):
-    """Start `python -m flows repro` in the project; what is left at the end is killed."""
+    """Start `espalier repro` in the project; what is left at the end is killed."""
     started = []
 
     def begin():

@@ -78,7 +78,7 @@ def test_a_failed_cell_is_reported_and_repeated(run, compress):
     assert (state.is_completed(), compressed) == (True, ["ours, seed 1"])
     assert [row[-1] for row in found["rows"]] == ["2", "2", "2", "2"]
     assert found["methods"]["ours"]["fid_difference"]["mean"] == pytest.approx(0.2)
-    assert found["command"].startswith("python -m flows compare --preset digits --commit ")
+    assert found["command"].startswith("espalier compare --preset digits --commit ")
     client = MlflowClient()
     experiment = client.get_experiment_by_name("espalier").experiment_id
     (kept,) = [it for it in client.search_runs([experiment]) if it.info.run_name.startswith("comparison-")]

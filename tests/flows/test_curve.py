@@ -63,5 +63,5 @@ def test_each_cell_is_trained_once_and_measured_at_every_step(prefect_server, re
     assert found["curves"]["mine"]["20"]["fid"]["mean"] == 1.5
     assert found["curves"]["mine"]["10"]["seconds"] == {"mean": 5.0, "half_width": None}
     assert "1 of 4 trainings are left out" in (folder / "table.md").read_text()
-    assert found["command"].startswith("python -m flows compare --curve --preset digits --commit ")
+    assert found["command"].startswith("espalier compare --curve --preset digits --commit ")
     assert found["command"].endswith("--steps 10,20 --rows noise,mine --recipe 'mine={\"finetune.loss.output\": 2}'")

@@ -250,7 +250,7 @@ def test_an_unknown_pool_of_one_deployment_is_refused(refused, pool):
 def test_a_server_must_be_set(refused):
     """Without an address, a server would be started for this command alone and be gone after it."""
     line = refused(with_one(), url=None)
-    assert line == "Error: PREFECT_API_URL is not set; start a server (python -m flows server) and set it"
+    assert line == "Error: PREFECT_API_URL is not set; start a server (espalier server) and set it"
 
 
 def test_a_server_that_does_not_answer(refused):

@@ -353,5 +353,5 @@ def test_nothing_shows_another_way_to_start_a_server():
 
     assert len(texts) > 100
     assert [name for name, text in texts.items() if b"prefect server start" in text] == []
-    assert b"python -m flows server" in texts["compose.yaml"]
-    assert b"python -m flows server" in texts["docs/flows.md"]
+    assert b"espalier server" in texts["compose.yaml"]
+    assert b"espalier server" in texts["docs/flows.md"]
