@@ -13,7 +13,7 @@ from stages.protocol.protocol import check_same
 from stages.register.canary import check_canary
 from stages.register.lineage import read_lineage
 from stages.register.package import check_files, check_formats
-from stages.register.policy import Check, LatencyLimit, Policy
+from stages.register.policy import Check, LatencyLimit, Policy, resolve_tolerance
 from stages.register.registry import CONTENT, EVIDENCE, MODEL, OURS, WITHDRAWN
 from stages.runtime.errors import InputError, first_line
 from stages.storage.files import file_sha256
@@ -80,9 +80,9 @@ def _run_measurement_checks(candidate: VersionFiles, champion: VersionFiles | No
         yield from _run_champion_checks(candidate, record, champion, policy)
     model, dense = record.models[OURS], record.models[DENSE]
     fid = paired_difference(model.fid.sets, dense.fid.sets)
-    yield _run("FID against dense", lambda: _check_fid(fid, policy.dense.fid, "the dense model"))
-    if policy.dense.fid_dense is not None:
-        yield _run("FID to dense", partial(_check_fid_dense, model, policy.dense.fid_dense))
+    yield _run("FID against dense", lambda: _check_fid(fid, _fid_limit(policy.dense.fid, record), "the dense model"))
+    if (tolerance := policy.dense.fid_dense) is not None:
+        yield _run("FID to dense", partial(_check_fid_dense, record, tolerance))
     ssim = estimate([value - 1 for value in model.ssim.sets])
     yield _run("SSIM against dense", lambda: _check_ssim(ssim, policy.dense.ssim, "1"))
     share, limit = model.macs / dense.macs, policy.budget.macs
@@ -104,9 +104,9 @@ def _run_champion_checks(
         return
     ours, theirs, allowed = record.models[OURS], other.models[OURS], policy.champion
     fid, ssim = (paired_difference(ours.metric(name).sets, theirs.metric(name).sets) for name in ("fid", "ssim"))
-    yield _run("FID against champion", lambda: _check_fid(fid, allowed.fid, "the champion"))
+    yield _run("FID against champion", lambda: _check_fid(fid, _fid_limit(allowed.fid, record), "the champion"))
     if allowed.fid_dense is not None:
-        yield _run("FID to dense against champion", partial(_check_fid_dense, ours, allowed.fid_dense, theirs))
+        yield _run("FID to dense against champion", partial(_check_fid_dense, record, allowed.fid_dense, theirs))
     yield _run("SSIM against champion", lambda: _check_ssim(ssim, allowed.ssim, "the champion's"))
     yield _run(
         "latency against champion",
@@ -168,20 +168,52 @@ def _half_width(difference: Estimate) -> float:
     return difference.half_width
 
 
-def _check_fid(difference: Estimate, tolerance: float, baseline: str) -> str:
+@dataclass(frozen=True)
+class FidLimit:
+    """A tolerance of a policy as a FID."""
+
+    value: float
+    scale: float
+    """The FID beside which it is seen."""
+    what: str
+    """What that FID is."""
+    is_share: bool
+    """Whether the policy gives a share of the scale."""
+
+    def __str__(self) -> str:
+        if self.is_share or self.value > self.scale > 0:
+            return f"+{self.value:.3g}, {100 * self.value / self.scale:.3g}% of {self.what} ({self.scale:.3g})"
+        return f"+{self.value:g}"
+
+
+def _fid_limit(tolerance: float | str, record: EvaluationRecord) -> FidLimit:
+    """Return a tolerance of FID, whose scale is the dense model's FID or, where that is larger, the floor."""
+    dense, floor = record.models[DENSE].fid.mean, record.floor_fid
+    what = "the dense model's FID" if dense >= floor else "the FID of one half of the real images against the other"
+    return _limit(tolerance, max(dense, floor), what)
+
+
+def _limit(tolerance: float | str, scale: float, what: str) -> FidLimit:
+    if isinstance(tolerance, str) and scale <= 0:
+        raise InputError(f"the policy allows {tolerance} of {what}, which was not measured; give a FID as a number")
+    return FidLimit(resolve_tolerance(tolerance, scale), scale, what, isinstance(tolerance, str))
+
+
+def _check_fid(difference: Estimate, limit: FidLimit, baseline: str) -> str:
     half_width = _half_width(difference)
     worst = difference.mean + half_width
     found = f"{difference.mean:+.3g} ± {half_width:.2g} above {baseline}"
-    return _require(worst <= tolerance, f"{found}, so at most {worst:+.3g}", f"+{tolerance:g}")
+    return _require(worst <= limit.value, f"{found}, so at most {worst:+.3g}", str(limit))
 
 
-def _check_fid_dense(ours: Model, tolerance: float, theirs: Model | None = None) -> str:
+def _check_fid_dense(record: EvaluationRecord, tolerance: float | str, theirs: Model | None = None) -> str:
     """Check the FID to the dense model's images, or how far it is above the champion's."""
-    values = _fids_to_dense(ours, "this version's")
+    values = _fids_to_dense(record.models[OURS], "this version's")
+    limit = _limit(tolerance, record.fid_dense_floor or 0, "the floor of FID to dense")
     if theirs is None:
-        return _check_fid(estimate(values), tolerance, "0")
+        return _check_fid(estimate(values), limit, "0")
     difference = paired_difference(values, _fids_to_dense(theirs, "the champion's"))
-    return _check_fid(difference, tolerance, "the champion's")
+    return _check_fid(difference, limit, "the champion's")
 
 
 def _fids_to_dense(model: Model, whose: str) -> list[float]:

@@ -1,15 +1,38 @@
 """mlflow/promotion.yaml -> the promotion policy, and the result of one of its checks."""
 
+import math
+import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from stages.models.params import PrecisionName
 from stages.runtime.schema import Section, read_yaml
 
 Tolerance = Annotated[float, Field(ge=0)]
+SHARE = re.compile(r"(\d+(?:\.\d+)?) ?%")
+
+
+def _check_fid_tolerance(tolerance: float | str) -> float | str:
+    if isinstance(tolerance, str) and SHARE.fullmatch(tolerance):
+        return tolerance
+    with suppress(ValueError):
+        if 0 <= (number := float(tolerance)) < math.inf:
+            return number
+    raise ValueError("give a share such as 50%, or a FID of 0 or more")
+
+
+FidTolerance = Annotated[float | str, AfterValidator(_check_fid_tolerance)]
+"""A share such as 50%, or a FID: what is small for one data set and extractor is more than the whole FID of another."""
+
+
+def resolve_tolerance(tolerance: float | str, scale: float) -> float:
+    """Return a tolerance as a FID; a share is one of `scale`."""
+    share = SHARE.fullmatch(tolerance) if isinstance(tolerance, str) else None
+    return float(share[1]) / 100 * scale if share else float(tolerance)
 
 
 class ChampionTolerance(Section):
@@ -18,10 +41,12 @@ class ChampionTolerance(Section):
     FID and SSIM: the worse end of the 95 % interval of the paired difference counts.
     """
 
-    fid: Tolerance
-    """Largest FID above the champion's; sets of images are paired."""
-    fid_dense: Tolerance | None = None
-    """Largest FID to the dense model's images above the champion's; sets of images are paired. Null: not checked."""
+    fid: FidTolerance
+    """Largest FID above the champion's; sets of images are paired. A share is one of the dense model's FID, or of the
+    floor, the FID of one half of the real images against the other, where that is larger."""
+    fid_dense: FidTolerance | None = None
+    """Largest FID to the dense model's images above the champion's; sets of images are paired. A share is one of the
+    floor, the FID between sets of the dense model from different noise. Null: not checked."""
     ssim: Tolerance
     """Largest SSIM below the champion's, both against the same dense model; sets of images are paired."""
     speed_up: Annotated[float, Field(ge=0, lt=1)]
@@ -31,11 +56,11 @@ class ChampionTolerance(Section):
 class DenseTolerance(Section):
     """How far from the dense model a version may be; it keeps many small losses from adding up to a large one."""
 
-    fid: Tolerance
-    """Largest FID above the dense model's, at the upper end of the 95 % interval."""
-    fid_dense: Tolerance | None = None
-    """Largest FID to the dense model's images from the same noise, at the upper end of the 95 % interval. Null: not
-    checked."""
+    fid: FidTolerance
+    """Largest FID above the dense model's, at the upper end of the 95 % interval; shares as in `champion`."""
+    fid_dense: FidTolerance | None = None
+    """Largest FID to the dense model's images from the same noise, at the upper end of the 95 % interval; shares as in
+    `champion`. Null: not checked."""
     ssim: Annotated[float, Field(ge=0, le=1)]
     """Largest SSIM below 1, at the lower end of the 95 % interval."""
 

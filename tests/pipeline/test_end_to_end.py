@@ -17,6 +17,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 from PIL import Image
+from ruamel.yaml import YAML
 
 from tests.servers import POSTGRES_BINS, own_environment, running_stack, s3_client, s3_environment
 from tests.swift import SECRET, free_ports
@@ -132,9 +133,10 @@ class Session:
 
     def write_policy(self):
         """The project's own policy, with more room between two champions: a thousand images tell them apart badly."""
-        text = (self.workspace.path / "mlflow" / "promotion.yaml").read_text()
+        policy = YAML(typ="safe").load((self.workspace.path / "mlflow" / "promotion.yaml").read_text())
+        policy["champion"] |= {"fid": 0.5, "ssim": 0.05}
         path = self.home / "policy.yaml"
-        path.write_text(text.replace("champion: {fid: 0.2, ssim: 0.02,", "champion: {fid: 0.5, ssim: 0.05,"))
+        YAML().dump(policy, path)
         return str(path)
 
 

@@ -17,6 +17,7 @@ import torch
 from click.testing import CliRunner
 from mlflow import MlflowClient
 from PIL import Image
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from flows.__main__ import main
@@ -28,11 +29,13 @@ from stages.register.gate import VersionFiles, run_checks
 from stages.register.ledger import Ledger
 from stages.register.package import list_files
 from stages.register.pipeline import load_pipeline
+from stages.register.policy import Policy, load_policy, resolve_tolerance
 from stages.register.promotion import promote, roll_back
 from stages.register.registry import EVIDENCE, MODEL, WITHDRAWN, Registry, refusal_reason
 from stages.runtime.errors import InputError
 from stages.storage.files import read_json, write_json
 from stages.storage.tensors import read_tensors, write_tensors
+from tests.servers import ROOT
 
 NAME, WEIGHTS = "tiny", "unet/diffusion_pytorch_model.safetensors"
 
@@ -181,6 +184,66 @@ def test_fid_to_dense_is_checked_where_the_policy_has_a_tolerance(publish, polic
     assert not any(refused[name].passed for name in names)
     assert refused[names[0]].reason == "+0.06 ± 0.025 above 0, so at most +0.0848; allowed: +0.08"
     assert refused[names[1]].reason.endswith("above the champion's, so at most +0.01; allowed: +0.009")
+
+
+def with_fid(policy, dense, champion=0.2):
+    """Give a policy other tolerances of FID."""
+    given = {"dense": {"fid": dense, "ssim": 0.15}, "champion": {"fid": champion, "ssim": 0.02, "speed_up": 0.1}}
+    return Policy.model_validate(policy.model_dump() | given)
+
+
+@pytest.mark.parametrize(
+    ("fid", "floor", "passed", "allowed"),
+    [
+        ("20%", 0.4, True, "+0.18, 20% of the dense model's FID (0.9)"),
+        ("19.5 %", 0.4, True, "+0.175, 19.5% of the dense model's FID (0.9)"),
+        ("10%", 0.4, False, "+0.09, 10% of the dense model's FID (0.9)"),
+        ("10%", 2.0, True, "+0.2, 10% of the FID of one half of the real images against the other (2)"),
+        (0.18, 0.4, True, "+0.18"),
+        (1, 0.4, True, "+1, 111% of the dense model's FID (0.9)"),
+    ],
+)
+def test_a_tolerance_of_fid_is_a_share_of_what_the_data_allow(publish, policy, fid, floor, passed, allowed):
+    """The dense model's FID or the floor, the larger one; an absolute tolerance above both says so."""
+
+    def change(folder):
+        path = folder / EVIDENCE / "evaluation" / "evaluation.json"
+        write_json(path, {**read_json(path), "floor_fid": floor})
+
+    candidate = publish(change, fids=[1.07, 1.17, 0.97])
+    files = VersionFiles(candidate.name, Path(candidate.source), candidate.tags)
+    checks = {it.name: it for it in run_checks(files, None, with_fid(policy, fid))}
+
+    assert checks["FID against dense"].passed == passed
+    assert checks["FID against dense"].reason.endswith(f"allowed: {allowed}")
+
+
+def test_a_tolerance_of_fid_to_dense_is_a_share_of_its_floor(publish, policy):
+    """Without that floor, only a number can be given."""
+    versions = [publish(fids_dense=[0.05] * 3) for _ in range(2)]
+    failed = run_gate(policy, *versions, dense="10%", champion="10%")
+
+    for name in ("FID to dense", "FID to dense against champion"):
+        assert failed[name].reason == (
+            "the policy allows 10% of the floor of FID to dense, which was not measured; give a FID as a number"
+        )
+
+
+@pytest.mark.parametrize("fid", ["much", "-5%", "%", -1, "inf", "50 % of it", True, None])
+def test_a_tolerance_of_fid_is_a_share_or_a_number(policy, fid):
+    """Anything else is refused, with what is allowed; a number in quotes is one, as before."""
+    with pytest.raises(ValidationError, match=r"give a share such as 50%|number|string|switches"):
+        with_fid(policy, fid)
+    assert with_fid(policy, "0.5").dense.fid == 0.5
+
+
+def test_the_policy_of_the_project_depends_on_the_dense_model():
+    """More than half of the dense model's FID is too much, whatever data and extractor are."""
+    policy = load_policy(ROOT / "mlflow" / "promotion.yaml")
+
+    for scale in (0.37, 4.19, 60.0):
+        assert resolve_tolerance(policy.dense.fid, scale) <= 0.5 * scale
+        assert resolve_tolerance(policy.champion.fid, scale) < resolve_tolerance(policy.dense.fid, scale)
 
 
 @pytest.mark.parametrize(
