@@ -13,6 +13,7 @@ from contextlib import suppress
 from flows.tasks.database import create_database
 from flows.tasks.server import find_server
 from stages.runtime.errors import UnavailableError, first_line
+from stages.runtime.stopping import stop_in_one_line
 
 HOST = "127.0.0.1"
 START_S = 120.0
@@ -24,10 +25,13 @@ STOP_S = 10.0
 def ensure_server() -> None:
     """Make sure that a flow has a server: that of the environment, or a temporary one.
 
+    From now on, Ctrl-C and SIGTERM end this process in one line. During a flow, Prefect first marks its run as Crashed.
+
     Raises:
         InputError: The server of the environment refuses the password, or its address is invalid.
         UnavailableError: The server does not answer.
     """
+    stop_in_one_line((signal.SIGINT, signal.SIGTERM))
     if find_server() is None:
         start_temporary_server()
 

@@ -9,6 +9,7 @@ from typing import IO, NoReturn
 
 import psutil
 
+from flows.workspaces import dvc_command
 from flows.workspaces.commands import Log
 from flows.workspaces.mending import mend
 from flows.workspaces.repository import POLL_S, hold_lock
@@ -64,6 +65,6 @@ def run_dvc_repro(options: Sequence[str], log: Log) -> NoReturn:
     """
     lock = lock_checkout(Path.cwd(), log)
     os.set_inheritable(lock.fileno(), True)  # noqa: FBT003  # DVC closes it before it starts a stage
-    dvc = str(Path(sys.executable).parent / "dvc")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    os.execve(dvc, [dvc, "repro", *options], {**os.environ, "PATH": path})  # noqa: S606  # no shell is needed
+    command = [sys.executable, "-m", dvc_command.__name__, "repro", *options]
+    os.execve(sys.executable, command, {**os.environ, "PATH": path})  # noqa: S606  # no shell is needed

@@ -9,6 +9,8 @@ from itertools import pairwise
 
 import psutil
 
+from stages.runtime.stopping import stop_in_one_line
+
 STAGE_VARIABLE = "DVC_STAGE"
 """Environment variable that DVC sets for the commands of a stage, and that DVC's own process lacks."""
 INTERVAL_S = 0.25
@@ -21,8 +23,10 @@ received: list[int] = []
 def end_with_dvc() -> None:
     """Watch DVC from now on, and end this process as by SIGTERM once DVC, or a shell in between, is gone.
 
-    Does nothing where DVC did not start this process, so that a stage of a user's own `nohup` or `&` goes on.
+    Watches nobody where DVC did not start this process, so that a stage of a user's own `nohup` or `&` goes on. Ctrl-C
+    ends the process in one line.
     """
+    stop_in_one_line()
     if STAGE_VARIABLE not in os.environ:
         return
     line = _line_to_dvc()

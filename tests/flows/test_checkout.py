@@ -1,12 +1,17 @@
 """Two runs in one checkout: a real DVC, and one of them waits for the other."""
 
+import logging
 import re
+import signal
 import subprocess
 import sys
 
 import psutil
 import pytest
+from dvc.exceptions import DvcException
+from dvc.stage.exceptions import StageCmdFailedError
 
+from flows.workspaces import dvc_command
 from flows.workspaces.checkout import lock_checkout
 from stages.runtime.errors import InputError
 from tests.orchestra import bare_environment, until
@@ -128,3 +133,46 @@ def test_a_folder_that_cannot_be_written_is_one_line(bare):
 
     with pytest.raises(InputError, match=r"checkout.lock cannot be written \(File exists\)"):
         lock_checkout(bare, print)
+
+
+INTERRUPTED = """
+stages:
+  slow: {cmd: %s stage.py, outs: [out]}
+"""
+STAGE = """
+import pathlib, sys, time
+sys.path.insert(0, %r)
+from stages.runtime.parent import end_with_dvc
+
+end_with_dvc()
+pathlib.Path("runs").touch()
+time.sleep(60)
+"""
+
+
+@pytest.mark.e2e
+def test_ctrl_c_ends_a_run_in_one_line(project, start):
+    """A terminal sends it to DVC and to the stage: neither says that it was aborted or failed."""
+    (project / "dvc.yaml").write_text(INTERRUPTED % sys.executable)
+    (project / "stage.py").write_text(STAGE % str(ROOT))
+    process = start()
+    assert until((project / "runs").exists)
+    for child in [*psutil.Process(process.pid).children(recursive=True), process]:
+        child.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[0]
+
+    assert process.returncode == 128 + signal.SIGINT
+    assert "Stopped by SIGINT (Ctrl-C): what is finished is kept; run the same command again to go on" in said
+    assert not re.search("ERROR|Abort|Traceback", said)
+
+
+@pytest.mark.parametrize(("code", "is_printed"), [(130, False), (1, True), (143, True)])
+def test_dvc_is_silent_about_a_stage_that_ctrl_c_stopped_only(code, is_printed):
+    """Other errors of a stage keep DVC's line, which says which stage it was."""
+    error = DvcException("failed to reproduce 'slow'")
+    error.__cause__ = StageCmdFailedError("python -m stages.slow", code)
+    record = logging.LogRecord("dvc.cli", logging.ERROR, "", 0, "", (), (DvcException, error, None))
+    stopped = dvc_command.StoppedFilter()
+
+    assert stopped.filter(record) == is_printed
+    assert stopped.found != is_printed
