@@ -15,7 +15,7 @@ from stages.runtime.git import git_output, without_git_variables
 from stages.runtime.schema import Commit, Frozen, Sha256
 from stages.runtime.text import strings
 from stages.storage.files import file_sha256, read_json
-from stages.storage.provenance import read_provenance
+from stages.storage.run_record import read_provenance
 from stages.tracking.compression import Compression
 
 CODE = ("stages", "flows", "dvc.yaml", "requirements.lock", "pyproject.toml")

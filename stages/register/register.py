@@ -15,6 +15,8 @@ from stages.storage.s3 import open_store
 from stages.tracking import recording
 from stages.tracking.compression import Compression
 from stages.tracking.mlflow_client import errors
+from stages.tracking.presentation import read_verdict, show_picture
+from stages.tracking.runs import COMPRESSION_TAG
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -49,14 +51,14 @@ def register(compression: Compression, unsent: Path, name: str | None) -> "tuple
         run_id, _ = recording.record_compression(compression, unsent)
     content, source = _upload(registry, run_id, compression, _push_to_store(compression, lineage, name))
     registry.create_model(f"{name}{SUFFIX}")  # the owner of the model must own its ledger, too
-    tags = {recording.COMPRESSION_TAG: content_id, CONTENT: content, **_tags(record, lineage)}
-    registry.create(name, source, run_id, tags, _description(record))
+    tags = {COMPRESSION_TAG: content_id, CONTENT: content, **_tags(record, lineage)}
+    registry.create(name, source, run_id, tags, _description(record, compression.reports, run_id))
     return _keep_first(registry, name, content_id), True
 
 
 def _find(registry: Registry, name: str, compression: str) -> "list[ModelVersion]":
     """List the versions of a compression, the oldest first; several if two machines registered it at once."""
-    versions = [it for it in registry.versions(name) if it.tags.get(recording.COMPRESSION_TAG) == compression]
+    versions = [it for it in registry.versions(name) if it.tags.get(COMPRESSION_TAG) == compression]
     return versions[::-1]
 
 
@@ -130,10 +132,12 @@ def _format(metric: Metric) -> str:
     return f"{metric.mean:.4g}" + (f" ± {metric.half_width:.2g}" if metric.half_width is not None else "")
 
 
-def _description(record: EvaluationRecord) -> str:
+def _description(record: EvaluationRecord, reports: Path, run_id: str) -> str:
+    """Describe a version in Markdown: the verdict, the numbers of the gate, and the picture of its run."""
     model = record.models[OURS]
-    return (
+    numbers = (
         f"{1 / record.macs_ratio(OURS):.1%} of the dense model's MACs; FID {_format(model.fid)}, dense "
         f"{_format(record.models['dense'].fid)}; SSIM against dense {_format(model.ssim)}; protocol "
         f"{record.protocol_id}, {count(record.protocol.sets, 'set')} of {count(record.protocol.num_images, 'image')}."
     )
+    return "\n\n".join(filter(None, [read_verdict(reports), numbers, show_picture(run_id, reports)]))

@@ -19,8 +19,7 @@ from stages.runtime.bounded import parse_yaml
 from stages.runtime.errors import InputError, first_line
 from stages.runtime.text import printable
 from stages.storage.files import file_sha256, read_bytes, read_json
-from stages.storage.provenance import read_provenance
-from stages.storage.run_record import read_run_record
+from stages.storage.run_record import read_provenance, read_run_record
 from stages.storage.tensors import read_shapes
 from stages.tracking.compression import stage_folders
 

@@ -21,23 +21,13 @@ import torch
 
 from stages.runtime.code_hash import STAGES, hash_code
 from stages.runtime.device import WORKSPACE_VARIABLE
-from stages.runtime.errors import InputError
 from stages.runtime.git import git_output
-from stages.runtime.schema import Frozen, Section
-from stages.storage.files import RUN_RECORD, file_sha256, read_json, read_record, write_json
+from stages.runtime.schema import Section
+from stages.storage.files import RUN_RECORD, file_sha256, read_json, write_json
+from stages.storage.run_record import provenance_path
 
 PACKAGES = ("diffusers", "numpy", "safetensors", "scikit-image", "torch", "torch-fidelity", "torch-pruning")
 Params = Section | dict[str, Any] | int
-
-
-class _Provenance(Frozen, extra="allow"):
-    """NAME.provenance.json; a training adds further keys."""
-
-    run_sha256: str
-    device: dict[str, bool | int | str]
-    code_sha256: str = ""
-    git_commit: str | None = None
-    git_dirty: bool = False
 
 
 def write_run_record(folder: Path, stage: str, **params: Params) -> None:
@@ -66,25 +56,7 @@ def write_provenance(folder: Path, **found: Any) -> None:  # noqa: ANN401  # any
         "seconds": round(time.time() - began, 3),
         **found,
     }
-    write_json(_provenance_path(folder), record)
-
-
-def read_provenance(folder: Path) -> dict[str, Any] | None:
-    """Read with which code, where, when and at which commit a stage wrote a folder.
-
-    Returns:
-        None where that is not known: the folder came out of DVC's cache, or was written by another run.
-    """
-    path = _provenance_path(folder)
-    try:
-        record = read_record(path, _Provenance, "remove it").model_dump(exclude_unset=True)
-    except InputError:
-        return None
-    return record if record.get("run_sha256") == file_sha256(folder / RUN_RECORD) else None
-
-
-def _provenance_path(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.provenance.json")
+    write_json(provenance_path(folder), record)
 
 
 def fingerprint(stage: str, inputs: Iterable[Path], **params: Params) -> str:

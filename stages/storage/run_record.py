@@ -1,12 +1,13 @@
-"""run.json of an output folder -> its fields, each of its type."""
+"""run.json of an output folder, and the provenance beside it -> their fields, each of its type."""
 
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
+from stages.runtime.errors import InputError
 from stages.runtime.schema import Frozen
-from stages.storage.files import RUN_RECORD, read_record
+from stages.storage.files import RUN_RECORD, file_sha256, read_record
 
 
 class StageRecord(Frozen, extra="allow"):
@@ -19,6 +20,16 @@ class StageRecord(Frozen, extra="allow"):
     """Name of a package -> its version."""
 
 
+class Provenance(Frozen, extra="allow"):
+    """NAME.provenance.json; a training adds further keys."""
+
+    run_sha256: str
+    device: dict[str, bool | int | str]
+    code_sha256: str = ""
+    git_commit: str | None = None
+    git_dirty: bool = False
+
+
 def read_run_record(folder: Path) -> dict[str, Any]:
     """Read run.json of an output folder: stage, params, python and packages.
 
@@ -26,3 +37,22 @@ def read_run_record(folder: Path) -> dict[str, Any]:
         InputError: It is missing, damaged, or has a value of another type.
     """
     return read_record(folder / RUN_RECORD, StageRecord, "run its stage again").model_dump(exclude_unset=True)
+
+
+def read_provenance(folder: Path) -> dict[str, Any] | None:
+    """Read with which code, where, when and at which commit a stage wrote a folder.
+
+    Returns:
+        None where that is not known: the folder came out of DVC's cache, or was written by another run.
+    """
+    path = provenance_path(folder)
+    try:
+        record = read_record(path, Provenance, "remove it").model_dump(exclude_unset=True)
+    except InputError:
+        return None
+    return record if record.get("run_sha256") == file_sha256(folder / RUN_RECORD) else None
+
+
+def provenance_path(folder: Path) -> Path:
+    """Return the path of the provenance of an output folder."""
+    return folder.with_name(f"{folder.name}.provenance.json")

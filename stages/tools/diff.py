@@ -7,7 +7,7 @@ from stages.protocol.intervals import Estimate, paired_difference
 from stages.protocol.protocol import check_same
 from stages.runtime.errors import InputError
 from stages.storage.files import RUN_RECORD, read_json
-from stages.storage.provenance import read_provenance
+from stages.storage.run_record import read_provenance
 
 
 def diff_evaluations(one: Path, other: Path, model: str) -> dict[str, Estimate]:

@@ -5,14 +5,15 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from stages.runtime.errors import InputError
-from stages.runtime.git import git_output
 from stages.runtime.schema import flatten
 from stages.storage.files import RUN_RECORD, file_sha256, read_bytes, read_json
-from stages.storage.run_record import read_run_record
+from stages.storage.run_record import read_provenance, read_run_record
+from stages.tracking.presentation import DatasetRecord, source_name, source_tags, without_folders
 
 CONTENT = ("stage", "params", "code_sha256")
 """What identifies a compression, of the record of each stage."""
@@ -29,7 +30,7 @@ class Compression:
     def __init__(self, artifacts: Path, reports: Path) -> None:
         self.model, self.released, self.reports = artifacts / "finetuned", artifacts / "released" / "finetuned", reports
         self.folders = stage_folders(artifacts, reports)
-        self.code = artifacts / "code"
+        self.code, self.data = artifacts / "code", artifacts / "data"
 
     def id(self) -> str:
         """Hash the params and code of the stages and the weights of the finetuned model."""
@@ -51,9 +52,13 @@ class Compression:
             for stage, folder in self.folders.items()
         }
 
+    def blocks(self) -> dict[str, Any]:
+        """Read the params of all stages: block -> its params."""
+        return {key: block for record in self.records().values() for key, block in record["params"].items()}
+
     def params(self) -> dict[str, Any]:
         """Read the params of all stages, flattened to keys like prune.ratio."""
-        return {key: value for record in self.records().values() for key, value in flatten(record["params"])}
+        return dict(flatten(self.blocks()))
 
     def metrics(self) -> dict[str, float]:
         """Read the metrics of all reports, flattened to keys like evaluate.finetuned.fid."""
@@ -73,9 +78,42 @@ class Compression:
             raise _unexpected(self.folders["costs"] / "costs.json") from None
         return {
             "espalier.protocol": str(record["protocol_id"]),
-            "mlflow.source.git.commit": git_output(Path(), "rev-parse", "--verify", "--quiet", "HEAD") or "",
             "device": device,
+            **source_tags(),
         }
+
+    def datasets(self) -> list[DatasetRecord]:
+        """Describe the images that the stages used: those of `fetch`, and those that quality was measured against."""
+        if not (self.data / "dataset.json").is_file():
+            return []  # DVC needs no data for a compression that is up to date
+        data = read_json(self.data / "dataset.json")
+        source = {key: without_folders(value) for key, value in data["source"].items() if value is not None}
+        protocol = _read_json(self.reports / "evaluate" / "evaluation.json").get("protocol") or {}
+        used = [("calibration and recovery", data["sha256"], data["train"])]
+        if protocol:
+            used.append(("real images", protocol["real_sha256"], protocol["num_real_images"]))
+        return [
+            DatasetRecord(
+                name=source_name(source), digest=digest[:16], source=source, num_images=count, context=context
+            )
+            for context, digest, count in used
+        ]
+
+    def time_of_work(self) -> tuple[float, float] | None:
+        """Return begin and end in seconds since 1970: the end of the last stage, and the seconds of all before it.
+
+        What the stages took on several days is thus counted, and not the time between. None where no stage's is known.
+        """
+        found = [read_provenance(folder) for folder in self.folders.values()]
+        times = [
+            (datetime.fromisoformat(it["began_at"]).timestamp(), float(it["seconds"]))
+            for it in found
+            if it and {"began_at", "seconds"} <= it.keys()
+        ]
+        if not times:
+            return None
+        end = max(began + seconds for began, seconds in times)
+        return end - sum(seconds for _, seconds in times), end
 
     def values(self) -> list[tuple[str, int, float]]:
         """Return all finite metrics and points of curves as (key, step, value).

@@ -3,8 +3,9 @@
 import os
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import thread as executors
+from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -67,8 +68,9 @@ class LiveRun:
         try:
             client = connect()
             run_id = self._open(client)
-            while not isinstance(row := self.queue.get(), str):
-                _send(client, run_id, *row)
+            with _watching_machine(run_id):
+                while not isinstance(row := self.queue.get(), str):
+                    _send(client, run_id, *row)
             client.set_terminated(run_id, row)
         except Exception as error:  # noqa: BLE001  # whatever a server or MLflow raises
             self._warn(first_line(error))
@@ -88,6 +90,19 @@ class LiveRun:
         if not self.has_warned:
             self.has_warned = True
             warn(f"MLflow does not show this training ({reason}); the training continues without it")
+
+
+@contextmanager
+def _watching_machine(run_id: str) -> Iterator[None]:
+    """Log use of CPU, memory, disk, network and GPUs every ten seconds, as MLflow's system metrics."""
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    monitor = SystemMetricsMonitor(run_id, resume_logging=True)
+    monitor.start()
+    try:
+        yield
+    finally:
+        monitor.finish()
 
 
 def _let_go() -> None:

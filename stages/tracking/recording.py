@@ -7,49 +7,24 @@ in the middle therefore loses nothing, and no run is written twice.
 import csv
 import re
 import shutil
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-from pydantic import Field
 
 from stages.runtime.errors import InputError, UnavailableError, first_line, warn
 from stages.runtime.network import is_outage
-from stages.runtime.schema import Frozen, Sha256
 from stages.storage.files import make_private, read_record, write_json, writing
 from stages.tracking.compression import Compression
 from stages.tracking.mlflow_client import connect, find_experiment
+from stages.tracking.presentation import describe, first_metrics, run_name, without_folders
+from stages.tracking.runs import COMPRESSION_TAG, EXPERIMENT, RunRecord, create_run, find_run
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
-EXPERIMENT = "espalier"
-COMPRESSION_TAG = "espalier.compression"
-"""Tag of a run: the hash by which a compression is found again."""
-SENDER_TAG = "espalier.sender"
-"""Tag of a run: the host and folder that sent it."""
 RECORD = "record.json"
 TABLE = "rows.json"
 """Artifact in the format of MLflow's evaluation view."""
-BATCH = 1000
-"""Most metrics that MLflow accepts in one request."""
-
-
-class RunRecord(Frozen):
-    """What a run of a compression holds, apart from its artifacts."""
-
-    compression: Sha256
-    """Hash of the compression (`Compression.id`)."""
-    run_name: str
-    finished_ms: int = Field(ge=0)
-    """Time at which the record was saved, in milliseconds since 1970."""
-    params: dict[str, str]
-    tags: dict[str, str]
-    values: list[tuple[str, int, float]]
-    """Metrics and curves: (key, step, value)."""
 
 
 def save_record(record: RunRecord, reports: Path, unsent: Path) -> Path:
@@ -81,14 +56,18 @@ def save_record(record: RunRecord, reports: Path, unsent: Path) -> Path:
 
 def _make_record(compression: Compression) -> RunRecord:
     try:
-        content_id, params = compression.id(), compression.params()
+        content_id, metrics = compression.id(), compression.metrics()
+        began, ended = compression.time_of_work() or (time.time(), time.time())
         return RunRecord(
             compression=content_id,
-            run_name=f"{params['importance.criterion']}-{content_id[:8]}",
-            finished_ms=int(time.time() * 1000),
-            params={key: str(value) for key, value in params.items()},
+            run_name=run_name(compression.blocks()),
+            started_ms=int(began * 1000),
+            finished_ms=int(ended * 1000),
+            description=describe(metrics, compression.reports),
+            datasets=compression.datasets(),
+            params={key: without_folders(value) for key, value in compression.params().items()},
             tags={COMPRESSION_TAG: content_id, **compression.tags()},
-            values=compression.values(),
+            values=[*((name, 0, value) for name, value in first_metrics(metrics).items()), *compression.values()],
         )
     except (
         ArithmeticError,
@@ -125,7 +104,7 @@ def send_record(folder: Path) -> tuple[str, bool]:
         run_id = find_run(client, record.compression)
         new = run_id is None
         if run_id is None:
-            run_id = _create_run(client, record, folder)
+            run_id = create_run(client, record, folder)
         sent = folder.rename(folder.with_name(f".{folder.name}.sent"))
         shutil.rmtree(sent, ignore_errors=True)
     return run_id, new
@@ -202,55 +181,6 @@ def record_folder(
     except Exception as error:  # noqa: BLE001  # whatever a server or MLflow raises
         raise UnavailableError(f"MLflow failed to record {name} ({first_line(error)})") from None
     return run_id
-
-
-def find_run(client: "MlflowClient", compression: str) -> str | None:
-    """Find the finished run of a compression; the oldest if two machines recorded it at the same time."""
-    runs = _find_finished_runs(client, compression)
-    return str(runs[0].info.run_id) if runs else None
-
-
-def _find_finished_runs(client: "MlflowClient", compression: str) -> list[Any]:
-    return [run for run in _find_runs(client, compression) if run.info.status == "FINISHED"]
-
-
-def _find_runs(client: "MlflowClient", compression: str) -> list[Any]:
-    """List all runs of a compression, the oldest first, including unfinished ones."""
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    if experiment is None:
-        return []
-    query = f"tags.`{COMPRESSION_TAG}` = '{compression}'"
-    order = ["attributes.start_time ASC", "attributes.run_id ASC"]
-    return list(client.search_runs([experiment.experiment_id], query, order_by=order))
-
-
-def _create_run(client: "MlflowClient", record: RunRecord, folder: Path) -> str:
-    """Create the run of a record with its metrics and artifacts; returns its id.
-
-    Unfinished runs of the same sender are deleted first. If another machine finished a run meanwhile, the older of the
-    two remains.
-    """
-    from mlflow.entities import Metric, Param
-
-    sender = f"{socket.gethostname()}:{folder.resolve()}"
-    for unfinished in _find_runs(client, record.compression):
-        if unfinished.info.status != "FINISHED" and unfinished.data.tags.get(SENDER_TAG) == sender:
-            client.delete_run(unfinished.info.run_id)
-    tags = {SENDER_TAG: sender, **record.tags}
-    run = client.create_run(
-        find_experiment(client, EXPERIMENT), start_time=record.finished_ms, tags=tags, run_name=record.run_name
-    )
-    run_id = str(run.info.run_id)
-    client.log_batch(run_id, params=[Param(key, value) for key, value in record.params.items()])
-    metrics = [Metric(key, value, record.finished_ms, step) for key, step, value in record.values]
-    for start in range(0, len(metrics), BATCH):
-        client.log_batch(run_id, metrics=metrics[start : start + BATCH])
-    client.log_artifacts(run_id, str(folder / "reports"), "reports")
-    client.set_terminated(run_id, "FINISHED")
-    finished = _find_finished_runs(client, record.compression)
-    for other in finished[1:]:
-        client.delete_run(other.info.run_id)
-    return str((finished or [run])[0].info.run_id)
 
 
 def record_all(compression: Compression, unsent: Path, *, allow_offline: bool) -> tuple[str, bool] | None:

@@ -38,7 +38,7 @@ from stages.storage.files import read_json, read_record, write_json
 from stages.storage.manifest import parse_manifest
 from stages.storage.run_record import read_run_record
 from stages.storage.tensors import read_metadata, read_shapes, read_tensors, write_tensors
-from stages.tracking.recording import RunRecord
+from stages.tracking.runs import RunRecord
 from tests.records import make_costs, make_evaluation, make_model
 from tests.references import write_reference
 

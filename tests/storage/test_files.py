@@ -15,7 +15,8 @@ from stages.models.saliency import read_importance, write_importance
 from stages.runtime.code_hash import hash_code
 from stages.runtime.errors import InputError
 from stages.storage.files import check_free, read_json, write_json, writing
-from stages.storage.provenance import fingerprint, read_provenance, write_provenance, write_run_record
+from stages.storage.provenance import fingerprint, write_provenance, write_run_record
+from stages.storage.run_record import read_provenance
 from stages.storage.tensors import read_tensors, tensors_sha256, write_tensors
 
 

@@ -8,8 +8,8 @@ from stages.register.register import _default_name
 from stages.report.report_data import SourceRecord
 from stages.runtime.errors import InputError
 from stages.storage.files import file_sha256, read_json, write_json
-from stages.storage.provenance import read_provenance, write_provenance, write_run_record
-from stages.storage.run_record import read_run_record
+from stages.storage.provenance import write_provenance, write_run_record
+from stages.storage.run_record import read_provenance, read_run_record
 from tests.fuzz.mutations import parent_of, places
 
 OTHERS = (None, True, 10**30, 1.5, "x", [], [1], {}, {"a": 1})

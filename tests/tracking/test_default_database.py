@@ -8,7 +8,8 @@ import pytest
 from flows.tasks.database import ADDRESSES, create_database
 from flows.workspaces.repository import Repository
 from stages.tracking.mlflow_client import connect, find_experiment, sqlite_file
-from stages.tracking.recording import RunRecord, save_record
+from stages.tracking.recording import save_record
+from stages.tracking.runs import RunRecord
 
 PRIVATE = {
     "mlflow.db": 0o600,

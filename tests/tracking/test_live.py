@@ -14,6 +14,7 @@ from stages.finetune.interrupt import StoppedError
 from stages.finetune.recovery import live_logging
 from stages.runtime.errors import MAX_LENGTH, InputError
 from stages.tracking.live import EXPERIMENT, TAG
+from tests.orchestra import until
 
 RUN = "e" * 64
 
@@ -58,6 +59,21 @@ def test_a_run_holds_the_curve_and_a_resumed_training_continues_it(server, train
     history = server.get_metric_history(run.info.run_id, "heldout_loss")
     assert [(point.step, point.value) for point in history] == [(5, 0.3), (10, 0.3)]
     assert run.data.metrics["heldout_ema_0.9"] == 0.4
+
+
+def test_a_run_shows_how_the_machine_is_used(server, params, unet, monkeypatch):
+    """A resumed training continues the steps of these metrics."""
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    name = "system/cpu_utilization_percentage"
+
+    def steps():
+        found = runs(server) if server.get_experiment_by_name(EXPERIMENT) else []
+        return [it.step for run in found for it in server.get_metric_history(run.info.run_id, name)]
+
+    for count in (1, 2):
+        with live_logging(RUN, params.finetune, Engine(params.finetune.engine, unet.device)):
+            assert until(lambda count=count: len(steps()) >= count, 30)
+    assert sorted(set(steps())) == steps()
 
 
 def test_samples_are_logged_as_artifacts(server, params, unet, images):

@@ -13,12 +13,14 @@ from mlflow import MlflowClient
 from stages.finetune.curve import CurvePoint
 from stages.finetune.report import write_report
 from stages.runtime.errors import InputError
-from stages.storage.files import read_json, write_json
+from stages.storage.files import file_sha256, read_json, write_json
 from stages.storage.provenance import write_run_record
 from stages.storage.tensors import write_tensors
 from stages.tracking.__main__ import main
 from stages.tracking.compression import Compression
 from stages.tracking.recording import record_compression, send_record
+
+DATASET = {"sha256": "d" * 64, "train": 9, "source": {"source": "folder", "path": "/home/me/cats", "classes": None}}
 
 
 @pytest.fixture
@@ -65,6 +67,37 @@ def test_one_compression_is_one_run(compression):
     assert [point.step for point in client.get_metric_history(run_id, "finetune.train_loss")] == [9]
     assert [point.value for point in client.get_metric_history(run_id, "importance.loss")] == [2.5, 1.5]
     assert "reports/evaluate" in [file.path for file in client.list_artifacts(run_id, "reports")]
+
+
+def test_a_run_is_shown_as_what_it_is(compression, tmp_path):
+    """Name, description with table and picture, images, and the times of the work; no folder of this machine."""
+    write_json(tmp_path / "artifacts" / "data" / "dataset.json", DATASET)
+    evaluation = {"protocol_id": "0123456789ab", "protocol": {"real_sha256": "e" * 64, "num_real_images": 7}}
+    write_json(tmp_path / "reports" / "evaluate" / "evaluation.json", evaluation)
+    (tmp_path / "reports" / "summary").mkdir()
+    (tmp_path / "reports" / "summary" / "summary.png").write_bytes(b"png")
+    for stage, day, seconds in (("fetch", 1, 10), ("prune", 3, 5)):
+        folder = compression.folders[stage]
+        found = {"run_sha256": file_sha256(folder / "run.json"), "device": {}, "seconds": seconds}
+        found["began_at"] = f"2026-01-0{day}T00:00:00+00:00"
+        write_json(folder.with_name(f"{folder.name}.provenance.json"), found)
+    run_id, _ = record(compression)
+    run = MlflowClient().get_run(run_id)
+
+    assert run.info.run_name == "digits · diff-pruning · ratio 0.3"
+    assert (run.info.end_time - run.info.start_time, run.info.end_time) == (15_000, 1767398405000)
+    assert (
+        "FID 1.25.\n\n![samples of each model from the same noise](get-artifact?path=reports%2Fsummary"
+        in (run.data.tags["mlflow.note.content"])
+    )
+    assert f"run_uuid={run_id}" in run.data.tags["mlflow.note.content"]
+    used = {it.tags[0].value: it.dataset for it in run.inputs.dataset_inputs}
+    assert {key: (it.name, it.digest) for key, it in used.items()} == {
+        "calibration and recovery": ("cats", "d" * 16),
+        "real images": ("cats", "e" * 16),
+    }
+    assert not [text for text in [*run.data.tags.values(), *run.data.params.values()] if str(tmp_path) in text]
+    assert "/home/me" not in str(run.to_dictionary())
 
 
 def test_other_weights_are_another_compression(compression):
