@@ -1,0 +1,84 @@
+"""`espalier ui`: the page on which the runs are, whatever MLflow opens on."""
+
+import socket
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from flows import ui as module
+from flows.ui import ui
+from stages.tracking.mlflow_client import connect, find_experiment
+from stages.tracking.runs import EXPERIMENT
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Addresses that a browser was to open."""
+    found = []
+    monkeypatch.setattr(module.webbrowser, "open", found.append)
+    return found
+
+
+@pytest.fixture
+def experiment(mlflow_database):  # noqa: ARG001  # in a variable of the environment
+    """The experiment of a store with one run."""
+    client = connect()
+    found = find_experiment(client, EXPERIMENT)
+    client.create_run(found)
+    return found
+
+
+@pytest.mark.parametrize("options", [[], ["--no-open"]])
+def test_the_address_leads_to_the_runs(experiment, opened, monkeypatch, options):
+    """It is printed, and opened unless that is not wanted."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(module, "_check_free", lambda _port: None)
+        command = [sys.executable, "-c", ""]  # MLflow's own server is started by the test in Chromium
+        monkeypatch.setattr(module, "_start", lambda _port: subprocess.Popen(command, stdin=subprocess.PIPE))
+        monkeypatch.setattr(module, "_wait", lambda _port, _process: None)
+        port = server.getsockname()[1]
+        result = CliRunner().invoke(ui, ["--port", str(port), *options])
+    address = f"http://127.0.0.1:{port}/#/experiments/{experiment}/runs?workflowType=machine_learning"
+
+    assert result.exit_code == 0, result.output
+    assert result.output.splitlines() == [address, "Ctrl-C ends it"]
+    assert opened == ([] if options else [address])
+
+
+def test_a_store_without_runs_is_one_line(mlflow_database, opened):  # noqa: ARG001
+    """No server is started for it."""
+    result = CliRunner().invoke(ui, [])
+
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == ["Error: the store has no runs yet; record one: espalier run"]
+    assert not opened
+
+
+def test_a_folder_without_a_store_is_one_line(tmp_path, monkeypatch):
+    """It is not made by looking."""
+    folder = tmp_path / "a folder with 100 %"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    result = CliRunner().invoke(ui, [])
+
+    assert result.exit_code == 1
+    found = f"{folder}/mlflow.db does not exist: no run was recorded here yet"
+    assert result.stderr == f"Error: {found}; record one: espalier run\n"
+    assert not list(folder.iterdir())
+
+
+def test_a_port_in_use_is_one_line(experiment, opened):
+    """The line says how to take another."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        result = CliRunner().invoke(ui, ["--port", str(port)])
+
+    assert experiment
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == [
+        f"Error: port {port} of 127.0.0.1 is in use; give another one: espalier ui --port {port + 1}"
+    ]
+    assert not opened
