@@ -36,8 +36,8 @@ def start_server() -> NoReturn:
     """
     environment = server_environment()
     create_database()
-    prefect = str(Path(sys.executable).parent / "prefect")
-    os.execve(prefect, [prefect, "--no-prompt", "server", "start"], environment)  # noqa: S606  # no shell is needed
+    command = [sys.executable, "-m", "flows.prefect_command", "--no-prompt", "server", "start"]
+    os.execve(sys.executable, command, environment)  # noqa: S606  # no shell is needed
 
 
 def server_environment() -> dict[str, str]:

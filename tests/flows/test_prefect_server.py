@@ -11,15 +11,19 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
+import prefect
 import psutil
 import pytest
 from click.testing import CliRunner
+from prefect.server.api.server import create_ui_app
 from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
 from starlette.routing import WebSocketRoute
+from starlette.testclient import TestClient
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from flows.__main__ import main
+from flows.prefect_command import withhold_second_page
 from flows.server import server_environment
 from flows.tasks.server import find_server
 from stages.runtime.environment import bypass_proxies
@@ -140,6 +144,20 @@ def test_a_proxy_does_not_stand_before_a_server_on_loopback(monkeypatch, prefect
     bypass_proxies()
 
     assert httpx.get(f"{prefect_server.uri}/health").status_code == 200
+
+
+def test_the_server_has_no_second_page(monkeypatch):
+    """Its files would ask a foreign host; the first page then has no button that leads there."""
+    monkeypatch.setattr(prefect, "__ui_v2_static_path__", prefect.__ui_v2_static_path__)
+    with_both = TestClient(create_ui_app(ephemeral=False)).get("/ui-settings").json()
+    withhold_second_page()
+    client = TestClient(create_ui_app(ephemeral=False))
+    settings = client.get("/ui-settings").json()
+
+    assert with_both["available_uis"] == ["v1", "v2"]
+    assert (settings["available_uis"], settings["default_ui"], settings["v2_base_url"]) == (["v1"], "v1", None)
+    pages = [client.get(path, headers={"Accept": "text/html"}).text for path in ("/v2", "/v2/runs")]
+    assert not any("/v2/assets" in page for page in pages)
 
 
 def test_every_request_needs_the_password(prefect_server):

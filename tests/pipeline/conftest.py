@@ -22,6 +22,7 @@ from tests.records import STAGES
 ROOT = Path(__file__).parents[2]
 PARTS = [
     ".dvc/config",
+    ".dvc/plots.html",
     ".dvc/.gitignore",
     ".dvc_state/repo/.gitignore",
     ".dvcignore",
