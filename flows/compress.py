@@ -7,6 +7,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
+from flows.tasks import artifacts
 from flows.tasks.compression import compress_at
 from flows.tasks.errors import fail_on_input_error
 from flows.tasks.notifications import HOOKS
@@ -16,12 +17,16 @@ from flows.workspaces.overrides import write
 from flows.workspaces.workspace import current_checkout, open_workspace
 from stages.runtime.errors import InputError
 
+MAX_NAME = 60
+"""Most characters of the name of a run, of which Prefect's lists show no more; the artifact `changes` has every key."""
+
 
 def _name_run() -> str:
+    """Name a run by commit, preset and changed params, such as "HEAD · macs 44%"."""
     given = flow_run.parameters
-    overrides = write(given.get("overrides") or {})
-    source = given.get("preset") or "params.yaml"
-    return f"{given.get('commit') or 'current checkout'}: {f'{source} with {overrides}' if overrides else source}"
+    parts = [given.get("commit") or "checkout", given.get("preset"), write(given.get("overrides") or {})]
+    name = " · ".join(str(part) for part in parts if part)
+    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…"
 
 
 @flow(flow_run_name=_name_run, persist_result=False, log_prints=False, **HOOKS)
@@ -51,6 +56,7 @@ def compress(
         with lock_checkout(checkout.path, get_run_logger().info):
             outcome = compress_at(checkout, limits or {}, to_register=to_register)
     else:
+        artifacts.changes(overrides or {}, preset)
         with open_workspace(commit, overrides or {}, get_run_logger().info, preset=preset) as workspace:
             outcome = compress_at(workspace, limits or {}, to_register=to_register)
     attach_outcome(outcome)

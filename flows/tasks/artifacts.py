@@ -9,8 +9,10 @@ from pathlib import Path
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
 from flows.tasks.outcome import Outcome
+from flows.workspaces.overrides import Overrides
 from flows.workspaces.workspace import Workspace
 from stages.runtime.errors import without_password
+from stages.runtime.text import printable
 
 LIGHT_BYTES, PICTURE_PIXELS = 1_000_000, 1200
 """A heavier PNG is scaled down to this width; the page gets slow beyond two megabytes."""
@@ -26,6 +28,16 @@ def results(workspace: Workspace, outcome: Outcome) -> None:
     picture("pareto", summary / "pareto.svg", "Quality against cost")
     if outcome.mlflow_run:
         link(outcome.mlflow_run)
+
+
+def changes(overrides: Overrides, preset: str | None) -> None:
+    """Show which params a run changes, each with its whole key; the run's name has the last parts only."""
+    rows = [f"| `{key}` | `{printable(str(value))}` |" for key, value in overrides.items()]
+    if preset:
+        rows.insert(0, f"| preset | `{printable(preset)}` |")
+    if rows:
+        table = "\n".join(["| key | value |", "| --- | --- |", *rows])
+        create_markdown_artifact(table, key="changes", description="What this run changes in params.yaml")
 
 
 def link(run_id: str) -> None:
