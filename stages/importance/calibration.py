@@ -11,6 +11,7 @@ from stages.data.images import Images, check_num_images, to_model_range
 from stages.importance.drawn import drawn_images
 from stages.importance.measure import CalibrationBatch, CalibrationDraw, measure_importance
 from stages.importance.params import ImportanceParams
+from stages.importance.partial import PartialSum
 from stages.models.families import Denoiser
 from stages.models.saliency import Importance
 from stages.runtime.errors import InputError
@@ -25,6 +26,7 @@ def calibrate(
     params: ImportanceParams,
     seed: int,
     processes: Processes | None = None,
+    partial: PartialSum | None = None,
 ) -> Importance:
     """Measure the importance on calibration images and noise that depend only on the seed; processes share timesteps.
 
@@ -44,6 +46,7 @@ def calibrate(
         timesteps_per_pass=params.timesteps_per_pass,
         precision=params.precision,
         processes=processes,
+        partial=partial,
     )
     finite = all(math.isfinite(loss) for losses in importance.losses for loss in losses)
     if not finite or not all(values.isfinite().all() for values in importance.saliency.values()):

@@ -5,6 +5,7 @@ from pathlib import Path
 from stages.data.images import read_images
 from stages.importance.calibration import calibrate
 from stages.importance.params import ImportanceParams
+from stages.importance.partial import PartialSum
 from stages.importance.report import write_report
 from stages.importance.stability import measure_diagnostics
 from stages.models.checks import check_conditions, check_images
@@ -13,8 +14,11 @@ from stages.models.pipeline import read_scheduler, read_unet
 from stages.models.saliency import write_importance
 from stages.models.steps import check_drawing
 from stages.runtime.processes import Processes
-from stages.storage.files import writing
-from stages.storage.provenance import write_provenance, write_run_record
+from stages.storage.files import read_json, writing
+from stages.storage.provenance import fingerprint, write_provenance, write_run_record
+
+CHECKPOINTS = Path("checkpoints/importance")
+"""Where a measurement in progress is kept, below the current folder."""
 
 
 def measure_folders(
@@ -47,7 +51,8 @@ def measure_folders(
     images = read_images(data)
     check_conditions(unet, images.conditions, data)
     check_images(images.train, sample_shape(unet), data)
-    importance = calibrate(unet, scheduler, images, params, seed, processes)
+    partial = _open_partial(model, data, params, seed, processes)
+    importance = calibrate(unet, scheduler, images, params, seed, processes, partial)
     heat, stability = measure_diagnostics(importance, unet, scheduler, images, params, seed, processes)
     if not processes.is_main:
         return
@@ -57,3 +62,13 @@ def measure_folders(
         for folder in (out_folder, report_folder):
             write_run_record(folder, "importance", seed=seed, importance=params)
     write_provenance(out)
+    partial.clear()
+
+
+def _open_partial(model: Path, data: Path, params: ImportanceParams, seed: int, processes: Processes) -> PartialSum:
+    """Return where the sum is kept: in a file named by everything that decides it; nowhere for several processes."""
+    if processes.count > 1:
+        return PartialSum()
+    known = {"data": read_json(data / "dataset.json")}
+    run = fingerprint("importance", [model], importance=params, seed=seed, known=known)
+    return PartialSum(CHECKPOINTS / f"{run[:16]}.safetensors")

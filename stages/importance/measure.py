@@ -1,6 +1,6 @@
 """A UNet, images and noise -> the saliency of every weight."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -11,6 +11,7 @@ from torch import nn
 
 from stages.importance.criteria import CRITERIA, FORMULAS, Layer
 from stages.importance.ordered_sum import OrderedSum
+from stages.importance.partial import PartialSum, Position
 from stages.models.families import Condition, Denoiser
 from stages.models.params import CriterionName, FormulaName, PrecisionName
 from stages.models.prediction_types import training_target
@@ -60,6 +61,7 @@ def measure_importance(
     label: str | None = "importance",
     model_sha256: str | None = None,
     processes: Processes | None = None,
+    partial: PartialSum | None = None,
 ) -> Importance:
     """Score every weight of a UNet as Diff-Pruning does (Fang et al., 2023, algorithm 1).
 
@@ -76,6 +78,7 @@ def measure_importance(
         label: Name of the progress bar; None shows none.
         model_sha256: `tensors_sha256` of the weights where it is known; None computes it.
         processes: Share the timesteps; all take the same arguments and return the same bits as a single process.
+        partial: Where a single process keeps its sum every so often, and goes on from; several keep none.
 
     Returns:
         The saliencies, on the CPU, and for each batch the losses of the timesteps that were used.
@@ -83,7 +86,7 @@ def measure_importance(
     Raises:
         InputError: The model has an operation without a deterministic kernel, while no other may run.
     """
-    measurement = _Measurement(unet, scheduler, criterion, formula, threshold, precision, processes)
+    measurement = _Measurement(unet, scheduler, criterion, formula, threshold, precision, processes, partial)
     with computing(precision), naming_switch("importance.deterministic"):
         return measurement.run(batches, timesteps, timesteps_per_pass, label, model_sha256)
 
@@ -108,10 +111,7 @@ def _prepared(unet: Denoiser, *, channels_last: bool) -> Iterator[None]:
 
 
 class _Measurement:
-    """Sums gradients, or saliencies per timestep, over batches; memory does not depend on their number.
-
-    Each process of a round computes one pass; gradients of passes beyond the threshold are not computed.
-    """
+    """Sums gradients, or saliencies per timestep, over batches; each process of a round computes one pass."""
 
     def __init__(
         self,
@@ -122,6 +122,7 @@ class _Measurement:
         threshold: float,
         precision: str,
         processes: Processes | None,
+        partial: PartialSum | None,
     ) -> None:
         self.unet, self.scheduler, self.precision = unet, scheduler, precision
         self.criterion_name, self.formula_name = criterion, formula
@@ -134,6 +135,7 @@ class _Measurement:
         }
         self.processes = processes or Processes(next(unet.parameters()).device)
         self.sum = OrderedSum(self.processes)
+        self.partial = partial if partial and self.processes.count == 1 else PartialSum()
 
     def run(
         self,
@@ -147,7 +149,7 @@ class _Measurement:
         needs_gradients = self.criterion.needs_gradients
         num_each = 1 if self.criterion.per_timestep else timesteps_per_pass
         with _prepared(self.unet, channels_last=num_each > 1):
-            losses = [self.add(batch, timesteps, num_each, label) for batch in batches] if needs_gradients else []
+            losses = self.add_all(batches, timesteps, num_each, label) if needs_gradients else []
             saliency = self.saliency(max(1, len(losses)))
         return Importance(
             criterion=self.criterion_name,
@@ -160,18 +162,33 @@ class _Measurement:
             saliency=saliency,
         )
 
-    def add(self, batch: CalibrationDraw, timesteps: Sequence[int], num_each: int, label: str | None) -> list[float]:
+    def add_all(
+        self, batches: Iterable[CalibrationDraw], timesteps: Sequence[int], num_each: int, label: str | None
+    ) -> list[list[float]]:
+        """Sum over all batches, from where an earlier process stopped; return the losses that were used of each."""
+        position, tensors = self.partial.read()
+        self._restore(tensors)
+        for index, batch in enumerate(batches):
+            if index >= len(position.losses):
+                used = self.add(batch, timesteps, num_each, label, position)
+                position = Position(losses=[*position.losses, used])
+                self._keep(position)
+        return position.losses
+
+    def add(
+        self, batch: CalibrationDraw, timesteps: Sequence[int], num_each: int, label: str | None, start: Position
+    ) -> list[float]:
         """Sum over the timesteps until L_t < threshold · max L; return the losses that were used.
 
         As in the original, the first timestep below the threshold ends the sum; this is the paper's set
         {t : L_t / L_max > T} only if the loss decreases with t. Later timesteps of the same pass are left out of the
         backward pass.
         """
-        used: list[float] = []
-        largest, num_processes = 0.0, self.processes.count
-        chunks = [timesteps[start : start + num_each] for start in range(0, len(timesteps), num_each)]
-        rounds = [chunks[start : start + num_processes] for start in range(0, len(chunks), num_processes)]
-        for passes in track(rounds, f"{label}, pass", len(rounds)) if label else rounds:
+        used, largest, num_processes = list(start.used), start.largest, self.processes.count
+        chunks = [timesteps[begin : begin + num_each] for begin in range(0, len(timesteps), num_each)]
+        rounds = [chunks[begin : begin + num_processes] for begin in range(0, len(chunks), num_processes)]
+        left, done = rounds[start.rounds :], start.rounds
+        for passes in track(left, f"{label}, pass", len(rounds), done=done) if label else left:
             own = passes[self.processes.index] if self.processes.index < len(passes) else ()
             losses = self.forward(batch, own) if own else []
             counts, ended = [], False
@@ -184,7 +201,26 @@ class _Measurement:
             self._backward(losses, own, counts)
             if ended:
                 break
+            done += 1
+            self._keep(Position(losses=start.losses, used=used, largest=largest, rounds=done))
         return used
+
+    def _keep(self, position: Position) -> None:
+        """Keep the sum, if it is time to: what the passes up to the position have added."""
+        if self.partial.is_due:
+            summed = {f"{index:05d}": total for index, total in enumerate(self.sum.total)}
+            gradients = {name: layer.weight.grad for name, layer in self.layers.items()}
+            found = summed if self.criterion.per_timestep else gradients
+            self.partial.write(position, {name: it for name, it in found.items() if it is not None})
+
+    def _restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take up a sum that `_keep` wrote."""
+        if self.criterion.per_timestep and tensors:
+            self.sum.total = [tensors[name].to(self.processes.device) for name in sorted(tensors)]
+            self.sum.holder = self.processes.index
+        for name, gradient in () if self.criterion.per_timestep else tensors.items():
+            weight = self.layers[name].weight
+            weight.grad = torch.empty_like(weight).copy_(gradient)  # in the weight's layout in memory
 
     def _gather(self, losses: Sequence[torch.Tensor], passes: Sequence[Sequence[int]]) -> list[list[float]]:
         """Return the losses of each pass of a round, in the order of their timesteps."""
