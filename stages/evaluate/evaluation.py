@@ -1,13 +1,15 @@
 """Reference and models -> quality and consistency of each model, under one protocol."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.typing import NDArray
 
+from stages.evaluate.classes import classify_reference, count_changes
 from stages.evaluate.consistency import Pairs
 from stages.evaluate.drawn import DrawnFiles, draw_models
 from stages.evaluate.scores import Measurer, by_set
@@ -15,7 +17,7 @@ from stages.models.autoencoder import Autoencoder
 from stages.models.complexity import count_attention_macs, count_macs, count_params
 from stages.models.families import Denoiser
 from stages.models.sampling import SamplingContext, draw_strip, image_seeds
-from stages.protocol.evaluation import DENSE
+from stages.protocol.evaluation import DENSE, SHOWN, ClassChange
 from stages.protocol.extractors import Extractor
 from stages.protocol.intervals import Estimate, estimate, paired_difference
 from stages.protocol.protocol import Protocol
@@ -26,8 +28,8 @@ from stages.storage.files import file_sha256
 from stages.storage.tensors import tensors_sha256
 
 STRIP_IMAGES, STRIP_FRAMES = 3, 10
-SHOWN, NUM_WORST = 48, 8
-"""Number of images, and of least similar pairs, that are kept for the pictures."""
+NUM_WORST = 8
+"""Number of least similar pairs that are kept for the pictures."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class MeasuredModel:
     """Dense and own images of the least similar pairs, in the order of `pairs.worst`: [2, pairs, C, H, W]."""
     strip: NDArray[np.uint8]
     """Denoising from noise to image: [images, frames, C, H, W]."""
+    classes: Sequence[ClassChange] = ()
+    """The pairs by class of the dense model's image; empty for the dense model and where there are no classes."""
 
     def estimate(self, metric: str) -> Estimate:
         """Mean of a metric over the sets, with its interval."""
@@ -74,6 +78,8 @@ class Evaluation:
     floor: float
     """FID of one half of the real images against the other."""
     models: dict[str, MeasuredModel]
+    classes_by: Literal["labels", "predictions"] | None = None
+    """Where the classes of the images come from."""
 
 
 def evaluate(
@@ -112,10 +118,14 @@ def evaluate(
     scores = measurer.measure(list(models))
     if not processes.is_main:
         return None
-    measured = {}
+    measured, classes = {}, classify_reference(reference, extractor, context)
     for (name, unet), row in zip(models.items(), scores, strict=True):
         measured[name] = _describe(unet, files[name], scheduler, reference, drawn.get(name), row, context)
-    return Evaluation(reference.protocol, reference.model_sha256, measurer.quality_metrics.floor(), measured)
+        if name in drawn:
+            changes = count_changes(classes, extractor, drawn[name].features.read(), measured[name].pairs.ssim)
+            measured[name] = replace(measured[name], classes=changes)
+    floor = measurer.quality_metrics.floor()
+    return Evaluation(reference.protocol, reference.model_sha256, floor, measured, classes.by)
 
 
 def _check_dense(unet: Denoiser, reference: Reference) -> None:

@@ -12,6 +12,7 @@ from stages.protocol.evaluation import (
     FID_DENSE_UNPAIRED,
     METRICS,
     TO_DENSE,
+    VISIBLE_SSIM,
     Difference,
     EvaluationRecord,
     Metric,
@@ -32,6 +33,7 @@ def summarise(evaluation: Evaluation) -> EvaluationRecord:
         protocol=evaluation.protocol,
         dense_sha256=evaluation.dense_sha256,
         floor_fid=evaluation.floor,
+        classes_by=evaluation.classes_by,
         models={name: _model(measured, dense) for name, measured in evaluation.models.items()},
     )
 
@@ -50,6 +52,8 @@ def _model(measured: MeasuredModel, dense: MeasuredModel) -> Model:
             Pair(set=row, index=index, ssim=pairs.ssim[row, index], mse=pairs.mse[row, index])
             for row, index in pairs.worst(NUM_WORST)
         ],
+        visible_pairs=int((pairs.ssim < VISIBLE_SSIM).sum()),
+        classes=tuple(measured.classes),
         fid_dense_unpaired=_unpaired(measured),
         **{metric: _metric(measured, dense, metric) for metric in (*METRICS, FID_DENSE)},
     )

@@ -1,4 +1,4 @@
-"""The importance and its diagnostics -> losses.csv, layers.csv, metrics.json and importance.png."""
+"""The importance and its diagnostics -> losses.csv, layers.csv, heatmap.csv, metrics.json and importance.png."""
 
 from collections.abc import Iterable
 from itertools import zip_longest
@@ -11,6 +11,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from stages.importance.stability import Heatmap, RankingStability
+from stages.models.layer_order import in_run_order
 from stages.models.saliency import Importance
 from stages.storage.files import write_atomically, write_json
 
@@ -21,7 +22,10 @@ MAX_LABELS = 60
 def write_report(
     importance: Importance, heatmap: Heatmap | None, stability: RankingStability | None, folder: Path
 ) -> None:
-    """Write the mean loss per timestep, the contribution per layer, the metrics and a figure."""
+    """Write the mean loss per timestep, the contribution per layer, in all and per timestep, the metrics and a figure.
+
+    Without a heatmap, which not every criterion has, layers.csv and heatmap.csv have a header only.
+    """
     losses = [fmean(loss for loss in row if loss is not None) for row in zip_longest(*importance.losses)]
     _write_csv(folder / "losses.csv", ("timestep", "loss"), *zip(importance.timesteps, losses, strict=False))
     metrics: dict[str, float] = {"timesteps_used": fmean(map(len, importance.losses)) if importance.losses else 0}
@@ -31,6 +35,8 @@ def write_report(
         metrics |= vars(stability)
     columns = (heatmap.layers, heatmap.contribution.sum(axis=1), heatmap.cancellation) if heatmap else ()
     _write_csv(folder / "layers.csv", ("layer", "contribution", "cancellation"), *zip(*columns, strict=True))
+    cells = [(layer, *row) for layer, row in zip(heatmap.layers, heatmap.contribution, strict=True)] if heatmap else []
+    _write_csv(folder / "heatmap.csv", ("layer", *(heatmap.timesteps if heatmap else ())), *cells)
     write_json(folder / "metrics.json", metrics)
     draw_report(importance, heatmap).savefig(folder / "importance.png", metadata={"Software": None})
 
@@ -57,12 +63,14 @@ def draw_report(importance: Importance, heatmap: Heatmap | None) -> Figure:
             bottom.axis("off")
         else:
             norm = LogNorm() if heatmap.contribution.any() else None
-            image = bottom.imshow(heatmap.contribution + np.finfo(float).tiny, aspect="auto", norm=norm)
+            layers = in_run_order(heatmap.layers)
+            contribution = heatmap.contribution[[heatmap.layers.index(layer) for layer in layers]]
+            image = bottom.imshow(contribution + np.finfo(float).tiny, aspect="auto", norm=norm)
             bottom.set_xticks(
                 range(len(heatmap.timesteps)), [str(timestep) for timestep in heatmap.timesteps], rotation=90
             )
             every = -(-num_layers // MAX_LABELS)
-            bottom.set_yticks(range(0, num_layers, every), heatmap.layers[::every], fontsize=6)
+            bottom.set_yticks(range(0, num_layers, every), layers[::every], fontsize=6)
             bottom.set(xlabel="timestep", title="Σ |w·g_t| of each layer")
             figure.colorbar(image, ax=bottom)
     return figure

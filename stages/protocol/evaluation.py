@@ -1,6 +1,7 @@
 """evaluation.json: the record of an evaluation; docs/metrics.md explains each key."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -12,6 +13,10 @@ DENSE = "dense"
 FID_DENSE, FID_DENSE_UNPAIRED = "fid_dense", "fid_dense_unpaired"
 TO_DENSE = (FID_DENSE, "ssim", "mse")
 """Metrics that compare a model's images with those of the dense model from the same noise."""
+VISIBLE_SSIM = 0.9
+"""Below this SSIM a pair of images differs visibly: at a glance, side by side."""
+SHOWN = 48
+"""Images of the first set, at most, that are kept for the pictures."""
 SNAPSHOT = "step-"
 """Prefix of the names of snapshots, which end with the step."""
 
@@ -48,6 +53,18 @@ class Pair(Frozen):
     mse: float
 
 
+class ClassChange(Frozen):
+    """How one class of images changed."""
+
+    name: str
+    images: int
+    """The dense model's images of the class."""
+    visible: int
+    """How many of them differ visibly from the model's image of the same noise."""
+    changed: int | None
+    """How many of these are predicted to be of another class; None if the extractor has no classifier."""
+
+
 class Model(Frozen):
     """Size, quality and consistency of one model."""
 
@@ -76,6 +93,10 @@ class Model(Frozen):
     ssim_quantiles: dict[str, float]
     worst_pairs: list[Pair] = Field(min_length=1)
     """Pairs with the lowest SSIM, lowest first."""
+    visible_pairs: int | None = None
+    """Number of pairs with an SSIM below VISIBLE_SSIM; None in records from before the field."""
+    classes: tuple[ClassChange, ...] = ()
+    """The pairs by class; empty for the dense model, and where `classes_by` is None."""
 
     def metric(self, name: str) -> Metric:
         """Return the metric of a name."""
@@ -97,6 +118,9 @@ class EvaluationRecord(Frozen):
     """Hash of the dense model's weights, by `tensors_sha256`."""
     floor_fid: float
     """FID between two halves of the real images."""
+    classes_by: Literal["labels", "predictions"] | None = None
+    """Where the classes of `Model.classes` come from: the conditions of a conditional model, or the extractor's
+    predictions for the dense model's images; None if there are neither, and in records from before the field."""
     models: dict[str, Model]
 
     @model_validator(mode="after")
@@ -118,6 +142,11 @@ class EvaluationRecord(Frozen):
         """FID between sets of the dense model from different noise; None for one set, or from before the field."""
         unpaired = self.models[DENSE].fid_dense_unpaired
         return unpaired.mean if unpaired else None
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs of images that a model is compared with the dense one on."""
+        return self.protocol.sets * self.protocol.num_images
 
     def macs_ratio(self, name: str) -> float:
         """Ratio of the dense model's MACs to those of another model."""

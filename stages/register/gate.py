@@ -78,6 +78,13 @@ def _run_measurement_checks(candidate: VersionFiles, champion: VersionFiles | No
     record = read_evaluation(candidate.folder / EVIDENCE / "evaluation")
     if champion is not None:
         yield from _run_champion_checks(candidate, record, champion, policy)
+    yield from run_limit_checks(record, lambda: _read_costs(candidate), policy)
+
+
+def run_limit_checks(
+    record: EvaluationRecord, read_costs: Callable[[], CostsRecord], policy: Policy
+) -> Iterator[Check]:
+    """Check the quality against the dense model, the budget and the latency, which need no registry."""
     model, dense = record.models[OURS], record.models[DENSE]
     fid = paired_difference(model.fid.sets, dense.fid.sets)
     yield _run("FID against dense", lambda: _check_fid(fid, _fid_limit(policy.dense.fid, record), "the dense model"))
@@ -87,7 +94,7 @@ def _run_measurement_checks(candidate: VersionFiles, champion: VersionFiles | No
     yield _run("SSIM against dense", lambda: _check_ssim(ssim, policy.dense.ssim, "1"))
     share, limit = model.macs / dense.macs, policy.budget.macs
     yield _run("budget", lambda: _require(share <= limit, f"{share:.1%} of the dense model's MACs", f"{limit:.1%}"))
-    yield _run("latency", lambda: _check_latency(_read_costs(candidate), policy.latency))
+    yield _run("latency", lambda: _check_latency(read_costs(), policy.latency))
 
 
 def _run_champion_checks(

@@ -10,10 +10,11 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from stages.models.layout import SNAPSHOTS
 from stages.protocol.evaluation import DENSE, FID_DENSE
-from stages.report.page import environment, lineage, write_worst
+from stages.report.page import lineage, write_worst
 from stages.report.report_data import LossRecord, ReportData, name_source
 from stages.report.summary import PICTURE
 from stages.report.table import to_markdown, write_count, write_speed_up, write_target
+from stages.report.templates import environment
 from stages.storage.files import copy_file, write_atomically
 
 LOSSES = {
@@ -57,6 +58,7 @@ def write_card(report: ReportData, name: str) -> str:
             record=record,
             base=_plain(report.base),
             name=name,
+            verdict=report.verdict(name).sentence,
             dense=record.models[DENSE],
             model=record.models[name],
             count=write_count,

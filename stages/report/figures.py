@@ -4,14 +4,17 @@ import io
 import itertools
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Literal
+from typing import Literal, cast
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from stages.protocol.evaluation import VISIBLE_SSIM
+from stages.protocol.verdict import FINETUNED
 from stages.report.report_data import ReportData
 from stages.report.speed import rows_by_setting
 
@@ -19,16 +22,24 @@ THEMES: Mapping[str, Mapping[str, object]] = {
     "light": {"text.color": "#1c2b24", "axes.edgecolor": "#8a978f", "grid.color": "#dfe6e1"},
     "dark": {"text.color": "#e4ebe6", "axes.edgecolor": "#6f7d75", "grid.color": "#2f3a34"},
 }
-COLOURS = {"dense": "#4c8bbf", "pruned": "#d1843f", "finetuned": "#3d9b6b"}
+LEVELS = {"good": "#3d9b6b", "changed": "#c98a1b", "worse": "#cc4b3e"}
+"""Level of a verdict -> colour."""
+COLOURS = {"dense": "#4c8bbf", "pruned": "#8b929c", "finetuned": LEVELS["good"]}
 LINES = {"float32": "-", "tf32": "-.", "bfloat16": "--"}
 SIZE_INCHES = (4.8, 3.1)
+WIDE_INCHES, ROW_INCHES = 9.6, 0.22
+"""Width of the heatmap, and height of each of its rows."""
+MAX_TICKS = 14
+"""Labels on its horizontal axis, at most."""
 
 
 def draw_figures(report: ReportData) -> dict[str, dict[str, bytes]]:
-    """Draw all figures: name -> theme -> SVG; equal data give equal bytes."""
+    """Draw all figures that there are data for: name -> theme -> SVG; equal data give equal bytes."""
+    missing = {"importance": report.importance.empty, "losses": not report.losses}
     return {
         name: {theme: draw_figure(partial(draw, report=report), theme) for theme in THEMES}
         for name, draw in FIGURES.items()
+        if not missing.get(name)
     }
 
 
@@ -58,6 +69,11 @@ def draw_figure(draw: Callable[[Axes], None], theme: str, kind: Literal["svg", "
     return target.getvalue()
 
 
+def _colours(report: ReportData) -> dict[str, str]:
+    """Return the colour of each model; that of the finetuned one follows the verdict."""
+    return {**COLOURS, FINETUNED: LEVELS[report.verdict().level]}
+
+
 def _pareto(axis: Axes, *, report: ReportData) -> None:
     """FID over MACs."""
     for name, model in report.record.models.items():
@@ -68,7 +84,7 @@ def _pareto(axis: Axes, *, report: ReportData) -> None:
             fmt="o",
             markersize=8,
             capsize=4,
-            color=COLOURS.get(name),
+            color=_colours(report).get(name),
             label=name,
         )
     axis.axhline(report.record.floor_fid, linestyle=":", color=mpl.rcParams["axes.edgecolor"])
@@ -81,7 +97,7 @@ def _pareto(axis: Axes, *, report: ReportData) -> None:
 
 def _recovery(axis: Axes, *, report: ReportData) -> None:
     """Held-out loss of the EMA weights during finetuning."""
-    axis.plot(*zip(*report.curve, strict=True), marker="o", markersize=3, color=COLOURS["finetuned"])
+    axis.plot(*zip(*report.curve, strict=True), marker="o", markersize=3, color=_colours(report)[FINETUNED])
     axis.set(xlabel="step", ylabel="held-out loss (logarithmic)")
     plain_log(axis)
 
@@ -90,7 +106,7 @@ def _widths(axis: Axes, *, report: ReportData) -> None:
     """Output channels of each layer before and after pruning."""
     dense, kept = ([getattr(width, name) for width in report.widths] for name in ("dense", "kept"))
     axis.stairs(dense, fill=True, alpha=0.35, color=COLOURS["dense"], label="dense")
-    axis.stairs(kept, fill=True, color=COLOURS["finetuned"], label="kept")
+    axis.stairs(kept, fill=True, color=COLOURS["pruned"], label="kept")
     parts = [width.layer.split("_")[0] for width in report.widths]
     middles = {name: parts.index(name) + parts.count(name) / 2 for name in ("down", "mid", "up") if name in parts}
     axis.set_xticks(list(middles.values()), list(middles))
@@ -104,7 +120,10 @@ def _widths(axis: Axes, *, report: ReportData) -> None:
 def _ssim(axis: Axes, *, report: ReportData) -> None:
     """SSIM of all pairs."""
     for name, values in report.ssim.items():
-        axis.hist(values, bins=40, range=(min(0.0, *values), 1), alpha=0.6, color=COLOURS.get(name), label=name)
+        axis.hist(
+            values, bins=40, range=(min(0.0, *values), 1), alpha=0.6, color=_colours(report).get(name), label=name
+        )
+    axis.axvline(VISIBLE_SSIM, linestyle=":", color=mpl.rcParams["text.color"])
     axis.set(xlabel="SSIM against the dense model's image of the same noise", ylabel="pairs")
     axis.legend(loc="upper left")
 
@@ -117,13 +136,36 @@ def _throughput(axis: Axes, *, report: ReportData) -> None:
         if members:
             rates = [row.images_per_s or 0 for row in members]
             batches = [row.batch for row in members]
-            axis.plot(batches, rates, style, marker="o", color=COLOURS[name], label=f"{name}, {precision}")
+            axis.plot(batches, rates, style, marker="o", color=_colours(report)[name], label=f"{name}, {precision}")
     batches = sorted({row.batch for row in rows})
     axis.set(xlabel="batch", ylabel="images per second", xscale="log")
     axis.set_xticks(batches, [str(batch) for batch in batches])
     axis.minorticks_off()
     plain_log(axis)
     axis.legend()
+
+
+def _importance(axis: Axes, *, report: ReportData) -> None:
+    """Contribution of each module at each timestep, in the order in which the modules run."""
+    table, figure = report.importance, cast("Figure", axis.figure)
+    figure.set_size_inches(WIDE_INCHES, 1.2 + ROW_INCHES * len(table))
+    values = table.to_numpy()
+    norm = LogNorm() if values.any() else None
+    image = axis.imshow(values + np.finfo(float).tiny, aspect="auto", norm=norm, cmap="viridis")
+    every = -(-table.shape[1] // MAX_TICKS)
+    axis.set_xticks(range(0, table.shape[1], every), [str(step) for step in table.columns[::every]])
+    axis.set_yticks(range(len(table)), list(table.index))
+    axis.grid(visible=False)
+    axis.set(xlabel="timestep: on the left almost no noise, on the right the most that was used")
+    bar = figure.colorbar(image, ax=axis, pad=0.01, fraction=0.05)
+    bar.set_label("Σ |weight × gradient|")
+
+
+def _losses(axis: Axes, *, report: ReportData) -> None:
+    """Loss over the timesteps that the importance summed over."""
+    axis.plot(*zip(*report.losses, strict=True), color=COLOURS["dense"])
+    axis.set(xlabel="timestep", ylabel="loss (logarithmic)")
+    plain_log(axis)
 
 
 def _speed_up(axis: Axes, *, report: ReportData) -> None:
@@ -134,11 +176,18 @@ def _speed_up(axis: Axes, *, report: ReportData) -> None:
         np.array([getattr(row, key) for row in rows]) for key in ("speed_up", "speed_up_low", "speed_up_high")
     )
     reach = np.abs([values - lows, highs - values])
-    axis.barh(names, values, xerr=reach, color=COLOURS["finetuned"], ecolor=mpl.rcParams["text.color"])
+    colours = [_speed_colour(low, high) for low, high in zip(lows, highs, strict=True)]
+    axis.axvline(1, color=mpl.rcParams["axes.edgecolor"], linewidth=0.8)
+    axis.barh(names, values, xerr=reach, color=colours, ecolor=mpl.rcParams["text.color"])
     axis.axvline(report.record.macs_ratio("pruned"), linestyle=":", color=mpl.rcParams["text.color"])
     axis.invert_yaxis()
     axis.grid(visible=False, axis="y")
     axis.set(xlabel="times as fast as dense", xlim=(0, None))
+
+
+def _speed_colour(low: float, high: float) -> str:
+    """Colour a speed-up by its interval: one with 1 in it is none."""
+    return LEVELS["good"] if low > 1 else LEVELS["worse"] if high < 1 else COLOURS["pruned"]
 
 
 def plain_log(axis: Axes) -> None:
@@ -156,4 +205,6 @@ FIGURES: Mapping[str, Callable[..., None]] = {
     "ssim": _ssim,
     "throughput": _throughput,
     "speed-up": _speed_up,
+    "importance": _importance,
+    "losses": _losses,
 }

@@ -1,13 +1,14 @@
 """Report data -> reports/index.html, one page that needs no other file and no network."""
 
-import base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+from stages.protocol.costs import Cost
 from stages.protocol.evaluation import DENSE, EvaluationRecord, Model
+from stages.protocol.verdict import FINETUNED, rate_fid, rate_pictures, write_share
+from stages.report.by_class import describe_classes
+from stages.report.pairs import describe_pairs
 from stages.report.report_data import ReportData, read_picture
 from stages.report.speed import rows_by_setting
 from stages.report.table import (
@@ -20,6 +21,7 @@ from stages.report.table import (
     write_speed_up,
     write_target,
 )
+from stages.report.templates import WORDS, embed, embed_figures, render
 from stages.runtime.errors import InputError
 from stages.runtime.schema import flatten
 from stages.runtime.text import printable
@@ -27,14 +29,36 @@ from stages.storage.files import read_bytes
 
 SIGN = b"Made by Espalier."
 """Marks a page as written by this stage."""
-
-
-def environment(*, autoescape: bool) -> Environment:
-    """Load the templates of this folder; an undefined name is an error. HTML is escaped, Markdown is not."""
-    folder = FileSystemLoader(Path(__file__).parent)
-    templates = Environment(loader=folder, autoescape=autoescape, undefined=StrictUndefined)  # noqa: S701
-    templates.trim_blocks = templates.lstrip_blocks = True
-    return templates
+TONES = {"kept": "good", "changed": "changed", "lost": "worse"}
+"""Rating of a metric -> the class of its colour."""
+CONTENTS = {
+    "pairs": "Pictures",
+    "classes": "By class",
+    "results": "Results",
+    "cost": "Time and memory",
+    "recovery": "Recovery",
+    "importance": "Importance",
+    "protocol": "Protocol",
+    "lineage": "Lineage",
+}.items()
+"""Anchor of a section -> its entry in the contents."""
+SHOWN_CLASSES = 12
+"""Classes that are shown at once; the others are folded."""
+COST_HEADER = {
+    "model": "model",
+    "batch": "batch",
+    "precision of a pass": "precision",
+    "mode": "mode",
+    "passes": "passes",
+    "median": "median",
+    "p95": "p95",
+    "images/s": "images/s",
+    "peak memory": "peak memory",
+    "speed-up": "speed-up",
+    "MACs ratio": "MACs ratio",
+    "efficiency": "efficiency",
+}.items()
+"""Term that explains a column of the table of costs -> its heading."""
 
 
 def check_page(page: Path, folders: Sequence[Path]) -> None:
@@ -54,26 +78,33 @@ def write_page(report: ReportData, figures: Mapping[str, Mapping[str, bytes]], r
     record = report.record
     others = [name for name in record.models if name != DENSE]
     names = [*record.models, *(f"{name}-strip" for name in record.models), *(f"{name}-worst" for name in others)]
-    images = {name: _embed(read_picture(reports / "evaluate" / f"{name}.png"), "png") for name in names}
-    images["importance"] = _embed(read_picture(reports / "importance" / "importance.png"), "png")
+    images = {name: embed(read_picture(reports / "evaluate" / f"{name}.png"), "png") for name in names}
     if report.finetune.samples:
-        images["samples"] = _embed(read_picture(reports / "finetune" / "samples.png"), "png")
-    template = environment(autoescape=True).get_template("page.html.j2")
-    return template.render(
+        images["samples"] = embed(read_picture(reports / "finetune" / "samples.png"), "png")
+    verdict = report.verdict()
+    return render(
+        "page.html.j2",
         report=report,
         record=record,
+        verdict=verdict,
+        word=WORDS[verdict.level],
+        contents=CONTENTS,
+        pairs=describe_pairs(report, reports),
+        classes=describe_classes(record),
+        shown_classes=SHOWN_CLASSES,
+        cost_header=COST_HEADER,
         target=write_target(report.prune.target),
         tiles=list(_tiles(report)),
         header=HEADER,
         rows=to_rows(record, report.costs),
         protocol_text=protocol_to_text(record),
         latency_text=latency_to_text(report.costs),
-        figures={name: {theme: _embed(svg, "svg+xml") for theme, svg in one.items()} for name, one in figures.items()},
+        figures=embed_figures(figures),
         images=images,
         others=others,
         worst={name: write_worst(record.models[name]) for name in others},
         costs=list(rows_by_setting(report.costs)),
-        speed_up=write_speed_up,
+        speed_up=_write_speed_up,
         with_attention=_each(record, lambda model: write_count(model.macs + model.attention_macs)),
         on_disk=_each(record, lambda model: f"{model.size_bytes / 1e6:.2f} MB"),
         protocol=[(key, "–" if it is None else it) for key, it in flatten(record.protocol.model_dump(mode="json"))],
@@ -86,32 +117,45 @@ def write_worst(model: Model) -> str:
     return ", ".join(f"{pair.ssim:.2f}" for pair in model.worst_pairs)
 
 
-def _embed(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-
 def _each(record: EvaluationRecord, write: Callable[[Model], str]) -> str:
     return ", ".join(f"{name} {write(model)}" for name, model in record.models.items())
 
 
-def _tiles(report: ReportData) -> Iterator[tuple[str, str]]:
-    """Headline numbers, each with its label."""
-    dense, finetuned = (report.record.models[name] for name in (DENSE, "finetuned"))
-    yield f"−{1 - finetuned.macs / dense.macs:.1%}", "MACs"
-    yield f"−{1 - finetuned.params / dense.params:.1%}", "parameters"
-    cost = report.costs.first("finetuned")
+def _write_speed_up(speed_up: float, low: float, high: float) -> str:
+    """Format a speed-up with its interval, and the mark `ALIKE` if it is none that can be told."""
+    return f"{write_speed_up(speed_up, low, high)}{f' {ALIKE}' if low <= 1 <= high and low < high else ''}"
+
+
+def _tiles(report: ReportData) -> Iterator[tuple[str, str, str, str]]:
+    """Headline numbers, each with its label, the term that explains it, and the class of its colour."""
+    record = report.record
+    dense, finetuned = (record.models[name] for name in (DENSE, FINETUNED))
+    yield f"{finetuned.macs / dense.macs - 1:+.1%}".replace("-", "−"), "MACs", "MACs", ""
+    yield f"{finetuned.params / dense.params - 1:+.1%}".replace("-", "−"), "parameters", "params", ""
+    cost = report.costs.first(FINETUNED)
     if cost.speed_up:
-        yield f"{cost.speed_up:.2f}×", f"speed at batch {cost.batch}, {cost.precision}, measured"
+        label = f"speed at batch {cost.batch}, {cost.precision}, measured"
+        yield f"{cost.speed_up:.2f}×", label, "speed-up", _speed_tone(cost)
     above = finetuned.fid.above_dense
-    verdict = f", {ALIKE}" if above and above.is_distinct is False else ""
-    yield f"{dense.fid.mean:.2f} → {finetuned.fid.mean:.2f}", f"FID, dense → finetuned{verdict}"
+    mark = f", {ALIKE}" if above and above.is_distinct is False else ""
+    tone = TONES[rate_fid(record, FINETUNED)]
+    yield f"{dense.fid.mean:.2f} → {finetuned.fid.mean:.2f}", f"FID, dense → finetuned{mark}", "FID", tone
     if finetuned.fid_dense:
-        floor = report.record.fid_dense_floor
+        floor = record.fid_dense_floor
         scale = "" if floor is None else f"; dense sets from different noise {floor:.2f}"
-        yield f"{finetuned.fid_dense.mean:.3f}", f"FID to the dense model's images{scale}"
-    yield f"{finetuned.ssim.mean:.3f}", "SSIM against dense"
+        yield f"{finetuned.fid_dense.mean:.3f}", f"FID to the dense model's images{scale}", "FID to dense", ""
+    tone = TONES[rate_pictures(record, FINETUNED)]
+    yield f"{finetuned.ssim.mean:.3f}", "SSIM against dense", "SSIM", tone
+    if finetuned.visible_pairs is not None:
+        share = write_share(finetuned.visible_pairs, record.num_pairs)
+        yield share, "pictures differ visibly from dense", "differs visibly", tone
     if report.recovered is not None:
-        yield f"{report.recovered:.1%}", "of the FID lost by pruning, recovered"
+        yield f"{report.recovered:.1%}", "of the FID lost by pruning, recovered", "FID", ""
+
+
+def _speed_tone(cost: Cost) -> str:
+    low, high = cost.speed_up_low, cost.speed_up_high
+    return "" if low is None or high is None or low <= 1 <= high else "good" if low > 1 else "worse"
 
 
 def lineage(report: ReportData) -> Iterator[tuple[str, str]]:

@@ -11,10 +11,12 @@ import pandas as pd
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel
 
+from stages.models.layer_order import in_run_order, module_name
 from stages.models.layout import PLAN, WEIGHTS
 from stages.models.params import RoundsParams
 from stages.protocol.costs import CostsRecord, read_costs
 from stages.protocol.evaluation import DENSE, EvaluationRecord, read_evaluation
+from stages.protocol.verdict import FINETUNED, Verdict, judge
 from stages.runtime.bounded import parse_yaml
 from stages.runtime.errors import InputError, first_line
 from stages.runtime.text import printable
@@ -23,12 +25,10 @@ from stages.storage.run_record import read_provenance, read_run_record
 from stages.storage.tensors import read_shapes
 from stages.tracking.compression import stage_folders
 
-MODELS = (DENSE, "pruned", "finetuned")
+MODELS = (DENSE, "pruned", FINETUNED)
 LICENCE_KEYS = ("license", "license_name", "license_link")
 HEAD = r"(?s)\s*---[\r\n]+(.*?)[\r\n]+---(?:\s|$)"
 """Metadata of a card, between two lines of dashes at its top."""
-PARTS = ("time_embedding", "conv_in", "down_blocks", "mid_block", "up_blocks", "conv_norm_out", "conv_out")
-"""Parts of a UNet in the order in which they run."""
 
 
 class PruneRecord(BaseModel, frozen=True, extra="ignore"):
@@ -106,6 +106,10 @@ class ReportData:
     """Model -> SSIM of each pair."""
     widths: list[Width]
     """Widths in the order in which the layers run."""
+    importance: pd.DataFrame
+    """Contribution of each module, in the order in which they run, at each timestep; empty where none was measured."""
+    losses: list[tuple[float, float]]
+    """(timestep, mean loss) of the importance; empty for criteria without gradients."""
     criterion: str
     formula: str
     prune: PruneRecord
@@ -130,6 +134,10 @@ class ReportData:
     def base(self) -> str:
         """Name of the base model."""
         return name_source(self.source)
+
+    def verdict(self, name: str = FINETUNED) -> Verdict:
+        """Judge one of the models."""
+        return judge(self.record, self.costs, name)
 
     @property
     def recovered(self) -> float | None:
@@ -173,6 +181,8 @@ def read_report_data(artifacts: Path, reports: Path) -> ReportData:
             ema_decay=float(read_json(reports / "finetune" / "metrics.json")["ema_decay"]),
             ssim=_read_ssim(folders["evaluate"] / "pairs.csv"),
             widths=_widths(read_shapes(files[DENSE]), read_shapes(files["finetuned"])),
+            importance=_read_importance(reports / "importance" / "heatmap.csv"),
+            losses=_read_losses(reports / "importance" / "losses.csv"),
             criterion=plan["criterion"],
             formula=plan["formula"],
             prune=PruneRecord.model_validate(plan["prune"]),
@@ -219,9 +229,7 @@ def _read_costs(folder: Path, record: EvaluationRecord) -> CostsRecord:
 def _widths(before: dict[str, list[int]], after: dict[str, list[int]]) -> list[Width]:
     """Compare the number of output channels of each layer."""
     layers = {name.removesuffix(".weight"): shape[0] for name, shape in before.items() if len(shape) > 1}
-    places = {layer: PARTS.index(part) if (part := layer.split(".")[0]) in PARTS else len(PARTS) for layer in layers}
-    ordered = sorted(layers, key=lambda layer: places[layer])
-    return [Width(layer, layers[layer], after[f"{layer}.weight"][0]) for layer in ordered]
+    return [Width(layer, layers[layer], after[f"{layer}.weight"][0]) for layer in in_run_order(layers)]
 
 
 def _read_curve(path: Path) -> list[tuple[float, float]]:
@@ -232,6 +240,26 @@ def _read_curve(path: Path) -> list[tuple[float, float]]:
 def _read_ssim(path: Path) -> dict[str, list[float]]:
     rows = _read_csv(path, ["ssim"], texts=["model"])
     return {name: rows["ssim"][rows["model"] == name].tolist() for name in MODELS[1:]}
+
+
+def _read_importance(path: Path) -> pd.DataFrame:
+    """Read the contributions, summed over the layers of each module: a row for each, a column for each timestep.
+
+    Raises:
+        InputError: The file is missing, or a value is no number.
+    """
+    try:
+        table = pd.read_csv(io.BytesIO(read_bytes(path)), index_col="layer").astype(float)
+    except ValueError as error:
+        raise InputError(f"{path} is invalid ({first_line(error)}); run its stage again") from None
+    return table.loc[in_run_order(table.index)].groupby(module_name, sort=False).sum()
+
+
+def _read_losses(path: Path) -> list[tuple[float, float]]:
+    if not read_bytes(path).strip().partition(b"\n")[2]:
+        return []
+    rows = _read_csv(path, ["timestep", "loss"])
+    return list(zip(rows["timestep"], rows["loss"], strict=True))
 
 
 def _read_csv(path: Path, numbers: list[str], texts: Sequence[str] = ()) -> pd.DataFrame:

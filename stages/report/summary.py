@@ -10,14 +10,17 @@ from PIL import Image
 
 from stages.report.report_data import ReportData
 from stages.report.table import HEADER, to_markdown, to_rows
-from stages.storage.files import write_atomically
+from stages.storage.files import write_atomically, write_json
 
-PICTURE = "summary.png"
+PICTURE, VERDICT = "summary.png", "verdict.json"
 
 
 def write_summary(report: ReportData, figures: Mapping[str, Mapping[str, bytes]], reports: Path, folder: Path) -> None:
-    """Write results.md, the figures for a light page, and summary.png."""
-    write_atomically(folder / "results.md", to_markdown(report.record, report.costs).encode())
+    """Write results.md, which begins with the verdict, verdict.json, the figures for a light page, and summary.png."""
+    verdict = report.verdict()
+    results = f"**{verdict.sentence}**\n\n{to_markdown(report.record, report.costs)}"
+    write_atomically(folder / "results.md", results.encode())
+    write_json(folder / VERDICT, verdict.model_dump(mode="json"))
     for name, themes in figures.items():
         write_atomically(folder / f"{name}.svg", themes["light"])
     draw_summary(report, reports).savefig(folder / PICTURE, metadata={"Software": None})

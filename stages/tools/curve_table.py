@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from stages.protocol.intervals import Estimate
+from stages.protocol.verdict import Verdict, judge
 from stages.report.markdown import markdown_table
 from stages.report.table import ALIKE, conditions_to_text
+from stages.report.table_page import LEVELS, worst_level
 from stages.tools.curve_figure import draw_curves
 from stages.tools.curves import SECONDS, SHOWN, Curve, Curves, Reach, difference, reach, read_curves, seconds_ratio
 from stages.tools.method_table import write_estimate
 from stages.tools.methods import seed_of
-from stages.tools.table_files import write_table_files
+from stages.tools.table_files import Lead, write_table_files
 
+TITLE = "what recovery costs"
 BOTH = ("fid", "ssim")
 """Metrics of which the last line of each recipe requires all."""
 SLACK = 0.05
@@ -46,7 +49,7 @@ def _write_metric(found: Estimate | None, name: str) -> str:
 
 def to_markdown(curves: Curves, preset: str, command: str) -> str:
     """Write all tables, each followed by its explanation."""
-    return "\n\n".join([f"# {preset}: what recovery costs", *_parts(curves, command)]) + "\n"
+    return "\n\n".join([f"# {preset}: {TITLE}", *_parts(curves, command)]) + "\n"
 
 
 def _parts(curves: Curves, command: str) -> Iterator[str]:
@@ -215,8 +218,29 @@ def _reach_to_dict(curves: Curves, curve: Curve) -> dict[str, Any]:
     }
 
 
+def make_lead(curves: Curves, preset: str) -> Lead:
+    """Make what the page begins with: the recipe that first reaches the first one's end by the metrics of `BOTH`."""
+    other = curves.baseline
+    found = {curve.title: reach(curve, other, BOTH).step for curve in curves.rows.values() if curve is not other}
+    steps = {title: step for title, step in found.items() if step is not None and step < other.steps[-1]}
+    what = f"what {other.title} has after {other.steps[-1]:,}, by {' and '.join(SHOWN[it].title for it in BOTH)}"
+    if steps:
+        first = min(steps, key=lambda title: steps[title])
+        sentence = f"{first} reaches after {steps[first]:,} steps {what}."
+    else:
+        sentence = f"No other recipe reaches in fewer steps {what}." if found else f"{other.title} alone was measured."
+    verdicts = {cell.name: judge(cell.record, cell.costs) for cell in curves.cells}
+    reasons = [f"{cell.note.row}, seed {seed_of(cell)}: {verdicts[cell.name].sentence}" for cell in curves.cells]
+    rows = [[verdicts[cell.name] for cell in curves.cells if cell.note.row == row] for row in curves.rows]
+    level = min((worst_level(row) for row in rows), key=LEVELS.index)
+    verdict = Verdict(level=level, sentence=sentence, reasons=tuple(reasons))
+    return Lead(
+        f"{preset}: {TITLE}", verdict, {"curve": "Each metric over steps and seconds; bands are 95 % intervals"}
+    )
+
+
 def write_curve_table(cells: Path, out: Path, rows: Sequence[str], preset: str, command: str) -> None:
-    """Write table.md, table.csv, curve_table.json and the plot curve.
+    """Write index.html, table.md, table.csv, curve_table.json and the plot curve.
 
     Raises:
         InputError: The cells cannot be read or compared, or `out` cannot be written.
@@ -224,4 +248,4 @@ def write_curve_table(cells: Path, out: Path, rows: Sequence[str], preset: str, 
     curves = read_curves(cells, rows)
     markdown, summary = to_markdown(curves, preset, command), to_json(curves, preset, command)
     plots = {"curve": lambda axis: draw_curves(axis, curves)}
-    write_table_files(out, "curve_table", markdown, _numbers(curves), summary, plots)
+    write_table_files(out, "curve_table", make_lead(curves, preset), markdown, _numbers(curves), summary, plots)

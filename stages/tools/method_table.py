@@ -10,16 +10,21 @@ from matplotlib.axes import Axes
 
 from stages.protocol.evaluation import DENSE, FID_DENSE, METRICS
 from stages.protocol.intervals import Estimate
+from stages.protocol.verdict import Verdict, judge
 from stages.report.figures import COLOURS, plain_log
 from stages.report.markdown import markdown_table
 from stages.report.table import ALIKE, conditions_to_text, fid_dense_to_text, write_count
+from stages.report.table_page import worst_level
 from stages.tools.cells import FinishedCell
 from stages.tools.methods import ONE_SHOT, Comparison, Method, read_comparison, seed_of
 from stages.tools.published import BASELINE, METHODS, SIZE_TOLERANCE, PublishedRow, PublishedTable, read_published
-from stages.tools.table_files import write_table_files
+from stages.tools.table_files import Lead, write_table_files
 
 COMPARED = ("fid", FID_DENSE, "ssim")
 """Metrics whose difference from the baseline is reported."""
+TITLE = "methods at equal size and equal steps"
+PARETO_CAPTION = "FID over MACs of each method, with 95 % intervals over the seeds"
+ABLATION_CAPTION = "SSIM of the pruned model by the number of timesteps that importance used"
 DODGE = 0.02
 """Horizontal distance between two methods, which all have equal MACs, as a share of the dense model's MACs."""
 
@@ -71,7 +76,7 @@ def write_difference(difference: Estimate | None, digits: int) -> str:
 def to_markdown(comparison: Comparison, preset: str, command: str) -> str:
     """Write all tables, each followed by its explanation; the published ones come last."""
     parts = [
-        f"# {preset}: methods at equal size and equal steps",
+        f"# {preset}: {TITLE}",
         _to_table(to_rows(comparison)),
         _explain(comparison, command),
         *_ablation_to_parts(comparison.ablation),
@@ -228,8 +233,27 @@ def draw_ablation(axis: Axes, ablation: Mapping[int, Estimate]) -> None:
     axis.set(xlabel="timesteps used", ylabel="SSIM without finetuning", xlim=(0, None))
 
 
+def make_lead(comparison: Comparison, preset: str) -> Lead:
+    """Make what the page begins with: the method of the lowest FID, and the verdict on each of its seeds."""
+    title, captions = f"{preset}: {TITLE}", {"pareto": PARETO_CAPTION, "ablation": ABLATION_CAPTION}
+    if not comparison.methods:
+        text = "Only the number of timesteps was varied, without finetuning."
+        return Lead(title, Verdict(level="changed", sentence=text, reasons=()), captions)
+    best = min(comparison.methods.values(), key=lambda method: method.estimate("fid").mean)
+    found = comparison.difference(best, "fid")
+    apart = f", {write_difference(found, 3)} from {METHODS[BASELINE]}" if found else ""
+    cells = [cell for cell in comparison.cells if METHODS.get(cell.note.row) == best.title]
+    verdicts = {seed_of(cell): judge(cell.record, cell.costs) for cell in cells}
+    count = len(comparison.methods)
+    lowest = f"lowest FID of {count} methods" if count > 1 else "only method"
+    sentence = f"{best.title} has the {lowest}: {write_estimate(best.estimate('fid'), 3)}{apart}."
+    reasons = [f"Seed {seed}: {verdict.sentence}" for seed, verdict in verdicts.items()]
+    level = worst_level(list(verdicts.values()))
+    return Lead(title, Verdict(level=level, sentence=sentence, reasons=tuple(reasons)), captions)
+
+
 def write_method_table(cells: Path, out: Path, preset: str, command: str) -> None:
-    """Write table.md, table.csv, method_table.json and the plots pareto and ablation, each where it has a point.
+    """Write index.html, table.md, table.csv, method_table.json and the plots that have a point: pareto and ablation.
 
     Raises:
         InputError: The cells cannot be read or compared, or `out` cannot be written.
@@ -240,4 +264,4 @@ def write_method_table(cells: Path, out: Path, preset: str, command: str) -> Non
     if comparison.ablation:
         plots["ablation"] = lambda axis: draw_ablation(axis, comparison.ablation)
     markdown, summary = to_markdown(comparison, preset, command), to_json(comparison, preset, command)
-    write_table_files(out, "method_table", markdown, numbers, summary, plots)
+    write_table_files(out, "method_table", make_lead(comparison, preset), markdown, numbers, summary, plots)

@@ -10,14 +10,13 @@ from matplotlib.axes import Axes
 
 from stages.protocol.evaluation import DENSE, Model
 from stages.protocol.protocol import check_same
+from stages.protocol.verdict import FINETUNED, Verdict, judge
 from stages.report.figures import COLOURS, plain_log
 from stages.report.markdown import markdown_table
 from stages.report.table import latency_to_text, protocol_to_text, write_count, write_fid_dense, write_metric
 from stages.tools.cells import FinishedCell, read_cells
-from stages.tools.table_files import write_table_files
+from stages.tools.table_files import Lead, write_table_files
 
-FINETUNED = "finetuned"
-"""The model of each cell that the table and the plot show."""
 DODGE = 0.01
 """Horizontal distance between points of two colours at one budget, as a share of the dense model's MACs."""
 
@@ -185,8 +184,18 @@ def draw(axis: Axes, points: Sequence[Point]) -> None:
     axis.legend()
 
 
+def make_lead(points: Sequence[Point]) -> Lead:
+    """Make what the page begins with: the verdict on the best cell, and those on all cells as reasons."""
+    best = rank(find_front(points))[0]
+    verdict = judge(best.record, best.costs, FINETUNED)
+    reasons = [f"{point.label()}: {judge(point.record, point.costs, FINETUNED).sentence}" for point in points]
+    sentence = f"Best of {len(points)}, {best.label()}: {verdict.sentence}" if len(points) > 1 else verdict.sentence
+    found = Verdict(level=verdict.level, sentence=sentence, reasons=tuple(reasons))
+    return Lead("Sweep: quality against cost", found, {"pareto": "FID over MACs of each cell, with 95 % intervals"})
+
+
 def write_sweep_table(cells: Path, out: Path) -> None:
-    """Write table.md, table.csv, sweep_table.json, pareto.svg and pareto.png.
+    """Write index.html, table.md, table.csv, sweep_table.json, pareto.svg and pareto.png.
 
     Raises:
         InputError: The cells cannot be read or compared, or `out` cannot be written.
@@ -194,4 +203,4 @@ def write_sweep_table(cells: Path, out: Path) -> None:
     points = read_points(cells)
     numbers = [_numbers(point) for point in points]
     plots = {"pareto": lambda axis: draw(axis, points)}
-    write_table_files(out, "sweep_table", to_markdown(points), numbers, to_json(points), plots)
+    write_table_files(out, "sweep_table", make_lead(points), to_markdown(points), numbers, to_json(points), plots)

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from stages.fetch.data import bundled_digits
+from stages.protocol.classifiers import predict
 from stages.protocol.extractors import INCEPTION_SHA256, PYTORCH_FID, SOURCES, Extractor
 from stages.protocol.params import ExtractorParams
 from stages.protocol.resnet56 import MEAN, RESNET56, RESNET56_SHA256, STD, ResidualBlock, ResNet56
@@ -244,6 +245,7 @@ def test_the_residual_network_reads_safetensors(random_resnet):
         expected, logits = network((torch.from_numpy(PHOTOGRAPHS) / 255 - mean) / std)
 
     torch.testing.assert_close(extractor.features(PHOTOGRAPHS), expected, rtol=1e-5, atol=1e-6)
+    assert predict(extractor, extractor.features(PHOTOGRAPHS)).tolist() == logits.argmax(dim=1).tolist()
     assert float((expected.std(0) > 1e-3).float().mean()) > 0.5
     assert (extractor.layer, extractor.sha256, tuple(logits.shape)) == ("64", params["sha256"], (3, 10))
     assert sum(isinstance(module, torch.nn.Conv2d | torch.nn.Linear) for module in network.modules()) == 56

@@ -24,7 +24,7 @@ from tests.tools.test_sweep_table import DENSE_MACS, make_point
 T_OF_TWO, T_OF_THREE = 12.7062, 4.3027
 """Student's t at 97.5 % with one and with two degrees of freedom."""
 FIDS = {BASELINE: (2.0, 3.0, 4.0), "random": (2.5, 3.4, 4.6), "ours": (2.1, 2.9, 4.0)}
-FILES = {"table.md", "table.csv", "method_table.json", "pareto.svg", "pareto.png", "run.json"}
+FILES = {"index.html", "table.md", "table.csv", "method_table.json", "pareto.svg", "pareto.png", "run.json"}
 
 
 def make_record(protocol, fid, ssim, fid_dense=None, floor=None):

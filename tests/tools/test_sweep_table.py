@@ -20,7 +20,7 @@ from stages.tools.sweep_table import Point, find_front, rank, read_points, write
 from tests.records import make_costs, make_evaluation, make_model
 
 DENSE_MACS = 1_000_000
-FILES = {"table.md", "table.csv", "pareto.svg", "pareto.png", "sweep_table.json", "run.json"}
+FILES = {"index.html", "table.md", "table.csv", "pareto.svg", "pareto.png", "sweep_table.json", "run.json"}
 
 
 def make_point(macs, fid, *, is_distinct=True, fid_dense=None, unpaired=None):
