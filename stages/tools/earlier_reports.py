@@ -21,8 +21,9 @@ def fetch_reports(commit: str, reports: Path, folder: Path, files: Sequence[str]
     Raises:
         InputError: There is no such commit, it has no reports, or they are neither in the cache nor in a remote.
     """
-    from dvc.api import DVCFileSystem
-    from dvc.exceptions import DvcException
+    # DVC takes more than a second to import, which a report without a comparison does not need.
+    from dvc.api import DVCFileSystem  # noqa: PLC0415
+    from dvc.exceptions import DvcException  # noqa: PLC0415
 
     try:
         source = DVCFileSystem(".", rev=commit)

@@ -20,8 +20,14 @@ def report(*, markdown: bool, against: str | None, reports: Path, policy: Path) 
 
     Example: espalier report --markdown --against origin/main
     """
-    from stages.report.templates import WORDS
-    from stages.tools.report_text import read_reports, write_comparison, write_markdown, write_plain
+    # The command line imports nothing heavy before a command runs.
+    from stages.report.templates import WORDS  # noqa: PLC0415
+    from stages.tools.report_text import (  # noqa: PLC0415
+        read_reports,
+        write_comparison,
+        write_markdown,
+        write_plain,
+    )
 
     found = read_reports(reports)
     comparison = write_comparison(found, against) if against else ""
