@@ -42,7 +42,7 @@ def describe_classes(record: EvaluationRecord) -> dict[str, Any]:
     changed = sum((change.changed or 0) if is_predicted else change.visible for change in changes)
     share = write_share(changed, sum(change.images for change in changes))
     what = (
-        f"In {share} pictures {record.protocol.extractor}'s classifier sees another class than in the dense model's"
+        f"In {share} pictures the classifier {record.protocol.extractor} sees another class than in the dense model's"
         if is_predicted
         else f"{record.protocol.extractor} predicts no classes, so what differs visibly (SSIM below {VISIBLE_SSIM}) is "
         f"counted: {share} pictures"
