@@ -1,6 +1,7 @@
 """The page and the cards that the pipeline ends with, as a person opens them."""
 
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -160,3 +161,62 @@ def test_dvc_shows_the_metrics_and_plots(copy_finished):
     plots = workspace.run("dvc", "plots", "show", "--out", "plots")
     assert plots.returncode == 0, plots.stdout + plots.stderr
     assert "pareto.svg" in (workspace.path / "plots/index.html").read_text()
+
+
+@pytest.mark.e2e
+def test_a_pair_is_compared_and_enlarged_by_keyboard(opened):
+    """The slider moves by arrows; Enter on a pair opens it, arrows go on to the next, and Escape returns."""
+    page, _, console = opened(1280, "light")
+    page.locator(".compare input").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.locator(".compare canvas + canvas").evaluate("it => it.style.clipPath") == "inset(0px 49% 0px 0px)"
+
+    first = page.get_by_role("button", name="Enlarge pair 1,")
+    first.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#zoom").is_visible()
+    page.locator("#zoom [data-step='1']").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text("#zoom h3").startswith("Pair 2, SSIM ")
+    page.keyboard.press("Escape")
+    assert not page.locator("#zoom").is_visible()
+    assert first.evaluate("it => it === document.activeElement")
+    assert console == []
+
+
+@pytest.mark.e2e
+def test_a_term_is_explained_on_focus_and_hover(opened):
+    """And inside the screen of a telephone."""
+    page, *_ = opened(390, "light")
+    for show in ("focus", "hover"):
+        getattr(page.locator("#results-table .term").first, show)()
+        assert page.inner_text("#tip").startswith("dense: before pruning")
+        box = page.locator("#tip").bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 390
+
+
+@pytest.mark.e2e
+def test_what_is_cut_is_hinted_at(opened):
+    """Every table that is wider than the screen has a hint, and no other."""
+    page, *_ = opened(390, "light")
+    page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+    page.wait_for_timeout(100)
+    boxes = page.evaluate(
+        "[...document.querySelectorAll('.scroll')].map(it => [it.scrollWidth > it.clientWidth + 1, it.matches('.cut')])"
+    )
+
+    assert [is_cut for is_cut, _ in boxes] == [has_hint for _, has_hint in boxes]
+    assert any(is_cut for is_cut, _ in boxes)
+
+
+def test_the_page_and_the_cards_begin_with_the_verdict(opened, finished):
+    """The sentence of verdict.json, in the colour of its level."""
+    verdict = json.loads((finished.path / "reports/summary/verdict.json").read_text())
+    page, *_ = opened(1280, "light")
+
+    assert page.inner_text("#verdict p").endswith(verdict["sentence"])
+    assert verdict["level"] in page.locator("#verdict").get_attribute("class").split()
+    assert (finished.path / "reports/summary/results.md").read_text().startswith(f"**{verdict['sentence']}**\n")
+    card = (finished.path / "artifacts/released/finetuned/README.md").read_text()
+    assert f"finetuned\n\n**{verdict['sentence']}**\n" in card
