@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from stages.report.terms import term
 
-WORDS = {"good": "Good", "changed": "Changed", "worse": "Worse"}
+WORDS = {"good": "Good", "changed": "Changed", "worse": "Bad"}
 """Level of a verdict -> the word that stands before it, since colour alone does not tell."""
 SCRIPT = "page.js.j2"
 

@@ -114,7 +114,7 @@ def test_a_broken_model_is_said_to_be_worse(reported, project):
     project("reports", fid=9.0, ssim=0.104, visible=12)
 
     assert reported("--markdown")[1].startswith(
-        "### Worse: Worse than the dense model: pictures differ visibly in all of 12;"
+        "### Bad: Worse than the dense model: pictures differ visibly in all of 12;"
     )
 
 
