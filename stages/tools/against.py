@@ -35,9 +35,9 @@ def compare_reports(base: Path, reports: Path, name: str) -> str:
     """
     folders = base / "evaluate", reports / "evaluate"
     differences = diff_evaluations(*folders, FINETUNED)
-    models = [read_evaluation(folder).models[FINETUNED] for folder in folders]
-    costs = [read_costs(folder / "costs").first(FINETUNED) for folder in (base, reports)]
-    rows = [*_size_rows(*models), *_metric_rows(*models, differences), _speed_row(*costs)]
+    one, other = (read_evaluation(folder).models[FINETUNED] for folder in folders)
+    speeds = _speed_row(*(read_costs(folder / "costs").first(FINETUNED) for folder in (base, reports)))
+    rows = [*_size_rows(one, other), *_metric_rows(one, other, differences), speeds]
     table = markdown_table([FINETUNED, name, "here", "difference"], rows)
     note = f"Differences are paired by set of images; {ALIKE} marks those within their 95 % interval."
     before = f"Verdict at {name}: {read_verdict(base).sentence}"
