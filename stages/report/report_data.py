@@ -1,8 +1,7 @@
 """The folders of a finished compression -> the data of page, figures and cards."""
 
-import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,13 @@ import pandas as pd
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel
 
-from stages.models.layer_order import in_run_order, module_name
+from stages.models.layer_order import in_run_order
 from stages.models.layout import PLAN, WEIGHTS
 from stages.models.params import RoundsParams
 from stages.protocol.costs import CostsRecord, read_costs
 from stages.protocol.evaluation import DENSE, EvaluationRecord, read_evaluation
 from stages.protocol.verdict import FINETUNED, Verdict, judge
+from stages.report.series import read_curve, read_importance, read_losses, read_ssim
 from stages.runtime.bounded import parse_yaml
 from stages.runtime.errors import InputError, first_line
 from stages.runtime.text import printable
@@ -177,12 +177,12 @@ def read_report_data(artifacts: Path, reports: Path) -> ReportData:
         return ReportData(
             record=record,
             costs=_read_costs(folders["costs"], record),
-            curve=_read_curve(reports / "finetune" / "curve.csv"),
+            curve=read_curve(reports / "finetune" / "curve.csv"),
             ema_decay=float(read_json(reports / "finetune" / "metrics.json")["ema_decay"]),
-            ssim=_read_ssim(folders["evaluate"] / "pairs.csv"),
+            ssim=read_ssim(folders["evaluate"] / "pairs.csv", MODELS[1:]),
             widths=_widths(read_shapes(files[DENSE]), read_shapes(files["finetuned"])),
-            importance=_read_importance(reports / "importance" / "heatmap.csv"),
-            losses=_read_losses(reports / "importance" / "losses.csv"),
+            importance=read_importance(reports / "importance" / "heatmap.csv"),
+            losses=read_losses(reports / "importance" / "losses.csv"),
             criterion=plan["criterion"],
             formula=plan["formula"],
             prune=PruneRecord.model_validate(plan["prune"]),
@@ -230,53 +230,6 @@ def _widths(before: dict[str, list[int]], after: dict[str, list[int]]) -> list[W
     """Compare the number of output channels of each layer."""
     layers = {name.removesuffix(".weight"): shape[0] for name, shape in before.items() if len(shape) > 1}
     return [Width(layer, layers[layer], after[f"{layer}.weight"][0]) for layer in in_run_order(layers)]
-
-
-def _read_curve(path: Path) -> list[tuple[float, float]]:
-    rows = _read_csv(path, ["step", "heldout_loss"])
-    return list(zip(rows["step"], rows["heldout_loss"], strict=True))
-
-
-def _read_ssim(path: Path) -> dict[str, list[float]]:
-    rows = _read_csv(path, ["ssim"], texts=["model"])
-    return {name: rows["ssim"][rows["model"] == name].tolist() for name in MODELS[1:]}
-
-
-def _read_importance(path: Path) -> pd.DataFrame:
-    """Read the contributions, summed over the layers of each module: a row for each, a column for each timestep.
-
-    Raises:
-        InputError: The file is missing, or a value is no number.
-    """
-    try:
-        table = pd.read_csv(io.BytesIO(read_bytes(path)), index_col="layer").astype(float)
-    except ValueError as error:
-        raise InputError(f"{path} is invalid ({first_line(error)}); run its stage again") from None
-    return table.loc[in_run_order(table.index)].groupby(module_name, sort=False).sum()
-
-
-def _read_losses(path: Path) -> list[tuple[float, float]]:
-    if not read_bytes(path).strip().partition(b"\n")[2]:
-        return []
-    rows = _read_csv(path, ["timestep", "loss"])
-    return list(zip(rows["timestep"], rows["loss"], strict=True))
-
-
-def _read_csv(path: Path, numbers: list[str], texts: Sequence[str] = ()) -> pd.DataFrame:
-    """Read columns of a CSV; rows in which a number is missing are left out.
-
-    Raises:
-        InputError: There are no rows, no such columns, or a value is no number.
-    """
-    try:
-        table = pd.read_csv(io.BytesIO(read_bytes(path)), dtype=dict.fromkeys(numbers, float))[
-            [*texts, *numbers]
-        ].dropna()
-    except (KeyError, ValueError) as error:
-        raise InputError(f"{path} is invalid ({first_line(error)}); run its stage again") from None
-    if table.empty:
-        raise InputError(f"{path} holds no rows; run its stage again")
-    return table
 
 
 def _read_licence(card: Path) -> dict[str, str]:
