@@ -114,6 +114,10 @@ def test_the_report_has_losses_layers_metrics_and_a_figure(tmp_path, unet, sched
     assert set(metrics) == {"timesteps_used", "cancellation", "spearman", "overlap"}
     assert -1 <= metrics["spearman"] <= 1
     assert (tmp_path / "importance.png").stat().st_size > 10_000
+    header, *rows = (line.split(",") for line in (tmp_path / "heatmap.csv").read_text().splitlines())
+    assert header[0] == "layer"
+    sums = {layer: sum(map(float, values)) for layer, *values in rows}
+    assert sums == pytest.approx({row["layer"]: float(row["contribution"]) for row in layers})
 
 
 @pytest.mark.parametrize("criterion", ["random", "magnitude"])
@@ -126,6 +130,7 @@ def test_criteria_without_a_loss_have_an_empty_report(tmp_path, unet, scheduler,
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"timesteps_used": 0}
     assert (tmp_path / "losses.csv").read_text() == "timestep,loss\n"
     assert (tmp_path / "layers.csv").read_text() == "layer,contribution,cancellation\n"
+    assert (tmp_path / "heatmap.csv").read_text() == "layer\n"
 
 
 def test_each_batch_is_paired_with_each_noise(unet, images, chosen):
