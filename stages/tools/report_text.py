@@ -40,6 +40,9 @@ def read_reports(folder: Path) -> FinishedReports:
     Raises:
         InputError: One is missing or damaged, or they are of other weights, or lack a model.
     """
+    for file in ("evaluate/evaluation.json", "costs/costs.json"):
+        if not (folder / file).is_file():
+            raise InputError(f"{folder / file} does not exist; run the pipeline first, or give its folder by --reports")
     record, costs = read_evaluation(folder / "evaluate"), read_costs(folder / "costs")
     if missing := [name for name in ORDER if name not in record.models]:
         raise InputError(f"{folder}/evaluate lacks the model {missing[0]}; run the evaluate stage again")

@@ -148,11 +148,11 @@ def test_another_protocol_is_refused(reported, earlier):
 
 
 def test_a_folder_without_reports_is_refused(reported):
-    """One line says which stage writes them."""
+    """One line says what to run."""
     code, output = reported("--reports", "nowhere")
 
     assert code == 1
-    assert "nowhere/evaluate/evaluation.json does not exist; run the evaluate stage again" in output
+    assert "nowhere/evaluate/evaluation.json does not exist; run the pipeline first" in output
     assert len(output.splitlines()) == 1
 
 
