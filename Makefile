@@ -93,7 +93,7 @@ systems: $(READY) ## Take the paper's five systems through all stages, initialis
 	@$(BIN)/python -m benchmarks.systems
 
 ui: $(READY) ## Look at the recorded compressions in MLflow's UI, on loopback
-	@umask 077 && $(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
+	@exec $(ESPALIER) ui
 
 server: $(READY) ## Start the tracking and registry server as mlflow/server.env says
 	@test -f mlflow/server.env || { echo "mlflow/server.env is not there; copy mlflow/server.env.example and fill it in" >&2; exit 1; }

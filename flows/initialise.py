@@ -58,12 +58,9 @@ def init(
     force: bool,
     **given: Any,  # noqa: ANN401  # the fields of `Chosen`
 ) -> None:
-    r"""Look at a model and at images, say what they are, and write a short params.yaml for them.
+    """Look at a model and at images, say what they are, and write a short params.yaml for them.
 
     Values that no option gives are chosen so that the whole run takes some twenty minutes on this machine.
-
-    \b
-    Example: espalier init --model /models/my-ddpm --data /data/my-images --ratio 0.3
     """
     if out.exists() and not force:
         raise InputError(f"{out} is there already; give --force to overwrite it, or another --out")

@@ -39,11 +39,7 @@ HOUR_S = 3600
 def plan(
     texts: tuple[str, ...], preset: str | None, tflops: float | None, gpus: int, price: float | None, *, as_json: bool
 ) -> None:
-    r"""Show which stages would run and why, what they would take, and what would be refused; nothing is computed.
-
-    \b
-    Example: espalier plan --preset cifar10 --set prune.target.macs=44% --tflops 40 --price 2.5
-    """
+    """Show which stages would run and why, what they would take, and what would be refused; nothing is computed."""
     if gpus > 1 and tflops is None:
         raise click.UsageError("--gpus needs --tflops, since passes are timed on one device; give both")
     found = make_plan(texts, preset, tflops, gpus)

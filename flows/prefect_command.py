@@ -1,7 +1,5 @@
 """`prefect`, whose server has no second page (V2), since that page asks a foreign host whatever its settings."""
 
-import sys
-
 
 def withhold_second_page() -> None:
     """Let servers of this process offer their first page only; PREFECT_SERVER_UI_V2_ENABLED decides where they open."""
@@ -16,7 +14,7 @@ def main() -> None:
 
     from prefect.cli import app
 
-    sys.exit(app())
+    app()
 
 
 if __name__ == "__main__":

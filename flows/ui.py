@@ -26,10 +26,7 @@ START_S = 120.0
 @click.option("--port", type=click.IntRange(1, 65535), default=PORT, show_default=True, help="Port of the page.")
 @click.option("--open/--no-open", "to_open", default=True, help="Whether to open the page in a browser.")
 def ui(port: int, *, to_open: bool) -> None:
-    """Show the recorded runs in MLflow's page: start it for a store on this machine, or name the server's address.
-
-    Example: espalier ui --no-open
-    """
+    """Show the recorded runs in MLflow's page: start it for a store on this machine, or name the server's address."""
     server = os.environ.get("MLFLOW_TRACKING_URI", "")
     page = _runs_page()
     if server.startswith("http"):

@@ -4,6 +4,7 @@ import fcntl
 import gc
 import os
 import shutil
+import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -72,6 +73,15 @@ def pytest_addoption(parser):
     """Accept the timeout of pyproject.toml also where the plugin that sets it is absent."""
     if find_spec("pytest_timeout") is None:
         parser.addini("timeout", "seconds for a test; nothing ends it without pytest-timeout")
+
+
+def pytest_configure():
+    """Let Ctrl-C's signal reach what the tests start, also where a shell started pytest in the background.
+
+    Programs inherit that it is ignored; Prefect's worker, which ends itself by it on SIGTERM, would live on.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_ignore_collect(collection_path, config):

@@ -20,12 +20,12 @@ def run() -> None:
     A stage whose code, params and inputs are as before is not computed again, and an interrupted training goes on from
     its last checkpoint. params.yaml is checked first. No Prefect is involved.
     """
-    from flows.workspaces import commands
+    from flows.workspaces.running import run_stages
     from stages.params import load_params
 
     load_params(Path("params.yaml"))
     allow_no_git(Path())
-    if code := commands.run([sys.executable, "-m", "flows", "repro"], click.echo).code:
+    if code := run_stages(()):
         sys.exit(code)
     click.echo(TABLE.read_text(), nl=False)
     click.echo(f"Look at it: {PAGE}")

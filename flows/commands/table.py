@@ -17,7 +17,7 @@ SECTIONS: Sections = {
         "plan": Entry(
             "flows.planning:plan",
             "Show what a run would compute and take, before it starts.",
-            "espalier plan",
+            "espalier plan --preset cifar10 --set prune.target.macs=44% --tflops 40 --price 2.5",
         ),
         "doctor": Entry(
             "flows.commands.doctor:doctor",

@@ -16,10 +16,7 @@ PAGE = "index.html"
     "--policy", type=Path, default=Path("mlflow/promotion.yaml"), show_default=True, help="The promotion policy."
 )
 def report(*, markdown: bool, against: str | None, reports: Path, policy: Path) -> None:
-    """Print the verdict on the finished compression, its table, worst pairs, and whether the gate's limits are met.
-
-    Example: espalier report --markdown --against origin/main
-    """
+    """Print the verdict on the finished compression, its table, worst pairs, and whether the gate's limits are met."""
     # The command line imports nothing heavy before a command runs.
     from stages.report.templates import WORDS  # noqa: PLC0415
     from stages.tools.report_text import (  # noqa: PLC0415

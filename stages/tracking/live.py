@@ -97,12 +97,12 @@ def _watching_machine(run_id: str) -> Iterator[None]:
     """Log use of CPU, memory, disk, network and GPUs every ten seconds, as MLflow's system metrics."""
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-    monitor = SystemMetricsMonitor(run_id, resume_logging=True)
-    monitor.start()
+    monitor = SystemMetricsMonitor(run_id, resume_logging=True)  # type: ignore[no-untyped-call]
+    monitor.start()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        monitor.finish()
+        monitor.finish()  # type: ignore[no-untyped-call]
 
 
 def _let_go() -> None:

@@ -17,9 +17,7 @@ from flows.__main__ import main
 from flows.commands.table import SECTIONS
 from tests.servers import ROOT
 
-PENDING = {"init", "plan", "report", "ui"}
-"""Commands whose modules come with another change."""
-NAMES = [name for commands in SECTIONS.values() for name in commands if name not in PENDING]
+NAMES = [name for commands in SECTIONS.values() for name in commands]
 HEAVY = ["datasets", "diffusers", "dvc", "matplotlib", "mlflow", "numpy", "prefect", "pydantic", "torch"]
 HELP = """
 import json, sys

@@ -1,14 +1,11 @@
 """espalier run: params.yaml is checked, the stages run, and the results are printed."""
 
-import sys
-
 import pytest
 from click.testing import CliRunner
 
 from flows.__main__ import main
 from flows.commands import run as run_module
-from flows.workspaces import commands
-from flows.workspaces.commands import CommandResult
+from flows.workspaces import running
 
 
 @pytest.fixture
@@ -23,32 +20,32 @@ def project(tmp_path, root, monkeypatch):
 
 @pytest.fixture
 def stages(project, monkeypatch):
-    """Replace the stages by a program that writes a table; returns the commands that were run."""
+    """Replace the stages by a function that writes a table; returns the arguments that it was called with."""
     seen = []
 
-    def run_stages(command, _log):
-        seen.append(command)
+    def run_stages(arguments):
+        seen.append(arguments)
         (project / "reports/summary").mkdir(parents=True)
         (project / "reports/summary/results.md").write_text("| model |\n")
-        return CommandResult(0)
+        return 0
 
-    monkeypatch.setattr(commands, "run", run_stages)
+    monkeypatch.setattr(running, "run_stages", run_stages)
     return seen
 
 
 def test_the_results_and_the_page_are_printed_after_the_stages(stages):
-    """The stages are those of `espalier repro`, which waits for other runs in the checkout."""
+    """All stages are brought up to date."""
     result = CliRunner().invoke(main, ["run"])
 
     assert (result.exit_code, result.stdout) == (0, "| model |\nLook at it: reports/index.html\n")
-    assert stages == [[sys.executable, "-m", "flows", "repro"]]
+    assert stages == [()]
 
 
 def test_a_failure_has_the_exit_code_of_the_stages_and_no_table(project, monkeypatch):
     """An old table would look like the result."""
     (project / "reports/summary").mkdir(parents=True)
     (project / "reports/summary/results.md").write_text("old")
-    monkeypatch.setattr(commands, "run", lambda *_: CommandResult(143))
+    monkeypatch.setattr(running, "run_stages", lambda _: 143)
     result = CliRunner().invoke(main, ["run"])
 
     assert (result.exit_code, result.stdout) == (143, "")
