@@ -13,9 +13,12 @@ def log(line: str) -> None:
     click.echo(line, err=True)
 
 
-@click.command()
-def run() -> None:
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def run(arguments: tuple[str, ...]) -> None:
     """Bring every stage of dvc.yaml up to date in the current folder, then print the results and where the page is.
+
+    ARGUMENTS are those of `dvc repro`, such as the name of a stage: it and the stages that it needs are run then.
 
     A stage whose code, params and inputs are as before is not computed again, and an interrupted training goes on from
     its last checkpoint. params.yaml is checked first. No Prefect is involved.
@@ -25,10 +28,11 @@ def run() -> None:
 
     load_params(Path("params.yaml"))
     allow_no_git(Path())
-    if code := run_stages(()):
+    if code := run_stages(arguments):
         sys.exit(code)
-    click.echo(TABLE.read_text(), nl=False)
-    click.echo(f"Look at it: {PAGE}")
+    if not arguments:  # otherwise the results may be those of an earlier run
+        click.echo(TABLE.read_text(), nl=False)
+        click.echo(f"Look at it: {PAGE}")
 
 
 def allow_no_git(folder: Path) -> None:

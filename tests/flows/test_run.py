@@ -41,6 +41,14 @@ def test_the_results_and_the_page_are_printed_after_the_stages(stages):
     assert stages == [()]
 
 
+def test_arguments_go_to_dvc_and_no_table_is_printed(stages):
+    """It could be that of an earlier run."""
+    result = CliRunner().invoke(main, ["run", "finetune", "--force"])
+
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert stages == [("finetune", "--force")]
+
+
 def test_a_failure_has_the_exit_code_of_the_stages_and_no_table(project, monkeypatch):
     """An old table would look like the result."""
     (project / "reports/summary").mkdir(parents=True)
