@@ -38,7 +38,7 @@ def test_a_stopped_flow_says_so_in_one_line(tmp_path, number):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     process = subprocess.Popen([sys.executable, "-c", FLOW], cwd=tmp_path, env=environment, **pipes)
     try:
-        assert until((tmp_path / "up").exists, 200)
+        assert until((tmp_path / "up").exists, 400)
         process.send_signal(number)
         said = process.communicate(timeout=60)[0]
     finally:
