@@ -7,7 +7,8 @@ import pytest
 from stages.protocol.evaluation import Difference, Metric
 from stages.storage.files import write_json
 from stages.tools.cells import CELL, CellRecord
-from stages.tools.curve_table import write_curve_table
+from stages.tools.curve_table import make_lead
+from stages.tools.curves import read_curves
 from stages.tools.method_table import write_method_table
 from stages.tools.published import BASELINE
 from stages.tools.sweep_table import write_sweep_table
@@ -103,5 +104,6 @@ def test_a_recovery_comparison_begins_with_the_fastest_recipe(write_cell, tmp_pa
         (["default", "quick"], "quick reaches after 5 steps"),
         (["quick", "default"], "No other recipe"),
     ):
-        write_curve_table(tmp_path / "cells", tmp_path / "out", rows, "digits", "")
-        assert words in read_page(tmp_path / "out")[2]
+        lead = make_lead(read_curves(tmp_path / "cells", rows), "digits")
+        assert lead.verdict.sentence.startswith(words)
+        assert lead.verdict.level == "good"  # that of the best recipe
