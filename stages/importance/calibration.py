@@ -1,6 +1,5 @@
 """Params and packed images -> seeded calibration batches, and the importance measured on them."""
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,7 +8,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from stages.data.images import Images, check_num_images, to_model_range
 from stages.importance.drawn import drawn_images
-from stages.importance.measure import CalibrationBatch, CalibrationDraw, measure_importance
+from stages.importance.measure import NOT_FINITE, CalibrationBatch, CalibrationDraw, measure_importance
 from stages.importance.params import ImportanceParams
 from stages.importance.partial import PartialSum
 from stages.models.families import Denoiser
@@ -48,9 +47,8 @@ def calibrate(
         processes=processes,
         partial=partial,
     )
-    finite = all(math.isfinite(loss) for losses in importance.losses for loss in losses)
-    if not finite or not all(values.isfinite().all() for values in importance.saliency.values()):
-        raise InputError("losses or gradients are not finite; use another checkpoint, or importance.precision float32")
+    if not all(values.isfinite().all() for values in importance.saliency.values()):
+        raise InputError(NOT_FINITE)
     return importance
 
 

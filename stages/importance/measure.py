@@ -1,5 +1,6 @@
 """A UNet, images and noise -> the saliency of every weight."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -17,9 +18,12 @@ from stages.models.params import CriterionName, FormulaName, PrecisionName
 from stages.models.prediction_types import training_target
 from stages.models.saliency import Importance
 from stages.runtime.device import computing, naming_switch
+from stages.runtime.errors import InputError
 from stages.runtime.processes import Processes
 from stages.runtime.progress import track
 from stages.storage.tensors import tensors_sha256
+
+NOT_FINITE = "losses or gradients are not finite; use another checkpoint, or importance.precision float32"
 
 
 @dataclass(frozen=True)
@@ -193,6 +197,8 @@ class _Measurement:
             losses = self.forward(batch, own) if own else []
             counts, ended = [], False
             for values in self._gather(losses, passes):
+                if not all(map(math.isfinite, values)):
+                    raise InputError(NOT_FINITE)
                 num_used, largest, ended = self._count(values, largest)
                 counts.append(num_used)
                 used += values[:num_used]

@@ -115,11 +115,6 @@ class Compression:
         end = max(began + seconds for began, seconds in times)
         return end - sum(seconds for _, seconds in times), end
 
-    def verdict(self) -> str:
-        """Read the sentence that the report stage begins its results with; empty before that stage has run."""
-        path = self.reports / "summary" / "verdict.json"
-        return str(_read_json(path, {"sentence"})["sentence"]) if path.is_file() else ""
-
     def values(self) -> list[tuple[str, int, float]]:
         """Return all finite metrics and points of curves as (key, step, value).
 

@@ -18,6 +18,7 @@ NEEDED = {
     "diffusers",
     "huggingface_hub",
     "jinja2",
+    "markupsafe",
     "matplotlib",
     "numpy",
     "pandas",

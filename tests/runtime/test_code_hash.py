@@ -99,7 +99,7 @@ def copy(tmp_path, root, monkeypatch):
         ("prune/surgery.py", "import torch", "import torch as pytorch", ("prune", "rounds")),
         ("fetch/params.py", "ge=0", "ge=1", ("fetch",)),
         ("models/pruned_unet.py", "UNets of any widths", "UNets", ("prune", "finetune")),
-        ("report/page.html.j2", "</html>", "</html> ", ("report",)),
+        ("report/page.html.j2", "</main>", "</main> ", ("report",)),
         ("runtime/seeds.py", '"/"', '"."', ("reference", "finetune")),
     ],
 )
