@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from flows.tasks.database import create_database
 from flows.tasks.server import find_server
+from stages.runtime import telemetry
 from stages.runtime.errors import UnavailableError, first_line
 from stages.runtime.stopping import stop_in_one_line
 
@@ -23,7 +24,7 @@ STOP_S = 10.0
 
 
 def ensure_server() -> None:
-    """Make sure that a flow has a server: that of the environment, or a temporary one.
+    """Make sure that a flow has a server: that of the environment, or a temporary one, which reports to nobody.
 
     From now on, Ctrl-C and SIGTERM end this process in one line. During a flow, Prefect first marks its run as Crashed.
 
@@ -31,6 +32,7 @@ def ensure_server() -> None:
         InputError: The server of the environment refuses the password, or its address is invalid.
         UnavailableError: The server does not answer.
     """
+    telemetry.switch_off()
     stop_in_one_line((signal.SIGINT, signal.SIGTERM))
     if find_server() is None:
         start_temporary_server()
