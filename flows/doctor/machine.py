@@ -13,6 +13,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 
 from flows.doctor.finding import Finding
 from stages.runtime.environment import check_credentials, check_hub, check_network, check_numbers
+from stages.runtime.wording import count
 
 LOCK, PROJECT = Path("requirements.lock"), Path("pyproject.toml")
 OLDEST, NEWEST = (3, 11), (3, 13)
@@ -93,7 +94,7 @@ def check_device() -> Iterator[Finding]:
         yield Finding("warn", f"an NVIDIA driver is here, but PyTorch {build} finds no GPU; {advice}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = torch.get_num_threads()
-    text = f"{threads} threads on {cores} cores (PyTorch {build})"
+    text = f"{count(threads, 'thread')} on {count(cores, 'core')} (PyTorch {build})"
     if threads > cores:
         yield Finding("warn", f"{text}: they hinder each other; set OMP_NUM_THREADS={cores}")
     else:

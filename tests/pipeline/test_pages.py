@@ -43,12 +43,11 @@ def visit(browser):  # noqa: F811
 @contextmanager
 def running(command, cwd, environment):
     """Run a program that ends with its standard input or on SIGTERM; yields its process."""
-    process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait(60)
+    with subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
 
 
 def test_mlflow_asks_nobody_else(tmp_path, mlflow_database, visit):
