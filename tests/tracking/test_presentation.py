@@ -94,9 +94,9 @@ def test_a_description_begins_with_the_verdict(tmp_path):
     ("origin", "name"),
     [
         (
-            "https://me:secret@example.org/me/espalier.git",
+            "https://me:secret@example.org/me/espalier.git",  # pragma: allowlist secret
             "https://example.org/me/espalier.git",
-        ),  # pragma: allowlist secret
+        ),
         ("git@example.org:me/espalier.git", "git@example.org:me/espalier.git"),
         (None, "project"),
     ],
