@@ -62,14 +62,25 @@ def find(since: datetime) -> "list[Leftover]":
     from flows.workspaces.workspace import current_checkout
     from stages.storage.s3 import VARIABLE, open_store
     from stages.storage.s3_contents import StoreContents
-    from stages.tools.leftovers import Needed, current_trainings, find_checkpoints, find_in_store, held_trainings
+    from stages.tools.leftovers import (
+        Needed,
+        current_trainings,
+        find_checkpoints,
+        find_in_store,
+        find_sums,
+        held_trainings,
+    )
 
     here = current_checkout().path
     repository = Repository.find()
     checkouts = {here, *([Path(repository.origin).resolve()] if repository.is_local else [])}
     workspaces = list((repository.root / "workspaces").glob("*/"))
     needed = Needed(frozenset().union(*map(current_trainings, checkouts)), since)
-    found = [leftover for checkout in sorted(checkouts) for leftover in find_checkpoints(checkout, needed)]
+    found = [
+        leftover
+        for checkout in sorted(checkouts)
+        for leftover in (*find_checkpoints(checkout, needed), *find_sums(checkout, needed))
+    ]
     found += find_workspaces(repository, needed)
     if store := open_store():
         held = set().union(*(held_trainings(place) for place in (*checkouts, *workspaces)))

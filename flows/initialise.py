@@ -64,6 +64,8 @@ def init(
     """
     if out.exists() and not force:
         raise InputError(f"{out} is there already; give --force to overwrite it, or another --out")
+    if not out.parent.is_dir():
+        raise InputError(f"the folder {out.parent} does not exist; create it, or give another --out")
     sizes = {"ratio": ratio, "macs": macs, "params": num_params}
     target = {name: value for name, value in sizes.items() if value is not None} or {"ratio": 0.3}
     if len(target) > 1:

@@ -67,7 +67,7 @@ def measure_importance(
     processes: Processes | None = None,
     partial: PartialSum | None = None,
 ) -> Importance:
-    """Score every weight of a UNet as Diff-Pruning does (Fang et al., 2023, algorithm 1).
+    """Score every weight of a UNet as Diff-Pruning does (Fang et al., 2023, algorithm 1); saliencies are on the CPU.
 
     Args:
         unet: The dense model; its weights do not change, its gradients are cleared.
@@ -83,9 +83,6 @@ def measure_importance(
         model_sha256: `tensors_sha256` of the weights where it is known; None computes it.
         processes: Share the timesteps; all take the same arguments and return the same bits as a single process.
         partial: Where a single process keeps its sum every so often, and goes on from; several keep none.
-
-    Returns:
-        The saliencies, on the CPU, and for each batch the losses of the timesteps that were used.
 
     Raises:
         InputError: The model has an operation without a deterministic kernel, while no other may run.

@@ -61,7 +61,7 @@ def read_workspace_lineage(compression: Compression) -> Lineage:
     """
     commit = _head()
     if _dvc("status", "--quiet") is None:
-        raise InputError("the pipeline is not up to date, or `dvc status` failed; run the pipeline first: make run")
+        raise InputError("the pipeline is not up to date, or `dvc status` failed; run the pipeline first: espalier run")
     missing = [name for name in FILES if not Path(name).is_file()]
     if missing:
         raise InputError(f"{', '.join(missing)} is missing, and reproducing a version needs it; restore it")

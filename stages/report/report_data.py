@@ -155,11 +155,7 @@ def name_source(source: Mapping[str, Any]) -> str:
 
 
 def read_report_data(artifacts: Path, reports: Path) -> ReportData:
-    """Read the outputs of all stages.
-
-    Args:
-        artifacts: Folder of the model folders.
-        reports: Folder of the report folders.
+    """Read the outputs of all stages: the model folders in `artifacts`, the report folders in `reports`.
 
     Raises:
         InputError: A file is missing, damaged, or of other weights.

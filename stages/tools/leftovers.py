@@ -32,6 +32,8 @@ IN_USE, YOUNG, CURRENT, UNKNOWN = "in use", "too young", "of current params", "o
 """Reasons to keep something."""
 FOLDER, ROUNDS = Path("checkpoints/finetune"), Path("checkpoints/rounds")
 """Where dvc.yaml keeps the checkpoints, and the rounds before the last, of a checkout."""
+SUMS = Path("checkpoints/importance")
+"""Where the stage importance keeps its sum half-way."""
 SHORT = 16
 """Digits of a run in the name of its folder."""
 RUN_NOTE, CHECKPOINT = rf"{CHECKPOINTS}/([0-9a-f]{{64}})", rf"{CHECKPOINTS}/([0-9a-f]{{64}})/step-\d+"
@@ -121,6 +123,23 @@ def find_checkpoints(checkout: Path, needed: Needed) -> Iterator[Leftover]:
         yield Leftover(
             "checkpoints", str(folder.relative_to(checkout)), size_bytes, modified, "other params", keep, remove
         )
+
+
+def find_sums(checkout: Path, needed: Needed) -> Iterator[Leftover]:
+    """List the sums of measurements that stopped half-way in a checkout; one in progress is rewritten all the time."""
+    for path in sorted((checkout / SUMS).glob("[0-9a-f]*.safetensors")):
+        file = path.stat()
+        modified = datetime.fromtimestamp(file.st_mtime, UTC)
+        keep = YOUNG if modified > needed.since else None
+        name = str(path.relative_to(checkout))
+        yield Leftover(
+            "importance", name, file.st_size, modified, "stopped half-way", keep, partial(_remove_file, path)
+        )
+
+
+def _remove_file(path: Path) -> bool:
+    path.unlink(missing_ok=True)
+    return True
 
 
 def held_trainings(checkout: Path) -> set[str]:

@@ -13,7 +13,7 @@ from stages.runtime.errors import InputError
 from stages.runtime.schema import flatten
 from stages.storage.files import RUN_RECORD, file_sha256, read_bytes, read_json
 from stages.storage.run_record import read_provenance, read_run_record
-from stages.tracking.presentation import DatasetRecord, source_name, source_tags, without_folders
+from stages.tracking.presentation import DatasetRecord, short_name, source_tags, without_folders
 
 CONTENT = ("stage", "params", "code_sha256")
 """What identifies a compression, of the record of each stage."""
@@ -93,9 +93,7 @@ class Compression:
         if protocol:
             used.append(("real images", protocol["real_sha256"], protocol["num_real_images"]))
         return [
-            DatasetRecord(
-                name=source_name(source), digest=digest[:16], source=source, num_images=count, context=context
-            )
+            DatasetRecord(name=short_name(source), digest=digest[:16], source=source, num_images=count, context=context)
             for context, digest, count in used
         ]
 
@@ -152,7 +150,7 @@ def stage_folders(artifacts: Path, reports: Path) -> dict[str, Path]:
 
 def _read_json(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
     if not path.is_file():
-        raise InputError(f"{path} does not exist; run the pipeline first: make run")
+        raise InputError(f"{path} does not exist; run the pipeline first: espalier run")
     value = read_json(path)
     if not set(keys) <= set(value):
         raise _unexpected(path)

@@ -50,7 +50,7 @@ class DatasetRecord(Frozen):
     """What they were used for."""
 
 
-def source_name(source: Mapping[str, Any]) -> str:
+def short_name(source: Mapping[str, Any]) -> str:
     """Name the source of a model or of images by the last part of its name, repository, address or path.
 
     Raises:
@@ -70,7 +70,7 @@ def run_name(params: Mapping[str, Any]) -> str:
     Args:
         params: Block -> its params.
     """
-    name = source_name(params["fetch"]["model"]).removeprefix("espalier-")
+    name = short_name(params["fetch"]["model"]).removeprefix("espalier-")
     return " · ".join([name, params["importance"]["criterion"], _budget(params["prune"]["target"]), *_unusual(params)])
 
 

@@ -15,6 +15,7 @@ import torch
 from ruamel.yaml import YAML
 
 from stages.finetune.checkpoint import TRAINING, Checkpoint, Checkpoints
+from stages.importance.folders import CHECKPOINTS as IMPORTANCE
 from stages.rounds.params import read_params
 from stages.runtime.errors import InputError
 from stages.storage.files import write_json
@@ -23,12 +24,14 @@ from stages.tools.leftovers import (
     CURRENT,
     IN_USE,
     ROUNDS,
+    SUMS,
     UNKNOWN,
     YOUNG,
     Needed,
     current_trainings,
     find_checkpoints,
     find_in_store,
+    find_sums,
     held_trainings,
     training_key,
 )
@@ -116,6 +119,20 @@ def test_only_given_up_trainings_leave_the_disk(checkout, current, given_up, nee
     assert not folder.exists()
     assert held_trainings(checkout) == {"c" * 16}
     stop(running)
+
+
+def test_a_sum_that_stopped_half_way_leaves_the_disk_when_it_is_old(checkout, needed):
+    """One that is written to stays; the folder is the one of the stage importance."""
+    path = checkout / SUMS / f"{'a' * 16}.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"1234")
+    (young,) = find_sums(checkout, Needed(needed.trainings, datetime.now(UTC) - HOUR))
+    (old,) = find_sums(checkout, Needed(needed.trainings, datetime.now(UTC) + HOUR))
+
+    assert SUMS == IMPORTANCE
+    assert (young.reason_to_keep, old.reason_to_keep, old.size_bytes) == (YOUNG, None, 4)
+    assert old.remove()
+    assert not path.exists()
 
 
 def test_what_is_younger_stays(checkout, given_up, needed):
