@@ -55,6 +55,7 @@ def init(
     system: str | None,
     column: str | None,
     *,
+    heldout: float | None,
     force: bool,
     **given: Any,  # noqa: ANN401  # the fields of `Chosen`
 ) -> None:
@@ -74,9 +75,10 @@ def init(
     from stages.storage.files import write_atomically
     from stages.tools.params_yaml import to_yaml
     from stages.tools.sources import data_source, model_sources
-    from stages.tools.starter import Chosen, describe, make_params, open_first
+    from stages.tools.starter import HELDOUT, Chosen, describe, make_params, open_first
 
-    start, model = open_first(model_sources(model_text, system), data_source(data_text, column))
+    share = HELDOUT if heldout is None else heldout
+    start, model = open_first(model_sources(model_text, system), data_source(data_text, column), share)
     lines = list(describe(start))
     text = to_yaml(make_params(start, model, Chosen(target=target, **given)), " ".join(lines[0].split()[1:]))
     write_atomically(out, text.encode())

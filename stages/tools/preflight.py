@@ -36,7 +36,7 @@ from stages.storage.tensors import tensors_sha256
 from stages.tools.planned_model import PlannedModel
 
 TRIED = 8
-"""Images that are read to find out how long one takes."""
+"""Images that are looked at in place of all."""
 
 
 @dataclass(frozen=True)
@@ -184,9 +184,14 @@ def _open_images(params: Params, model: PlannedModel, refusals: Refusals) -> Fou
         return FoundImages(*split_sizes(images, params.fetch.heldout), pack_s)
 
 
+def spread(images: SourceImages) -> range:
+    """Return the indices of a few images, spread over all."""
+    return range(0, len(images), max(1, len(images) // TRIED))[:TRIED]
+
+
 def _seconds_to_read(images: SourceImages, params: Params, shape: tuple[int, int, int]) -> float:
     fit = params.fetch.data if isinstance(params.fetch.data, FitParams) else FitParams()
-    chosen = range(0, len(images), max(1, len(images) // TRIED))[:TRIED]
+    chosen = spread(images)
     begin = time.perf_counter()
     for index in chosen:
         with suppress(CorruptImageError):  # fetch.data.max_corrupt may allow it

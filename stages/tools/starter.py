@@ -33,7 +33,7 @@ from stages.runtime.errors import InputError, UnavailableError
 from stages.runtime.schema import validate_tree
 from stages.runtime.wording import count
 from stages.tools.planned_model import PlannedModel, read_model
-from stages.tools.preflight import Refusals, check_model, check_params
+from stages.tools.preflight import Refusals, check_model, check_params, spread
 from stages.tools.probe import activation_bytes, seconds_each
 from stages.tools.workload import BACKWARD, STOPS_AT
 
@@ -44,9 +44,10 @@ SETS = 4
 """Sets of images, from which intervals follow."""
 MEMORY_SHARE = 0.4
 """Share of the free memory that the activations of a training step may take."""
+HELDOUT = 0.1
+"""Share of the images that is held out by default."""
 STRIDES = (1, 2, 5, 10, 20, 50, 100)
 INCEPTION = "inception-v3-compat"
-LOOKED_AT = 8
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,6 @@ class Chosen:
     sampler_steps: int | None = None
     stride: int | None = None
     extractor: str | None = None
-    heldout: float | None = None
     flip: bool | None = None
 
 
@@ -72,14 +72,21 @@ class Start:
     model: PlannedModel
     data: DataSource
     num_train: int
+    heldout: float
+    """Share of the images that is held out."""
     pass_s: float
     """Seconds of one forward pass of one image."""
     free_bytes: float
     """Memory that is free for a training step."""
 
 
-def open_first(models: Sequence[ModelSource], data: DataSource) -> tuple[Start, ModelSource]:
+def open_first(models: Sequence[ModelSource], data: DataSource, heldout: float) -> tuple[Start, ModelSource]:
     """Open the first of some sources that holds a model, such as one checkpoint as each of the known architectures.
+
+    Args:
+        models: The sources.
+        data: Source of the images.
+        heldout: Share of the images that is held out.
 
     Raises:
         InputError: None of them can be opened; of several, the message names all architectures that were tried.
@@ -88,7 +95,7 @@ def open_first(models: Sequence[ModelSource], data: DataSource) -> tuple[Start, 
     check_path(data)
     for model in models:
         try:
-            return open_start(model, data), model
+            return open_start(model, data, heldout), model
         except ModelError as error:
             if len(models) == 1:
                 raise
@@ -101,7 +108,7 @@ class ModelError(InputError):
     """The model itself cannot be opened, whatever the images."""
 
 
-def open_start(model: ModelSource, data: DataSource) -> Start:
+def open_start(model: ModelSource, data: DataSource, heldout: float) -> Start:
     """Fetch the model into a temporary folder as the stage does, open the images, and time a pass.
 
     Raises:
@@ -121,12 +128,12 @@ def open_start(model: ModelSource, data: DataSource) -> Start:
         data = _with_labels(data, found)
         with open_source(data, shape, Path(temporary)) as images:
             data = _with_fit(data, images, shape)
-            num_train, _ = split_sizes(images, 0.1)
+            num_train, _ = split_sizes(images, heldout)
     with torch.inference_mode():
         pass_s = seconds_each(lambda batch: forward_pass(found.unet, batch), LARGEST_BATCH)
     cuda = found.unet.device.type == "cuda"
     free = torch.cuda.mem_get_info()[0] if cuda else psutil.virtual_memory().available
-    return Start(found, data, num_train, pass_s, float(free))
+    return Start(found, data, num_train, heldout, pass_s, float(free))
 
 
 def _with_labels(data: DataSource, model: PlannedModel) -> DataSource:
@@ -140,9 +147,8 @@ def _with_fit(data: DataSource, images: SourceImages, shape: tuple[int, int, int
     """Crop and resize images where some of those that are looked at do not have the size of the model."""
     if not isinstance(data, FolderData):
         return data
-    chosen = range(0, len(images), max(1, len(images) // LOOKED_AT))[:LOOKED_AT]
     sizes = set()
-    for index in chosen:
+    for index in spread(images):
         try:
             with images.open(index) as image:
                 sizes.add((image.height, image.width))
@@ -185,7 +191,7 @@ def make_params(start: Start, model: ModelSource, chosen: Chosen) -> dict[str, A
     every = max(1, training // 10)
     tree = {
         "seed": 0,
-        "fetch": {"model": _given(model), "data": _given(start.data), "heldout": chosen.heldout or 0.1},
+        "fetch": {"model": _given(model), "data": _given(start.data), "heldout": start.heldout},
         "reference": _reference(start, steps, chosen),
         "importance": _importance(start, chosen),
         "prune": {"target": chosen.target, "round_to": 8 if start.model.unet.device.type == "cuda" else 1},
