@@ -120,5 +120,5 @@ def output_to_markdown(output: dict[str, Any]) -> str:
     """A picture as an image with its data, everything else as text."""
     data = output.get("data", {})
     if "image/png" in data:
-        return f'<img alt="{"".join(data["text/plain"])}" src="data:image/png;base64,{data["image/png"].strip()}">'
+        return f'<img alt="output of the cell above" src="data:image/png;base64,{data["image/png"].strip()}">'
     return f"```text\n{''.join(output.get('text') or data['text/plain']).rstrip()}\n```"
