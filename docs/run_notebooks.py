@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import nbformat
-from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
+from traitlets.config import Config
 
 NOTEBOOKS = sorted((Path(__file__).parent / "notebooks").glob("*.ipynb"))
 LIMIT_S = 120
@@ -16,8 +16,11 @@ def run(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     Raises:
         nbclient.exceptions.CellExecutionError: A cell failed.
     """
-    kernel = AsyncKernelManager(kernel_name="python3", transport="ipc")  # no port that others could connect to
-    NotebookClient(notebook, km=kernel, timeout=LIMIT_S, record_timing=False, coalesce_streams=True).execute()
+    private = Config(KernelManager={"transport": "ipc"})  # no port that others could connect to
+    client = NotebookClient(
+        notebook, config=private, kernel_name="python3", timeout=LIMIT_S, record_timing=False, coalesce_streams=True
+    )
+    client.execute()
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
         if cell.cell_type == "code":
