@@ -87,7 +87,7 @@ results: $(READY) ## Copy the pipeline's results table into README.md
 	$(BIN)/python docs/results.py
 
 docs: $(READY) ## Build the documentation site into site/, strictly and offline
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 	@echo "open site/index.html, or serve it, which its search needs: python3 -m http.server --directory site"
 
 docs-test: $(READY) ## Build the site anew, open its pages in Chromium, and run the notebooks (half a minute)

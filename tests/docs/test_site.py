@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -31,24 +32,27 @@ OPENED = [
 ]
 
 
+def build(repository, folder):
+    """Build the site as `make docs` does, with a proxy for all other hosts that does not answer."""
+    proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), NOBODY)
+    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", folder]
+    environment = {**os.environ, **proxies, "NO_MKDOCS_2_WARNING": "1"}
+    return subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, check=False)
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The site's folder, built as `make docs` does, with a proxy for all other hosts that does not answer."""
+    """The site's folder."""
     folder = tmp_path_factory.mktemp("docs") / "site"
-    proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), NOBODY)
-    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", folder]
-    environment = {**os.environ, **proxies, "NO_MKDOCS_2_WARNING": "1"}
-    built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stdout + built.stderr
+    built = build(ROOT, folder)
+    assert built.returncode == 0, built.stderr
     return folder
 
 
 @pytest.fixture(scope="module")
 def address(site):
     """Where the site is served."""
-    handler = partial(SimpleHTTPRequestHandler, directory=site)
-    handler.log_message = lambda *_: None
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=site)) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
@@ -85,6 +89,24 @@ def test_no_page_loads_from_another_host(site):
     assert {path.name: found for path, page in pages.items() if (found := foreign(page.addresses))} == {}
     assert [it for path in site.rglob("*.css") for it in foreign(CSS_LOAD.findall(path.read_text()))] == []
     assert [it for path in site.rglob("*.js") for it in JS_LOAD.findall(path.read_text())] == []
+
+
+def test_the_build_refuses_what_leads_nowhere(tmp_path):
+    """Links and anchors that do not exist, and a page that no menu names; all are listed."""
+    for name in ("mkdocs.yml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("docs", "mlflow", "recipes"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    (tmp_path / "stages").symlink_to(ROOT / "stages")
+    with (tmp_path / "docs/page.md").open("a") as page:
+        page.write("\n[link](nowhere.md), [code](../stages/nowhere.py), [anchor](metrics.md#nowhere)\n")
+    (tmp_path / "docs/how-to/unlisted.md").write_text("# Unlisted\n")
+    built = build(tmp_path, tmp_path / "site")
+
+    assert built.returncode == 1
+    assert built.stderr.count("WARNING") == 4
+    for found in ("'nowhere.md'", "'../stages/nowhere.py'", "'metrics.md#nowhere'", "- docs/how-to/unlisted.md"):
+        assert found in built.stderr
 
 
 def test_the_search_for_foreign_hosts_finds_them():
@@ -141,10 +163,9 @@ def test_the_search_finds_a_function(browser, address):  # noqa: F811
     """By its name, on the page of the API that describes it, without another host."""
     page, requests = browser.new_page(), []
     page.on("request", lambda it: requests.append(it.url))
-    page.goto(address)
-    page.get_by_placeholder("Search").fill("plan_one_shot")
-    link = page.locator(".md-search-result__link").first
-    link.wait_for()
+    page.goto(address, wait_until="networkidle")  # with the index
+    page.get_by_placeholder("Search").press_sequentially("plan_one_shot")
+    page.locator(".md-search-result__link").first.wait_for()
     links = page.locator(".md-search-result__link").evaluate_all("all => all.map(it => it.href)")
     page.close()
 
