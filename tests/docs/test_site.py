@@ -151,13 +151,14 @@ def test_pages_ask_nobody_else_and_fit_the_screen(browser, address, width, schem
     page.on("console", lambda it: console.append(it.text))
     page.on("pageerror", lambda it: console.append(str(it)))
     for path in OPENED:
-        page.goto(address + path, wait_until="networkidle")
+        page.goto(address + path)
         page.wait_for_function("!document.querySelector('pre.mermaid')")
         diagrams = page.evaluate("[...document.querySelectorAll('.diagram > *')].map(it => it.offsetHeight)")
         assert len(diagrams) == {"index.html": 1, "architecture.html": 3}.get(path, 0)
         assert min(diagrams, default=100) > 80
         assert page.evaluate("[...document.images].every(image => image.naturalWidth > 90 && image.alt)")
         assert page.evaluate("document.documentElement.scrollWidth") == width
+    page.wait_for_load_state("networkidle")
     context.close()
 
     assert [url for url in requests if not url.startswith((address, "data:"))] == []
