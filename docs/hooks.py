@@ -26,11 +26,6 @@ class Notebook(File):
         """Return True, although the file is not Markdown."""
         return True
 
-    @property
-    def content_string(self) -> str:
-        """The page as Markdown."""
-        return notebook_to_markdown(super().content_string)
-
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Replace each pattern in the navigation by the files that match it."""
@@ -64,7 +59,10 @@ def site_file(path: str, config: MkDocsConfig) -> File:
     """The file under its path in the repository, so that relative links hold on the site as they do there."""
     kind = Notebook if path.endswith(".ipynb") else File
     address = kind(path.removeprefix("docs/"), None, config.site_dir, use_directory_urls=False).dest_uri
-    return kind(path, str(ROOT), config.site_dir, use_directory_urls=False, dest_uri=address)
+    file = kind(path, str(ROOT), config.site_dir, use_directory_urls=False, dest_uri=address)
+    if kind is Notebook:
+        file.content_string = notebook_to_markdown(file.content_string)
+    return file
 
 
 def mermaid_script(config: MkDocsConfig) -> File:

@@ -67,6 +67,15 @@ def test_patterns_in_the_navigation_are_replaced(config):
     assert re.findall(r"docs/adr/[^']+", entries) == decisions
 
 
+def test_the_overview_of_the_api_leads_to_each_of_its_pages():
+    """And the menu too, by a pattern."""
+    pages = {Path(path).name for path in matching("docs/api/*.md")} - {"README.md"}
+
+    assert (
+        set(re.findall(r"^\| \[[^]]+\]\(([^)]+)\)", (ROOT / "docs/api/README.md").read_text(), re.MULTILINE)) == pages
+    )
+
+
 def test_a_notebook_becomes_text_code_and_outputs():
     """In order; a picture is part of the page, so that nothing has to be loaded."""
     cells = [nbformat.v4.new_markdown_cell("# Title"), nbformat.v4.new_code_cell("print(1)")]
