@@ -12,7 +12,10 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
-CONTENT = ("*.md", "mlflow/*.md", "recipes/*.md", "docs/**/*.md", "docs/**/*.png", "docs/**/*.css", "docs/**/*.ipynb")
+CONTENT = (
+    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "mlflow/README.md", "recipes/README.md"),
+    *(f"docs/**/*.{suffix}" for suffix in ("md", "ipynb", "png", "css")),
+)
 """What of the repository is on the site, with the links between these files as they are."""
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s#:]+)(#[^)\s]*)?\)")
 MERMAID = "assets/mermaid.js"
@@ -44,8 +47,9 @@ def expand(entry: Any) -> Any:  # noqa: ANN401  # the navigation is lists, dicts
 
 
 def matching(pattern: str) -> list[str]:
-    """Paths in the repository, by name; a README first."""
-    return sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern))
+    """Paths in the repository, by name; Jupyter's own copies of notebooks are left out."""
+    paths = [path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern)]
+    return sorted(path for path in paths if "/." not in path)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
