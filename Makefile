@@ -14,7 +14,7 @@ export PREFECT_SERVER_UI_V2_ENABLED := false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run flow test e2e e2e-registry e2e-schedule preset image stack check format lock base results sizes systems ui server audit sbom prefect-server fuzz clean
+.PHONY: help setup run flow test e2e e2e-registry e2e-schedule preset image stack check format lock base results docs docs-test notebooks sizes systems ui server audit sbom prefect-server fuzz clean
 
 help: ## Print these targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -85,6 +85,16 @@ base: $(READY) ## Retrain the bundled digits model and classifier (about ten min
 
 results: $(READY) ## Copy the pipeline's results table into README.md
 	$(BIN)/python docs/results.py
+
+docs: $(READY) ## Build the documentation site into site/, strictly and offline
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@echo "open site/index.html, or serve it, which its search needs: python3 -m http.server --directory site"
+
+docs-test: $(READY) ## Build the site anew, open its pages in Chromium, and run the notebooks (half a minute)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m e2e -n 2 --dist loadfile tests/docs
+
+notebooks: $(READY) ## Run the notebooks of docs/notebooks and write their outputs into them
+	$(BIN)/python docs/run_notebooks.py
 
 sizes: $(READY) ## Cut each of the paper's models at ratio 0.3 and print parameters and MACs (about a minute)
 	@$(BIN)/python -m benchmarks.sizes

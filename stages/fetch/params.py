@@ -41,7 +41,7 @@ class FolderModel(Section):
     """The diffusers folder; ~ and $VARIABLES are expanded when the stage runs."""
     sha256: Sha256 | None = None
     """Hash of the file with the UNet's weights; of shards, that of all one after the other, ordered by name
-    (cat *-of-*.safetensors | sha256sum). null skips the check."""
+    (`cat *-of-*.safetensors | sha256sum`). null skips the check."""
 
 
 class HubModel(Section):

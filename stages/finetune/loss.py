@@ -71,6 +71,7 @@ LOSSES: Mapping[str, Loss] = {
     "output": OutputDistillation(),
     "feature": FeatureDistillation(),
 }
+"""Key of finetune.loss that holds the weight -> the loss."""
 
 
 class Objective:

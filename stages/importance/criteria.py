@@ -105,6 +105,7 @@ CRITERIA = {
         weights=signal_share,
     ),
 }
+"""Value of importance.criterion -> its definition."""
 
 
 @dataclass(frozen=True)

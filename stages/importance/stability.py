@@ -151,7 +151,7 @@ def measure_stability(
 
 
 def compare_rankings(groups: Sequence[Group], scores: Sequence[Sequence[torch.Tensor]]) -> RankingStability | None:
-    """Scores [draws][groups] -> the agreement of their rankings; None if all scores within each group are equal."""
+    """Scores, by draw and group -> the agreement of their rankings; None if all scores within each group are equal."""
     rows = [
         (group.width, *_compare_pair(one[index], two[index]))
         for one, two in itertools.combinations(scores, 2)
