@@ -5,11 +5,14 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import dedent
 
 ROOT = Path(__file__).parents[1]
 HISTORY = ("docs/adr", "docs/log.md", "CHANGELOG.md")
 """Pages that report how things were."""
-FENCE = re.compile(r"^(?:<!-- (not run|serves): (.+?) -->\n\n?)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(
+    r"^ *(?:<!-- (not run|serves): ([^\n]+?) -->\n+ *)?```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL
+)
 INLINE = re.compile(r"`((?:espalier|make|python -m) [^`]+)`")
 OPERATORS = re.compile(r"^[;&|()]+$")
 REDIRECTION = re.compile(r"^[<>]+$")
@@ -54,7 +57,7 @@ def blocks(page: str, language: str | None = None) -> list[Block]:
         mark, argument, its_language, body = match.groups()
         line = text[: match.start()].count("\n") + 1
         marks = {"not run": None, "serves": None, **({mark: argument} if mark else {})}
-        found.append(Block(page, line, its_language, body, marks["not run"], marks["serves"]))
+        found.append(Block(page, line, its_language, dedent(body), marks["not run"], marks["serves"]))
     return [block for block in found if language in (None, block.language)]
 
 
