@@ -10,9 +10,7 @@ from textwrap import dedent
 ROOT = Path(__file__).parents[1]
 HISTORY = ("docs/adr", "docs/log.md", "CHANGELOG.md")
 """Pages that report how things were."""
-FENCE = re.compile(
-    r"^ *(?:<!-- (not run|serves): ([^\n]+?) -->\n+ *)?```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL
-)
+FENCE = re.compile(r"^ *(?:<!-- (not run|serves): ([^\n]+?) -->\n+ *)?```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`((?:espalier|make|python -m) [^`]+)`")
 OPERATORS = re.compile(r"^[;&|()]+$")
 REDIRECTION = re.compile(r"^[<>]+$")

@@ -21,7 +21,23 @@ from tests.markdown import ROOT, blocks, commands, inline_commands, pages
 PAGES = pages()
 TARGETS = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 SHELL = {
-    *("apt-get", "buildah", "cat", "cd", "chmod", "cp", "curl", "docker", "echo", "export", "gh", "git", "hf", "ls", "mkdir"),
+    *(
+        "apt-get",
+        "buildah",
+        "cat",
+        "cd",
+        "chmod",
+        "cp",
+        "curl",
+        "docker",
+        "echo",
+        "export",
+        "gh",
+        "git",
+        "hf",
+        "ls",
+        "mkdir",
+    ),
     *("nvidia-smi", "open", "openssl", "pg_dump", "pip", "pre-commit", "read", "rm", "set", "sh", "source", "tar"),
     *("umask", ".", "kill", "aws", "ssh", "tmux"),
 }
@@ -137,7 +153,7 @@ def find_wrong(scripts: list[tuple[str, str]], *, is_whole: bool = True) -> list
 def test_every_command_of_a_page_is_one_that_exists(page, monkeypatch):
     """Program, command, options and their values, in blocks and in sentences; nothing names the module flows."""
     inline = [(page, text) for text in inline_commands(page)]
-    if blocks(page, "diff"):  # its patches add the values; test_sessions.py applies them and runs the commands
+    if blocks(page, "diff"):  # its patches add the values; test_how_tos.py applies them and runs the commands
         monkeypatch.setattr(sys.modules[__name__], "apply", lambda *_: None)
 
     assert find_wrong([(block.place, block.text) for block in blocks(page, "sh")]) == []

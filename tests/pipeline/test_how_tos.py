@@ -26,8 +26,8 @@ from tests.swift import free_ports
 HOW_TOS = [page for page in pages() if page.startswith("docs/how-to/") and not page.endswith("README.md")]
 TYPED = ["README.md", *HOW_TOS]
 """The pages whose commands are run; those of the others are parsed only (test_commands.py)."""
-NOT_RUN = 9
-"""Blocks of these pages that no test runs: they need a GPU, a cluster, an account or the internet, or are the tests."""
+NOT_RUN = 4
+"""Blocks of these pages that no test runs: they need a GPU, a cluster, an account or the internet."""
 RUN = {"sh", "diff", "python"}
 FILES = ["Makefile", "pyproject.toml", "prefect.yaml", "recipes", "benchmarks", "mlflow"]
 """What a clone has beside the files that the pipeline needs."""
@@ -74,7 +74,9 @@ def reader(copy_finished, lenient, tmp_path):
         "SMALL_NUMBERS": json.dumps(SMALL),
         **{f"GIT_{who}_{what}": "reader@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
     }
-    subprocess.run([sys.executable, variables["SHRINK"], "recipes/presets/digits.yaml"], env=variables, cwd=project)
+    subprocess.run(
+        [sys.executable, variables["SHRINK"], "recipes/presets/digits.yaml"], check=True, env=variables, cwd=project
+    )
     _make_home(home)
     commit(project)
     (project / ".venv").mkdir()
