@@ -7,8 +7,9 @@ from stages.params import Params
 from stages.tools.workload import ModelSize, Pass, Work, costs_seconds, pass_macs
 
 FLOPS_PER_MAC = 2
-LIGHT = 0.4
-"""Share of the time that a stage takes to start if it does not import PyTorch."""
+LIGHT, HEAVY = 0.4, 1.8
+"""Shares of the time that a stage takes to start: of one that does not import PyTorch, and of the report, which imports
+matplotlib and MLflow as well and draws figures (measured: 6 s and 10 s, 14 s and 27 s)."""
 SHARED = ("reference", "importance", "finetune", "evaluate")
 """The stages whose work the GPUs of a machine share."""
 
@@ -55,9 +56,13 @@ def _forecast(name: str, params: Params, work: Work, rates: Rates, gpus: int) ->
     if name == "costs":
         seconds += costs_seconds(params, rates.seconds.get("dense", 0.0) + rates.seconds.get("pruned", 0.0))
     unmeasured = tuple(kind for kind, number in work.passes.items() if number and kind not in rates.seconds)
-    is_light = name == "code" or (name == "rounds" and params.rounds.count == 1)
-    startup_s = rates.startup_s * (LIGHT if is_light else 1)
+    startup_s = rates.startup_s * _startup_share(name, params)
     return StageForecast(name, work, seconds + startup_s, rates.memory_bytes.get(name), unmeasured)
+
+
+def _startup_share(name: str, params: Params) -> float:
+    is_light = name == "code" or (name == "rounds" and params.rounds.count == 1)
+    return LIGHT if is_light else HEAVY if name == "report" else 1.0
 
 
 def rates_at(tflops: float, params: Params, size: ModelSize) -> Rates:

@@ -79,6 +79,12 @@ def reader(copy_finished, lenient, tmp_path):
     )
     _make_home(home)
     commit(project)
+    record = [
+        sys.executable,
+        "-m",
+        "stages.tracking",
+    ]  # the copy has no database, since its paths would be those of the original
+    subprocess.run(record, check=True, env=variables, cwd=project, capture_output=True)
     (project / ".venv").mkdir()
     (project / ".venv/bin").symlink_to(Path(sys.executable).parent)
     (project / ".venv/.ready").touch()  # newer than requirements.lock, so that make has nothing to install
