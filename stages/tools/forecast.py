@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from stages.params import Params
-from stages.tools.workload import ModelSize, Pass, Work, costs_seconds, pass_macs
+from stages.tools.workload import BYTES, ModelSize, Pass, Work, costs_seconds, pass_macs
 
 FLOPS_PER_MAC = 2
 LIGHT, HEAVY = 0.4, 1.8
 """Shares of the time that a stage takes to start: of one that does not import PyTorch, and of the report, which imports
 matplotlib and MLflow as well and draws figures (measured: 6 s and 10 s, 14 s and 27 s)."""
+DISK_BYTES_PER_S = 5e8
+"""Weights that are read or written a second, with their hash, where nothing is timed: an assumption."""
 SHARED = ("reference", "importance", "finetune", "evaluate")
 """The stages whose work the GPUs of a machine share."""
 
@@ -68,4 +70,6 @@ def _startup_share(name: str, params: Params) -> float:
 def rates_at(tflops: float, params: Params, size: ModelSize) -> Rates:
     """Return the rates of a device that sustains `tflops` · 10¹² operations per second in every pass of the UNets."""
     per_s = tflops * 1e12 / FLOPS_PER_MAC
-    return Rates({kind: macs / per_s for kind, macs in pass_macs(params, size).items()})
+    passes = {kind: macs / per_s for kind, macs in pass_macs(params, size).items()}
+    weights: dict[Pass, float] = {"read": BYTES / DISK_BYTES_PER_S, "write": BYTES / DISK_BYTES_PER_S, "cut": 0.0}
+    return Rates(passes | weights)
