@@ -28,9 +28,10 @@ Pass = Literal[
     "cut",
 ]
 """What is done with one image, or below "similarity" with weights. pack: read and fit it. encode, decode: by the
-autoencoder. dense, pruned: the model's prediction. gradient: that of the dense model's weights. step, jacobian step: a training step without and with the
-Jacobian loss. heldout: the held-out loss. features: by the extractor. similarity: to the dense model's image.
-read, write: one parameter of a model, from and to the disk, with its hash. cut: the plan and the cut of the model."""
+autoencoder. dense, pruned: the model's prediction. gradient: that of the dense model's weights. step, jacobian step: a
+training step without and with the Jacobian loss. heldout: the held-out loss. features: by the extractor. similarity: to
+the dense model's image. read, write: one parameter of a model, from and to the disk, with its hash. cut: the plan and
+the cut of the model."""
 STOPS_AT = 0.35
 """Share of the timesteps after which the threshold of the importance ends its sum. Measured at T = .05: .25 on
 CIFAR-10's model and .5 on the digits'; this lies within a factor of 1.5 of both."""
