@@ -1,6 +1,7 @@
 """README and how-tos: a reader types every command of a page, one after the other, in a project with small numbers."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -129,7 +130,8 @@ def test_every_command_of_a_page_does_its_work(page, reader, swift, tmp_path):
     project, variables = reader
     s3_client(swift).create_bucket(Bucket=f"bucket-{tmp_path.name.replace('_', '-').lower()}")
     ports = dict(zip(PORTS, map(str, free_ports(len(PORTS))), strict=True))
-    variables |= s3_environment(swift) | {f"PORT_{name}": port for name, port in ports.items()}
+    addresses = {key: value for key, value in s3_environment(swift).items() if value != os.devnull}  # home has no files
+    variables |= addresses | {f"PORT_{name}": port for name, port in ports.items()}
     variables |= {"PREFECT_SERVER_API_PORT": ports["4200"], MARK: tmp_path.name}
     script = make_script(page, ports).replace("s3://bucket", f"s3://bucket-{tmp_path.name.replace('_', '-').lower()}")
     log = tmp_path / "log"
