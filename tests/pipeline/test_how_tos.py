@@ -69,6 +69,7 @@ def reader(copy_finished, lenient, tmp_path):
     variables = {
         **own_environment(**QUIET),
         "HOME": str(home),
+        "PYTHONPATH": str(project),  # the installation of a clone is its own code
         "PREFECT_HOME": str(home / "prefect"),
         "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(tmp_path / "ui"),
         "SHRINK": str(ROOT / "tests/docs/shrink.py"),
