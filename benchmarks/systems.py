@@ -1,7 +1,9 @@
 """Every preset, with an initialised model of its exact config, through all stages on few steps and images."""
 
+import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -162,12 +164,31 @@ def run_stages(folder: Path) -> Run:
     return run
 
 
-def measure(name: str, folder: Path) -> str:
+def make_inputs(name: str, folder: Path) -> None:
+    """Write model, pictures and params of a preset."""
+    make_model(SYSTEM_OF[name], folder / "model")
+    make_data(SYSTEM_OF[name], folder / "pictures")
+    make_params(name, folder)
+
+
+def plan_stages(folder: Path) -> dict[str, float]:
+    """Ask `espalier plan` what the stages in a folder would take: name -> seconds.
+
+    Raises:
+        SystemExit: It would refuse something.
+    """
+    shutil.copyfile(ROOT / "dvc.yaml", folder / "dvc.yaml")
+    command = [sys.executable, "-m", "flows", "plan", "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, check=False)  # noqa: S603
+    if result.returncode:
+        sys.exit(f"the plan of {folder} failed: {result.stdout.decode()}")
+    return {stage["name"]: stage["seconds"] for stage in json.loads(result.stdout)["stages"]}
+
+
+def measure(name: str, folder: Path, forecast: dict[str, float] | None = None) -> str:
     """Take one preset through the stages, check its sizes and give its row of the table."""
     system = SYSTEM_OF[name]
-    make_model(system, folder / "model")
-    make_data(system, folder / "pictures")
-    make_params(name, folder)
     run = run_stages(folder)
     models = read_json(folder / "reports" / "evaluate" / "evaluation.json")["models"]
     sizes = {key: (models[key]["params"] / 1e6, models[key]["macs"] / 1e9) for key in ("dense", "finetuned")}
@@ -176,14 +197,18 @@ def measure(name: str, folder: Path) -> str:
         if wrong:
             sys.exit(f"{name}: {key} has {wrong[0][0]:.4f}, expected {wrong[0][1]}")
     cells = [f"{params:.4f} M / {macs:.4f} G" for params, macs in sizes.values()]
-    cells += [f"{run.seconds[stage]:.0f} s, {run.peak_gib[stage]:.1f} GiB" for stage in run.seconds]
+    if forecast:
+        cells += [f"{forecast[stage]:.0f} s, {seconds:.0f} s" for stage, seconds in run.seconds.items()]
+    else:
+        cells += [f"{run.seconds[stage]:.0f} s, {run.peak_gib[stage]:.1f} GiB" for stage in run.seconds]
     return f"| {name} | {' | '.join(cells)} |"
 
 
 @click.command()
 @click.option("--preset", "names", multiple=True, type=click.Choice(list(SYSTEM_OF)), default=list(SYSTEM_OF))
 @click.option("--keep", type=click.Path(path_type=Path), help="A folder for what the stages write, which stays.")
-def main(names: tuple[str, ...], keep: Path | None) -> None:
+@click.option("--plan/--no-plan", "to_plan", default=False, help="Print the time that plan forecasts, not the memory.")
+def main(names: tuple[str, ...], keep: Path | None, *, to_plan: bool) -> None:
     """Run the presets and print time and peak memory of each stage, on this machine."""
     stages = list(YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"])
     rows = [f"| preset | dense | pruned | {' | '.join(stages)} |", f"|{' --- |' * (3 + len(stages))}"]
@@ -193,7 +218,9 @@ def main(names: tuple[str, ...], keep: Path | None) -> None:
             if folder.exists():
                 raise click.UsageError(f"{folder} is there; remove it or choose another --keep")
             folder.mkdir(parents=True)
-            rows.append(measure(name, folder.resolve()))
+            make_inputs(name, folder.resolve())
+            forecast = plan_stages(folder.resolve()) if to_plan else None
+            rows.append(measure(name, folder.resolve(), forecast))
             click.echo(rows[-1], err=True)
     click.echo("\n".join(rows))
 

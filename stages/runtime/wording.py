@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 KIBI = 1024
 SECONDS_PER_MINUTE, MINUTES_PER_HOUR = 60, 60
+THREE_DIGITS = 999.5
+"""From here on a number rounds to four digits."""
 
 
 def count(number: int, noun: str, plural: str | None = None) -> str:
@@ -27,7 +29,7 @@ def format_bytes(size_bytes: float) -> str:
     value = size_bytes
     while value >= KIBI and len(units) > 1:
         value, units = value / KIBI, units[1:]
-    return f"{value:.3g} {units[0]}" if value < KIBI - 1 else f"{value:.0f} {units[0]}"
+    return f"{value:.0f} {units[0]}" if value >= THREE_DIGITS else f"{value:.3g} {units[0]}"
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -4,11 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from stages.params import Params
-from stages.tools.workload import ModelSize, Pass, Work, costs_seconds, pass_macs
+from stages.tools.workload import BYTES, ModelSize, Pass, Work, costs_seconds, pass_macs
 
 FLOPS_PER_MAC = 2
-LIGHT = 0.4
-"""Share of the time that a stage takes to start if it does not import PyTorch."""
+LIGHT, HEAVY = 0.4, 1.8
+"""Shares of the time that a stage takes to start: of one that does not import PyTorch, and of the report, which imports
+matplotlib and MLflow as well and draws figures (measured: 6 s and 10 s, 14 s and 27 s)."""
+DISK_BYTES_PER_S = 5e8
+"""Weights that are read or written a second, with their hash, where nothing is timed: an assumption."""
 SHARED = ("reference", "importance", "finetune", "evaluate")
 """The stages whose work the GPUs of a machine share."""
 
@@ -55,12 +58,18 @@ def _forecast(name: str, params: Params, work: Work, rates: Rates, gpus: int) ->
     if name == "costs":
         seconds += costs_seconds(params, rates.seconds.get("dense", 0.0) + rates.seconds.get("pruned", 0.0))
     unmeasured = tuple(kind for kind, number in work.passes.items() if number and kind not in rates.seconds)
-    is_light = name == "code" or (name == "rounds" and params.rounds.count == 1)
-    startup_s = rates.startup_s * (LIGHT if is_light else 1)
+    startup_s = rates.startup_s * _startup_share(name, params)
     return StageForecast(name, work, seconds + startup_s, rates.memory_bytes.get(name), unmeasured)
+
+
+def _startup_share(name: str, params: Params) -> float:
+    is_light = name == "code" or (name == "rounds" and params.rounds.count == 1)
+    return LIGHT if is_light else HEAVY if name == "report" else 1.0
 
 
 def rates_at(tflops: float, params: Params, size: ModelSize) -> Rates:
     """Return the rates of a device that sustains `tflops` · 10¹² operations per second in every pass of the UNets."""
     per_s = tflops * 1e12 / FLOPS_PER_MAC
-    return Rates({kind: macs / per_s for kind, macs in pass_macs(params, size).items()})
+    passes = {kind: macs / per_s for kind, macs in pass_macs(params, size).items()}
+    weights: dict[Pass, float] = {"read": BYTES / DISK_BYTES_PER_S, "write": BYTES / DISK_BYTES_PER_S, "cut": 0.0}
+    return Rates(passes | weights)

@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -67,11 +68,14 @@ def preview(
         model = open_model(params.fetch.model, fetched, device)
         check_model(params, model, refusals)
         images = find_images(params, model, packed, refusals)
+        begin = time.perf_counter()
         subject = _cut(model, params)
+        cut_s = time.perf_counter() - begin
         size = measure_size(model, subject)
         calls = len(make_sampler(model.scheduler, params.reference.sampler).timesteps)
         works = count_work(params, size, images.total if images else None, calls)
-        rates = rates_at(tflops, params, size) if tflops else _timed(subject, params, size, images, startup_s)
+        timed = partial(_timed, subject, params, size, images, startup_s=startup_s, cut_s=cut_s)
+        rates = rates_at(tflops, params, size) if tflops else timed()
         stages = forecast_stages(params, works, rates, gpus)
     except UnavailableError:
         raise
@@ -80,11 +84,19 @@ def preview(
     return Preview(refusals.messages, model, size, images.total if images else None, stages)
 
 
-def _timed(subject: Subject, params: Params, size: ModelSize, images: FoundImages | None, startup_s: float) -> Rates:
+def _timed(
+    subject: Subject,
+    params: Params,
+    size: ModelSize,
+    images: FoundImages | None,
+    *,
+    startup_s: float,
+    cut_s: float,
+) -> Rates:
     """Time the passes on this device, with the extractor if its weights are here."""
     pack_s = images.pack_s if images else None
     extractor = _present_extractor(params)
-    return measure_rates(subject, params, size, startup_s=startup_s, extractor=extractor, pack_s=pack_s)
+    return measure_rates(subject, params, size, startup_s=startup_s, cut_s=cut_s, extractor=extractor, pack_s=pack_s)
 
 
 def _cut(model: PlannedModel, params: Params) -> Subject:

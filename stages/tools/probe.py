@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import psutil
@@ -19,11 +21,13 @@ from stages.models.autoencoder import Autoencoder, image_shape
 from stages.models.complexity import measure_peak_bytes, weights_bytes
 from stages.models.families import Denoiser, example_inputs, sample_shape
 from stages.models.latency import forward_pass
+from stages.models.pipeline import read_unet, write_pipeline
 from stages.models.plan import Plan
 from stages.models.sampling import cast_model
 from stages.params import Params
 from stages.protocol.extractors import Extractor
 from stages.runtime.device import computing
+from stages.storage.tensors import tensors_sha256
 from stages.tools.forecast import Rates
 from stages.tools.workload import ModelSize, Pass, training_bytes
 
@@ -50,6 +54,7 @@ def measure_rates(
     size: ModelSize,
     *,
     startup_s: float,
+    cut_s: float,
     extractor: Extractor | None = None,
     pack_s: float | None = None,
 ) -> Rates:
@@ -60,11 +65,13 @@ def measure_rates(
         params: All of params.yaml.
         size: Sizes of the models.
         startup_s: Seconds that a stage takes before it computes.
+        cut_s: Seconds that planning and cutting took.
         extractor: The extractor of the protocol; None where its weights are not there yet.
         pack_s: Seconds to pack one image; None where it is not known.
     """
     base_bytes = float(psutil.Process().memory_info().rss) if subject.dense.device.type == "cpu" else 0.0
     seconds: dict[Pass, float] = {} if pack_s is None else {"pack": pack_s}
+    seconds |= {"cut": cut_s, **_weights_seconds(subject, size)}
     seconds |= _drawing_seconds(subject, params)
     seconds["gradient"] = seconds_each(lambda batch: _gradient(subject.dense, batch), _calibration_batch(params))
     seconds |= _step_seconds(subject, params, seconds)
@@ -109,6 +116,15 @@ def _drawing_seconds(subject: Subject, params: Params) -> dict[Pass, float]:
             passes = partial(forward_pass, cast_model(unet, precision))
             found[name] = seconds_each(passes, params.reference.batch_size)
     return found
+
+
+def _weights_seconds(subject: Subject, size: ModelSize) -> dict[Pass, float]:
+    """Time one parameter's way to the disk and back, by those of the pruned model."""
+    with TemporaryDirectory(prefix="espalier-") as place:
+        folder = Path(place) / "model"
+        write_s = _elapsed(lambda: write_pipeline(folder, subject.pruned, subject.scheduler))
+        read_s = _elapsed(lambda: tensors_sha256(read_unet(folder, subject.pruned.device).state_dict()))
+    return {"read": read_s / size.pruned_params, "write": write_s / size.pruned_params}
 
 
 def _calibration_batch(params: Params) -> int:

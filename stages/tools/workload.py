@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from stages.importance.calibration import choose_timesteps
@@ -23,10 +23,15 @@ Pass = Literal[
     "heldout",
     "features",
     "similarity",
+    "read",
+    "write",
+    "cut",
 ]
-"""What is done with one image. pack: read and fit it. encode, decode: by the autoencoder. dense, pruned: the model's
-prediction. gradient: that of the dense model's weights. step, jacobian step: a training step without and with the
-Jacobian loss. heldout: the held-out loss. features: by the extractor. similarity: to the dense model's image."""
+"""What is done with one image, or below "similarity" with weights. pack: read and fit it. encode, decode: by the
+autoencoder. dense, pruned: the model's prediction. gradient: that of the dense model's weights. step, jacobian step: a
+training step without and with the Jacobian loss. heldout: the held-out loss. features: by the extractor. similarity: to
+the dense model's image. read, write: one parameter of a model, from and to the disk, with its hash. cut: the plan and
+the cut of the model."""
 STOPS_AT = 0.35
 """Share of the timesteps after which the threshold of the importance ends its sum. Measured at T = .05: .25 on
 CIFAR-10's model and .5 on the digits'; this lies within a factor of 1.5 of both."""
@@ -81,7 +86,7 @@ def count_work(params: Params, size: ModelSize, num_images: int | None, sampler_
     Raises:
         InputError: The timesteps of the importance do not fit the model.
     """
-    return {
+    works = {
         "code": Work(),
         "fetch": _fetch(size, num_images),
         "reference": _draw(params, size, num_images, sampler_calls, "dense"),
@@ -92,6 +97,28 @@ def count_work(params: Params, size: ModelSize, num_images: int | None, sampler_
         "evaluate": _evaluate(params, size, num_images, sampler_calls),
         "costs": Work(text=_costs_text(params)),
         "report": Work(disk_bytes=2 * size.pruned_params * BYTES),
+    }
+    handled = _count_weights(params, size)
+    return {
+        name: replace(work, passes=Counter(work.passes) + handled.get(name, Counter())) for name, work in works.items()
+    }
+
+
+def _count_weights(params: Params, size: ModelSize) -> dict[str, Counter[Pass]]:
+    """Count the parameters that each stage reads and writes: models, saliency, checkpoints."""
+    dense, pruned = size.dense_params, size.pruned_params
+    finetune, models = params.finetune, 2 + len(params.finetune.snapshots)
+    checkpoints = finetune.steps // finetune.checkpoint_every * (4 + len(finetune.ema_decays))
+    teacher = dense if finetune.loss.needs_teacher else 0
+    return {
+        "fetch": Counter({"read": dense, "write": dense}),
+        "reference": Counter({"read": dense}),
+        "importance": Counter({"read": dense, "write": dense}),
+        "prune": Counter({"read": 2 * dense, "write": pruned, "cut": 1}),
+        "finetune": Counter({"read": pruned + teacher, "write": pruned * (models - 1 + checkpoints)}),
+        "evaluate": Counter({"read": dense + models * pruned}),
+        "costs": Counter({"read": dense + 2 * pruned}),
+        "report": Counter({"read": 2 * pruned, "write": 2 * pruned}),
     }
 
 

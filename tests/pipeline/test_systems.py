@@ -23,6 +23,7 @@ from stages.storage.tensors import write_tensors
 @pytest.mark.e2e
 def test_cifar10_has_the_sizes_of_the_paper_after_every_stage(tmp_path):
     """35.7463 M / 6.0641 G becomes 19.8512 M / 3.3919 G; measure() ends the program where it does not."""
+    systems.make_inputs("cifar10", tmp_path)
     row = systems.measure("cifar10", tmp_path)
 
     assert "| cifar10 | 35.7463 M / 6.0641 G | 19.8512 M / 3.3919 G |" in row

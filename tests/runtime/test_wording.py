@@ -22,7 +22,15 @@ def test_a_duration_has_two_units_at_most(seconds, expected):
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [(0, "0 B"), (1023, "1023 B"), (1024, "1 KiB"), (3.4 * 2**30, "3.4 GiB"), (2**50, "1024 TiB")]
+    ("size", "expected"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1 KiB"),
+        (1000 * 2**20, "1000 MiB"),
+        (3.4 * 2**30, "3.4 GiB"),
+        (2**50, "1024 TiB"),
+    ],
 )
 def test_a_size_has_its_largest_unit(size, expected):
     """Binary units, three digits."""

@@ -77,6 +77,18 @@ def test_magnitude_needs_no_gradient_and_taylor_all_timesteps(works):
     assert 0 < gradients["diff-pruning"] < gradients["taylor"]
 
 
+def test_weights_are_read_and_written_by_every_stage_that_has_a_model(works):
+    """1000 dense and 600 pruned parameters: models, saliency, and checkpoints as large as on disk."""
+    _, found = works(finetune__snapshots=[100])
+
+    assert found["prune"].passes == {"read": 2 * 1000, "write": 600, "cut": 1}
+    assert found["evaluate"].passes["read"] == 1000 + 3 * 600
+    assert found["finetune"].passes["read"] == 1000 + 600
+    assert found["finetune"].passes["write"] == 600 * (2 + 450 // 50 * (4 + 3))
+    assert found["importance"].passes["write"] == 1000
+    assert works(finetune__loss={"noise": 1.0})[1]["finetune"].passes["read"] == 600
+
+
 def test_a_forecast_is_passes_times_seconds(works):
     """Twice as fast a device halves it, as do two GPUs; passes of unknown duration are named and left out."""
     params, found = works()
@@ -89,7 +101,7 @@ def test_a_forecast_is_passes_times_seconds(works):
     for other in (fast, two):
         assert other["evaluate"].seconds == pytest.approx(one["evaluate"].seconds / 2)
     assert one["reference"].unmeasured == ("features",)
-    assert {stage.seconds for stage in forecast_stages(params, found, Rates({}, startup_s=10))} == {10, 4}
+    assert {stage.seconds for stage in forecast_stages(params, found, Rates({}, startup_s=10))} == {10, 4, 18}
 
 
 def test_recorded_passes_forecast_the_recorded_stages(works):
