@@ -187,7 +187,7 @@ def root() -> Path:
     return ROOT
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_unet():
     """Build a UNet with seeded weights; keywords change its config."""
 
@@ -248,13 +248,13 @@ def latents():
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def params() -> Params:
     """The default params."""
     return load_params(ROOT / "params.yaml")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def protocol() -> Protocol:
     """A protocol of two sets of four images in two steps."""
     return Protocol(
@@ -282,12 +282,12 @@ def model_folder(tmp_path, unet, scheduler) -> Path:
     return tmp_path / "model"
 
 
-@pytest.fixture
-def magnitude_of(scheduler):
+@pytest.fixture(scope="session")
+def magnitude_of():
     """Measure the magnitude importance of a UNet, which needs no data."""
 
     def measure(unet):
-        return measure_importance(unet, scheduler, [], [], criterion="magnitude", formula="paper")
+        return measure_importance(unet, DDPMScheduler(), [], [], criterion="magnitude", formula="paper")
 
     return measure
 
