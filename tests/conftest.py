@@ -1,6 +1,5 @@
 """Small models, images and params shared by many tests."""
 
-import fcntl
 import gc
 import os
 import shutil
@@ -26,7 +25,7 @@ from stages.params import Params, load_params
 from stages.protocol.protocol import Protocol
 
 ROOT = Path(__file__).parents[1]
-pytest_plugins = ["tests.swift", "tests.servers", "tests.orchestra"]
+pytest_plugins = ["tests.workers", "tests.swift", "tests.servers", "tests.orchestra"]
 
 TINY = {
     "sample_size": 8,
@@ -50,23 +49,6 @@ AUTOENCODER = {
     "norm_num_groups": 4,
 }
 """A small autoencoder of two blocks."""
-SLOW = [
-    "pipeline/test_pipeline.py",
-    "fetch/test_s3.py",
-    "finetune/test_stage.py",
-    "prune/test_families.py",
-    "pipeline/test_remote.py",
-    "pipeline/test_registry.py",
-    "pipeline/test_systems.py",
-    "prune/test_oracle.py",
-    "storage/test_s3.py",
-    "register/test_server.py",
-    "pipeline/test_bad_input.py",
-    "pipeline/test_page.py",
-    "flows/test_prefect_server.py",
-    "register/test_promotion.py",
-]
-"""Workers take whole files in this order, so that one builds the finished workspace while others run other tests."""
 
 
 def pytest_addoption(parser):
@@ -98,14 +80,6 @@ def pytest_runtest_setup(item):
         pytest.skip("PyTorch finds no GPU")
 
 
-def pytest_collection_modifyitems(config, items):
-    """Order files for workers: the slowest first, those that compare times last; tests in a file keep their order."""
-    if hasattr(config, "workerinput"):
-        order = {ROOT / "tests" / name: place for place, name in enumerate(SLOW)}
-        timed = {item.path for item in items if item.get_closest_marker("timed")}
-        items.sort(key=lambda item: order.get(item.path, len(SLOW) + (item.path in timed)))
-
-
 def pytest_collection():
     """Import the tests without collecting garbage."""
     gc.disable()
@@ -121,16 +95,6 @@ def pytest_collection_finish():
 def pytest_unconfigure():
     """Let the interpreter free everything at its end; nanobind reports what it cannot."""
     gc.unfreeze()
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item):
-    """Run a test that compares times while no other worker runs a test."""
-    if not hasattr(item.config, "workerinput"):
-        return (yield)
-    with Path(__file__).open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX if item.get_closest_marker("timed") else fcntl.LOCK_SH)
-        return (yield)
 
 
 @pytest.fixture(scope="session")
@@ -187,7 +151,7 @@ def root() -> Path:
     return ROOT
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_unet():
     """Build a UNet with seeded weights; keywords change its config."""
 
@@ -248,13 +212,13 @@ def latents():
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def params() -> Params:
     """The default params."""
     return load_params(ROOT / "params.yaml")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def protocol() -> Protocol:
     """A protocol of two sets of four images in two steps."""
     return Protocol(
@@ -282,12 +246,12 @@ def model_folder(tmp_path, unet, scheduler) -> Path:
     return tmp_path / "model"
 
 
-@pytest.fixture
-def magnitude_of(scheduler):
+@pytest.fixture(scope="session")
+def magnitude_of():
     """Measure the magnitude importance of a UNet, which needs no data."""
 
     def measure(unet):
-        return measure_importance(unet, scheduler, [], [], criterion="magnitude", formula="paper")
+        return measure_importance(unet, DDPMScheduler(), [], [], criterion="magnitude", formula="paper")
 
     return measure
 

@@ -23,6 +23,7 @@ from flows.workspaces.staleness import find_statuses, upstream
 from stages.params import load_params
 from stages.runtime.bounded import parse_yaml
 from stages.runtime.errors import InputError, warn
+from stages.runtime.text import printable
 from stages.runtime.wording import format_duration, format_table
 
 PARAMS = Path("params.yaml")
@@ -30,7 +31,7 @@ BEGINS = re.compile(r"Running stage '(.+)':$")
 NEEDS_NO_RUN = re.compile(r"Stage '(.+)' (didn't change, skipping|is cached - skipping run)")
 LONG = ("reference", "importance", "rounds", "finetune", "evaluate")
 """Stages of which one is worth the timing of passes before a run."""
-FORECAST_LIMIT_S = 120
+FORECAST_LIMIT_S = 60
 INTERRUPTED = 128 + signal.SIGINT
 TICK_S = 1.0
 
@@ -46,7 +47,7 @@ def run_stages(arguments: Sequence[str]) -> int:
 
     Raises:
         InputError: The current folder is no DVC project or cannot be written, or params.yaml has a value that is not
-            allowed.
+            allowed, or a stage is known to refuse something.
     """
     if PARAMS.is_file():
         load_params(PARAMS)
@@ -226,23 +227,42 @@ def _forecast(arguments: Sequence[str]) -> dict[str, float | None]:
     except (InputError, OSError, KeyError, TypeError, AttributeError):  # DVC says what is wrong, in its own words
         return {}
     names = [it.name for it in statuses if it.state == "runs" and (not arguments or it.name in wanted)]
-    seconds = _forecast_seconds() if {*names} & {*LONG} else {}
+    found = _plan() if {*names} & {*LONG} else {}
+    if not arguments:  # a stage alone may not need what is refused
+        refuse(found.get("refusals", []))
+    seconds = {stage["name"]: stage["seconds"] for stage in found.get("stages", []) if "seconds" in stage}
     return {name: seconds.get(name) for name in names}
 
 
-def _forecast_seconds() -> dict[str, float]:
-    """Time a few passes in a process of its own; a run without a forecast goes on."""
+def refuse(refusals: Sequence[str]) -> None:
+    """Stop a run that a stage is known to refuse; of a target that measured times or scores decide, only warn.
+
+    Raises:
+        InputError: Something is refused; the line has the last refusal, and stderr those before it.
+    """
+    target = load_params(PARAMS).prune
+    is_open = target.target.latency_ms is not None or target.ranking == "global"
+    certain = [message for message in refusals if not (is_open and message.startswith("prune.target"))]
+    for message in refusals:
+        if message not in certain:
+            warn(f"a stage may refuse this: {message}")
+    for message in certain[:-1]:
+        click.echo(f"Error: {printable(message)}", err=True)
+    if certain:
+        raise InputError(f"{certain[-1].rstrip('.')}; no stage was run")
+
+
+def _plan() -> dict[str, Any]:
+    """Plan the run and time a few passes, in a process of its own; a run without a forecast goes on."""
     command = [sys.executable, "-m", "flows.planning", "--json"]
-    click.echo("timing a few passes for a forecast …", err=True)
+    click.echo(f"timing a few passes for a forecast, {FORECAST_LIMIT_S} s at most …", err=True)
     try:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=FORECAST_LIMIT_S, check=False)
-        found = json.loads(ended.stdout)
+        found: dict[str, Any] = json.loads(ended.stdout)
     except subprocess.TimeoutExpired:
         warn(f"no forecast: a pass takes too long to time it within {FORECAST_LIMIT_S} s")
         return {}
     except ValueError:
         warn(f"no forecast: {(ended.stderr.strip().splitlines() or ['nothing was printed'])[-1]}")
         return {}
-    for message in found["refusals"]:
-        warn(f"a stage will refuse this: {message}")
-    return {stage["name"]: stage["seconds"] for stage in found["stages"] if "seconds" in stage}
+    return found

@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stages.models.families import Denoiser, example_inputs, skeleton
 from stages.models.latency import forward_pass
+from stages.models.structure import once_per_structure
 
 
 def count_params(unet: Denoiser) -> int:
@@ -19,6 +20,7 @@ def weights_bytes(unet: Denoiser) -> int:
     return sum(tensor.nbytes for tensor in (*unet.parameters(), *unet.buffers()))
 
 
+@once_per_structure
 def count_macs(unet: Denoiser) -> int:
     """Count the multiply-accumulates of one forward pass of one image, on the meta device.
 

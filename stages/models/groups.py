@@ -10,6 +10,7 @@ from torch import nn
 
 from stages.models.families import FAMILIES, Denoiser, example_inputs, family_name, skeleton
 from stages.models.pruned_unet import Layers
+from stages.models.structure import once_per_structure
 from stages.runtime.errors import InputError
 
 ATTENTION_OUTPUTS = ("to_q", "to_k", "to_v")
@@ -74,6 +75,7 @@ def build_graph(unet: Denoiser) -> torch_pruning.DependencyGraph:
         return torch_pruning.DependencyGraph().build_dependency(unet, inputs)
 
 
+@once_per_structure
 def find_groups(unet: Denoiser) -> list[Group]:
     """List the groups of a dense UNet in the order of torch-pruning; the outputs of its output layer are protected.
 

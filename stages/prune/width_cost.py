@@ -12,6 +12,7 @@ from stages.models.families import Denoiser, example_inputs, skeleton
 from stages.models.groups import Group
 from stages.models.latency import measure_latencies_ms
 from stages.models.pruned_unet import Layers, narrow
+from stages.models.structure import once_per_structure
 from stages.prune.params import Heads
 from stages.prune.path import Cuts
 
@@ -101,6 +102,7 @@ class WidthCost:
         return sum(_params(layer, widths[name]) for name, layer in self.layers.items())
 
 
+@once_per_structure
 def _count_positions(unet: Denoiser) -> dict[str, int]:
     """Count the positions that each layer is applied to for one image."""
     positions, hooks = {}, []

@@ -15,7 +15,7 @@ from stages.storage.s3 import open_store
 from stages.tracking import recording
 from stages.tracking.compression import Compression
 from stages.tracking.mlflow_client import errors
-from stages.tracking.presentation import read_verdict, show_picture
+from stages.tracking.presentation import show_picture, verdict_line
 from stages.tracking.runs import COMPRESSION_TAG
 
 if TYPE_CHECKING:
@@ -140,4 +140,4 @@ def _description(record: EvaluationRecord, reports: Path, run_id: str) -> str:
         f"{_format(record.models['dense'].fid)}; SSIM against dense {_format(model.ssim)}; protocol "
         f"{record.protocol_id}, {count(record.protocol.sets, 'set')} of {count(record.protocol.num_images, 'image')}."
     )
-    return "\n\n".join(filter(None, [read_verdict(reports), numbers, show_picture(run_id, reports)]))
+    return "\n\n".join(filter(None, [verdict_line(reports), numbers, show_picture(run_id, reports)]))

@@ -107,7 +107,7 @@ def first_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def describe(metrics: Mapping[str, float], reports: Path) -> str:
     """Describe a compression in Markdown: the verdict, or the numbers it would be drawn from, and the table."""
-    parts = [read_verdict(reports) or _numbers(metrics)]
+    parts = [verdict_line(reports) or _numbers(metrics)]
     if (table := reports / TABLE).is_file():
         parts.append("\n".join(line for line in table.read_text().splitlines() if line.startswith("|")))
     return "\n\n".join(part for part in parts if part)
@@ -123,7 +123,7 @@ def _numbers(metrics: Mapping[str, float]) -> str:
     return f"{', '.join(said)}." if said else ""
 
 
-def read_verdict(reports: Path) -> str:
+def verdict_line(reports: Path) -> str:
     """Return the verdict of the report stage in bold; empty if there is none yet."""
     path = reports / VERDICT
     return f"**{read_json(path)['sentence']}**" if path.is_file() else ""

@@ -9,6 +9,7 @@ from hashlib import sha256
 import numpy as np
 import pytest
 import torch
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from PIL import Image
 from skimage.metrics import mean_squared_error
 from torchmetrics.functional.image import structural_similarity_index_measure
@@ -82,40 +83,47 @@ def test_a_grid_holds_the_images_in_reading_order():
     assert (grid[2, 2], grid[2, 8], grid[8, 2], grid[-3, -3]) == (0, 1, 6, 47)
 
 
-@pytest.fixture
-def models(make_unet, magnitude):
+@pytest.fixture(scope="module")
+def built(make_unet, magnitude_of):
     """A dense model of the digits' size, and one pruned from it."""
     unet = make_unet(sample_size=16)
-    pruned = cut(unet, plan_pruning(unet, magnitude, PruneParams(target={"ratio": 0.3})))
+    pruned = cut(unet, plan_pruning(unet, magnitude_of(unet), PruneParams(target={"ratio": 0.3})))
     return {"dense": unet, "pruned": pruned}
 
 
 @pytest.fixture
-def files(tmp_path):
+def models(built):
+    """Copies of both, which a test may change."""
+    return copy.deepcopy(built)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
     """Their weights on disk; what they hold does not matter here."""
-    paths = {name: tmp_path / f"{name}.safetensors" for name in ("dense", "pruned")}
+    folder = tmp_path_factory.mktemp("weights")
+    paths = {name: folder / f"{name}.safetensors" for name in ("dense", "pruned")}
     for name, path in paths.items():
         path.write_text(name)
     return paths
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def extractor(params):
     """The bundled one."""
     return Extractor(params.reference.extractor, 4)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def real():
     """The real images."""
     return np.random.default_rng(0).integers(0, 256, (10, 1, 16, 16)).astype(np.uint8)
 
 
-@pytest.fixture
-def reference(models, scheduler, real, protocol, extractor, tmp_path):
+@pytest.fixture(scope="module")
+def reference(built, real, protocol, extractor, tmp_path_factory):
     """What the dense model draws."""
-    folder = make_folder(tmp_path / "reference")
-    make_reference(models["dense"], scheduler, real, protocol, extractor, folder)
+    folder = tmp_path_factory.mktemp("reference")
+    make_reference(built["dense"], DDPMScheduler(), real, protocol, extractor, folder)
     return read_reference(folder)
 
 
@@ -131,10 +139,10 @@ def scratch(tmp_path):
     return make_folder(tmp_path / "scratch")
 
 
-@pytest.fixture
-def evaluation(models, files, scheduler, reference, extractor, scratch):
-    """Both, measured."""
-    return evaluate(models, files, scheduler, reference, extractor, scratch)
+@pytest.fixture(scope="module")
+def evaluation(built, files, reference, extractor, tmp_path_factory):
+    """Both, measured; tests only read it."""
+    return evaluate(built, files, DDPMScheduler(), reference, extractor, tmp_path_factory.mktemp("scratch"))
 
 
 def test_the_dense_model_is_like_itself(evaluation):

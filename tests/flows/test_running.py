@@ -5,9 +5,11 @@ import sys
 
 import pytest
 from click.testing import CliRunner
+from ruamel.yaml import YAML
 
 from flows.workspaces import running
-from flows.workspaces.running import RunProgress, run_stages
+from flows.workspaces.running import RunProgress, refuse, run_stages
+from stages.runtime.errors import InputError
 from tests.servers import ROOT
 
 
@@ -79,6 +81,39 @@ def test_the_end_shows_forecast_and_fact_without_the_stage_that_failed(progress,
 
     assert [row[0] for row in table] == ["stage", "fetch", "prune", "together"]
     assert table[-1][-1] == "30 s"
+
+
+@pytest.fixture
+def chosen(tmp_path, monkeypatch):
+    """Write params.yaml in a folder of its own, with another block prune."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(**prune):
+        tree = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
+        tree["prune"].update(prune)
+        YAML(typ="safe").dump(tree, tmp_path / "params.yaml")
+
+    return write
+
+
+def test_a_run_that_a_stage_will_refuse_stops_before_it_computes(chosen, capsys):
+    """Every refusal is one line; without one it goes on."""
+    chosen()
+    with pytest.raises(InputError, match=r"^prune\.target .* is out of reach; no stage was run$"):
+        refuse(["finetune.batch_size 16 is too large", "prune.target 1 MACs is out of reach"])
+    assert capsys.readouterr().err == "Error: finetune.batch_size 16 is too large\n"
+    refuse([])
+
+
+@pytest.mark.parametrize("prune", [{"target": {"latency_ms": 1.0}}, {"ranking": "global"}], ids=str)
+def test_a_target_that_measured_times_or_scores_decide_is_only_warned_of(chosen, capsys, prune):
+    """The stage may find another range than the plan, which cuts by magnitude; other refusals still stop the run."""
+    chosen(**prune)
+    refuse(["prune.target 1 ms is out of reach"])
+
+    assert "Warning: a stage may refuse this: prune.target 1 ms is out of reach" in capsys.readouterr().err
+    with pytest.raises(InputError, match="batch_size"):
+        refuse(["prune.target 1 ms is out of reach", "finetune.batch_size 16 is too large"])
 
 
 @pytest.mark.e2e

@@ -45,6 +45,7 @@ def fake_cuda(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: tensor)
     monkeypatch.setattr(torch.Tensor, "backward", backward)
     monkeypatch.setattr(PartialState, "default_device", CUDA)
+    monkeypatch.setattr("stages.models.structure.structure", lambda _: object())  # no fake tensor outlives the test
     with FakeCuda():
         yield CUDA
 

@@ -111,3 +111,17 @@ def test_a_curve_is_made_of_one_training_a_cell(project):
     again = project.run(*command)
     assert again.returncode == 0, again.stdout + again.stderr
     assert ran(again) == []
+
+
+def test_a_refused_run_leaves_every_output(copy_finished):
+    """The plan's refusal ends `espalier run` with exit code 1 before DVC runs a stage and removes its outputs."""
+    workspace = copy_finished("refused")
+    workspace.set("prune", target={"ratio": 0.99})
+    workspace.set("finetune", steps=13)
+    before = workspace.weights("artifacts")
+    result = workspace.run("python", "-m", "flows", "run")
+
+    assert result.returncode == 1
+    assert "prune.target.ratio 0.99 leaves 0 of" in result.stderr.splitlines()[-1]
+    assert "Running stage" not in result.stdout + result.stderr
+    assert workspace.weights("artifacts") == before

@@ -166,18 +166,37 @@ PRUNES = st.fixed_dictionaries(
 )
 
 
-@settings(
-    max_examples=20,
-    deadline=None,
-    derandomize=True,
-    phases=[Phase.generate],  # shrinking builds models for minutes
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(config=CONFIGS, chosen=PRUNES)
+def any_unet(num_models):
+    """Call a test with small UNets and params of prune, the same ones in each run."""
+    chosen = settings(
+        max_examples=num_models,
+        deadline=None,
+        derandomize=True,
+        phases=[Phase.generate],  # shrinking builds models for minutes
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
+    )
+    return lambda test: chosen(given(config=CONFIGS, chosen=PRUNES)(test))
+
+
+@any_unet(8)
 def test_any_small_unet_is_the_same_after_prune_save_and_load(
     config, chosen, make_unet, magnitude_of, scheduler, tmp_path_factory
 ):
     """Every tensor shape and every output is the same; targets out of reach are refused."""
+    check_any_unet(config, chosen, make_unet, magnitude_of, scheduler, tmp_path_factory)
+
+
+@pytest.mark.e2e
+@any_unet(100)
+def test_many_small_unets_are_the_same_after_prune_save_and_load(
+    config, chosen, make_unet, magnitude_of, scheduler, tmp_path_factory
+):
+    """The same rule for many more models."""
+    check_any_unet(config, chosen, make_unet, magnitude_of, scheduler, tmp_path_factory)
+
+
+def check_any_unet(config, chosen, make_unet, magnitude_of, scheduler, tmp_path_factory):
+    """Prune a UNet, save and load it, and compare."""
     widths = tuple(config.pop("widths"))
     attention = config.pop("attention")[: len(widths)]
     unet = make_unet(

@@ -73,23 +73,46 @@ def test_code_counts(old, new):
     assert normalise(SOURCE.replace(old, new)) != normalise(SOURCE)
 
 
-@pytest.fixture
-def copy(tmp_path, root, monkeypatch):
-    """A copy of stages/ whose files may be edited: a function that replaces text in one of them."""
-    shutil.copytree(root / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(code_hash, "STAGES", tmp_path / "stages")
-    monkeypatch.setattr(code_hash, "COPIED", tmp_path / "stages" / "models" / "pruned_unet.py")
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """A copy of stages/ in place of the project's, and the hashes of its stages."""
+    folder = tmp_path_factory.mktemp("code") / "stages"
+    shutil.copytree(FOLDER / "stages", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(code_hash, "STAGES", folder)
+        patch.setattr(code_hash, "COPIED", folder / "models" / "pruned_unet.py")
+        forget()
+        hashes = {stage: hash_code(stage) for stage in STAGES}
+    yield folder, hashes
+    forget()
 
-    def edit(name, old, new):
-        path = tmp_path / "stages" / name
-        assert old in path.read_text()
-        path.write_text(path.read_text().replace(old, new))
-        code_hash._hash_file.cache_clear()
-        code_hash._imported_modules.cache_clear()
 
-    yield edit
+def forget():
+    """Let the next hash read every file again."""
     code_hash._hash_file.cache_clear()
     code_hash._imported_modules.cache_clear()
+
+
+@pytest.fixture
+def edit(tree, monkeypatch):
+    """Replace text in one file of the copy until the test ends; returns the hashes of the stages after it."""
+    folder, _ = tree
+    monkeypatch.setattr(code_hash, "STAGES", folder)
+    monkeypatch.setattr(code_hash, "COPIED", folder / "models" / "pruned_unet.py")
+    before = {}
+
+    def replace(name, old, new):
+        path = folder / name
+        before[path] = path.read_text()
+        assert old in before[path]
+        path.write_text(before[path].replace(old, new))
+        forget()
+        return {stage: hash_code(stage) for stage in STAGES}
+
+    yield replace
+    for path, text in before.items():
+        path.write_text(text)
+    forget()
 
 
 @pytest.mark.parametrize(
@@ -103,21 +126,24 @@ def copy(tmp_path, root, monkeypatch):
         ("runtime/seeds.py", '"/"', '"."', ("reference", "finetune")),
     ],
 )
-def test_a_change_reaches_the_stages_that_run_it(copy, file, old, new, changed):
+def test_a_change_reaches_the_stages_that_run_it(tree, edit, file, old, new, changed):
     """A stage's hash moves with its own closure, with files that are copied as they are, and with templates."""
-    before = {stage: hash_code(stage) for stage in STAGES}
-    copy(file, old, new)
-
-    after = {stage: hash_code(stage) for stage in STAGES}
+    _, before = tree
+    after = edit(file, old, new)
     moved = {stage for stage in STAGES if after[stage] != before[stage]}
     shared = file.split("/")[0] not in STAGES
     assert moved >= set(changed) if changed and shared else moved == set(changed)
 
 
+@pytest.fixture(scope="module")
+def graph():
+    """The imports as grimp finds them, without those for type checkers."""
+    return grimp.build_graph("stages", exclude_type_checking_imports=True, cache_dir=None)
+
+
 @pytest.mark.parametrize("command", [*STAGES, "register", "tools", "tracking"])
-def test_the_closure_is_what_grimp_finds(command):
+def test_the_closure_is_what_grimp_finds(graph, command):
     """An independent program reads the same imports; only those for type checkers are left out."""
-    graph = grimp.build_graph("stages", exclude_type_checking_imports=True, cache_dir=None)
     main = f"stages.{command}.__main__"
     modules = {main, *graph.find_upstream_modules(main)}
 

@@ -22,7 +22,7 @@ PRIVATE = {
 """What is written -> its permissions."""
 
 
-@pytest.mark.parametrize("name", ["space ü", "%41 #x 'q'", "why? ü %41 #x"])
+@pytest.mark.parametrize("name", ["space ü %41 #x 'q'", "why? ü %41 #x"])
 def test_the_default_database_lies_in_the_project(tmp_path, monkeypatch, name):
     """MLflow's own default writes to another folder, whose name is percent-encoded."""
     project = tmp_path / name
