@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from stages.models.complexity import count_macs, count_params
-from stages.models.families import Denoiser, example_inputs, skeleton
+from stages.models.families import Denoiser, example_inputs, forward, skeleton
 from stages.models.groups import Group
 from stages.models.latency import measure_latencies_ms
 from stages.models.pruned_unet import Layers, narrow
@@ -112,7 +112,7 @@ def _count_positions(unet: Denoiser) -> dict[str, int]:
                 positions[name] = output.numel() // len(layer.weight)  # type: ignore[arg-type]
 
             hooks.append(layer.register_forward_hook(note))
-    unet(**example_inputs(unet))
+    forward(unet, example_inputs(unet))
     for hook in hooks:
         hook.remove()
     return positions

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.models.autoencoders.vq_model import VQModel
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
@@ -22,7 +21,7 @@ from stages.fetch.params import BundledModel, CheckpointModel, FolderModel, HubM
 from stages.fetch.weights import components
 from stages.models.autoencoder import Autoencoder, read_autoencoder
 from stages.models.checks import check_supported
-from stages.models.families import CLASSES, Denoiser
+from stages.models.families import CLASSES, Denoiser, family_of
 from stages.models.layout import WEIGHTS
 from stages.models.pipeline import component, read_scheduler, read_unet
 from stages.models.schedules import make_schedule
@@ -139,7 +138,7 @@ def _hub_model(source: HubModel, device: torch.device) -> PlannedModel:
     path = _hub_file(source, "scheduler/scheduler_config.json", "scheduler_config.json")
     schedule = make_schedule(read_json(path), path)
     unet = _initialise(config, source.repo, device)
-    if isinstance(unet, UNet2DConditionModel) or "vae" in _hub_index(source) or "vqvae" in _hub_index(source):
+    if family_of(unet).condition or "vae" in _hub_index(source) or "vqvae" in _hub_index(source):
         raise InputError(f"{source.repo} has more parts than a UNet; fetch it first: dvc repro fetch")
     return PlannedModel(unet, schedule, None, None, source.repo, is_initialised=True)
 
