@@ -69,7 +69,7 @@ def gradients(model, scheduler, batch, criterion, formula):
 def loop(model, scheduler, batch, criterion, formula):
     """Score each channel of each block: layer whose outputs they are -> scores."""
     found = gradients(model, scheduler, batch, criterion, formula)
-    weights = dict(model.named_parameters())
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
 
     def channel(layer, index, *, is_input):
         name = f"{layer}.weight"
