@@ -92,7 +92,7 @@ def loop(model, scheduler, batch, criterion, formula):
 
 
 @settings(
-    max_examples=14,
+    max_examples=8,
     deadline=None,
     derandomize=True,
     phases=[Phase.generate],

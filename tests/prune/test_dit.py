@@ -5,9 +5,8 @@ import importlib.util
 import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor
-from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
-from stages.models.complexity import count_attention_macs, count_macs, count_params
+from stages.models.complexity import count_macs, count_params
 from stages.models.families import example_inputs, forward
 from stages.models.groups import find_groups
 from stages.models.pipeline import read_unet, write_pipeline
@@ -48,17 +47,6 @@ def test_groups_are_the_heads_and_hidden_channels_of_each_block(dit):
             ([f"{block}.ff.net.0.proj"], 96, 1),
         )
     ]
-
-
-def test_the_size_of_dit_xl_is_the_published_one():
-    """749.83 M parameters; 114.44 G MACs in layers with weights, 4.23 G in products of attention."""
-    with torch.device("meta"):
-        model = DiTTransformer2DModel(out_channels=8)
-    norms = 57 * 256 * 1152  # torch-pruning counts one for each value of a norm without weights
-
-    assert round(count_params(model) / 1e6, 2) == 749.83
-    assert round((count_macs(model) - norms) / 1e9, 2) == 114.44
-    assert round((count_macs(model) - norms + count_attention_macs(model)) / 1e9, 2) == 118.67
 
 
 @pytest.mark.parametrize("heads", ["width", "whole"])

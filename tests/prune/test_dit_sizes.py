@@ -5,11 +5,24 @@ import torch
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
 from stages.fetch.convert import SYSTEMS
+from stages.models.complexity import count_attention_macs, count_macs, count_params
 from stages.models.groups import find_groups
 from stages.prune.params import PruneParams
 from stages.prune.path import cuts_after, find_path
 from stages.prune.width_cost import WidthCost
 from stages.storage.files import read_json
+
+
+@pytest.mark.e2e
+def test_the_size_of_dit_xl_is_the_published_one():
+    """749.83 M parameters; 114.44 G MACs in layers with weights, 4.23 G in products of attention."""
+    with torch.device("meta"):
+        model = DiTTransformer2DModel.from_config(read_json(SYSTEMS / "imagenet-dit.json"))
+    norms = 57 * 256 * 1152  # torch-pruning counts one for each value of a norm without weights
+
+    assert round(count_params(model) / 1e6, 2) == 749.83
+    assert round((count_macs(model) - norms) / 1e9, 2) == 114.44
+    assert round((count_macs(model) - norms + count_attention_macs(model)) / 1e9, 2) == 118.67
 
 
 @pytest.mark.e2e
