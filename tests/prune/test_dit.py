@@ -7,9 +7,12 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor
 
 from stages.models.complexity import count_macs, count_params
-from stages.models.families import example_inputs, forward
+from stages.models.families import FAMILIES, example_inputs, forward
 from stages.models.groups import find_groups
+from stages.models.layer_order import in_run_order, module_name
+from stages.models.layout import DENOISERS
 from stages.models.pipeline import read_unet, write_pipeline
+from stages.models.stock import to_stock
 from stages.models.trial import check_prunable, check_runs
 from stages.prune.params import PruneParams
 from stages.prune.selection import plan_pruning
@@ -108,6 +111,26 @@ def test_labels_are_never_dropped_by_the_model_itself(make_dit, scheduler, tmp_p
     inputs = inputs_of(model)
 
     assert all(torch.equal(forward(model, inputs), forward(model, inputs)) for _ in range(8))
+
+
+def test_layers_are_named_by_block_and_ordered_as_they_run(dit):
+    """For tables and figures; every family's folder in a pipeline is one that is looked for."""
+    layers = [name for name, module in dit.named_modules() if isinstance(module, torch.nn.Linear)]
+    ordered = in_run_order(["proj_out_2", "proj_out_1", *layers[:3], "pos_embed.proj"])
+
+    assert ordered == ["pos_embed.proj", *layers[:3], "proj_out_1", "proj_out_2"]
+    assert module_name("transformer_blocks.1.attn1.to_q") == "block 1 · attention"
+    assert module_name("transformer_blocks.0.ff.net.0.proj") == "block 0 · feed-forward"
+    assert module_name("proj_out_1") == "proj out 1"
+    assert {family.component for family in FAMILIES.values()} == set(DENOISERS)
+
+
+def test_a_pruned_dit_has_no_stock_config(dit, magnitude_of):
+    """Which the export says in one line."""
+    pruned = cut(dit, plan_pruning(dit, magnitude_of(dit), PruneParams(target={"ratio": 0.5})))
+
+    with pytest.raises(InputError, match="only a UNet2DModel with a sinusoidal timestep embedding can be converted"):
+        to_stock(pruned, 1000)
 
 
 def test_a_dit_passes_the_trial(dit):
