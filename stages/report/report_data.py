@@ -118,7 +118,7 @@ class ReportData:
     finetune: FinetuneRecord
     plan_sha256: str
     pipeline: str
-    """The class of diffusers that draws with the released models."""
+    """The class of diffusers that draws with the released models, or AutoModel where none does."""
     code: str
     """The file in a released folder that defines the pruned class."""
     runs: dict[str, dict[str, Any]]
@@ -191,7 +191,7 @@ def read_report_data(artifacts: Path, reports: Path) -> ReportData:
             rounds=RoundsParams.model_validate(runs["rounds"]["params"]["rounds"]),
             finetune=FinetuneRecord.model_validate(runs["finetune"]["params"]["finetune"]),
             plan_sha256=file_sha256(folders["finetune"] / PLAN),
-            pipeline=str(index["_class_name"]),
+            pipeline="AutoModel" if component == "transformer" and "vae" not in index else str(index["_class_name"]),
             code=f"{component}/{index[component][0]}.py",
             runs=runs,
             provenance=provenance,
