@@ -72,6 +72,17 @@ def test_nothing_of_ours_pickles():
                 assert "weights_only=True" in ast.unparse(node), path
 
 
+def test_only_families_know_the_classes_of_models():
+    """Elsewhere no module imports a class of denoisers or the blocks inside, so that a family is one module."""
+    known = ("diffusers.models.unets", "diffusers.models.transformers", "diffusers.models.resnet")
+    own = ROOT / "stages" / "models"
+    for path in [*(ROOT / "stages").rglob("*.py"), *(ROOT / "flows").rglob("*.py")]:
+        if path.parent == own / "families" or (path.parent == own and path.name.startswith("pruned_")):
+            continue
+        imports = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        assert not [node.module for node in imports if str(node.module).startswith(known)], path
+
+
 @pytest.mark.parametrize(
     "module", [*(f"stages.{stage}.__main__" for stage in DVC), "stages.tracking.__main__", "flows.__main__"]
 )

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from numpy.typing import NDArray
 
-from stages.models.families import Denoiser
+from stages.models.families import Denoiser, family_of
 from stages.models.layout import CLASS_EMBEDDING, WEIGHTS
 from stages.runtime.errors import InputError
 from stages.storage.files import read_json
@@ -29,7 +28,8 @@ def read_class_embedding(unet: Denoiser, folder: Path) -> NDArray[np.float32] | 
         InputError: The embedding is missing or unexpected, does not fit the UNet, or contradicts its own config.
     """
     embedding = folder / CLASS_EMBEDDING
-    if not isinstance(unet, UNet2DConditionModel):
+    width = family_of(unet).condition_width(unet)
+    if width is None:
         if embedding.is_dir():
             raise InputError(f"{embedding} embeds classes, but the model is unconditional; remove it")
         return None
@@ -40,7 +40,7 @@ def read_class_embedding(unet: Denoiser, folder: Path) -> NDArray[np.float32] | 
     if "weight" not in tensors:
         raise InputError(f"{embedding / WEIGHTS} holds {', '.join(tensors) or 'nothing'}, expected weight; rename it")
     weight = tensors["weight"]
-    _check_shape(list(weight.shape), config, unet.config["cross_attention_dim"], embedding)
+    _check_shape(list(weight.shape), config, width, embedding)
     if not weight.isfinite().all():
         raise InputError(f"{embedding} holds values that are not finite; use another checkpoint")
     unconditional, weight = config.get("unconditional"), weight.float()

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.models.resnet import ResnetBlock2D
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import nn
 
@@ -14,7 +13,7 @@ from stages.data.images import Conditions
 from stages.finetune.batches import Batch
 from stages.finetune.engine import Engine
 from stages.finetune.loss import Prediction
-from stages.models.families import Denoiser
+from stages.models.families import Denoiser, family_of
 from stages.models.layout import PLAN
 from stages.models.pipeline import read_unet
 from stages.models.plan import Plan, read_plan
@@ -23,7 +22,7 @@ from stages.runtime.errors import InputError
 from stages.storage.tensors import tensors_sha256
 
 Channels = Mapping[str, list[int] | None]
-"""Residual block -> indices of its kept output channels in the dense model; None for all."""
+"""Block -> indices of its kept output channels in the dense model; None for all."""
 
 WITHOUT_TEACHER = "set finetune.loss.output and .feature to 0 and .jacobian to null"
 """Advice that ends the messages about the dense model."""
@@ -45,10 +44,10 @@ def read_teacher(folder: Path, student: Path, device: torch.device) -> tuple[Den
     return teacher.requires_grad_(requires_grad=False), kept_channels(teacher, plan)
 
 
-def kept_channels(teacher: nn.Module, plan: Plan) -> Channels:
-    """List the residual blocks of the dense model and the output channels of each that the plan keeps."""
-    blocks = [name for name, module in teacher.named_modules() if isinstance(module, ResnetBlock2D)]
-    layers = {name: plan.layers.get(f"{name}.conv2") for name in blocks}
+def kept_channels(teacher: Denoiser, plan: Plan) -> Channels:
+    """List the blocks of the dense model and the output channels of each that the plan keeps."""
+    blocks = family_of(teacher).feature_blocks(teacher)
+    layers = {name: plan.layers.get(layer) if layer else None for name, layer in blocks.items()}
     return {name: layer.outputs if layer else None for name, layer in layers.items()}
 
 
@@ -74,14 +73,15 @@ class FeatureHooks:
 
     def _record(self, name: str, kept: torch.Tensor | None, output: torch.Tensor) -> None:
         if self.is_recording:
-            self.features[name] = output if kept is None else output[:, kept]
+            is_image = output.ndim == 4  # noqa: PLR2004  # [B, C, H, W], else [B, N, C]
+            self.features[name] = output if kept is None else output[:, kept] if is_image else output[..., kept]
 
     def start(self) -> None:
         """Start to record."""
         self.features, self.is_recording = {}, True
 
     def stop(self) -> list[torch.Tensor]:
-        """Stop to record and return the features of each block: [B, K, H, W]."""
+        """Stop to record and return the features of each block: [B, K, H, W] or [B, N, K]."""
         features = [self.features[name] for name in self.names]
         self.features, self.is_recording = {}, False
         return features

@@ -104,4 +104,4 @@ class JacobianMatching:
 
 def _plain(model: Denoiser) -> Callable[..., Any]:
     """Return the forward pass of a model's class; accelerate replaces that of the object by one in bfloat16."""
-    return functools.partial(type(model).forward, model)  # type: ignore[arg-type]  # its own class's
+    return functools.partial(type(model).forward, model)

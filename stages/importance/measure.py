@@ -13,7 +13,7 @@ from torch import nn
 from stages.importance.criteria import CRITERIA, FORMULAS, Layer
 from stages.importance.ordered_sum import OrderedSum
 from stages.importance.partial import PartialSum, Position
-from stages.models.families import Condition, Denoiser
+from stages.models.families import Condition, Denoiser, prediction
 from stages.models.params import CriterionName, FormulaName, PrecisionName
 from stages.models.prediction_types import training_target
 from stages.models.saliency import Importance
@@ -264,7 +264,7 @@ class _Measurement:
         repeated = torch.tensor(timesteps, device=images.device).repeat_interleave(batch_size)
         noisy = self.scheduler.add_noise(images, noise, repeated)  # type: ignore[arg-type]  # the annotation is too narrow
         with self._autocast(images.device.type):
-            predicted = self.unet(noisy, repeated, **condition).sample
+            predicted = prediction(self.unet(noisy, repeated, **condition).sample, self.unet)
         errors = (predicted.float() - training_target(self.scheduler, images, noise, repeated)).square()
         return [self.formula.loss(part) for part in errors.split(batch_size)]
 

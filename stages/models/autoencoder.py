@@ -78,7 +78,7 @@ def read_autoencoder(folder: Path, device: torch.device) -> Autoencoder | None:
     check_sizes(config, defaults, component_folder / "config.json")
     check_latent_scale({**defaults, **config}, component_folder / "config.json")
     tensors = {rename_attention(key): tensor for key, tensor in read_tensors(component_folder / WEIGHTS).items()}
-    check_layers(config, len(tensors), str(component_folder))
+    check_layers(config, ("layers_per_block",), len(tensors), str(component_folder))
     try:
         with torch.device("meta"):
             network = AUTOENCODER_CLASSES[name].from_config(config)

@@ -5,7 +5,7 @@ import torch_pruning
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.flop_counter import FlopCounterMode
 
-from stages.models.families import Denoiser, example_inputs, skeleton
+from stages.models.families import Denoiser, example_inputs, forward, skeleton
 from stages.models.latency import forward_pass
 from stages.models.structure import once_per_structure
 
@@ -40,7 +40,7 @@ def count_attention_macs(unet: Denoiser) -> int:
     """
     meta_unet = skeleton(unet)
     with FlopCounterMode(display=False) as counter:
-        meta_unet(**example_inputs(meta_unet))
+        forward(meta_unet, example_inputs(meta_unet))
     products = (torch.ops.aten.bmm, torch.ops.aten.baddbmm)
     counts = counter.get_flop_counts()["Global"]
     return sum(int(counts.get(product, 0)) for product in products) // 2

@@ -5,15 +5,13 @@ from dataclasses import dataclass
 
 import torch
 import torch_pruning
-from diffusers.models.attention_processor import Attention
 from torch import nn
 
-from stages.models.families import FAMILIES, Denoiser, example_inputs, family_name, skeleton
+from stages.models.families import Denoiser, example_inputs, family_of, skeleton
 from stages.models.pruned_unet import Layers
 from stages.models.structure import once_per_structure
 from stages.runtime.errors import InputError
 
-ATTENTION_OUTPUTS = ("to_q", "to_k", "to_v")
 Prunable = (nn.Conv2d, nn.Linear)
 
 
@@ -68,6 +66,11 @@ class Group:
         return [member.layer for member in self.members if member.dim == 0 and not member.norm]
 
 
+def weighted_layers(unet: nn.Module) -> dict[str, nn.Conv2d | nn.Linear | nn.GroupNorm | nn.LayerNorm | nn.Embedding]:
+    """List the layers whose weights have a channel for each output; norms without weights are left out."""
+    return {name: it for name, it in unet.named_modules() if isinstance(it, Layers) and it.weight is not None}
+
+
 def build_graph(unet: Denoiser) -> torch_pruning.DependencyGraph:
     """Trace the dependencies between the layers of a UNet."""
     inputs = tuple(example_inputs(unet.eval()).values())
@@ -77,21 +80,17 @@ def build_graph(unet: Denoiser) -> torch_pruning.DependencyGraph:
 
 @once_per_structure
 def find_groups(unet: Denoiser) -> list[Group]:
-    """List the groups of a dense UNet in the order of torch-pruning; the outputs of its output layer are protected.
+    """List the groups of a dense model in the order of torch-pruning; layers that its family protects stay whole.
 
     Raises:
         InputError: The model couples channels in a way that is not supported.
     """
     unet = skeleton(unet)
     graph, names = build_graph(unet), {module: name for name, module in unet.named_modules()}
-    heads = {
-        f"{name}.{side}": (name, module.heads)
-        for name, module in unet.named_modules()
-        if isinstance(module, Attention) and module.heads > 1
-        for side in ATTENTION_OUTPUTS
-    }
-    output_layer = unet.get_submodule(FAMILIES[family_name(unet)].output_layer)
-    return [_build_group(graph, found, names, heads) for found in graph.get_all_groups(ignored_layers=[output_layer])]
+    family = family_of(unet)
+    heads = {layer: found for layer, found in family.attention_outputs(unet).items() if found[1] > 1}
+    protected = family.protected(unet)
+    return [_build_group(graph, found, names, heads) for found in graph.get_all_groups(ignored_layers=protected)]
 
 
 def _build_group(

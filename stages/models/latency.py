@@ -6,7 +6,7 @@ from statistics import median
 
 import torch
 
-from stages.models.families import Denoiser, example_inputs
+from stages.models.families import Denoiser, example_inputs, forward
 from stages.runtime.device import kernels
 
 WARM_UP = 5
@@ -34,7 +34,7 @@ def forward_pass(unet: Denoiser, batch_size: int = 1) -> Callable[[], object]:
         name: value.to(unet.dtype) if value.is_floating_point() else value
         for name, value in example_inputs(unet, batch_size).items()
     }
-    return lambda: unet(**inputs)
+    return lambda: forward(unet, inputs)
 
 
 def time_in_turns(

@@ -3,7 +3,6 @@
 Loading needs neither torch-pruning nor the pruning plan: the config gives architecture and widths.
 """
 
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -12,10 +11,17 @@ import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from stages.models import pruned_unet
 from stages.models.checks import check_built, check_finite, check_heads, check_layers, check_supported
-from stages.models.families import AUTOENCODER_CLASSES, CLASSES, FAMILIES, Denoiser, config_defaults, family_name
-from stages.models.layout import AUTOENCODERS, CLASS_EMBEDDING, PLAN, WEIGHTS
+from stages.models.families import (
+    AUTOENCODER_CLASSES,
+    CLASSES,
+    Denoiser,
+    config_defaults,
+    family_of,
+    find_family,
+)
+from stages.models.families.family import META_KEYS, plain_config
+from stages.models.layout import AUTOENCODERS, CLASS_EMBEDDING, PLAN, WEIGHTS, denoiser_name
 from stages.models.prediction_types import PREDICTION_TYPES
 from stages.models.pruned_unet import Layers
 from stages.models.schedules import make_schedule
@@ -24,15 +30,6 @@ from stages.storage.files import copy_file, read_json, write_json
 from stages.storage.tensors import read_tensors, write_tensors
 
 CPU = torch.device("cpu")
-CODE = Path(pruned_unet.__file__)
-LATENT_PIPELINE = "LDMPipeline"
-PIPELINE = {
-    "_class_name": "DDPMPipeline",
-    "unet": ["diffusers", "UNet2DModel"],
-    "scheduler": ["diffusers", "DDPMScheduler"],
-}
-META_KEYS = ("_class_name", "_diffusers_version")
-"""Keys that diffusers adds to every config."""
 EMBEDDING_KEYS = ("num_classes", "width", "unconditional")
 """Keys of a class embedding's config."""
 OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
@@ -52,7 +49,7 @@ def read_unet(folder: Path, device: torch.device = CPU) -> Denoiser:
     Raises:
         InputError: The folder, its config or its weights are missing, damaged or do not fit each other.
     """
-    unet_folder = component(folder, "unet")
+    unet_folder = denoiser_folder(folder)
     config = read_json(unet_folder / "config.json")
     check_supported(config, unet_folder / "config.json")
     unet = build_unet(config, read_tensors(unet_folder / WEIGHTS), str(unet_folder))
@@ -61,7 +58,16 @@ def read_unet(folder: Path, device: torch.device = CPU) -> Denoiser:
 
 def weights_file(folder: Path) -> Path:
     """Return the path of the UNet's weights in a pipeline folder."""
-    return component(folder, "unet") / WEIGHTS
+    return denoiser_folder(folder) / WEIGHTS
+
+
+def denoiser_folder(folder: Path) -> Path:
+    """Return the folder of the model in a pipeline folder, named as its family does, or that folder itself.
+
+    Raises:
+        InputError: The pipeline folder does not exist, or is a file.
+    """
+    return component(folder, denoiser_name(folder))
 
 
 def build_unet(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], origin: str) -> Denoiser:
@@ -71,12 +77,14 @@ def build_unet(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], o
         InputError: The config is invalid, the tensors do not fit it, or a tensor is not finite.
     """
     current = {rename_attention(name): tensor for name, tensor in tensors.items()}
-    check_layers(config, len(current), origin)
+    family = find_family(config)
+    check_layers(config, family.layer_counts if family else (), len(current), origin)
     try:
         with torch.device("meta"):
             unet: Denoiser = CLASSES[config["_class_name"]].from_config(dict(config))
         check_names(current, unet, origin)
         unet.load_state_dict({name: _to_float32(tensor) for name, tensor in current.items()}, assign=True)
+        family_of(unet).prepare(unet)
         check_built(unet)
         check_heads(unet)
     except InputError:
@@ -121,17 +129,10 @@ def _to_float32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
 
 
-def dense_config(unet: Denoiser) -> dict[str, Any]:
-    """Return the config of the dense model that a UNet, pruned or not, was made from; only keys of its class."""
-    name = family_name(unet)
-    known = (*META_KEYS, *config_defaults(FAMILIES[name].dense))
-    return {**{key: value for key, value in _plain(unet.config).items() if key in known}, "_class_name": name}
-
-
 def unet_config(unet: Denoiser) -> dict[str, Any]:
     """Return the config of a UNet of any widths; a dense UNet's config is as diffusers writes it."""
-    config = dense_config(unet)
-    family = FAMILIES[config["_class_name"]]
+    family = family_of(unet)
+    config = family.dense_config(unet)
     with torch.device("meta"):
         dense = family.dense.from_config(dict(config))
     widths, heads = {}, {}
@@ -144,7 +145,7 @@ def unet_config(unet: Denoiser) -> dict[str, Any]:
     if not widths:
         return config
     name = family.pruned.__name__
-    custom = {"_class_name": name, "auto_map": {"AutoModel": f"{CODE.stem}.{name}"}}
+    custom = {"_class_name": name, "auto_map": {"AutoModel": f"{family.code.stem}.{name}"}}
     return {**config, **custom, "pruned_widths": widths, "pruned_heads": heads}
 
 
@@ -188,16 +189,17 @@ def write_pipeline(folder: Path, unet: Denoiser, scheduler: DDPMScheduler, sourc
     Raises:
         InputError: A component of `source` is missing or cannot be copied, or the folder cannot be written.
     """
-    config = unet_config(unet)
-    module = CODE.stem if "pruned_widths" in config else "diffusers"
-    index = {**PIPELINE, **_copy_components(source, folder), "unet": [module, config["_class_name"]]}
-    write_json(folder / "model_index.json", index)
-    scheduler_config = {**_plain(scheduler.config), "_class_name": "DDPMScheduler"}
+    config, family = unet_config(unet), family_of(unet)
+    module = family.code.stem if "pruned_widths" in config else "diffusers"
+    copied = _copy_components(source, folder)
+    parts = {family.component: [module, config["_class_name"]], "scheduler": ["diffusers", "DDPMScheduler"], **copied}
+    write_json(folder / "model_index.json", {"_class_name": family.pipelines[bool(copied)], **parts})
+    scheduler_config = {**plain_config(scheduler.config), "_class_name": "DDPMScheduler"}
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler_config)
-    write_json(folder / "unet" / "config.json", config)
-    write_tensors(folder / "unet" / WEIGHTS, unet.state_dict(), metadata={"format": "pt"})
-    if module == CODE.stem:
-        copy_file(CODE, folder / "unet" / CODE.name)
+    write_json(folder / family.component / "config.json", config)
+    write_tensors(folder / family.component / WEIGHTS, unet.state_dict(), metadata={"format": "pt"})
+    if module == family.code.stem:
+        copy_file(family.code, folder / family.component / family.code.name)
 
 
 def autoencoder_folder(folder: Path) -> Path | None:
@@ -229,7 +231,7 @@ def _copy_components(source: Path | None, folder: Path) -> dict[str, Any]:
         raise InputError(f"{autoencoder} holds a {name}; supported: {', '.join(AUTOENCODER_CLASSES)}")
     known = (*META_KEYS, *config_defaults(AUTOENCODER_CLASSES[name]))
     _copy_component(autoencoder, folder / autoencoder.name, known)
-    return {"_class_name": LATENT_PIPELINE, autoencoder.name: ["diffusers", name]}
+    return {autoencoder.name: ["diffusers", name]}
 
 
 def _check_listed(source: Path) -> None:
@@ -252,9 +254,3 @@ def copy_plan(source: Path, target: Path) -> None:
     """Copy the pruning plan, if there is one, to the folder of a model with the same widths."""
     if (source / PLAN).is_file():
         copy_file(source / PLAN, target / PLAN)
-
-
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert a config to plain JSON types, without the private entries of diffusers."""
-    plain: dict[str, Any] = json.loads(json.dumps(dict(config)))
-    return {key: value for key, value in plain.items() if key in META_KEYS or key[0] != "_"}

@@ -4,7 +4,7 @@ from math import gcd
 
 import torch
 
-from stages.models.families import Denoiser, example_inputs, skeleton
+from stages.models.families import Denoiser, example_inputs, family_of, forward, skeleton
 from stages.models.groups import Group, build_graph, find_groups
 from stages.models.pruned_unet import note_widths
 from stages.runtime.errors import InputError, first_line
@@ -21,16 +21,18 @@ def check_runs(unet: Denoiser, num_timesteps: int, origin: str) -> None:
         InputError: The UNet knows fewer timesteps or raises an exception, or an output is not finite or has another
             shape than its input.
     """
-    known = unet.config["num_train_timesteps"] if unet.config["time_embedding_type"] == "learned" else num_timesteps
-    if known < num_timesteps:
+    family = family_of(unet)
+    known = family.known_timesteps(unet)
+    if known is not None and known < num_timesteps:
         found = f"num_train_timesteps of the UNet is {known}, of its scheduler {num_timesteps}"
         raise InputError(f"{origin}: {found}, and the UNet has learned its timesteps; correct the scheduler's config")
     timesteps = torch.tensor([0, num_timesteps // 2, num_timesteps - 1], device=unet.device)
     where = f"at the timesteps {', '.join(str(step) for step in timesteps.tolist())}"
     inputs = {**example_inputs(unet, len(timesteps)), "timestep": timesteps}
-    inputs["sample"] = _shrink(inputs["sample"], 2 ** (len(unet.config["block_out_channels"]) - 1))
+    multiple = family.side_multiple(unet)
+    inputs["sample"] = _shrink(inputs["sample"], multiple) if multiple else inputs["sample"]
     try:
-        output = unet(**inputs).sample
+        output = forward(unet, inputs)
     except Exception as error:  # noqa: BLE001  # an arbitrary config can make diffusers raise any exception
         raise InputError(f"{origin}: the model does not run {where} ({first_line(error)})") from None
     if output.shape != inputs["sample"].shape:
@@ -59,7 +61,7 @@ def check_prunable(unet: Denoiser, origin: str) -> None:
     bare = skeleton(unet)
     inputs = example_inputs(bare)
     try:
-        output = bare(**inputs).sample
+        output = forward(bare, inputs)
         output.sum().backward()
     except Exception as error:  # noqa: BLE001  # as above
         raise InputError(f"{origin}: the model does not run ({first_line(error)})") from None
@@ -67,7 +69,7 @@ def check_prunable(unet: Denoiser, origin: str) -> None:
         raise InputError(f"{origin}: the model's output does not have the shape of its input")
     try:
         _cut_all(bare, find_groups(unet))
-        output = bare(**inputs).sample
+        output = forward(bare, inputs)
     except InputError as error:
         raise InputError(f"{origin}: {error.message}") from None
     except Exception as error:  # noqa: BLE001  # torch-pruning raises any exception, too

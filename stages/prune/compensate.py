@@ -11,7 +11,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import nn
 
 from stages.data.images import Images, to_model_range
-from stages.models.families import Denoiser
+from stages.models.families import Denoiser, prediction
 from stages.models.plan import KeptChannels, Plan
 from stages.prune.params import CompensateParams
 from stages.runtime.errors import InputError
@@ -25,8 +25,7 @@ MIN_MEAN_SQUARE = 1e-12
 """Lower bound of a layer's mean square input, so that the matrix of a layer with zero inputs is invertible."""
 RemovableHandle = torch.utils.hooks.RemovableHandle
 NoisyBatch = tuple[torch.Tensor, ...]
-"""Noisy images [B, C, H, W], their timesteps [B], all equal, and, for a conditional model, its encoder_hidden_states
-[B, S, D]."""
+"""Noisy images [B, C, H, W], their timesteps [B], all equal, and, for a conditional model, its condition."""
 Weigh = Callable[[int], float]
 """Timestep -> weight of its images."""
 
@@ -76,10 +75,10 @@ def compensate(
 @torch.no_grad()
 def difference(dense: Denoiser, pruned: Denoiser, batches: Iterable[NoisyBatch], weigh: Weigh = weigh_alike) -> float:
     """Compute the mean square difference of the predictions of two models, with a weight for each timestep."""
-    found = [
-        (float((dense(*batch).sample - pruned(*batch).sample).square().mean()), weigh(_timestep(batch)))
-        for batch in batches
-    ]
+    found = []
+    for batch in batches:
+        predicted, wanted = (prediction(unet(*batch).sample, unet) for unet in (pruned, dense))
+        found.append((float((wanted - predicted).square().mean()), weigh(_timestep(batch))))
     return fmean(*zip(*found, strict=True))
 
 

@@ -8,12 +8,12 @@ from typing import cast
 import torch
 
 from stages.models.complexity import count_macs, count_params
-from stages.models.families import FAMILIES, Denoiser, family_name
-from stages.models.groups import ATTENTION_OUTPUTS, Group
+from stages.models.families import Denoiser, family_of
+from stages.models.families.family import ATTENTION_OUTPUTS
+from stages.models.groups import Group
 from stages.models.latency import measure_latencies_ms
 from stages.models.layout import PLAN
 from stages.models.params import Quantity
-from stages.models.pipeline import dense_config
 from stages.models.plan import Plan, read_plan
 from stages.prune.kept import check_plan
 from stages.runtime.errors import InputError
@@ -55,7 +55,8 @@ def dense_model(unet: Denoiser, device: torch.device) -> Denoiser:
     """Build the dense model that a pruned one was cut from, with weights of its default initialisation."""
     with torch.random.fork_rng(devices=[]), device:
         torch.manual_seed(0)
-        built: Denoiser = FAMILIES[family_name(unet)].dense.from_config(dense_config(unet))
+        family = family_of(unet)
+        built: Denoiser = family.dense.from_config(family.dense_config(unet))
     return built.eval()
 
 

@@ -6,7 +6,7 @@ from typing import cast
 import torch
 from diffusers.models.attention_processor import Attention
 
-from stages.models.families import Denoiser, example_inputs
+from stages.models.families import Denoiser, example_inputs, forward
 from stages.models.groups import build_graph
 from stages.models.plan import Plan
 from stages.models.pruned_unet import note_widths
@@ -45,7 +45,7 @@ def verify(dense: Denoiser, pruned: Denoiser, plan: Plan) -> None:
         if not torch.equal(tensor, expected[name]):
             raise RuntimeError(f"{name} {tuple(tensor.shape)} differs from the plan, {tuple(expected[name].shape)}")
     inputs = example_inputs(pruned)
-    shape, output = inputs["sample"].shape, pruned(**inputs).sample
+    shape, output = inputs["sample"].shape, forward(pruned, inputs)
     if output.shape != shape or not output.isfinite().all():
         raise RuntimeError(f"the pruned model maps {tuple(shape)} to {tuple(output.shape)} or is not finite")
 

@@ -26,9 +26,12 @@ class Draw(PythonModel):
         model = Path(context.artifacts["model"])
         self.settings = json.loads((Path(context.artifacts["evidence"]) / "sampler.json").read_text())
         diffusers.utils.logging.disable_progress_bar()
+        is_pixel_dit = (model / "transformer").is_dir() and not (model / "vae").is_dir()
         self.pipeline: Any = diffusers.DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
-            str(model), trust_remote_code=True, low_cpu_mem_usage=False
+            str(model), trust_remote_code=True, low_cpu_mem_usage=False, **({"vae": None} if is_pixel_dit else {})
         ).to(device)
+        if "unet" not in self.pipeline.components:
+            self.pipeline.unet = self.pipeline.transformer
         for tensor in self.pipeline.unet.parameters():  # memory-mapped tensors are not aligned, which changes rounding
             tensor.data = tensor.data.clone()
         self.pipeline.scheduler = getattr(diffusers, self.settings["class"])(**self.settings["config"])

@@ -23,8 +23,10 @@ def load_pipeline(uri: str) -> DiffusionPipeline:
     with tempfile.TemporaryDirectory() as folder:
         files = registry.download(version, Path(folder))
         check_files(files, version.tags.get(CONTENT))
+        model = files / MODEL
+        is_pixel_dit = (model / "transformer").is_dir() and not (model / "vae").is_dir()
         pipeline: Any = DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
-            files / MODEL, trust_remote_code=True, low_cpu_mem_usage=False
+            model, trust_remote_code=True, low_cpu_mem_usage=False, **({"vae": None} if is_pixel_dit else {})
         )
         modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
         for tensor in (tensor for module in modules for tensor in module.parameters()):

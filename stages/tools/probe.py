@@ -19,7 +19,7 @@ from stages.finetune.distillation import kept_channels
 from stages.finetune.trainer import Trainer
 from stages.models.autoencoder import Autoencoder, image_shape
 from stages.models.complexity import measure_peak_bytes, weights_bytes
-from stages.models.families import Denoiser, example_inputs, sample_shape
+from stages.models.families import Denoiser, example_inputs, family_of, forward, sample_shape
 from stages.models.latency import forward_pass
 from stages.models.pipeline import read_unet, write_pipeline
 from stages.models.plan import Plan
@@ -138,7 +138,7 @@ def _gradient(unet: Denoiser, batch: int) -> Callable[[], object]:
     def run() -> None:
         """Run one forward and one backward pass."""
         unet.requires_grad_().zero_grad(set_to_none=True)
-        unet(**inputs).sample.square().mean().backward()
+        forward(unet, inputs).square().mean().backward()
         unet.zero_grad(set_to_none=True)
 
     return run
@@ -181,7 +181,7 @@ def _trainer(subject: Subject, params: Params, batch: int, loss: object) -> Trai
         else rng.integers(0, 256, (batch, *shape), np.uint8)
     )
     conditions = None
-    if width := subject.dense.config.get("cross_attention_dim"):
+    if width := family_of(subject.dense).condition_width(subject.dense):
         table = rng.standard_normal((2, 1, width)).astype(np.float32)
         conditions = Conditions(table, np.zeros(batch, np.int64), np.zeros(1, np.int64))
     teacher = (subject.dense, kept_channels(subject.dense, subject.plan)) if finetune.loss.needs_teacher else None
@@ -242,5 +242,5 @@ def activation_bytes(unet: Denoiser) -> int:
     alive: list[nn.Module | torch.Tensor] = []  # so that no address is used twice
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         unet.requires_grad_()
-        alive.append(unet(**example_inputs(unet)).sample)
+        alive.append(forward(unet, example_inputs(unet)))
     return sum(stored.values())

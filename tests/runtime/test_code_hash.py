@@ -80,7 +80,6 @@ def tree(tmp_path_factory):
     shutil.copytree(FOLDER / "stages", folder, ignore=shutil.ignore_patterns("__pycache__"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(code_hash, "STAGES", folder)
-        patch.setattr(code_hash, "COPIED", folder / "models" / "pruned_unet.py")
         forget()
         hashes = {stage: hash_code(stage) for stage in STAGES}
     yield folder, hashes
@@ -98,7 +97,6 @@ def edit(tree, monkeypatch):
     """Replace text in one file of the copy until the test ends; returns the hashes of the stages after it."""
     folder, _ = tree
     monkeypatch.setattr(code_hash, "STAGES", folder)
-    monkeypatch.setattr(code_hash, "COPIED", folder / "models" / "pruned_unet.py")
     before = {}
 
     def replace(name, old, new):

@@ -1,0 +1,145 @@
+"""What the program must know of a class of diffusers to prune it; each other module of this package describes one."""
+
+import inspect
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
+
+from stages.runtime.errors import InputError
+
+Denoiser = ModelMixin
+"""A model of one of the families; its forward takes the noisy samples, the timesteps and the family's condition."""
+Config = Mapping[str, Any]
+META_KEYS = ("_class_name", "_diffusers_version")
+"""Keys that diffusers adds to every config."""
+MAX_SIDE = 4096
+"""Largest height and width of the samples."""
+NO_STOCK = "only a UNet2DModel with a sinusoidal timestep embedding can be converted to a stock model"
+ATTENTION_OUTPUTS = ("to_q", "to_k", "to_v")
+
+
+class Family(ABC):
+    """One diffusers class that can be pruned."""
+
+    dense: ClassVar[type[Any]]
+    pruned: ClassVar[type[Any]]
+    """Its subclass whose layers may have any widths."""
+    code: ClassVar[Path]
+    """The file of `pruned`, which travels with every pruned model; it needs only torch and diffusers."""
+    component: ClassVar[str] = "unet"
+    """Name of the model in a diffusers pipeline, and of its folder."""
+    aliases: ClassVar[tuple[str, ...]] = ()
+    """Other names of the class in configs."""
+    pipelines: ClassVar[tuple[str, str]] = "DDPMPipeline", "LDMPipeline"
+    """The classes of diffusers that draw with such a model: in pixel space, and with an autoencoder."""
+    parts: ClassVar[tuple[str, ...]]
+    """The modules at the top of the model in the order in which they run."""
+    layer_counts: ClassVar[tuple[str, ...]]
+    """Keys of the config whose product is a number of layers; each layer has at least one tensor."""
+
+    @property
+    def name(self) -> str:
+        """The name of the class in configs."""
+        return self.dense.__name__
+
+    @abstractmethod
+    def check_config(self, config: Config, origin: Path) -> None:
+        """Check what only this family has in its config, which is complete.
+
+        Raises:
+            InputError: A value is not supported; its key is named.
+        """
+
+    @abstractmethod
+    def protected(self, model: Denoiser) -> list[nn.Module]:
+        """List the layers that keep all outputs: at least those whose outputs are the prediction."""
+
+    @abstractmethod
+    def feature_blocks(self, model: Denoiser) -> dict[str, str | None]:
+        """Name the blocks whose outputs are distilled, and the layer whose outputs are their channels; None: all stay.
+
+        Channels are the second dimension of features [B, K, H, W] and the last one of features [B, N, K].
+        """
+
+    @abstractmethod
+    def module_name(self, layer: str) -> str:
+        """Name the module of a layer for tables and figures."""
+
+    def prepare(self, model: Denoiser) -> None:  # noqa: B027  # most families have nothing to complete
+        """Complete a model that was built without memory and then got its weights."""
+
+    def known_timesteps(self, model: Denoiser) -> int | None:  # noqa: ARG002
+        """Return the number of timesteps that the model has learned; None if it computes with any."""
+        return None
+
+    def side_multiple(self, model: Denoiser) -> int | None:  # noqa: ARG002
+        """Return the number that height and width should be a multiple of; None if the model has one size only."""
+        return None
+
+    def condition_width(self, model: Denoiser) -> int | None:  # noqa: ARG002
+        """Return the width of the condition [B, S, D]; None for models without one."""
+        return None
+
+    def num_labels(self, model: Denoiser) -> int | None:  # noqa: ARG002
+        """Return the number of classes that the model embeds itself, the empty one included; None if it embeds none."""
+        return None
+
+    def empty_label(self, model: Denoiser) -> int | None:  # noqa: ARG002
+        """Return the label of the empty class, where the class of the model fixes it."""
+        return None
+
+    def example_condition(self, model: Denoiser, batch_size: int) -> dict[str, torch.Tensor]:  # noqa: ARG002
+        """Build a condition for forward on the model's device."""
+        return {}
+
+    def attention_outputs(self, model: Denoiser) -> dict[str, tuple[str, int]]:
+        """Name the layers whose outputs are divided into heads: layer -> (attention, number of heads)."""
+        attentions = {name: it.heads for name, it in model.named_modules() if isinstance(it, Attention)}
+        return {f"{name}.{side}": (name, heads) for name, heads in attentions.items() for side in ATTENTION_OUTPUTS}
+
+    def to_stock(self, model: Denoiser, num_timesteps: int) -> Denoiser:  # noqa: ARG002
+        """Convert a pruned model to one of the dense class with a config of other widths.
+
+        Raises:
+            InputError: No config of the dense class has these widths.
+        """
+        raise InputError(NO_STOCK)
+
+    def dense_config(self, model: Denoiser) -> dict[str, Any]:
+        """Return the config of the dense model that a model, pruned or not, was made from; only keys of its class."""
+        known = (*META_KEYS, *config_defaults(self.dense))
+        config = {key: value for key, value in plain_config(model.config).items() if key in known}
+        return {**config, "_class_name": self.name}
+
+
+def config_defaults(cls: type[Any]) -> dict[str, Any]:
+    """Return the default of each key of a diffusers class's config."""
+    parameters = inspect.signature(cls.__init__).parameters.values()
+    return {each.name: each.default for each in parameters if each.default is not inspect.Parameter.empty}
+
+
+def plain_config(config: Config) -> dict[str, Any]:
+    """Convert a config to plain JSON types, without the private entries of diffusers."""
+    plain: dict[str, Any] = json.loads(json.dumps(dict(config)))
+    return {key: value for key, value in plain.items() if key in META_KEYS or key[0] != "_"}
+
+
+def check_sample_size(config: Config, origin: Path) -> None:
+    """Check that the size of the samples is known: one side of square ones, or height and width.
+
+    Raises:
+        InputError: It is not, or a side is too long.
+    """
+    size = config.get("sample_size")
+    lengths = size if isinstance(size, list | tuple) and len(size) == 2 else (size,)  # noqa: PLR2004
+    if not all(type(length) is int and 0 < length <= MAX_SIDE for length in lengths):
+        found = f"{origin} has sample_size {size!r}"
+        allowed = f"one positive integer, for square images, or [height, width]; at most {MAX_SIDE}"
+        raise InputError(f"{found}; supported: {allowed}")

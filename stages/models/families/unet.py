@@ -1,0 +1,124 @@
+"""What the two families of UNets have in common."""
+
+import re
+from pathlib import Path
+
+from diffusers.models.resnet import ResnetBlock2D
+from torch import nn
+
+from stages.models import pruned_unet
+from stages.models.families.family import Config, Denoiser, Family, check_sample_size
+from stages.runtime.errors import InputError
+
+LABELS = "class labels; supported: none, or cross-attention"
+CONDITIONS = "further conditions; supported: encoder_hidden_states alone"
+UNSUPPORTED_CONDITIONS = {
+    "num_class_embeds": LABELS,
+    "class_embed_type": LABELS,
+    "addition_embed_type": CONDITIONS,
+    "encoder_hid_dim_type": CONDITIONS,
+    "encoder_hid_dim": CONDITIONS,
+    "time_cond_proj_dim": CONDITIONS,
+}
+"""Key of a UNet's config -> the conditions that it adds."""
+UNSUPPORTED_BLOCKS = {
+    "SimpleCrossAttn": "attention with added keys and values, whose channels cannot be cut together",
+    "K": "norms whose scale and shift depend on the timestep, whose channels cannot be cut together",
+}
+"""Beginning of a block's type -> what it holds."""
+KINDS = ("attentions", "resnets", "downsamplers", "upsamplers")
+
+
+class UNet(Family):
+    """Blocks of residual networks and attentions down to a small resolution and up again."""
+
+    code = Path(pruned_unet.__file__)
+    parts = ("time_embedding", "conv_in", "down_blocks", "mid_block", "up_blocks", "conv_norm_out", "conv_out")
+    layer_counts = ("layers_per_block", "transformer_layers_per_block")
+
+    def check_config(self, config: Config, origin: Path) -> None:
+        """Check the conditions, the channels of input and output, the blocks and the size of the samples.
+
+        Raises:
+            InputError: One of them is not supported.
+        """
+        for key, reason in UNSUPPORTED_CONDITIONS.items():
+            if config.get(key) is not None:
+                raise InputError(f"{origin} describes a model with {reason} ({key} is {config[key]!r})")
+        _check_channels(config["in_channels"], config["out_channels"], origin)
+        if not isinstance(config["block_out_channels"], list | tuple) or not config["block_out_channels"]:
+            found = f"{origin} has block_out_channels {config['block_out_channels']!r}"
+            raise InputError(f"{found}; supported: a list of one width a block")
+        _check_blocks(config, origin)
+        self.check_inputs(config, origin)
+        check_sample_size(config, origin)
+
+    def check_inputs(self, config: Config, origin: Path) -> None:
+        """Check how timestep and condition enter.
+
+        Raises:
+            InputError: It is not supported.
+        """
+
+    def protected(self, model: Denoiser) -> list[nn.Module]:
+        """List the last convolution, whose outputs are the prediction."""
+        return [model.get_submodule("conv_out")]
+
+    def feature_blocks(self, model: Denoiser) -> dict[str, str | None]:
+        """Name the residual blocks; the outputs of the second convolution of each are its channels."""
+        blocks = [name for name, module in model.named_modules() if isinstance(module, ResnetBlock2D)]
+        return {name: f"{name}.conv2" for name in blocks}
+
+    def known_timesteps(self, model: Denoiser) -> int | None:
+        """Return the length of a learned table of timesteps."""
+        is_learned = model.config["time_embedding_type"] == "learned"
+        return int(model.config["num_train_timesteps"]) if is_learned else None
+
+    def side_multiple(self, model: Denoiser) -> int:
+        """Return the factor by which the blocks reduce the resolution."""
+        return int(2 ** (len(model.config["block_out_channels"]) - 1))
+
+    def module_name(self, layer: str) -> str:
+        """Name the module of a layer: down_blocks.0.resnets.1.conv1 -> down 0 · resnet 1; conv_in stays."""
+        words = layer.split(".")
+        part, *rest = words
+        block = part.removesuffix("_blocks").removesuffix("_block")
+        if block == part:
+            return part.replace("_", " ")
+        index = f" {rest.pop(0)}" if rest and rest[0].isdecimal() else ""
+        if not rest or rest[0] not in KINDS:
+            return f"{block}{index}"
+        kind, number = rest[0].removesuffix("s"), rest[1] if len(rest) > 1 and rest[1].isdecimal() else ""
+        return f"{block}{index} · {kind} {number}".rstrip()
+
+
+def _check_channels(inputs: object, outputs: object, origin: Path) -> None:
+    """Check that a model has as many output as input channels.
+
+    Raises:
+        InputError: The numbers differ; the reason says what further channels usually are.
+    """
+    if inputs == outputs:
+        return
+    reason = "no others"
+    if isinstance(inputs, int) and isinstance(outputs, int):
+        if outputs == 2 * inputs:
+            reason = "no learned variance, which the second half of out_channels is"
+        elif inputs > outputs:
+            reason = "no fixed condition, as the further in_channels of inpainting or super-resolution are"
+    sides = f"{inputs} input and {outputs} output channels"
+    found = f"in_channels is {inputs}, out_channels {outputs}"
+    raise InputError(f"{origin} describes a model with {sides}; supported: equal numbers ({found}; {reason})")
+
+
+def _check_blocks(config: Config, origin: Path) -> None:
+    """Check the types of blocks.
+
+    Raises:
+        InputError: A type is not supported; its key is named.
+    """
+    for key in ("down_block_types", "mid_block_type", "up_block_types"):
+        for block in [config[key]] if isinstance(config[key], str) else config[key] or ():
+            for kind, content in UNSUPPORTED_BLOCKS.items():
+                if re.match(rf"(UNetMidBlock2D)?{kind}[A-Z]", str(block)):
+                    raise InputError(f"{origin} has {key} {block}, which holds {content}; use a model without it")
