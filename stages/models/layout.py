@@ -9,7 +9,8 @@ SNAPSHOTS = "snapshots"
 """Folder of a finetuned model with its snapshots, a model folder each, named by the step."""
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CLASS_EMBEDDING = "class_embedding"
-"""Component of a class-conditional pipeline: config.json {num_classes, width, unconditional} and the table `weight`."""
+"""Component of a class-conditional pipeline: config.json {num_classes, width, unconditional} and the table `weight`;
+config.json {num_classes, unconditional} alone beside a model that embeds its classes itself."""
 AUTOENCODERS = ("vqvae", "vae")
 """Component names that diffusers pipelines use for an autoencoder."""
 

@@ -82,6 +82,14 @@ class Family(ABC):
         """Return the width of the condition [B, S, D]; None for models without one."""
         return None
 
+    def num_labels(self, model: Denoiser) -> int | None:  # noqa: ARG002
+        """Return the number of classes that the model embeds itself, the empty one included; None if it embeds none."""
+        return None
+
+    def empty_label(self, model: Denoiser) -> int | None:  # noqa: ARG002
+        """Return the label of the empty class, where the class of the model fixes it."""
+        return None
+
     def example_condition(self, model: Denoiser, batch_size: int) -> dict[str, torch.Tensor]:  # noqa: ARG002
         """Build a condition for forward on the model's device."""
         return {}
