@@ -165,7 +165,7 @@ def test_a_key_that_a_config_lacks_has_diffusers_default(tmp_path, key, value):
 
 def test_a_block_that_no_list_names_is_found_by_the_trial(tmp_path, monkeypatch):
     """Without the list of blocks, tracing, cutting or building still refuses them in one line."""
-    monkeypatch.setattr("stages.models.checks.UNSUPPORTED_BLOCKS", {})
+    monkeypatch.setattr("stages.models.families.unet.UNSUPPORTED_BLOCKS", {})
     for name, config in (("simple", SIMPLE), ("k", K_BLOCKS)):
         source = save(tmp_path / name, conditional=True, **config)
         with pytest.raises(InputError, match=r"cannot be pruned|such layers are not supported") as caught:
