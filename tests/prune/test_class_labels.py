@@ -91,8 +91,36 @@ CONFIGS = st.fixed_dictionaries(
 )
 
 
+def check_cut(unet, plan, pruned, scheduler, folder):
+    """Compare every tensor with one that was sliced by hand, the loaded model with the cut one, and counted costs."""
+    tensors, inputs = pruned.state_dict(), noisy_inputs(unet)
+    for name, expected in sliced(unet, plan.layers).items():
+        assert torch.equal(tensors[name], expected), name
+    write_pipeline(folder, pruned, scheduler)
+    loaded = read_unet(folder)
+
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in loaded.state_dict().items())
+    assert torch.equal(loaded(**inputs).sample, pruned(**inputs).sample)
+    assert pruned(**inputs).sample.shape[1] == unet.config["out_channels"]
+    costs = WidthCost(unet, find_groups(unet), heads="width", latency_repeats=1)
+    counts = [len(group.cut) for group in plan.groups]
+    assert (costs.macs(counts), costs.params(counts)) == (count_macs(pruned), count_params(pruned))
+
+
+@pytest.mark.parametrize("kind", [None, "timestep"])
+def test_a_cut_is_a_slice_and_loads_bit_identical(kind, make_unet, magnitude_of, scheduler, tmp_path):
+    """Classes lose the columns that the time embedding loses, scale and shift their pairs, the output nothing."""
+    unet = make_unet(**ADM, class_embed_type=kind)
+    plan = plan_pruning(unet, magnitude_of(unet), PruneParams(target={"ratio": 0.5}))
+    pruned = cut(unet, plan)
+
+    check_cut(unet, plan, pruned, scheduler, tmp_path / "pruned")
+    assert pruned.conv_in.out_channels == 8
+
+
+@pytest.mark.e2e
 @settings(
-    max_examples=6,
+    max_examples=12,
     deadline=None,
     derandomize=True,
     phases=[Phase.generate],
@@ -102,28 +130,12 @@ CONFIGS = st.fixed_dictionaries(
 def test_any_cut_is_a_slice_and_loads_bit_identical(
     config, ratio, order, make_unet, magnitude_of, scheduler, tmp_path_factory
 ):
-    """Classes lose the columns that the time embedding loses, scale and shift their pairs, the output nothing."""
+    """With or without classes, learned variance, scale and shift, and resampling in resnets."""
     if config["num_class_embeds"] is None:
         config = {**config, "class_embed_type": None}
     unet = make_unet(**config)
     plan = plan_pruning(unet, magnitude_of(unet), PruneParams(target={"ratio": ratio}, order=order))
-    pruned = cut(unet, plan)
-    tensors = pruned.state_dict()
-    for name, expected in sliced(unet, plan.layers).items():
-        assert torch.equal(tensors[name], expected), name
-    folder = tmp_path_factory.mktemp("model") / "pruned"
-    write_pipeline(folder, pruned, scheduler)
-    loaded = read_unet(folder)
-    inputs = {name: values.float() if name == "sample" else values for name, values in noisy_inputs(unet).items()}
-
-    assert all(torch.equal(tensor, tensors[name]) for name, tensor in loaded.state_dict().items())
-    assert torch.equal(loaded(**inputs).sample, pruned(**inputs).sample)
-    assert pruned(**inputs).sample.shape[1] == config["out_channels"]
-    costs, counts = (
-        WidthCost(unet, find_groups(unet), heads="width", latency_repeats=1),
-        [len(g.cut) for g in plan.groups],
-    )
-    assert (costs.macs(counts), costs.params(counts)) == (count_macs(pruned), count_params(pruned))
+    check_cut(unet, plan, cut(unet, plan), scheduler, tmp_path_factory.mktemp("model") / "pruned")
 
 
 def test_plain_diffusers_loads_it_with_its_labels(adm, magnitude_of, scheduler, tmp_path):
@@ -132,7 +144,7 @@ def test_plain_diffusers_loads_it_with_its_labels(adm, magnitude_of, scheduler, 
 
     pruned = cut(adm, plan_pruning(adm, magnitude_of(adm), PruneParams(target={"ratio": 0.5})))
     write_pipeline(tmp_path, pruned, scheduler)
-    loaded = AutoModel.from_pretrained(tmp_path / "unet", trust_remote_code=True, low_cpu_mem_usage=False)
+    loaded = AutoModel.from_pretrained(f"{tmp_path}/unet", trust_remote_code=True, low_cpu_mem_usage=False)
     inputs = noisy_inputs(adm)
 
     assert torch.equal(loaded(**inputs).sample, pruned(**inputs).sample)
