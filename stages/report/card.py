@@ -49,7 +49,7 @@ def release(report: ReportData, folders: Mapping[str, Path], reports: Path, summ
 
 
 def write_card(report: ReportData, name: str, model: Path | None = None) -> str:
-    """Write a model card, metadata for the Hub and the text; the config in the model's folder decides how it is used."""
+    """Write a model card, metadata and text; the config in its folder decides how the model is used."""
     config = read_json(weights_file(model).with_name("config.json")) if model else {}
     record = report.record
     text = (
