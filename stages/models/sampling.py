@@ -197,6 +197,7 @@ def predictor(unet: Denoiser, context: SamplingContext, labels: Sequence[int]) -
     def predict(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         """Predict under the conditions of the labels, guided if the context says so."""
         noisy = noisy.to(unet.dtype)
+        timestep = timestep.to(noisy.device).reshape(-1)  # a DiT takes no number
         if context.guidance in (None, 1):
             return unet(noisy, timestep, **own).sample.float()  # type: ignore[no-any-return]
         output = unet(noisy.repeat(2, 1, 1, 1), timestep, **both).sample.float()

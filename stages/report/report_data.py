@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel
 
 from stages.models.layer_order import in_run_order
-from stages.models.layout import PLAN, WEIGHTS
+from stages.models.layout import PLAN, WEIGHTS, denoiser_name
 from stages.models.params import RoundsParams
 from stages.protocol.costs import CostsRecord, read_costs
 from stages.protocol.evaluation import DENSE, EvaluationRecord, read_evaluation
@@ -117,6 +117,10 @@ class ReportData:
     """The rounds of pruning before the recovery."""
     finetune: FinetuneRecord
     plan_sha256: str
+    pipeline: str
+    """The class of diffusers that draws with the released models."""
+    code: str
+    """The file in a released folder that defines the pruned class."""
     runs: dict[str, dict[str, Any]]
     """Stage -> its run.json."""
     provenance: dict[str, dict[str, Any]]
@@ -162,11 +166,13 @@ def read_report_data(artifacts: Path, reports: Path) -> ReportData:
     """
     folders = stage_folders(artifacts, reports)
     pairs = zip(MODELS, ("fetch", "prune", "finetune"), strict=True)
-    files = {name: folders[stage] / "unet" / WEIGHTS for name, stage in pairs}
+    models = {name: folders[stage] for name, stage in pairs}
+    files = {name: folder / denoiser_name(folder) / WEIGHTS for name, folder in models.items()}
     record = _read_evaluation(folders["evaluate"], files)
     runs = {stage: read_run_record(folder) for stage, folder in folders.items()}
     provenance = {stage: found for stage, folder in folders.items() if (found := read_provenance(folder))}
-    plan = read_json(folders["finetune"] / PLAN)
+    plan, index = read_json(folders["finetune"] / PLAN), read_json(folders["finetune"] / "model_index.json")
+    component = denoiser_name(folders["finetune"])
     try:
         for source in ("model", "data"):
             SourceRecord.model_validate(runs["fetch"]["params"]["fetch"][source])
@@ -185,6 +191,8 @@ def read_report_data(artifacts: Path, reports: Path) -> ReportData:
             rounds=RoundsParams.model_validate(runs["rounds"]["params"]["rounds"]),
             finetune=FinetuneRecord.model_validate(runs["finetune"]["params"]["finetune"]),
             plan_sha256=file_sha256(folders["finetune"] / PLAN),
+            pipeline=str(index["_class_name"]),
+            code=f"{component}/{index[component][0]}.py",
             runs=runs,
             provenance=provenance,
             licence=_read_licence(folders["fetch"] / "README.md"),
