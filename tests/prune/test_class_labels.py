@@ -11,7 +11,9 @@ from stages.data.images import Conditions, Images, label_table
 from stages.finetune.distillation import kept_channels
 from stages.finetune.params import FinetuneParams
 from stages.finetune.trainer import Trainer
+from stages.importance.calibration import calibration_draws
 from stages.importance.measure import CalibrationBatch, measure_importance
+from stages.importance.params import ImportanceParams
 from stages.models.complexity import count_macs, count_params
 from stages.models.families import example_inputs, forward, sample_shape
 from stages.models.groups import find_groups
@@ -185,6 +187,17 @@ def test_saliencies_equal_a_plain_loop(adm, scheduler, criterion):
     assert not found.saliency["conv_out"][1].any()
     assert found.saliency["conv_out"][0].any()
     assert "class_embedding" not in found.saliency
+
+
+def test_images_that_the_model_draws_have_labels(adm, scheduler):
+    """Distinct classes for the images of a timestep; they are drawn and scored under the same labels."""
+    params = ImportanceParams(num_images=3, draw={"steps": 2, "guidance": 2.0})
+    (drawn,) = calibration_draws(adm, scheduler, labelled_images(), params, 0)
+    batch = drawn.at(500)
+
+    assert batch.condition["class_labels"].tolist() == drawn.labels(500)
+    assert len({*drawn.labels(500)}) == 3
+    assert batch.images.shape == batch.noise.shape == (3, 1, 8, 8)
 
 
 def labelled_images(empty=4):
