@@ -14,6 +14,26 @@ from stages.storage.files import write_json
 from stages.storage.tensors import read_array, write_array, write_blocks
 
 SPLITS = ("train", "heldout")
+Table = NDArray[np.float32] | NDArray[np.int64]
+"""What a conditional model gets for each class, the empty condition last: encoder_hidden_states, float32 [K, S, D], or,
+of a model that embeds its classes itself, class_labels, int64 [K]."""
+NO_LABEL = -1
+"""The last of the class labels of a model that has no empty class."""
+
+
+def label_table(num_classes: int, empty: int | None) -> NDArray[np.int64]:
+    """List the labels of the classes, and last that of the empty class or NO_LABEL: [num_classes + 1]."""
+    return np.array([*range(num_classes), NO_LABEL if empty is None else empty], np.int64)
+
+
+def has_empty(table: Table) -> bool:
+    """Whether a table holds an empty condition, which guidance needs."""
+    return bool(table[-1] != NO_LABEL if table.ndim == 1 else table[-1].any())
+
+
+def to_condition(table: torch.Tensor, rows: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401  # any index of a tensor
+    """Rows of a table -> keyword arguments of forward, each [B, …]."""
+    return {"class_labels" if table.ndim == 1 else "encoder_hidden_states": table[rows]}
 
 
 def evenly_spaced(count: int, limit: int | None) -> NDArray[np.int64]:
@@ -44,8 +64,8 @@ PixelArray = NDArray[np.uint8] | RowSelection
 class Conditions:
     """The conditions of a conditional model: a table of them, such as one per class, and the row of each image."""
 
-    table: NDArray[np.float32]
-    """[K, S, D] encoder_hidden_states; the last row is the empty condition, which guidance needs."""
+    table: Table
+    """See `Table`."""
     train: NDArray[np.int64]
     """[N] row of each training image."""
     heldout: NDArray[np.int64]
@@ -74,8 +94,9 @@ class Images:
         """Return the conditions of training images as keyword arguments of forward; empty if unconditional."""
         if self.conditions is None:
             return {}
-        rows = self.conditions.table[self.conditions.train[chosen]]
-        return {"encoder_hidden_states": torch.from_numpy(rows).to(device)}
+        rows = torch.from_numpy(np.array(self.conditions.train[chosen]))
+        found = to_condition(torch.from_numpy(self.conditions.table), rows)
+        return {name: values.to(device) for name, values in found.items()}
 
 
 def check_num_images(key: str, number: int, num_train: int) -> None:
@@ -145,8 +166,8 @@ def _read_source_pixels(folder: Path, train: NDArray[Any]) -> NDArray[np.uint8] 
     return pixels
 
 
-def read_table(folder: Path) -> NDArray[np.float32] | None:
-    """Read conditions.npy, float32 [K, S, D], into memory; None for a folder without it.
+def read_table(folder: Path) -> Table | None:
+    """Read conditions.npy into memory; None for a folder without it.
 
     Raises:
         InputError: The file is damaged.
@@ -154,8 +175,9 @@ def read_table(folder: Path) -> NDArray[np.float32] | None:
     if not (folder / "conditions.npy").is_file():
         return None
     table = _open(folder, "conditions.npy")
-    if table.dtype != np.float32 or table.ndim != 3:  # noqa: PLR2004
-        raise InputError(f"{folder}/conditions.npy is not a condition table, float32 [K, S, D]; write it again")
+    if (str(table.dtype), table.ndim) not in (("float32", 3), ("int64", 1)):
+        allowed = "float32 [K, S, D] or int64 [K]"
+        raise InputError(f"{folder}/conditions.npy is not a condition table, {allowed}; write it again")
     return np.array(table)
 
 

@@ -1,11 +1,10 @@
-"""The class_embedding/ folder of a model -> the conditions of its classes as an array."""
+"""A model and its class_embedding/ folder -> the conditions of its classes as an array."""
 
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from stages.data.images import Table, label_table
 from stages.models.families import Denoiser, family_of
 from stages.models.layout import CLASS_EMBEDDING, WEIGHTS
 from stages.runtime.errors import InputError
@@ -13,22 +12,24 @@ from stages.storage.files import read_json
 from stages.storage.tensors import read_tensors
 
 
-def read_class_embedding(unet: Denoiser, folder: Path) -> NDArray[np.float32] | None:
-    """Read the class embedding of a model and check that it fits the UNet.
+def read_class_embedding(unet: Denoiser, folder: Path) -> Table | None:
+    """Read the class embedding of a model and check that it fits; of a model that embeds its classes, their labels.
 
     Args:
-        unet: The UNet of the model.
+        unet: The model.
         folder: Its pipeline folder.
 
     Returns:
-        [K, 1, D] float32, one row per class and the unconditional one last (zeros if the model has none); None for an
-        unconditional UNet.
+        What the model gets for each class, the empty condition last: [K, 1, D] float32, whose last row is zeros if the
+        embedding has no empty condition, or class labels, int64 [K]; None for an unconditional model.
 
     Raises:
-        InputError: The embedding is missing or unexpected, does not fit the UNet, or contradicts its own config.
+        InputError: The embedding is missing or unexpected, does not fit the model, or contradicts its own config.
     """
-    embedding = folder / CLASS_EMBEDDING
-    width = family_of(unet).condition_width(unet)
+    embedding, family = folder / CLASS_EMBEDDING, family_of(unet)
+    width, num_labels = family.condition_width(unet), family.num_labels(unet)
+    if num_labels is not None:
+        return _read_labels(embedding, num_labels, family.empty_label(unet))
     if width is None:
         if embedding.is_dir():
             raise InputError(f"{embedding} embeds classes, but the model is unconditional; remove it")
@@ -40,16 +41,32 @@ def read_class_embedding(unet: Denoiser, folder: Path) -> NDArray[np.float32] | 
     if "weight" not in tensors:
         raise InputError(f"{embedding / WEIGHTS} holds {', '.join(tensors) or 'nothing'}, expected weight; rename it")
     weight = tensors["weight"]
-    _check_shape(list(weight.shape), config, width, embedding)
+    _check_width(list(weight.shape), config, width, embedding)
+    _check_rows(len(weight), config, embedding)
     if not weight.isfinite().all():
         raise InputError(f"{embedding} holds values that are not finite; use another checkpoint")
     unconditional, weight = config.get("unconditional"), weight.float()
     last = weight.new_zeros(1, weight.shape[1]) if unconditional is None else weight[unconditional][None]
-    table: NDArray[np.float32] = torch.cat([weight[: config["num_classes"]], last])[:, None].numpy()
+    table: Table = torch.cat([weight[: config["num_classes"]], last])[:, None].numpy()
     return table
 
 
-def _check_shape(shape: list[int], config: dict[str, object], width: int, embedding: Path) -> None:
+def _read_labels(embedding: Path, num_labels: int, empty: int | None) -> Table:
+    """List the labels of a model that embeds its classes itself; a config.json may say which is the empty class.
+
+    Raises:
+        InputError: The folder holds weights, or its config does not fit the model.
+    """
+    if not embedding.is_dir():
+        return label_table(num_labels if empty is None else num_labels - 1, empty)
+    if (embedding / WEIGHTS).is_file():
+        raise InputError(f"{embedding} holds weights, but the model embeds its classes itself; keep config.json alone")
+    config = read_json(embedding / "config.json")
+    _check_rows(num_labels, config, embedding)
+    return label_table(config["num_classes"], config.get("unconditional"))
+
+
+def _check_width(shape: list[int], config: dict[str, object], width: int, embedding: Path) -> None:
     """Check the shape of the weight against the config of the embedding and the width of the model.
 
     Raises:
@@ -58,9 +75,17 @@ def _check_shape(shape: list[int], config: dict[str, object], width: int, embedd
     if shape[1:] != [width] or config.get("width") != width:
         found = f"a weight of shape {shape} and width {config.get('width')} in its config.json"
         raise InputError(f"{embedding} has {found}, the model takes {width}; use the embedding of this model")
+
+
+def _check_rows(rows: int, config: dict[str, object], embedding: Path) -> None:
+    """Check that the classes and the empty one are among the rows of the embedding.
+
+    Raises:
+        InputError: They are not.
+    """
     classes, unconditional = config.get("num_classes"), config.get("unconditional")
-    is_count = type(classes) is int and 0 < classes <= shape[0]
-    is_row = unconditional is None or (type(unconditional) is int and 0 <= unconditional < shape[0])
+    is_count = type(classes) is int and 0 < classes <= rows
+    is_row = unconditional is None or (type(unconditional) is int and 0 <= unconditional < rows)
     if not (is_count and is_row):
         found = f"num_classes {classes} and unconditional {unconditional}"
-        raise InputError(f"{embedding} has {shape[0]} rows, but {found} in its config.json; correct it")
+        raise InputError(f"{embedding} has {rows} rows, but {found} in its config.json; correct it")

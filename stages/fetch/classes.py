@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 import numpy as np
-from numpy.typing import NDArray
 
+from stages.data.images import Table
 from stages.fetch.listing import Listing
 from stages.fetch.source_images import SourceImages
 from stages.runtime.bounded import MIB, read_bounded
@@ -78,7 +78,7 @@ def _read_names(path: Path, folders: set[str], origin: str) -> list[str]:
     return names
 
 
-def check_labels(images: SourceImages, table: NDArray[np.float32] | None) -> None:
+def check_labels(images: SourceImages, table: Table | None) -> None:
     """Check that a class-conditional model has a valid class for each image, and an unconditional one has no classes.
 
     Raises:

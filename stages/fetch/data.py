@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from stages.data.images import Conditions, Images, write_stream
+from stages.data.images import Conditions, Images, Table, write_stream
 from stages.fetch.classes import check_labels, with_classes
 from stages.fetch.listing import Listing, list_folder, sort_names
 from stages.fetch.omissions import passed_over_line, shown_line
@@ -61,7 +61,7 @@ def fetch_data(
     heldout: float,
     out: Path,
     *,
-    table: NDArray[np.float32] | None = None,
+    table: Table | None = None,
     encode: Encode | None = None,
 ) -> None:
     """Pack the images of `source` into the folder `out`.
@@ -243,9 +243,7 @@ def _blocks(pixels: Pixels, rows: Rows, label: str, encode: Encode | None = None
         yield encode(block) if encode else block
 
 
-def _conditions(
-    images: SourceImages, kept: list[int], rows: dict[str, Rows], table: NDArray[np.float32] | None
-) -> Conditions | None:
+def _conditions(images: SourceImages, kept: list[int], rows: dict[str, Rows], table: Table | None) -> Conditions | None:
     if table is None or images.labels is None:
         return None
     labels = images.labels[kept]

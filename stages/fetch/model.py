@@ -10,8 +10,8 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from numpy.typing import NDArray
 
+from stages.data.images import Table
 from stages.fetch.class_embedding import read_class_embedding
 from stages.fetch.convert import converted
 from stages.fetch.model_folder import announce_left_out, check_links
@@ -39,7 +39,7 @@ from stages.models.autoencoder import image_shape, read_autoencoder
 from stages.models.families import Denoiser, sample_shape
 from stages.models.layout import DENOISERS, WEIGHTS
 from stages.models.pipeline import read_scheduler, read_unet, write_pipeline
-from stages.models.sampling import to_pixels
+from stages.models.sampling import check_variance, to_pixels
 from stages.models.trial import check_prunable, check_runs
 from stages.runtime.environment import check_hub
 from stages.runtime.errors import InputError, UnavailableError, first_line
@@ -67,8 +67,8 @@ class FetchedModel(NamedTuple):
     """A model that was loaded and checked."""
 
     unet: Denoiser
-    class_table: NDArray[np.float32] | None
-    """[K, 1, D]: conditions of the classes, the unconditional one last; None for an unconditional model."""
+    class_table: Table | None
+    """The conditions of the classes, the empty one last; None for an unconditional model."""
 
 
 def fetch_model(source: ModelSource, out: Path) -> FetchedModel:
@@ -81,6 +81,7 @@ def fetch_model(source: ModelSource, out: Path) -> FetchedModel:
         unet = read_unet(folder)
         class_table = read_class_embedding(unet, folder)
         scheduler = read_scheduler(folder)
+        check_variance(unet, scheduler, str(folder))
         check_prunable(unet, str(folder))
         check_runs(unet, scheduler.config["num_train_timesteps"], str(folder))
         check_autoencoder(unet, folder)

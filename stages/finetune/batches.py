@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from stages.data.images import Images, check_num_images, evenly_spaced, to_model_range
+from stages.data.images import Images, check_num_images, evenly_spaced, has_empty, to_model_range
 from stages.runtime.seeds import generator
 
 
@@ -91,10 +91,15 @@ class Batches:
         return Batch(to_model_range(pixels), noise[rows], timesteps[rows], labels)
 
     def _labels(self, chosen: list[int], draws: torch.Generator) -> torch.Tensor:
-        """Return each image's row of the table of conditions: [B]; some are replaced by the empty condition."""
+        """Return each image's row of the table of conditions: [B]; some are replaced by the empty condition.
+
+        Only a model that embeds its classes itself may have none; then no row is replaced.
+        """
         if self.conditions is None:
             return torch.zeros(len(chosen), dtype=torch.long)
         labels, empty = torch.from_numpy(self.conditions.train[chosen]), len(self.conditions.table) - 1
+        if self.conditions.table.ndim == 1 and not has_empty(self.conditions.table):
+            return labels
         is_dropped = torch.rand(len(chosen), generator=draws) < self.label_dropout
         return torch.where(is_dropped, empty, labels)
 

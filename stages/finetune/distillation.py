@@ -9,11 +9,11 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import nn
 
-from stages.data.images import Conditions
+from stages.data.images import Conditions, to_condition
 from stages.finetune.batches import Batch
 from stages.finetune.engine import Engine
 from stages.finetune.loss import Prediction
-from stages.models.families import Denoiser, family_of
+from stages.models.families import Denoiser, family_of, prediction
 from stages.models.layout import PLAN
 from stages.models.pipeline import read_unet
 from stages.models.plan import Plan, read_plan
@@ -96,7 +96,7 @@ class Distillation:
         scheduler: The noise schedule.
         engine: Device and precision.
         teacher: The dense model and the kept channels of its blocks; None without distillation.
-        conditions: Table of encoder_hidden_states; None for unconditional models.
+        conditions: Table of conditions; None for unconditional models.
         with_features: Whether features of the blocks are recorded.
     """
 
@@ -111,7 +111,7 @@ class Distillation:
         *,
         with_features: bool,
     ) -> None:
-        self.student, self.scheduler, self.engine = student, scheduler, engine
+        self.student, self.unet, self.scheduler, self.engine = student, unet, scheduler, engine
         self.table = torch.from_numpy(np.array(conditions.table)).to(engine.device) if conditions else None
         self.teacher = teacher[0] if teacher else None
         channels = teacher[1] if teacher and with_features else {}
@@ -124,11 +124,10 @@ class Distillation:
         return self.scheduler.add_noise(batch.images, batch.noise, batch.timesteps)  # type: ignore[arg-type]  # integers
 
     def predict(self, model: Callable[..., Any], batch: Batch, noisy: torch.Tensor | None = None) -> torch.Tensor:
-        """Predict ε, v or x₀ of x_t, or of `noisy` instead: [B, C, H, W]."""
+        """Predict ε, v or x₀ of x_t, or of `noisy` instead: [B, C, H, W], without a learned variance."""
         noisy = self.noisy(batch) if noisy is None else noisy
-        condition = {} if self.table is None else {"encoder_hidden_states": self.table[batch.labels]}
-        predicted: torch.Tensor = model(noisy, batch.timesteps, **condition, return_dict=False)[0]
-        return predicted
+        condition = {} if self.table is None else to_condition(self.table, batch.labels)
+        return prediction(model(noisy, batch.timesteps, **condition, return_dict=False)[0], self.unet)
 
     def target(self, batch: Batch) -> torch.Tensor:
         """Compute what the models should predict: [B, C, H, W]."""

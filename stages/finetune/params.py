@@ -123,7 +123,8 @@ class FinetuneParams(Section):
     flip: bool = False
     """Whether half of the images are mirrored left to right; wrong for digits, right for most photographs."""
     label_dropout: float = Field(0.1, ge=0, le=1)
-    """Share of the images that a conditional model gets with the empty condition, for guidance."""
+    """Share of the images that a conditional model gets with the empty condition, for guidance; a model whose own
+    classes include no empty one gets every image with its class."""
     heldout_images: int = Field(512, ge=1)
     """Largest number of held-out images that the loss is measured on."""
     heldout_every: int = Field(500, ge=1)

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from stages.data.images import read_images
@@ -82,7 +81,7 @@ def prepare(
     taught = _read_teacher(teacher, model, params, engine.device)
     if params.init == "scratch":
         unet = with_fresh_weights(unet, derive_seed(seed, "scratch"))
-    table = np.array(images.conditions.table) if images.conditions else None
+    table = images.conditions.table if images.conditions else None
     context = SamplingContext(read_autoencoder(model, engine.device) if params.samples else None, table)
     return Trainer(unet, scheduler, images, params, seed, taught, engine, context)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from stages.data.images import Conditions
+from stages.data.images import Conditions, to_condition
 from stages.importance.measure import CalibrationBatch
 from stages.importance.params import ImportanceParams
 from stages.models.families import Denoiser
@@ -68,7 +68,8 @@ class DrawnImages:
     def _condition(self, labels: list[int], device: torch.device) -> dict[str, torch.Tensor]:
         if self.context.table is None:
             return {}
-        return {"encoder_hidden_states": torch.from_numpy(self.context.table[labels]).to(device)}
+        found = to_condition(torch.from_numpy(self.context.table), labels)
+        return {name: rows.to(device) for name, rows in found.items()}
 
 
 def drawn_images(

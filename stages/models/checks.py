@@ -21,8 +21,8 @@ def check_supported(config: Mapping[str, Any], origin: Path) -> None:
     """Check that this version can sample from, train and prune a model with this config.
 
     Raises:
-        InputError: The class is not supported, the model takes class labels or further conditions, has blocks that
-            cannot be cut, its output does not have the input's shape, or the size of its samples is not known.
+        InputError: The class is not supported, the model takes further conditions, has blocks that cannot be cut,
+            its output has other channels than its input, or the size of its samples is not known.
     """
     family = find_family(config)
     if family is None:
@@ -114,16 +114,21 @@ def check_finite(network: nn.Module, origin: Path | str) -> None:
 
 
 def check_conditions(unet: Denoiser, conditions: Conditions | None, origin: Path) -> None:
-    """Check that a conditional model has conditions of its width, and an unconditional model has none.
+    """Check that a conditional model has conditions of its width or labels of its classes, and any other has none.
 
     Raises:
-        InputError: The conditions are missing, superfluous or of another width.
+        InputError: The conditions are missing, superfluous, of another width or of other classes.
     """
-    width = family_of(unet).condition_width(unet)
-    found = conditions.table.shape[-1] if conditions else None
-    if width != found:
-        needed = f"conditions of width {width}" if width else "no conditions"
-        given = f"conditions of width {found}" if found else "none"
+    family, table = family_of(unet), conditions.table if conditions else None
+    width, labels = family.condition_width(unet), family.num_labels(unet)
+    needed = f"conditions of width {width}" if width else f"labels below {labels}" if labels else "no conditions"
+    if table is None:
+        is_fit, given = not (width or labels), "none"
+    elif table.ndim == 1:
+        is_fit, given = bool(labels and table.max() < labels), f"labels up to {table.max()}"
+    else:
+        is_fit, given = table.shape[-1] == width, f"conditions of width {table.shape[-1]}"
+    if not is_fit:
         raise InputError(f"the model takes {needed}, {origin} has {given}; fetch model and data together")
 
 

@@ -21,7 +21,7 @@ class Member:
 
     layer: str
     dim: int
-    """Dimension of the layer's weight: 0 for outputs (and for a norm), 1 for inputs."""
+    """Dimension of the layer's weight: 0 for outputs (and for a norm), 1 for inputs (and an embedding's columns)."""
     channels: torch.Tensor
     """Indices of the layer's channels in the dense model."""
     roots: torch.Tensor
@@ -104,7 +104,8 @@ def _build_group(
         layer = item.dep.target.module
         if not isinstance(layer, Layers):
             continue
-        is_input = isinstance(layer, Prunable) and graph.is_in_channel_pruning_fn(item.dep.handler)
+        is_embedding = isinstance(layer, nn.Embedding)
+        is_input = is_embedding or (isinstance(layer, Prunable) and graph.is_in_channel_pruning_fn(item.dep.handler))
         if isinstance(layer, nn.GroupNorm):
             blocks.add(layer.num_groups)
         elif not is_input and names[layer] in heads:
@@ -112,7 +113,8 @@ def _build_group(
             attentions.add(attention)
             blocks.add(num_heads)
         channels, roots = torch.tensor(item.idxs), torch.tensor(item.root_idxs)
-        members.append(Member(names[layer], int(is_input), channels, roots, not isinstance(layer, Prunable)))
+        is_norm = not isinstance(layer, (*Prunable, nn.Embedding))
+        members.append(Member(names[layer], int(is_input), channels, roots, is_norm))
     root, width = names[found[0].dep.target.module], len(found[0].idxs)
     if attentions and len(blocks) > 2:  # noqa: PLR2004  # 1 and the number of heads
         raise InputError(f"the heads of {root} are coupled with a norm; such a model cannot be pruned")

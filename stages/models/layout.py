@@ -11,7 +11,8 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 DENOISERS = ("unet", "transformer")
 """Component names that diffusers pipelines use for the model that is pruned."""
 CLASS_EMBEDDING = "class_embedding"
-"""Component of a class-conditional pipeline: config.json {num_classes, width, unconditional} and the table `weight`."""
+"""Component of a class-conditional pipeline: config.json {num_classes, width, unconditional} and the table `weight`;
+config.json {num_classes, unconditional} alone beside a model that embeds its classes itself."""
 AUTOENCODERS = ("vqvae", "vae")
 """Component names that diffusers pipelines use for an autoencoder."""
 

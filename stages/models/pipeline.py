@@ -247,7 +247,8 @@ def _check_listed(source: Path) -> None:
 def _copy_component(source: Path, target: Path, known: Collection[str]) -> None:
     config = read_json(source / "config.json")
     write_json(target / "config.json", {key: value for key, value in config.items() if key in known})
-    copy_file(source / WEIGHTS, target / WEIGHTS)
+    if source.name != CLASS_EMBEDDING or (source / WEIGHTS).is_file():  # else the model embeds its classes itself
+        copy_file(source / WEIGHTS, target / WEIGHTS)
 
 
 def copy_plan(source: Path, target: Path) -> None:

@@ -1,7 +1,8 @@
 """UNets of any widths for plain diffusers. Every pruned model folder holds a copy; it needs only torch and diffusers.
 
 The config of a pruned model is the config of the dense model and two more keys for the layers that differ from it:
-`pruned_widths` (layer -> [outputs, inputs], or [channels] for a norm) and `pruned_heads` (attention -> heads).
+`pruned_widths` (layer -> [outputs, inputs], [channels] for a norm, [rows, columns] for an embedding) and `pruned_heads`
+(attention -> heads).
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
 PRUNED_KEYS = ("pruned_widths", "pruned_heads")
-Layers = (nn.Conv2d, nn.Linear, nn.GroupNorm, nn.LayerNorm)
+Layers = (nn.Conv2d, nn.Linear, nn.GroupNorm, nn.LayerNorm, nn.Embedding)
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -50,14 +51,7 @@ def narrow(model: Model, widths: Mapping[str, Sequence[int]], heads: Mapping[str
 def note_widths(model: nn.Module) -> None:
     """Set the width attributes of layers and blocks, some of which forward checks, to the shapes of their weights."""
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            module.out_channels, module.in_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
-        elif isinstance(module, nn.Linear):
-            module.out_features, module.in_features = module.weight.shape
-        elif isinstance(module, nn.GroupNorm) and module.weight is not None:
-            module.num_channels = module.weight.shape[0]
-        elif isinstance(module, nn.LayerNorm) and module.weight is not None:
-            module.normalized_shape = tuple(module.weight.shape)
+        _note_layer(module)
     for module in model.modules():
         if isinstance(module, Downsample2D | Upsample2D) and isinstance(module.conv, nn.Conv2d):
             module.channels, module.out_channels = module.conv.in_channels, module.conv.out_channels
@@ -65,6 +59,20 @@ def note_widths(model: nn.Module) -> None:
             _note_resnet(module)
         elif isinstance(module, Attention):
             _note_attention(module)
+
+
+def _note_layer(module: nn.Module) -> None:
+    """Set the widths of a layer with weights."""
+    if isinstance(module, nn.Conv2d):
+        module.out_channels, module.in_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.GroupNorm) and module.weight is not None:
+        module.num_channels = module.weight.shape[0]
+    elif isinstance(module, nn.LayerNorm) and module.weight is not None:
+        module.normalized_shape = tuple(module.weight.shape)
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
 
 
 def _note_resnet(resnet: ResnetBlock2D) -> None:

@@ -22,6 +22,10 @@ DDPM_ONLY = ("laplace", "sigmoid")
 """Values of beta_schedule that only DDPMScheduler knows; other samplers get the betas themselves."""
 
 
+LEARNED_RANGE = "learned_range"
+"""The variance_type of a model that predicts where between β̃ and β its variance lies (Nichol and Dhariwal, 2021)."""
+
+
 class Sampler(Protocol):
     """The common interface of diffusers' samplers."""
 
@@ -113,10 +117,17 @@ def _build(scheduler: DDPMScheduler, params: SamplerParams) -> Sampler:
         changes |= {"clip_sample": params.clip, "thresholding": False}
     if cls is not DDPMScheduler and scheduler.config["beta_schedule"] in DDPM_ONLY:
         changes["trained_betas"] = scheduler.betas.tolist()
+    if cls is not DDPMScheduler and scheduler.config["variance_type"] == LEARNED_RANGE:
+        changes["variance_type"] = None  # DPMSolverMultistep would take three channels, whatever the model has
     # diffusers keeps a list of the keys that were left at their defaults, and ignores them when they are passed.
     known = {key: value for key, value in scheduler.config.items() if key[0] != "_" and key != "timestep_spacing"}
     sampler: Sampler = cls.from_config({**known, **changes})
     return sampler
+
+
+def takes_variance(sampler: Sampler) -> bool:
+    """Whether a sampler takes the learned variance beside the prediction: DDPM with variance_type learned_range."""
+    return sampler.config.get("variance_type") == LEARNED_RANGE
 
 
 def _check_steps(scheduler: DDPMScheduler, params: SamplerParams, block: str) -> None:
@@ -136,10 +147,11 @@ def _check_steps(scheduler: DDPMScheduler, params: SamplerParams, block: str) ->
 
 
 def _check_noise(sampler: Sampler, scheduler: DDPMScheduler, params: SamplerParams, block: str) -> None:
-    """Check that the sampler begins near full noise, and assumes the noise of the model's training.
+    """Check that the sampler begins near full noise, ends without, and assumes the noise of the model's training.
 
     Raises:
-        InputError: The first timestep is too early or beyond the last one, or the sampler has another ᾱ.
+        InputError: The first timestep is too early or beyond the last one, the sampler has another ᾱ, or its last step
+            would add the noise of a learned variance, which diffusers leaves out at timestep 0 alone.
     """
     num_timesteps, first = int(scheduler.config["num_train_timesteps"]), float(sampler.timesteps[0])
     begin = f"{block}: {params.steps} {params.spacing} steps of {params.scheduler} begin at {first:g}"
@@ -148,6 +160,9 @@ def _check_noise(sampler: Sampler, scheduler: DDPMScheduler, params: SamplerPara
     if first > num_timesteps - 1:
         offset = f"with steps_offset {scheduler.config['steps_offset']} of the model's scheduler"
         raise InputError(f"{begin} {offset}, and its last timestep is {num_timesteps - 1}; use fewer steps")
+    if takes_variance(sampler) and (last := int(sampler.timesteps[-1])):
+        found = f"{params.steps} {params.spacing} steps of {params.scheduler} end at timestep {last}"
+        raise InputError(f"{block}: {found}, where a learned variance adds noise to the images; use spacing linspace")
     known = scheduler.alphas_cumprod  # on the GPU once add_noise has moved it there
     if not torch.allclose(sampler.alphas_cumprod.to(known.device), known, rtol=1e-3, atol=1e-6):
         raise _misfit(params, block, "it assumes other noise levels, since it ignores rescale_betas_zero_snr")
@@ -162,10 +177,11 @@ def check_sampler(scheduler: DDPMScheduler, params: SamplerParams, block: str = 
     sampler, state = make_sampler(scheduler, params, block), torch.zeros(1, 1, 2, 2)
     is_random = "generator" in inspect.signature(sampler.step).parameters
     options = {"generator": [torch.Generator().manual_seed(0)]} if is_random else {}
+    output = torch.zeros(1, 2 if takes_variance(sampler) else 1, 2, 2)
     try:
         for timestep in sampler.timesteps:
             sampler.scale_model_input(state, timestep)
-            state, *_ = sampler.step(torch.zeros_like(state), timestep, state, **options, return_dict=False)
+            state, *_ = sampler.step(output, timestep, state, **options, return_dict=False)
     except Exception as error:  # noqa: BLE001  # samplers fail in many ways
         raise _misfit(params, block, first_line(error)) from None
     if not state.isfinite().all():

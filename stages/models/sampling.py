@@ -12,10 +12,11 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.typing import NDArray
 from torch import nn
 
+from stages.data.images import Table, has_empty, to_condition
 from stages.models.autoencoder import Autoencoder
-from stages.models.families import Denoiser, sample_shape
+from stages.models.families import Condition, Denoiser, learns_variance, prediction, sample_shape
 from stages.models.params import SamplerParams
-from stages.models.samplers import Sampler, make_sampler
+from stages.models.samplers import LEARNED_RANGE, Sampler, make_sampler, takes_variance
 from stages.runtime.device import computing
 from stages.runtime.errors import InputError
 from stages.runtime.progress import track
@@ -28,8 +29,8 @@ class SamplingContext:
 
     autoencoder: Autoencoder | None = None
     """Decodes the samples of a latent model; None for a model in pixel space."""
-    table: NDArray[np.float32] | None = None
-    """[K, S, D] encoder_hidden_states of each class, the empty condition last; None for an unconditional model."""
+    table: Table | None = None
+    """The condition of each class, the empty one last; None for an unconditional model."""
     guidance: float | None = None
     """Classifier-free guidance scale; None or 1 disables it."""
 
@@ -51,10 +52,10 @@ DEFAULT_CONTEXT = SamplingContext()
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
 """Precision -> type of weights and activations."""
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Noisy samples and a timestep -> the model's output, float32: the predicted ε, v or x₀."""
+"""Noisy samples and a timestep -> the model's output, float32: the predicted ε, v or x₀, and a learned variance."""
 
 
-def check_guidance(table: NDArray[np.float32] | None, guidance: float | None, block: str, model: Path | str) -> None:
+def check_guidance(table: Table | None, guidance: float | None, block: str, model: Path | str) -> None:
     """Check that a model with this table of conditions can be guided.
 
     Args:
@@ -68,8 +69,19 @@ def check_guidance(table: NDArray[np.float32] | None, guidance: float | None, bl
     """
     if guidance is not None and table is None:
         raise InputError(f"{block}.guidance is {guidance}, and {model} takes no conditions; set it to null")
-    if table is not None and guidance not in (None, 1) and not table[-1].any():
+    if table is not None and guidance not in (None, 1) and not has_empty(table):
         raise InputError(f"{block}.guidance is {guidance}, and {model} has no empty condition; set it to null")
+
+
+def check_variance(unet: Denoiser, scheduler: DDPMScheduler | Sampler, model: Path | str) -> None:
+    """Check that a model learns the variance that its noise schedule, or a sampler, takes of its output.
+
+    Raises:
+        InputError: It does not.
+    """
+    if scheduler.config.get("variance_type") == LEARNED_RANGE and not learns_variance(unet):
+        found = f"{model} has variance_type {LEARNED_RANGE}, and its out_channels hold no variance"
+        raise InputError(f"{found}; set variance_type in its scheduler's config to fixed_small")
 
 
 def image_seeds(seed: int, num_images: int, set_index: int = 0) -> list[int]:
@@ -176,25 +188,33 @@ def predictor(unet: Denoiser, context: SamplingContext, labels: Sequence[int]) -
     """Return the prediction of a model, with the conditions of `labels` and guidance if the model is conditional.
 
     ε = ε(∅) + s · (ε(c) − ε(∅)) (Ho and Salimans, 2022, eq. 6, with s = 1 + w). The same holds for v and x₀, since for
-    one noisy image both are affine functions of ε.
+    one noisy image both are affine functions of ε. A learned variance is not guided: it is that of the class.
     """
     if context.table is None:
         return lambda noisy, timestep: unet(noisy.to(unet.dtype), timestep).sample.float()
-    table = torch.from_numpy(context.table).to(unet.device, unet.dtype)
-    conditions, empty = table[list(labels)], table[-1:].expand(len(labels), -1, -1)
+    own, both = conditions_of(unet, context.table, labels)
 
     def predict(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         """Predict under the conditions of the labels, guided if the context says so."""
         noisy = noisy.to(unet.dtype)
         timestep = timestep.to(noisy.device).reshape(-1)  # a DiT takes no number
         if context.guidance in (None, 1):
-            return unet(noisy, timestep, encoder_hidden_states=conditions).sample.float()  # type: ignore[no-any-return]
-        states = torch.cat([empty, conditions])
-        both = unet(noisy.repeat(2, 1, 1, 1), timestep, encoder_hidden_states=states).sample.float()
-        unconditional, conditional = both.chunk(2)
-        return unconditional + context.guidance * (conditional - unconditional)  # type: ignore[no-any-return]
+            return unet(noisy, timestep, **own).sample.float()  # type: ignore[no-any-return]
+        output = unet(noisy.repeat(2, 1, 1, 1), timestep, **both).sample.float()
+        unconditional, conditional = prediction(output, unet).chunk(2)
+        guided: torch.Tensor = unconditional + context.guidance * (conditional - unconditional)
+        variance = output[len(labels) :, guided.shape[1] :]
+        return torch.cat([guided, variance], dim=1) if learns_variance(unet) else guided
 
     return predict
+
+
+def conditions_of(unet: Denoiser, table: Table, labels: Sequence[int]) -> tuple[Condition, Condition]:
+    """Return what the model gets for classes, and for as many empty conditions with these classes after them."""
+    rows = torch.from_numpy(table).to(unet.device)
+    rows = rows.to(unet.dtype) if rows.is_floating_point() else rows
+    last = len(table) - 1
+    return to_condition(rows, list(labels)), to_condition(rows, [*[last] * len(labels), *labels])
 
 
 def trajectory(
@@ -215,7 +235,8 @@ def trajectory(
         context: Conditions and guidance scale.
         labels: The class of each image, for a conditional model.
     """
-    predict = predictor(unet, context, labels)
+    check_variance(unet, sampler, "the model")
+    predict, takes_all = predictor(unet, context, labels), takes_variance(sampler)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     samples = (initial_noise(unet, generators) * sampler.init_noise_sigma).to(unet.device)
     accepted = inspect.signature(sampler.step).parameters
@@ -223,7 +244,9 @@ def trajectory(
     for timestep in sampler.timesteps:
         noisy = sampler.scale_model_input(samples, timestep)
         yield noisy
-        (samples, *_) = sampler.step(predict(noisy, timestep), timestep, samples, **options, return_dict=False)
+        output = predict(noisy, timestep)
+        output = output if takes_all else prediction(output, unet)
+        (samples, *_) = sampler.step(output, timestep, samples, **options, return_dict=False)
     yield samples
 
 

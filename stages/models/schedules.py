@@ -57,8 +57,8 @@ ALLOWED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "timestep_spacing": (lambda value: value in ("leading", "linspace", "trailing"), "leading, linspace or trailing"),
     "rescale_betas_zero_snr": (_is_flag, "true or false"),
     "variance_type": (
-        lambda value: value in (None, "fixed_small", "fixed_small_log", "fixed_large"),
-        "fixed_small, fixed_small_log or fixed_large",
+        lambda value: value in (None, "fixed_small", "fixed_small_log", "fixed_large", "learned_range"),
+        "fixed_small, fixed_small_log, fixed_large or learned_range",
     ),
     "timestep_type": (lambda value: value == "discrete", "discrete"),
     "use_flow_sigmas": (lambda value: value is False, "false (no flow matching)"),

@@ -10,7 +10,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from stages.data.images import read_table
+from stages.data.images import Table, read_table
 from stages.models.families import Denoiser
 from stages.models.sampling import DEFAULT_CONTEXT, SamplingContext, draw_batches, image_seeds
 from stages.protocol.protocol import Protocol
@@ -35,8 +35,8 @@ class Reference:
     """[sets, N, D] float32 features of the samples."""
     real_features: torch.Tensor
     """[M, D] float32 features of the real images."""
-    table: NDArray[np.float32] | None = None
-    """[K, S, D] conditions of each class and the empty condition last; None for an unconditional model."""
+    table: Table | None = None
+    """The conditions of each class, the empty one last; None for an unconditional model."""
 
 
 def draw_set(
@@ -94,7 +94,7 @@ def reference_files(folder: Path, protocol: Protocol, image_shape: Sequence[int]
     )
 
 
-def write_about(folder: Path, protocol: Protocol, model_sha256: str, table: NDArray[np.float32] | None = None) -> None:
+def write_about(folder: Path, protocol: Protocol, model_sha256: str, table: Table | None = None) -> None:
     """Write protocol.json, reference.json and, if conditional, conditions.npy beside the images and features."""
     write_json(folder / "protocol.json", protocol.model_dump(mode="json"))
     write_json(folder / "reference.json", {"model_sha256": model_sha256})

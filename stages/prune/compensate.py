@@ -89,7 +89,9 @@ def execution_order(unet: Denoiser, plan: Plan, batch: NoisyBatch) -> list[str]:
     names = [
         name
         for name, kept in plan.layers.items()
-        if kept.inputs is not None and len(kept.inputs) < _layer(unet, name).weight.shape[1]
+        if isinstance(layer := unet.get_submodule(name), Reader)
+        and kept.inputs is not None
+        and len(kept.inputs) < layer.weight.shape[1]
     ]
     hooks = [
         _layer(unet, name).register_forward_pre_hook(lambda *_, name=name: order.append(name)) for name in sorted(names)

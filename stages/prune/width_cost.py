@@ -78,7 +78,7 @@ class WidthCost:
         return unet
 
     def widths(self, cuts: Cuts) -> dict[str, tuple[int, ...]]:
-        """Compute every layer's width: (outputs, inputs), or (channels,) for a norm."""
+        """Compute every layer's width: (outputs, inputs), (channels,) for a norm, (rows, columns) for an embedding."""
         remaining = {name: list(self._dense_width(name)) for name in self.layers}
         for group, layer, dim, multiplicity in self.shares:
             remaining[layer][dim] -= multiplicity * cuts[group]
@@ -129,9 +129,9 @@ def _macs(layer: nn.Module, width: tuple[int, ...], positions: int) -> int:
         return positions * width[0] * (kernel * width[1] + (layer.bias is not None))
     if isinstance(layer, nn.Linear):
         return width[0] * (positions * width[1] + (layer.bias is not None))
-    return 2 * positions * width[0]
+    return 0 if isinstance(layer, nn.Embedding) else 2 * positions * width[0]
 
 
 def _params(layer: nn.Module, width: tuple[int, ...]) -> int:
     kernel = math.prod(layer.kernel_size) if isinstance(layer, nn.Conv2d) else 1
-    return math.prod(width) * kernel + (width[0] if layer.bias is not None else 0)
+    return math.prod(width) * kernel + (width[0] if getattr(layer, "bias", None) is not None else 0)

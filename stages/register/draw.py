@@ -35,12 +35,16 @@ class Draw(PythonModel):
         for tensor in self.pipeline.unet.parameters():  # memory-mapped tensors are not aligned, which changes rounding
             tensor.data = tensor.data.clone()
         self.pipeline.scheduler = getattr(diffusers, self.settings["class"])(**self.settings["config"])
-        self.embeddings: torch.Tensor | None = None
-        if self.settings["classes"]:
-            table = load_file(model / "class_embedding" / "diffusion_pytorch_model.safetensors")["weight"].float()
-            row = self.settings["without_class"]
-            unconditional = torch.zeros(1, table.shape[1]) if row is None else table[row][None]
-            self.embeddings = torch.cat([table[: self.settings["classes"]], unconditional])[:, None].to(device)
+        self.conditions = self._read_conditions(model).to(device) if self.settings["classes"] else None
+
+    def _read_conditions(self, model: Path) -> torch.Tensor:
+        """Return what the model gets for each class, last for no class: labels [K + 1], or embeddings [K + 1, 1, D]."""
+        classes, empty = self.settings["classes"], self.settings["without_class"]
+        if self.settings["condition"] == "class_labels":
+            return torch.tensor([*range(classes), empty])
+        table = load_file(model / "class_embedding" / "diffusion_pytorch_model.safetensors")["weight"].float()
+        unconditional = torch.zeros(1, table.shape[1]) if empty is None else table[empty][None]
+        return torch.cat([table[:classes], unconditional])[:, None]
 
     def predict(
         self,
@@ -77,8 +81,10 @@ class Draw(PythonModel):
         sampler.set_timesteps(self.settings["steps"])
         images = (noise * sampler.init_noise_sigma).to(unet.device)
         for timestep in sampler.timesteps:
-            epsilon = self._predict(sampler.scale_model_input(images, timestep), timestep, labels)
-            images = sampler.step(epsilon, timestep, images, **self._step_options(generators)).prev_sample
+            output = self._predict(sampler.scale_model_input(images, timestep), timestep, labels)
+            if sampler.config.get("variance_type") != "learned_range":  # of DDPM, which takes the learned variance
+                output = output[:, : shape[0]]
+            images = sampler.step(output, timestep, images, **self._step_options(generators)).prev_sample
         images = self._decode(images)
         pixels = ((images.cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
         return [Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image) for image in pixels]
@@ -86,18 +92,20 @@ class Draw(PythonModel):
     def _predict(self, images: torch.Tensor, timestep: torch.Tensor, labels: list[int]) -> torch.Tensor:
         """Predict the noise; a class-conditional model is guided: eps(x) + scale * (eps(x, label) - eps(x)).
 
-        Ho and Salimans, 2022, eq. 6, with w = scale - 1; a scale of None or 1 disables guidance.
+        Ho and Salimans, 2022, eq. 6, with w = scale - 1; a scale of None or 1 disables guidance. A learned variance
+        beside the noise is that of the label.
         """
-        unet, scale = self.pipeline.unet, self.settings["guidance"]
-        if self.embeddings is None:
+        unet, scale, table = self.pipeline.unet, self.settings["guidance"], self.conditions
+        if table is None:
             return unet(images, timestep).sample  # type: ignore[no-any-return]
-        conditions = self.embeddings[labels]
+        name, channels = self.settings["condition"], images.shape[1]
         if scale in (None, 1):
-            return unet(images, timestep, encoder_hidden_states=conditions).sample  # type: ignore[no-any-return]
-        both = torch.cat([self.embeddings[-1:].expand(len(labels), -1, -1), conditions])
-        epsilon = unet(images.repeat(2, 1, 1, 1), timestep, encoder_hidden_states=both).sample
-        unconditional, conditional = epsilon.chunk(2)
-        return unconditional + scale * (conditional - unconditional)  # type: ignore[no-any-return]
+            return unet(images, timestep, **{name: table[labels]}).sample  # type: ignore[no-any-return]
+        both = {name: table[[*[-1] * len(labels), *labels]]}
+        output = unet(images.repeat(2, 1, 1, 1), timestep, **both).sample
+        unconditional, conditional = output[:, :channels].chunk(2)
+        guided = unconditional + scale * (conditional - unconditional)
+        return torch.cat([guided, output[len(labels) :, channels:]], dim=1)
 
     def _decode(self, images: torch.Tensor) -> torch.Tensor:
         """Decode latents z = (x - mean) * scale / std; without an autoencoder they are images already."""

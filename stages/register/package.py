@@ -12,10 +12,11 @@ from typing import Any
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
+from stages.fetch.class_embedding import read_class_embedding
 from stages.models.autoencoder import read_autoencoder
 from stages.models.layout import CLASS_EMBEDDING
 from stages.models.params import SamplerParams
-from stages.models.pipeline import CPU, read_scheduler
+from stages.models.pipeline import CPU, read_scheduler, read_unet
 from stages.models.samplers import make_sampler
 from stages.protocol.evaluation import read_evaluation
 from stages.register.lineage import FILES, Lineage
@@ -159,14 +160,15 @@ def replace_quadratic(params: SamplerParams) -> SamplerParams:
 
 
 def _describe_context(model: Path) -> dict[str, Any]:
-    """Describe the scale of latents, the number of classes, and the row of their embedding for no class."""
-    autoencoder, embedding = read_autoencoder(model, CPU), model / CLASS_EMBEDDING
-    config = read_json(embedding / "config.json") if embedding.is_dir() else {}
-    return {
-        "latent_scale": autoencoder.scale if autoencoder else None,
-        "classes": config.get("num_classes"),
-        "without_class": config.get("unconditional"),
-    }
+    """Describe the scale of latents, the number of classes, how they enter, and the row or label for no class."""
+    autoencoder, table = read_autoencoder(model, CPU), read_class_embedding(read_unet(model), model)
+    classes: dict[str, Any] = {"classes": None, "without_class": None, "condition": None}
+    if table is not None and table.ndim == 1:
+        classes = {"classes": len(table) - 1, "without_class": int(table[-1]), "condition": "class_labels"}
+    elif table is not None:
+        empty = read_json(model / CLASS_EMBEDDING / "config.json").get("unconditional")
+        classes = {"classes": len(table) - 1, "without_class": empty, "condition": "encoder_hidden_states"}
+    return {"latent_scale": autoencoder.scale if autoencoder else None, **classes}
 
 
 def _save_mlflow_model(model: Path, evidence: Path, folder: Path) -> None:
@@ -174,7 +176,8 @@ def _save_mlflow_model(model: Path, evidence: Path, folder: Path) -> None:
     from mlflow.models import ModelSignature
     from mlflow.types.schema import ColSpec, Schema
 
-    label = [ColSpec("long", "label", required=False)] if (model / CLASS_EMBEDDING).is_dir() else []
+    has_classes = read_json(evidence / SAMPLER)["classes"] is not None
+    label = [ColSpec("long", "label", required=False)] if has_classes else []
     signature = ModelSignature(
         inputs=Schema([ColSpec("long", "seed"), *label]),
         outputs=Schema([ColSpec("long", "seed"), ColSpec("string", "png")]),

@@ -9,13 +9,14 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from stages.models.layout import SNAPSHOTS
+from stages.models.pipeline import weights_file
 from stages.protocol.evaluation import DENSE, FID_DENSE
 from stages.report.page import lineage, write_worst
 from stages.report.report_data import LossRecord, ReportData, name_source
 from stages.report.summary import PICTURE
 from stages.report.table import to_markdown, write_count, write_speed_up, write_target
 from stages.report.templates import environment
-from stages.storage.files import copy_file, write_atomically
+from stages.storage.files import copy_file, read_json, write_atomically
 
 LOSSES = {
     "noise": "squared error of the prediction",
@@ -44,11 +45,12 @@ def release(report: ReportData, folders: Mapping[str, Path], reports: Path, summ
         shutil.copytree(folders[stage], folder / name, ignore=shutil.ignore_patterns(SNAPSHOTS))
         copy_file(summary / PICTURE, folder / name / PICTURE)
         copy_file(reports / "evaluate" / f"{name}-worst.png", folder / name / WORST)
-        write_atomically(folder / name / "README.md", write_card(report, name).encode())
+        write_atomically(folder / name / "README.md", write_card(report, name, folder / name).encode())
 
 
-def write_card(report: ReportData, name: str) -> str:
-    """Write a model card: metadata for the Hub, and the text."""
+def write_card(report: ReportData, name: str, model: Path | None = None) -> str:
+    """Write a model card, metadata and text; the config in its folder decides how the model is used."""
+    config = read_json(weights_file(model).with_name("config.json")) if model else {}
     record = report.record
     text = (
         environment(autoescape=False)
@@ -69,6 +71,8 @@ def write_card(report: ReportData, name: str) -> str:
             picture=PICTURE,
             worst_picture=WORST,
             speed=_speed(report, name),
+            has_labels=config.get("num_class_embeds") is not None,
+            has_variance=config.get("out_channels") == 2 * config.get("in_channels", 0),
             licence=_plain(" ".join(report.licence.values())),
             lineage=[(key, _plain(value)) for key, value in lineage(report)],
         )

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from stages.data.grid import write_grid
+from stages.data.images import Table
 from stages.fetch.class_embedding import read_class_embedding
 from stages.models.autoencoder import read_autoencoder
 from stages.models.pipeline import read_scheduler, read_unet
@@ -60,7 +59,7 @@ def draw_images(model: Path, out: Path, seeds: Sequence[int], label: int | None,
         write_run_record(folder, "tools")
 
 
-def _labels(table: NDArray[np.float32] | None, seeds: Sequence[int], label: int | None) -> list[int]:
+def _labels(table: Table | None, seeds: Sequence[int], label: int | None) -> list[int]:
     """Return the class of each image; none for an unconditional model.
 
     Raises:

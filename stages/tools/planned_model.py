@@ -13,8 +13,8 @@ from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
-from numpy.typing import NDArray
 
+from stages.data.images import Table
 from stages.fetch import model as fetch_model
 from stages.fetch.class_embedding import read_class_embedding
 from stages.fetch.convert import DDIM_NOISE, LDM_NOISE, NUM_CLASSES, SYSTEMS, VQ_F4, check_layout
@@ -59,7 +59,7 @@ class PlannedModel:
     unet: Denoiser
     scheduler: DDPMScheduler
     autoencoder: Autoencoder | None
-    table: NDArray[np.float32] | None
+    table: Table | None
     """Conditions of the classes; None for an unconditional model."""
     origin: str
     """Where it comes from, for messages."""
@@ -150,6 +150,8 @@ def _hub_model(source: HubModel, device: torch.device) -> PlannedModel:
     unet = _initialise(config, source.repo, device)
     if family_of(unet).condition_width(unet) or "vae" in _hub_index(source) or "vqvae" in _hub_index(source):
         raise InputError(f"{source.repo} has more parts than a UNet; fetch it first: dvc repro fetch")
+    if family_of(unet).num_labels(unet) is not None:
+        raise InputError(f"{source.repo} has classes, of which one may be empty; fetch it first: dvc repro fetch")
     return PlannedModel(unet, schedule, None, None, source.repo, is_initialised=True)
 
 

@@ -181,9 +181,8 @@ def _trainer(subject: Subject, params: Params, batch: int, loss: object) -> Trai
         else rng.integers(0, 256, (batch, *shape), np.uint8)
     )
     conditions = None
-    if width := family_of(subject.dense).condition_width(subject.dense):
-        table = rng.standard_normal((2, 1, width)).astype(np.float32)
-        conditions = Conditions(table, np.zeros(batch, np.int64), np.zeros(1, np.int64))
+    for rows in family_of(subject.dense).example_condition(subject.dense, 2).values():
+        conditions = Conditions(rows.cpu().numpy(), np.zeros(batch, np.int64), np.zeros(1, np.int64))
     teacher = (subject.dense, kept_channels(subject.dense, subject.plan)) if finetune.loss.needs_teacher else None
     subject.dense.requires_grad_(requires_grad=False)
     images = Images(train, train[:1], conditions)

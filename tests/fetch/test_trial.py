@@ -9,6 +9,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from stages.fetch.model import fetch_model
 from stages.fetch.params import FolderModel
 from stages.importance.measure import CalibrationBatch, measure_importance
+from stages.models.families import example_inputs
 from stages.models.layout import CLASS_EMBEDDING, WEIGHTS
 from stages.models.pipeline import read_unet
 from stages.models.trial import SMALL_SIZE, _shrink, check_prunable
@@ -62,6 +63,7 @@ K_BLOCKS = {
     "resnet_time_scale_shift": "scale_shift",
     "time_embedding_act_fn": "gelu",
 }
+ADM_BLOCKS = {"downsample_type": "resnet", "upsample_type": "resnet", "attention_head_dim": 8}
 SKIPS = {
     "block_out_channels": (32, 64),
     "down_block_types": ("SkipDownBlock2D", "AttnSkipDownBlock2D"),
@@ -89,6 +91,9 @@ def save(folder, *, conditional=False, **config):
         {"add_attention": False, "attention_head_dim": 8},
         {"center_input_sample": True, "norm_num_groups": 8},
         {"time_embedding_type": "learned", "num_train_timesteps": 1000},
+        {"num_class_embeds": 5, "out_channels": 6, "resnet_time_scale_shift": "scale_shift", **ADM_BLOCKS},
+        {"num_class_embeds": 5, "class_embed_type": "timestep"},
+        {"conditional": True, "out_channels": 8},
         {"conditional": True, "use_linear_projection": True, "mid_block_type": None},
         {"conditional": True, "only_cross_attention": True, "upcast_attention": True},
         {"conditional": True, "resnet_skip_time_act": True, "resnet_out_scale_factor": 1.4, **RESNETS},
@@ -100,7 +105,7 @@ def test_what_fetch_accepts_can_be_scored_and_cut(tmp_path, config):
     """Every unusual architecture that passes is cut as planned, whose verification compares every tensor."""
     unet = fetch_model(save(tmp_path / "model", **config), tmp_path / "out").unet
     images = torch.randn(2, unet.config["in_channels"], 8, 8)
-    condition = {"encoder_hidden_states": torch.randn(2, 1, 12)} if config.get("conditional") else {}
+    condition = {name: rows[:2] for name, rows in example_inputs(unet, 3).items() if name not in ("sample", "timestep")}
     importance = measure_importance(
         unet,
         DDPMScheduler(),
@@ -128,9 +133,10 @@ def test_what_fetch_accepts_can_be_scored_and_cut(tmp_path, config):
         ({"conditional": True, "attention_type": "gated"}, "attention_type 'gated'; supported: default"),
         ({"conditional": True, "dual_cross_attention": True}, "the model does not run"),
         ({"conditional": True, "time_cond_proj_dim": 8}, "with further conditions; .*time_cond_proj_dim is 8"),
-        ({"class_embed_type": "timestep"}, "with class labels; .*class_embed_type is 'timestep'"),
+        ({"class_embed_type": "identity"}, "class_embed_type 'identity', which adds vectors from outside"),
+        ({"conditional": True, "num_class_embeds": 4}, "class labels beside cross-attention .num_class_embeds is 4"),
         ({"sample_size": 7}, "the model does not run"),
-        ({"out_channels": 6}, "in_channels is 3, out_channels 6; no learned variance"),
+        ({"out_channels": 9}, "in_channels is 3, out_channels 9; no others"),
         ({"in_channels": 5}, "in_channels is 5, out_channels 3; no fixed condition"),
         ({"conditional": True, "in_channels": 9}, "in_channels is 9, out_channels 4; no fixed condition"),
     ],
@@ -159,7 +165,7 @@ def test_a_key_that_a_config_lacks_has_diffusers_default(tmp_path, key, value):
 
 def test_a_block_that_no_list_names_is_found_by_the_trial(tmp_path, monkeypatch):
     """Without the list of blocks, tracing, cutting or building still refuses them in one line."""
-    monkeypatch.setattr("stages.models.checks.UNSUPPORTED_BLOCKS", {})
+    monkeypatch.setattr("stages.models.families.unet.UNSUPPORTED_BLOCKS", {})
     for name, config in (("simple", SIMPLE), ("k", K_BLOCKS)):
         source = save(tmp_path / name, conditional=True, **config)
         with pytest.raises(InputError, match=r"cannot be pruned|such layers are not supported") as caught:

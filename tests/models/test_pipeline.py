@@ -128,8 +128,13 @@ def test_weights_of_another_model_are_refused(model_folder, make_unet, scheduler
     [
         ({"_class_name": "DiTTransformer2DModel"}, "describes a DiTTransformer2DModel; supported: UNet2DModel"),
         ({"addition_embed_type": "text"}, "describes a model with further conditions"),
-        ({"num_class_embeds": 10}, "with class labels; supported: none, or cross-attention"),
-        ({"out_channels": 2}, "1 input and 2 output channels; supported: equal numbers"),
+        ({"num_class_embeds": 0}, "num_class_embeds 0; supported: the number of classes, or null"),
+        (
+            {"class_embed_type": "timestep"},
+            "num_class_embeds None and class_embed_type timestep; supported: the number",
+        ),
+        ({"class_embed_type": "identity"}, "class_embed_type 'identity', .* supported: null, timestep"),
+        ({"out_channels": 3}, "1 input and 3 output channels; supported: equal numbers, or twice as many outputs"),
         ({"sample_size": [8, 0]}, r"sample_size \[8, 0\]; supported: one positive integer, .* or \[height, width\]"),
         ({"sample_size": [8, 16, 16]}, r"sample_size \[8, 16, 16\]; supported: one positive integer"),
     ],

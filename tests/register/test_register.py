@@ -8,11 +8,12 @@ import mlflow
 import numpy as np
 import pytest
 import torch
-from diffusers import VQModel
+from diffusers import DDPMScheduler, VQModel
 from PIL import Image
 
 from stages.fetch.class_embedding import read_class_embedding
 from stages.models.autoencoder import read_autoencoder
+from stages.models.params import SamplerParams
 from stages.models.pipeline import CPU, write_pipeline
 from stages.models.sampling import SamplingContext, draw
 from stages.prune.params import PruneParams
@@ -79,3 +80,31 @@ def test_a_class_conditional_latent_version_draws_the_images_of_draw(
         assert np.abs(np.stack(theirs).transpose(0, 3, 1, 2).astype(int) - ours).max() <= 1
     with pytest.raises(ValueError, match="label 4 is out of range; give 0 to 3"):
         model.predict({"seed": [5], "label": [4]})
+
+
+def test_a_version_with_labels_and_learned_variance_draws_the_images_of_draw(
+    tmp_path, make_unet, scheduler, magnitude_of, protocol
+):
+    """By DDPM with the learned variance of the label, and guided towards it from the empty class."""
+    dense, released, package = tmp_path / "dense", tmp_path / "released", tmp_path / "package"
+    unet = make_unet(num_class_embeds=5, out_channels=2, resnet_time_scale_shift="scale_shift")
+    pruned = cut(unet, plan_pruning(unet, magnitude_of(unet), PruneParams(target={"ratio": 0.25})))
+    learned = DDPMScheduler.from_config({**scheduler.config, "variance_type": "learned_range"})
+    write_pipeline(dense, unet, learned)
+    write_json(dense / "class_embedding" / "config.json", {"num_classes": 4, "unconditional": 4})
+    write_pipeline(released, pruned, learned, dense)
+    ancestral = SamplerParams(scheduler="DDPM", steps=2)
+    guided = protocol.model_copy(update={"sampler": ancestral, "guidance": 2.0, "sets": 3})
+    write(package, tmp_path, pruned, learned, guided, released)
+    model = mlflow.pyfunc.load_model(str(package))
+    context = SamplingContext(None, read_class_embedding(pruned, released), 2.0)
+
+    for rows, labels in (
+        (model.predict({"seed": [5, 6]}), [1, 2]),
+        (model.predict({"seed": [5, 6], "label": [3, 0]}), [3, 0]),
+    ):
+        ours = draw(pruned, learned, [5, 6], ancestral, batch_size=2, label="ours", context=context, labels=labels)
+        theirs = [np.asarray(Image.open(io.BytesIO(base64.b64decode(row["png"])))) for row in rows]
+        assert np.abs(np.stack(theirs)[:, None].astype(int) - ours).max() <= 1
+    for row, expected in zip(model.predict({"seed": [5, 6]}), draw_expected(package, [5, 6]), strict=True):
+        np.testing.assert_array_equal(Image.open(io.BytesIO(base64.b64decode(row["png"]))), expected)

@@ -27,6 +27,7 @@ __all__ = [
     "family_of",
     "find_family",
     "forward",
+    "learns_variance",
     "prediction",
     "sample_shape",
     "skeleton",
@@ -90,6 +91,11 @@ def prediction(output: torch.Tensor, unet: Denoiser) -> torch.Tensor:
     """Return what a model predicts (ε, v or x₀) of its output: all of it, or the half beside a learned variance."""
     channels: int = unet.config["in_channels"]
     return output if output.shape[1] == channels else output[:, :channels]
+
+
+def learns_variance(unet: Denoiser) -> bool:
+    """Whether the second half of a model's output is its variance."""
+    return bool(unet.config["out_channels"] == 2 * unet.config["in_channels"])
 
 
 def skeleton(model: Model) -> Model:

@@ -10,11 +10,8 @@ from stages.models import pruned_unet
 from stages.models.families.family import Config, Denoiser, Family, check_sample_size
 from stages.runtime.errors import InputError
 
-LABELS = "class labels; supported: none, or cross-attention"
 CONDITIONS = "further conditions; supported: encoder_hidden_states alone"
 UNSUPPORTED_CONDITIONS = {
-    "num_class_embeds": LABELS,
-    "class_embed_type": LABELS,
     "addition_embed_type": CONDITIONS,
     "encoder_hid_dim_type": CONDITIONS,
     "encoder_hid_dim": CONDITIONS,
@@ -33,7 +30,16 @@ class UNet(Family):
     """Blocks of residual networks and attentions down to a small resolution and up again."""
 
     code = Path(pruned_unet.__file__)
-    parts = ("time_embedding", "conv_in", "down_blocks", "mid_block", "up_blocks", "conv_norm_out", "conv_out")
+    parts = (
+        "time_embedding",
+        "class_embedding",
+        "conv_in",
+        "down_blocks",
+        "mid_block",
+        "up_blocks",
+        "conv_norm_out",
+        "conv_out",
+    )
     layer_counts = ("layers_per_block", "transformer_layers_per_block")
 
     def check_config(self, config: Config, origin: Path) -> None:
@@ -93,22 +99,20 @@ class UNet(Family):
 
 
 def _check_channels(inputs: object, outputs: object, origin: Path) -> None:
-    """Check that a model has as many output as input channels.
+    """Check that a model has as many output as input channels, or twice as many, with a learned variance.
 
     Raises:
         InputError: The numbers differ; the reason says what further channels usually are.
     """
-    if inputs == outputs:
+    is_pair = isinstance(inputs, int) and isinstance(outputs, int)
+    if inputs == outputs or (is_pair and outputs == 2 * inputs):  # type: ignore[operator]
         return
     reason = "no others"
-    if isinstance(inputs, int) and isinstance(outputs, int):
-        if outputs == 2 * inputs:
-            reason = "no learned variance, which the second half of out_channels is"
-        elif inputs > outputs:
-            reason = "no fixed condition, as the further in_channels of inpainting or super-resolution are"
-    sides = f"{inputs} input and {outputs} output channels"
-    found = f"in_channels is {inputs}, out_channels {outputs}"
-    raise InputError(f"{origin} describes a model with {sides}; supported: equal numbers ({found}; {reason})")
+    if is_pair and inputs > outputs:  # type: ignore[operator]
+        reason = "no fixed condition, as the further in_channels of inpainting or super-resolution are"
+    sides, found = f"{inputs} input and {outputs} output channels", f"in_channels is {inputs}, out_channels {outputs}"
+    allowed = "equal numbers, or twice as many outputs with a learned variance"
+    raise InputError(f"{origin} describes a model with {sides}; supported: {allowed} ({found}; {reason})")
 
 
 def _check_blocks(config: Config, origin: Path) -> None:

@@ -1,4 +1,4 @@
-"""UNet2DModel: the UNet of DDPM, without conditions."""
+"""UNet2DModel: the UNet of DDPM, without conditions or with class labels."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -22,14 +22,27 @@ class UNet2D(UNet):
     dense, pruned = UNet2DModel, PrunedUNet2DModel
 
     def check_inputs(self, config: Config, origin: Path) -> None:
-        """Check that timestep 0 has an embedding.
+        """Check that timestep 0 and the classes have embeddings.
 
         Raises:
-            InputError: It has not.
+            InputError: They have not.
         """
+        _check_classes(config, origin)
         if config["time_embedding_type"] == "fourier":
             found = f"{origin} has time_embedding_type fourier, which takes the logarithm of the timestep"
             raise InputError(f"{found}, and DDPM's first timestep is 0; supported: positional, learned")
+
+    def num_labels(self, model: Denoiser) -> int | None:
+        """Return `num_class_embeds`."""
+        number: int | None = model.config["num_class_embeds"]
+        return number
+
+    def example_condition(self, model: Denoiser, batch_size: int) -> dict[str, torch.Tensor]:
+        """Spread labels from the first to the last class."""
+        number = self.num_labels(model)
+        if number is None:
+            return {}
+        return {"class_labels": torch.linspace(0, number - 1, batch_size, device=model.device).long()}
 
     def to_stock(self, model: Denoiser, num_timesteps: int) -> UNet2DModel:
         """Convert a pruned UNet to a UNet2DModel with a learned table of timesteps.
@@ -49,6 +62,21 @@ class UNet2D(UNet):
         table, first = compress_sinusoid(model, num_timesteps, stock.config["block_out_channels"][0])
         stock.to_empty(device=model.device).load_state_dict({**tensors, EMBEDDING_WEIGHT: table, FIRST_WEIGHT: first})
         return stock
+
+
+def _check_classes(config: Config, origin: Path) -> None:
+    """Check that the model embeds numbered classes, and how many.
+
+    Raises:
+        InputError: It adds vectors of its caller, or the number is missing or invalid.
+    """
+    kind, number = config["class_embed_type"], config["num_class_embeds"]
+    if kind not in (None, "timestep"):
+        reason = "which adds vectors from outside to the timestep's embedding; its channels could not be cut"
+        raise InputError(f"{origin} has class_embed_type {kind!r}, {reason}; supported: null, timestep")
+    if (number is None and kind) or not (number is None or (type(number) is int and number > 0)):
+        found = f"{origin} has num_class_embeds {number!r}{f' and class_embed_type {kind}' if kind else ''}"
+        raise InputError(f"{found}; supported: the number of classes{'' if kind else ', or null'}")
 
 
 def _find_config(unet: Denoiser, dense: Config, num_timesteps: int) -> UNet2DModel:

@@ -22,6 +22,12 @@ class ConditionalUNet2D(UNet):
         Raises:
             InputError: It is not.
         """
+        for key in ("num_class_embeds", "class_embed_type"):
+            if config[key] is not None:
+                found = (
+                    f"{origin} describes a model with class labels beside cross-attention ({key} is {config[key]!r})"
+                )
+                raise InputError(f"{found}; supported: cross-attention alone")
         if config.get("attention_type", "default") != "default":
             found = f"{origin} has attention_type {config['attention_type']!r}"
             raise InputError(f"{found}; supported: default (no grounding by boxes)")
