@@ -4,6 +4,7 @@ import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,6 +24,18 @@ MAX_SIDE = 4096
 """Largest height and width of the samples."""
 NO_STOCK = "only a UNet2DModel with a sinusoidal timestep embedding can be converted to a stock model"
 ATTENTION_OUTPUTS = ("to_q", "to_k", "to_v")
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A residual branch that can be removed, so that the shortcut beside it stays alone."""
+
+    name: str
+    """The module of the branch and its shortcut."""
+    kind: str
+    """resnet, attention or transformer."""
+    reads: tuple[str, ...] = ()
+    """The inputs of the model besides the sample that the branch reads; of each, one reader must stay."""
 
 
 class Family(ABC):
@@ -90,6 +103,10 @@ class Family(ABC):
         """Name the layers whose outputs are divided into heads: layer -> (attention, number of heads)."""
         attentions = {name: it.heads for name, it in model.named_modules() if isinstance(it, Attention)}
         return {f"{name}.{side}": (name, heads) for name, heads in attentions.items() for side in ATTENTION_OUTPUTS}
+
+    def residual_branches(self, model: Denoiser) -> list[Branch]:  # noqa: ARG002
+        """List the residual branches that a model has left and whose shortcut can stay alone, in order of the parts."""
+        return []
 
     def to_stock(self, model: Denoiser, num_timesteps: int) -> Denoiser:  # noqa: ARG002
         """Convert a pruned model to one of the dense class with a config of other widths.
