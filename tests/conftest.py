@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -21,6 +22,7 @@ from filelock import FileLock
 
 from stages.data.images import Conditions, Images
 from stages.importance.measure import measure_importance
+from stages.models.families import family_of
 from stages.models.pipeline import write_pipeline
 from stages.params import Params, load_params
 from stages.protocol.protocol import Protocol
@@ -39,6 +41,16 @@ TINY = {
     "norm_num_groups": 4,
     "attention_head_dim": None,
     "downsample_padding": 0,
+}
+TINY_DIT = {
+    "sample_size": 8,
+    "patch_size": 2,
+    "in_channels": 1,
+    "out_channels": 2,
+    "num_layers": 2,
+    "num_attention_heads": 4,
+    "attention_head_dim": 6,
+    "num_embeds_ada_norm": 2,
 }
 AUTOENCODER = {
     "in_channels": 3,
@@ -220,6 +232,25 @@ def conditional() -> UNet2DConditionModel:
         cross_attention_dim=12,
         attention_head_dim=2,
     ).eval()
+
+
+@pytest.fixture
+def make_dit():
+    """Build a DiT with seeded weights, two classes and a learned variance; keywords change its config."""
+
+    def make(seed=0, **changes):
+        torch.manual_seed(seed)
+        model = DiTTransformer2DModel(**{**TINY_DIT, **changes}).eval()
+        family_of(model).prepare(model)
+        return model
+
+    return make
+
+
+@pytest.fixture
+def dit(make_dit) -> DiTTransformer2DModel:
+    """A DiT that computes in milliseconds."""
+    return make_dit()
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ from stages.fetch.weights import (
 )
 from stages.models.autoencoder import image_shape, read_autoencoder
 from stages.models.families import Denoiser, sample_shape
-from stages.models.layout import WEIGHTS
+from stages.models.layout import DENOISERS, WEIGHTS
 from stages.models.pipeline import read_scheduler, read_unet, write_pipeline
 from stages.models.sampling import to_pixels
 from stages.models.trial import check_prunable, check_runs
@@ -58,7 +58,7 @@ FILES = [
     "scheduler_config.json",
     f"*{WEIGHTS}",
     f"{STEM}*.json",
-    *(f"{name}/*.json" for name in ("unet", "scheduler", *OPTIONAL_COMPONENTS)),
+    *(f"{name}/*.json" for name in (*DENOISERS, "scheduler", *OPTIONAL_COMPONENTS)),
 ]
 """Patterns of the files that are downloaded."""
 

@@ -6,11 +6,12 @@ from pathlib import Path
 import click
 
 from stages.fetch.weights import LINKED_SUFFIXES, OPTIONAL_COMPONENTS
+from stages.models.layout import DENOISERS
 from stages.runtime.errors import InputError
 from stages.runtime.text import printable
 from stages.storage.files import read_json
 
-COMPONENTS = ("unet", "scheduler", *OPTIONAL_COMPONENTS)
+COMPONENTS = (*DENOISERS, "scheduler", *OPTIONAL_COMPONENTS)
 """The components of a pipeline that are read; of the others nothing enters an output."""
 READ_SUFFIXES = {*LINKED_SUFFIXES, ".bin"}
 

@@ -11,7 +11,7 @@ import torch
 
 from stages.fetch.pickles import BIN, check_state_dict, read_pickle
 from stages.models.layout import AUTOENCODERS, CLASS_EMBEDDING, WEIGHTS
-from stages.models.pipeline import component, rename_attention
+from stages.models.pipeline import denoiser_folder, rename_attention
 from stages.runtime.errors import InputError
 from stages.storage.files import read_json, temporary_folder
 from stages.storage.tensors import read_tensors, write_tensors
@@ -41,7 +41,7 @@ LINKED_SUFFIXES = {".json", ".md", ".safetensors"}
 
 def components(folder: Path) -> list[Path]:
     """List the component folders of a pipeline that have weights."""
-    return [component(folder, "unet"), *(folder / name for name in OPTIONAL_COMPONENTS if (folder / name).is_dir())]
+    return [denoiser_folder(folder), *(folder / name for name in OPTIONAL_COMPONENTS if (folder / name).is_dir())]
 
 
 def find_weights(component_folder: Path) -> list[Path]:
@@ -55,7 +55,7 @@ def unet_weights(folder: Path) -> Path:
     Raises:
         InputError: There is no such file.
     """
-    unet = component(folder, "unet")
+    unet = denoiser_folder(folder)
     if files := find_weights(unet):
         return files[0]
     others = ", ".join(sorted(path.name for path in unet.glob(f"{STEM}*")))

@@ -74,14 +74,15 @@ class FeatureHooks:
 
     def _record(self, name: str, kept: torch.Tensor | None, output: torch.Tensor) -> None:
         if self.is_recording:
-            self.features[name] = output if kept is None else output[:, kept]
+            is_image = output.ndim == 4  # noqa: PLR2004  # [B, C, H, W], else [B, N, C]
+            self.features[name] = output if kept is None else output[:, kept] if is_image else output[..., kept]
 
     def start(self) -> None:
         """Start to record."""
         self.features, self.is_recording = {}, True
 
     def stop(self) -> list[torch.Tensor]:
-        """Stop to record and return the features of each block: [B, K, H, W]."""
+        """Stop to record and return the features of each block: [B, K, H, W] or [B, N, K]."""
         features = [self.features[name] for name in self.names]
         self.features, self.is_recording = {}, False
         return features

@@ -8,10 +8,17 @@ PLAN = "pruning_plan.json"
 SNAPSHOTS = "snapshots"
 """Folder of a finetuned model with its snapshots, a model folder each, named by the step."""
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+DENOISERS = ("unet", "transformer")
+"""Component names that diffusers pipelines use for the model that is pruned."""
 CLASS_EMBEDDING = "class_embedding"
 """Component of a class-conditional pipeline: config.json {num_classes, width, unconditional} and the table `weight`."""
 AUTOENCODERS = ("vqvae", "vae")
 """Component names that diffusers pipelines use for an autoencoder."""
+
+
+def denoiser_name(folder: Path) -> str:
+    """Return the name of the component that is pruned: that of which the pipeline folder has a subfolder."""
+    return next((name for name in DENOISERS if (folder / name).is_dir()), DENOISERS[0])
 
 
 def latest_model(model: Path, rounds: Path | None) -> Path:

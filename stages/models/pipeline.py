@@ -21,7 +21,7 @@ from stages.models.families import (
     find_family,
 )
 from stages.models.families.family import META_KEYS, plain_config
-from stages.models.layout import AUTOENCODERS, CLASS_EMBEDDING, PLAN, WEIGHTS
+from stages.models.layout import AUTOENCODERS, CLASS_EMBEDDING, PLAN, WEIGHTS, denoiser_name
 from stages.models.prediction_types import PREDICTION_TYPES
 from stages.models.pruned_unet import REMOVED_KEY, Layers, bypass, bypassed
 from stages.models.schedules import make_schedule
@@ -30,12 +30,6 @@ from stages.storage.files import copy_file, read_json, write_json
 from stages.storage.tensors import read_tensors, write_tensors
 
 CPU = torch.device("cpu")
-LATENT_PIPELINE = "LDMPipeline"
-PIPELINE = {
-    "_class_name": "DDPMPipeline",
-    "unet": ["diffusers", "UNet2DModel"],
-    "scheduler": ["diffusers", "DDPMScheduler"],
-}
 EMBEDDING_KEYS = ("num_classes", "width", "unconditional")
 """Keys of a class embedding's config."""
 OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
@@ -55,7 +49,7 @@ def read_unet(folder: Path, device: torch.device = CPU) -> Denoiser:
     Raises:
         InputError: The folder, its config or its weights are missing, damaged or do not fit each other.
     """
-    unet_folder = component(folder, "unet")
+    unet_folder = denoiser_folder(folder)
     config = read_json(unet_folder / "config.json")
     check_supported(config, unet_folder / "config.json")
     unet = build_unet(config, read_tensors(unet_folder / WEIGHTS), str(unet_folder))
@@ -64,7 +58,16 @@ def read_unet(folder: Path, device: torch.device = CPU) -> Denoiser:
 
 def weights_file(folder: Path) -> Path:
     """Return the path of the UNet's weights in a pipeline folder."""
-    return component(folder, "unet") / WEIGHTS
+    return denoiser_folder(folder) / WEIGHTS
+
+
+def denoiser_folder(folder: Path) -> Path:
+    """Return the folder of the model in a pipeline folder, named as its family does, or that folder itself.
+
+    Raises:
+        InputError: The pipeline folder does not exist, or is a file.
+    """
+    return component(folder, denoiser_name(folder))
 
 
 def build_unet(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], origin: str) -> Denoiser:
@@ -81,6 +84,7 @@ def build_unet(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], o
             unet: Denoiser = CLASSES[config["_class_name"]].from_config(dict(config))
         check_names(current, unet, origin)
         unet.load_state_dict({name: _to_float32(tensor) for name, tensor in current.items()}, assign=True)
+        family_of(unet).prepare(unet)
         check_built(unet)
         check_heads(unet)
     except InputError:
@@ -190,8 +194,9 @@ def write_pipeline(folder: Path, unet: Denoiser, scheduler: DDPMScheduler, sourc
     """
     config, family = unet_config(unet), family_of(unet)
     module = family.code.stem if "pruned_widths" in config else "diffusers"
-    index = {**PIPELINE, **_copy_components(source, folder), family.component: [module, config["_class_name"]]}
-    write_json(folder / "model_index.json", index)
+    copied = _copy_components(source, folder)
+    parts = {family.component: [module, config["_class_name"]], "scheduler": ["diffusers", "DDPMScheduler"], **copied}
+    write_json(folder / "model_index.json", {"_class_name": family.pipelines[bool(copied)], **parts})
     scheduler_config = {**plain_config(scheduler.config), "_class_name": "DDPMScheduler"}
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler_config)
     write_json(folder / family.component / "config.json", config)
@@ -229,7 +234,7 @@ def _copy_components(source: Path | None, folder: Path) -> dict[str, Any]:
         raise InputError(f"{autoencoder} holds a {name}; supported: {', '.join(AUTOENCODER_CLASSES)}")
     known = (*META_KEYS, *config_defaults(AUTOENCODER_CLASSES[name]))
     _copy_component(autoencoder, folder / autoencoder.name, known)
-    return {"_class_name": LATENT_PIPELINE, autoencoder.name: ["diffusers", name]}
+    return {autoencoder.name: ["diffusers", name]}
 
 
 def _check_listed(source: Path) -> None:

@@ -119,9 +119,9 @@ def note_widths(model: nn.Module) -> None:
             module.out_channels, module.in_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
         elif isinstance(module, nn.Linear):
             module.out_features, module.in_features = module.weight.shape
-        elif isinstance(module, nn.GroupNorm):
+        elif isinstance(module, nn.GroupNorm) and module.weight is not None:
             module.num_channels = module.weight.shape[0]
-        elif isinstance(module, nn.LayerNorm):
+        elif isinstance(module, nn.LayerNorm) and module.weight is not None:
             module.normalized_shape = tuple(module.weight.shape)
     for module in model.modules():
         if isinstance(module, Downsample2D | Upsample2D) and isinstance(module.conv, nn.Conv2d):

@@ -186,6 +186,7 @@ def predictor(unet: Denoiser, context: SamplingContext, labels: Sequence[int]) -
     def predict(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         """Predict under the conditions of the labels, guided if the context says so."""
         noisy = noisy.to(unet.dtype)
+        timestep = timestep.to(noisy.device).reshape(-1)  # a DiT takes no number
         if context.guidance in (None, 1):
             return unet(noisy, timestep, encoder_hidden_states=conditions).sample.float()  # type: ignore[no-any-return]
         states = torch.cat([empty, conditions])

@@ -12,9 +12,9 @@ from stages.data.images import Images, read_images
 from stages.models.checks import check_conditions, check_images
 from stages.models.complexity import count_macs, count_params
 from stages.models.families import Denoiser, sample_shape
+from stages.models.groups import weighted_layers
 from stages.models.params import Quantity
 from stages.models.plan import Plan, read_plan, show_cost
-from stages.models.pruned_unet import Layers
 from stages.models.saliency import Importance, read_importance
 from stages.prune.calibration import CalibrationBatches
 from stages.prune.compensate import NoisyBatches, compensate, difference
@@ -161,7 +161,7 @@ def check_importance(importance: Importance, unet: Denoiser) -> None:
     """
     if importance.model_sha256 != tensors_sha256(unet.state_dict()):
         raise InputError("the importance was measured on another model; run the importance stage on this one")
-    layers = {name: layer for name, layer in unet.named_modules() if isinstance(layer, Layers)}
+    layers = weighted_layers(unet)
     shapes = {name: layer.weight.shape for name, layer in layers.items()}
     scored = {name for name, layer in layers.items() if isinstance(layer, nn.Conv2d | nn.Linear)}
     found = {name: values.shape for name, values in importance.saliency.items()}

@@ -9,9 +9,9 @@ from torch import nn
 
 from stages.models.complexity import count_macs, count_params
 from stages.models.families import Denoiser, example_inputs, forward, skeleton
-from stages.models.groups import Group
+from stages.models.groups import Group, weighted_layers
 from stages.models.latency import measure_latencies_ms
-from stages.models.pruned_unet import Layers, narrow
+from stages.models.pruned_unet import narrow
 from stages.prune.params import Heads
 from stages.prune.path import Cuts
 
@@ -30,7 +30,7 @@ class WidthCost:
         self.unet, self.groups, self.heads, self.repeats = unet, groups, heads, latency_repeats
         self.skeleton = skeleton(unet)
         self.reference_ms: float | None = None
-        self.layers = {name: layer for name, layer in self.skeleton.named_modules() if isinstance(layer, Layers)}
+        self.layers = weighted_layers(self.skeleton)
         self.positions = _count_positions(self.skeleton)
         self.shares = [
             (index, member.layer, member.dim, len(member.channels) // group.width)
@@ -71,6 +71,9 @@ class WidthCost:
         shapes = {name: tensor.shape for name, tensor in unet.state_dict().items()}
         leading = {name: dense[name][tuple(slice(size) for size in shape)].clone() for name, shape in shapes.items()}
         unet.load_state_dict(leading, assign=True)
+        for name, buffer in self.unet.named_buffers():  # some are in no weights file
+            parent, _, own = name.rpartition(".")
+            setattr(unet.get_submodule(parent), own, buffer)
         return unet
 
     def widths(self, cuts: Cuts) -> dict[str, tuple[int, ...]]:
@@ -104,14 +107,13 @@ class WidthCost:
 def _count_positions(unet: Denoiser) -> dict[str, int]:
     """Count the positions that each layer is applied to for one image."""
     positions, hooks = {}, []
-    for name, layer in unet.named_modules():
-        if isinstance(layer, Layers):
+    for name, layer in weighted_layers(unet).items():
 
-            def note(layer: nn.Module, _: object, output: torch.Tensor, name: str = name) -> None:
-                """Count the positions of a layer's output."""
-                positions[name] = output.numel() // len(layer.weight)  # type: ignore[arg-type]
+        def note(layer: nn.Module, _: object, output: torch.Tensor, name: str = name) -> None:
+            """Count the positions of a layer's output."""
+            positions[name] = output.numel() // len(layer.weight)  # type: ignore[arg-type]
 
-            hooks.append(layer.register_forward_hook(note))
+        hooks.append(layer.register_forward_hook(note))
     forward(unet, example_inputs(unet))
     for hook in hooks:
         hook.remove()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from stages.models.layout import PLAN, WEIGHTS
+from stages.models.layout import PLAN, WEIGHTS, denoiser_name
 from stages.protocol.costs import Cost, CostsRecord, read_costs
 from stages.protocol.evaluation import DENSE, FID_DENSE, EvaluationRecord, Model, read_evaluation
 from stages.protocol.intervals import Estimate, estimate, paired_difference
@@ -143,17 +143,22 @@ def _check_lineage(candidate: VersionFiles) -> str:
     for file, sha256 in lineage.files.items():
         if file_sha256(candidate.folder / EVIDENCE / file) != sha256:
             raise InputError(f"the lineage holds the hash of another {file} than the version's")
-    for name in (f"unet/{WEIGHTS}", PLAN):
+    for name in (f"{denoiser_name(candidate.folder / MODEL)}/{WEIGHTS}", PLAN):
         if lineage.outputs.get(f"artifacts/{OURS}/{name}") != file_sha256(candidate.folder / MODEL / name):
             raise InputError(f"the lineage holds the hash of another {name} than the version's")
     return f"commit {lineage.git_commit[:12]}, data {lineage.data_sha256[:12]}"
+
+
+def _weights_sha256(version: VersionFiles) -> str:
+    model = version.folder / MODEL
+    return file_sha256(model / denoiser_name(model) / WEIGHTS)
 
 
 def _check_measured(version: VersionFiles) -> str:
     record = read_evaluation(version.folder / EVIDENCE / "evaluation")
     if OURS not in record.models:
         raise InputError(f"the evaluation has no model {OURS!r}")
-    if record.models[OURS].weights_sha256 != file_sha256(version.folder / MODEL / "unet" / WEIGHTS):
+    if record.models[OURS].weights_sha256 != _weights_sha256(version):
         raise InputError("the evaluation measured other weights than the version's")
     if record.protocol.sets == 1:
         raise InputError("FID and SSIM have no intervals: one set was drawn; set reference.sets to 2 or more")
@@ -239,7 +244,7 @@ def _check_ssim(difference: Estimate, tolerance: float, baseline: str) -> str:
 
 def _read_costs(version: VersionFiles) -> CostsRecord:
     costs = read_costs(version.folder / EVIDENCE / "costs")
-    if costs.weights_sha256.get(OURS) != file_sha256(version.folder / MODEL / "unet" / WEIGHTS):
+    if costs.weights_sha256.get(OURS) != _weights_sha256(version):
         raise InputError(f"the costs of {version.uri} were measured on other weights than the version's")
     return costs
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from stages.models.layout import PLAN, WEIGHTS
+from stages.models.layout import PLAN, WEIGHTS, denoiser_name
 from stages.protocol.evaluation import EvaluationRecord, read_evaluation
 from stages.register.cage.environment import make_environment
 from stages.register.cage.run import one_line
@@ -26,8 +26,8 @@ from stages.storage.files import copy_file, file_sha256
 from stages.storage.tensors import read_tensors
 from stages.tracking.compression import Compression
 
-COMPARED = ("model_index.json", PLAN, "scheduler/scheduler_config.json", "unet/config.json", f"unet/{WEIGHTS}")
-"""Files of the released model that are compared; its card holds times, which vary."""
+COMPARED = ("model_index.json", PLAN, "scheduler/scheduler_config.json", "{model}/config.json", f"{{model}}/{WEIGHTS}")
+"""Files of the released model, {model} in its own folder, that are compared; its card holds times, which vary."""
 UNKNOWN = "unknown"
 REMOTES_VARIABLE = "ESPALIER_REMOTES"
 """Environment variable: addresses, separated by spaces, from which the commit of a version may be cloned and run."""
@@ -240,7 +240,7 @@ def _compare_outputs(expected: Mapping[str, str], found: Mapping[str, str]) -> I
 
 
 def _compare_model(then: Path, now: Path) -> Iterator[FileDifference]:
-    for name in COMPARED:
+    for name in [pattern.format(model=denoiser_name(then)) for pattern in COMPARED]:
         path = f"artifacts/released/{OURS}/{name}"
         if not (now / name).is_file() or not (then / name).is_file():
             whose = "missing" if (then / name).is_file() else "not in the version"

@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel
 
 from stages.models.layer_order import in_run_order
-from stages.models.layout import PLAN, WEIGHTS
+from stages.models.layout import PLAN, WEIGHTS, denoiser_name
 from stages.models.params import RoundsParams
 from stages.protocol.costs import CostsRecord, read_costs
 from stages.protocol.evaluation import DENSE, EvaluationRecord, read_evaluation
@@ -162,7 +162,8 @@ def read_report_data(artifacts: Path, reports: Path) -> ReportData:
     """
     folders = stage_folders(artifacts, reports)
     pairs = zip(MODELS, ("fetch", "prune", "finetune"), strict=True)
-    files = {name: folders[stage] / "unet" / WEIGHTS for name, stage in pairs}
+    models = {name: folders[stage] for name, stage in pairs}
+    files = {name: folder / denoiser_name(folder) / WEIGHTS for name, folder in models.items()}
     record = _read_evaluation(folders["evaluate"], files)
     runs = {stage: read_run_record(folder) for stage, folder in folders.items()}
     provenance = {stage: found for stage, folder in folders.items() if (found := read_provenance(folder))}

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 STAGES = Path(__file__).parents[1]
-COPIED = STAGES / "models" / "pruned_unet.py"
-"""Copied into every pruned model, so that each of its bytes counts."""
 MESSAGE_CALLS = ("echo",)
 """Functions whose arguments are messages, beside the constructors of exceptions."""
 LABEL_POSITION = {"track": 1}
@@ -101,9 +99,14 @@ def _package_data(package: Path) -> Iterator[Path]:
             yield path
 
 
+def _is_copied(path: Path) -> bool:
+    """Whether a file defines a pruned class: it is copied into every pruned model, so that each of its bytes counts."""
+    return path.parent == STAGES / "models" and path.name.startswith("pruned_")
+
+
 @cache
 def _hash_file(path: Path) -> str:
-    is_code = path.suffix == ".py" and path != COPIED
+    is_code = path.suffix == ".py" and not _is_copied(path)
     return hashlib.sha256(normalise(path.read_text()).encode() if is_code else path.read_bytes()).hexdigest()
 
 

@@ -23,7 +23,7 @@ from stages.models.autoencoder import Autoencoder, read_autoencoder
 from stages.models.checks import check_supported
 from stages.models.families import CLASSES, Denoiser, family_of
 from stages.models.layout import WEIGHTS
-from stages.models.pipeline import component, read_scheduler, read_unet
+from stages.models.pipeline import denoiser_folder, read_scheduler, read_unet
 from stages.models.schedules import make_schedule
 from stages.models.trial import check_prunable
 from stages.runtime.errors import InputError, UnavailableError, first_line
@@ -114,7 +114,7 @@ def _folder_model(folder: Path, device: torch.device) -> PlannedModel:
     """Open a diffusers folder by the config of its UNet; one that must be converted is fetched."""
     if not all((part / WEIGHTS).is_file() for part in components(folder)):
         return _fetched(FolderModel(source="folder", path=folder), device)
-    place = component(folder, "unet") / "config.json"
+    place = denoiser_folder(folder) / "config.json"
     unet = _initialise(read_json(place), str(place), device)
     return PlannedModel(
         unet,
@@ -134,11 +134,11 @@ def _hub_model(source: HubModel, device: torch.device) -> PlannedModel:
         return PlannedModel(
             _initialise(config, source.repo, device), schedule, None, None, source.repo, is_initialised=True
         )
-    config = read_json(_hub_file(source, "unet/config.json", "config.json"))
+    config = read_json(_hub_file(source, "unet/config.json", "transformer/config.json", "config.json"))
     path = _hub_file(source, "scheduler/scheduler_config.json", "scheduler_config.json")
     schedule = make_schedule(read_json(path), path)
     unet = _initialise(config, source.repo, device)
-    if family_of(unet).condition or "vae" in _hub_index(source) or "vqvae" in _hub_index(source):
+    if family_of(unet).condition_width(unet) or "vae" in _hub_index(source) or "vqvae" in _hub_index(source):
         raise InputError(f"{source.repo} has more parts than a UNet; fetch it first: dvc repro fetch")
     return PlannedModel(unet, schedule, None, None, source.repo, is_initialised=True)
 

@@ -78,7 +78,6 @@ def copy(tmp_path, root, monkeypatch):
     """A copy of stages/ whose files may be edited: a function that replaces text in one of them."""
     shutil.copytree(root / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(code_hash, "STAGES", tmp_path / "stages")
-    monkeypatch.setattr(code_hash, "COPIED", tmp_path / "stages" / "models" / "pruned_unet.py")
 
     def edit(name, old, new):
         path = tmp_path / "stages" / name

@@ -9,6 +9,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vq_model import VQModel
 from torch import nn
 
+from stages.models.families.dit import DiT
 from stages.models.families.family import Denoiser, Family, config_defaults
 from stages.models.families.unet_2d import UNet2D
 from stages.models.families.unet_2d_condition import ConditionalUNet2D
@@ -35,9 +36,12 @@ Condition = Mapping[str, torch.Tensor]
 """Keyword arguments of a conditional model's forward, besides sample and timestep; empty for other models."""
 Model = TypeVar("Model", bound=nn.Module)
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (UNet2D(), ConditionalUNet2D())}
-CLASSES = {cls.__name__: cls for family in FAMILIES.values() for cls in (family.dense, family.pruned)}
-"""Class name in a config -> class, dense and pruned."""
+FAMILIES: dict[str, Family] = {family.name: family for family in (UNet2D(), ConditionalUNet2D(), DiT())}
+CLASSES = {
+    **{name: family.dense for family in FAMILIES.values() for name in (family.name, *family.aliases)},
+    **{family.pruned.__name__: family.pruned for family in FAMILIES.values()},
+}
+"""Class name in a config -> class, dense or pruned."""
 AUTOENCODER_CLASSES: dict[str, type[Any]] = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
 """Class name in an autoencoder's config -> class."""
 
@@ -45,7 +49,8 @@ AUTOENCODER_CLASSES: dict[str, type[Any]] = {"AutoencoderKL": AutoencoderKL, "VQ
 def find_family(config: Mapping[str, Any]) -> Family | None:
     """Return the family of a config of a dense or pruned model; None for other classes."""
     name = config.get("_class_name")
-    return next((family for family in FAMILIES.values() if name in (family.name, family.pruned.__name__)), None)
+    families = FAMILIES.values()
+    return next((it for it in families if name in (it.name, it.pruned.__name__, *it.aliases)), None)
 
 
 def family_of(unet: nn.Module) -> Family:

@@ -48,8 +48,10 @@ class Family(ABC):
     """The file of `pruned`, which travels with every pruned model; it needs only torch and diffusers."""
     component: ClassVar[str] = "unet"
     """Name of the model in a diffusers pipeline, and of its folder."""
-    condition: ClassVar[str | None] = None
-    """The keyword of forward that takes the condition; None for unconditional models."""
+    aliases: ClassVar[tuple[str, ...]] = ()
+    """Other names of the class in configs."""
+    pipelines: ClassVar[tuple[str, str]] = "DDPMPipeline", "LDMPipeline"
+    """The classes of diffusers that draw with such a model: in pixel space, and with an autoencoder."""
     parts: ClassVar[tuple[str, ...]]
     """The modules at the top of the model in the order in which they run."""
     layer_counts: ClassVar[tuple[str, ...]]
@@ -83,6 +85,9 @@ class Family(ABC):
     def module_name(self, layer: str) -> str:
         """Name the module of a layer for tables and figures."""
 
+    def prepare(self, model: Denoiser) -> None:  # noqa: B027  # most families have nothing to complete
+        """Complete a model that was built without memory and then got its weights."""
+
     def known_timesteps(self, model: Denoiser) -> int | None:  # noqa: ARG002
         """Return the number of timesteps that the model has learned; None if it computes with any."""
         return None
@@ -93,6 +98,14 @@ class Family(ABC):
 
     def condition_width(self, model: Denoiser) -> int | None:  # noqa: ARG002
         """Return the width of the condition [B, S, D]; None for models without one."""
+        return None
+
+    def num_labels(self, model: Denoiser) -> int | None:  # noqa: ARG002
+        """Return the number of classes that the model embeds itself, the empty one included; None if it embeds none."""
+        return None
+
+    def empty_label(self, model: Denoiser) -> int | None:  # noqa: ARG002
+        """Return the label of the empty class, where the class of the model fixes it."""
         return None
 
     def example_condition(self, model: Denoiser, batch_size: int) -> dict[str, torch.Tensor]:  # noqa: ARG002

@@ -15,7 +15,6 @@ class ConditionalUNet2D(UNet):
     """UNet2DConditionModel."""
 
     dense, pruned = UNet2DConditionModel, PrunedUNet2DConditionModel
-    condition = "encoder_hidden_states"
 
     def check_inputs(self, config: Config, origin: Path) -> None:
         """Check that the condition is one sequence of vectors.

@@ -1,0 +1,68 @@
+"""DiT of any widths for plain diffusers. Every pruned model folder holds a copy; it needs only torch and diffusers.
+
+The config of a pruned model is the config of the dense model and two more keys for the layers that differ from it:
+`pruned_widths` (layer -> [outputs, inputs]) and `pruned_heads` (attention -> heads). Feed-forward networks may have any
+hidden width, and attentions any number and width of heads; the width between the blocks is that of the dense model.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+from torch import nn
+
+PRUNED_KEYS = ("pruned_widths", "pruned_heads")
+
+
+class PrunedDiTTransformer2DModel(DiTTransformer2DModel):
+    """A DiTTransformer2DModel whose blocks may have any widths."""
+
+    @classmethod
+    def from_config(  # type: ignore[override]  # diffusers' own annotation is of one class
+        cls,
+        config: Mapping[str, Any],
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401  # the return type of diffusers
+        """Build a model from a dense config with `pruned_widths` and `pruned_heads`."""
+        pruned = {key: dict(config.get(key) or {}) for key in PRUNED_KEYS}
+        dense = {key: value for key, value in config.items() if key not in (*PRUNED_KEYS, "auto_map")}
+        built = super().from_config(dense, **kwargs)
+        model = built[0] if isinstance(built, tuple) else built
+        for name, (outputs, inputs) in pruned["pruned_widths"].items():
+            _narrow(model.get_submodule(name), outputs, inputs)
+        for module in model.modules():
+            if isinstance(module, Attention):
+                _note_heads(module, module.heads)
+        for name, heads in pruned["pruned_heads"].items():
+            _note_heads(model.get_submodule(name), heads)
+        model.register_to_config(**pruned, auto_map=config.get("auto_map"))  # type: ignore[no-untyped-call]
+        return built
+
+
+def _narrow(layer: nn.Module, outputs: int, inputs: int) -> None:
+    """Replace the parameters of a linear layer by uninitialized ones of other widths.
+
+    Raises:
+        TypeError: The layer is not a linear one.
+    """
+    if not isinstance(layer, nn.Linear):
+        raise TypeError(f"a {type(layer).__name__} cannot be narrowed")
+    layer.out_features, layer.in_features = outputs, inputs
+    for kind, shape in (("weight", (outputs, inputs)), ("bias", (outputs,))):
+        if (old := getattr(layer, kind)) is not None:
+            setattr(layer, kind, nn.Parameter(torch.empty(shape, device=old.device, dtype=old.dtype)))
+
+
+def _note_heads(attention: nn.Module, heads: int) -> None:
+    """Set heads, widths and scale; with 1/√(current head width), the default of fused attention, all processors agree.
+
+    Raises:
+        TypeError: The module is not an attention.
+    """
+    if not isinstance(attention, Attention):
+        raise TypeError(f"a {type(attention).__name__} has no heads")
+    attention.heads = attention.sliceable_head_dim = heads
+    attention.inner_dim = attention.inner_kv_dim = attention.to_v.out_features
+    attention.scale = (attention.to_q.out_features // heads) ** -0.5
