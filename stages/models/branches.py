@@ -8,7 +8,7 @@ from stages.models.complexity import count_module_macs, count_params
 from stages.models.families import Denoiser, family_of, skeleton
 from stages.models.families.family import Branch
 from stages.models.plan import RemovedBranch
-from stages.models.pruned_unet import bypass
+from stages.models.pruned_unet import replace_module
 from stages.runtime.errors import InputError
 
 
@@ -30,6 +30,18 @@ def most_removable(branches: Sequence[Branch]) -> int:
     while found := removable(branches, removed):
         removed.append(found[0].name)
     return len(removed)
+
+
+def bypass(unet: Denoiser, names: Iterable[str]) -> Denoiser:
+    """Replace the modules of residual branches by their shortcuts, in place."""
+    for name in names:
+        replace_module(unet, name, family_of(unet).shortcut(unet.get_submodule(name)))
+    return unet
+
+
+def bypassed(unet: Denoiser) -> list[str]:
+    """Name the modules of a model that are shortcuts alone."""
+    return [name for name, module in unet.named_modules() if isinstance(module, family_of(unet).shortcut)]
 
 
 def without_branches(unet: Denoiser, names: Iterable[str]) -> Denoiser:

@@ -11,6 +11,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
+from stages.models.branches import bypass, bypassed
 from stages.models.checks import check_built, check_finite, check_heads, check_layers, check_supported
 from stages.models.families import (
     AUTOENCODER_CLASSES,
@@ -23,7 +24,7 @@ from stages.models.families import (
 from stages.models.families.family import META_KEYS, plain_config
 from stages.models.layout import AUTOENCODERS, CLASS_EMBEDDING, PLAN, WEIGHTS, denoiser_name
 from stages.models.prediction_types import PREDICTION_TYPES
-from stages.models.pruned_unet import REMOVED_KEY, Layers, bypass, bypassed
+from stages.models.pruned_unet import REMOVED_KEY, Layers
 from stages.models.schedules import make_schedule
 from stages.runtime.errors import InputError, without_password
 from stages.storage.files import copy_file, read_json, write_json

@@ -81,11 +81,6 @@ def has_shortcut(module: nn.Module) -> bool:
     return isinstance(module, Transformer2DModel) and bool(module.is_input_continuous)
 
 
-def bypassed(model: nn.Module) -> list[str]:
-    """Name the modules of a model that are shortcuts alone."""
-    return [name for name, module in model.named_modules() if isinstance(module, Bypass)]
-
-
 def narrow(model: Model, widths: Mapping[str, Sequence[int]], heads: Mapping[str, int]) -> Model:
     """Replace the parameters of some layers by uninitialized ones of other widths.
 

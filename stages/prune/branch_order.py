@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from stages.models.branches import find_branches, removable
-from stages.models.families import Denoiser, prediction
+from stages.models.families import Denoiser, family_of, prediction
 from stages.models.families.family import Branch
-from stages.models.pruned_unet import Bypass, replace_module
+from stages.models.pruned_unet import replace_module
 from stages.models.saliency import Importance
 from stages.prune.calibration import CalibrationBatches, NoisyBatch
 from stages.runtime.progress import track
@@ -86,10 +86,11 @@ def order_greedily(unet: Denoiser, batches: CalibrationBatches) -> Order:
 
 def _predict(unet: Denoiser, without: Sequence[str], batch: NoisyBatch) -> torch.Tensor:
     """Predict with some branches bypassed for the while of this pass: [B, C, H, W]."""
+    shortcut = family_of(unet).shortcut
     modules = {name: unet.get_submodule(name) for name in without}
     try:
         for name, module in modules.items():
-            replace_module(unet, name, Bypass(module))
+            replace_module(unet, name, shortcut(module))
         return prediction(unet(*batch).sample, unet)
     finally:
         for name, module in modules.items():
@@ -111,7 +112,7 @@ def measure_similarity(unet: Denoiser, batches: CalibrationBatches) -> dict[str,
         total[name] += float(torch.cosine_similarity(stays, whole).sum())
 
     hooks = [
-        module.register_forward_hook(partial(_call, partial(add, name, Bypass(module))))
+        module.register_forward_hook(partial(_call, partial(add, name, family_of(unet).shortcut(module))))
         for name, module in ((name, unet.get_submodule(name)) for name in total)
     ]
     count = 0

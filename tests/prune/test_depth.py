@@ -11,11 +11,10 @@ from diffusers.models.resnet import ResnetBlock2D
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from stages.models.branches import find_branches, most_removable, record_removal, removable, without_branches
+from stages.models.branches import bypassed, find_branches, most_removable, record_removal, removable, without_branches
 from stages.models.complexity import count_macs, count_params
 from stages.models.families import example_inputs
 from stages.models.pipeline import unet_config
-from stages.models.pruned_unet import Bypass
 from stages.prune.branch_order import measure_similarity, order_branches, order_greedily, score_branches
 from stages.prune.calibration import CalibrationBatches
 from stages.prune.depth import plan_depth
@@ -203,6 +202,4 @@ def test_any_model_shrinks_in_both_directions(make_unet, magnitude_of, scheduler
         zero_branch(zero, branch.name)
     if not ratio:
         assert torch.allclose(predict(pruned), predict(zero), atol=1e-5)
-    assert unet_config(pruned)["removed_branches"] == [
-        name for name, module in pruned.named_modules() if isinstance(module, Bypass)
-    ]
+    assert unet_config(pruned)["removed_branches"] == bypassed(pruned)

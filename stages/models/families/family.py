@@ -46,6 +46,8 @@ class Family(ABC):
     """Its subclass whose layers may have any widths."""
     code: ClassVar[Path]
     """The file of `pruned`, which travels with every pruned model; it needs only torch and diffusers."""
+    shortcut: ClassVar[type[nn.Module]]
+    """What stays of a removed residual branch: built from its module, which it takes the place of."""
     component: ClassVar[str] = "unet"
     """Name of the model in a diffusers pipeline, and of its folder."""
     aliases: ClassVar[tuple[str, ...]] = ()

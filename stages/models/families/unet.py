@@ -10,7 +10,7 @@ from torch import nn
 
 from stages.models import pruned_unet
 from stages.models.families.family import Branch, Config, Denoiser, Family, check_sample_size
-from stages.models.pruned_unet import has_shortcut
+from stages.models.pruned_unet import Bypass, has_shortcut
 from stages.runtime.errors import InputError
 
 LABELS = "class labels; supported: none, or cross-attention"
@@ -43,6 +43,7 @@ BRANCHES: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
 class UNet(Family):
     """Blocks of residual networks and attentions down to a small resolution and up again."""
 
+    shortcut = Bypass
     code = Path(pruned_unet.__file__)
     parts = ("time_embedding", "conv_in", "down_blocks", "mid_block", "up_blocks", "conv_norm_out", "conv_out")
     layer_counts = ("layers_per_block", "transformer_layers_per_block")
