@@ -1,14 +1,13 @@
-"""A model -> its residual branches, what their removal saves, and the model without some of them."""
+"""A model -> its residual branches, which of them can go, and what their removal saves."""
 
-import copy
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 
 from stages.models.complexity import count_module_macs, count_params
 from stages.models.families import Denoiser, family_of, skeleton
 from stages.models.families.family import Branch
 from stages.models.plan import RemovedBranch
-from stages.models.pruned_unet import replace_module
+from stages.models.shortcuts import bypass
 from stages.runtime.errors import InputError
 
 
@@ -32,24 +31,6 @@ def most_removable(branches: Sequence[Branch]) -> int:
     return len(removed)
 
 
-def bypass(unet: Denoiser, names: Iterable[str]) -> Denoiser:
-    """Replace the modules of residual branches by their shortcuts, in place."""
-    for name in names:
-        replace_module(unet, name, family_of(unet).shortcut(unet.get_submodule(name)))
-    return unet
-
-
-def bypassed(unet: Denoiser) -> list[str]:
-    """Name the modules of a model that are shortcuts alone."""
-    return [name for name, module in unet.named_modules() if isinstance(module, family_of(unet).shortcut)]
-
-
-def without_branches(unet: Denoiser, names: Iterable[str]) -> Denoiser:
-    """Copy a model and remove branches from the copy; the model itself if there are none."""
-    names = list(names)
-    return bypass(copy.deepcopy(unet), names) if names else unet
-
-
 def check_removal(unet: Denoiser, names: Sequence[str]) -> None:
     """Check that a model has these residual branches and can lose all of them.
 
@@ -60,7 +41,7 @@ def check_removal(unet: Denoiser, names: Sequence[str]) -> None:
     modules = {name for name, _ in unet.named_modules()}
     for name in names:
         if name not in branches:
-            reason = "cannot be bypassed: it has no shortcut of its own" if name in modules else "is not in the model"
+            reason = "is no residual branch whose shortcut can stay alone" if name in modules else "is not in the model"
             near = get_close_matches(name, branches, 1, 0)
             hint = f"; a branch that can go is {near[0]}" if near else ""
             raise InputError(f"the module {name} {reason}{hint}")

@@ -11,7 +11,6 @@ import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from stages.models.branches import bypass, bypassed
 from stages.models.checks import check_built, check_finite, check_heads, check_layers, check_supported
 from stages.models.families import (
     AUTOENCODER_CLASSES,
@@ -26,6 +25,7 @@ from stages.models.layout import AUTOENCODERS, CLASS_EMBEDDING, PLAN, WEIGHTS, d
 from stages.models.prediction_types import PREDICTION_TYPES
 from stages.models.pruned_unet import REMOVED_KEY, Layers
 from stages.models.schedules import make_schedule
+from stages.models.shortcuts import bypass, bypassed
 from stages.runtime.errors import InputError, without_password
 from stages.storage.files import copy_file, read_json, write_json
 from stages.storage.tensors import read_tensors, write_tensors

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
-from stages.models.branches import find_branches, record_removal, removable, without_branches
+from stages.models.branches import find_branches, record_removal, removable
 from stages.models.families import Denoiser, skeleton
 from stages.models.latency import SETTING, measure_latencies_ms
 from stages.models.plan import Budget
+from stages.models.shortcuts import without_branches
 from stages.prune.budget import TOLERANCES
 from stages.prune.earlier import model_cost
 from stages.prune.params import PruneParams

@@ -7,7 +7,6 @@ from typing import cast
 
 import torch
 
-from stages.models.branches import bypassed
 from stages.models.complexity import count_macs, count_params
 from stages.models.families import Denoiser, family_of
 from stages.models.families.family import ATTENTION_OUTPUTS
@@ -16,6 +15,7 @@ from stages.models.latency import measure_latencies_ms
 from stages.models.layout import PLAN
 from stages.models.params import Quantity
 from stages.models.plan import Plan, read_plan
+from stages.models.shortcuts import bypassed
 from stages.prune.kept import check_plan
 from stages.runtime.errors import InputError
 

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 
 import torch
 
-from stages.models.branches import check_removal, record_removal, without_branches
+from stages.models.branches import check_removal, record_removal
 from stages.models.families import Denoiser, family_name, skeleton
 from stages.models.groups import Group, Member, find_groups
 from stages.models.plan import KeptChannels, Plan, PlannedGroup, architecture_sha256
 from stages.models.scores import KeptIndices
+from stages.models.shortcuts import without_branches
 from stages.runtime.errors import InputError
 
 

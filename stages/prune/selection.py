@@ -5,12 +5,13 @@ from collections.abc import Sequence
 import click
 import torch
 
-from stages.models.branches import record_removal, without_branches
+from stages.models.branches import record_removal
 from stages.models.families import Denoiser, family_name
 from stages.models.groups import Group, find_groups
 from stages.models.plan import Base, Budget, Plan, PlannedGroup, architecture_sha256, version_of
 from stages.models.saliency import Importance
 from stages.models.scores import KeptIndices
+from stages.models.shortcuts import without_branches
 from stages.prune.budget import solve_budget
 from stages.prune.earlier import after_cuts, dense_cost, model_cost
 from stages.prune.halves import choose_pairs, find_gated

@@ -6,11 +6,11 @@ from typing import cast
 import torch
 from diffusers.models.attention_processor import Attention
 
-from stages.models.branches import bypass
 from stages.models.families import Denoiser, example_inputs, forward
 from stages.models.groups import build_graph
 from stages.models.plan import Plan
 from stages.models.pruned_unet import note_widths
+from stages.models.shortcuts import bypass
 
 
 def cut(unet: Denoiser, plan: Plan) -> Denoiser:

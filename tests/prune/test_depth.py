@@ -16,14 +16,7 @@ from pydantic import ValidationError
 
 from stages.data.images import write_images
 from stages.finetune.distillation import kept_channels
-from stages.models.branches import (
-    bypassed,
-    find_branches,
-    most_removable,
-    record_removal,
-    removable,
-    without_branches,
-)
+from stages.models.branches import find_branches, most_removable, record_removal, removable
 from stages.models.complexity import count_macs, count_params
 from stages.models.composition import compose
 from stages.models.families import example_inputs, forward
@@ -32,6 +25,7 @@ from stages.models.params import RoundsParams
 from stages.models.pipeline import read_unet, unet_config, write_pipeline
 from stages.models.plan import read_plan
 from stages.models.saliency import write_importance
+from stages.models.shortcuts import bypassed, without_branches
 from stages.models.stock import to_stock
 from stages.prune.__main__ import main as prune
 from stages.prune.branch_order import measure_similarity, order_branches, order_greedily, score_branches
@@ -377,7 +371,7 @@ def test_features_of_removed_blocks_are_not_distilled(unet, magnitude):
     ("remove", "found"),
     [
         (["mid_block.resnets.9"], "mid_block.resnets.9 is not in the model; a branch that can go is mid_block.resnets"),
-        (["conv_in"], "conv_in cannot be bypassed: it has no shortcut"),
+        (["conv_in"], "conv_in is no residual branch whose shortcut can stay alone"),
         (["mid_block.attentions.0", "mid_block.attentions.0"], "removed twice"),
         (99, r"remove 99 is more than the \d+ branches that can go"),
         (0.01, "less than one of the"),
@@ -423,7 +417,7 @@ def test_depth_is_not_divided_into_rounds():
 
 
 def test_the_stage_prunes_in_depth_and_repeats(tmp_path, unet, magnitude, scheduler, images):
-    """Greedily on packed images, to the plan of another run; without images it is refused in one line and writes none."""
+    """Greedily on packed images, to the plan of another run; without images it is refused and writes none."""
     write_pipeline(tmp_path / "model", unet, scheduler)
     (tmp_path / "importance").mkdir()
     write_importance(tmp_path / "importance", magnitude)
