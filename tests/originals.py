@@ -339,3 +339,66 @@ class LDM(nn.Module):
         for parts in self.output_blocks:
             h = run(parts, torch.cat([h, hs.pop()], dim=1))
         return self.out(h)
+
+
+class DiTBlock(nn.Module):
+    """Attention and a feed-forward network, each scaled, shifted and gated by the condition."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = (nn.LayerNorm(width, elementwise_affine=False, eps=1e-6) for _ in range(2))
+        self.attn = bare(qkv=nn.Linear(width, 3 * width), proj=nn.Linear(width, width))
+        self.mlp = bare(fc1=nn.Linear(width, 4 * width), fc2=nn.Linear(4 * width, width))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+
+    def attend(self, x):
+        b, n, d = x.shape
+        q, k, v = self.attn.qkv(x).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.transpose(-1, -2) * (d // self.heads) ** -0.5).softmax(-1)
+        return self.attn.proj((weights @ v).transpose(1, 2).reshape(b, n, d))
+
+    def forward(self, x, c):
+        shift, scale, gate, shift_2, scale_2, gate_2 = self.adaLN_modulation(c)[:, None].chunk(6, dim=-1)
+        x = x + gate * self.attend(self.norm1(x) * (1 + scale) + shift)
+        hidden = functional.gelu(self.mlp.fc1(self.norm2(x) * (1 + scale_2) + shift_2), approximate="tanh")
+        return x + gate_2 * self.mlp.fc2(hidden)
+
+
+class DiT(nn.Module):
+    """The transformer of DiT; `spacing` divides the exponents of the timestep's frequencies, half the width in DiT."""
+
+    def __init__(self, width, heads, layers, classes, channels, size, patch, spacing=128):
+        super().__init__()
+        self.patch, self.spacing = patch, spacing
+        self.x_embedder = bare(proj=nn.Conv2d(channels, width, patch, patch))
+        self.t_embedder = bare(mlp=nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width)))
+        self.y_embedder = bare(embedding_table=nn.Embedding(classes + 1, width))
+        self.pos_embed = nn.Parameter(self.positions(width, size // patch), requires_grad=False)
+        self.blocks = nn.ModuleList(DiTBlock(width, heads) for _ in range(layers))
+        self.final_layer = bare(
+            linear=nn.Linear(width, patch * patch * 2 * channels),
+            adaLN_modulation=nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width)),
+        )
+
+    @staticmethod
+    def positions(width, side):
+        """Sines and cosines of the column in the first half of the channels, of the row in the second."""
+        rates = 10000 ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
+        rows, columns = torch.meshgrid(*[torch.arange(side, dtype=torch.float64)] * 2, indexing="ij")
+        angles = [place.flatten()[:, None] * rates for place in (columns, rows)]
+        return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1).float()[None]
+
+    def forward(self, x, t, y):
+        rates = torch.exp(-math.log(10000) * torch.arange(128) / self.spacing)
+        angles = t[:, None].float() * rates
+        time = self.t_embedder.mlp(torch.cat([angles.cos(), angles.sin()], dim=1))
+        c = time + self.y_embedder.embedding_table(y)
+        h = self.x_embedder.proj(x).flatten(2).transpose(1, 2) + self.pos_embed
+        for block in self.blocks:
+            h = block(h, c)
+        shift, scale = self.final_layer.adaLN_modulation(c)[:, None].chunk(2, dim=-1)
+        h = functional.layer_norm(h, h.shape[-1:], eps=1e-6) * (1 + scale) + shift
+        b, side, p = len(x), x.shape[-1] // self.patch, self.patch
+        patches = self.final_layer.linear(h).view(b, side, side, p, p, -1)
+        return patches.permute(0, 5, 1, 3, 2, 4).reshape(b, -1, side * p, side * p)

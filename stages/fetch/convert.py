@@ -1,25 +1,23 @@
 """A checkpoint in the format of the code that the model was published with -> a diffusers folder."""
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
-import click
 import torch
-from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from torch import nn
 
+from stages.fetch.convert_dit import add_autoencoder, convert_dit
 from stages.fetch.names import ddim_name, ldm_name
 from stages.fetch.params import CheckpointModel, System
 from stages.fetch.pickles import check_state_dict, read_pickle
-from stages.models.families import FAMILIES
-from stages.models.layout import CLASS_EMBEDDING, WEIGHTS
+from stages.fetch.source_checkpoint import SourceCheckpoint, choose_ema, tensor_shapes, write_component, write_index
+from stages.models.layout import CLASS_EMBEDDING
 from stages.runtime.errors import InputError
-from stages.storage.files import read_json, temporary_folder, write_json
-from stages.storage.tensors import write_tensors
+from stages.runtime.paths import expand_path
+from stages.storage.files import read_json, temporary_folder
 
 SYSTEMS = Path(__file__).parent / "systems"
 Config = Mapping[str, Any]
@@ -55,8 +53,6 @@ VQ_F4 = {
 }
 """Config of LDM-4's autoencoder; its latents are not scaled."""
 NUM_CLASSES = 1000
-NAMES = {False: "weights", True: "EMA weights"}
-"""Whether a set of weights is the EMA -> its name in messages."""
 UNUSED_LDM_TENSORS = (
     r"(log_|sqrt_|posterior_|alphas_)\w+|lvlb_weights|logvar"  # follow from the betas, or weight the loss
     r"|first_stage_model\.loss\..+"  # discriminator and perceptual network of the autoencoder's training
@@ -64,66 +60,6 @@ UNUSED_LDM_TENSORS = (
     r"|model_ema\.(decay|num_updates)"
 )
 """Regular expression of the names of LDM tensors that the pipeline does not need."""
-
-
-class SourceCheckpoint:
-    """The tensors of a checkpoint; each must be taken, checked or dropped explicitly before `check_empty`.
-
-    Args:
-        tensors: Name in the checkpoint -> tensor.
-        origin: File that messages name.
-    """
-
-    def __init__(self, tensors: Mapping[str, torch.Tensor], origin: Path) -> None:
-        self.tensors, self.origin = dict(tensors), origin
-
-    def take(self, shapes: Mapping[str, torch.Size], rename: Callable[[str], str]) -> dict[str, torch.Tensor]:
-        """Remove the tensors of a network from the checkpoint and return them in float32, under diffusers' names.
-
-        Args:
-            shapes: Diffusers name -> shape; a linear layer may be a 1×1 convolution in the checkpoint.
-            rename: Diffusers name -> name in the checkpoint.
-
-        Raises:
-            InputError: A tensor is missing or has another shape.
-        """
-        return {name: self._take(rename(name), shape).to(torch.float32, copy=True) for name, shape in shapes.items()}
-
-    def _take(self, name: str, shape: torch.Size) -> torch.Tensor:
-        if name not in self.tensors:
-            raise self.mismatch(f"{name} is missing")
-        tensor = self.tensors.pop(name)
-        if tensor.shape not in (shape, (*shape, 1, 1)):
-            raise self.mismatch(f"{name} has shape {list(tensor.shape)}, expected {list(shape)}")
-        return tensor.reshape(shape)
-
-    def check(self, name: str, expected: torch.Tensor) -> None:
-        """Remove a tensor, if the checkpoint has it, and compare it with the value that the system implies.
-
-        Raises:
-            InputError: The values differ.
-        """
-        found = self.tensors.pop(name, expected)
-        if found.shape != expected.shape or not torch.allclose(found.float(), expected.float(), rtol=1e-4, atol=0):
-            raise self.mismatch(f"{name} differs from that of the system")
-
-    def drop(self, pattern: str) -> None:
-        """Remove the tensors whose whole name matches a regular expression."""
-        self.tensors = {name: tensor for name, tensor in self.tensors.items() if not re.fullmatch(pattern, name)}
-
-    def check_empty(self) -> None:
-        """Check that no tensor is left over.
-
-        Raises:
-            InputError: A tensor is left over.
-        """
-        if self.tensors:
-            raise self.mismatch(f"it has an unexpected tensor {min(self.tensors)}")
-
-    def mismatch(self, reason: str) -> InputError:
-        """Make the error that the checkpoint does not hold the system."""
-        advice = "correct fetch.model.path, .layout or .system"
-        return InputError(f"{self.origin} does not hold the system that it should: {reason}; {advice}")
 
 
 @contextmanager
@@ -141,6 +77,8 @@ def converted(path: Path, source: CheckpointModel, place: Path) -> Iterator[Path
     config, (_, convert) = check_layout(source), LAYOUTS[source.layout]
     with temporary_folder(path, place) as folder:
         convert(path, config, folder, source.ema)
+        if source.autoencoder is not None:
+            add_autoencoder(expand_path(source.autoencoder, "fetch.model.autoencoder"), folder)
         yield folder
 
 
@@ -178,13 +116,13 @@ def convert_ddim(path: Path, config: Config, folder: Path, ema: bool | None = No
     else:
         sets = {False: content}
     states = {is_ema: check_state_dict(state, path) for is_ema, state in sets.items()}
-    chosen = states[_choose_ema(path, states, ema, by_default=True)]
+    chosen = states[choose_ema(path, states, ema, by_default=True)]
     state = {name.removeprefix("module."): tensor for name, tensor in chosen.items()}
     checkpoint = SourceCheckpoint(state, path)
     unet = checkpoint.take(tensor_shapes(config), lambda name: ddim_name(name, config))
     checkpoint.check_empty()
-    _write_component(folder / "unet", config, unet)
-    _write_index(folder, "DDPMPipeline", DDIM_NOISE, unet=config)
+    write_component(folder / "unet", config, unet)
+    write_index(folder, "DDPMPipeline", DDIM_NOISE, unet=config)
 
 
 def convert_ldm(
@@ -221,11 +159,11 @@ def convert_ldm(
     shapes = {"weight": torch.Size((num_classes + 1, width))}
     classes = checkpoint.take(shapes, lambda name: f"cond_stage_model.embedding.{name}")
     checkpoint.check_empty()
-    _write_component(folder / "unet", config, unet)
-    _write_component(folder / "vqvae", autoencoder, vqvae)
+    write_component(folder / "unet", config, unet)
+    write_component(folder / "vqvae", autoencoder, vqvae)
     embedding = {"num_classes": num_classes, "width": width, "unconditional": num_classes}
-    _write_component(folder / CLASS_EMBEDDING, embedding, classes)
-    _write_index(folder, "LDMPipeline", LDM_NOISE, unet=config, vqvae=autoencoder)
+    write_component(folder / CLASS_EMBEDDING, embedding, classes)
+    write_index(folder, "LDMPipeline", LDM_NOISE, unet=config, vqvae=autoencoder)
 
 
 def _check_ldm_values(checkpoint: SourceCheckpoint, autoencoder: Config) -> None:
@@ -246,52 +184,14 @@ def _take_ldm_unet(checkpoint: SourceCheckpoint, config: Config, ema: bool | Non
         True: {name: "model_ema." + dotted.replace(".", "") for name, dotted in names.items()},
     }
     held = {key: names for key, names in sets.items() if not checkpoint.tensors.keys().isdisjoint(names.values())}
-    chosen = _choose_ema(checkpoint.origin, held or sets, ema, by_default=False)
+    chosen = choose_ema(checkpoint.origin, held or sets, ema, by_default=False)
     checkpoint.drop("|".join(re.escape(name) for name in sets[not chosen].values()))
     return checkpoint.take(shapes, lambda name: sets[chosen][name])
-
-
-def _choose_ema(path: Path, sets: Mapping[bool, Collection[str]], ema: bool | None, *, by_default: bool) -> bool:  # noqa: FBT001
-    """Decide whether the EMA weights are taken, and report it.
-
-    Args:
-        path: The checkpoint.
-        sets: Whether they are the EMA -> the tensors, for each set of weights that the checkpoint holds.
-        ema: What the user wants; None takes what the authors draw with, or the only set.
-        by_default: Whether the authors draw with the EMA.
-    """
-    chosen = (by_default if by_default in sets else not by_default) if ema is None else ema
-    if chosen not in sets:
-        raise InputError(f"{path} holds no {NAMES[chosen]}; set fetch.model.ema to {str(not chosen).lower()} or null")
-    other = f", not its {NAMES[not chosen]} (fetch.model.ema)" if len(sets) > 1 else ""
-    click.echo(f"{path.name}: {len(sets[chosen])} tensors of its {NAMES[chosen]} are taken{other}")
-    return chosen
 
 
 LAYOUTS: dict[str, tuple[str, Callable[[Path, Config, Path, bool | None], None]]] = {
     "ddim": ("UNet2DModel", convert_ddim),
     "ldm": ("UNet2DConditionModel", convert_ldm),
+    "dit": ("DiTTransformer2DModel", convert_dit),
 }
-"""fetch.model.layout -> the class of its UNet in diffusers, and the converter: (checkpoint, config, folder, ema)."""
-
-
-def tensor_shapes(config: Config) -> dict[str, torch.Size]:
-    """List the names and shapes of the tensors of a diffusers network, without allocating it."""
-    dense: dict[str, Any] = {name: family.dense for name, family in FAMILIES.items()}
-    with torch.device("meta"):
-        network: nn.Module = {**dense, "VQModel": VQModel}[config["_class_name"]].from_config(dict(config))
-    return {name: tensor.shape for name, tensor in network.state_dict().items()}
-
-
-def _write_component(folder: Path, config: Config, tensors: Mapping[str, torch.Tensor]) -> None:
-    write_json(folder / "config.json", config)
-    write_tensors(folder / WEIGHTS, tensors, metadata={"format": "pt"})
-
-
-def _write_index(folder: Path, pipeline: str, noise: Config, **components: Config) -> None:
-    """Write the scheduler's config and model_index.json."""
-    classes = {**{name: config["_class_name"] for name, config in components.items()}, "scheduler": "DDPMScheduler"}
-    index = {name: ["diffusers", cls] for name, cls in classes.items()}
-    write_json(folder / "model_index.json", {"_class_name": pipeline, **index})
-    scheduler = {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000, "prediction_type": "epsilon", **noise}
-    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+"""fetch.model.layout -> the class of its model in diffusers, and the converter: (checkpoint, config, folder, ema)."""

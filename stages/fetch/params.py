@@ -71,17 +71,17 @@ class S3Model(S3Source):
     to write to the bucket."""
 
 
-System = Literal["cifar10", "celeba-hq-64", "lsun-256", "imagenet-ldm"]
-"""The models of the Diff-Pruning paper; each name is a config in stages/fetch/systems."""
+System = Literal["cifar10", "celeba-hq-64", "lsun-256", "imagenet-ldm", "imagenet-dit"]
+"""The models of the Diff-Pruning paper, and DiT-XL/2 at 256×256; each name is a config in stages/fetch/systems."""
 
 
 class CheckpointModel(Section):
     """A checkpoint in the format of the code that the model was published with; it is converted to diffusers."""
 
     source: Literal["checkpoint"]
-    layout: Literal["ddim", "ldm"]
+    layout: Literal["ddim", "ldm", "dit"]
     """ddim: a UNet of the DDIM authors (ermongroup/ddim). ldm: a class-conditional model.ckpt of CompVis, with
-    autoencoder and class embedding."""
+    autoencoder and class embedding. dit: a DiT of its authors (facebookresearch/DiT), which needs `autoencoder`."""
     path: Path
     """The checkpoint file; ~ and $VARIABLES are expanded when the stage runs."""
     system: System
@@ -89,8 +89,18 @@ class CheckpointModel(Section):
     ema: bool | None = None
     """Whether the UNet's EMA weights are taken. null takes what the authors draw with: the EMA of a `ddim` checkpoint
     that has one, and the weights themselves of an `ldm` checkpoint, whose config has use_ema false."""
+    autoencoder: Path | None = None
+    """For layout `dit`: the diffusers folder of its AutoencoderKL, such as a copy of stabilityai/sd-vae-ft-ema."""
     sha256: Sha256 | None = None
     """Hash of the file; null skips the check. Files that hold more than tensors are refused either way."""
+
+    @model_validator(mode="after")
+    def _check_autoencoder(self) -> "CheckpointModel":
+        if self.layout == "dit" and self.autoencoder is None:
+            raise ValueError("layout dit needs autoencoder, the folder of its AutoencoderKL; give it")
+        if self.layout != "dit" and self.autoencoder is not None:
+            raise ValueError(f"layout {self.layout} has no use for autoencoder; remove it")
+        return self
 
 
 class RegistryModel(Section):

@@ -65,7 +65,7 @@ class Group:
         return [member.layer for member in self.members if member.dim == 0 and not member.norm]
 
 
-def weighted_layers(unet: nn.Module) -> dict[str, nn.Conv2d | nn.Linear | nn.GroupNorm | nn.LayerNorm]:
+def weighted_layers(unet: nn.Module) -> dict[str, nn.Conv2d | nn.Linear | nn.GroupNorm | nn.LayerNorm | nn.Embedding]:
     """List the layers whose weights have a channel for each output; norms without weights are left out."""
     return {name: it for name, it in unet.named_modules() if isinstance(it, Layers) and it.weight is not None}
 

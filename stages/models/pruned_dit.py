@@ -65,6 +65,19 @@ class PrunedDiTTransformer2DModel(DiTTransformer2DModel):
         model.register_to_config(**pruned, auto_map=config.get("auto_map"))  # type: ignore[no-untyped-call]
         return built
 
+    def forward(  # type: ignore[override]  # any tensors, and the two inputs are needed
+        self,
+        hidden_states: torch.Tensor,
+        timestep: torch.Tensor,
+        class_labels: torch.Tensor,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        return_dict: bool = True,  # noqa: FBT001, FBT002  # as in diffusers
+    ) -> Any:  # noqa: ANN401  # the return type of diffusers
+        """Predict as the dense class does; one timestep may stand for all images, as UNets and samplers have it."""
+        timestep = timestep.to(hidden_states.device).reshape(-1)
+        rest = class_labels, cross_attention_kwargs, return_dict
+        return super().forward(hidden_states, timestep, *rest)  # type: ignore[arg-type]  # narrow annotations
+
 
 def _remove(model: nn.Module, name: str) -> None:
     """Replace a block by its input.

@@ -29,6 +29,7 @@ class Draw(PythonModel):
         self.pipeline: Any = diffusers.DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
             str(model), trust_remote_code=True, low_cpu_mem_usage=False
         ).to(device)
+        self.pipeline.unet = getattr(self.pipeline, "unet", None) or self.pipeline.transformer
         for tensor in self.pipeline.unet.parameters():  # memory-mapped tensors are not aligned, which changes rounding
             tensor.data = tensor.data.clone()
         self.pipeline.scheduler = getattr(diffusers, self.settings["class"])(**self.settings["config"])

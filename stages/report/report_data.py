@@ -118,6 +118,10 @@ class ReportData:
     """The rounds of pruning before the recovery."""
     finetune: FinetuneRecord
     plan_sha256: str
+    pipeline: str
+    """The class of diffusers that draws with the released models."""
+    code: str
+    """The file in a released folder that defines the pruned class."""
     runs: dict[str, dict[str, Any]]
     """Stage -> its run.json."""
     provenance: dict[str, dict[str, Any]]
@@ -170,7 +174,8 @@ def read_report_data(artifacts: Path, reports: Path) -> ReportData:
     record = _read_evaluation(folders["evaluate"], files)
     runs = {stage: read_run_record(folder) for stage, folder in folders.items()}
     provenance = {stage: found for stage, folder in folders.items() if (found := read_provenance(folder))}
-    plan = read_json(folders["finetune"] / PLAN)
+    plan, index = read_json(folders["finetune"] / PLAN), read_json(folders["finetune"] / "model_index.json")
+    component = denoiser_name(folders["finetune"])
     try:
         for source in ("model", "data"):
             SourceRecord.model_validate(runs["fetch"]["params"]["fetch"][source])
@@ -189,6 +194,8 @@ def read_report_data(artifacts: Path, reports: Path) -> ReportData:
             rounds=RoundsParams.model_validate(runs["rounds"]["params"]["rounds"]),
             finetune=FinetuneRecord.model_validate(runs["finetune"]["params"]["finetune"]),
             plan_sha256=file_sha256(folders["finetune"] / PLAN),
+            pipeline=str(index["_class_name"]),
+            code=f"{component}/{index[component][0]}.py",
             runs=runs,
             provenance=provenance,
             licence=_read_licence(folders["fetch"] / "README.md"),

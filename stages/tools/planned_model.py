@@ -4,10 +4,11 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from huggingface_hub import hf_hub_download
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from stages.fetch import model as fetch_model
 from stages.fetch.class_embedding import read_class_embedding
 from stages.fetch.convert import DDIM_NOISE, LDM_NOISE, NUM_CLASSES, SYSTEMS, VQ_F4, check_layout
+from stages.fetch.convert_dit import DIT_NOISE
 from stages.fetch.params import BundledModel, CheckpointModel, FolderModel, HubModel, ModelSource
 from stages.fetch.weights import components
 from stages.models.autoencoder import Autoencoder, read_autoencoder
@@ -39,6 +41,14 @@ HUB_SYSTEMS = {
     "google/ddpm-ema-bedroom-256": "lsun-256",
 }
 """Repositories on the Hub whose config is that of one of the paper's systems, so that no network is needed."""
+SD_AUTOENCODER: Mapping[str, Any] = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "latent_channels": 4,
+    "layers_per_block": 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+}
+"""Config of Stable Diffusion's AutoencoderKL."""
 DDIM_SCHEDULE = {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000, **DDIM_NOISE}
 
 
@@ -169,10 +179,20 @@ def _hub_file(source: HubModel, *names: str) -> Path:
     )
 
 
+def _dit_model(source: CheckpointModel, unet: Denoiser, device: torch.device) -> PlannedModel:
+    """Give a DiT an autoencoder of Stable Diffusion's architecture, which all of its authors' models have."""
+    coder = AutoencoderKL(**SD_AUTOENCODER)
+    schedule = make_schedule({**DDIM_SCHEDULE, **DIT_NOISE}, Path(source.system))
+    labels = cast("Any", np.arange(family_of(unet).num_labels(unet) or 0))
+    return PlannedModel(unet, schedule, Autoencoder(coder.to(device)), labels, source.system, is_initialised=True)
+
+
 def _checkpoint_model(source: CheckpointModel, device: torch.device) -> PlannedModel:
     """Build the system that a checkpoint must hold; the file itself is not opened."""
     config = check_layout(source)
     unet = _initialise(config, source.system, device)
+    if source.layout == "dit":
+        return _dit_model(source, unet, device)
     if source.layout == "ddim":
         schedule = make_schedule(DDIM_SCHEDULE, Path(source.system))
         return PlannedModel(unet, schedule, None, None, source.system, is_initialised=True)

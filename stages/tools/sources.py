@@ -72,6 +72,8 @@ def _checkpoints(path: Path, system: str | None) -> list[ModelSource]:
     for name in [system] if system else known:
         layout = layouts[str(read_json(SYSTEMS / f"{name}.json")["_class_name"])]
         tree = {"source": "checkpoint", "layout": layout, "path": str(path), "system": name}
+        if layout == "dit":  # nothing in the file says which autoencoder it was trained with
+            tree["autoencoder"] = "$ESPALIER_DATA/sd-vae-ft-ema"
         found.append(validate_tree(tree, CheckpointModel, "--model"))
     return found
 

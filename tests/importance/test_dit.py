@@ -69,7 +69,7 @@ def gradients(model, scheduler, batch, criterion, formula):
 def loop(model, scheduler, batch, criterion, formula):
     """Score each channel of each block: layer whose outputs they are -> scores."""
     found = gradients(model, scheduler, batch, criterion, formula)
-    weights = dict(model.named_parameters())
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
 
     def channel(layer, index, *, is_input):
         name = f"{layer}.weight"
@@ -92,7 +92,7 @@ def loop(model, scheduler, batch, criterion, formula):
 
 
 @settings(
-    max_examples=14,
+    max_examples=8,
     deadline=None,
     derandomize=True,
     phases=[Phase.generate],
@@ -103,7 +103,7 @@ def test_the_cut_equals_that_of_a_plain_loop(config, kind, timesteps_per_pass, m
     """Half of the heads, those of the lowest sums, and half of the hidden channels, on any small config (reference)."""
     criterion, formula = kind
     model = make_dit(**config)
-    heads, width = config["num_attention_heads"], config["attention_head_dim"]
+    width = config["attention_head_dim"]
     importance = measure_importance(
         model,
         scheduler,
@@ -117,10 +117,9 @@ def test_the_cut_equals_that_of_a_plain_loop(config, kind, timesteps_per_pass, m
     plan = plan_pruning(model, importance, PruneParams(target={"ratio": 0.5}, heads="whole"))
     scores = loop(model, scheduler, batch_of(model), criterion, formula)
     for group in plan.groups:
-        table = torch.tensor(scores[group.root]).view(heads if "attn1" in group.root else -1, -1)
-        sums = table.sum(dim=1)
-        chosen = sums.argsort()[: len(sums) // 2].tolist()
         step = width if "attn1" in group.root else 1
+        sums = torch.tensor(scores[group.root]).view(-1, step).sum(dim=1)
+        chosen = sums.argsort()[: len(sums) // 2].tolist()
         gaps = sums.sort().values.diff()[max(0, len(chosen) - 1)] / sums.mean()
         expected = sorted(block * step + offset for block in chosen for offset in range(step))
         assert group.cut == expected or gaps < 1e-4, (group.root, gaps)

@@ -1,15 +1,18 @@
 """DiT: heads and hidden channels are cut, all else stays; the result is the sliced model, saved and loaded."""
 
+import importlib.util
+
 import pytest
 import torch
-from diffusers import AutoModel
 from diffusers.models.attention_processor import AttnProcessor
-from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
-from stages.models.complexity import count_attention_macs, count_macs, count_params
-from stages.models.families import example_inputs, forward
+from stages.models.complexity import count_macs, count_params
+from stages.models.families import FAMILIES, example_inputs, forward
 from stages.models.groups import find_groups
+from stages.models.layer_order import in_run_order, module_name
+from stages.models.layout import DENOISERS
 from stages.models.pipeline import read_unet, write_pipeline
+from stages.models.stock import to_stock
 from stages.models.trial import check_prunable, check_runs
 from stages.prune.params import PruneParams
 from stages.prune.selection import plan_pruning
@@ -27,6 +30,14 @@ def inputs_of(model, seed=0):
     return {**inputs, "timestep": torch.tensor([3, 700]), "class_labels": torch.tensor([1, 2])}
 
 
+def load_file(path):
+    """The pruned class as the file that travels with a model defines it."""
+    spec = importlib.util.spec_from_file_location("travelled", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.PrunedDiTTransformer2DModel
+
+
 def test_groups_are_the_heads_and_hidden_channels_of_each_block(dit):
     """Nothing of the width between the blocks, the embeddings or the output is in a group."""
     found = [(group.producers(), group.width, group.blocks) for group in find_groups(dit)]
@@ -39,17 +50,6 @@ def test_groups_are_the_heads_and_hidden_channels_of_each_block(dit):
             ([f"{block}.ff.net.0.proj"], 96, 1),
         )
     ]
-
-
-def test_the_size_of_dit_xl_is_the_published_one():
-    """749.83 M parameters; 114.44 G MACs in layers with weights, 4.23 G in products of attention."""
-    with torch.device("meta"):
-        model = DiTTransformer2DModel(out_channels=8)
-    norms = 57 * 256 * 1152  # torch-pruning counts one for each value of a norm without weights
-
-    assert round(count_params(model) / 1e6, 2) == 749.83
-    assert round((count_macs(model) - norms) / 1e9, 2) == 114.44
-    assert round((count_macs(model) - norms + count_attention_macs(model)) / 1e9, 2) == 118.67
 
 
 @pytest.mark.parametrize("heads", ["width", "whole"])
@@ -70,11 +70,13 @@ def test_a_cut_channel_is_one_whose_weights_are_zero(dit, magnitude_of, heads):
 
 @pytest.mark.parametrize("chosen", [{}, {"heads": "whole"}, {"ranking": "global", "heads": "whole"}], ids=str)
 def test_a_pruned_dit_is_the_same_after_save_and_load(dit, magnitude_of, scheduler, tmp_path, chosen):
-    """Bit for bit, the variance too, in this project and in plain diffusers; with a processor of every kind."""
+    """Bit for bit, the variance too, also by the file beside it and diffusers alone; with any processor."""
     pruned = cut(dit, plan_pruning(dit, magnitude_of(dit), PruneParams(target={"ratio": 0.5}, **chosen)))
     write_pipeline(tmp_path / "pruned", pruned, scheduler)
     loaded = read_unet(tmp_path / "pruned")
-    plain = AutoModel.from_pretrained(tmp_path / "pruned" / "transformer", trust_remote_code=True)
+    plain = load_file(tmp_path / "pruned" / "transformer" / "pruned_dit.py").from_pretrained(
+        tmp_path / "pruned" / "transformer"
+    )
     noise, *rest = inputs_of(dit).values()
 
     assert type(plain).__name__ == type(loaded).__name__ == "PrunedDiTTransformer2DModel"
@@ -109,6 +111,26 @@ def test_labels_are_never_dropped_by_the_model_itself(make_dit, scheduler, tmp_p
     inputs = inputs_of(model)
 
     assert all(torch.equal(forward(model, inputs), forward(model, inputs)) for _ in range(8))
+
+
+def test_layers_are_named_by_block_and_ordered_as_they_run(dit):
+    """For tables and figures; every family's folder in a pipeline is one that is looked for."""
+    layers = [name for name, module in dit.named_modules() if isinstance(module, torch.nn.Linear)]
+    ordered = in_run_order(["proj_out_2", "proj_out_1", *layers[:3], "pos_embed.proj"])
+
+    assert ordered == ["pos_embed.proj", *layers[:3], "proj_out_1", "proj_out_2"]
+    assert module_name("transformer_blocks.1.attn1.to_q") == "block 1 · attention"
+    assert module_name("transformer_blocks.0.ff.net.0.proj") == "block 0 · feed-forward"
+    assert module_name("proj_out_1") == "proj out 1"
+    assert {family.component for family in FAMILIES.values()} == set(DENOISERS)
+
+
+def test_a_pruned_dit_has_no_stock_config(dit, magnitude_of):
+    """Which the export says in one line."""
+    pruned = cut(dit, plan_pruning(dit, magnitude_of(dit), PruneParams(target={"ratio": 0.5})))
+
+    with pytest.raises(InputError, match="only a UNet2DModel with a sinusoidal timestep embedding can be converted"):
+        to_stock(pruned, 1000)
 
 
 def test_a_dit_passes_the_trial(dit):

@@ -1,0 +1,121 @@
+"""A small DiT with classes, a learned variance and an autoencoder goes through every stage."""
+
+import base64
+import io
+import re
+import shlex
+from importlib import import_module
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from click.testing import CliRunner
+from diffusers import AutoencoderKL
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from PIL import Image
+from ruamel.yaml import YAML
+
+from benchmarks import systems
+from stages.data.images import read_images
+from stages.fetch.class_embedding import read_class_embedding
+from stages.fetch.convert_dit import DIT_NOISE
+from stages.models.autoencoder import read_autoencoder
+from stages.models.pipeline import CPU, read_scheduler, read_unet, write_pipeline
+from stages.models.sampling import SamplingContext, draw
+from stages.protocol.reference import read_reference
+from stages.register import package
+from stages.register.draw import Draw
+from stages.storage.files import read_json, write_json
+
+CHANGES = {
+    "reference": {"sampler": {"scheduler": "DDPM", "spacing": "linspace", "steps": 4}, "guidance": 1.5},
+    "prune": {"heads": "whole", "compensate": {"num_images": 4, "num_timesteps": 2, "rounds": 2}},
+    "finetune": {"loss": {"noise": 1.0, "output": 1.0, "feature": 0.1, "jacobian": {"weight": 1e-4, "every": 2}}},
+}
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("scheduler", ["DDPM", "DDIM"])
+def test_a_dit_goes_through_every_stage(tmp_path, root, make_dit, monkeypatch, scheduler):
+    """Latents, labels with one for no class, guidance, all losses; DDPM takes the variance, DDIM the first half."""
+    sides = {"in_channels": 4, "out_channels": 8, "num_embeds_ada_norm": systems.CLASSES}
+    write_pipeline(tmp_path / "model", make_dit(**sides), DDPMScheduler.from_config(DIT_NOISE))
+    torch.manual_seed(0)
+    AutoencoderKL(
+        block_out_channels=(8, 8, 16), norm_num_groups=4, latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+    ).save_pretrained(tmp_path / "model" / "vae")  # fmt: skip
+    index = read_json(tmp_path / "model" / "model_index.json")
+    write_json(tmp_path / "model" / "model_index.json", {**index, "vae": ["diffusers", "AutoencoderKL"]})
+    systems.make_data(systems.System("imagenet-ldm", (0, 0), (0, 0), 40), tmp_path / "pictures")
+    systems.make_params("imagenet-ldm", tmp_path)
+    yaml = YAML()
+    params = yaml.load(tmp_path / "params.yaml")
+    for block, changes in CHANGES.items():
+        params[block].update(changes)
+    params["reference"]["sampler"]["scheduler"] = scheduler
+    if scheduler == "DDIM":
+        params["reference"]["sampler"]["spacing"] = "trailing"
+    yaml.dump(params, tmp_path / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    for stage in YAML(typ="safe").load((root / "dvc.yaml").read_text())["stages"].values():
+        for command in [stage["cmd"]] if isinstance(stage["cmd"], str) else stage["cmd"]:
+            _, _, module, *arguments = shlex.split(command)
+            result = CliRunner().invoke(import_module(f"{module}.__main__").main, arguments)
+            assert result.exit_code == 0, result.output
+    images = read_images(tmp_path / "artifacts" / "data")
+    reference = read_reference(tmp_path / "artifacts" / "reference")
+    evaluation = read_json(tmp_path / "reports" / "evaluate" / "evaluation.json")
+    released = tmp_path / "artifacts" / "released" / "finetuned"
+    dense, finetuned = (read_unet(tmp_path / "artifacts" / name) for name in ("pretrained", "finetuned"))
+
+    assert images.train.shape == (16, 4, 8, 8)
+    assert images.conditions.table.tolist() == list(range(systems.CLASSES + 1))
+    assert reference.samples.shape == (1, 4, 3, 32, 32)
+    assert evaluation["models"]["finetuned"]["macs"] < evaluation["models"]["dense"]["macs"]
+    assert {block.attn1.heads for block in finetuned.transformer_blocks} == {3}
+    assert finetuned.transformer_blocks[0].attn1.to_q.weight.shape == (18, 24)
+    assert finetuned.proj_out_2.weight.shape == dense.proj_out_2.weight.shape
+    assert (released / "vae" / "config.json").is_file()
+    assert (released / "transformer" / "pruned_dit.py").is_file()
+    assert read_json(released / "model_index.json")["_class_name"] == "DiTPipeline"
+    check_plain_diffusers(released)
+    check_version(released, reference.protocol, tmp_path / "evidence")
+
+
+def check_plain_diffusers(released):
+    """The lines of the card draw an image with diffusers alone."""
+    (code,) = re.findall(r"```python\n(.*?)```", (released / "README.md").read_text(), re.DOTALL)
+    names = {}
+    exec(code.replace("PATH/TO/THIS/FOLDER", str(released)), names)
+
+    assert type(names["pipeline"].transformer).__name__ == "PrunedDiTTransformer2DModel"
+    assert Image.open("image.png").size == (32, 32)
+
+
+def check_version(released, protocol, evidence):
+    """The code of a version in the registry draws the images that this project draws."""
+    context = package._describe_context(released)
+    settings = {**package._describe_sampler(protocol.sampler, released), "guidance": protocol.guidance, **context}
+    write_json(evidence / "sampler.json", settings)
+    version = Draw()
+    version.load_context(SimpleNamespace(artifacts={"model": str(released), "evidence": str(evidence)}))
+    drawn = version.predict(None, pd.DataFrame({"seed": [1, 2], "label": [3, 9]}))
+    unet = read_unet(released)
+    table = read_class_embedding(unet, released)
+    expected = draw(
+        unet,
+        read_scheduler(released),
+        [1, 2],
+        protocol.sampler,
+        batch_size=2,
+        label="DiT",
+        context=SamplingContext(read_autoencoder(released, CPU), table, protocol.guidance),
+        labels=[3, 9],
+    )
+
+    for row, image in zip(drawn, expected, strict=True):
+        found = np.asarray(Image.open(io.BytesIO(base64.b64decode(row["png"])))).astype(int)
+        assert np.abs(found - image.transpose(1, 2, 0)).max() <= 1  # another layout in memory rounds otherwise
