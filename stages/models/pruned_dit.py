@@ -2,8 +2,8 @@
 
 The config of a pruned model is the config of the dense model and more keys for what differs from it: `pruned_widths`
 (layer -> [outputs, inputs]), `pruned_heads` (attention -> heads) and, where blocks were removed, `removed_branches`
-(their names). Feed-forward networks may have any
-hidden width, and attentions any number and width of heads; the width between the blocks is that of the dense model.
+(their names). Feed-forward networks may have any hidden width, and attentions any number and width of heads; the width
+between the blocks is that of the dense model.
 """
 
 from collections.abc import Mapping

@@ -105,7 +105,7 @@ def _plan_to_target(unet: Denoiser, importance: Importance, params: PruneParams,
         number += 1
         names = order.first(number)
         if len(names) < number:
-            _check_reach(cost, found, f"in the order {params.depth.order if params.depth else ''}")
+            raise _out_of_reach(cost, found, "by depth alone in this prune.depth.order")
         found = cost.without(names)
     click.echo(f"prune.depth: {number} branches go: {', '.join(order.first(number)) or 'none'}")
     return plan_pruning(
@@ -119,12 +119,16 @@ def _check_reach(cost: DepthCost, smallest: float, how: str) -> None:
     Raises:
         InputError: It does not.
     """
-    quantity = cost.quantity
-    tolerance = TOLERANCES[quantity]
+    tolerance = TOLERANCES[cost.quantity]
     if not smallest * (1 - tolerance) <= cost.target <= cost.dense * (1 + tolerance):
-        limits = " to ".join(show_cost(quantity, each) for each in (smallest, cost.dense))
-        found = f"prune.target {show_cost(quantity, cost.target)} is out of reach {how}"
-        raise InputError(f"{found}: possible from {limits}; change prune.target or prune.depth")
+        raise _out_of_reach(cost, smallest, how)
+
+
+def _out_of_reach(cost: DepthCost, smallest: float, how: str) -> InputError:
+    """Describe a target that cannot be met, with the range of those that can."""
+    limits = " to ".join(show_cost(cost.quantity, each) for each in (smallest, cost.dense))
+    found = f"prune.target {show_cost(cost.quantity, cost.target)} is out of reach {how}"
+    return InputError(f"{found}: possible from {limits}; change prune.target or prune.depth")
 
 
 def _search(
