@@ -45,8 +45,13 @@ def read_teacher(folder: Path, student: Path, device: torch.device) -> tuple[Den
 
 
 def kept_channels(teacher: Denoiser, plan: Plan) -> Channels:
-    """List the blocks of the dense model and the output channels of each that the plan keeps."""
-    blocks = family_of(teacher).feature_blocks(teacher)
+    """List the blocks of the dense model that the plan keeps, and the output channels of each that it keeps."""
+    removed = tuple(f"{branch.name}." for branch in plan.removed)
+    blocks = {
+        name: layer
+        for name, layer in family_of(teacher).feature_blocks(teacher).items()
+        if not f"{name}.".startswith(removed)
+    }
     layers = {name: plan.layers.get(layer) if layer else None for name, layer in blocks.items()}
     return {name: layer.outputs if layer else None for name, layer in layers.items()}
 

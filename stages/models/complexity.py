@@ -2,6 +2,7 @@
 
 import torch
 import torch_pruning
+from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -10,7 +11,7 @@ from stages.models.latency import forward_pass
 from stages.models.structure import once_per_structure
 
 
-def count_params(unet: Denoiser) -> int:
+def count_params(unet: nn.Module) -> int:
     """Count the parameters of a UNet."""
     return sum(parameter.numel() for parameter in unet.parameters())
 
@@ -31,6 +32,16 @@ def count_macs(unet: Denoiser) -> int:
     inputs = example_inputs(meta_unet)
     macs, _ = torch_pruning.utils.count_ops_and_params(meta_unet, (inputs.pop("sample"), *inputs.values()))
     return int(macs)
+
+
+def count_module_macs(unet: Denoiser) -> dict[str, int]:
+    """Count the multiply-accumulates of each module without submodules: its name -> its part of `count_macs`."""
+    meta_unet = skeleton(unet)
+    inputs = example_inputs(meta_unet)
+    arguments = (inputs.pop("sample"), *inputs.values())
+    _, _, macs, _ = torch_pruning.utils.count_ops_and_params(meta_unet, arguments, layer_wise=True)
+    leaves = {name: module for name, module in meta_unet.named_modules() if not any(module.children())}
+    return {name: int(macs[module] or 0) for name, module in leaves.items()}
 
 
 def count_attention_macs(unet: Denoiser) -> int:

@@ -18,12 +18,17 @@ def compose(first: Plan, second: Plan) -> Plan:
         The plan of both cuts; its base is that of `first`.
 
     Raises:
-        InputError: `second` is for a model with other groups or widths than `first` leaves.
+        InputError: `second` removes branches, or is for a model with other groups or widths than `first` leaves.
     """
+    if second.removed:
+        found = f"the second plan removes {second.removed[0].name} and other branches"
+        raise InputError(f"{found}; only the first cut of a model can remove branches")
     _check_widths(first, second)
     names = sorted({*first.layers, *second.layers})
     changes = {
+        "version": first.version,
         "base": first.base,
+        "removed": first.removed,
         "groups": [_compose_group(*pair) for pair in zip(first.groups, second.groups, strict=True)],
         "layers": {name: _compose_layer(first.layers.get(name), second.layers.get(name)) for name in names},
         "heads": {**first.heads, **second.heads},

@@ -23,8 +23,9 @@ from stages.models.families import (
 from stages.models.families.family import META_KEYS, plain_config
 from stages.models.layout import AUTOENCODERS, CLASS_EMBEDDING, PLAN, WEIGHTS, denoiser_name
 from stages.models.prediction_types import PREDICTION_TYPES
-from stages.models.pruned_unet import Layers
+from stages.models.pruned_unet import REMOVED_KEY, Layers
 from stages.models.schedules import make_schedule
+from stages.models.shortcuts import bypass, bypassed
 from stages.runtime.errors import InputError, without_password
 from stages.storage.files import copy_file, read_json, write_json
 from stages.storage.tensors import read_tensors, write_tensors
@@ -130,11 +131,13 @@ def _to_float32(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def unet_config(unet: Denoiser) -> dict[str, Any]:
-    """Return the config of a UNet of any widths; a dense UNet's config is as diffusers writes it."""
+    """Return the config of a UNet of any widths and depth; a dense UNet's config is as diffusers writes it."""
     family = family_of(unet)
     config = family.dense_config(unet)
     with torch.device("meta"):
         dense = family.dense.from_config(dict(config))
+    removed = bypassed(unet)
+    bypass(dense, removed)
     widths, heads = {}, {}
     for name, module in dense.named_modules():
         current = unet.get_submodule(name)
@@ -142,11 +145,12 @@ def unet_config(unet: Denoiser) -> dict[str, Any]:
             widths[name] = list(cast("torch.Tensor", current.weight).shape[:2])
         elif isinstance(module, Attention) and current.heads != module.heads:
             heads[name] = current.heads
-    if not widths:
+    if not widths and not removed:
         return config
     name = family.pruned.__name__
     custom = {"_class_name": name, "auto_map": {"AutoModel": f"{family.code.stem}.{name}"}}
-    return {**config, **custom, "pruned_widths": widths, "pruned_heads": heads}
+    shallower = {REMOVED_KEY: removed} if removed else {}
+    return {**config, **custom, "pruned_widths": widths, "pruned_heads": heads, **shallower}
 
 
 def read_scheduler(folder: Path) -> DDPMScheduler:

@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from stages.models.families import Denoiser, family_name
 from stages.models.params import Quantity
@@ -16,6 +17,10 @@ from stages.runtime.text import printable
 from stages.storage.files import read_json
 
 UNITS: dict[Quantity, str] = {"channels": "channels", "macs": "MACs", "params": "parameters", "latency_ms": "ms"}
+
+
+VERSIONS = [2, 3]
+"""Versions of the schema that are read; a list, since the version in a file may be of any type."""
 
 
 class Budget(Frozen):
@@ -91,6 +96,19 @@ class EarlierCut(Frozen):
     """`tensors_sha256` of the weights that the next cut was made in: those of this cut's result, after its recovery."""
 
 
+class RemovedBranch(Frozen):
+    """A residual branch that is gone; the shortcut beside it stays."""
+
+    name: str
+    """The module of the branch and its shortcut, in the dense model."""
+    kind: str
+    """resnet, attention or transformer."""
+    macs: int
+    """MACs per image that its removal saves in the dense model, as `count_macs` counts them."""
+    params: int
+    """Parameters that its removal saves in the dense model."""
+
+
 class Plan(Frozen):
     """pruning_plan.json; docs/plan.md explains each key.
 
@@ -98,7 +116,8 @@ class Plan(Frozen):
     those of the last cut, and all other fields describe all cuts together.
     """
 
-    version: Literal[2] = 2
+    version: Literal[2, 3] = 2
+    """3 if branches are removed, else 2."""
     base: Base
     criterion: str
     """Name of the importance criterion."""
@@ -117,10 +136,19 @@ class Plan(Frozen):
     """Attention name -> number of kept heads, for attentions that lose whole heads."""
     replayed_from: Sha256 | None = None
     """sha256 of the plan for another checkpoint of the same architecture that this one repeats; null otherwise."""
+    removed: list[RemovedBranch] = Field(default=[], exclude_if=lambda branches: not branches)
+    """The removed branches in the order of their removal, which comes before the cut of channels; left out without any,
+    so that such plans keep their hash."""
     earlier: list[EarlierCut] = Field(default=[], exclude_if=lambda cuts: not cuts)
     """The cuts before the last one, oldest first; left out for a single cut, whose plan keeps its hash."""
     sha256: str = ""
     """Hash of all other fields."""
+
+    @model_validator(mode="after")
+    def _check_version(self) -> "Plan":
+        if self.version != version_of(self.removed):
+            raise ValueError("version 3 lists removed branches, and version 2 has none")
+        return self
 
     def sealed(self) -> "Plan":
         """Return a copy with the hash of all other fields in `sha256`."""
@@ -134,6 +162,11 @@ class Plan(Frozen):
     def to_json(self) -> dict[str, Any]:
         """Convert the plan to JSON types."""
         return self.model_dump(mode="json")
+
+
+def version_of(removed: Sequence[RemovedBranch]) -> Literal[2, 3]:
+    """Return the version of a plan's schema that can hold what it removes."""
+    return 3 if removed else 2
 
 
 def architecture_sha256(unet: Denoiser) -> str:
@@ -151,8 +184,8 @@ def read_plan(path: Path) -> Plan:
     if path.is_dir():
         raise InputError(f"{path} is a folder; give the pruning_plan.json in it")
     content = read_json(path)
-    if content.get("version") != Plan.model_fields["version"].default:
-        raise InputError(f"{path} has version {content.get('version')!r}; supported: 2; run the prune stage again")
+    if content.get("version") not in VERSIONS:
+        raise InputError(f"{path} has version {content.get('version')!r}; supported: 2, 3; run the prune stage again")
     try:
         plan = Plan.model_validate(content)
     except ValidationError as error:

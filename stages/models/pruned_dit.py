@@ -1,23 +1,43 @@
 """DiT of any widths for plain diffusers. Every pruned model folder holds a copy; it needs only torch and diffusers.
 
-The config of a pruned model is the config of the dense model and two more keys for the layers that differ from it:
-`pruned_widths` (layer -> [outputs, inputs]) and `pruned_heads` (attention -> heads). Feed-forward networks may have any
-hidden width, and attentions any number and width of heads; the width between the blocks is that of the dense model.
+The config of a pruned model is the config of the dense model and more keys for what differs from it: `pruned_widths`
+(layer -> [outputs, inputs]), `pruned_heads` (attention -> heads) and, where blocks were removed, `removed_branches`
+(their names). Feed-forward networks may have any hidden width, and attentions any number and width of heads; the width
+between the blocks is that of the dense model.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from torch import nn
 
 PRUNED_KEYS = ("pruned_widths", "pruned_heads")
+REMOVED_KEY = "removed_branches"
+FIRST_BLOCK = "transformer_blocks.0"
+
+
+class Bypass(nn.Module):
+    """A removed block: its input is its output."""
+
+    def __init__(self, _block: nn.Module) -> None:
+        super().__init__()
+
+    def forward(self, hidden_states: torch.Tensor, *_args: object, **_kwargs: object) -> torch.Tensor:
+        """Return x [B, N, C] as it is, whatever else the block takes."""
+        return hidden_states
+
+
+def can_go(name: str, module: nn.Module) -> bool:
+    """Whether a module is a block that can be removed: not the first, whose embedding the output layer reads."""
+    return isinstance(module, BasicTransformerBlock) and name != FIRST_BLOCK
 
 
 class PrunedDiTTransformer2DModel(DiTTransformer2DModel):
-    """A DiTTransformer2DModel whose blocks may have any widths."""
+    """A DiTTransformer2DModel whose blocks may have any widths, or be gone."""
 
     @classmethod
     def from_config(  # type: ignore[override]  # diffusers' own annotation is of one class
@@ -25,11 +45,14 @@ class PrunedDiTTransformer2DModel(DiTTransformer2DModel):
         config: Mapping[str, Any],
         **kwargs: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401  # the return type of diffusers
-        """Build a model from a dense config with `pruned_widths` and `pruned_heads`."""
-        pruned = {key: dict(config.get(key) or {}) for key in PRUNED_KEYS}
-        dense = {key: value for key, value in config.items() if key not in (*PRUNED_KEYS, "auto_map")}
+        """Build a model from a dense config with `pruned_widths`, `pruned_heads` and perhaps `removed_branches`."""
+        pruned: dict[str, Any] = {key: dict(config.get(key) or {}) for key in PRUNED_KEYS}
+        removed = list(config.get(REMOVED_KEY) or [])
+        dense = {key: value for key, value in config.items() if key not in (*PRUNED_KEYS, REMOVED_KEY, "auto_map")}
         built = super().from_config(dense, **kwargs)
         model = built[0] if isinstance(built, tuple) else built
+        for name in removed:
+            _remove(model, name)
         for name, (outputs, inputs) in pruned["pruned_widths"].items():
             _narrow(model.get_submodule(name), outputs, inputs)
         for module in model.modules():
@@ -37,6 +60,8 @@ class PrunedDiTTransformer2DModel(DiTTransformer2DModel):
                 _note_heads(module, module.heads)
         for name, heads in pruned["pruned_heads"].items():
             _note_heads(model.get_submodule(name), heads)
+        if removed:
+            pruned[REMOVED_KEY] = removed
         model.register_to_config(**pruned, auto_map=config.get("auto_map"))  # type: ignore[no-untyped-call]
         return built
 
@@ -52,6 +77,18 @@ class PrunedDiTTransformer2DModel(DiTTransformer2DModel):
         timestep = timestep.to(hidden_states.device).reshape(-1)
         rest = class_labels, cross_attention_kwargs, return_dict
         return super().forward(hidden_states, timestep, *rest)  # type: ignore[arg-type]  # narrow annotations
+
+
+def _remove(model: nn.Module, name: str) -> None:
+    """Replace a block by its input.
+
+    Raises:
+        TypeError: The module is not a block that can go.
+    """
+    if not can_go(name, model.get_submodule(name)):
+        raise TypeError(f"{name} is not a block that can be removed")
+    parent, _, index = name.rpartition(".")
+    setattr(model.get_submodule(parent), index, Bypass(model.get_submodule(name)))
 
 
 def _narrow(layer: nn.Module, outputs: int, inputs: int) -> None:

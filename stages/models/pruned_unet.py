@@ -1,25 +1,84 @@
 """UNets of any widths for plain diffusers. Every pruned model folder holds a copy; it needs only torch and diffusers.
 
-The config of a pruned model is the config of the dense model and two more keys for the layers that differ from it:
-`pruned_widths` (layer -> [outputs, inputs], [channels] for a norm, [rows, columns] for an embedding) and `pruned_heads`
-(attention -> heads).
+The config of a pruned model is the config of the dense model and more keys for what differs from it: `pruned_widths`
+(layer -> [outputs, inputs], [channels] for a norm, [rows, columns] for an embedding), `pruned_heads` (attention ->
+heads) and, where residual branches were removed, `removed_branches` (their modules).
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
 PRUNED_KEYS = ("pruned_widths", "pruned_heads")
+REMOVED_KEY = "removed_branches"
 Layers = (nn.Conv2d, nn.Linear, nn.GroupNorm, nn.LayerNorm, nn.Embedding)
 Model = TypeVar("Model", bound=nn.Module)
+
+
+class Bypass(nn.Module):
+    """The shortcut of a module whose residual branch was removed.
+
+    It equals the module with a branch whose output is zero: y = S(x) / scale, where S is the convolution of the
+    shortcut, or the identity.
+
+    Args:
+        module: A residual block, a self-attention with a residual connection, or a whole transformer.
+    """
+
+    conv_shortcut: nn.Module | None
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.conv_shortcut = getattr(module, "conv_shortcut", None)
+        scales = (getattr(module, name, 1.0) for name in ("output_scale_factor", "rescale_output_factor"))
+        self.scale = math.prod(float(scale) for scale in scales)
+        self.returns_tuple = isinstance(module, Transformer2DModel)
+
+    def forward(self, hidden_states: torch.Tensor, *_args: object, **_kwargs: object) -> Any:  # noqa: ANN401  # as diffusers
+        """Map x [B, ...] to its shortcut, whatever else the module takes."""
+        outputs = hidden_states if self.conv_shortcut is None else self.conv_shortcut(hidden_states)
+        outputs = outputs if self.scale == 1 else outputs / self.scale
+        return (outputs,) if self.returns_tuple else outputs
+
+
+def bypass(model: Model, names: Iterable[str]) -> Model:
+    """Replace modules by their shortcuts, in place; the weights of their residual branches are gone.
+
+    Raises:
+        AttributeError: The model has no module of that name.
+        TypeError: The module has no shortcut that maps its input to the shape of its output.
+    """
+    for name in names:
+        module = model.get_submodule(name)
+        if not has_shortcut(module):
+            raise TypeError(f"{name} has no shortcut that could stay alone")
+        replace_module(model, name, Bypass(module))
+    return model
+
+
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module in the place of another."""
+    parent, _, key = name.rpartition(".")
+    setattr(model.get_submodule(parent), key, module)
+
+
+def has_shortcut(module: nn.Module) -> bool:
+    """Whether a module is a branch beside a shortcut that keeps the resolution: its input, or a convolution of it."""
+    if isinstance(module, ResnetBlock2D):
+        return not (module.up or module.down)
+    if isinstance(module, Attention):
+        return bool(module.residual_connection)
+    return isinstance(module, Transformer2DModel) and bool(module.is_input_continuous)
 
 
 def narrow(model: Model, widths: Mapping[str, Sequence[int]], heads: Mapping[str, int]) -> Model:
@@ -91,23 +150,26 @@ def _note_attention(attention: Attention) -> None:
 
 
 class _Pruned:
-    """Mixin whose from_config builds the dense model and then narrows it."""
+    """Mixin whose from_config builds the dense model, removes branches and then narrows it."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], **kwargs: Any) -> Any:  # noqa: ANN401  # the return type of diffusers
-        """Build a model from a dense config with `pruned_widths` and `pruned_heads`."""
-        pruned = {key: dict(config.get(key) or {}) for key in PRUNED_KEYS}
-        dense = {key: value for key, value in config.items() if key not in (*PRUNED_KEYS, "auto_map")}
+        """Build a model from a dense config with `pruned_widths`, `pruned_heads` and perhaps `removed_branches`."""
+        pruned: dict[str, Any] = {key: dict(config.get(key) or {}) for key in PRUNED_KEYS}
+        removed = list(config.get(REMOVED_KEY) or [])
+        dense = {key: value for key, value in config.items() if key not in (*PRUNED_KEYS, REMOVED_KEY, "auto_map")}
         built = super().from_config(dense, **kwargs)  # type: ignore[misc]
         model = built[0] if isinstance(built, tuple) else built
-        narrow(model, pruned["pruned_widths"], pruned["pruned_heads"])
+        narrow(bypass(model, removed), pruned["pruned_widths"], pruned["pruned_heads"])
+        if removed:
+            pruned[REMOVED_KEY] = removed
         model.register_to_config(**pruned, auto_map=config.get("auto_map"))
         return built
 
 
 class PrunedUNet2DModel(_Pruned, UNet2DModel):  # type: ignore[misc]  # diffusers' own bases disagree
-    """A UNet2DModel whose layers may have any widths."""
+    """A UNet2DModel whose layers may have any widths and whose residual branches may be gone."""
 
 
 class PrunedUNet2DConditionModel(_Pruned, UNet2DConditionModel):  # type: ignore[misc]
-    """A UNet2DConditionModel whose layers may have any widths."""
+    """A UNet2DConditionModel whose layers may have any widths and whose residual branches may be gone."""

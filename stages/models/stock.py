@@ -3,6 +3,7 @@
 import torch
 
 from stages.models.families import Denoiser, example_inputs, family_of, forward
+from stages.models.shortcuts import bypassed
 from stages.runtime.errors import InputError
 
 TOLERANCE = 1e-5
@@ -20,8 +21,11 @@ def to_stock(unet: Denoiser, num_timesteps: int) -> tuple[Denoiser, float]:
         The stock model, and the largest difference of its outputs at 16 timesteps divided by the largest output.
 
     Raises:
-        InputError: No stock config has these widths, or the outputs differ.
+        InputError: No stock config has these widths, residual branches were removed, or the outputs differ.
     """
+    if removed := bypassed(unet):
+        found = f"{removed[0]} and {len(removed) - 1} other modules" if removed[1:] else removed[0]
+        raise InputError(f"no stock config has {found} without its residual branch; set prune.depth to null")
     stock = family_of(unet).to_stock(unet, num_timesteps)
     error = relative_error(unet, stock.eval(), num_timesteps)
     if not error <= TOLERANCE:

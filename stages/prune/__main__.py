@@ -32,7 +32,7 @@ def main(
         from stages.models.layout import PLAN
         from stages.models.pipeline import read_scheduler, read_unet, write_pipeline
         from stages.prune.earlier import read_earlier
-        from stages.prune.pruning import make_plan, prune_unet, read_calibration
+        from stages.prune.pruning import make_plan, prune_unet, read_calibration, read_depth_calibration
         from stages.runtime.device import select_device
         from stages.storage.files import check_free, write_json, writing
         from stages.storage.provenance import write_provenance, write_run_record
@@ -42,7 +42,8 @@ def main(
     unet, scheduler = read_unet(model, select_device()), read_scheduler(model)
     images = read_calibration(unet, scheduler, data, params.compensate, seed)
     earlier = read_earlier(model, unet)
-    plan = make_plan(unet, importance_path, plan_path, params, seed, earlier)
+    batches = read_depth_calibration(unet, scheduler, data, None if plan_path else params.depth, seed)
+    plan = make_plan(unet, importance_path, plan_path, params, seed, earlier, batches)
     total = compose(earlier, plan) if earlier else plan
     pruned = prune_unet(unet, plan, images)
     with writing(out) as folder:

@@ -1,31 +1,25 @@
 """A dense UNet, its pruned copy and calibration images -> the copy with weights that compensate for cut inputs."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-import numpy as np
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import nn
 
-from stages.data.images import Images, to_model_range
+from stages.data.images import Images
 from stages.models.families import Denoiser, prediction
 from stages.models.plan import KeptChannels, Plan
+from stages.prune.calibration import CalibrationBatches, NoisyBatch
 from stages.prune.params import CompensateParams
-from stages.runtime.errors import InputError
 from stages.runtime.progress import track
-from stages.runtime.seeds import generator
 
 Reader = nn.Conv2d | nn.Linear
-BATCH_SIZE = 16
-"""Images per forward pass."""
 MIN_MEAN_SQUARE = 1e-12
 """Lower bound of a layer's mean square input, so that the matrix of a layer with zero inputs is invertible."""
 RemovableHandle = torch.utils.hooks.RemovableHandle
-NoisyBatch = tuple[torch.Tensor, ...]
-"""Noisy images [B, C, H, W], their timesteps [B], all equal, and, for a conditional model, its condition."""
 Weigh = Callable[[int], float]
 """Timestep -> weight of its images."""
 
@@ -173,10 +167,8 @@ def _correct(dense: Reader, pruned: Reader, kept: KeptChannels, moments: Moments
     pruned.weight.copy_(before + torch.einsum("oi...,ij->oj...", gap, inverse))
 
 
-class NoisyBatches:
-    """Calibration images with noise of evenly spaced timesteps, in small batches on the model's device.
-
-    Each pair of image and timestep has its own noise; every iteration yields the same batches.
+class NoisyBatches(CalibrationBatches):
+    """The calibration images of the compensation.
 
     Raises:
         InputError: There are fewer than `params.num_images` training images.
@@ -190,28 +182,9 @@ class NoisyBatches:
         params: CompensateParams,
         seed: int,
     ) -> None:
-        self.params, count = params, len(images.train)
-        if params.num_images > count:
-            found = f"prune.compensate.num_images {params.num_images} is more than the {count} training images"
-            raise InputError(f"{found}; lower it in params.yaml")
-        order = torch.randperm(count, generator=generator(seed, "compensation images"))
-        chosen = np.sort(order[: params.num_images].numpy())
-        self.images = to_model_range(images.train[chosen])
-        self.conditions = tuple(images.condition_for(chosen, unet.device).values())
-        self.last = scheduler.config["num_train_timesteps"] - 1
-        self.timesteps = np.linspace(0, self.last, params.num_timesteps).round().astype(int).tolist()
-        self.scheduler, self.seed, self.device = scheduler, seed, unet.device
+        super().__init__(unet, scheduler, images, params, seed, purpose="compensation", key="prune.compensate")
+        self.params = params
 
     def weigh(self, timestep: int) -> float:
         """w(t) = early_weight^(t / last): sampling begins at the last timestep, whose weight is early_weight."""
         return float(self.params.early_weight ** (timestep / max(self.last, 1)))
-
-    def __iter__(self) -> Iterator[NoisyBatch]:
-        """Yield the batches, timestep by timestep."""
-        for timestep in self.timesteps:
-            noise = torch.randn(self.images.shape, generator=generator(self.seed, "compensation noise", timestep))
-            columns = [tensor.split(BATCH_SIZE) for tensor in (self.images, noise, *self.conditions)]
-            for images, part, *condition in zip(*columns, strict=True):
-                timesteps = torch.full((len(images),), timestep)
-                noisy = self.scheduler.add_noise(images, part, timesteps)  # type: ignore[arg-type]  # a narrow annotation
-                yield noisy.to(self.device), timesteps.to(self.device), *condition

@@ -15,8 +15,11 @@ from stages.models.latency import measure_latencies_ms
 from stages.models.layout import PLAN
 from stages.models.params import Quantity
 from stages.models.plan import Plan, read_plan
+from stages.models.shortcuts import bypassed
 from stages.prune.kept import check_plan
 from stages.runtime.errors import InputError
+
+META = torch.device("meta")
 
 
 def read_earlier(model: Path, unet: Denoiser) -> Plan | None:
@@ -30,7 +33,7 @@ def read_earlier(model: Path, unet: Denoiser) -> Plan | None:
         return None
     plan = read_plan(path)
     try:
-        check_plan(plan, dense_model(unet, torch.device("meta")))
+        check_plan(plan, dense_model(unet, META))
         _check_result(plan, unet)
     except InputError as error:
         found = f"{path} is not the plan of the model beside it ({error.message.partition(';')[0]})"
@@ -42,8 +45,10 @@ def _check_result(plan: Plan, unet: Denoiser) -> None:
     """Check that the layers have the widths that the plan keeps.
 
     Raises:
-        InputError: A layer has another width.
+        InputError: A layer has another width, or other branches are removed.
     """
+    if sorted(branch.name for branch in plan.removed) != sorted(bypassed(unet)):
+        raise InputError(f"{len(bypassed(unet))} residual branches are removed, {len(plan.removed)} by the plan")
     for name, kept in plan.layers.items():
         shape = cast("torch.Tensor", unet.get_submodule(name).weight).shape
         sides = zip(shape, (kept.outputs, kept.inputs), strict=False)
@@ -84,7 +89,11 @@ def dense_cost(unet: Denoiser, groups: Sequence[Group], quantity: Quantity, repe
     """Compute the cost of the dense model that a pruned one was cut from; targets are shares of it."""
     if quantity == "channels":
         return sum(group.original_width for group in groups)
+    return model_cost(dense_model(unet, unet.device if quantity == "latency_ms" else META), quantity, repeats)
+
+
+def model_cost(unet: Denoiser, quantity: Quantity, repeats: int) -> float:
+    """Count a model's MACs or parameters, or measure its latency."""
     if quantity == "latency_ms":
-        return measure_latencies_ms({"dense": dense_model(unet, unet.device)}, repeats)["dense"]
-    dense = dense_model(unet, torch.device("meta"))
-    return count_macs(dense) if quantity == "macs" else count_params(dense)
+        return measure_latencies_ms({"model": unet}, repeats)["model"]
+    return count_macs(unet) if quantity == "macs" else count_params(unet)

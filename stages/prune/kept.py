@@ -5,10 +5,12 @@ from collections.abc import Sequence
 
 import torch
 
-from stages.models.families import Denoiser, family_name
+from stages.models.branches import check_removal, record_removal
+from stages.models.families import Denoiser, family_name, skeleton
 from stages.models.groups import Group, Member, find_groups
 from stages.models.plan import KeptChannels, Plan, PlannedGroup, architecture_sha256
 from stages.models.scores import KeptIndices
+from stages.models.shortcuts import without_branches
 from stages.runtime.errors import InputError
 
 
@@ -52,7 +54,7 @@ def check_plan(plan: Plan, unet: Denoiser) -> None:
     if plan.base.architecture_sha256 != architecture_sha256(unet):
         found = "the plan is for another architecture: its layers or shapes differ from the model's"
         raise InputError(f"{found}; use a checkpoint of the plan's architecture")
-    groups = find_groups(unet)
+    groups = find_groups(_shallower(plan, unet))
     expected = [(group.root, group.width, group.blocks) for group in groups]
     if [(group.root, group.width, group.blocks) for group in plan.groups] != expected:
         raise InputError("the plan's groups differ from the model's; make a new plan with the prune stage")
@@ -70,6 +72,22 @@ def check_plan(plan: Plan, unet: Denoiser) -> None:
     wrong = [name for name in sorted({*layers, *plan.layers}) if layers.get(name) != plan.layers.get(name)]
     if wrong:
         raise InputError(f"the plan's channels of {wrong[0]} contradict its groups; use the original plan")
+
+
+def _shallower(plan: Plan, unet: Denoiser) -> Denoiser:
+    """Remove the branches that a plan removes, from a copy without weights.
+
+    Raises:
+        InputError: The model has no such branches, or they save something else.
+    """
+    bare, names = skeleton(unet), [branch.name for branch in plan.removed]
+    try:
+        check_removal(bare, names)
+    except InputError as error:
+        raise InputError(f"the plan removes branches that cannot go: {error.message}") from None
+    if record_removal(bare, names) != plan.removed:
+        raise InputError("the plan's removed branches have other kinds or sizes in the model; use the original plan")
+    return without_branches(bare, names)
 
 
 def _check_blocks(group: Group, planned: PlannedGroup, plan: Plan) -> None:

@@ -93,13 +93,18 @@ class Target(Section):
         return Target.model_validate({name: f"{100 * share:.6f}%"})
 
 
-class CompensateParams(Section):
-    """Least-squares correction of the layers that read removed channels."""
+class CalibrationParams(Section):
+    """The noisy images on which models are compared."""
 
     num_images: int = Field(ge=1)
     """Number of calibration images."""
     num_timesteps: int = Field(ge=1)
     """Number of timesteps, evenly spaced; each pair of image and timestep has its own noise."""
+
+
+class CompensateParams(CalibrationParams):
+    """Least-squares correction of the layers that read removed channels."""
+
     damping: float = Field(0.1, ge=1e-6, le=1e6)
     """λ over the mean square activation; larger values stay closer to the uncorrected weights."""
     early_weight: float = Field(1.0, ge=1e-6, le=1e6)
@@ -108,6 +113,50 @@ class CompensateParams(Section):
     rounds: int = Field(8, ge=1)
     """Number of parts into which the layers are divided, in order of execution; each part is corrected on activations
     of the model with the parts before it corrected."""
+
+
+def _check_remove(remove: object) -> object:
+    """Accept a number of branches, a share of those that can go, a way to find the number, or their names."""
+    if remove in ("target", "search"):
+        return remove
+    if isinstance(remove, list | tuple) and remove and all(isinstance(name, str) for name in remove):
+        return tuple(remove)
+    share = re.fullmatch(r"(\d+(\.\d+)?)%", remove) if isinstance(remove, str) else None
+    number = float(share[1]) / 100 if share else remove
+    if isinstance(number, float) and 0 < number < 1:
+        return number
+    if isinstance(remove, int) and not isinstance(remove, bool) and remove > 0:
+        return remove
+    raise ValueError("give a number of branches from 1 on, a share below 1 such as 25%, target, search, or their names")
+
+
+class DepthParams(CalibrationParams):
+    """Removal of whole residual branches, of which the shortcuts stay, before channels are cut."""
+
+    order: Literal["greedy", "similarity", "score"] = "greedy"
+    """Which branch goes first. greedy: the one whose removal changes the prediction least, measured anew after each.
+    similarity: the one whose module changes its input least, by the cosine of shortcut and output. score: the one whose
+    weights have the lowest sum of scores. The branches before it in the order are gone, too."""
+    remove: Annotated[int | float | str | tuple[str, ...], BeforeValidator(_check_remove)]
+    """How many branches go: a number; a share of those that can go (25% or 0.25); target: as many as prune.target needs
+    if no channel is cut; search: of `candidates` numbers, the one that changes the prediction least once channels are
+    cut to prune.target; or a list of their modules, for which `order` has no meaning."""
+    num_images: int = Field(16, ge=1)
+    """Number of calibration images."""
+    num_timesteps: int = Field(10, ge=1)
+    """Number of timesteps, evenly spaced; each pair of image and timestep has its own noise."""
+    candidates: int = Field(4, ge=2, le=64)
+    """Numbers of branches that search tries, from none to the most before the target is reached."""
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """The modules that are listed; None if they are chosen by `order`."""
+        return self.remove if isinstance(self.remove, tuple) else None
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether the choice is made on calibration images."""
+        return self.remove == "search" or (self.names is None and self.order != "score")
 
 
 Heads = Literal["width", "whole"]
@@ -138,6 +187,8 @@ class PruneParams(Section):
     """Patterns of layers that keep all their outputs."""
     compensate: CompensateParams | None = None
     """Least-squares correction of the remaining weights; null skips it."""
+    depth: DepthParams | None = Field(None, exclude_if=lambda depth: depth is None)
+    """Removal of whole residual branches; null removes none, and is left out of records, which keep their hash."""
     latency_repeats: int = Field(30, ge=3)
     """Timed passes of each candidate, for target latency_ms."""
 
@@ -147,11 +198,23 @@ class PruneParams(Section):
             raise ValueError("geglu halves needs target.ratio and ranking uniform; give them, or set geglu to pairs")
         return self
 
+    @model_validator(mode="after")
+    def _check_depth(self) -> "PruneParams":
+        if self.depth is None:
+            return self
+        if self.depth.remove in ("target", "search") and self.target.ratio is not None:
+            raise ValueError(
+                f"depth.remove {self.depth.remove} needs target.macs, params or latency_ms; give one of them"
+            )
+        if self.depth.remove == "target" and self.compensate is not None:
+            raise ValueError("depth.remove target cuts no channel, so there is nothing to compensate; set one of them")
+        return self
+
     def check_rounds(self, rounds: RoundsParams) -> None:
         """Check that the target can be reached in several cuts.
 
         Raises:
-            InputError: It is a latency, or the cut of GEGLU has no size of its own.
+            InputError: It is a latency, the cut of GEGLU has no size of its own, or branches are removed.
         """
         if rounds.count > 1 and self.target.latency_ms is not None:
             found = "prune.target.latency_ms cannot be divided into rounds, since times vary from run to run"
@@ -159,3 +222,6 @@ class PruneParams(Section):
         if rounds.count > 1 and self.geglu == "halves":
             found = "prune.geglu halves cannot be divided into rounds, since scores decide how many pairs it cuts"
             raise InputError(f"{found}; set it to pairs, or rounds.count to 1")
+        if rounds.count > 1 and self.depth is not None:
+            found = "prune.depth cannot be divided into rounds, since only the first cut of a model can remove branches"
+            raise InputError(f"{found}; set it to null, or rounds.count to 1")

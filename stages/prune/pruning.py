@@ -8,7 +8,7 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import nn
 
-from stages.data.images import read_images
+from stages.data.images import Images, read_images
 from stages.models.checks import check_conditions, check_images
 from stages.models.complexity import count_macs, count_params
 from stages.models.families import Denoiser, sample_shape
@@ -16,9 +16,11 @@ from stages.models.groups import weighted_layers
 from stages.models.params import Quantity
 from stages.models.plan import Plan, read_plan, show_cost
 from stages.models.saliency import Importance, read_importance
+from stages.prune.calibration import CalibrationBatches
 from stages.prune.compensate import NoisyBatches, compensate, difference
+from stages.prune.depth import plan_depth
 from stages.prune.kept import check_plan
-from stages.prune.params import CompensateParams, PruneParams
+from stages.prune.params import CompensateParams, DepthParams, PruneParams
 from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut
 from stages.runtime.errors import InputError
@@ -34,8 +36,11 @@ def make_plan(
     params: PruneParams,
     seed: int,
     earlier: Plan | None = None,
+    batches: CalibrationBatches | None = None,
 ) -> Plan:
-    """Make a plan from the importance, or replay an existing one; `earlier` is the plan of a model pruned before.
+    """Make a plan from the importance, or replay an existing one.
+
+    `earlier` is the plan of a model pruned before, and `batches` are the images on which prune.depth chooses.
 
     Raises:
         InputError: Both or neither are given, the file is damaged or for another model, or the target cannot be met.
@@ -43,12 +48,33 @@ def make_plan(
     if importance is not None and plan is None:
         found = read_importance(importance)
         check_importance(found, unet)
-        made = plan_pruning(unet, found, params, derive_seed(seed, "random importance"), earlier)
+        made = _plan(unet, found, params, derive_seed(seed, "random importance"), earlier, batches)
         click.echo(made.budget.line())
         return made
     if plan is not None and importance is None:
         return replay(read_plan(plan), unet, params.compensate)
     raise InputError("give either --importance, to make a plan, or --replay, to apply an existing one")
+
+
+def _plan(
+    unet: Denoiser,
+    importance: Importance,
+    params: PruneParams,
+    seed: int,
+    earlier: Plan | None,
+    batches: CalibrationBatches | None,
+) -> Plan:
+    """Plan a cut, with or without the removal of branches.
+
+    Raises:
+        InputError: The target cannot be met, or branches would be removed from a model that was pruned before.
+    """
+    if params.depth is None:
+        return plan_pruning(unet, importance, params, seed, earlier)
+    if earlier is not None:
+        found = "prune.depth is set, and the model was pruned before; only the first cut can remove branches"
+        raise InputError(f"{found}; set it to null")
+    return plan_depth(unet, importance, params, seed, batches)
 
 
 def replay(plan: Plan, unet: Denoiser, compensate: CompensateParams | None = None) -> Plan:
@@ -76,12 +102,35 @@ def read_calibration(
         raise InputError(f"--data {data} is not a folder; give the packed images that the fetch stage writes")
     if params is None:
         return None
+    return NoisyBatches(unet, scheduler, _read_images(unet, data, "prune.compensate"), params, seed)
+
+
+def read_depth_calibration(
+    unet: Denoiser, scheduler: DDPMScheduler, data: Path | None, params: DepthParams | None, seed: int
+) -> CalibrationBatches | None:
+    """Open the calibration images of prune.depth; None where it needs none.
+
+    Raises:
+        InputError: The images are missing, too few, or do not fit the model.
+    """
+    if params is None or not params.needs_images:
+        return None
+    images = _read_images(unet, data, "prune.depth")
+    return CalibrationBatches(unet, scheduler, images, params, seed, purpose="depth", key="prune.depth")
+
+
+def _read_images(unet: Denoiser, data: Path | None, key: str) -> Images:
+    """Read packed images that fit the model.
+
+    Raises:
+        InputError: There are none, or they do not fit.
+    """
     if data is None:
-        raise InputError("prune.compensate needs calibration images; give them with --data")
+        raise InputError(f"{key} needs calibration images; give them with --data")
     images = read_images(data)
     check_conditions(unet, images.conditions, data)
     check_images(images.train, sample_shape(unet), data)
-    return NoisyBatches(unet, scheduler, images, params, seed)
+    return images
 
 
 def prune_unet(unet: Denoiser, plan: Plan, images: NoisyBatches | None) -> Denoiser:

@@ -5,17 +5,19 @@ from collections.abc import Sequence
 import click
 import torch
 
+from stages.models.branches import record_removal
 from stages.models.families import Denoiser, family_name
 from stages.models.groups import Group, find_groups
-from stages.models.plan import Base, Budget, Plan, PlannedGroup, architecture_sha256
+from stages.models.plan import Base, Budget, Plan, PlannedGroup, architecture_sha256, version_of
 from stages.models.saliency import Importance
 from stages.models.scores import KeptIndices
+from stages.models.shortcuts import without_branches
 from stages.prune.budget import solve_budget
-from stages.prune.earlier import after_cuts, dense_cost
+from stages.prune.earlier import after_cuts, dense_cost, model_cost
 from stages.prune.halves import choose_pairs, find_gated
 from stages.prune.kept import kept_to_layers, remove_channels
 from stages.prune.params import PruneParams
-from stages.prune.path import Cuts, choose_channels, find_path
+from stages.prune.path import Cuts, choose_channels, cuts_after, find_path
 from stages.prune.ranking import Ranking
 from stages.prune.whole_groups import whole_groups_warning
 from stages.prune.width_cost import WidthCost
@@ -23,7 +25,14 @@ from stages.runtime.errors import InputError
 
 
 def plan_pruning(
-    unet: Denoiser, importance: Importance, params: PruneParams, seed: int = 0, earlier: Plan | None = None
+    unet: Denoiser,
+    importance: Importance,
+    params: PruneParams,
+    seed: int = 0,
+    earlier: Plan | None = None,
+    *,
+    removed: Sequence[str] = (),
+    budget: Budget | None = None,
 ) -> Plan:
     """Choose the channels to cut from a UNet; the plan is of this cut alone, numbered as in `unet`.
 
@@ -33,22 +42,30 @@ def plan_pruning(
         params: The block `prune` of params.yaml.
         seed: Seed of the scores of the criterion `random`.
         earlier: The plan by which the model was cut from a dense one, whose size the target is a share of.
+        removed: Residual branches that are removed first; they can all go.
+        budget: The cost without these branches, if they alone meet the target and no channel is cut; else None.
 
     Raises:
         InputError: The target cannot be met, or a pattern matches no layer.
     """
-    groups = after_cuts(find_groups(unet), earlier)
+    shallow, dense = without_branches(unet, removed), None
+    groups = after_cuts(find_groups(shallow), earlier)
     _check_heads(groups, importance, params)
     ranking = Ranking(groups, importance, find_gated(groups, params, earlier), seed)
-    costs = WidthCost(unet, groups, heads=params.heads, latency_repeats=params.latency_repeats)
-    dense = dense_cost(unet, groups, params.target.quantity, params.latency_repeats) if earlier else None
-    counts, budget = _solve(groups, ranking, params, costs, dense)
+    costs = WidthCost(shallow, groups, heads=params.heads, latency_repeats=params.latency_repeats)
+    if earlier:
+        dense = dense_cost(unet, groups, params.target.quantity, params.latency_repeats)
+    elif removed and params.target.ratio is None:
+        dense = model_cost(unet, params.target.quantity, params.latency_repeats)
+    counts, budget = ([0] * len(groups), budget) if budget else _solve(groups, ranking, params, costs, dense)
     cuts, kept = _choose(unet, counts, ranking, params)
     if ranking.gated:
         counts = [len(cut) for cut in cuts]
         found = costs.channels(counts)
         budget = budget.model_copy(update={"found": found, "smallest": min(budget.smallest, found)})
+    branches = record_removal(unet, removed)
     return Plan(
+        version=version_of(branches),
         base=_base(unet, importance),
         criterion=importance.criterion,
         formula=importance.formula,
@@ -61,7 +78,20 @@ def plan_pruning(
         ],
         layers=kept_to_layers(kept),
         heads=costs.num_heads(counts),
+        removed=branches,
     ).sealed()
+
+
+def smallest_cost(
+    unet: Denoiser, importance: Importance, params: PruneParams, seed: int, removed: Sequence[str]
+) -> float:
+    """Compute the cost without some branches and after every cut of channels that `params` allows."""
+    shallow = without_branches(unet, removed)
+    groups = find_groups(shallow)
+    ranking = Ranking(groups, importance, find_gated(groups, params), seed)
+    costs = WidthCost(shallow, groups, heads=params.heads, latency_repeats=params.latency_repeats)
+    path = find_path(groups, [ranking.channels(index, {}) for index in range(len(groups))], params)
+    return float(getattr(costs, params.target.quantity)(cuts_after(path, len(groups))))
 
 
 def _solve(

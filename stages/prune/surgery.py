@@ -10,6 +10,7 @@ from stages.models.families import Denoiser, example_inputs, forward
 from stages.models.groups import build_graph
 from stages.models.plan import Plan
 from stages.models.pruned_unet import note_widths
+from stages.models.shortcuts import bypass
 
 
 def cut(unet: Denoiser, plan: Plan) -> Denoiser:
@@ -18,7 +19,7 @@ def cut(unet: Denoiser, plan: Plan) -> Denoiser:
     Raises:
         RuntimeError: The result differs from the plan, which is a bug of this program.
     """
-    pruned = copy.deepcopy(unet)
+    pruned = bypass(copy.deepcopy(unet), [branch.name for branch in plan.removed])
     graph = build_graph(pruned)
     for group in plan.groups:
         if group.cut:

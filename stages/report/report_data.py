@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from stages.models.layer_order import in_run_order
 from stages.models.layout import PLAN, WEIGHTS, denoiser_name
 from stages.models.params import RoundsParams
+from stages.models.plan import RemovedBranch
 from stages.protocol.costs import CostsRecord, read_costs
 from stages.protocol.evaluation import DENSE, EvaluationRecord, read_evaluation
 from stages.protocol.verdict import FINETUNED, Verdict, judge
@@ -127,6 +128,8 @@ class ReportData:
     """Stage -> its provenance; a stage whose output was restored from DVC's cache has none."""
     licence: dict[str, str]
     """Licence of the base model by the keys of its card's metadata; empty where the card names none."""
+    removed: list[str] = field(default_factory=list)
+    """Modules whose residual branches were removed, in order."""
 
     @property
     def source(self) -> dict[str, Any]:
@@ -196,6 +199,7 @@ def read_report_data(artifacts: Path, reports: Path) -> ReportData:
             runs=runs,
             provenance=provenance,
             licence=_read_licence(folders["fetch"] / "README.md"),
+            removed=[RemovedBranch.model_validate(branch).name for branch in plan.get("removed", [])],
         )
     except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
         raise InputError(
@@ -231,9 +235,9 @@ def _read_costs(folder: Path, record: EvaluationRecord) -> CostsRecord:
 
 
 def _widths(before: dict[str, list[int]], after: dict[str, list[int]]) -> list[Width]:
-    """Compare the number of output channels of each layer."""
+    """Compare the number of output channels of each layer; 0 are left of one in a removed branch."""
     layers = {name.removesuffix(".weight"): shape[0] for name, shape in before.items() if len(shape) > 1}
-    return [Width(layer, layers[layer], after[f"{layer}.weight"][0]) for layer in in_run_order(layers)]
+    return [Width(layer, layers[layer], after.get(f"{layer}.weight", [0])[0]) for layer in in_run_order(layers)]
 
 
 def _read_licence(card: Path) -> dict[str, str]:

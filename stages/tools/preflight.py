@@ -28,6 +28,7 @@ from stages.models.steps import SAMPLES
 from stages.params import Params
 from stages.protocol.extractors import check_image_shape, find_extractor
 from stages.protocol.protocol import check_real_images
+from stages.prune.depth import plan_depth
 from stages.prune.selection import plan_pruning
 from stages.rounds.targets import find_targets
 from stages.runtime.device import check_precision
@@ -124,6 +125,8 @@ def check_model(params: Params, model: PlannedModel, refusals: Refusals) -> None
 def plan_cut(unet: Denoiser, params: Params) -> Plan:
     """Plan the cut on random scores: of a uniform ranking only the widths count, which they do not change.
 
+    Which branches prune.depth removes is drawn, too; for a search, which needs images, widths alone meet the target.
+
     Raises:
         InputError: The target is out of reach; the message has the range of those that are not.
     """
@@ -137,7 +140,11 @@ def plan_cut(unet: Denoiser, params: Params) -> Plan:
         losses=[],
         saliency={},
     )
-    return plan_pruning(unet, random, params.prune, params.seed)
+    depth = params.prune.depth
+    if depth is None or depth.remove == "search":
+        return plan_pruning(unet, random, params.prune, params.seed)
+    drawn = params.prune.model_copy(update={"depth": depth.model_copy(update={"order": "score"})})
+    return plan_depth(unet, random, drawn, params.seed, None)
 
 
 def find_images(params: Params, model: PlannedModel, packed: Path | None, refusals: Refusals) -> FoundImages | None:

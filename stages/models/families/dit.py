@@ -8,8 +8,8 @@ from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DMod
 from torch import nn
 
 from stages.models import pruned_dit
-from stages.models.families.family import ATTENTION_OUTPUTS, Config, Denoiser, Family, check_sample_size
-from stages.models.pruned_dit import PrunedDiTTransformer2DModel
+from stages.models.families.family import ATTENTION_OUTPUTS, Branch, Config, Denoiser, Family, check_sample_size
+from stages.models.pruned_dit import Bypass, PrunedDiTTransformer2DModel, can_go
 from stages.runtime.errors import InputError
 
 FREE = ("ff.net.0.proj", *(f"attn1.{side}" for side in ATTENTION_OUTPUTS))
@@ -23,6 +23,7 @@ class DiT(Family):
     """DiTTransformer2DModel."""
 
     dense, pruned = DiTTransformer2DModel, PrunedDiTTransformer2DModel
+    shortcut = Bypass
     aliases = ("Transformer2DModel",)
     code = Path(pruned_dit.__file__)
     component = "transformer"
@@ -74,6 +75,10 @@ class DiT(Family):
         blocks = [f"transformer_blocks.{index}" for index in range(model.config["num_layers"])]
         hidden = {f"{name}.ff.net.0": f"{name}.ff.net.0.proj" for name in blocks}
         return {**dict.fromkeys(blocks), **hidden}
+
+    def residual_branches(self, model: Denoiser) -> list[Branch]:
+        """List the blocks but the first, which stays and with it a reader of timestep and class."""
+        return [Branch(name, "transformer") for name, module in model.named_modules() if can_go(name, module)]
 
     def module_name(self, layer: str) -> str:
         """Name the module of a layer: transformer_blocks.0.attn1.to_q -> block 0 · attention."""

@@ -4,6 +4,7 @@ import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,6 +26,18 @@ NO_STOCK = "only a UNet2DModel with a sinusoidal timestep embedding can be conve
 ATTENTION_OUTPUTS = ("to_q", "to_k", "to_v")
 
 
+@dataclass(frozen=True)
+class Branch:
+    """A residual branch that can be removed, so that the shortcut beside it stays alone."""
+
+    name: str
+    """The module of the branch and its shortcut."""
+    kind: str
+    """resnet, attention or transformer."""
+    reads: tuple[str, ...] = ()
+    """The inputs of the model besides the sample that the branch reads; of each, one reader must stay."""
+
+
 class Family(ABC):
     """One diffusers class that can be pruned."""
 
@@ -33,6 +46,8 @@ class Family(ABC):
     """Its subclass whose layers may have any widths."""
     code: ClassVar[Path]
     """The file of `pruned`, which travels with every pruned model; it needs only torch and diffusers."""
+    shortcut: ClassVar[type[nn.Module]]
+    """What stays of a removed residual branch: built from its module, which it takes the place of."""
     component: ClassVar[str] = "unet"
     """Name of the model in a diffusers pipeline, and of its folder."""
     aliases: ClassVar[tuple[str, ...]] = ()
@@ -103,6 +118,10 @@ class Family(ABC):
         """Name the layers whose outputs are divided into heads: layer -> (attention, number of heads)."""
         attentions = {name: it.heads for name, it in model.named_modules() if isinstance(it, Attention)}
         return {f"{name}.{side}": (name, heads) for name, heads in attentions.items() for side in ATTENTION_OUTPUTS}
+
+    def residual_branches(self, model: Denoiser) -> list[Branch]:  # noqa: ARG002
+        """List the residual branches that a model has left and whose shortcut can stay alone, in order of the parts."""
+        return []
 
     def to_stock(self, model: Denoiser, num_timesteps: int) -> Denoiser:  # noqa: ARG002
         """Convert a pruned model to one of the dense class with a config of other widths.

@@ -3,11 +3,14 @@
 import re
 from pathlib import Path
 
+from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
 from stages.models import pruned_unet
-from stages.models.families.family import Config, Denoiser, Family, check_sample_size
+from stages.models.families.family import Branch, Config, Denoiser, Family, check_sample_size
+from stages.models.pruned_unet import Bypass, has_shortcut
 from stages.runtime.errors import InputError
 
 CONDITIONS = "further conditions; supported: encoder_hidden_states alone"
@@ -26,9 +29,18 @@ UNSUPPORTED_BLOCKS = {
 KINDS = ("attentions", "resnets", "downsamplers", "upsamplers")
 
 
+BRANCHES: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
+    ResnetBlock2D: ("resnet", ("timestep",)),
+    Attention: ("attention", ()),
+    Transformer2DModel: ("transformer", ("condition",)),
+}
+"""Module with a residual branch -> its kind, and the inputs of the model that it reads besides the sample."""
+
+
 class UNet(Family):
     """Blocks of residual networks and attentions down to a small resolution and up again."""
 
+    shortcut = Bypass
     code = Path(pruned_unet.__file__)
     parts = (
         "time_embedding",
@@ -74,6 +86,15 @@ class UNet(Family):
         """Name the residual blocks; the outputs of the second convolution of each are its channels."""
         blocks = [name for name, module in model.named_modules() if isinstance(module, ResnetBlock2D)]
         return {name: f"{name}.conv2" for name in blocks}
+
+    def residual_branches(self, model: Denoiser) -> list[Branch]:
+        """List the residual blocks that keep the resolution, the self-attentions and the transformers."""
+        found = [
+            Branch(name, *BRANCHES[type(module)])
+            for name, module in model.named_modules()
+            if type(module) in BRANCHES and has_shortcut(module)
+        ]
+        return sorted(found, key=lambda branch: self.parts.index(branch.name.partition(".")[0]))
 
     def known_timesteps(self, model: Denoiser) -> int | None:
         """Return the length of a learned table of timesteps."""

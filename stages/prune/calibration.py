@@ -1,0 +1,74 @@
+"""Packed images -> noisy batches on which a model before and after a cut are compared."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+from stages.data.images import Images, to_model_range
+from stages.models.families import Denoiser
+from stages.prune.params import CalibrationParams
+from stages.runtime.errors import InputError
+from stages.runtime.seeds import generator
+
+BATCH_SIZE = 16
+"""Images per forward pass."""
+NoisyBatch = tuple[torch.Tensor, ...]
+"""Noisy images [B, C, H, W], their timesteps [B], all equal, and, for a conditional model, its condition."""
+
+
+class CalibrationBatches:
+    """Training images with noise of evenly spaced timesteps, in small batches on the model's device.
+
+    Each pair of image and timestep has its own noise; every iteration yields the same batches.
+
+    Args:
+        unet: The model; only its device is read.
+        scheduler: The noise schedule.
+        images: The packed images.
+        params: Numbers of images and timesteps.
+        seed: The root seed.
+        purpose: Name of the draws of images and noise.
+        key: The block of params.yaml that `params` is, for messages.
+
+    Raises:
+        InputError: There are fewer than `params.num_images` training images.
+    """
+
+    def __init__(
+        self,
+        unet: Denoiser,
+        scheduler: DDPMScheduler,
+        images: Images,
+        params: CalibrationParams,
+        seed: int,
+        *,
+        purpose: str,
+        key: str,
+    ) -> None:
+        self.purpose, self.count = purpose, len(images.train)
+        if params.num_images > self.count:
+            found = f"{key}.num_images {params.num_images} is more than the {self.count} training images"
+            raise InputError(f"{found}; lower it in params.yaml")
+        order = torch.randperm(self.count, generator=generator(seed, f"{purpose} images"))
+        chosen = np.sort(order[: params.num_images].numpy())
+        self.images = to_model_range(images.train[chosen])
+        self.conditions = tuple(images.condition_for(chosen, unet.device).values())
+        self.last = scheduler.config["num_train_timesteps"] - 1
+        self.timesteps = np.linspace(0, self.last, params.num_timesteps).round().astype(int).tolist()
+        self.scheduler, self.seed, self.device = scheduler, seed, unet.device
+
+    def __len__(self) -> int:
+        """Count the batches."""
+        return len(self.timesteps) * -(-len(self.images) // BATCH_SIZE)
+
+    def __iter__(self) -> Iterator[NoisyBatch]:
+        """Yield the batches, timestep by timestep."""
+        for timestep in self.timesteps:
+            noise = torch.randn(self.images.shape, generator=generator(self.seed, f"{self.purpose} noise", timestep))
+            columns = [tensor.split(BATCH_SIZE) for tensor in (self.images, noise, *self.conditions)]
+            for images, part, *condition in zip(*columns, strict=True):
+                timesteps = torch.full((len(images),), timestep)
+                noisy = self.scheduler.add_noise(images, part, timesteps)  # type: ignore[arg-type]  # a narrow annotation
+                yield noisy.to(self.device), timesteps.to(self.device), *condition

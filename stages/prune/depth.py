@@ -1,0 +1,177 @@
+"""prune.depth, a model, its importance and calibration batches -> the plan of the branches and channels that go."""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+import click
+
+from stages.models.branches import check_removal, find_branches, most_removable
+from stages.models.families import Denoiser
+from stages.models.plan import Plan, show_cost
+from stages.models.saliency import Importance
+from stages.prune.branch_order import order_branches
+from stages.prune.budget import TOLERANCES
+from stages.prune.calibration import CalibrationBatches
+from stages.prune.compensate import difference
+from stages.prune.depth_cost import DepthCost
+from stages.prune.params import DepthParams, PruneParams
+from stages.prune.selection import plan_pruning, smallest_cost
+from stages.prune.surgery import cut
+from stages.runtime.errors import InputError
+
+
+class Prefixes:
+    """The beginnings of an order that is found step by step."""
+
+    def __init__(self, order: Iterator[str]) -> None:
+        self.order, self.found = order, list[str]()
+
+    def first(self, number: int) -> list[str]:
+        """Return the first branches, fewer if the order ends before."""
+        self.found += islice(self.order, max(number - len(self.found), 0))
+        return self.found[:number]
+
+
+def plan_depth(
+    unet: Denoiser, importance: Importance, params: PruneParams, seed: int, batches: CalibrationBatches | None
+) -> Plan:
+    """Choose the residual branches that go, and the channels to cut from what stays.
+
+    Args:
+        unet: The dense model; it is not changed.
+        importance: Its importance.
+        params: The block prune, whose `depth` is set.
+        seed: Seed of random scores.
+        batches: The calibration images; None if `depth` needs none.
+
+    Raises:
+        InputError: The branches cannot go, or the target cannot be met.
+    """
+    depth = params.depth
+    assert depth is not None
+    branches = find_branches(unet)
+    if not most_removable(branches):
+        raise InputError("prune.depth: the model has no residual branch that can go; set it to null")
+    if depth.names:
+        return _plan(unet, importance, params, seed, depth.names)
+    order = Prefixes(order_branches(depth.order, unet, importance, batches, seed))
+    if depth.remove == "target":
+        return _plan_to_target(unet, importance, params, seed, order)
+    if depth.remove == "search":
+        assert batches is not None
+        return _search(unet, importance, params, seed, order, batches)
+    return _plan(unet, importance, params, seed, order.first(count_removed(depth, most_removable(branches))))
+
+
+def count_removed(depth: DepthParams, most: int) -> int:
+    """Compute the number of branches that `remove` asks for, of `most` that can go.
+
+    Raises:
+        InputError: It is more than can go, or less than one.
+    """
+    if isinstance(depth.remove, float):
+        number = int(depth.remove * most)
+        if number == 0:
+            found = f"prune.depth.remove {depth.remove:.4g} is less than one of the {most} branches that can go"
+            raise InputError(f"{found}; give a number of branches, or a larger share")
+        return number
+    assert isinstance(depth.remove, int)
+    if depth.remove > most:
+        found = f"prune.depth.remove {depth.remove} is more than the {most} branches that can go"
+        raise InputError(f"{found}; lower it in params.yaml")
+    return depth.remove
+
+
+def _plan(unet: Denoiser, importance: Importance, params: PruneParams, seed: int, names: Sequence[str]) -> Plan:
+    """Plan the removal of certain branches, and the cut of the channels of what stays."""
+    try:
+        check_removal(unet, names)
+    except InputError as error:
+        raise InputError(f"prune.depth.remove: {error.message}") from None
+    return plan_pruning(unet, importance, params, seed, removed=names)
+
+
+def _plan_to_target(unet: Denoiser, importance: Importance, params: PruneParams, seed: int, order: Prefixes) -> Plan:
+    """Remove branches one after the other until the cost is at most the target; no channel is cut.
+
+    Raises:
+        InputError: The target is out of reach.
+    """
+    cost = DepthCost(unet, params)
+    smallest = cost.without(cost.dearest())
+    _check_reach(cost, smallest, "by depth alone")
+    number, found = 0, cost.dense
+    while found > cost.highest:
+        number += 1
+        names = order.first(number)
+        if len(names) < number:
+            raise _out_of_reach(cost, found, "by depth alone in this prune.depth.order")
+        found = cost.without(names)
+    click.echo(f"prune.depth: {number} branches go: {', '.join(order.first(number)) or 'none'}")
+    return plan_pruning(
+        unet, importance, params, seed, removed=order.first(number), budget=cost.budget(found, smallest)
+    )
+
+
+def _check_reach(cost: DepthCost, smallest: float, how: str) -> None:
+    """Check that the target lies between the smallest cost and that of the dense model.
+
+    Raises:
+        InputError: It does not.
+    """
+    tolerance = TOLERANCES[cost.quantity]
+    if not smallest * (1 - tolerance) <= cost.target <= cost.dense * (1 + tolerance):
+        raise _out_of_reach(cost, smallest, how)
+
+
+def _out_of_reach(cost: DepthCost, smallest: float, how: str) -> InputError:
+    """Describe a target that cannot be met, with the range of those that can."""
+    limits = " to ".join(show_cost(cost.quantity, each) for each in (smallest, cost.dense))
+    found = f"prune.target {show_cost(cost.quantity, cost.target)} is out of reach {how}"
+    return InputError(f"{found}: possible from {limits}; change prune.target or prune.depth")
+
+
+def _search(
+    unet: Denoiser,
+    importance: Importance,
+    params: PruneParams,
+    seed: int,
+    order: Prefixes,
+    batches: CalibrationBatches,
+) -> Plan:
+    """Plan for several numbers of branches, and return the plan whose model predicts most like the dense one.
+
+    Raises:
+        InputError: The target is out of reach.
+    """
+    assert params.depth is not None
+    cost, plans = DepthCost(unet, params), list[tuple[float, int, Plan]]()
+    _check_reach(cost, smallest_cost(unet, importance, params, seed, cost.dearest()), "by depth and width")
+    for number in candidate_numbers(cost, order, params.depth.candidates):
+        try:
+            plan = plan_pruning(unet, importance, params, seed, removed=order.first(number))
+        except InputError as error:
+            click.echo(f"prune.depth: {number} branches do not do ({error.message})")
+            continue
+        change = difference(unet, cut(unet, plan), batches)
+        click.echo(
+            f"prune.depth: {number} branches and {_cut_channels(plan)} channels change the prediction by {change:.4g}"
+        )
+        plans.append((change, number, plan))
+    if not plans:
+        raise InputError(
+            "prune.depth.remove search found no number of branches that meets prune.target; raise candidates"
+        )
+    return min(plans, key=lambda found: found[:2])[2]
+
+
+def candidate_numbers(cost: DepthCost, order: Prefixes, candidates: int) -> list[int]:
+    """Spread numbers of branches from 0 to the most that leave a cost of at least the target."""
+    most = 0
+    while len(names := order.first(most + 1)) > most and cost.without(names) >= cost.target:
+        most += 1
+    return sorted({round(most * index / (candidates - 1)) for index in range(candidates)})
+
+
+def _cut_channels(plan: Plan) -> int:
+    return sum(len(group.cut) for group in plan.groups)
