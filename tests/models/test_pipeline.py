@@ -126,7 +126,7 @@ def test_weights_of_another_model_are_refused(model_folder, make_unet, scheduler
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"_class_name": "DiTTransformer2DModel"}, "describes a DiTTransformer2DModel; supported: UNet2DModel"),
+        ({"_class_name": "UNet3DConditionModel"}, "describes a UNet3DConditionModel; supported: UNet2DModel"),
         ({"addition_embed_type": "text"}, "describes a model with further conditions"),
         ({"num_class_embeds": 0}, "num_class_embeds 0; supported: the number of classes, or null"),
         (

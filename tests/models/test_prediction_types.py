@@ -211,7 +211,7 @@ class _AsNoise(nn.Module):
 
     def __init__(self, unet):
         super().__init__()
-        self.unet, self.dtype, self.device = unet, unet.dtype, unet.device
+        self.unet, self.config, self.dtype, self.device = unet, unet.config, unet.dtype, unet.device
 
     def forward(self, noisy, timestep, encoder_hidden_states):
         """ε = σ·x + α·v."""

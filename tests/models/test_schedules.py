@@ -65,7 +65,7 @@ REFUSED = [
     ({"steps_offset": -1}, "steps_offset -1"),
     ({"set_alpha_to_one": "no"}, "set_alpha_to_one 'no'"),
     ({"timestep_spacing": "cubic"}, "timestep_spacing 'cubic'"),
-    ({"variance_type": "learned_range"}, "variance_type 'learned_range'"),
+    ({"variance_type": "learned"}, "variance_type 'learned'"),
     ({"timestep_type": "continuous"}, "timestep_type 'continuous'"),
     ({"use_flow_sigmas": True}, "use_flow_sigmas True"),
     ({"predict_epsilon": False}, "predict_epsilon False"),
