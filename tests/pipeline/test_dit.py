@@ -101,7 +101,9 @@ def check_plain_diffusers(released, *, is_latent):
 
     loaded = names["pipeline"].transformer if is_latent else names["model"]
     assert type(loaded).__name__ == "PrunedDiTTransformer2DModel"
-    assert not is_latent or Image.open("image.png").size == (32, 32)
+    if is_latent:
+        with Image.open("image.png") as image:
+            assert image.size == (32, 32)
 
 
 def check_version(released, protocol, evidence):
