@@ -19,6 +19,7 @@ import click
 
 from flows.workspaces.checkout import lock_checkout
 from flows.workspaces.commands import run
+from flows.workspaces.machine import at_work, machine_lock
 from flows.workspaces.staleness import find_statuses, upstream
 from stages.params import load_params
 from stages.runtime.bounded import parse_yaml
@@ -39,6 +40,9 @@ TICK_S = 1.0
 def run_stages(arguments: Sequence[str]) -> int:
     """Bring the stages of the current folder up to date by `dvc repro`, and show how far they are.
 
+    It counts as one of the machine's runs, beside which no other run takes times. Its own times are not taken alone,
+    since one DVC runs all stages.
+
     Args:
         arguments: Further arguments of `dvc repro`, such as the name of a stage.
 
@@ -51,7 +55,11 @@ def run_stages(arguments: Sequence[str]) -> int:
     """
     if PARAMS.is_file():
         load_params(PARAMS)
-    with lock_checkout(Path.cwd(), lambda line: click.echo(line, err=True)):
+
+    def log(line: str) -> None:
+        click.echo(line, err=True)
+
+    with lock_checkout(Path.cwd(), log), at_work(machine_lock(), log, alone=False):
         progress = RunProgress(_forecast(arguments))
         with _shown(progress):
             try:

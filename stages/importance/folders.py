@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import click
+
 from stages.data.images import read_images
 from stages.importance.calibration import calibrate
 from stages.importance.params import ImportanceParams
@@ -68,6 +70,10 @@ def measure_folders(
 def _open_partial(model: Path, data: Path, params: ImportanceParams, seed: int, processes: Processes) -> PartialSum:
     """Return where the sum is kept: in a file named by everything that decides it; nowhere for several processes."""
     if processes.count > 1:
+        if processes.is_main:
+            click.echo(
+                f"{processes.count} processes share the timesteps; if they are stopped, they begin again", err=True
+            )
         return PartialSum()
     known = {"data": read_json(data / "dataset.json")}
     run = fingerprint("importance", [model], importance=params, seed=seed, known=known)

@@ -3,7 +3,7 @@
 import os
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import thread as executors
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,9 +68,10 @@ class LiveRun:
         try:
             client = connect()
             run_id = self._open(client)
-            with _watching_machine(run_id):
+            with _watching_machine(run_id) as watch:
                 while not isinstance(row := self.queue.get(), str):
                     _send(client, run_id, *row)
+                    watch()
             client.set_terminated(run_id, row)
         except Exception as error:  # noqa: BLE001  # whatever a server or MLflow raises
             self._warn(first_line(error))
@@ -93,16 +94,26 @@ class LiveRun:
 
 
 @contextmanager
-def _watching_machine(run_id: str) -> Iterator[None]:
-    """Log use of CPU, memory, disk, network and GPUs every ten seconds, as MLflow's system metrics."""
+def _watching_machine(run_id: str) -> Iterator[Callable[[], None]]:
+    """Log use of CPU, memory, disk, network and GPUs every ten seconds, as MLflow's system metrics.
+
+    Yields what begins to log again if MLflow's monitor has ended, which it does at the first request that fails.
+    """
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-    monitor = SystemMetricsMonitor(run_id, resume_logging=True)  # type: ignore[no-untyped-call]
-    monitor.start()  # type: ignore[no-untyped-call]
+    monitors: list[SystemMetricsMonitor] = []
+
+    def watch() -> None:
+        thread = monitors[-1]._process if monitors else None  # noqa: SLF001  # there is no public way
+        if thread is None or not thread.is_alive():
+            monitors[:] = [SystemMetricsMonitor(run_id, resume_logging=True)]  # type: ignore[no-untyped-call]
+            monitors[0].start()  # type: ignore[no-untyped-call]
+
+    watch()
     try:
-        yield
+        yield watch
     finally:
-        monitor.finish()  # type: ignore[no-untyped-call]
+        monitors[0].finish()  # type: ignore[no-untyped-call]
 
 
 def _let_go() -> None:

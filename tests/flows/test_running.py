@@ -1,5 +1,6 @@
 """Lines of `dvc repro` -> place, time left, and forecast beside fact."""
 
+import fcntl
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ from click.testing import CliRunner
 from ruamel.yaml import YAML
 
 from flows.workspaces import running
+from flows.workspaces.machine import machine_lock
 from flows.workspaces.running import RunProgress, refuse, run_stages
 from stages.runtime.errors import InputError
 from tests.servers import ROOT
@@ -116,15 +118,38 @@ def test_a_target_that_measured_times_or_scores_decide_is_only_warned_of(chosen,
         refuse(["prune.target 1 ms is out of reach", "finetune.batch_size 16 is too large"])
 
 
+@pytest.fixture
+def bare(tmp_path, monkeypatch):
+    """The current folder: a project of DVC that has this dvc.yaml."""
+
+    def make(stages):
+        (tmp_path / "dvc.yaml").write_text(stages)
+        for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
+            subprocess.run(command, cwd=tmp_path, check=True)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("PYTHONPATH", str(ROOT))
+        monkeypatch.delenv("ESPALIER_HOME", raising=False)
+        return tmp_path
+
+    return make
+
+
 @pytest.mark.e2e
-def test_a_run_counts_its_stages_and_ends_with_dvcs_exit_code(tmp_path, monkeypatch):
+def test_no_other_run_takes_times_beside_it(bare, tmp_path):
+    """While a stage runs, the machine is not to be had alone; afterwards it is."""
+    lock = machine_lock(tmp_path / ".espalier")
+    bare(f"stages:\n  one: {{cmd: '! flock --nonblock --exclusive {lock} true && echo made > out', outs: [out]}}\n")
+
+    assert run_stages([]) == 0
+    with lock.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.e2e
+def test_a_run_counts_its_stages_and_ends_with_dvcs_exit_code(bare):
     """A real DVC: one stage that works, and one that fails; a pipe gets plain lines."""
     stages = "stages:\n  one: {cmd: echo made > out, outs: [out]}\n  two: {cmd: exit 3, deps: [out], outs: [never]}\n"
-    (tmp_path / "dvc.yaml").write_text(stages)
-    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
-        subprocess.run(command, cwd=tmp_path, check=True)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    folder = bare(stages)
     runner = CliRunner()
     with runner.isolation() as (out, *_):
         code = run_stages([])
@@ -133,4 +158,4 @@ def test_a_run_counts_its_stages_and_ends_with_dvcs_exit_code(tmp_path, monkeypa
     assert code
     assert "── stage 1 of 1, one: " in text
     assert "\x1b" not in text
-    assert (tmp_path / "out").read_text() == "made\n"
+    assert (folder / "out").read_text() == "made\n"

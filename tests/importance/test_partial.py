@@ -1,8 +1,11 @@
 """An importance that was stopped goes on from its last file."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from stages.importance.folders import _open_partial
 from stages.importance.measure import CalibrationBatch, _Measurement, measure_importance
 from stages.importance.partial import METADATA_KEY, PartialSum, Position
 from stages.storage.tensors import read_metadata
@@ -73,3 +76,15 @@ def test_a_file_holds_its_position_with_every_digit(tmp_path):
     assert METADATA_KEY in read_metadata(tmp_path / "sum.safetensors")
     assert partial.read()[0] == position
     assert not partial.is_due
+
+
+@pytest.mark.parametrize("is_main", [True, False])
+def test_several_processes_say_that_they_keep_no_sum(tmp_path, params, capsys, is_main):
+    """In one line of the main process, since each has a part of the sum alone; nothing is kept."""
+    together = SimpleNamespace(count=2, is_main=is_main)
+    partial = _open_partial(tmp_path, tmp_path, params.importance, 0, together)
+
+    assert partial.path is None
+    assert capsys.readouterr().err.splitlines() == [
+        "2 processes share the timesteps; if they are stopped, they begin again"
+    ] * int(is_main)

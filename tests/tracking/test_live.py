@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -74,6 +75,31 @@ def test_a_run_shows_how_the_machine_is_used(server, params, unet, monkeypatch):
         with live_logging(RUN, params.finetune, Engine(params.finetune.engine, unet.device)):
             assert until(lambda count=count: len(steps()) >= count, 30)
     assert sorted(set(steps())) == steps()
+
+
+@pytest.mark.usefixtures("server")
+def test_the_machine_is_watched_again_after_an_outage(params, unet, monkeypatch):
+    """MLflow's monitor ends at the first request that fails; the next row of the curve begins another."""
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    get_run, is_away = MlflowClient.get_run, []
+
+    def get_run_if_there(self, run_id):
+        if is_away:
+            raise OSError("the server is away")
+        return get_run(self, run_id)
+
+    monkeypatch.setattr(MlflowClient, "get_run", get_run_if_there)
+
+    def watchers():
+        return [thread for thread in threading.enumerate() if thread.name == "SystemMetricsMonitor"]
+
+    with live_logging(RUN, params.finetune, Engine(params.finetune.engine, unet.device)) as callback:
+        assert until(watchers, 30)
+        is_away.append(True)
+        assert until(lambda: not watchers(), 30)
+        is_away.clear()
+        callback(CurvePoint(5, 0.5, ((0.9, 0.4),)), None)
+        assert until(watchers, 30)
 
 
 def test_samples_are_logged_as_artifacts(server, params, unet, images):
