@@ -90,7 +90,7 @@ def test_unknown_components_are_left_out_and_named(tmp_path, model_folder, secre
     told = capsys.readouterr().err.splitlines()
     found, known = (
         "feature_extractor, x\\nOK of model_index.json left out",
-        "unet, scheduler, vqvae, vae, class_embedding",
+        "unet, transformer, scheduler, vqvae, vae, class_embedding",
     )
     assert told == [f"fetch.model: {found}; known components: {known}"]
 

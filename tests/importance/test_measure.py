@@ -1,5 +1,7 @@
 """The importance of weights: criteria, the sum over timesteps, calibration."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -161,6 +163,8 @@ def test_bfloat16_is_close_and_recorded(unet, scheduler):
 
 class Scripted(nn.Module):
     """A model whose squared error is 4, and 1 at timestep 400."""
+
+    config: ClassVar = {"in_channels": 1}
 
     def __init__(self):
         super().__init__()
