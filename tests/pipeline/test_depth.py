@@ -27,7 +27,7 @@ CHANGES = {
         "ema_decays": [0.5],
         "samples": None,
     },
-    "costs": {"batches": [1], "precisions": ["float32"], "repeats": 2, "seconds": 0.1},
+    "costs": {"batches": [1], "precisions": ["float32"], "repeats": 3, "seconds": 0.1},
 }
 
 
