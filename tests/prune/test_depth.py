@@ -31,7 +31,8 @@ from stages.prune.__main__ import main as prune
 from stages.prune.branch_order import measure_similarity, order_branches, order_greedily, score_branches
 from stages.prune.calibration import CalibrationBatches
 from stages.prune.compensate import NoisyBatches, difference
-from stages.prune.depth import plan_depth
+from stages.prune.depth import Prefixes, candidate_numbers, plan_depth
+from stages.prune.depth_cost import DepthCost
 from stages.prune.earlier import read_earlier
 from stages.prune.kept import check_plan
 from stages.prune.params import DepthParams, PruneParams
@@ -319,6 +320,18 @@ def test_the_target_is_met_by_depth_alone(unet, magnitude):
         plan_depth(unet, magnitude, depth("target", {"macs": "1%"}, order="score"), 0, None)
 
 
+def test_the_search_tries_from_none_to_the_most_above_the_target(unet, magnitude):
+    """With one more branch gone, the cost would be below the target."""
+    order = Prefixes(order_branches("score", unet, magnitude, None, 0))
+    cost = DepthCost(unet, PruneParams(target={"params": "80%"}))
+    numbers = candidate_numbers(cost, order, 2)
+    most = numbers[-1]
+
+    assert numbers[0] == 0
+    assert cost.without(order.first(most)) >= cost.target > cost.without(order.first(most + 1))
+
+
+@pytest.mark.e2e
 def test_the_search_finds_the_mix_that_changes_the_prediction_least(unet, magnitude, batches, capsys):
     """Every candidate meets the target, and the chosen one is the best of those tried."""
     params = depth("search", {"macs": "60%"}, order="score", candidates=3)
