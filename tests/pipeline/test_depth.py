@@ -52,8 +52,9 @@ def test_a_shallower_model_goes_through_every_stage(tmp_path, root, monkeypatch)
 
     assert len(removed) == 2
     assert sorted(unet.config["removed_branches"]) == sorted(removed)
-    with torch.no_grad():
-        assert torch.equal(plain(noise, 3).sample, unet(noise, 3).sample)
+    assert all(torch.equal(tensor, unet.get_parameter(name)) for name, tensor in plain.named_parameters())
+    with torch.no_grad():  # weights in a mapped file may be aligned otherwise, and kernels then round otherwise
+        torch.testing.assert_close(plain(noise, 3).sample, unet(noise, 3).sample)
     assert models["finetuned"]["macs"] == pytest.approx(0.6 * models["dense"]["macs"], rel=0.01)
     assert ", ".join(removed) in (released / "README.md").read_text()
     assert ", ".join(removed) in (tmp_path / "reports" / "index.html").read_text()
