@@ -7,8 +7,9 @@ from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DMod
 from stages.fetch.convert import SYSTEMS
 from stages.models.complexity import count_attention_macs, count_macs, count_params
 from stages.models.groups import find_groups
+from stages.prune.budget import cut_ratio
 from stages.prune.params import PruneParams
-from stages.prune.path import cuts_after, find_path
+from stages.prune.path import find_path
 from stages.prune.width_cost import WidthCost
 from stages.storage.files import read_json
 
@@ -43,6 +44,6 @@ def test_the_sizes_of_a_cut_dit_xl(ratio, heads, params_m, macs_g):
     params = PruneParams(target={"ratio": ratio}, heads=heads)
     steps = find_path(groups, [torch.ones(group.width) for group in groups], params)
     costs = WidthCost(model, groups, heads=heads, latency_repeats=3)
-    cuts = cuts_after([step for step in steps if step.key <= ratio], len(groups))
+    cuts = cut_ratio(ratio, steps, groups, params.round_to, heads)
 
     assert (round(costs.params(cuts) / 1e6, 4), round(costs.macs(cuts) / 1e9, 4)) == (params_m, macs_g)
