@@ -118,12 +118,14 @@ def evaluate(
     scores = measurer.measure(list(models))
     if not processes.is_main:
         return None
-    measured, classes = {}, classify_reference(reference, extractor, context)
-    for (name, unet), row in zip(models.items(), scores, strict=True):
-        measured[name] = _describe(unet, files[name], scheduler, reference, drawn.get(name), row, context)
-        if name in drawn:
-            changes = count_changes(classes, extractor, drawn[name].features.read(), measured[name].pairs.ssim)
-            measured[name] = replace(measured[name], classes=changes)
+    measured = {
+        name: _describe(unet, files[name], scheduler, reference, drawn.get(name), row, context)
+        for (name, unet), row in zip(models.items(), scores, strict=True)
+    }
+    classes = classify_reference(reference, extractor, context)
+    for name, images in drawn.items():
+        changes = count_changes(classes, extractor, images.features.read(), measured[name].pairs.ssim)
+        measured[name] = replace(measured[name], classes=changes)
     floor = measurer.quality_metrics.floor()
     return Evaluation(reference.protocol, reference.model_sha256, floor, measured, classes.by)
 

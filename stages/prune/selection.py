@@ -48,19 +48,18 @@ def plan_pruning(
     Raises:
         InputError: The target cannot be met, or a pattern matches no layer.
     """
-    shallow, dense = without_branches(unet, removed), None
+    shallow = without_branches(unet, removed)
     groups = after_cuts(find_groups(shallow), earlier)
     _check_heads(groups, importance, params)
     ranking = Ranking(groups, importance, find_gated(groups, params, earlier), seed)
     costs = WidthCost(shallow, groups, heads=params.heads, latency_repeats=params.latency_repeats)
-    if earlier:
-        dense = dense_cost(unet, groups, params.target.quantity, params.latency_repeats)
-    elif removed and params.target.ratio is None:
-        dense = model_cost(unet, params.target.quantity, params.latency_repeats)
-    counts, budget = ([0] * len(groups), budget) if budget else _solve(groups, ranking, params, costs, dense)
+    if budget:
+        counts = [0] * len(groups)
+    else:
+        counts, budget = _solve(groups, ranking, params, costs, _whole_cost(unet, groups, params, earlier, removed))
     cuts, kept = _choose(unet, counts, ranking, params)
+    counts = [len(cut) for cut in cuts]
     if ranking.gated:
-        counts = [len(cut) for cut in cuts]
         found = costs.channels(counts)
         budget = budget.model_copy(update={"found": found, "smallest": min(budget.smallest, found)})
     branches = record_removal(unet, removed)
@@ -72,10 +71,7 @@ def plan_pruning(
         seed=seed,
         prune=params.model_dump(mode="json"),
         budget=budget,
-        groups=[
-            PlannedGroup(root=group.root, width=group.width, blocks=group.blocks, cut=cut.tolist())
-            for group, cut in zip(groups, cuts, strict=True)
-        ],
+        groups=_plan_groups(groups, cuts),
         layers=kept_to_layers(kept),
         heads=costs.num_heads(counts),
         removed=branches,
@@ -92,6 +88,25 @@ def smallest_cost(
     costs = WidthCost(shallow, groups, heads=params.heads, latency_repeats=params.latency_repeats)
     path = find_path(groups, [ranking.channels(index, {}) for index in range(len(groups))], params)
     return float(getattr(costs, params.target.quantity)(cuts_after(path, len(groups))))
+
+
+def _plan_groups(groups: Sequence[Group], cuts: Sequence[torch.Tensor]) -> list[PlannedGroup]:
+    """Describe groups and the channels that each loses."""
+    return [
+        PlannedGroup(root=group.root, width=group.width, blocks=group.blocks, cut=cut.tolist())
+        for group, cut in zip(groups, cuts, strict=True)
+    ]
+
+
+def _whole_cost(
+    unet: Denoiser, groups: Sequence[Group], params: PruneParams, earlier: Plan | None, removed: Sequence[str]
+) -> float | None:
+    """Compute the cost that the target is a share of; None: that of the model whose channels are cut."""
+    if earlier:
+        return dense_cost(unet, groups, params.target.quantity, params.latency_repeats)
+    if removed and params.target.ratio is None:
+        return model_cost(unet, params.target.quantity, params.latency_repeats)
+    return None
 
 
 def _solve(

@@ -168,9 +168,10 @@ def read_report_data(artifacts: Path, reports: Path) -> ReportData:
         InputError: A file is missing, damaged, or of other weights.
     """
     folders = stage_folders(artifacts, reports)
-    pairs = zip(MODELS, ("fetch", "prune", "finetune"), strict=True)
-    models = {name: folders[stage] for name, stage in pairs}
-    files = {name: folder / denoiser_name(folder) / WEIGHTS for name, folder in models.items()}
+    files = {
+        name: folders[stage] / denoiser_name(folders[stage]) / WEIGHTS
+        for name, stage in zip(MODELS, ("fetch", "prune", "finetune"), strict=True)
+    }
     record = _read_evaluation(folders["evaluate"], files)
     runs = {stage: read_run_record(folder) for stage, folder in folders.items()}
     provenance = {stage: found for stage, folder in folders.items() if (found := read_provenance(folder))}
@@ -194,7 +195,7 @@ def read_report_data(artifacts: Path, reports: Path) -> ReportData:
             rounds=RoundsParams.model_validate(runs["rounds"]["params"]["rounds"]),
             finetune=FinetuneRecord.model_validate(runs["finetune"]["params"]["finetune"]),
             plan_sha256=file_sha256(folders["finetune"] / PLAN),
-            pipeline="AutoModel" if component == "transformer" and "vae" not in index else str(index["_class_name"]),
+            pipeline=_pipeline_class(component, index),
             code=f"{component}/{index[component][0]}.py",
             runs=runs,
             provenance=provenance,
@@ -205,6 +206,11 @@ def read_report_data(artifacts: Path, reports: Path) -> ReportData:
         raise InputError(
             f"a plan or run.json below {artifacts} is invalid ({first_line(error)}); run its stage again"
         ) from None
+
+
+def _pipeline_class(component: str, index: Mapping[str, Any]) -> str:
+    """Name the class of diffusers that opens a released folder; no pipeline draws with a transformer in pixel space."""
+    return "AutoModel" if component == "transformer" and "vae" not in index else str(index["_class_name"])
 
 
 def _read_evaluation(folder: Path, files: Mapping[str, Path]) -> EvaluationRecord:
