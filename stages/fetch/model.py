@@ -49,7 +49,10 @@ from stages.storage.s3 import Store
 from stages.tracking import mlflow_client
 
 BUNDLED = Path(__file__).parent / "bundled"
-BUNDLED_SHA256 = {"digits": "4714527c68bc45b6e608201d3e46c1a527fdd0f95dbb0cc8b5a00671f1de8854"}
+BUNDLED_SHA256 = {
+    "digits": "4714527c68bc45b6e608201d3e46c1a527fdd0f95dbb0cc8b5a00671f1de8854",
+    "photos": "de806b62ed0f62a176f81ac51edb37b4d68cb5cd8e17999708f8c1d63284fc9c",
+}
 CARD = "README.md"
 FILES = [
     CARD,

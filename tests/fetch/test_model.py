@@ -49,6 +49,17 @@ def test_the_bundled_model_is_small_and_loads(tmp_path):
     assert unet.config["block_out_channels"] == [32, 64, 64]
 
 
+def test_the_shipped_photos_have_their_hash_and_the_recipes_network(tmp_path):
+    """At most 10 MB in the repository; `fetch` checks the hash."""
+    unet = fetch_model(BundledModel(source="bundled", name="photos"), tmp_path / "out").unet
+    (shipped,) = (BUNDLED / "photos" / "unet").glob("*.safetensors")
+
+    assert shipped.stat().st_size <= 10_000_000
+    assert {key: unet.config[key] for key in UNET} == {
+        key: list(value) if isinstance(value, tuple) else value for key, value in UNET.items()
+    }
+
+
 @pytest.fixture
 def photos(tmp_path, monkeypatch):
     """The bundled model photos with random weights in float16, and its hash: its folder and the UNet."""
