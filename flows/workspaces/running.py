@@ -135,14 +135,20 @@ class RunProgress:
 
     def left_s(self) -> float | None:
         """Estimate the seconds left: of the current stage by its forecast or its own report, of others by theirs."""
-        waiting = list(self.expected.values())
-        reported = self.latest.get("left_s")
-        planned = self.forecast.get(self.current or "")
-        if None in waiting or (self.current and planned is None and reported is None):
+        reported, planned = self.latest.get("left_s"), self._planned_s(self.current or "")
+        waiting = [seconds for name in self.expected if (seconds := self._planned_s(name)) is not None]
+        if len(waiting) < len(self.expected) or (self.current and planned is None and reported is None):
             return None
         spent = time.monotonic() - self.stage_begun
         own = max((planned or 0.0) - spent, reported or 0.0) if self.current else 0.0
-        return own + sum(seconds for seconds in waiting if seconds is not None)
+        return own + sum(waiting)
+
+    def _planned_s(self, name: str) -> float | None:
+        """Return the forecast of a stage; of a long one, times what the long ones that ended took of theirs."""
+        planned, ended = self.forecast.get(name), [it for it in self.ran if it in LONG and self.forecast.get(it)]
+        if planned is None or name not in LONG or not ended:
+            return planned
+        return planned * sum(self.ran[it] for it in ended) / sum(self.forecast[it] or 0.0 for it in ended)
 
     def status(self) -> str:
         """Describe the state of the run in one line for a terminal."""

@@ -63,6 +63,20 @@ def test_a_stages_own_report_counts_where_it_is_longer_than_the_forecast(progres
     assert progress.status() == "stage 1 of 3, costs (time 1/4): 1 min 0 s so far, about 5 min 30 s left in all"
 
 
+def test_what_long_stages_took_corrects_the_forecast_of_those_that_wait(clock):
+    """Passes timed on a busy machine forecast days; a stage that starts and ends needs what it needs."""
+    progress = RunProgress({"fetch": 10.0, "reference": 3000.0, "evaluate": 2000.0, "report": 20.0}, begun=clock[0])
+    for name, seconds in (("fetch", 20), ("reference", 30)):
+        progress.read(f"Running stage '{name}':")
+        clock[0] += seconds
+    progress.end()
+
+    assert progress.left_s() == pytest.approx(2000 / 100 + 20)
+    progress.read("Running stage 'evaluate':")
+    clock[0] += 5
+    assert progress.left_s() == pytest.approx(20 - 5 + 20)
+
+
 def test_without_a_forecast_no_time_left_is_promised(clock):
     """The stages alone are counted."""
     progress = RunProgress({"fetch": None}, begun=clock[0])
