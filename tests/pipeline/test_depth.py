@@ -1,11 +1,7 @@
 """The digits lose residual branches and channels, and go through every stage."""
 
-import shlex
-from importlib import import_module
-
 import pytest
 import torch
-from click.testing import CliRunner
 from diffusers import DDPMPipeline
 from ruamel.yaml import YAML
 
@@ -13,6 +9,7 @@ from stages.models.layout import PLAN
 from stages.models.pipeline import read_unet
 from stages.models.plan import read_plan
 from stages.storage.files import read_json
+from tests.all_stages import run_all_stages
 
 CHANGES = {
     "reference": {"sampler": {"steps": 4}, "num_images": 8, "sets": 2, "batch_size": 8, "kid_subset_size": 4},
@@ -40,10 +37,7 @@ def test_a_shallower_model_goes_through_every_stage(tmp_path, root, monkeypatch)
         params[block].update(changes)
     yaml.dump(params, tmp_path / "params.yaml")
     monkeypatch.chdir(tmp_path)
-    for stage in YAML(typ="safe").load((root / "dvc.yaml").read_text())["stages"].values():
-        _, _, module, *arguments = shlex.split(stage["cmd"])
-        result = CliRunner().invoke(import_module(f"{module}.__main__").main, arguments)
-        assert result.exit_code == 0, result.output
+    run_all_stages()
     released = tmp_path / "artifacts" / "released" / "finetuned"
     unet, removed = read_unet(released), [branch.name for branch in read_plan(released / PLAN).removed]
     plain = DDPMPipeline.from_pretrained(released, trust_remote_code=True).unet

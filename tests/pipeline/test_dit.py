@@ -3,15 +3,12 @@
 import base64
 import io
 import re
-import shlex
-from importlib import import_module
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from click.testing import CliRunner
 from diffusers import AutoencoderKL
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from PIL import Image
@@ -28,6 +25,7 @@ from stages.protocol.reference import read_reference
 from stages.register import package
 from stages.register.draw import Draw
 from stages.storage.files import read_json, write_json
+from tests.all_stages import run_all_stages
 
 CHANGES = {
     "reference": {"sampler": {"scheduler": "DDPM", "spacing": "linspace", "steps": 4}, "guidance": 1.5},
@@ -49,7 +47,7 @@ def add_autoencoder(model):
 
 @pytest.mark.e2e
 @pytest.mark.parametrize(("scheduler", "is_latent"), [("DDPM", True), ("DDIM", False)])
-def test_a_dit_goes_through_every_stage(tmp_path, root, make_dit, monkeypatch, scheduler, is_latent):
+def test_a_dit_goes_through_every_stage(tmp_path, make_dit, monkeypatch, scheduler, is_latent):
     """Labels with one for no class, guidance, all losses; DDPM takes the variance, DDIM the first half."""
     channels, size, patch = (4, 8, 2) if is_latent else (3, 16, 4)
     shape = {"in_channels": channels, "out_channels": 2 * channels, "sample_size": size, "patch_size": patch}
@@ -68,11 +66,7 @@ def test_a_dit_goes_through_every_stage(tmp_path, root, make_dit, monkeypatch, s
         params["reference"]["sampler"]["spacing"] = "trailing"
     yaml.dump(params, tmp_path / "params.yaml")
     monkeypatch.chdir(tmp_path)
-    for stage in YAML(typ="safe").load((root / "dvc.yaml").read_text())["stages"].values():
-        for command in [stage["cmd"]] if isinstance(stage["cmd"], str) else stage["cmd"]:
-            _, _, module, *arguments = shlex.split(command)
-            result = CliRunner().invoke(import_module(f"{module}.__main__").main, arguments)
-            assert result.exit_code == 0, result.output
+    run_all_stages()
     images = read_images(tmp_path / "artifacts" / "data")
     reference = read_reference(tmp_path / "artifacts" / "reference")
     evaluation = read_json(tmp_path / "reports" / "evaluate" / "evaluation.json")

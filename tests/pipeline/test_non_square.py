@@ -2,8 +2,6 @@
 
 import base64
 import io
-import shlex
-from importlib import import_module
 
 import numpy as np
 import pandas as pd
@@ -14,7 +12,6 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vq_model import VQModel
 from mlflow.pyfunc.model import PythonModelContext
 from PIL import Image
-from ruamel.yaml import YAML
 
 from benchmarks.systems import FEW
 from flows.workspaces.overrides import apply
@@ -24,6 +21,7 @@ from stages.models.pipeline import read_unet, write_pipeline
 from stages.protocol.reference import read_reference
 from stages.register.draw import Draw
 from stages.storage.files import read_json, write_json
+from tests.all_stages import run_all_stages
 
 HEIGHT, WIDTH = 12, 16
 DDIM = {"class": "DDIMScheduler", "config": {}, "steps": 2, "eta": 0.0, "takes": ["eta", "generator"], "guidance": None}
@@ -44,11 +42,7 @@ def test_a_non_square_model_goes_through_every_stage(tmp_path, root, make_unet, 
     }
     (tmp_path / "params.yaml").write_bytes(apply({**FEW, **local}, root / "params.yaml"))
     monkeypatch.chdir(tmp_path)
-    for stage in YAML(typ="safe").load((root / "dvc.yaml").read_text())["stages"].values():
-        for command in [stage["cmd"]] if isinstance(stage["cmd"], str) else stage["cmd"]:
-            _, _, module, *arguments = shlex.split(command)
-            result = CliRunner().invoke(import_module(f"{module}.__main__").main, arguments)
-            assert result.exit_code == 0, (command, result.output, result.exception)
+    run_all_stages()
     images = read_images(tmp_path / "artifacts" / "data")
     evaluation = read_json(tmp_path / "reports" / "evaluate" / "evaluation.json")
 

@@ -1,15 +1,10 @@
 """The paper's systems through every stage: CIFAR-10 at its real size, a small one in place of ImageNet's latent one."""
 
-import shlex
-from importlib import import_module
-
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from ruamel.yaml import YAML
 
 from benchmarks import systems
 from stages.data.images import read_images
@@ -18,6 +13,7 @@ from stages.models.pipeline import write_pipeline
 from stages.protocol.reference import read_reference
 from stages.storage.files import read_json, write_json
 from stages.storage.tensors import write_tensors
+from tests.all_stages import run_all_stages
 
 
 @pytest.mark.e2e
@@ -29,7 +25,7 @@ def test_cifar10_has_the_sizes_of_the_paper_after_every_stage(tmp_path):
     assert "| cifar10 | 35.7463 M / 6.0641 G | 19.8512 M / 3.3919 G |" in row
 
 
-def test_a_latent_model_of_classes_goes_through_every_stage(tmp_path, root, conditional, monkeypatch):
+def test_a_latent_model_of_classes_goes_through_every_stage(tmp_path, conditional, monkeypatch):
     """It trains on latents, draws under guidance, and its pictures are decoded before anything looks at them."""
     write_pipeline(tmp_path / "model", conditional, DDPMScheduler.from_config(LDM_NOISE))
     torch.manual_seed(0)
@@ -43,11 +39,7 @@ def test_a_latent_model_of_classes_goes_through_every_stage(tmp_path, root, cond
     systems.make_data(systems.System("imagenet-ldm", (0, 0), (0, 0), 40), tmp_path / "pictures")
     systems.make_params("imagenet-ldm", tmp_path)
     monkeypatch.chdir(tmp_path)
-    for stage in YAML(typ="safe").load((root / "dvc.yaml").read_text())["stages"].values():
-        for command in [stage["cmd"]] if isinstance(stage["cmd"], str) else stage["cmd"]:
-            _, _, module, *arguments = shlex.split(command)
-            result = CliRunner().invoke(import_module(f"{module}.__main__").main, arguments)
-            assert result.exit_code == 0, result.output
+    run_all_stages()
     images = read_images(tmp_path / "artifacts" / "data")
     reference = read_reference(tmp_path / "artifacts" / "reference")
     evaluation = read_json(tmp_path / "reports" / "evaluate" / "evaluation.json")
