@@ -5,7 +5,9 @@ ESPALIER := $(BIN)/espalier
 READY := .venv/.ready
 UV_VERSION := 0.13.8
 # cuda: the packages of the lock. cpu: torch and torchvision of the same versions without CUDA, not checked by a hash.
-TORCH ?= cuda
+INSTALLED := $(or $(shell cat .venv/torch 2>/dev/null),cuda)
+TORCH ?= $(INSTALLED)
+$(if $(filter cuda cpu,$(TORCH)),,$(error TORCH is $(TORCH); it can be cuda or cpu))
 
 # Nothing this project runs reports to anyone.
 export DO_NOT_TRACK := 1
@@ -16,23 +18,25 @@ export PREFECT_SERVER_UI_V2_ENABLED := false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run flow test e2e e2e-registry e2e-schedule preset image stack check format lock base results docs docs-test notebooks sizes systems ui server audit sbom prefect-server fuzz clean
+.PHONY: other-torch help setup run flow test e2e e2e-registry e2e-schedule preset image stack check format lock base results docs docs-test notebooks sizes systems ui server audit sbom prefect-server fuzz clean
 
 help: ## Print these targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 setup: $(READY) ## Create .venv with everything in requirements.lock; TORCH=cpu leaves CUDA out
 
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock pyproject.toml $(if $(filter-out $(TORCH),$(INSTALLED)),other-torch)
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else f"Espalier needs Python 3.11 to 3.13, found {sys.version.split()[0]}; choose one with: make PYTHON=python3.12 setup")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	test $(TORCH) = cuda || test $(TORCH) = cpu || { echo "TORCH is $(TORCH); it can be cuda or cpu" >&2; exit 1; }
 	awk '/^[a-z0-9]/ { keep = "$(TORCH)" == "cuda" || $$0 !~ /^(torch|torchvision|triton|nvidia-[^=]+|cuda-[^=]+)==/ } keep' requirements.lock >.venv/packages.lock
 	VIRTUAL_ENV=.venv $(BIN)/uv pip sync --require-hashes --compile-bytecode .venv/packages.lock
 	test $(TORCH) = cuda || VIRTUAL_ENV=.venv $(BIN)/uv pip install --no-deps --torch-backend=cpu --compile-bytecode $$(awk '/^(torch|torchvision)==/ { print $$1 }' requirements.lock)
 	VIRTUAL_ENV=.venv $(BIN)/uv pip install --no-deps --no-build-isolation --editable .
+	@echo $(TORCH) >.venv/torch
 	@touch $@
+
+other-torch: # the environment was made with the other build of PyTorch
 
 run: $(READY) ## Prune the bundled model: run every stage of dvc.yaml that is out of date
 	@exec $(ESPALIER) run
