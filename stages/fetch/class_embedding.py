@@ -78,14 +78,15 @@ def _check_width(shape: list[int], config: dict[str, object], width: int, embedd
 
 
 def _check_rows(rows: int, config: dict[str, object], embedding: Path) -> None:
-    """Check that the classes and the empty one are among the rows of the embedding.
+    """Check that the classes are the first rows of the embedding, and that the empty one is none of them.
 
     Raises:
-        InputError: They are not.
+        InputError: They are not, or it is.
     """
     classes, unconditional = config.get("num_classes"), config.get("unconditional")
     is_count = type(classes) is int and 0 < classes <= rows
-    is_row = unconditional is None or (type(unconditional) is int and 0 <= unconditional < rows)
-    if not (is_count and is_row):
-        found = f"num_classes {classes} and unconditional {unconditional}"
-        raise InputError(f"{embedding} has {rows} rows, but {found} in its config.json; correct it")
+    is_behind = type(classes) is int and type(unconditional) is int and classes <= unconditional < rows
+    if not (is_count and (unconditional is None or is_behind)):
+        found = f"{rows} rows, but num_classes {classes} and unconditional {unconditional} in its config.json"
+        allowed = f"1 to {rows} classes, and null or a row behind those of the classes"
+        raise InputError(f"{embedding} has {found}; allowed: {allowed}")

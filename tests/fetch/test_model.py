@@ -299,6 +299,7 @@ def test_an_autoencoder_missing_from_the_index_is_fetched(latent, tmp_path):
     [
         ({"unconditional": True}, None, "has 5 rows, but num_classes 4 and unconditional True"),
         ({"unconditional": 5}, None, "has 5 rows, but num_classes 4 and unconditional 5"),
+        ({"unconditional": 3}, None, "unconditional 3 .*; allowed: 1 to 5 classes, and null or a row behind those"),
         ({"num_classes": 9}, None, "has 5 rows, but num_classes 9"),
         ({}, torch.full((5, 12), torch.nan), "holds values that are not finite"),
         ({}, torch.ones(5, 8), r"a weight of shape \[5, 8\] .* the model takes 12"),

@@ -171,9 +171,16 @@ def test_the_empty_class_is_named_beside_the_model(labelled, tmp_path):
     assert read_class_embedding(labelled, tmp_path).tolist() == [0, 1, 2, 3, 4, NO_LABEL]
     write_json(tmp_path / CLASS_EMBEDDING / "config.json", {"num_classes": 4, "unconditional": 4})
     assert read_class_embedding(labelled, tmp_path).tolist() == [0, 1, 2, 3, 4]
-    for config in ({"num_classes": 6}, {"num_classes": 4, "unconditional": 5}, {}):
+    for config in (
+        {"num_classes": 6},
+        {"num_classes": 4, "unconditional": 5},
+        {"num_classes": 4, "unconditional": 3},
+        {},
+    ):
         write_json(tmp_path / CLASS_EMBEDDING / "config.json", config)
-        with pytest.raises(InputError, match=r"has 5 rows, but num_classes .* in its config\.json; correct it"):
+        with pytest.raises(
+            InputError, match=r"has 5 rows, but num_classes .* in its config\.json; allowed: 1 to 5 classes"
+        ):
             read_class_embedding(labelled, tmp_path)
     write_tensors(tmp_path / CLASS_EMBEDDING / WEIGHTS, {"weight": torch.zeros(5, 64)})
     with pytest.raises(InputError, match="holds weights, but the model embeds its classes itself"):
