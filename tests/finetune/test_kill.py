@@ -1,6 +1,7 @@
 """Trainings killed with SIGKILL, at random moments and in the middle of a write or an upload."""
 
 import copy
+import itertools
 import os
 import random
 import signal
@@ -84,19 +85,20 @@ def wait(child):
 def test_kills_at_random_moments_change_no_bit(start, uninterrupted, tmp_path, kills):
     """Each training is killed once and started again; weights, EMA and snapshots are the uninterrupted one's."""
     expected, seconds = uninterrupted
-    moments = random.Random(0)
-    killed = partial = 0
+    moments, partial = random.Random(0), 0
     for trial in range(kills):
-        name = f"trial-{trial}"
-        child = start(name)
-        time.sleep(moments.uniform(0, 0.9 * seconds))
-        os.kill(child, signal.SIGKILL)
-        killed += wait(child) == -signal.SIGKILL
+        delay = moments.uniform(0, 0.9 * seconds)
+        for attempt in itertools.count():  # the machine may be faster now than while the seconds were taken
+            name = f"trial-{trial}-{attempt}"
+            child = start(name)
+            time.sleep(delay / 2**attempt)
+            os.kill(child, signal.SIGKILL)
+            if wait(child) == -signal.SIGKILL:
+                break
         partial += bool(list((tmp_path / name).glob("*/.*")))
         assert wait(start(name)) == 0
         assert tensors_sha256(read_tensors(tmp_path / f"{name}.safetensors")) == expected, trial
-    print(f"{killed} of {kills} were killed before their end, {partial} of them while a checkpoint was written")
-    assert killed >= kills / 2
+    print(f"{kills} were killed before their end, {partial} of them while a checkpoint was written")
 
 
 def test_a_kill_while_a_checkpoint_is_written_keeps_the_previous_one(start, uninterrupted, tmp_path, monkeypatch):

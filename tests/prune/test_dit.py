@@ -156,6 +156,7 @@ def test_the_first_configs_on_the_hub_are_read(make_dit, scheduler, tmp_path):
     ("change", "message"),
     [
         ({"norm_type": "ada_norm_single"}, "norm_type 'ada_norm_single'; supported: ada_norm_zero"),
+        ({"activation_fn": "geglu"}, "activation_fn 'geglu'; supported: gelu and gelu-approximate"),
         ({"out_channels": 3}, "in_channels 1 and out_channels 3; supported: equal numbers, or twice"),
         ({"sample_size": 9}, "sample_size 9 and patch_size 2; supported: square samples"),
         ({"sample_size": [8, 4]}, r"sample_size \[8, 4\] and patch_size 2"),

@@ -15,6 +15,7 @@ from stages.runtime.errors import InputError
 FREE = ("ff.net.0.proj", *(f"attn1.{side}" for side in ATTENTION_OUTPUTS))
 """Ends of the names of the layers that may lose outputs. All others write into the width between the blocks, which
 `pos_embed`, a buffer, and the six chunks of each norm's scale and shift fix, or into the embedding of their norm."""
+ACTIVATIONS = ("gelu", "gelu-approximate")
 OTHER_INPUTS = ("cross_attention_dim", "caption_channels", "num_vector_embeds")
 """Keys of a Transformer2DModel, the class of DiT's first configs, that no DiT has."""
 
@@ -32,13 +33,16 @@ class DiT(Family):
     layer_counts = ("num_layers",)
 
     def check_config(self, config: Config, origin: Path) -> None:
-        """Check norm, classes, channels, and the sizes of samples and patches.
+        """Check norm, activation, classes, channels, and the sizes of samples and patches.
 
         Raises:
             InputError: One of them is not supported; its key is named.
         """
         if config["norm_type"] != "ada_norm_zero":
             raise InputError(f"{origin} has norm_type {config['norm_type']!r}; supported: ada_norm_zero, DiT's own")
+        if config["activation_fn"] not in ACTIVATIONS:
+            found = f"{origin} has activation_fn {config['activation_fn']!r}"
+            raise InputError(f"{found}; supported: {' and '.join(ACTIVATIONS)}, which have no gate")
         for key in OTHER_INPUTS:
             if config.get(key) is not None:
                 raise InputError(f"{origin} has {key} {config[key]!r}; supported: a DiT of classes, without {key}")
