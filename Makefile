@@ -26,6 +26,7 @@ help: ## Print these targets
 setup: $(READY) ## Create .venv with everything in requirements.lock; TORCH=cpu leaves CUDA out
 
 $(READY): requirements.lock pyproject.toml $(if $(filter-out $(TORCH),$(INSTALLED)),other-torch)
+	@rm -f $@
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else f"Espalier needs Python 3.11 to 3.13, found {sys.version.split()[0]}; choose one with: make PYTHON=python3.12 setup")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)

@@ -33,6 +33,7 @@ NEEDS_NO_RUN = re.compile(r"Stage '(.+)' (didn't change, skipping|is cached - sk
 LONG = ("reference", "importance", "rounds", "finetune", "evaluate")
 """Stages of which one is worth the timing of passes before a run."""
 FORECAST_LIMIT_S = 60
+UNCHECKED = "what stages would refuse was not checked"
 INTERRUPTED = 128 + signal.SIGINT
 TICK_S = 1.0
 
@@ -60,15 +61,16 @@ def run_stages(arguments: Sequence[str]) -> int:
         click.echo(line, err=True)
 
     with lock_checkout(Path.cwd(), log), at_work(machine_lock(), log, alone=False):
-        progress = RunProgress(_forecast(arguments))
-        with _shown(progress):
-            try:
+        progress = RunProgress({})
+        try:
+            progress = RunProgress(_forecast(arguments))
+            with _shown(progress):
                 result = run(["dvc", "repro", *arguments], progress.read, on_progress=progress.update)
-            except KeyboardInterrupt:
-                progress.end()
-                click.echo(progress.interrupted(), err=True)
-                return INTERRUPTED
+        except KeyboardInterrupt:
             progress.end()
+            click.echo(progress.interrupted(), err=True)
+            return INTERRUPTED
+        progress.end()
     for line in progress.comparison(failed=result.code != 0):
         click.echo(line)
     return result.code
@@ -242,21 +244,24 @@ def _forecast(arguments: Sequence[str]) -> dict[str, float | None]:
         return {}
     names = [it.name for it in statuses if it.state == "runs" and (not arguments or it.name in wanted)]
     found = _plan() if {*names} & {*LONG} else {}
-    if not arguments:  # a stage alone may not need what is refused
-        refuse(found.get("refusals", []))
+    refuse(found.get("refusals", []), is_certain=not arguments)  # a stage alone may not need what is refused
     seconds = {stage["name"]: stage["seconds"] for stage in found.get("stages", []) if "seconds" in stage}
     return {name: seconds.get(name) for name in names}
 
 
-def refuse(refusals: Sequence[str]) -> None:
+def refuse(refusals: Sequence[str], *, is_certain: bool = True) -> None:
     """Stop a run that a stage is known to refuse; of a target that measured times or scores decide, only warn.
+
+    Args:
+        refusals: What the plan knows.
+        is_certain: Whether all stages run; otherwise there are only warnings.
 
     Raises:
         InputError: Something is refused; the line has the last refusal, and stderr those before it.
     """
     target = load_params(PARAMS).prune
     is_open = target.target.latency_ms is not None or target.ranking == "global"
-    certain = [message for message in refusals if not (is_open and message.startswith("prune.target"))]
+    certain = [it for it in refusals if is_certain and not (is_open and it.startswith("prune.target"))]
     for message in refusals:
         if message not in certain:
             warn(f"a stage may refuse this: {message}")
@@ -274,9 +279,9 @@ def _plan() -> dict[str, Any]:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=FORECAST_LIMIT_S, check=False)
         found: dict[str, Any] = json.loads(ended.stdout)
     except subprocess.TimeoutExpired:
-        warn(f"no forecast: a pass takes too long to time it within {FORECAST_LIMIT_S} s")
+        warn(f"no forecast: a pass takes too long to time it within {FORECAST_LIMIT_S} s; {UNCHECKED}")
         return {}
     except ValueError:
-        warn(f"no forecast: {(ended.stderr.strip().splitlines() or ['nothing was printed'])[-1]}")
+        warn(f"no forecast: {(ended.stderr.strip().splitlines() or ['nothing was printed'])[-1]}; {UNCHECKED}")
         return {}
     return found

@@ -119,6 +119,8 @@ def test_a_run_that_a_stage_will_refuse_stops_before_it_computes(chosen, capsys)
         refuse(["finetune.batch_size 16 is too large", "prune.target 1 MACs is out of reach"])
     assert capsys.readouterr().err == "Error: finetune.batch_size 16 is too large\n"
     refuse([])
+    refuse(["finetune.batch_size 16 is too large"], is_certain=False)
+    assert capsys.readouterr().err == "Warning: a stage may refuse this: finetune.batch_size 16 is too large\n"
 
 
 @pytest.mark.parametrize("prune", [{"target": {"latency_ms": 1.0}}, {"ranking": "global"}], ids=str)
