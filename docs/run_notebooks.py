@@ -1,5 +1,6 @@
 """Notebooks of the documentation -> the same notebooks, run anew, with their outputs."""
 
+import sys
 from pathlib import Path
 
 import nbformat
@@ -32,5 +33,7 @@ def run(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        sys.exit("run_notebooks.py takes no arguments; it runs all notebooks of docs/notebooks")
     for path in NOTEBOOKS:
         nbformat.write(run(nbformat.read(path, as_version=4)), path)

@@ -22,7 +22,7 @@ from stages.models.pipeline import write_pipeline
 from stages.runtime.device import select_device
 from stages.runtime.progress import track
 from stages.runtime.seeds import derive_seed, generator
-from stages.storage.files import writing
+from stages.storage.files import check_free, writing
 
 NUM_CLASSES = 10
 DIT = {
@@ -125,13 +125,15 @@ def write_images(folder: Path, pixels: torch.Tensor, labels: torch.Tensor) -> No
 @click.option("--steps", type=click.IntRange(1), default=STEPS, help="Optimiser steps.")
 def main(out: Path, steps: int) -> None:
     """Train the model and write it, and the digits in the folders of their classes."""
+    pictures = out.with_name(f"{out.name}-images")
+    check_free(out, pictures)
     pixels, labels = bundled_digits(), load_digits().target
     images = split(pixels, HELDOUT)
     train_labels = torch.from_numpy(split(labels.reshape(-1, 1), HELDOUT).train[:, 0]).long()
     model = train(to_model_range(images.train), train_labels, steps)
     with writing(out) as folder:
         write_pipeline(folder, model, DDPMScheduler(**NOISE))
-    with writing(out.with_name(f"{out.name}-images")) as folder:
+    with writing(pictures) as folder:
         write_images(folder, pixels, torch.from_numpy(labels))
 
 

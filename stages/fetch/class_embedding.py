@@ -11,6 +11,9 @@ from stages.runtime.errors import InputError
 from stages.storage.files import read_json
 from stages.storage.tensors import read_tensors
 
+LABEL_KEYS = ("num_classes", "unconditional")
+"""Keys of the config.json beside a model that embeds its classes itself."""
+
 
 def read_class_embedding(unet: Denoiser, folder: Path) -> Table | None:
     """Read the class embedding of a model and check that it fits; of a model that embeds its classes, their labels.
@@ -57,13 +60,18 @@ def _read_labels(embedding: Path, num_labels: int, empty: int | None) -> Table:
     Raises:
         InputError: The folder holds weights, or its config does not fit the model.
     """
-    if not embedding.is_dir():
+    if not embedding.exists():
         return label_table(num_labels if empty is None else num_labels - 1, empty)
     if (embedding / WEIGHTS).is_file():
         raise InputError(f"{embedding} holds weights, but the model embeds its classes itself; keep config.json alone")
+    allowed = f"it may hold config.json with {' and '.join(LABEL_KEYS)}, or be left out"
+    if not embedding.is_dir():
+        raise InputError(f"{embedding} is no folder; {allowed}")
     config = read_json(embedding / "config.json")
+    if others := config.keys() - LABEL_KEYS:
+        raise InputError(f"{embedding} has {', '.join(sorted(others))} in config.json; {allowed}")
     _check_rows(num_labels, config, embedding)
-    return label_table(config["num_classes"], config.get("unconditional"))
+    return label_table(config["num_classes"], config.get("unconditional", empty))
 
 
 def _check_width(shape: list[int], config: dict[str, object], width: int, embedding: Path) -> None:

@@ -103,7 +103,7 @@ def _divide(checkpoint: SourceCheckpoint, num_blocks: int) -> None:
             fused = checkpoint.tensors.pop(name, None)
             if fused is None:
                 raise checkpoint.mismatch(f"{name} is missing")
-            if len(fused) % 3:
+            if not fused.ndim or len(fused) % 3:
                 raise checkpoint.mismatch(f"{name} has shape {list(fused.shape)}, which is not three of one width")
             for side, part in zip("qkv", fused.chunk(3), strict=True):
                 checkpoint.tensors[f"blocks.{block}.attn.{side}.{kind}"] = part
@@ -130,6 +130,8 @@ def add_autoencoder(source: Path, folder: Path) -> None:
         InputError: There is none, or its class is not supported.
     """
     place = source / "vae" if (source / "vae").is_dir() else source
+    if not (place / "config.json").is_file():
+        raise InputError(f"fetch.model.autoencoder: {place} holds no config.json; give the folder of an AutoencoderKL")
     config: Mapping[str, Any] = read_json(place / "config.json")
     name = str(config.get("_class_name"))
     if name not in AUTOENCODER_CLASSES:

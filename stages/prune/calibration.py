@@ -33,7 +33,7 @@ class CalibrationBatches:
         key: The block of params.yaml that `params` is, for messages.
 
     Raises:
-        InputError: There are fewer than `params.num_images` training images.
+        InputError: There are fewer than `params.num_images` training images, or `params.num_timesteps` timesteps.
     """
 
     def __init__(
@@ -56,6 +56,9 @@ class CalibrationBatches:
         self.images = to_model_range(images.train[chosen])
         self.conditions = tuple(images.condition_for(chosen, unet.device).values())
         self.last = scheduler.config["num_train_timesteps"] - 1
+        if params.num_timesteps > self.last + 1:
+            found = f"{key}.num_timesteps {params.num_timesteps} is more than the model's {self.last + 1} timesteps"
+            raise InputError(f"{found}; lower it in params.yaml")
         self.timesteps = np.linspace(0, self.last, params.num_timesteps).round().astype(int).tolist()
         self.scheduler, self.seed, self.device = scheduler, seed, unet.device
 

@@ -70,7 +70,7 @@ def count_removed(depth: DepthParams, most: int) -> int:
         InputError: It is more than can go, or less than one.
     """
     if isinstance(depth.remove, float):
-        number = int(depth.remove * most)
+        number = int(depth.remove * most + 1e-9)
         if number == 0:
             found = f"prune.depth.remove {depth.remove:.4g} is less than one of the {most} branches that can go"
             raise InputError(f"{found}; give a number of branches, or a larger share")

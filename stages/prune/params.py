@@ -119,7 +119,7 @@ def _check_remove(remove: object) -> object:
     """Accept a number of branches, a share of those that can go, a way to find the number, or their names."""
     if remove in ("target", "search"):
         return remove
-    if isinstance(remove, list | tuple) and remove and all(isinstance(name, str) for name in remove):
+    if isinstance(remove, list | tuple) and remove and all(isinstance(name, str) and name for name in remove):
         return tuple(remove)
     share = re.fullmatch(r"(\d+(\.\d+)?)%", remove) if isinstance(remove, str) else None
     number = float(share[1]) / 100 if share else remove

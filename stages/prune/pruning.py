@@ -140,7 +140,9 @@ def prune_unet(unet: Denoiser, plan: Plan, images: NoisyBatches | None) -> Denoi
     for quantity, count in counts.items():
         before, after = count(unet), count(pruned)
         click.echo(f"{show_cost(quantity, before)} -> {show_cost(quantity, after)} ({after / before - 1:+.1%})")
-    if images is not None:
+    if images is not None and not any(group.cut for group in plan.groups):
+        click.echo("nothing to compensate: no channel is cut")
+    elif images is not None:
         gap = difference(unet, pruned, images, images.weigh)
         compensate(unet, pruned, plan, images, images.params, images.weigh)
         remaining = difference(unet, pruned, images, images.weigh)

@@ -1,6 +1,7 @@
 """A dense UNet, its importance and params -> the plan: which channels are cut and which are kept."""
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 
 import click
 import torch
@@ -17,7 +18,7 @@ from stages.prune.earlier import after_cuts, dense_cost, model_cost
 from stages.prune.halves import choose_pairs, find_gated
 from stages.prune.kept import kept_to_layers, remove_channels
 from stages.prune.params import PruneParams
-from stages.prune.path import Cuts, choose_channels, cuts_after, find_path
+from stages.prune.path import Cuts, choose_channels, choose_groups, cuts_after, find_path
 from stages.prune.ranking import Ranking
 from stages.prune.whole_groups import whole_groups_warning
 from stages.prune.width_cost import WidthCost
@@ -51,12 +52,13 @@ def plan_pruning(
     shallow = without_branches(unet, removed)
     groups = after_cuts(find_groups(shallow), earlier)
     _check_heads(groups, importance, params)
-    ranking = Ranking(groups, importance, find_gated(groups, params, earlier), seed)
+    widths = _patterns_of(unet, groups, params) if removed else params
+    ranking = Ranking(groups, importance, find_gated(groups, widths, earlier), seed)
     costs = WidthCost(shallow, groups, heads=params.heads, latency_repeats=params.latency_repeats)
     if budget:
         counts = [0] * len(groups)
     else:
-        counts, budget = _solve(groups, ranking, params, costs, _whole_cost(unet, groups, params, earlier, removed))
+        counts, budget = _solve(groups, ranking, widths, costs, _whole_cost(unet, groups, params, earlier, removed))
     cuts, kept = _choose(unet, counts, ranking, params)
     counts = [len(cut) for cut in cuts]
     if ranking.gated:
@@ -84,10 +86,26 @@ def smallest_cost(
     """Compute the cost without some branches and after every cut of channels that `params` allows."""
     shallow = without_branches(unet, removed)
     groups = find_groups(shallow)
+    params = _patterns_of(unet, groups, params)
     ranking = Ranking(groups, importance, find_gated(groups, params), seed)
     costs = WidthCost(shallow, groups, heads=params.heads, latency_repeats=params.latency_repeats)
     path = find_path(groups, [ranking.channels(index, {}) for index in range(len(groups))], params)
     return float(getattr(costs, params.target.quantity)(cuts_after(path, len(groups))))
+
+
+def _patterns_of(unet: Denoiser, groups: Sequence[Group], params: PruneParams) -> PruneParams:
+    """Leave out the patterns of `include` and `exclude` that name only layers of branches that are gone.
+
+    Raises:
+        InputError: A pattern matches no layer of the whole model.
+    """
+    choose_groups(find_groups(unet), params.include, params.exclude)
+    layers = [layer for group in groups for layer in group.producers()]
+    left = {
+        key: [pattern for pattern in patterns if any(fnmatchcase(layer, pattern) for layer in layers)]
+        for key, patterns in (("include", params.include), ("exclude", params.exclude))
+    }
+    return params.model_copy(update=left)
 
 
 def _plan_groups(groups: Sequence[Group], cuts: Sequence[torch.Tensor]) -> list[PlannedGroup]:

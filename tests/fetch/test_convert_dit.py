@@ -88,6 +88,7 @@ def test_every_tensor_of_dit_xl_has_a_name_in_the_original():
     ("name", "change", "message"),
     [
         ("blocks.1.attn.qkv.weight", lambda _: None, "blocks.1.attn.qkv.weight is missing"),
+        ("blocks.1.attn.qkv.weight", lambda tensor: tensor.sum(), r"shape \[\], which is not three of one width"),
         ("blocks.1.attn.qkv.bias", lambda tensor: tensor[:70], r"shape \[70\], which is not three of one width"),
         (
             "blocks.0.mlp.fc1.weight",

@@ -182,6 +182,13 @@ def test_the_empty_class_is_named_beside_the_model(labelled, tmp_path):
             InputError, match=r"has 5 rows, but num_classes .* in its config\.json; allowed: 1 to 5 classes"
         ):
             read_class_embedding(labelled, tmp_path)
+    write_json(tmp_path / CLASS_EMBEDDING / "config.json", {"num_classes": 4, "uncond": 4})
+    with pytest.raises(InputError, match=r"has uncond in config\.json; it may hold .* num_classes and unconditional"):
+        read_class_embedding(labelled, tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / CLASS_EMBEDDING).write_text("x")
+    with pytest.raises(InputError, match="class_embedding is no folder; it may hold"):
+        read_class_embedding(labelled, tmp_path / "other")
     write_tensors(tmp_path / CLASS_EMBEDDING / WEIGHTS, {"weight": torch.zeros(5, 64)})
     with pytest.raises(InputError, match="holds weights, but the model embeds its classes itself"):
         read_class_embedding(labelled, tmp_path)

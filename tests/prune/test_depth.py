@@ -35,7 +35,7 @@ from stages.prune.depth import Prefixes, candidate_numbers, plan_depth
 from stages.prune.depth_cost import DepthCost
 from stages.prune.earlier import read_earlier
 from stages.prune.kept import check_plan
-from stages.prune.params import DepthParams, PruneParams
+from stages.prune.params import CompensateParams, DepthParams, PruneParams
 from stages.prune.pruning import prune_unet, replay
 from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut
@@ -352,6 +352,35 @@ def test_a_share_below_the_target_is_met_by_width(unet, magnitude):
     assert len(plan.removed) == 3
     assert count_macs(cut(unet, plan)) == pytest.approx(0.56 * count_macs(unet), rel=0.01)
     assert plan.budget.dense == count_macs(unet)
+
+
+def test_patterns_may_name_layers_of_branches_that_go(unet, magnitude):
+    """They choose channels to cut: what a removed branch takes along is no mistake, what no layer has is one."""
+    params = depth(MIDDLE, {"ratio": 0.3}).model_copy(update={"exclude": ("mid_block.attentions.*",)})
+    plan = plan_depth(unet, magnitude, params, 0, None)
+    assert plan.groups == plan_depth(unet, magnitude, depth(MIDDLE, {"ratio": 0.3}), 0, None).groups
+    assert plan.prune["exclude"] == ["mid_block.attentions.*"]
+    with pytest.raises(InputError, match=r"prune\.exclude 'nowhere' matches no layer"):
+        plan_depth(unet, magnitude, params.model_copy(update={"exclude": ("nowhere",)}), 0, None)
+
+
+def test_without_a_cut_channel_there_is_nothing_to_compensate(unet, magnitude, scheduler, images, capsys):
+    """Of a plan that only removes branches, whose layers are whole."""
+    params = PruneParams(
+        target={"ratio": 0}, depth={"remove": MIDDLE}, compensate={"num_images": 4, "num_timesteps": 2}
+    )
+    plan = plan_depth(unet, magnitude, params, 0, None)
+    prune_unet(unet, plan, NoisyBatches(unet, scheduler, images, params.compensate, 0))
+    printed = capsys.readouterr()
+    assert "nothing to compensate: no channel is cut" in printed.out
+    assert not printed.err
+
+
+def test_more_timesteps_than_the_model_has_are_refused(unet, scheduler, images):
+    """They would repeat."""
+    params = CompensateParams(num_images=4, num_timesteps=1001)
+    with pytest.raises(InputError, match=r"prune\.compensate\.num_timesteps 1001 is more than the model's 1000"):
+        NoisyBatches(unet, scheduler, images, params, 0)
 
 
 def test_compensation_reads_the_layers_that_are_left(unet, magnitude, scheduler, images, capsys):
