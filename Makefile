@@ -88,7 +88,7 @@ format: $(READY) ## Format the code and fix what can be fixed
 	$(BIN)/ruff format .
 
 lock: ## Resolve requirements.lock anew from pyproject.toml
-	$(BIN)/uv pip compile --universal --python-version 3.11 --group dev --extra server --generate-hashes --no-header --no-emit-index-url --output-file requirements.lock pyproject.toml --upgrade
+	$(BIN)/uv pip compile --universal --python-version 3.11 --group dev --extra server --extra deploy --generate-hashes --no-header --no-emit-index-url --output-file requirements.lock pyproject.toml --upgrade
 
 base: $(READY) ## Retrain the bundled digits model and classifier (about ten minutes)
 	$(BIN)/python recipes/digits.py
