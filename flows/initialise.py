@@ -44,6 +44,7 @@ from stages.runtime.errors import InputError
     "--flip/--no-flip", default=None, help="Mirror half of the images in finetuning; wrong for digits and text."
 )
 @click.option("--system", help="Architecture of a checkpoint file, such as cifar10; by default the one that fits.")
+@click.option("--trust", is_flag=True, help="Run denoiser.py of a model's own class; read it first.")
 @click.option("--column", help="Image column of a dataset on the Hub.")
 def init(
     model_text: str,
@@ -57,6 +58,7 @@ def init(
     *,
     heldout: float | None,
     force: bool,
+    trust: bool,
     **given: Any,  # noqa: ANN401  # the fields of `Chosen`
 ) -> None:
     """Look at a model and at images, say what they are, and write a short params.yaml for them.
@@ -78,7 +80,7 @@ def init(
     from stages.tools.starter import HELDOUT, Chosen, describe, make_params, open_first
 
     share = HELDOUT if heldout is None else heldout
-    start, model = open_first(model_sources(model_text, system), data_source(data_text, column), share)
+    start, model = open_first(model_sources(model_text, system, trust=trust), data_source(data_text, column), share)
     lines = list(describe(start))
     text = to_yaml(make_params(start, model, Chosen(target=target, **given)), " ".join(lines[0].split()[1:]))
     write_atomically(out, text.encode())

@@ -17,9 +17,11 @@ from stages.runtime.parent import end_with_dvc
 def main(params_path: Path, dense: Path, pruned: Path, finetuned: Path, report: Path) -> None:
     """Measure time, throughput and memory of a forward pass of each model on this device."""
     from stages.costs.params import CostsParams
+    from stages.models.trust import trusting_params
     from stages.runtime.schema import load_block
 
     params = load_block(params_path, "costs", CostsParams)
+    click.get_current_context().with_resource(trusting_params(params_path))
 
     with importing():
         from stages.costs.report import write_report

@@ -30,11 +30,13 @@ def main(
 
     Snapshots in the folder of the finetuned model are measured likewise.
     """
+    from stages.models.trust import trusting_params
     from stages.protocol.params import ReferenceParams
     from stages.runtime.schema import load_block, load_seed
 
     params = load_block(params_path, "reference", ReferenceParams)
     seed = load_seed(params_path)
+    click.get_current_context().with_resource(trusting_params(params_path))
 
     with importing():
         from stages.runtime.device import check_precision, select_device

@@ -78,7 +78,9 @@ def converted(path: Path, source: CheckpointModel, place: Path) -> Iterator[Path
     with temporary_folder(path, place) as folder:
         convert(path, config, folder, source.ema)
         if source.autoencoder is not None:
-            add_autoencoder(expand_path(source.autoencoder, "fetch.model.autoencoder"), folder)
+            add_autoencoder(
+                expand_path(source.autoencoder, "fetch.model.autoencoder"), folder, source.autoencoder_sha256
+            )
         yield folder
 
 

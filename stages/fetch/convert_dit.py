@@ -17,10 +17,10 @@ from stages.fetch.source_checkpoint import (
     write_component,
     write_index,
 )
-from stages.fetch.weights import find_weights, read_weights
+from stages.fetch.weights import find_weights, read_weights, weights_files
 from stages.models.families import AUTOENCODER_CLASSES, config_defaults
 from stages.runtime.errors import InputError
-from stages.storage.files import read_json
+from stages.storage.files import file_sha256, read_json
 
 DIT_NOISE = {
     "beta_schedule": "linear",
@@ -123,11 +123,11 @@ def _check_positions(checkpoint: SourceCheckpoint, config: Config) -> None:
         raise checkpoint.mismatch(f"pos_embed {list(found.shape)} is not that of {grid}×{grid} patches")
 
 
-def add_autoencoder(source: Path, folder: Path) -> None:
+def add_autoencoder(source: Path, folder: Path, sha256: str | None = None) -> None:
     """Copy the autoencoder of a diffusers folder, or of its vae/, to vae/ of a converted pipeline.
 
     Raises:
-        InputError: There is none, or its class is not supported.
+        InputError: There is none, its class is not supported, or its weights have another hash than `sha256`.
     """
     place = source / "vae" if (source / "vae").is_dir() else source
     if not (place / "config.json").is_file():
@@ -141,6 +141,9 @@ def add_autoencoder(source: Path, folder: Path) -> None:
     files = find_weights(place)
     if not files:
         raise InputError(f"fetch.model.autoencoder: {place} holds no weights; give the folder of an AutoencoderKL")
+    if sha256 is not None and (found := file_sha256(*weights_files(files[0]))) != sha256:
+        wrong = f"fetch.model.autoencoder: {files[0]} has sha256 {found}, expected {sha256}"
+        raise InputError(f"{wrong}; download it again or correct fetch.model.autoencoder_sha256")
     known = ("_class_name", *config_defaults(AUTOENCODER_CLASSES[name]))
     kept = {key: value for key, value in config.items() if key in known}
     write_component(folder / "vae", kept, read_weights(files[0]))

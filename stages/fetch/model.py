@@ -20,6 +20,7 @@ from stages.fetch.params import (
     CheckpointModel,
     FolderModel,
     HubModel,
+    ModelFolder,
     ModelSource,
     RegistryModel,
     S3Model,
@@ -36,11 +37,12 @@ from stages.fetch.weights import (
     with_safetensors,
 )
 from stages.models.autoencoder import image_shape, read_autoencoder
-from stages.models.families import Denoiser, sample_shape
-from stages.models.layout import DENOISERS, WEIGHTS
-from stages.models.pipeline import read_scheduler, read_unet, write_pipeline
+from stages.models.families import Denoiser, family_of, sample_shape
+from stages.models.layout import CODE, DENOISERS, WEIGHTS
+from stages.models.pipeline import denoiser_folder, read_scheduler, read_unet, write_pipeline
 from stages.models.sampling import check_variance, to_pixels
 from stages.models.trial import check_prunable, check_runs
+from stages.models.trust import trusting
 from stages.runtime.environment import check_hub
 from stages.runtime.errors import InputError, UnavailableError, first_line
 from stages.runtime.paths import expand_path
@@ -62,6 +64,7 @@ FILES = [
     f"*{WEIGHTS}",
     f"{STEM}*.json",
     *(f"{name}/*.json" for name in (*DENOISERS, "scheduler", *OPTIONAL_COMPONENTS)),
+    f"*/{CODE}",
 ]
 """Patterns of the files that are downloaded."""
 
@@ -80,11 +83,13 @@ def fetch_model(source: ModelSource, out: Path) -> FetchedModel:
     Raises:
         InputError: The model is missing, cannot be downloaded, is damaged or has another hash than expected.
     """
-    with _opened(source, out.parent) as folder:
+    with _opened(source, out.parent) as folder, trusting(is_trusted=is_trusted(source)):
         unet = read_unet(folder)
         class_table = read_class_embedding(unet, folder)
         scheduler = read_scheduler(folder)
         check_variance(unet, scheduler, str(folder))
+        if family_of(unet).proven:  # before it is traced without values, for which its code may not be made
+            check_runs(unet, scheduler.config["num_train_timesteps"], str(folder))
         check_prunable(unet, str(folder))
         check_runs(unet, scheduler.config["num_train_timesteps"], str(folder))
         check_autoencoder(unet, folder)
@@ -92,6 +97,11 @@ def fetch_model(source: ModelSource, out: Path) -> FetchedModel:
         if (folder / CARD).is_file():  # its licence binds every model made from this one
             copy_file(folder / CARD, out / CARD)
     return FetchedModel(unet, class_table)
+
+
+def is_trusted(source: ModelSource) -> bool:
+    """Whether the code of a model's own class may be run."""
+    return isinstance(source, ModelFolder) and source.trust
 
 
 def check_autoencoder(unet: Denoiser, folder: Path) -> None:
@@ -133,7 +143,8 @@ def _opened(source: ModelSource, place: Path) -> Iterator[Path]:
             folder, sha256 = stack.enter_context(_downloaded(source, place))
             check_links(folder)
             announce_left_out(folder)
-            check_sha256(unet_weights(folder), sha256)
+            code = denoiser_folder(folder) / CODE
+            check_sha256(unet_weights(folder), sha256, code if is_trusted(source) and code.is_file() else None)
             yield stack.enter_context(with_safetensors(folder, place))
 
 
@@ -210,19 +221,22 @@ def _download_version(source: RegistryModel, target: Path) -> Path:
         raise type(error)(f"{error.message}; correct fetch.model.uri or MLFLOW_TRACKING_URI") from None
 
 
-def check_sha256(path: Path, expected: str | None) -> None:
+def check_sha256(path: Path, expected: str | None, code: Path | None = None) -> None:
     """Compare the hash of a file, or of the shards that an index names, with the expected one; None skips the check.
+
+    `code` is hashed behind them.
 
     Raises:
         InputError: A file is missing, or the hash is another.
     """
     if expected is None:
         return
-    files = weights_files(path)
+    files = [*weights_files(path), *([code] if code else [])]
     if missing := [file for file in files if not file.is_file()]:
         raise InputError(f"{missing[0]} does not exist")
     found = file_sha256(*files)
     if found != expected:
+        name = f"{path} with {CODE}" if code else str(path)
         raise InputError(
-            f"{path} has sha256 {found}, expected {expected}; download it again or correct fetch.model.sha256"
+            f"{name} has sha256 {found}, expected {expected}; download it again or correct fetch.model.sha256"
         )

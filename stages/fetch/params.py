@@ -33,7 +33,15 @@ class BundledData(Section):
     """digits: scikit-learn's UCI digits, scaled up to 1×16×16."""
 
 
-class FolderModel(Section):
+class ModelFolder(Section):
+    """A diffusers folder of others."""
+
+    trust: bool = Field(default=False, exclude_if=lambda trust: not trust)
+    """Whether `denoiser.py` in it, the class of a model that diffusers does not know, is run: in this stage and in all
+    that read its model. Read the file first (docs/how-to/own-class.md)."""
+
+
+class FolderModel(ModelFolder):
     """A diffusers folder on this machine; DVC does not track it: set sha256 or force the stage."""
 
     source: Literal["folder"]
@@ -41,10 +49,11 @@ class FolderModel(Section):
     """The diffusers folder; ~ and $VARIABLES are expanded when the stage runs."""
     sha256: Sha256 | None = None
     """Hash of the file with the UNet's weights; of shards, that of all one after the other, ordered by name
-    (`cat *-of-*.safetensors | sha256sum`). null skips the check."""
+    (`cat *-of-*.safetensors | sha256sum`). With trust the class is part of it
+    (`cat diffusion_pytorch_model.safetensors denoiser.py | sha256sum`). null skips the check."""
 
 
-class HubModel(Section):
+class HubModel(ModelFolder):
     """A diffusers model on the Hugging Face Hub."""
 
     source: Literal["hub"]
@@ -63,12 +72,12 @@ class S3Source(Section):
     sha256 pins it."""
 
 
-class S3Model(S3Source):
+class S3Model(S3Source, ModelFolder):
     """A diffusers folder in a bucket."""
 
     sha256: Sha256
-    """Hash of the file with the UNet's weights, or of its shards as for a folder; required because others may be able
-    to write to the bucket."""
+    """Hash of the file with the UNet's weights, of its shards, or of weights and class, as for a folder; required
+    because others may be able to write to the bucket."""
 
 
 System = Literal["cifar10", "celeba-hq-64", "lsun-256", "imagenet-ldm", "imagenet-dit"]
@@ -93,9 +102,13 @@ class CheckpointModel(Section):
     """For layout `dit`: the diffusers folder of its AutoencoderKL, such as a copy of stabilityai/sd-vae-ft-ema."""
     sha256: Sha256 | None = None
     """Hash of the file; null skips the check. Files that hold more than tensors are refused either way."""
+    autoencoder_sha256: Sha256 | None = Field(None, exclude_if=lambda sha256: sha256 is None)
+    """Hash of the weights of `autoencoder`, its file of safetensors or .bin; null skips the check."""
 
     @model_validator(mode="after")
     def _check_autoencoder(self) -> "CheckpointModel":
+        if self.autoencoder_sha256 is not None and self.autoencoder is None:
+            raise ValueError("autoencoder_sha256 is the hash of an autoencoder; give autoencoder or remove it")
         if self.layout == "dit" and self.autoencoder is None:
             raise ValueError("layout dit needs autoencoder, the folder of its AutoencoderKL; give it")
         if self.layout != "dit" and self.autoencoder is not None:
@@ -103,14 +116,14 @@ class CheckpointModel(Section):
         return self
 
 
-class RegistryModel(Section):
+class RegistryModel(ModelFolder):
     """A model version in the MLflow registry at MLFLOW_TRACKING_URI."""
 
     source: Literal["registry"]
     uri: str = Field(pattern=r"^models:/[^/@]+/[1-9][0-9]*$")
     """models:/NAME/VERSION; aliases are rejected because they can move."""
     sha256: Sha256 | None = None
-    """Hash of the file with the UNet's weights; null skips the check."""
+    """Hash of the file with the UNet's weights, with trust also of the class, as for a folder; null skips the check."""
 
 
 Level = Annotated[int, Field(strict=True, ge=0, le=255)]

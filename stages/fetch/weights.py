@@ -10,7 +10,7 @@ import click
 import torch
 
 from stages.fetch.pickles import BIN, check_state_dict, read_pickle
-from stages.models.layout import AUTOENCODERS, CLASS_EMBEDDING, WEIGHTS
+from stages.models.layout import AUTOENCODERS, CLASS_EMBEDDING, CODE, WEIGHTS
 from stages.models.pipeline import denoiser_folder, rename_attention
 from stages.runtime.errors import InputError
 from stages.storage.files import read_json, temporary_folder
@@ -36,7 +36,7 @@ LAYOUTS = (
 """Names of weights files and of indices of sharded weights, in order of preference."""
 OPTIONAL_COMPONENTS = (*AUTOENCODERS, CLASS_EMBEDDING)
 """Components with weights that a pipeline may have in addition to the UNet."""
-LINKED_SUFFIXES = {".json", ".md", ".safetensors"}
+LINKED_SUFFIXES = {".json", ".md", ".py", ".safetensors"}
 
 
 def components(folder: Path) -> list[Path]:
@@ -147,9 +147,12 @@ def _is_other_layout(file: Path) -> bool:
 
 
 def _converted(file: Path) -> dict[str, torch.Tensor]:
-    """Read the weights in float32, under the current names of diffusers."""
+    """Read the weights in float32, under the current names of diffusers, or those of a model's own class."""
+    is_own = (file.parent / CODE).is_file()
     return {
-        rename_attention(name): tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
+        name if is_own else rename_attention(name): tensor.to(
+            torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True
+        )
         for name, tensor in read_weights(file).items()
     }
 

@@ -39,11 +39,13 @@ def main(
     """Finetune a pruned model; a stopped training resumes from its last checkpoint."""
     from stages.finetune.params import FinetuneParams
     from stages.models.params import RoundsParams
+    from stages.models.trust import trusting_params
     from stages.runtime.schema import load_block, load_seed
 
     rounds = load_block(params_path, "rounds", RoundsParams)
     params = load_block(params_path, "finetune", FinetuneParams).after_rounds(rounds)
     seed = load_seed(params_path)
+    click.get_current_context().with_resource(trusting_params(params_path))
 
     with importing():
         from stages.finetune.launch import launch

@@ -13,11 +13,12 @@ from stages.data.images import Conditions, to_condition
 from stages.finetune.batches import Batch
 from stages.finetune.engine import Engine
 from stages.finetune.loss import Prediction
-from stages.models.families import Denoiser, family_of, prediction
+from stages.models.families import Denoiser, family_name, family_of, has_features, prediction
 from stages.models.layout import PLAN
 from stages.models.pipeline import read_unet
 from stages.models.plan import Plan, read_plan
 from stages.models.prediction_types import training_target
+from stages.models.trust import WAY
 from stages.runtime.errors import InputError
 from stages.storage.tensors import tensors_sha256
 
@@ -42,6 +43,17 @@ def read_teacher(folder: Path, student: Path, device: torch.device) -> tuple[Den
         wrong = f"{student} was cut from a model with sha256 {plan.base.weights_sha256[:12]}, {folder} has {found[:12]}"
         raise InputError(f"{wrong}; give the model it was cut from, or {WITHOUT_TEACHER}")
     return teacher.requires_grad_(requires_grad=False), kept_channels(teacher, plan)
+
+
+def check_features(unet: Denoiser, weight: float) -> None:
+    """Check that features can be distilled, if the loss of features has a weight.
+
+    Raises:
+        InputError: The description of a model's own class names none.
+    """
+    if weight and not has_features(unet):
+        found = f"finetune.loss.feature is {weight:g}, and the description of {family_name(unet)} names no features"
+        raise InputError(f"{found}; set it to 0, or describe features ({WAY})")
 
 
 def kept_channels(teacher: Denoiser, plan: Plan) -> Channels:

@@ -10,7 +10,7 @@ from accelerate.utils import InitProcessGroupKwargs, TorchDynamoPlugin
 from torch import nn
 
 from stages.finetune.params import EngineParams
-from stages.models.families import Denoiser
+from stages.models.families import Denoiser, family_name
 from stages.runtime.device import computing, naming_switch
 from stages.runtime.errors import InputError
 from stages.runtime.processes import Processes
@@ -78,6 +78,9 @@ class Engine:
     def wrap(self, unet: Denoiser) -> nn.Module:
         """Return the module to call in training: distributed over the processes and compiled as `params` say."""
         if self.params.gradient_checkpointing:
+            if not unet._supports_gradient_checkpointing:  # noqa: SLF001  # diffusers has no public name for it
+                found = f"finetune.engine.gradient_checkpointing is true, and the code of {family_name(unet)} has none"
+                raise InputError(f"{found}; set it to false")
             unet.enable_gradient_checkpointing()
         wrapped: nn.Module = self.accelerator.prepare_model(unet)
         return wrapped

@@ -10,7 +10,7 @@ import torch
 
 from stages.data.images import read_images
 from stages.finetune.checkpoint import Checkpoints
-from stages.finetune.distillation import WITHOUT_TEACHER, Channels, read_teacher
+from stages.finetune.distillation import WITHOUT_TEACHER, Channels, check_features, read_teacher
 from stages.finetune.engine import Engine
 from stages.finetune.interrupt import StoppedError
 from stages.finetune.params import FinetuneParams
@@ -94,12 +94,22 @@ def _read_teacher(
     if teacher is None:
         found = "finetune.loss distils from the dense model; give it with --teacher"
         raise InputError(f"{found}, or {WITHOUT_TEACHER}")
-    return read_teacher(teacher, model, device)
+    found, channels = read_teacher(teacher, model, device)
+    check_features(found, params.loss.feature)
+    return found, channels
 
 
 def with_fresh_weights(unet: Denoiser, seed: int) -> Denoiser:
     """Copy a model and initialise the weights of the copy again, by the default of each layer."""
     copied = copy.deepcopy(unet).cpu()
+    others = [
+        name
+        for name, it in copied.named_modules()
+        if not isinstance(it, Layers) and any(True for _ in it.parameters(recurse=False))
+    ]
+    if others:
+        found = f"finetune.init is scratch, and {others[0] or 'the model'} has weights of no known kind of layer"
+        raise InputError(f"{found}; set it to pruned")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for module in copied.modules():

@@ -19,10 +19,12 @@ from stages.runtime.parent import end_with_dvc
 def main(params_path: Path, model: Path, data: Path, out: Path, report: Path, count: int | None) -> None:
     """Measure how much the denoising loss depends on each weight."""
     from stages.importance.params import ImportanceParams
+    from stages.models.trust import trusting_params
     from stages.runtime.schema import load_block, load_seed
 
     params = load_block(params_path, "importance", ImportanceParams)
     seed = load_seed(params_path)
+    click.get_current_context().with_resource(trusting_params(params_path))
 
     with importing():
         from stages.runtime.device import check_precision, select_device

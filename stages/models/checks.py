@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from stages.data.images import Conditions
-from stages.models.families import CLASSES, FAMILIES, Denoiser, config_defaults, family_of, find_family
+from stages.models.families import CLASSES, KNOWN, Denoiser, config_defaults, family_of, find_family
+from stages.models.layout import CODE, DESCRIPTION
+from stages.models.trust import WAY
 from stages.runtime.errors import InputError
 
 MAX_BLOCKS, MAX_LAYERS, MAX_WIDTH = 64, 256, 1_000_000
@@ -26,8 +28,9 @@ def check_supported(config: Mapping[str, Any], origin: Path) -> None:
     """
     family = find_family(config)
     if family is None:
-        found = f"{origin} describes a {config.get('_class_name')}"
-        raise InputError(f"{found}; supported: {', '.join(FAMILIES)} (docs/models.md)")
+        known = ", ".join(each.name for each in KNOWN)
+        found = f"{origin} describes a {config.get('_class_name')}; supported: {known} (docs/models.md)"
+        raise InputError(f"{found}, or with {CODE} and {DESCRIPTION} beside the weights any class ({WAY})")
     defaults = config_defaults(CLASSES[config["_class_name"]])
     config = {**defaults, **config}
     check_sizes(config, defaults, origin)

@@ -1,6 +1,7 @@
 """A UNet -> its groups of coupled channels, which can only be pruned together; found by torch-pruning."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,7 @@ import torch_pruning
 from torch import nn
 
 from stages.models.families import Denoiser, example_inputs, family_of, skeleton
+from stages.models.families.family import FusedAttention
 from stages.models.pruned_unet import Layers
 from stages.models.structure import once_per_structure
 from stages.runtime.errors import InputError
@@ -47,6 +49,8 @@ class Group:
     members: list[Member]
     attentions: tuple[str, ...] = ()
     """The multi-head attentions whose queries, keys or values these channels are."""
+    whole: bool = False
+    """Whether only whole heads can go, whatever prune.heads says."""
     lost: int = 0
     """Number of channels that earlier cuts removed; ratios and shares are of `original_width`."""
 
@@ -89,8 +93,65 @@ def find_groups(unet: Denoiser) -> list[Group]:
     graph, names = build_graph(unet), {module: name for name, module in unet.named_modules()}
     family = family_of(unet)
     heads = {layer: found for layer, found in family.attention_outputs(unet).items() if found[1] > 1}
-    protected = family.protected(unet)
-    return [_build_group(graph, found, names, heads) for found in graph.get_all_groups(ignored_layers=protected)]
+    found = list(graph.get_all_groups(ignored_layers=family.protected(unet)))
+    if family.proven:
+        for each in found:
+            _check_layers(each, names)
+    fused = family.fused_attentions(unet).items()
+    return [
+        *(_build_group(graph, each, names, heads) for each in found),
+        *(_fused_group(layer, attention, len(unet.get_parameter(f"{layer}.weight"))) for layer, attention in fused),
+    ]
+
+
+def _check_layers(found: torch_pruning.Group, names: dict[nn.Module, str]) -> None:
+    """Check that a group holds only layers that can be cut, and weights of no others.
+
+    Raises:
+        InputError: It does not.
+    """
+    root = names[found[0].dep.target.module]
+    for item in found:
+        layer = item.dep.target.module
+        is_grouped = isinstance(layer, nn.Conv2d) and layer.groups > 1
+        if isinstance(layer, nn.Parameter):
+            other = f"a parameter {tuple(layer.shape)} of no layer"
+        elif is_grouped or (not isinstance(layer, Layers) and any(True for _ in layer.parameters())):
+            other = f"{names[layer]}, a {type(layer).__name__}{' with groups' if is_grouped else ''}"
+        else:
+            continue
+        kinds = ", ".join(each.__name__ for each in Layers)
+        raise InputError(f"the channels of {root} are also those of {other}; cut are {kinds}: add {root} to protected")
+
+
+def _fused_group(layer: str, attention: FusedAttention, num_outputs: int) -> Group:
+    """Build the group of an attention whose queries, keys and values one layer gives: a channel is one of each."""
+    rows, width = attention.rows(num_outputs), num_outputs // 3
+    channels = torch.arange(width)
+    members = [Member(layer, 0, rows.flatten(), channels.repeat(3)), Member(attention.out, 1, channels, channels)]
+    return Group(layer, width, attention.heads, members, (attention.name,), whole=True)
+
+
+def cut_outputs(unet: Denoiser, graph: torch_pruning.DependencyGraph, root: str, outputs: Sequence[int]) -> None:
+    """Cut outputs of a layer and what is coupled with them, in place: by torch-pruning, or heads of a fused layer."""
+    layer = unet.get_submodule(root)
+    if attention := family_of(unet).fused_attentions(unet).get(root):
+        kept = ~torch.isin(torch.arange(len(layer.weight)), torch.tensor(outputs))  # type: ignore[arg-type]
+        inputs = kept[attention.rows(len(kept))[0]]
+        _keep(layer, 0, kept)
+        _keep(unet.get_submodule(attention.out), 1, inputs)
+    else:
+        graph.get_pruning_group(layer, graph.get_pruner_of_module(layer).prune_out_channels, list(outputs)).prune()
+
+
+def _keep(layer: nn.Module, dim: int, kept: torch.Tensor) -> None:
+    """Keep some outputs or inputs of a layer, in place."""
+    chosen = kept.nonzero().flatten()
+    for kind in ("weight", "bias") if dim == 0 else ("weight",):
+        old = getattr(layer, kind)
+        if old is not None:
+            new = old.detach().index_select(dim, chosen.to(old.device))
+            setattr(layer, kind, nn.Parameter(new, requires_grad=old.requires_grad))
 
 
 def _build_group(

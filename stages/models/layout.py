@@ -10,6 +10,8 @@ SNAPSHOTS = "snapshots"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 DENOISERS = ("unet", "transformer")
 """Component names that diffusers pipelines use for the model that is pruned."""
+CODE, DESCRIPTION = "denoiser.py", "denoiser.json"
+"""Files of a model whose class diffusers does not have: the class, and what it takes and returns."""
 CLASS_EMBEDDING = "class_embedding"
 """Component of a class-conditional pipeline: config.json {num_classes, width, unconditional} and the table `weight`;
 config.json {num_classes, unconditional} alone beside a model that embeds its classes itself."""

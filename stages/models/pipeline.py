@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from diffusers.models.attention_processor import Attention
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from stages.models.checks import check_built, check_finite, check_heads, check_layers, check_supported
@@ -22,6 +21,7 @@ from stages.models.families import (
 )
 from stages.models.families.family import META_KEYS, plain_config
 from stages.models.layout import AUTOENCODERS, CLASS_EMBEDDING, PLAN, WEIGHTS, denoiser_name
+from stages.models.own_code import initialise_own, is_own
 from stages.models.prediction_types import PREDICTION_TYPES
 from stages.models.pruned_unet import REMOVED_KEY, Layers
 from stages.models.schedules import make_schedule
@@ -52,9 +52,28 @@ def read_unet(folder: Path, device: torch.device = CPU) -> Denoiser:
     """
     unet_folder = denoiser_folder(folder)
     config = read_json(unet_folder / "config.json")
-    check_supported(config, unet_folder / "config.json")
-    unet = build_unet(config, read_tensors(unet_folder / WEIGHTS), str(unet_folder))
+    if is_own(config, unet_folder):
+        unet = build_own(config, read_tensors(unet_folder / WEIGHTS), unet_folder)
+    else:
+        check_supported(config, unet_folder / "config.json")
+        unet = build_unet(config, read_tensors(unet_folder / WEIGHTS), str(unet_folder))
     return unet.to(device)  # type: ignore[arg-type,no-any-return]  # diffusers wraps away the types
+
+
+def build_own(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], folder: Path) -> Denoiser:
+    """Build a model by the code in its folder, if that is trusted, and load the tensors into it.
+
+    Raises:
+        InputError: The code is not trusted or fails, or the tensors do not fit or are not finite.
+    """
+    unet, origin = initialise_own(config, folder), str(folder)
+    check_names(tensors, unet, origin)
+    try:
+        unet.load_state_dict({name: _to_float32(tensor) for name, tensor in tensors.items()})
+    except RuntimeError as error:
+        raise InputError(f"{origin}: the weights do not fit the config ({last_line(error)})") from None
+    check_finite(unet, origin)
+    return unet.eval()
 
 
 def weights_file(folder: Path) -> Path:
@@ -135,20 +154,19 @@ def unet_config(unet: Denoiser) -> dict[str, Any]:
     family = family_of(unet)
     config = family.dense_config(unet)
     with torch.device("meta"):
-        dense = family.dense.from_config(dict(config))
+        dense = family.build_dense(unet)
     removed = bypassed(unet)
     bypass(dense, removed)
-    widths, heads = {}, {}
+    widths, before = {}, family.heads(dense)
+    heads = {name: number for name, number in family.heads(unet).items() if number != before[name]}
     for name, module in dense.named_modules():
         current = unet.get_submodule(name)
         if isinstance(module, Layers) and current.weight is not None and current.weight.shape != module.weight.shape:
             widths[name] = list(cast("torch.Tensor", current.weight).shape[:2])
-        elif isinstance(module, Attention) and current.heads != module.heads:
-            heads[name] = current.heads
     if not widths and not removed:
         return config
-    name = family.pruned.__name__
-    custom = {"_class_name": name, "auto_map": {"AutoModel": f"{family.code.stem}.{name}"}}
+    name = family.pruned_name
+    custom = {"_class_name": name, "auto_map": {"AutoModel": f"{family.module}.{name}"}}
     shallower = {REMOVED_KEY: removed} if removed else {}
     return {**config, **custom, "pruned_widths": widths, "pruned_heads": heads, **shallower}
 
@@ -194,7 +212,7 @@ def write_pipeline(folder: Path, unet: Denoiser, scheduler: DDPMScheduler, sourc
         InputError: A component of `source` is missing or cannot be copied, or the folder cannot be written.
     """
     config, family = unet_config(unet), family_of(unet)
-    module = family.code.stem if "pruned_widths" in config else "diffusers"
+    module = family.module if "auto_map" in config else "diffusers"
     copied = _copy_components(source, folder)
     parts = {family.component: [module, config["_class_name"]], "scheduler": ["diffusers", "DDPMScheduler"], **copied}
     write_json(folder / "model_index.json", {"_class_name": family.pipelines[bool(copied)], **parts})
@@ -202,8 +220,8 @@ def write_pipeline(folder: Path, unet: Denoiser, scheduler: DDPMScheduler, sourc
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler_config)
     write_json(folder / family.component / "config.json", config)
     write_tensors(folder / family.component / WEIGHTS, unet.state_dict(), metadata={"format": "pt"})
-    if module == family.code.stem:
-        copy_file(family.code, folder / family.component / family.code.name)
+    if module == family.module:
+        family.write_code(unet, folder / family.component)
 
 
 def autoencoder_folder(folder: Path) -> Path | None:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from diffusers.models.attention_processor import Attention
 
-from stages.models.families import Denoiser
+from stages.models.families import Denoiser, family_of
 
 Result = TypeVar("Result")
 NUM_STRUCTURES = 32
@@ -21,7 +21,10 @@ def structure(unet: Denoiser) -> str:
     attentions = [
         (module.heads, type(module.processor).__name__) for module in unet.modules() if isinstance(module, Attention)
     ]
-    return json.dumps([repr(unet), dict(unet.config), shapes, attentions], default=str)
+    family = family_of(unet)
+    return json.dumps(
+        [family.identity(unet), repr(unet), dict(unet.config), shapes, attentions, family.heads(unet)], default=str
+    )
 
 
 def once_per_structure(function: Callable[[Denoiser], Result]) -> Callable[[Denoiser], Result]:

@@ -5,8 +5,8 @@ from math import gcd
 import torch
 
 from stages.models.families import Denoiser, example_inputs, family_of, forward, skeleton
-from stages.models.groups import Group, build_graph, find_groups
-from stages.models.pruned_unet import note_widths
+from stages.models.groups import Group, build_graph, cut_outputs, find_groups
+from stages.models.masking import check_masked
 from stages.runtime.errors import InputError, first_line
 
 SMALL_SIZE = 32
@@ -64,11 +64,15 @@ def check_prunable(unet: Denoiser, origin: str) -> None:
         output = forward(bare, inputs)
         output.sum().backward()
     except Exception as error:  # noqa: BLE001  # as above
-        raise InputError(f"{origin}: the model does not run ({first_line(error)})") from None
+        hint = "; forward must make tensors on the device of its inputs, and read no values" * family_of(unet).proven
+        raise InputError(f"{origin}: the model does not run ({first_line(error)}){hint}") from None
     if output.shape != inputs["sample"].shape:
         raise InputError(f"{origin}: the model's output does not have the shape of its input")
     try:
-        _cut_all(bare, find_groups(unet))
+        groups = find_groups(unet)
+        if family_of(unet).proven:
+            check_masked(unet, groups)
+        _cut_all(bare, groups)
         output = forward(bare, inputs)
     except InputError as error:
         raise InputError(f"{origin}: {error.message}") from None
@@ -84,21 +88,22 @@ def _cut_all(bare: Denoiser, groups: list[Group]) -> None:
     Raises:
         ValueError: A layer loses another number of channels than its groups say.
     """
-    graph = build_graph(bare)
+    graph, family = build_graph(bare), family_of(bare)
     expected = {(name, dim): size for name, layer in bare.named_modules() for dim, size in _sizes(layer)}
     for group in groups:
         block_width = group.width // group.blocks
-        if block_width == 1:
+        if block_width == 1 or (group.whole and group.blocks == 1):
             continue
-        removed = torch.arange(0, group.width, block_width)
+        removed = torch.arange(block_width) if group.whole else torch.arange(0, group.width, block_width)
         for member in group.members:
             lost = int(torch.isin(member.roots, removed).sum())
             expected[member.layer, member.dim] -= lost
         root = next(member for member in group.members if (member.layer, member.dim) == (group.root, 0))
         channels = root.channels[torch.isin(root.roots, removed)].tolist()
-        layer = bare.get_submodule(group.root)
-        graph.get_pruning_group(layer, graph.get_pruner_of_module(layer).prune_out_channels, channels).prune()
-    note_widths(bare)
+        cut_outputs(bare, graph, group.root, channels)
+        if group.whole:
+            family.set_heads(bare, dict.fromkeys(group.attentions, group.blocks - 1))
+    family.note_widths(bare)
     for name, layer in bare.named_modules():
         for dim, size in _sizes(layer):
             if size != expected[name, dim]:

@@ -21,11 +21,13 @@ def main(
     params_path: Path, model: Path, importance_path: Path | None, plan_path: Path | None, data: Path | None, out: Path
 ) -> None:
     """Prune a diffusion model to the target size."""
+    from stages.models.trust import trusting_params
     from stages.prune.params import PruneParams
     from stages.runtime.schema import load_block, load_seed
 
     params = load_block(params_path, "prune", PruneParams)
     seed = load_seed(params_path)
+    click.get_current_context().with_resource(trusting_params(params_path))
 
     with importing():
         from stages.models.composition import compose

@@ -60,9 +60,7 @@ def dense_model(unet: Denoiser, device: torch.device) -> Denoiser:
     """Build the dense model that a pruned one was cut from, with weights of its default initialisation."""
     with torch.random.fork_rng(devices=[]), device:
         torch.manual_seed(0)
-        family = family_of(unet)
-        built: Denoiser = family.dense.from_config(family.dense_config(unet))
-    return built.eval()
+        return family_of(unet).build_dense(unet).to(device).eval()  # type: ignore[arg-type,no-any-return]
 
 
 def after_cuts(groups: Sequence[Group], earlier: Plan | None) -> list[Group]:

@@ -77,13 +77,18 @@ def width_removed(width: int, ratio: float) -> int:
     return width - int(width * (1 - ratio))
 
 
+def removes_heads(group: Group, heads: Heads) -> bool:
+    """Whether a group loses whole heads."""
+    return bool(group.attentions) and (group.whole or heads == "whole")
+
+
 def width_step(group: Group, round_to: int, heads: Heads) -> int:
     """Find the number that the width of a cut group must be a multiple of, so that its blocks stay of equal size.
 
     In attention with several heads, that is the width of a head if whole heads are removed; otherwise `round_to`
     applies to the width of a head, so that heads no wider than `round_to` are not cut.
     """
-    if group.attentions and heads == "whole":
+    if removes_heads(group, heads):
         return group.width // group.blocks
     if group.attentions:
         return group.blocks * round_to
@@ -111,7 +116,7 @@ def choose_channels(scores: torch.Tensor, group: Group, num_cut: int, heads: Hea
         The channels to cut, ascending: [num_cut].
     """
     table, block_width = scores.view(group.blocks, -1), group.width // group.blocks
-    if group.attentions and heads == "whole":
+    if removes_heads(group, heads):
         blocks = table.sum(dim=1).argsort(stable=True)[: num_cut // block_width]
         lowest = torch.arange(block_width).expand(len(blocks), -1)
     else:

@@ -18,7 +18,7 @@ from stages.prune.earlier import after_cuts, dense_cost, model_cost
 from stages.prune.halves import choose_pairs, find_gated
 from stages.prune.kept import kept_to_layers, remove_channels
 from stages.prune.params import PruneParams
-from stages.prune.path import Cuts, choose_channels, choose_groups, cuts_after, find_path
+from stages.prune.path import Cuts, choose_channels, choose_groups, cuts_after, find_path, removes_heads
 from stages.prune.ranking import Ranking
 from stages.prune.whole_groups import whole_groups_warning
 from stages.prune.width_cost import WidthCost
@@ -171,7 +171,7 @@ def _check_heads(groups: Sequence[Group], importance: Importance, params: PruneP
     Raises:
         InputError: The formula gives all heads of an attention the same scores.
     """
-    if params.heads == "whole" and importance.formula == "ldm" and any(group.attentions for group in groups):
+    if importance.formula == "ldm" and any(removes_heads(group, params.heads) for group in groups):
         raise InputError(
             "importance.formula ldm scores all heads alike; set prune.heads to width or use another formula"
         )

@@ -4,13 +4,13 @@ import copy
 from typing import cast
 
 import torch
-from diffusers.models.attention_processor import Attention
 
-from stages.models.families import Denoiser, example_inputs, forward
-from stages.models.groups import build_graph
+from stages.models.families import Denoiser, example_inputs, family_of, forward
+from stages.models.groups import build_graph, cut_outputs
+from stages.models.masking import TOLERANCE, relative_error
 from stages.models.plan import Plan
-from stages.models.pruned_unet import note_widths
 from stages.models.shortcuts import bypass
+from stages.runtime.errors import InputError
 
 
 def cut(unet: Denoiser, plan: Plan) -> Denoiser:
@@ -26,10 +26,10 @@ def cut(unet: Denoiser, plan: Plan) -> Denoiser:
             root = pruned.get_submodule(group.root)
             kept = set(plan.layers[group.root].outputs or ())
             removed = [channel for channel in range(len(cast("torch.Tensor", root.weight))) if channel not in kept]
-            graph.get_pruning_group(root, graph.get_pruner_of_module(root).prune_out_channels, removed).prune()
-    for name, num_heads in plan.heads.items():
-        cast("Attention", pruned.get_submodule(name)).heads = num_heads
-    note_widths(pruned)
+            cut_outputs(pruned, graph, group.root, removed)
+    family = family_of(pruned)
+    family.set_heads(pruned, plan.heads)
+    family.note_widths(pruned)
     verify(unet, pruned, plan)
     return pruned
 
@@ -49,6 +49,24 @@ def verify(dense: Denoiser, pruned: Denoiser, plan: Plan) -> None:
     shape, output = inputs["sample"].shape, forward(pruned, inputs)
     if output.shape != shape or not output.isfinite().all():
         raise RuntimeError(f"the pruned model maps {tuple(shape)} to {tuple(output.shape)} or is not finite")
+    if family_of(dense).proven:
+        _check_masked(dense, pruned, plan)
+
+
+def _check_masked(dense: Denoiser, pruned: Denoiser, plan: Plan) -> None:
+    """Compare with the dense model whose cut channels are masked.
+
+    Raises:
+        InputError: They differ.
+    """
+    sides = [(name, dim, (kept.outputs, kept.inputs)[dim]) for name, kept in plan.layers.items() for dim in (0, 1)]
+    kept = {(name, dim): torch.tensor(channels) for name, dim, channels in sides if channels is not None}
+    error = relative_error(dense, pruned, kept)
+    if not error <= TOLERANCE:
+        found = (
+            f"the pruned model differs by {error:.2g} of the largest output from the dense one without these channels"
+        )
+        raise InputError(f"{found}; describe or protect more layers (docs/how-to/own-class.md)")
 
 
 def slice_tensors(dense: Denoiser, plan: Plan) -> dict[str, torch.Tensor]:

@@ -8,13 +8,12 @@ import torch
 from torch import nn
 
 from stages.models.complexity import count_macs, count_params
-from stages.models.families import Denoiser, example_inputs, forward, skeleton
+from stages.models.families import Denoiser, example_inputs, family_of, forward, skeleton
 from stages.models.groups import Group, weighted_layers
 from stages.models.latency import measure_latencies_ms
-from stages.models.pruned_unet import narrow
 from stages.models.structure import once_per_structure
 from stages.prune.params import Heads
-from stages.prune.path import Cuts
+from stages.prune.path import Cuts, removes_heads
 
 
 class WidthCost:
@@ -67,7 +66,8 @@ class WidthCost:
     def _candidate(self, cuts: Cuts) -> Denoiser:
         """Build a model of these widths from the leading channels of the dense layers, which have realistic values."""
         changed = {name: width for name, width in self.widths(cuts).items() if width != self._dense_width(name)}
-        unet = narrow(copy.deepcopy(self.skeleton), changed, self.num_heads(cuts))
+        bare = copy.deepcopy(self.skeleton)
+        unet = family_of(bare).narrow(bare, changed, self.num_heads(cuts))
         dense = self.unet.state_dict()
         shapes = {name: tensor.shape for name, tensor in unet.state_dict().items()}
         leading = {name: dense[name][tuple(slice(size) for size in shape)].clone() for name, shape in shapes.items()}
@@ -90,7 +90,7 @@ class WidthCost:
             attention: (group.width - cut) * group.blocks // group.width
             for group, cut in zip(self.groups, cuts, strict=True)
             for attention in group.attentions
-            if self.heads == "whole" and cut
+            if removes_heads(group, self.heads) and cut
         }
 
     def _dense_width(self, name: str) -> tuple[int, ...]:

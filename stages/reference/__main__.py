@@ -17,11 +17,13 @@ from stages.runtime.parent import end_with_dvc
 @processes_option("the images")
 def main(params_path: Path, model: Path, data: Path, out: Path, count: int | None) -> None:
     """Draw the dense model's images, and extract features of them and of the real images, under one protocol."""
+    from stages.models.trust import trusting_params
     from stages.protocol.params import ReferenceParams
     from stages.runtime.schema import load_block, load_seed
 
     params = load_block(params_path, "reference", ReferenceParams)
     seed = load_seed(params_path)
+    click.get_current_context().with_resource(trusting_params(params_path))
 
     with importing():
         from stages.runtime.device import check_precision, select_device

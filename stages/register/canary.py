@@ -6,10 +6,13 @@ its safetensors and configs by Espalier's own classes, after the cage has ended.
 
 import base64
 import binascii
+import contextlib
 import io
 import re
 import secrets
-from collections.abc import Sequence
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,8 @@ from PIL import Image, UnidentifiedImageError
 
 from stages.fetch.class_embedding import read_class_embedding
 from stages.models.autoencoder import read_autoencoder
-from stages.models.pipeline import CPU, read_scheduler, read_unet
+from stages.models.own_code import is_own
+from stages.models.pipeline import CPU, denoiser_folder, read_scheduler, read_unet
 from stages.models.samplers import make_sampler
 from stages.models.sampling import SamplingContext, to_pixels, trajectory
 from stages.protocol.evaluation import read_evaluation
@@ -29,6 +33,7 @@ from stages.register.package import replace_quadratic
 from stages.register.registry import EVIDENCE, MODEL
 from stages.runtime.errors import InputError, first_line
 from stages.runtime.wording import count
+from stages.storage.files import read_json
 
 NUM_IMAGES = 4
 MAX_SEED = 2**31
@@ -37,7 +42,9 @@ BASE_MEMORY_BYTES = 8 << 30
 """Address space of Python with PyTorch, diffusers and MLflow."""
 MEMORY_PER_BYTE = 8
 """Memory for the weights and activations of a model, per byte of its files."""
-PROGRAM = Path(__file__).with_name("caged_draw.py")
+PROGRAM, EXPECTED = Path(__file__).with_name("caged_draw.py"), Path(__file__).with_name("caged_expected.py")
+PACKAGE = Path(__file__).parents[1]
+"""The code of Espalier's stages."""
 
 
 def check_canary(folder: Path, levels: float, seeds: Sequence[int] = ()) -> str:
@@ -59,7 +66,7 @@ def check_canary(folder: Path, levels: float, seeds: Sequence[int] = ()) -> str:
     if set(drawn) != set(seeds):
         raise InputError(f"it drew images for the seeds {_join(sorted(drawn)) or 'none'}, expected {_join(seeds)}")
     worst = 0.0
-    for seed, expected in zip(seeds, draw_expected(folder, seeds), strict=True):
+    for seed, expected in zip(seeds, _expected(folder, seeds), strict=True):
         image = _decode_png(drawn[seed], expected.shape)
         if image.std() == 0:
             raise InputError(f"seed {seed} gives a blank image")
@@ -76,16 +83,39 @@ def _join(seeds: Sequence[int]) -> str:
     return ", ".join(map(str, seeds))
 
 
+def _expected(folder: Path, seeds: Sequence[int]) -> list[NDArray[np.uint8]]:
+    """Draw with Espalier's own classes; where a version brings its class, in a cage, since that class is run."""
+    place = denoiser_folder(folder / MODEL)
+    if not is_own(read_json(place / "config.json"), place):
+        return draw_expected(folder, seeds)
+    with tempfile.TemporaryDirectory(prefix="espalier-code-") as temporary:
+        code = Path(temporary) / "stages"
+        shutil.copytree(PACKAGE, code, ignore=shutil.ignore_patterns("bundled", "__pycache__"))
+        drawn = _run(folder, EXPECTED, ["version", "stages"], seeds, {"stages": code})
+    if set(drawn) != set(seeds):
+        raise InputError(f"its weights draw images for the seeds {_join(sorted(drawn)) or 'none'}")
+    with contextlib.ExitStack() as stack:
+        images = [stack.enter_context(Image.open(io.BytesIO(drawn[seed]), formats=["PNG"])) for seed in seeds]
+        return [np.asarray(image).copy() for image in images]
+
+
 def draw_isolated(folder: Path, seeds: Sequence[int]) -> dict[int, bytes]:
     """Draw one image per seed with the code of a version, in a cage: seed -> PNG.
 
     Raises:
         InputError: The version cannot be loaded, does not draw, or exceeds a limit.
     """
+    return _run(folder, PROGRAM, ["version"], seeds, {})
+
+
+def _run(
+    folder: Path, program: Path, arguments: Sequence[str], seeds: Sequence[int], more: Mapping[str, Path]
+) -> dict[int, bytes]:
+    """Run a program that draws with a version, in a cage; `more` are the files that it reads besides."""
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     limits = Limits(memory_bytes=BASE_MEMORY_BYTES + MEMORY_PER_BYTE * size, timeout_s=TIMEOUT_S)
     try:
-        output = run_caged(PROGRAM, ["version", *map(str, seeds)], {"version": folder}, limits)
+        output = run_caged(program, [*arguments, *map(str, seeds)], {"version": folder, **more}, limits)
     except InputError as error:
         raise InputError(f"the version does not draw ({error.message})") from None
     lines = [re.fullmatch(rb"(\d{1,10}) ([A-Za-z0-9+/]+=*)", line) for line in output.splitlines()]

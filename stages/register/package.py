@@ -18,6 +18,7 @@ from stages.models.layout import CLASS_EMBEDDING
 from stages.models.params import SamplerParams
 from stages.models.pipeline import CPU, read_scheduler, read_unet
 from stages.models.samplers import make_sampler
+from stages.models.trust import trusting_params
 from stages.protocol.evaluation import read_evaluation
 from stages.register.lineage import FILES, Lineage
 from stages.runtime.errors import InputError, first_line
@@ -161,7 +162,9 @@ def replace_quadratic(params: SamplerParams) -> SamplerParams:
 
 def _describe_context(model: Path) -> dict[str, Any]:
     """Describe the scale of latents, the number of classes, how they enter, and the row or label for no class."""
-    autoencoder, table = read_autoencoder(model, CPU), read_class_embedding(read_unet(model), model)
+    with trusting_params(Path("params.yaml")):  # which is among the evidence
+        unet = read_unet(model)
+    autoencoder, table = read_autoencoder(model, CPU), read_class_embedding(unet, model)
     classes: dict[str, Any] = {"classes": None, "without_class": None, "condition": None}
     if table is not None and table.ndim == 1:
         classes = {"classes": len(table) - 1, "without_class": int(table[-1]), "condition": "class_labels"}

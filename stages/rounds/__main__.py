@@ -19,9 +19,11 @@ from stages.runtime.parent import end_with_dvc
 @click.option("--out", type=Path, required=True, help="Output folder of the model; without one if rounds.count is 1.")
 def main(params_path: Path, model: Path, importance: Path, data: Path, checkpoints: Path, out: Path) -> None:
     """Prune to sizes between that of the dense model and the target, each with a short recovery, and to the target."""
+    from stages.models.trust import trusting_params
     from stages.rounds.params import read_params
 
     params = read_params(params_path)
+    click.get_current_context().with_resource(trusting_params(params_path))
 
     from stages.storage.files import check_free, writing
     from stages.storage.provenance import write_provenance, write_run_record

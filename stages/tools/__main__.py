@@ -47,14 +47,19 @@ def export(model: Path, out: Path) -> None:
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Seed of the first image; +1 for each next.")
 @click.option("--label", type=click.IntRange(0), default=None, help="Class of all images; by default all in turn.")
 @click.option("--params", "params_path", type=Path, default=Path("params.yaml"), help="Its block reference applies.")
-def draw(model: Path, out: Path, num_images: int, seed: int, label: int | None, params_path: Path) -> None:
+@click.option("--trust", is_flag=True, help="Run denoiser.py of a model's own class; read it first.")
+def draw(
+    model: Path, out: Path, num_images: int, seed: int, label: int | None, params_path: Path, *, trust: bool
+) -> None:
     """Draw images with a model by the sampler of params.yaml: SEED.png each, and grid.png with all of them.
 
     Equal seeds give equal images, and the dense, the pruned and the finetuned model nearly the same ones.
     """
+    from stages.models.trust import trusting
     from stages.tools.draw import draw_images
 
-    draw_images(model, out, range(seed, seed + num_images), label, params_path)
+    with trusting(is_trusted=trust):
+        draw_images(model, out, range(seed, seed + num_images), label, params_path)
     click.echo(f"Look at it: {out / 'grid.png'}")
 
 

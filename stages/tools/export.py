@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
-from stages.models.pipeline import copy_plan, read_scheduler, read_unet, write_pipeline
+from stages.models.families.family import NO_STOCK
+from stages.models.own_code import is_own
+from stages.models.pipeline import copy_plan, denoiser_folder, read_scheduler, read_unet, write_pipeline
 from stages.models.stock import to_stock
-from stages.storage.files import check_free, writing
+from stages.runtime.errors import InputError
+from stages.storage.files import check_free, read_json, writing
 from stages.storage.provenance import write_run_record
 
 
@@ -19,6 +22,9 @@ def export_stock(model: Path, out: Path) -> float:
     """
     check_free(out, inputs=[model])
     scheduler = read_scheduler(model)
+    place = denoiser_folder(model)
+    if is_own(read_json(place / "config.json"), place):
+        raise InputError(f"{NO_STOCK}; {place} has a class of its own")
     stock, error = to_stock(read_unet(model), scheduler.config["num_train_timesteps"])
     with writing(out) as folder:
         write_pipeline(folder, stock, scheduler, model)

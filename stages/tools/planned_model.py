@@ -23,8 +23,9 @@ from stages.fetch.params import BundledModel, CheckpointModel, FolderModel, HubM
 from stages.fetch.weights import components
 from stages.models.autoencoder import Autoencoder, read_autoencoder
 from stages.models.checks import check_supported
-from stages.models.families import CLASSES, Denoiser, family_of
+from stages.models.families import CLASSES, OWN, Denoiser, family_of, find_family
 from stages.models.layout import WEIGHTS
+from stages.models.own_code import is_own
 from stages.models.pipeline import denoiser_folder, read_scheduler, read_unet
 from stages.models.schedules import make_schedule
 from stages.models.trial import check_prunable
@@ -85,7 +86,7 @@ def open_model(source: ModelSource, fetched: Path | None, device: torch.device) 
         case BundledModel():
             return read_model(fetch_model.bundled_folder(source.name)[0], device)
         case FolderModel():
-            return _folder_model(expand_path(source.path, "fetch.model.path"), device)
+            return _folder_model(source, expand_path(source.path, "fetch.model.path"), device)
         case HubModel():
             return _hub_model(source, device)
         case CheckpointModel():
@@ -120,12 +121,15 @@ def _initialise(config: Mapping[str, Any], origin: str, device: torch.device) ->
     return unet.to(device).eval()  # type: ignore[arg-type,no-any-return]  # diffusers wraps away the types
 
 
-def _folder_model(folder: Path, device: torch.device) -> PlannedModel:
-    """Open a diffusers folder by the config of its UNet; one that must be converted is fetched."""
+def _folder_model(source: FolderModel, folder: Path, device: torch.device) -> PlannedModel:
+    """Open a diffusers folder by the config of its UNet; one that must be converted, or has its own class, is fetched."""
     if not all((part / WEIGHTS).is_file() for part in components(folder)):
-        return _fetched(FolderModel(source="folder", path=folder), device)
+        return _fetched(source, device)
     place = denoiser_folder(folder) / "config.json"
-    unet = _initialise(read_json(place), str(place), device)
+    config = read_json(place)
+    if is_own(config, place.parent):
+        return _fetched(source, device)
+    unet = _initialise(config, str(place), device)
     return PlannedModel(
         unet,
         read_scheduler(folder),
@@ -147,6 +151,8 @@ def _hub_model(source: HubModel, device: torch.device) -> PlannedModel:
     config = read_json(_hub_file(source, "unet/config.json", "transformer/config.json", "config.json"))
     path = _hub_file(source, "scheduler/scheduler_config.json", "scheduler_config.json")
     schedule = make_schedule(read_json(path), path)
+    if source.trust and find_family(config) in (None, OWN):
+        raise InputError(f"{source.repo} has a class of its own; fetch it first: dvc repro fetch")
     unet = _initialise(config, source.repo, device)
     if family_of(unet).condition_width(unet) or "vae" in _hub_index(source) or "vqvae" in _hub_index(source):
         raise InputError(f"{source.repo} has more parts than a UNet; fetch it first: dvc repro fetch")

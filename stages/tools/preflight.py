@@ -15,6 +15,7 @@ from stages.fetch.classes import check_labels
 from stages.fetch.data import open_source, split_sizes
 from stages.fetch.params import FitParams, HubData, S3Data
 from stages.fetch.source_images import CorruptImageError, SourceImages, check_path, read_image
+from stages.finetune.distillation import check_features
 from stages.finetune.engine import check_parts
 from stages.finetune.launch import count_gpus
 from stages.importance.calibration import choose_timesteps
@@ -113,6 +114,7 @@ def check_model(params: Params, model: PlannedModel, refusals: Refusals) -> None
         lambda: check_guidance(model.table, protocol.guidance, "reference", model.origin),
         lambda: choose_timesteps(total, importance.stride, importance.num_timesteps),
         lambda: check_image_shape(protocol.extractor.name, shape),
+        lambda: check_features(model.unet, params.finetune.loss.feature),
     )
     if samples:
         refusals.check(lambda: check_sampler(model.scheduler, samples.sampler, SAMPLES))
@@ -172,6 +174,10 @@ def find_images(params: Params, model: PlannedModel, packed: Path | None, refusa
         needed = {"finetune.batch_size": params.finetune.batch_size}
         if params.importance.draw is None:
             needed["importance.num_images"] = params.importance.num_images
+        if params.prune.compensate:
+            needed["prune.compensate.num_images"] = params.prune.compensate.num_images
+        if params.prune.depth and params.prune.depth.needs_images:
+            needed["prune.depth.num_images"] = params.prune.depth.num_images
         for key, number in needed.items():
             refusals.check(partial(check_num_images, key, number, found.num_train))
         refusals.check(lambda: check_real_images(params.reference, shape, real))

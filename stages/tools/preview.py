@@ -8,10 +8,12 @@ from pathlib import Path
 
 import psutil
 
+from stages.fetch.model import is_trusted
 from stages.models.autoencoder import image_shape
 from stages.models.complexity import count_macs, count_params
 from stages.models.families import sample_shape
 from stages.models.samplers import make_sampler
+from stages.models.trust import trusting
 from stages.params import Params
 from stages.protocol.extractors import Extractor, find_extractor
 from stages.prune.surgery import cut
@@ -61,6 +63,13 @@ def preview(
         UnavailableError: A server that has to be asked for the model does not answer.
     """
     startup_s = time.time() - psutil.Process().create_time()  # this process has loaded what a stage loads
+    with trusting(is_trusted=is_trusted(params.fetch.model)):
+        return _preview(params, fetched, packed, tflops, gpus, startup_s)
+
+
+def _preview(
+    params: Params, fetched: Path | None, packed: Path | None, tflops: float | None, gpus: int, startup_s: float
+) -> Preview:
     device, refusals = select_device(), Refusals()
     check_params(params, device, refusals)
     model, images, stages, size = None, None, [], None

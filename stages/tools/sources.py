@@ -37,12 +37,13 @@ MODELS = "a diffusers folder, a checkpoint file, OWNER/NAME on the Hub, models:/
 IMAGES = "a folder of images, an .npz file, OWNER/NAME of a dataset on the Hub or bundled:digits"
 
 
-def model_sources(text: str, system: str | None = None) -> list[ModelSource]:
+def model_sources(text: str, system: str | None = None, *, trust: bool = False) -> list[ModelSource]:
     """Find the source of a model that a text names; a checkpoint file is one source for each architecture.
 
     Args:
         text: A folder, a file, OWNER/NAME[@REVISION] on the Hub, models:/NAME/VERSION, or bundled:NAME.
         system: The architecture of a checkpoint file; None tries all.
+        trust: Whether the code of a model's own class may be run.
 
     Raises:
         InputError: It names nothing of these.
@@ -51,16 +52,18 @@ def model_sources(text: str, system: str | None = None) -> list[ModelSource]:
     path = Path(text).expanduser()
     if system and not path.is_file():
         raise InputError(f"--system is for a checkpoint file, and {text} is none; leave it out")
+    if trust and (text.startswith(BUNDLED) or path.is_file()):
+        raise InputError(f"--trust is for models with the code of their class, and {text} has none; leave it out")
     if text.startswith(BUNDLED):
         return [validate_tree({"source": "bundled", "name": text.removeprefix(BUNDLED)}, BundledModel, "--model")]
     if text.startswith(REGISTRY):
-        return [validate_tree({"source": "registry", "uri": text}, RegistryModel, "--model")]
+        return [validate_tree({"source": "registry", "uri": text, "trust": trust}, RegistryModel, "--model")]
     if path.is_dir():
-        return [FolderModel(source="folder", path=path.resolve())]
+        return [FolderModel(source="folder", path=path.resolve(), trust=trust)]
     if path.is_file():
         return _checkpoints(path.resolve(), system)
     repo, revision = _on_the_hub(text, "--model", MODELS)
-    return [HubModel(source="hub", repo=repo, revision=_commit(repo, revision, "model"))]
+    return [HubModel(source="hub", repo=repo, revision=_commit(repo, revision, "model"), trust=trust)]
 
 
 def _checkpoints(path: Path, system: str | None) -> list[ModelSource]:

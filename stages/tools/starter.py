@@ -12,15 +12,16 @@ import torch
 
 from stages.data.images import check_num_images
 from stages.fetch.data import open_source, split_sizes
-from stages.fetch.model import fetch_model
+from stages.fetch.model import fetch_model, is_trusted
 from stages.fetch.params import DataSource, FolderData, ModelSource
 from stages.fetch.source_images import SourceImages, check_path
 from stages.models.autoencoder import image_shape
 from stages.models.complexity import count_macs, count_params
-from stages.models.families import family_name
+from stages.models.families import family_name, has_features
 from stages.models.groups import find_groups
 from stages.models.latency import forward_pass
 from stages.models.plan import show_cost
+from stages.models.trust import trusting
 from stages.params import Params
 from stages.protocol.extractors import SOURCES, find_extractor
 from stages.protocol.params import MOST_PER_SUBSET, ExtractorParams
@@ -123,7 +124,8 @@ def open_start(model: ModelSource, data: DataSource, heldout: float) -> Start:
             raise
         except InputError as error:
             raise ModelError(error.message) from None
-        found = read_model(Path(temporary) / "model", device)
+        with trusting(is_trusted=is_trusted(model)):
+            found = read_model(Path(temporary) / "model", device)
         shape = image_shape(found.unet, found.autoencoder)
         data = _with_labels(data, found)
         with open_source(data, shape, Path(temporary)) as images:
@@ -199,7 +201,7 @@ def make_params(start: Start, model: ModelSource, chosen: Chosen) -> dict[str, A
         "finetune": {
             "steps": training,
             "batch_size": batch,
-            "loss": {"noise": 0.0, "output": 1.0, "feature": 0.1},
+            "loss": {"noise": 0.0, "output": 1.0, "feature": 0.1 if has_features(start.model.unet) else 0.0},
             "flip": bool(chosen.flip),
             "heldout_every": every,
             "checkpoint_every": every,

@@ -11,6 +11,7 @@ from torch import nn
 
 from stages.models.families.dit import DiT
 from stages.models.families.family import Denoiser, Family, config_defaults
+from stages.models.families.own import OWN
 from stages.models.families.unet_2d import UNet2D
 from stages.models.families.unet_2d_condition import ConditionalUNet2D
 
@@ -18,6 +19,8 @@ __all__ = [
     "AUTOENCODER_CLASSES",
     "CLASSES",
     "FAMILIES",
+    "KNOWN",
+    "OWN",
     "Condition",
     "Denoiser",
     "Family",
@@ -27,6 +30,7 @@ __all__ = [
     "family_of",
     "find_family",
     "forward",
+    "has_features",
     "learns_variance",
     "prediction",
     "sample_shape",
@@ -37,10 +41,12 @@ Condition = Mapping[str, torch.Tensor]
 """Keyword arguments of a conditional model's forward, besides sample and timestep; empty for other models."""
 Model = TypeVar("Model", bound=nn.Module)
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (UNet2D(), ConditionalUNet2D(), DiT())}
+KNOWN = (UNet2D(), ConditionalUNet2D(), DiT())
+"""The families of classes of diffusers."""
+FAMILIES: dict[str, Family] = {family.name: family for family in (*KNOWN, OWN)}
 CLASSES = {
     **{name: family.dense for family in FAMILIES.values() for name in (family.name, *family.aliases)},
-    **{family.pruned.__name__: family.pruned for family in FAMILIES.values()},
+    **{family.pruned_name: family.pruned for family in FAMILIES.values()},
 }
 """Class name in a config -> class, dense or pruned."""
 AUTOENCODER_CLASSES: dict[str, type[Any]] = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
@@ -51,7 +57,7 @@ def find_family(config: Mapping[str, Any]) -> Family | None:
     """Return the family of a config of a dense or pruned model; None for other classes."""
     name = config.get("_class_name")
     families = FAMILIES.values()
-    return next((it for it in families if name in (it.name, it.pruned.__name__, *it.aliases)), None)
+    return next((it for it in families if name in (it.name, it.pruned_name, *it.aliases)), None)
 
 
 def family_of(unet: nn.Module) -> Family:
@@ -60,8 +66,8 @@ def family_of(unet: nn.Module) -> Family:
 
 
 def family_name(unet: nn.Module) -> str:
-    """Return the key of FAMILIES for a model."""
-    return family_of(unet).name
+    """Return what plans call the family of a model."""
+    return family_of(unet).identity(unet)
 
 
 def sample_shape(unet: Denoiser) -> tuple[int, int, int]:
@@ -95,7 +101,12 @@ def prediction(output: torch.Tensor, unet: Denoiser) -> torch.Tensor:
 
 def learns_variance(unet: Denoiser) -> bool:
     """Whether the second half of a model's output is its variance."""
-    return bool(unet.config["out_channels"] == 2 * unet.config["in_channels"])
+    return family_of(unet).learns_variance(unet)
+
+
+def has_features(unet: Denoiser) -> bool:
+    """Whether features of a model can be distilled."""
+    return bool(family_of(unet).feature_blocks(unet))
 
 
 def skeleton(model: Model) -> Model:

@@ -3,7 +3,7 @@
 import inspect
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +13,9 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
+from stages.models import pruned_unet
 from stages.runtime.errors import InputError
+from stages.storage.files import copy_file
 
 Denoiser = ModelMixin
 """A model of one of the families; its forward takes the noisy samples, the timesteps and the family's condition."""
@@ -38,6 +40,27 @@ class Branch:
     """The inputs of the model besides the sample that the branch reads; of each, one reader must stay."""
 
 
+@dataclass(frozen=True)
+class FusedAttention:
+    """An attention with one layer for queries, keys and values."""
+
+    name: str
+    """The module of the attention."""
+    out: str
+    """The layer that reads what the heads give."""
+    heads: int
+    """The number of heads that it has left."""
+    by_head: bool
+    """Whether the outputs are those of the first head, then of the next; else all queries, then keys, then values."""
+
+    def rows(self, num_outputs: int) -> torch.Tensor:
+        """Return the layer's outputs that belong to each channel of the heads: [3, channels]."""
+        rows, width = torch.arange(num_outputs), num_outputs // (3 * self.heads)
+        if self.by_head:
+            return rows.view(self.heads, 3, width).transpose(0, 1).reshape(3, -1)
+        return rows.view(3, -1)
+
+
 class Family(ABC):
     """One diffusers class that can be pruned."""
 
@@ -59,10 +82,40 @@ class Family(ABC):
     layer_counts: ClassVar[tuple[str, ...]]
     """Keys of the config whose product is a number of layers; each layer has at least one tensor."""
 
+    proven: ClassVar[bool] = False
+    """Whether each cut is compared with the dense model whose cut channels are masked, since its code is not known."""
+
     @property
     def name(self) -> str:
         """The name of the class in configs."""
         return self.dense.__name__
+
+    @property
+    def pruned_name(self) -> str:
+        """The name of the pruned class in configs."""
+        return self.pruned.__name__
+
+    @property
+    def module(self) -> str:
+        """The name of the file that defines the pruned class, without its suffix."""
+        return self.code.stem
+
+    def write_code(self, model: Denoiser, folder: Path) -> None:  # noqa: ARG002
+        """Write the files that define the pruned class to the folder of the model."""
+        copy_file(self.code, folder / self.code.name)
+
+    def identity(self, model: Denoiser) -> str:  # noqa: ARG002
+        """Return what plans call the family of a model: two models of one identity run the same code."""
+        return self.name
+
+    def learns_variance(self, model: Denoiser) -> bool:
+        """Whether the second half of a model's output is its variance."""
+        return bool(model.config["out_channels"] == 2 * model.config["in_channels"])
+
+    def build_dense(self, model: Denoiser) -> Denoiser:
+        """Build the dense model that a model, pruned or not, was made from, with weights of its default init."""
+        built: Denoiser = self.dense.from_config(self.dense_config(model))
+        return built
 
     @abstractmethod
     def check_config(self, config: Config, origin: Path) -> None:
@@ -118,6 +171,27 @@ class Family(ABC):
         """Name the layers whose outputs are divided into heads: layer -> (attention, number of heads)."""
         attentions = {name: it.heads for name, it in model.named_modules() if isinstance(it, Attention)}
         return {f"{name}.{side}": (name, heads) for name, heads in attentions.items() for side in ATTENTION_OUTPUTS}
+
+    def fused_attentions(self, model: Denoiser) -> Mapping[str, FusedAttention]:  # noqa: ARG002
+        """Find the layers that give queries, keys and values of whole heads together: layer -> its attention."""
+        return {}
+
+    def heads(self, model: Denoiser) -> dict[str, int]:
+        """Return the number of heads of each attention."""
+        return {name: it.heads for name, it in model.named_modules() if isinstance(it, Attention)}
+
+    def set_heads(self, model: Denoiser, heads: Mapping[str, int]) -> None:
+        """Note how many heads attentions have left, in place."""
+        for name, number in heads.items():
+            model.get_submodule(name).heads = number  # type: ignore[assignment]
+
+    def note_widths(self, model: Denoiser) -> None:
+        """Set the width attributes of layers and blocks to the shapes of their weights, in place."""
+        pruned_unet.note_widths(model)
+
+    def narrow(self, model: Denoiser, widths: Mapping[str, Sequence[int]], heads: Mapping[str, int]) -> Denoiser:
+        """Replace the parameters of some layers by uninitialized ones of other widths, in place."""
+        return pruned_unet.narrow(model, widths, heads)
 
     def residual_branches(self, model: Denoiser) -> list[Branch]:  # noqa: ARG002
         """List the residual branches that a model has left and whose shortcut can stay alone, in order of the parts."""

@@ -1,0 +1,183 @@
+"""Denoisers of any class, and of any widths, for plain diffusers. Every folder of such a model holds a copy.
+
+It needs only torch and diffusers. The folder also holds `denoiser.py`, the class itself, and `pruned_denoiser.py`,
+which puts both together. The config is the keys of the class's constructor and more: `denoiser_class` (its name),
+`description` (what the model takes and returns), `pruned_widths` (layer -> [outputs, inputs], [channels] for a norm,
+[rows, columns] for an embedding) and `pruned_heads` (attention -> heads).
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from torch import nn
+
+CLASS_NAME = "PrunedDenoiser"
+PRUNED_KEYS = ("pruned_widths", "pruned_heads")
+KEYS = ("denoiser_class", "description", *PRUNED_KEYS, "auto_map")
+"""Keys of a config that no constructor takes."""
+SAMPLE_KEYS = ("sample_size", "in_channels")
+"""Keys that every config has, and the constructor only if it takes them."""
+CONDITIONS = ("labels", "encoder_states")
+"""Inputs of a description that are conditions; a model has one of them at most."""
+
+
+class OwnDenoiser(ModelMixin, ConfigMixin):
+    """A model of any class that takes and returns what a UNet of diffusers does."""
+
+    config_name = "config.json"
+    code: type[nn.Module]
+    """The class itself."""
+    attention_heads: dict[str, int]
+    """Attention -> its number of heads."""
+
+
+def make_class(code: type[nn.Module]) -> Any:  # noqa: ANN401  # a class that is made here has no type of its own
+    """Derive the class that diffusers and Espalier use from the class of the model itself."""
+
+    class PrunedDenoiser(code, OwnDenoiser):  # type: ignore[misc, valid-type]
+        """The class with the inputs, outputs and config of diffusers."""
+
+        def __init__(self, **settings: Any) -> None:  # noqa: ANN401
+            code.__init__(self, **settings)
+
+        @classmethod
+        def from_config(cls, config: Mapping[str, Any], **_kwargs: Any) -> Any:  # noqa: ANN401
+            """Build a model of a config: the class with its own keys, then the widths of what was pruned."""
+            own = {key: value for key, value in config.items() if key[0] != "_" and key not in KEYS}
+            model = cls(**accepted(code, own))
+            pruned = {key: dict(config.get(key) or {}) for key in PRUNED_KEYS}
+            more = {key: config.get(key) for key in KEYS} | pruned
+            model.register_to_config(**{**own, **more})
+            model.attention_heads = {name: int(each["heads"]) for name, each in attentions(model).items()}
+            narrow(model, pruned["pruned_widths"])
+            set_heads(model, pruned["pruned_heads"])
+            return model
+
+        def forward(
+            self,
+            sample: torch.Tensor,
+            timestep: torch.Tensor,
+            condition: torch.Tensor | None = None,
+            *,
+            class_labels: torch.Tensor | None = None,
+            encoder_hidden_states: torch.Tensor | None = None,
+            return_dict: bool = True,
+        ) -> Any:  # noqa: ANN401  # as in diffusers
+            """Predict as the class does: [B, C, H, W] -> `sample` [B, C, H, W]; one timestep may stand for all."""
+            given = next((it for it in (condition, class_labels, encoder_hidden_states) if it is not None), None)
+            predicted = predict(super().forward, self.config["description"], sample, timestep, given)
+            return UNet2DOutput(sample=predicted) if return_dict else (predicted,)
+
+    PrunedDenoiser.code = code
+    return PrunedDenoiser
+
+
+def accepted(code: type[nn.Module], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Select the keys of a config that the constructor gets: all but the sample's, where it does not take these."""
+    parameters = inspect.signature(code.__init__).parameters.values()
+    names = {each.name for each in parameters}
+    takes_all = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
+    return {key: value for key, value in settings.items() if takes_all or key in names or key not in SAMPLE_KEYS}
+
+
+def predict(
+    run: Callable[..., Any],
+    description: Mapping[str, Any],
+    sample: torch.Tensor,
+    timestep: torch.Tensor,
+    condition: torch.Tensor | None,
+) -> torch.Tensor:
+    """Call a model by the names of its own inputs, and return the noise in its output: [B, C, H, W].
+
+    Raises:
+        ValueError: The output has no such part, or the part does not have the shape of the sample.
+    """
+    inputs, output = description["inputs"], description["output"]
+    timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(len(sample))
+    arguments = {inputs["sample"]: sample, inputs["timestep"]: timesteps}
+    arguments |= {inputs[name]: condition for name in CONDITIONS if inputs.get(name) is not None}
+    found = run(**arguments)
+    if output.get("attribute") is not None:
+        if not hasattr(found, output["attribute"]):
+            raise ValueError(
+                f"output.attribute is {output['attribute']}, which the {type(found).__name__} of forward lacks"
+            )
+        found = getattr(found, output["attribute"])
+    if output.get("index") is not None:
+        found = found[output["index"]]
+    if not isinstance(found, torch.Tensor):
+        raise TypeError(f"forward gives a {type(found).__name__}; output.attribute or output.index names its tensor")
+    whole = tuple(found.shape)
+    if output.get("channels") is not None and found.ndim == sample.ndim:
+        found = found[:, slice(*output["channels"])]
+    if found.shape != sample.shape:
+        part = "" if found.shape == whole else f", of which output.channels takes {tuple(found.shape)}"
+        raise ValueError(
+            f"forward gives {whole}{part}, but the noise has the shape of the sample, {tuple(sample.shape)}"
+        )
+    return found
+
+
+def attentions(model: OwnDenoiser) -> dict[str, Mapping[str, Any]]:
+    """Find the described attentions with one layer for queries, keys and values: module -> its entry.
+
+    An entry is completed by the names of the layers: `qkv_layer` and `out_layer`.
+    """
+    return dict(_attentions(model))
+
+
+def _attentions(model: OwnDenoiser) -> Iterator[tuple[str, dict[str, Any]]]:
+    for entry in model.config["description"].get("attention") or ():
+        for name, _ in model.named_modules():
+            if fnmatchcase(name, entry["qkv"]):
+                parent = name.rpartition(".")[0]
+                out = f"{parent}.{entry['out']}" if parent else entry["out"]
+                yield parent, {**entry, "qkv_layer": name, "out_layer": out}
+
+
+def narrow(model: nn.Module, widths: Mapping[str, Sequence[int]]) -> None:
+    """Replace the parameters of some layers by uninitialized ones of other widths, in place.
+
+    Raises:
+        AttributeError: The model has no layer of that name.
+    """
+    for name, width in widths.items():
+        layer = model.get_submodule(name)
+        for kind, parameter in list(layer.named_parameters(recurse=False)):
+            shape = (*width, *parameter.shape[len(width) :]) if kind == "weight" else (width[0],)
+            setattr(layer, kind, nn.Parameter(torch.empty(shape, device=parameter.device, dtype=parameter.dtype)))
+    note_widths(model)
+
+
+def note_widths(model: nn.Module) -> None:
+    """Set the width attributes of layers to the shapes of their weights."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.out_channels, module.in_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
+        elif isinstance(module, nn.Linear):
+            module.out_features, module.in_features = module.weight.shape
+        elif isinstance(module, nn.GroupNorm) and module.weight is not None:
+            module.num_channels = module.weight.shape[0]
+        elif isinstance(module, nn.LayerNorm) and module.weight is not None:
+            module.normalized_shape = tuple(module.weight.shape)
+        elif isinstance(module, nn.Embedding):
+            module.num_embeddings, module.embedding_dim = module.weight.shape
+
+
+def set_heads(model: OwnDenoiser, heads: Mapping[str, int]) -> None:
+    """Note how many heads attentions have left, also under the name that their own code has for the number.
+
+    Raises:
+        KeyError: The description has no such attention.
+    """
+    found = attentions(model)
+    for name, number in heads.items():
+        if attribute := found[name].get("heads_attribute"):
+            setattr(model.get_submodule(name), attribute, number)
+        model.attention_heads[name] = number
