@@ -122,7 +122,7 @@ def _initialise(config: Mapping[str, Any], origin: str, device: torch.device) ->
 
 
 def _folder_model(source: FolderModel, folder: Path, device: torch.device) -> PlannedModel:
-    """Open a diffusers folder by the config of its UNet; one that must be converted, or has its own class, is fetched."""
+    """Open a diffusers folder by its config; one that must be converted, or has a class of its own, is fetched."""
     if not all((part / WEIGHTS).is_file() for part in components(folder)):
         return _fetched(source, device)
     place = denoiser_folder(folder) / "config.json"
