@@ -3,13 +3,17 @@
 import html
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import EvalResult, ModelCardData
 
+from stages.models.autoencoder import read_autoencoder
 from stages.models.layout import SNAPSHOTS
-from stages.models.pipeline import weights_file
+from stages.models.pipeline import autoencoder_folder, weights_file
+from stages.models.pruned_own import CLASS_NAME
 from stages.protocol.evaluation import DENSE, FID_DENSE
 from stages.report.page import lineage, write_worst
 from stages.report.report_data import LossRecord, ReportData, name_source
@@ -50,7 +54,6 @@ def release(report: ReportData, folders: Mapping[str, Path], reports: Path, summ
 
 def write_card(report: ReportData, name: str, model: Path | None = None) -> str:
     """Write a model card, metadata and text; the config in its folder decides how the model is used."""
-    config = read_json(weights_file(model).with_name("config.json")) if model else {}
     record = report.record
     text = (
         environment(autoescape=False)
@@ -71,13 +74,55 @@ def write_card(report: ReportData, name: str, model: Path | None = None) -> str:
             picture=PICTURE,
             worst_picture=WORST,
             speed=_speed(report, name),
-            has_labels=config.get("num_class_embeds") is not None,
-            has_variance=config.get("out_channels") == 2 * config.get("in_channels", 0),
+            use=_read_use(model) if model else Use(),
             licence=_plain(" ".join(report.licence.values())),
             lineage=[(key, _plain(value)) for key, value in lineage(report)],
         )
     )
     return f"---\n{_head(report, name).to_yaml()}\n---\n\n{text}"
+
+
+@dataclass(frozen=True)
+class Use:
+    """What whoever draws with a released model has to know of it."""
+
+    condition: str | None = None
+    """Argument of the denoiser that tells it the class."""
+    has_variance: bool = False
+    is_own: bool = False
+    """Whether the class is not one of diffusers."""
+    autoencoder: str | None = None
+    """Name of the autoencoder in the pipeline; None in pixel space."""
+    scale: str = "1.0"
+    mean: str = "0.0"
+    std: str = "1.0"
+    """Python expressions: images are decoded from z · std / scale + mean."""
+
+
+def _read_use(model: Path) -> Use:
+    """Read from the configs of a released folder how one draws with it."""
+    config, folder = read_json(weights_file(model).with_name("config.json")), autoencoder_folder(model)
+    is_own = config.get("_class_name") == CLASS_NAME
+    inputs = config["description"]["inputs"] if is_own else {}
+    condition = None
+    if config.get("num_class_embeds") is not None or inputs.get("labels"):
+        condition = "class_labels"
+    elif config.get("cross_attention_dim") is not None or inputs.get("encoder_states"):
+        condition = "encoder_hidden_states"
+    has_variance = not is_own and config.get("out_channels") == 2 * config.get("in_channels", 0)
+    latents: dict[str, str] = {}
+    if folder is not None:
+        coder = read_autoencoder(model, torch.device("cpu"))
+        assert coder is not None
+        values = {"scale": torch.tensor(coder.scale), "mean": coder.mean, "std": coder.std}
+        latents = {name: _expression(value) for name, value in values.items()} | {"autoencoder": folder.name}
+    return Use(condition=condition, has_variance=has_variance, is_own=is_own, **latents)
+
+
+def _expression(values: torch.Tensor) -> str:
+    """Write one number, or one for each channel of latents, in Python."""
+    numbers = [float(f"{value:.7g}") for value in values.flatten().tolist()]
+    return f"{numbers[0]}" if len(numbers) == 1 else f"torch.tensor({numbers}).view(1, -1, 1, 1)"
 
 
 def write_losses(loss: LossRecord) -> str:

@@ -31,8 +31,8 @@ PARAMS = {
     "fetch": {**CHANGES["fetch"], "model": {"source": "folder", "path": "model", "trust": True}},
     "reference": {**CHANGES["reference"], "sampler": {"steps": 4}},
     "prune": {"target": {"ratio": 0.4}, "compensate": {"num_images": 4, "num_timesteps": 2, "rounds": 2}},
-    "rounds": {"count": 2, "steps": 4},
-    "costs": {"batches": [1], "precisions": ["float32"], "seconds": 0.05, "modes": ["eager"]},
+    "rounds": {"count": 2, "steps": 10},
+    "costs": {"batches": [1], "repeats": 3, "seconds": 0.05},
 }
 
 

@@ -3,22 +3,28 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
+from diffusers.models.autoencoders.vq_model import VQModel
 
+from stages.models.layout import CLASS_EMBEDDING, WEIGHTS
 from stages.models.pipeline import write_pipeline
 from stages.prune.params import PruneParams
 from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut
 from stages.report import card
+from stages.report.card import Use
 from stages.report.templates import environment
+from stages.storage.files import read_json, write_json
+from stages.storage.tensors import write_tensors
 
 
-def use_of(folder, **flags):
+def use_of(folder, pipeline="DDPMPipeline", **flags):
     """The Python code of the section Use, with the path of a model folder."""
     text = Path(card.__file__).with_name("card.md.j2").read_text()
     section = text[text.index("## Use") : text.index("## Limits")]
-    report = SimpleNamespace(pipeline="DDPMPipeline", code="unet/pruned_unet.py")
-    rendered = environment(autoescape=False).from_string(section).render(report=report, **flags)
+    report = SimpleNamespace(pipeline=pipeline, code="unet/pruned_unet.py")
+    rendered = environment(autoescape=False).from_string(section).render(report=report, use=Use(**flags) if flags else card._read_use(folder))
     return rendered.partition("```python")[2].partition("```")[0].replace("PATH/TO/THIS/FOLDER", str(folder))
 
 
@@ -29,9 +35,33 @@ def test_the_code_for_a_model_with_labels_and_variance_draws(make_unet, magnitud
     write_pipeline(tmp_path, pruned, scheduler)
     names = {}
     torch.manual_seed(0)
-    exec(use_of(tmp_path, has_labels=True, has_variance=True), names)  # the card's own code
+    exec(use_of(tmp_path), names)  # the card's own code
 
     assert names["images"].shape == (1, 1, 8, 8)
     assert names["images"].isfinite().all()
-    assert "class_labels" not in use_of(tmp_path, has_labels=False, has_variance=True)
-    assert "pipeline().images[0]" in use_of(tmp_path, has_labels=False, has_variance=False)
+    assert "class_labels" in use_of(tmp_path)
+    assert "class_labels" not in use_of(tmp_path, has_variance=True)
+    assert "pipeline().images[0]" in use_of(tmp_path, has_variance=False)
+
+
+@pytest.mark.parametrize("is_conditional", [False, True])
+def test_the_code_for_a_latent_model_with_classes_decodes(make_unet, conditional, scheduler, tmp_path, is_conditional):
+    """Of labels inside the model and of a class embedding beside it; the result is an image, not a latent."""
+    unet = conditional if is_conditional else make_unet(in_channels=3, out_channels=3, num_class_embeds=5)
+    source = tmp_path / "source"
+    write_pipeline(source, unet, scheduler)
+    VQModel(block_out_channels=(8, 16), norm_num_groups=4, scaling_factor=0.5, down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2).save_pretrained(source / "vqvae")  # fmt: skip
+    index = {"_class_name": "LDMPipeline", "vqvae": ["diffusers", "VQModel"]}
+    write_json(source / "model_index.json", {**read_json(source / "model_index.json"), **index})
+    if is_conditional:
+        place = source / CLASS_EMBEDDING
+        write_json(place / "config.json", {"num_classes": 4, "width": 12, "unconditional": None})
+        write_tensors(place / WEIGHTS, {"weight": torch.randn(4, 12)})
+    write_pipeline(tmp_path / "model", unet, scheduler, source)
+    names = {}
+    exec(use_of(tmp_path / "model", "LDMPipeline"), names)  # the card's own code
+
+    assert card._read_use(tmp_path / "model").scale == "0.5"
+    assert names["images"].shape == (1, 3, 16, 16)
+    assert names["images"].isfinite().all()
