@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +19,9 @@ from stages.models.sampling import SamplingContext, draw
 from stages.models.trust import trusting
 from stages.protocol.reference import read_reference
 from stages.register import package
+from stages.register.canary import check_canary, draw_expected
 from stages.register.draw import Draw
+from stages.runtime.errors import InputError
 from stages.storage.files import read_json, write_json
 from stages.tools.__main__ import main as tools
 from tests.all_stages import run_all_stages
@@ -75,6 +78,7 @@ def test_a_class_of_its_own_goes_through_every_stage(project):
     assert "fetch.model.trust" in drawn.output
     assert trusted.exit_code == 0, trusted.output
     check_version(released, read_reference(project / "artifacts" / "reference").protocol, project / "evidence")
+    check_cages(released, project)
 
 
 def check_version(released, protocol, evidence):
@@ -101,3 +105,15 @@ def check_version(released, protocol, evidence):
     for row, image in zip(drawn, expected, strict=True):
         found = np.asarray(Image.open(io.BytesIO(base64.b64decode(row["png"])))).astype(int)
         assert np.abs(found - image[0]).max() <= 1  # another layout in memory rounds otherwise
+
+
+def check_cages(released, project):
+    """A promotion draws with the version's code and with Espalier, each in a cage; outside its class does not run."""
+    shutil.copytree(project / "reports" / "evaluate", project / "evidence" / "evaluation")
+    shutil.copytree(released, project / "in" / "model")
+    package._save_mlflow_model(project / "in" / "model", project / "evidence", project / "version")
+    found = check_canary(project / "version", 1.0, [5, 6])
+
+    assert "2 images from the seeds 5, 6" in found
+    with pytest.raises(InputError, match="trust"):
+        draw_expected(project / "version", [5])

@@ -24,7 +24,11 @@ def use_of(folder, pipeline="DDPMPipeline", **flags):
     text = Path(card.__file__).with_name("card.md.j2").read_text()
     section = text[text.index("## Use") : text.index("## Limits")]
     report = SimpleNamespace(pipeline=pipeline, code="unet/pruned_unet.py")
-    rendered = environment(autoescape=False).from_string(section).render(report=report, use=Use(**flags) if flags else card._read_use(folder))
+    rendered = (
+        environment(autoescape=False)
+        .from_string(section)
+        .render(report=report, use=Use(**flags) if flags else card._read_use(folder))
+    )
     return rendered.partition("```python")[2].partition("```")[0].replace("PATH/TO/THIS/FOLDER", str(folder))
 
 
@@ -50,8 +54,8 @@ def test_the_code_for_a_latent_model_with_classes_decodes(make_unet, conditional
     unet = conditional if is_conditional else make_unet(in_channels=3, out_channels=3, num_class_embeds=5)
     source = tmp_path / "source"
     write_pipeline(source, unet, scheduler)
-    VQModel(block_out_channels=(8, 16), norm_num_groups=4, scaling_factor=0.5, down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2).save_pretrained(source / "vqvae")  # fmt: skip
+    VQModel(block_out_channels=(8, 16), norm_num_groups=4, scaling_factor=0.5,
+            down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2).save_pretrained(source / "vqvae")  # fmt: skip
     index = {"_class_name": "LDMPipeline", "vqvae": ["diffusers", "VQModel"]}
     write_json(source / "model_index.json", {**read_json(source / "model_index.json"), **index})
     if is_conditional:
