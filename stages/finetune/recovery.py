@@ -94,9 +94,9 @@ def _read_teacher(
     if teacher is None:
         found = "finetune.loss distils from the dense model; give it with --teacher"
         raise InputError(f"{found}, or {WITHOUT_TEACHER}")
-    found, channels = read_teacher(teacher, model, device)
-    check_features(found, params.loss.feature)
-    return found, channels
+    dense, channels = read_teacher(teacher, model, device)
+    check_features(dense, params.loss.feature)
+    return dense, channels
 
 
 def with_fresh_weights(unet: Denoiser, seed: int) -> Denoiser:

@@ -79,7 +79,7 @@ def build_graph(unet: Denoiser) -> torch_pruning.DependencyGraph:
     """Trace the dependencies between the layers of a UNet."""
     inputs = tuple(example_inputs(unet.eval()).values())
     with torch.enable_grad():
-        return torch_pruning.DependencyGraph().build_dependency(unet, inputs)
+        return torch_pruning.DependencyGraph().build_dependency(unet, inputs, verbose=False)
 
 
 @once_per_structure

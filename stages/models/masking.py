@@ -113,8 +113,8 @@ def _fault(dense: Denoiser, groups: Sequence[Group]) -> str | None:
     family.note_widths(pruned)
     try:
         error = relative_error(dense, pruned, kept)
-    except Exception as error:  # noqa: BLE001  # any code may raise anything
-        return f"the model then does not run ({first_line(error)})"
+    except Exception as raised:  # noqa: BLE001  # any code may raise anything
+        return f"the model then does not run ({first_line(raised)})"
     if error <= TOLERANCE:
         return None
     return f"the output then differs by {error:.2g} of its largest value from that without these channels"

@@ -170,8 +170,8 @@ def _check_description(model: Denoiser, description: Description, folder: Path) 
         _check_glob("protected", glob, modules, origin)
     for entry in description.attention:
         _check_glob("attention.qkv", entry.qkv, modules, origin)
-    for name, entry in attentions(model).items():
-        _check_attention(name, {**entry, "heads": model.attention_heads[name]}, modules, origin)
+    for name, found in attentions(model).items():
+        _check_attention(name, {**found, "heads": model.attention_heads[name]}, modules, origin)
     for block, layer in description.features.items():
         for name in (block, layer) if layer else (block,):
             _check_glob("features", name, modules, origin)

@@ -30,7 +30,7 @@ CONDITIONS = ("labels", "encoder_states")
 class OwnDenoiser(ModelMixin, ConfigMixin):
     """A model of any class that takes and returns what a UNet of diffusers does."""
 
-    config_name = "config.json"
+    config_name = "config.json"  # type: ignore[assignment]  # as the models of diffusers do
     code: type[nn.Module]
     """The class itself."""
     attention_heads: dict[str, int]
@@ -47,13 +47,17 @@ def make_class(code: type[nn.Module]) -> Any:  # noqa: ANN401  # a class that is
             code.__init__(self, **settings)
 
         @classmethod
-        def from_config(cls, config: Mapping[str, Any], **_kwargs: Any) -> Any:  # noqa: ANN401
+        def from_config(  # type: ignore[override]  # diffusers' own annotation is of one class
+            cls,
+            config: Mapping[str, Any],
+            **_kwargs: Any,  # noqa: ANN401
+        ) -> Any:  # noqa: ANN401
             """Build a model of a config: the class with its own keys, then the widths of what was pruned."""
             own = {key: value for key, value in config.items() if key[0] != "_" and key not in KEYS}
             model = cls(**accepted(code, own))
             pruned = {key: dict(config.get(key) or {}) for key in PRUNED_KEYS}
             more = {key: config.get(key) for key in KEYS} | pruned
-            model.register_to_config(**{**own, **more})
+            model.register_to_config(**{**own, **more})  # type: ignore[no-untyped-call]
             model.attention_heads = {name: int(each["heads"]) for name, each in attentions(model).items()}
             narrow(model, pruned["pruned_widths"])
             set_heads(model, pruned["pruned_heads"])
@@ -124,7 +128,7 @@ def predict(
     return found
 
 
-def attentions(model: OwnDenoiser) -> dict[str, Mapping[str, Any]]:
+def attentions(model: ModelMixin) -> dict[str, Mapping[str, Any]]:
     """Find the described attentions with one layer for queries, keys and values: module -> its entry.
 
     An entry is completed by the names of the layers: `qkv_layer` and `out_layer`.
@@ -132,7 +136,7 @@ def attentions(model: OwnDenoiser) -> dict[str, Mapping[str, Any]]:
     return dict(_attentions(model))
 
 
-def _attentions(model: OwnDenoiser) -> Iterator[tuple[str, dict[str, Any]]]:
+def _attentions(model: ModelMixin) -> Iterator[tuple[str, dict[str, Any]]]:
     for entry in model.config["description"].get("attention") or ():
         for name, _ in model.named_modules():
             if fnmatchcase(name, entry["qkv"]):
@@ -170,7 +174,7 @@ def note_widths(model: nn.Module) -> None:
             module.num_embeddings, module.embedding_dim = module.weight.shape
 
 
-def set_heads(model: OwnDenoiser, heads: Mapping[str, int]) -> None:
+def set_heads(model: ModelMixin, heads: Mapping[str, int]) -> None:
     """Note how many heads attentions have left, also under the name that their own code has for the number.
 
     Raises:

@@ -99,6 +99,7 @@ def test_a_pruned_model_equals_the_masked_dense_one(tmp_path, magnitude_of):
     assert masked(unet, {}).state_dict().keys() == unet.state_dict().keys()
 
 
+CONFIG_OF_ITS_OWN = "    config = None\n\n    def forward(self, x: torch.Tensor, t:"
 WRONG = {
     "undescribed attention": ({"description": {"attention": None}}, "attention.qkv", "cannot be"),
     "other order of parts": (
@@ -160,9 +161,8 @@ WRONG = {
         "protected",
     ),
     "a name of diffusers": (
-        {"code": {"    def forward(self, x: torch.Tensor, t:": "    config = None\n\n    def forward(self, x: torch.Tensor, t:"}},
-        "config",
-        "rename",
+        {"code": {"    def forward(self, x: torch.Tensor, t:": CONFIG_OF_ITS_OWN}},
+        "config", "rename",
     ),
 }  # fmt: skip
 """Mistake -> changes of the example, and two parts of the line that refuses it."""

@@ -54,8 +54,9 @@ def test_the_code_for_a_latent_model_with_classes_decodes(make_unet, conditional
     unet = conditional if is_conditional else make_unet(in_channels=3, out_channels=3, num_class_embeds=5)
     source = tmp_path / "source"
     write_pipeline(source, unet, scheduler)
-    VQModel(block_out_channels=(8, 16), norm_num_groups=4, scaling_factor=0.5,
-            down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2).save_pretrained(source / "vqvae")  # fmt: skip
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    coder = VQModel(block_out_channels=(8, 16), norm_num_groups=4, scaling_factor=0.5, **blocks)
+    coder.save_pretrained(source / "vqvae")
     index = {"_class_name": "LDMPipeline", "vqvae": ["diffusers", "VQModel"]}
     write_json(source / "model_index.json", {**read_json(source / "model_index.json"), **index})
     if is_conditional:

@@ -65,7 +65,7 @@ def family_of(unet: nn.Module) -> Family:
     return next(family for family in FAMILIES.values() if isinstance(unet, family.dense))
 
 
-def family_name(unet: nn.Module) -> str:
+def family_name(unet: Denoiser) -> str:
     """Return what plans call the family of a model."""
     return family_of(unet).identity(unet)
 

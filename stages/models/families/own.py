@@ -69,7 +69,8 @@ class Own(Family):
         """Run the constructor on the CPU, since that of any class may compute."""
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.manual_seed(0)
-            built: Denoiser = type(model).from_config(self.dense_config(model))
+            cls: Any = type(model)
+            built: Denoiser = cls.from_config(self.dense_config(model))
         return built
 
     def protected(self, model: Denoiser) -> list[nn.Module]:
