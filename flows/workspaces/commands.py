@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from stages.runtime import supervisor
-from stages.runtime.errors import UnavailableError
+from stages.runtime.errors import InputError, UnavailableError
 from stages.runtime.result import PROGRESS_VARIABLE, RESULT_VARIABLE
 
 Log = Callable[[str], None]
@@ -34,8 +34,11 @@ _STOPPED = threading.Event()
 """Set once this process is to end."""
 
 
-class StoppedError(Exception):
+class StoppedError(InputError):
     """This process is to end, so its commands were terminated and none starts."""
+
+    def __init__(self) -> None:
+        super().__init__("stopped, since the flow ends")
 
 
 def stop_commands() -> None:

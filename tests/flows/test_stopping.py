@@ -36,10 +36,12 @@ from flows.tasks.temporary_server import ensure_server
 
 ensure_server()
 from prefect import flow, task
+from flows.tasks.errors import fail_on_input_error
 from flows.tasks.runners import open_runner
 from flows.workspaces.commands import run
 
 @task
+@fail_on_input_error
 def work():
     run(["sh", "-c", "touch up; sleep 300"], print)
 
