@@ -39,15 +39,16 @@ def main(params_path: Path, artifacts: Path, out: Path, store: Path, **options: 
         from stages.report.grid_text import summarise
         from stages.runtime.device import check_precision, select_device
         from stages.storage.files import check_free, writing
+        from stages.storage.in_use import hold_folder
         from stages.storage.provenance import write_provenance
 
     folders = {"dense": artifacts / "pretrained", **{name: artifacts / name for name in grid.models}}
-    check_free(out, store, inputs=[*folders.values(), artifacts / "reference"])
-    check_free(out, stage="grid")
+    check_free(out, inputs=[*folders.values(), artifacts / "reference", store], stage="grid")
     device = select_device()
     check_precision(reference.precision, "reference.precision", device)
     bench, base = open_workbench(folders, artifacts / "reference", grid, reference, seed, device, store)
-    record = run_grid(bench, base, grid, reference, folders["dense"])
+    with hold_folder(store):
+        record = run_grid(bench, base, grid, reference, folders["dense"])
     with writing(out) as folder:
         write_report(record, grid, folder)
     write_provenance(out)

@@ -93,6 +93,7 @@ def _write(found: Metric | None, digits: int) -> str:
 def _conditions(grid: GridRecord) -> str:
     protocol, own = grid.protocol, grid.protocol.sampler
     guided = "" if protocol.guidance is None else f", guidance {protocol.guidance:g}"
+    setting = f"{own.steps} steps of {own.scheduler} {own.spacing}{guided}"
     intervals = (
         f"± is the 95 % interval over the {protocol.sets} sets; {ALIKE} marks a difference from dense at the same "
         f"setting within its own."
@@ -104,6 +105,5 @@ def _conditions(grid: GridRecord) -> str:
         f"{protocol.extractor} ({protocol.extractor_sha256[:8]}) against {protocol.num_real_images} real images; "
         f"KID over {protocol.kid_subsets} subsets of {protocol.kid_subset_size}. All cells start from the same noise. "
         f"MACs: of all predictions for an image. FID to dense and SSIM: against dense at the same setting; {LAST}: "
-        f"against dense under the protocol {grid.protocol_id} ({own.steps} steps of {own.scheduler} {own.spacing}{guided}). "
-        f"{intervals}"
+        f"against dense under the protocol {grid.protocol_id} ({setting}). {intervals}"
     )

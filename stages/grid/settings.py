@@ -78,7 +78,18 @@ def shrink(base: Protocol, grid: GridParams) -> Protocol:
     """Return the protocol of a reference for the images and sets of the grid, which are the first of the reference.
 
     Raises:
-        InputError: The grid has more sets or images than the reference, or fewer images than neighbours need.
+        InputError: As of `check_sizes`.
+    """
+    sizes = check_sizes(grid, base)
+    subset = min(base.kid_subset_size, sizes["num_images"])
+    return base.model_copy(update={**sizes, "kid_subset_size": subset})
+
+
+def check_sizes(grid: GridParams, base: Protocol | ReferenceParams) -> dict[str, int]:
+    """Check and return the grid's images of a set and its number of sets.
+
+    Raises:
+        InputError: The reference has fewer, or the images are too few for the neighbours of precision and recall.
     """
     sizes = {"num_images": grid.num_images or base.num_images, "sets": grid.sets or base.sets}
     for key, value in sizes.items():
@@ -88,5 +99,4 @@ def shrink(base: Protocol, grid: GridParams) -> Protocol:
     if sizes["num_images"] <= base.neighbours:
         found = f"grid.num_images {sizes['num_images']} is not more than reference.neighbours {base.neighbours}"
         raise InputError(f"{found}; raise it")
-    subset = min(base.kid_subset_size, sizes["num_images"])
-    return base.model_copy(update={**sizes, "kid_subset_size": subset})
+    return sizes

@@ -1,4 +1,4 @@
-"""A grid -> heatmaps of FID and SSIM: a panel for each model, a row for each sampler and guidance, a column of steps."""
+"""A grid -> heatmaps of FID and SSIM: a panel for each model, rows of samplers and guidance, columns of steps."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

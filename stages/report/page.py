@@ -82,6 +82,7 @@ def write_page(report: ReportData, figures: Mapping[str, Mapping[str, bytes]], r
     if report.finetune.samples:
         images["samples"] = embed(read_picture(reports / "finetune" / "samples.png"), "png")
     verdict = report.verdict()
+    energy = next((row.energy_source for row in report.costs.costs if row.energy_source), "")
     return render(
         "page.html.j2",
         report=report,
@@ -92,7 +93,8 @@ def write_page(report: ReportData, figures: Mapping[str, Mapping[str, bytes]], r
         pairs=describe_pairs(report, reports),
         classes=describe_classes(record),
         shown_classes=SHOWN_CLASSES,
-        cost_header=COST_HEADER,
+        cost_header=[*COST_HEADER, *([("energy", "energy")] if energy else [])],
+        energy=energy,
         target=write_target(report.prune.target),
         tiles=list(_tiles(report)),
         header=HEADER,
@@ -105,6 +107,7 @@ def write_page(report: ReportData, figures: Mapping[str, Mapping[str, bytes]], r
         worst={name: write_worst(record.models[name]) for name in others},
         costs=list(rows_by_setting(report.costs)),
         speed_up=_write_speed_up,
+        write_energy=write_energy,
         with_attention=_each(record, lambda model: write_count(model.macs + model.attention_macs)),
         on_disk=_each(record, lambda model: f"{model.size_bytes / 1e6:.2f} MB"),
         protocol=[(key, "–" if it is None else it) for key, it in flatten(record.protocol.model_dump(mode="json"))],
@@ -115,6 +118,11 @@ def write_page(report: ReportData, figures: Mapping[str, Mapping[str, bytes]], r
 def write_worst(model: Model) -> str:
     """Format the SSIM of the least similar pairs."""
     return ", ".join(f"{pair.ssim:.2f}" for pair in model.worst_pairs)
+
+
+def write_energy(joules: float | None) -> str:
+    """Format the joules of an image to three digits."""
+    return "–" if joules is None else f"{joules:.3g} J"
 
 
 def _each(record: EvaluationRecord, write: Callable[[Model], str]) -> str:
