@@ -30,8 +30,9 @@ def main(params_path: Path, artifacts: Path, out: Path, store: Path, **options: 
     from stages.runtime.schema import load_block, load_seed, read_yaml, validate_tree
 
     reference, seed = load_block(params_path, "reference", ReferenceParams), load_seed(params_path)
-    block = (read_yaml(params_path, OptionalGrid).grid or GridParams()).model_dump()
-    grid = validate_tree({"grid": {**block, **read_options(options)}}, OptionalGrid, "the grid").grid or GridParams()
+    block: dict[str, object] = (read_yaml(params_path, OptionalGrid).grid or GridParams()).model_dump()
+    tree = {"grid": block | read_options(options)}
+    grid = validate_tree(tree, OptionalGrid, "the grid").grid or GridParams()
 
     with importing():
         from stages.grid.grid import open_workbench, run_grid

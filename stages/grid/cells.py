@@ -167,8 +167,8 @@ def _draw_and_measure(
         statistics = features_to_statistics(features)
         for metric, value in zip(fields(Quality), astuple(bench.metrics(features, index, statistics)), strict=True):
             found[metric.name].append(float(value))
-        for metric, images in others.items():
-            found[metric].append(float(images_to_ssim(drawn.samples[index], images[index]).mean()))
+        for compared, images in others.items():
+            found[compared].append(float(images_to_ssim(drawn.samples[index], images[index]).mean()))
         if dense is not None:
             distance = frechet_distance(statistics, features_to_statistics(dense.features[index]))
             found.setdefault(FID_DENSE, []).append(distance)

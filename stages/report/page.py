@@ -8,6 +8,7 @@ from stages.protocol.costs import Cost
 from stages.protocol.evaluation import DENSE, EvaluationRecord, Model
 from stages.protocol.verdict import FINETUNED, rate_fid, rate_pictures, write_share
 from stages.report.by_class import describe_classes
+from stages.report.grid_section import read_section
 from stages.report.pairs import describe_pairs
 from stages.report.report_data import ReportData, read_picture
 from stages.report.speed import rows_by_setting
@@ -36,6 +37,7 @@ CONTENTS = {
     "classes": "By class",
     "results": "Results",
     "cost": "Time and memory",
+    "grid": "Steps and guidance",
     "recovery": "Recovery",
     "importance": "Importance",
     "protocol": "Protocol",
@@ -82,6 +84,7 @@ def write_page(report: ReportData, figures: Mapping[str, Mapping[str, bytes]], r
     if report.finetune.samples:
         images["samples"] = embed(read_picture(reports / "finetune" / "samples.png"), "png")
     verdict = report.verdict()
+    grid = read_section(reports, record)
     energy = next((row.energy_source for row in report.costs.costs if row.energy_source), "")
     return render(
         "page.html.j2",
@@ -89,7 +92,8 @@ def write_page(report: ReportData, figures: Mapping[str, Mapping[str, bytes]], r
         record=record,
         verdict=verdict,
         word=WORDS[verdict.level],
-        contents=CONTENTS,
+        contents=[(key, title) for key, title in CONTENTS if key != "grid" or grid],
+        grid=grid,
         pairs=describe_pairs(report, reports),
         classes=describe_classes(record),
         shown_classes=SHOWN_CLASSES,
@@ -101,7 +105,7 @@ def write_page(report: ReportData, figures: Mapping[str, Mapping[str, bytes]], r
         rows=to_rows(record, report.costs),
         protocol_text=protocol_to_text(record),
         latency_text=latency_to_text(report.costs),
-        figures=embed_figures(figures),
+        figures=embed_figures({**figures, **(grid.figures if grid else {})}),
         images=images,
         others=others,
         worst={name: write_worst(record.models[name]) for name in others},
