@@ -31,7 +31,7 @@ def main(params_path: Path, artifacts: Path, out: Path, store: Path, **options: 
 
     reference, seed = load_block(params_path, "reference", ReferenceParams), load_seed(params_path)
     block: dict[str, object] = (read_yaml(params_path, OptionalGrid).grid or GridParams()).model_dump()
-    tree = {"grid": block | read_options(options)}
+    tree: dict[str, object] = {"grid": block | read_options(options)}
     grid = validate_tree(tree, OptionalGrid, "the grid").grid or GridParams()
 
     with importing():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from stages.grid.settings import check_sizes, make_settings
+from stages.grid.settings import make_settings
 from stages.models.autoencoder import image_shape
 from stages.models.complexity import count_macs, count_params
 from stages.models.families import sample_shape
@@ -88,10 +88,9 @@ def preview(
 
 def _count_grid(params: Params, model: PlannedModel, size: ModelSize, refusals: Refusals) -> dict[str, Work]:
     """Count the work of the block grid if there is one and the model allows its settings."""
-    with refusals.collecting():
-        if grid := params.grid:
+    if grid := params.grid:
+        with refusals.collecting():  # `check_model` has noted the same
             settings = make_settings(grid, params.reference, model.scheduler, model.table, model.origin)
-            check_sizes(grid, params.reference)
             return {"grid": count_grid(params, grid, size, settings)}
     return {}
 

@@ -6,9 +6,12 @@ import pytest
 
 from stages.grid.report import make_verdict, to_markdown
 from stages.protocol.grid import GridCell, GridRecord, make_metric
+from stages.report import grid_section
 from stages.report.figures import draw_figure
 from stages.report.grid_figure import PLOTS
 from stages.report.grid_text import explain, summarise
+from stages.storage.files import write_json
+from tests.records import make_evaluation, make_model
 
 
 @pytest.fixture
@@ -89,3 +92,22 @@ def test_the_figures_show_every_number_and_frame_the_best(record):
     assert fid.count(b"stroke: #cc4b3e") == 2
     assert fid == again
     assert draw_figure(partial(PLOTS["ssim"], grid=grid), "dark").count(b"stroke: #cc4b3e") == 3
+
+
+def test_the_page_of_other_weights_shows_no_grid(record, protocol, tmp_path, monkeypatch, capsys):
+    """Only a grid of the same weights; a damaged one gives a warning, and the page is made without it."""
+    monkeypatch.setattr(grid_section, "draw_grid_figures", lambda _: {"fid": {"light": b"x"}})
+    evaluation = make_evaluation(
+        protocol.model_copy(update={"sets": 3}), {"dense": make_model(), "finetuned": make_model()}
+    )
+    grid = record({"dense": DENSE, "finetuned": DENSE})
+    same = grid.model_copy(update={"weights_sha256": {"dense": "c" * 64, "finetuned": "c" * 64}})
+    found = []
+    for content in (None, grid.model_dump(mode="json"), same.model_dump(mode="json"), {}):
+        if content is not None:
+            write_json(tmp_path / "grid/grid.json", content)
+        found.append(grid_section.read_section(tmp_path, evaluation))
+
+    assert [section is not None for section in found] == [False, False, True, False]
+    assert found[2].sentence == summarise(grid)
+    assert "Warning: the page leaves the grid out" in capsys.readouterr().err
