@@ -43,7 +43,7 @@ def main(params_path: Path, artifacts: Path, out: Path, store: Path, **options: 
         from stages.storage.in_use import hold_folder
         from stages.storage.provenance import write_provenance
 
-    folders = {"dense": artifacts / "pretrained", **{name: artifacts / name for name in grid.models}}
+    folders = {"dense": artifacts / "pretrained"} | {str(name): artifacts / name for name in grid.models}
     check_free(out, inputs=[*folders.values(), artifacts / "reference", store], stage="grid")
     device = select_device()
     check_precision(reference.precision, "reference.precision", device)
