@@ -69,6 +69,11 @@ class RunPlan:
         """Seconds of all stages that would run, one after the other."""
         return sum(stage.seconds for stage in self.running)
 
+    @property
+    def grid(self) -> "StageForecast | None":
+        """The forecast of `espalier grid`, if params.yaml has a block grid; it is in no sum, since no run draws it."""
+        return next((stage for stage in self.preview.stages if stage.name == "grid"), None)
+
     def to_json(self, price: float | None) -> dict[str, Any]:
         """Return the plan as plain data: units are in the names of the keys."""
         stages = {stage.name: stage for stage in self.preview.stages}
@@ -81,6 +86,7 @@ class RunPlan:
             and {key: getattr(size, key) for key in ("dense_params", "pruned_params", "dense_macs", "pruned_macs")},
             "num_images": self.preview.num_images,
             "stages": [_stage_json(status, stages.get(status.name)) for status in self.statuses],
+            "grid": self.grid and _work_json(self.grid),
             "seconds": self.seconds if stages else None,
             "disk_bytes": sum(stage.work.disk_bytes for stage in self.running),
             "memory_bytes": max((stage.memory_bytes or 0 for stage in self.running), default=0) or None,
@@ -95,6 +101,9 @@ class RunPlan:
         if stages:
             lines.append(self._total(price))
             lines += self._shortages()
+        if grid := self.grid:
+            time = f"about {format_duration(grid.seconds)}, {format_bytes(grid.work.disk_bytes)} on disk"
+            lines.append(f"Beside them, for the block grid, `espalier grid`: {grid.work.text}, {time}.")
         if missing := sorted({kind for stage in self.running for kind in stage.unmeasured}):
             lines.append(f"Not in it, since it could not be timed here: {', '.join(missing)}.")
         refused = self.preview.refusals
@@ -178,9 +187,12 @@ def _stage_json(status: "StageStatus", stage: "StageForecast | None") -> dict[st
     known = {"name": status.name, "state": status.state, "reasons": list(status.reasons)}
     if stage is None:
         return known
+    return {**known, **_work_json(stage)}
+
+
+def _work_json(stage: "StageForecast") -> dict[str, Any]:
     work = stage.work
     return {
-        **known,
         "work": work.text,
         "steps": work.steps,
         "images": work.images,

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from stages.costs.params import CostsParams
 from stages.fetch.params import FetchParams
 from stages.finetune.params import FinetuneParams
+from stages.grid.params import GridParams
 from stages.importance.params import ImportanceParams
 from stages.models.params import RoundsParams
 from stages.protocol.params import ReferenceParams
@@ -27,6 +28,8 @@ class Params(Section):
     rounds: RoundsParams
     finetune: FinetuneParams
     costs: CostsParams
+    grid: GridParams | None = None
+    """Of the command `espalier grid`; no stage reads it, so that it may be missing."""
 
     @model_validator(mode="after")
     def _check_rounds(self) -> "Params":

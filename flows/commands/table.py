@@ -74,6 +74,11 @@ SECTIONS: Sections = {
             "Draw images with a model and save them as PNG.",
             "espalier draw --model artifacts/finetuned --out samples --num-images 8",
         ),
+        "grid": Entry(
+            "stages.grid.__main__:main",
+            "Compare dense and pruned at several steps and guidances.",
+            "espalier grid --steps 5,10,20,50 --sampler DDIM --sampler DDIM:trailing",
+        ),
         "export": Entry(
             "stages.tools.__main__:export",
             "Write a pruned model as a stock model of diffusers.",

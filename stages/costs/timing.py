@@ -10,6 +10,7 @@ import psutil
 import torch
 from scipy.stats import bootstrap
 
+from stages.costs.energy import measure_joules, open_meter
 from stages.costs.params import CostsParams
 from stages.models.complexity import measure_peak_bytes, weights_bytes
 from stages.models.families import Denoiser
@@ -26,6 +27,8 @@ ENOUGH_PASSES = 20
 """Smallest number of passes for a 95th percentile."""
 MEMORY_SHARE = 0.8
 """Share of the free memory that a pass may take."""
+Runs = dict[str, Callable[[], object]]
+"""Model -> a function that runs one pass of it."""
 
 
 def measure_costs(models: Mapping[str, Denoiser], params: CostsParams) -> list[Cost]:
@@ -61,7 +64,7 @@ def _measure(models: Mapping[str, Denoiser], params: CostsParams) -> Iterator[Co
 
 
 def _time_rows(rows: list[Cost], models: Mapping[str, Denoiser], pace_ms: float, params: CostsParams) -> list[Cost]:
-    """Fill the rows of one setting; the models are timed in turn."""
+    """Fill the rows of one setting; the models are timed in turn, and their energy is read where there is a counter."""
     batch, mode = rows[0].batch, rows[0].mode
     if rows[0].precision == "tf32" and not has_tf32(next(iter(models.values())).device):
         return _leave_out(rows, "this device has no tf32")
@@ -69,9 +72,16 @@ def _time_rows(rows: list[Cost], models: Mapping[str, Denoiser], pace_ms: float,
         return _leave_out(rows, f"three passes would take more than {params.seconds:g} s")
     if reason := _too_large(next(iter(models.values())), batch):
         return _leave_out(rows, reason)
-    times_ms = _time(models, batch, mode, params)
+    runs = _prepare(models, batch, mode)
+    times_ms = _time(runs, models, mode, params)
     reference_ms = next(iter(times_ms.values()))
-    return [_fill(row, times_ms[row.model], reference_ms, models[row.model]) for row in rows]
+    filled = [_fill(row, times_ms[row.model], reference_ms, models[row.model]) for row in rows]
+    device = next(iter(models.values())).device
+    if (meter := open_meter(device)) and (joules := measure_joules(runs, device, meter)):
+        shares = {name: value / batch for name, value in joules.items()}
+        changes = {name: {"joules_per_image": it, "energy_source": meter.source} for name, it in shares.items()}
+        filled = [row.model_copy(update=changes[row.model]) for row in filled]
+    return filled
 
 
 def _leave_out(rows: list[Cost], reason: str) -> list[Cost]:
@@ -92,13 +102,18 @@ def _too_large(unet: Denoiser, batch: int) -> str:
     return f"needs {needed / 2**30:.0f} GiB, {free / 2**30:.0f} are free"
 
 
-@torch.inference_mode()
-def _time(models: Mapping[str, Denoiser], batch: int, mode: str, params: CostsParams) -> dict[str, list[float]]:
-    device = next(iter(models.values())).device
-    runs: dict[str, Callable[[], object]] = {name: forward_pass(unet, batch) for name, unet in models.items()}
+def _prepare(models: Mapping[str, Denoiser], batch: int, mode: str) -> Runs:
+    """Return a function that runs one pass of each model."""
+    runs: Runs = {name: forward_pass(unet, batch) for name, unet in models.items()}
     if mode == "compiled":
         torch.compiler.reset()
         runs = {name: torch.compile(run, dynamic=False) for name, run in runs.items()}
+    return runs
+
+
+@torch.inference_mode()
+def _time(runs: Runs, models: Mapping[str, Denoiser], mode: str, params: CostsParams) -> dict[str, list[float]]:
+    device = next(iter(models.values())).device
     tried = time_in_turns(runs, device, repeats=1, warm_up=2 if mode == "compiled" else 1)
     round_ms = sum(times[0] for times in tried.values())
     repeats = int(min(params.repeats, max(PASSES, params.seconds * 1e3 / round_ms)))

@@ -34,6 +34,11 @@ class Cost(Frozen):
     """Upper end of the interval."""
     peak_bytes: int | None = None
     """Peak memory; None for compiled passes."""
+    joules_per_image: float | None = None
+    """Energy of the processor packages or of the GPU during a pass, for each image of the batch, whoever else computes
+    and with what they take when idle; None where the machine has no counter that can be read."""
+    energy_source: str = ""
+    """The counter: RAPL with the number of packages, or NVML; empty where there is none."""
     left_out: str = ""
     """Reason why there are no times; empty where there are."""
 

@@ -30,6 +30,8 @@ TERMS = {
     "p95": "19 of 20 passes took less time.",
     "images/s": "Images per second of one pass; a picture takes as many passes as the sampler has steps.",
     "peak memory": "Weights and activations that are alive at once in an eager pass.",
+    "energy": "Joules of the processor or GPU during a pass, for each image of the batch. A picture takes as many "
+    "passes as the sampler has steps.",
     "speed-up": "How many times as fast as dense: the median ratio of passes timed in turn, with its 95 % interval. An "
     "interval with 1 in it is no speed-up.",
     "MACs ratio": "MACs of dense over those of the model: the speed-up if time fell with computation.",

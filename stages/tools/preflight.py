@@ -17,6 +17,7 @@ from stages.fetch.params import FitParams, HubData, S3Data
 from stages.fetch.source_images import CorruptImageError, SourceImages, check_path, read_image
 from stages.finetune.engine import check_parts
 from stages.finetune.launch import count_gpus
+from stages.grid.settings import check_sizes, make_settings
 from stages.importance.calibration import choose_timesteps
 from stages.models.autoencoder import image_shape
 from stages.models.families import Denoiser
@@ -118,6 +119,11 @@ def check_model(params: Params, model: PlannedModel, refusals: Refusals) -> None
         refusals.check(lambda: check_sampler(model.scheduler, samples.sampler, SAMPLES))
     if draw := importance.draw:
         refusals.check(lambda: check_guidance(model.table, draw.guidance, "importance.draw", model.origin))
+    if grid := params.grid:
+        refusals.check(
+            lambda: make_settings(grid, protocol, model.scheduler, model.table, model.origin),
+            lambda: check_sizes(grid, protocol),
+        )
     if params.rounds.count > 1:
         refusals.check(lambda: find_targets(model.unet, params.prune, params.rounds.count))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 
+from stages.grid.settings import make_settings
 from stages.models.autoencoder import image_shape
 from stages.models.complexity import count_macs, count_params
 from stages.models.families import sample_shape
@@ -21,7 +22,7 @@ from stages.tools.forecast import Rates, StageForecast, forecast_stages, rates_a
 from stages.tools.planned_model import PlannedModel, open_model
 from stages.tools.preflight import FoundImages, Refusals, check_model, check_params, find_images, plan_cut
 from stages.tools.probe import Subject, measure_rates
-from stages.tools.workload import ModelSize, count_work
+from stages.tools.workload import ModelSize, Work, count_grid, count_work
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def preview(
         size = measure_size(model, subject)
         calls = len(make_sampler(model.scheduler, params.reference.sampler).timesteps)
         works = count_work(params, size, images.total if images else None, calls)
+        works |= _count_grid(params, model, size, refusals)
         timed = partial(_timed, subject, params, size, images, startup_s=startup_s, cut_s=cut_s)
         rates = rates_at(tflops, params, size) if tflops else timed()
         stages = forecast_stages(params, works, rates, gpus)
@@ -82,6 +84,15 @@ def preview(
     except InputError as error:  # what follows from the refused value cannot be known
         refusals.note(error)
     return Preview(refusals.messages, model, size, images.total if images else None, stages)
+
+
+def _count_grid(params: Params, model: PlannedModel, size: ModelSize, refusals: Refusals) -> dict[str, Work]:
+    """Count the work of the block grid if there is one and the model allows its settings."""
+    if grid := params.grid:
+        with refusals.collecting():  # `check_model` has noted the same
+            settings = make_settings(grid, params.reference, model.scheduler, model.table, model.origin)
+            return {"grid": count_grid(params, grid, size, settings)}
+    return {}
 
 
 def _timed(
