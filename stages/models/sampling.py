@@ -1,4 +1,4 @@
-"""A UNet and one seed per image -> images."""
+"""A denoiser and one seed per image -> images."""
 
 import copy
 import inspect
@@ -25,7 +25,7 @@ from stages.runtime.seeds import derive_seed, generator
 
 @dataclass(frozen=True)
 class SamplingContext:
-    """What sampling needs besides UNet and noise schedule: autoencoder, conditions and guidance scale."""
+    """What sampling needs besides the denoiser and noise schedule: autoencoder, conditions and guidance scale."""
 
     autoencoder: Autoencoder | None = None
     """Decodes the samples of a latent model; None for a model in pixel space."""

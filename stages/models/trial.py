@@ -1,4 +1,4 @@
-"""A UNet -> proof, before any stage runs, that it can be sampled from, scored and cut."""
+"""A denoiser -> proof, before any stage runs, that it can be sampled from, scored and cut."""
 
 from math import gcd
 
@@ -10,15 +10,15 @@ from stages.models.pruned_unet import note_widths
 from stages.runtime.errors import InputError, first_line
 
 SMALL_SIZE = 32
-"""Height and width, in pixels or latents, that are enough to try the weights of a UNet."""
+"""Height and width, in pixels or latents, that are enough to try the weights of a denoiser."""
 
 
 @torch.no_grad()
 def check_runs(unet: Denoiser, num_timesteps: int, origin: str) -> None:
-    """Run a UNet at its first, middle and last timestep, on small images where its own are large.
+    """Run a denoiser at its first, middle and last timestep, on small images where its own are large.
 
     Raises:
-        InputError: The UNet knows fewer timesteps or raises an exception, or an output is not finite or has another
+        InputError: The denoiser knows fewer timesteps or raises an exception, or an output is not finite or has another
             shape than its input.
     """
     family = family_of(unet)
@@ -56,7 +56,7 @@ def check_prunable(unet: Denoiser, origin: str) -> None:
     """Score, trace and cut a copy without weights: the fewest channels of every group, then a forward pass.
 
     Raises:
-        InputError: The UNet does not run at its own size, or its channels cannot be cut.
+        InputError: The denoiser does not run at its own size, or its channels cannot be cut.
     """
     bare = skeleton(unet)
     inputs = example_inputs(bare)

@@ -1,4 +1,4 @@
-"""A dense UNet and a plan -> the pruned UNet, verified against the plan."""
+"""A dense denoiser and a plan -> the pruned one, verified against the plan."""
 
 import copy
 from typing import cast
@@ -14,7 +14,7 @@ from stages.models.shortcuts import bypass
 
 
 def cut(unet: Denoiser, plan: Plan) -> Denoiser:
-    """Cut a copy of a UNet as planned, with torch-pruning, and verify it.
+    """Cut a copy of a denoiser as planned, with torch-pruning, and verify it.
 
     Raises:
         RuntimeError: The result differs from the plan, which is a bug of this program.

@@ -1,4 +1,4 @@
-"""A dense UNet and the number of channels that each group loses -> the cost of the pruned UNet."""
+"""A dense denoiser and the number of channels that each group loses -> the cost of the pruned one."""
 
 import copy
 import math
