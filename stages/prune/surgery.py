@@ -53,11 +53,11 @@ def verify(dense: Denoiser, pruned: Denoiser, plan: Plan) -> None:
 
 def slice_tensors(dense: Denoiser, plan: Plan) -> dict[str, torch.Tensor]:
     """Index the dense tensors by the kept channels of the plan: the expected weights, without torch-pruning."""
-    tensors = dict(dense.state_dict())
+    tensors, device = dict(dense.state_dict()), dense.device  # diffusers walks through all modules for it
     for layer, kept in plan.layers.items():
         for kind, sides in (("weight", (kept.outputs, kept.inputs)), ("bias", (kept.outputs,))):
             for dim, channels in enumerate(sides):
                 name = f"{layer}.{kind}"
                 if channels is not None and name in tensors:
-                    tensors[name] = tensors[name].index_select(dim, torch.tensor(channels, device=dense.device))
+                    tensors[name] = tensors[name].index_select(dim, torch.tensor(channels, device=device))
     return tensors
