@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from stages.runtime.errors import InputError
+from stages.runtime.imports import importing
 
 
 @click.command()
@@ -72,10 +73,11 @@ def init(
     if len(target) > 1:
         raise InputError("give one of --ratio, --macs and --params")
 
-    from stages.storage.files import write_atomically
-    from stages.tools.params_yaml import to_yaml
-    from stages.tools.sources import data_source, model_sources
-    from stages.tools.starter import HELDOUT, Chosen, describe, make_params, open_first
+    with importing():
+        from stages.storage.files import write_atomically
+        from stages.tools.params_yaml import to_yaml
+        from stages.tools.sources import data_source, model_sources
+        from stages.tools.starter import HELDOUT, Chosen, describe, make_params, open_first
 
     share = HELDOUT if heldout is None else heldout
     start, model = open_first(model_sources(model_text, system), data_source(data_text, column), share)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flows import options
+from stages.runtime.imports import importing
 from stages.runtime.text import printable
 from stages.runtime.wording import count, format_bytes, format_duration, format_table
 
@@ -152,8 +153,9 @@ def make_plan(texts: Sequence[str], preset: str | None, tflops: float | None = N
     statuses = find_statuses(Path(), tree, in_place=in_place)
     click.echo("timing a few passes …" if tflops is None else "counting …", err=True)
 
-    from stages.runtime.device import device_name
-    from stages.tools.preview import preview
+    with importing():
+        from stages.runtime.device import device_name
+        from stages.tools.preview import preview
 
     is_fetched = in_place and next((it.state == "up to date" for it in statuses if it.name == "fetch"), False)
     fetched, packed = (FETCHED, PACKED) if is_fetched else (None, None)

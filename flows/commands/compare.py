@@ -6,6 +6,7 @@ import click
 
 from flows import options
 from stages.runtime.errors import InputError
+from stages.runtime.imports import importing
 
 
 @click.command()
@@ -54,7 +55,8 @@ def _compare_methods(
     plan_comparison(*source, names, numbers, overrides, ablation=given["ablation"])
 
     ensure_server()
-    from flows.compare import compare as flow
+    with importing():
+        from flows.compare import compare as flow
 
     exit_by_state(flow(seeds=numbers, rows=names, overrides=overrides, limits=minutes, return_state=True, **given))
 
@@ -83,7 +85,8 @@ def _compare_recipes(
     plan_curve(*source, names, numbers, given["steps"], added, overrides)
 
     ensure_server()
-    from flows.curve import curve as flow
+    with importing():
+        from flows.curve import curve as flow
 
     given |= {"overrides": overrides, "limits": minutes, "return_state": True}
     exit_by_state(flow(seeds=numbers, rows=names, recipes=added, **given))

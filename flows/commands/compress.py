@@ -3,6 +3,7 @@
 import click
 
 from flows import options
+from stages.runtime.imports import importing
 
 
 @click.command()
@@ -31,6 +32,7 @@ def compress(
         repository.render(source, [overrides])
 
     ensure_server()
-    from flows.compress import compress as flow
+    with importing():
+        from flows.compress import compress as flow
 
     exit_by_state(flow(overrides, commit, minutes, preset=preset, to_register=to_register, return_state=True))

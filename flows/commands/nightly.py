@@ -3,6 +3,7 @@
 import click
 
 from flows import options
+from stages.runtime.imports import importing
 
 
 @click.command()
@@ -21,6 +22,7 @@ def nightly(texts: tuple[str, ...], commit: str, policy: str, limits: tuple[str,
     repository.render(source, [overrides])
 
     ensure_server()
-    from flows.nightly import nightly as flow
+    with importing():
+        from flows.nightly import nightly as flow
 
     exit_by_state(flow(overrides, commit, policy, minutes, return_state=True))

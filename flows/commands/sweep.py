@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from flows import options
+from stages.runtime.imports import importing
 
 
 @click.command()
@@ -28,6 +29,7 @@ def sweep(grids: tuple[str, ...], texts: tuple[str, ...], limits: tuple[str, ...
     plan_sweep(*find_source(given["commit"], given["preset"], minutes), grid, overrides)
 
     ensure_server()
-    from flows.sweep import sweep as flow
+    with importing():
+        from flows.sweep import sweep as flow
 
     exit_by_state(flow(grid, overrides, limits=minutes, return_state=True, **given))

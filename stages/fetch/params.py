@@ -40,7 +40,7 @@ class FolderModel(Section):
     path: Path
     """The diffusers folder; ~ and $VARIABLES are expanded when the stage runs."""
     sha256: Sha256 | None = None
-    """Hash of the file with the UNet's weights; of shards, that of all one after the other, ordered by name
+    """Hash of the file with the denoiser's weights; of shards, that of all one after the other, ordered by name
     (`cat *-of-*.safetensors | sha256sum`). null skips the check."""
 
 
@@ -67,8 +67,8 @@ class S3Model(S3Source):
     """A diffusers folder in a bucket."""
 
     sha256: Sha256
-    """Hash of the file with the UNet's weights, or of its shards as for a folder; required because others may be able
-    to write to the bucket."""
+    """Hash of the file with the denoiser's weights, or of its shards as for a folder; required because others may be
+    able to write to the bucket."""
 
 
 System = Literal["cifar10", "celeba-hq-64", "lsun-256", "imagenet-ldm", "imagenet-dit"]
@@ -87,8 +87,8 @@ class CheckpointModel(Section):
     system: System
     """The architecture that the checkpoint must hold."""
     ema: bool | None = None
-    """Whether the UNet's EMA weights are taken. null takes what the authors draw with: the EMA of a `ddim` checkpoint
-    that has one, and the weights themselves of an `ldm` checkpoint, whose config has use_ema false."""
+    """Whether the denoiser's EMA weights are taken. null takes what the authors draw with: the EMA of a `ddim`
+    checkpoint that has one, and the weights themselves of an `ldm` checkpoint, whose config has use_ema false."""
     autoencoder: Path | None = None
     """For layout `dit`: the diffusers folder of its AutoencoderKL, such as a copy of stabilityai/sd-vae-ft-ema."""
     sha256: Sha256 | None = None
@@ -110,7 +110,7 @@ class RegistryModel(Section):
     uri: str = Field(pattern=r"^models:/[^/@]+/[1-9][0-9]*$")
     """models:/NAME/VERSION; aliases are rejected because they can move."""
     sha256: Sha256 | None = None
-    """Hash of the file with the UNet's weights; null skips the check."""
+    """Hash of the file with the denoiser's weights; null skips the check."""
 
 
 Level = Annotated[int, Field(strict=True, ge=0, le=255)]

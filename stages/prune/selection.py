@@ -1,4 +1,4 @@
-"""A dense UNet, its importance and params -> the plan: which channels are cut and which are kept."""
+"""A dense denoiser, its importance and params -> the plan: which channels are cut and which are kept."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -36,7 +36,7 @@ def plan_pruning(
     budget: Budget | None = None,
     dense: float | None = None,
 ) -> Plan:
-    """Choose the channels to cut from a UNet; the plan is of this cut alone, numbered as in `unet`.
+    """Choose the channels to cut from a denoiser; the plan is of this cut alone, numbered as in `unet`.
 
     Args:
         unet: The model; it is not changed.

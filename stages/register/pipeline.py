@@ -7,6 +7,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from stages.models.layout import is_pixel_dit
 from stages.register.package import check_files
 from stages.register.registry import CONTENT, MODEL, Registry
 
@@ -24,9 +25,8 @@ def load_pipeline(uri: str) -> DiffusionPipeline:
         files = registry.download(version, Path(folder))
         check_files(files, version.tags.get(CONTENT))
         model = files / MODEL
-        is_pixel_dit = (model / "transformer").is_dir() and not (model / "vae").is_dir()
         pipeline: Any = DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
-            model, trust_remote_code=True, low_cpu_mem_usage=False, **({"vae": None} if is_pixel_dit else {})
+            model, trust_remote_code=True, low_cpu_mem_usage=False, **({"vae": None} if is_pixel_dit(model) else {})
         )
         modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
         for tensor in (tensor for module in modules for tensor in module.parameters()):

@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel
 
 from stages.models.layer_order import in_run_order
-from stages.models.layout import PLAN, WEIGHTS, denoiser_name
+from stages.models.layout import PLAN, WEIGHTS, denoiser_name, is_pixel_dit
 from stages.models.params import RoundsParams
 from stages.models.plan import RemovedBranch
 from stages.protocol.costs import CostsRecord, read_costs
@@ -195,7 +195,7 @@ def read_report_data(artifacts: Path, reports: Path) -> ReportData:
             rounds=RoundsParams.model_validate(runs["rounds"]["params"]["rounds"]),
             finetune=FinetuneRecord.model_validate(runs["finetune"]["params"]["finetune"]),
             plan_sha256=file_sha256(folders["finetune"] / PLAN),
-            pipeline=_pipeline_class(component, index),
+            pipeline="AutoModel" if is_pixel_dit(folders["finetune"]) else str(index["_class_name"]),
             code=f"{component}/{index[component][0]}.py",
             runs=runs,
             provenance=provenance,
@@ -206,11 +206,6 @@ def read_report_data(artifacts: Path, reports: Path) -> ReportData:
         raise InputError(
             f"a plan or run.json below {artifacts} is invalid ({first_line(error)}); run its stage again"
         ) from None
-
-
-def _pipeline_class(component: str, index: Mapping[str, Any]) -> str:
-    """Name the class of diffusers that opens a released folder; no pipeline draws with a transformer in pixel space."""
-    return "AutoModel" if component == "transformer" and "vae" not in index else str(index["_class_name"])
 
 
 def _read_evaluation(folder: Path, files: Mapping[str, Path]) -> EvaluationRecord:
