@@ -79,6 +79,11 @@ SECTIONS: Sections = {
             "Write a pruned model as a stock model of diffusers.",
             "espalier export --model artifacts/finetuned --out stock",
         ),
+        "lora": Entry(
+            "stages.tools.__main__:lora",
+            "Slice a LoRA of the dense model for the pruned one.",
+            "espalier lora --adapter my-lora --plan artifacts/finetuned/pruning_plan.json --out small-lora",
+        ),
     },
     "Registry": {
         "register": Entry(

@@ -41,6 +41,18 @@ def export(model: Path, out: Path) -> None:
 
 
 @main.command()
+@click.option("--adapter", type=Path, required=True, help="LoRA of the dense model: a safetensors file or its folder.")
+@click.option("--plan", type=Path, required=True, help="The pruned model's pruning_plan.json.")
+@click.option("--model", type=Path, default=None, help="A model of this plan; by default the folder of the plan.")
+@click.option("--out", type=Path, required=True, help="Output folder of the adapter for the pruned model.")
+def lora(adapter: Path, plan: Path, model: Path | None, out: Path) -> None:
+    """Slice a LoRA that was made for the dense model by the channels that a pruning plan keeps."""
+    from stages.tools.lora import describe, slice_adapter_file
+
+    click.echo(describe(slice_adapter_file(adapter, plan, model, out)))
+
+
+@main.command()
 @click.option("--model", type=Path, default=Path("artifacts/finetuned"), help="Model folder.")
 @click.option("--out", type=Path, required=True, help="Output folder of the images.")
 @click.option("--num-images", type=click.IntRange(1), default=16, help="Number of images.")
