@@ -36,8 +36,8 @@ def make_factor(shape, seed, *, exact):
     return torch.randint(-3, 4, shape, generator=draws).float() if exact else torch.randn(shape, generator=draws)
 
 
-def make_lora(model, layers, layout="peft", rank=3, *, exact=True):
-    """Make an adapter of some layers: the tensors of its file, and layer -> its names of A, B and a bias."""
+def make_lora(model, layers, layout="peft", rank=3, *, exact=True, bias=True):
+    """Make an adapter of some layers: the tensors of its file, and layer -> its names of A, B and a bias, if peft's."""
     tensors, names = {}, {}
     for seed, layer in enumerate(sorted(layers)):
         module, written = model.get_submodule(layer), layer_name(layer, layout)
@@ -47,7 +47,7 @@ def make_lora(model, layers, layout="peft", rank=3, *, exact=True):
         if isinstance(module, nn.Embedding):
             (down, up), shapes = EMBEDDING, ((rank, outputs), (inputs, rank))
         names[layer] = [down.format(written), up.format(written)]
-        if layout == "peft" and getattr(module, "bias", None) is not None:
+        if bias and layout == "peft" and getattr(module, "bias", None) is not None:
             names[layer].append(BIAS.format(written))
             shapes = (*shapes, (outputs,))
         for number, (name, shape) in enumerate(zip(names[layer], shapes, strict=True)):
@@ -64,12 +64,12 @@ def product(module, down, up):
     return (up.flatten(1) @ down.flatten(1)).reshape(len(up), *down.shape[1:])
 
 
-def merge(model, tensors, names):
+def merge(model, tensors, names, scale=SCALE):
     """Return the model's tensors with W + s·B·A, and biases with those of the LoRA."""
     merged = dict(model.state_dict())
     for layer, (down, up, *bias) in names.items():
         module = model.get_submodule(layer)
-        merged[f"{layer}.weight"] = merged[f"{layer}.weight"] + SCALE * product(module, tensors[down], tensors[up])
+        merged[f"{layer}.weight"] = merged[f"{layer}.weight"] + scale * product(module, tensors[down], tensors[up])
         if bias:
-            merged[f"{layer}.bias"] = merged[f"{layer}.bias"] + SCALE * tensors[bias[0]]
+            merged[f"{layer}.bias"] = merged[f"{layer}.bias"] + scale * tensors[bias[0]]
     return merged

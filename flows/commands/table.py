@@ -111,6 +111,16 @@ SECTIONS: Sections = {
             "Print who promoted which version, when and why.",
             "espalier ledger espalier-digits",
         ),
+        "push": Entry(
+            "stages.tools.__main__:push",
+            "Push a released model to the Hugging Face Hub.",
+            "espalier push artifacts/released/finetuned me/my-small-ddpm --dry-run",
+        ),
+        "pull": Entry(
+            "stages.tools.__main__:pull",
+            "Pull a pushed model, and check the hash of every file.",
+            "espalier pull me/my-small-ddpm --out my-small-ddpm",
+        ),
     },
     "Schedules": {
         "server": Entry(

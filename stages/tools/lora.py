@@ -40,15 +40,15 @@ def slice_adapter_file(adapter: Path, plan_path: Path, model: Path | None, out: 
             files that no command wrote.
     """
     weights = find_weights(adapter)
-    check_free(out, inputs=[weights.parent, plan_path.parent])
-    plan = read_plan(plan_path)
-    dense = read_dense(plan, plan_path, model)
+    check_free(out, inputs=[adapter, plan_path])
     config = weights.with_name(CONFIG)
     if config.is_file():
         check_config(config)
     metadata = read_metadata(weights)
     if SLICED_BY in metadata:
         raise InputError(f"{weights} was sliced by a plan before; give the adapter of the dense model")
+    plan = read_plan(plan_path)
+    dense = read_dense(plan, plan_path, model)
     sliced = slice_adapter(read_tensors(weights), dense, plan, str(weights))
     record = {"adapter_sha256": file_sha256(weights), "plan_sha256": plan.sha256, "dropped": sliced.dropped}
     with writing(out) as folder:
