@@ -7,9 +7,10 @@ from typing import NamedTuple
 from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError
 
-from stages.register.package import ALLOWED, FILES_LIST, hash_list
+from stages.fetch.release_list import FILES_LIST
+from stages.register.package import ALLOWED
 from stages.runtime.errors import InputError
-from stages.storage.files import check_free, writing
+from stages.storage.files import check_free, file_sha256, writing
 from stages.storage.manifest import Manifest, check_space, describe, parse_manifest
 from stages.tools.hub_errors import hub_errors
 
@@ -44,7 +45,7 @@ def pull(repo: str, revision: str, sha256: str | None, out: Path) -> Pulled:
         origin = f"{repo} at {commit}"
         with writing(out) as folder:
             manifest = _download_list(api, repo, commit, folder)
-            found = hash_list(folder)
+            found = file_sha256(folder / FILES_LIST)
             if sha256 not in (None, found):
                 raise InputError(f"{FILES_LIST} of {origin} has sha256 {found}, expected {sha256}; correct --sha256")
             check_space(manifest, folder, origin)

@@ -11,9 +11,10 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
+from stages.fetch.release_list import FILES_LIST
 from stages.models.layout import PLAN
 from stages.models.pipeline import denoiser_folder, weights_file
-from stages.register.package import ALLOWED, FILES_LIST, check_files, check_formats, list_files
+from stages.register.package import ALLOWED, check_files, check_formats, list_files
 from stages.register.registry import CONTENT, MODEL, Registry
 from stages.runtime.bounded import MIB
 from stages.runtime.errors import InputError
