@@ -58,13 +58,13 @@ class FakeHub:
             raise RefusedError(403, "", "you have no right to write there")
         return found
 
-    def create(self, user, body):
+    def create(self, user, body, address):
         """POST /api/repos/create."""
         name = f"{body['organization']}/{body['name']}" if body.get("organization") else f"{user}/{body['name']}"
         if name.partition("/")[0] != user:
             raise RefusedError(403, "", "you have no right to create there")
-        self.repositories[name] = Repository(private=bool(body.get("private")))
-        return {"url": f"http://hub/{name}"}
+        self.repositories[name] = Repository(private=body.get("visibility") == "private" or bool(body.get("private")))
+        return {"url": f"{address}/{name}"}
 
     def info(self, name, user, revision):
         """GET /api/models/NAME."""
@@ -106,7 +106,7 @@ class FakeHub:
         self.objects[oid] = content
         return {}
 
-    def commit(self, name, user, lines):
+    def commit(self, name, user, lines, address):
         """POST /api/models/NAME/commit/REVISION."""
         repository = self.repository(name, user, write=True)
         parent, before = repository.history[-1]
@@ -123,7 +123,7 @@ class FakeHub:
                 del files[value["path"]]
         commit = hashlib.sha1(f"{len(repository.history)} {name}".encode()).hexdigest()
         repository.history.append((commit, files))
-        return {"commitUrl": f"http://hub/{name}/commit/{commit}", "commitOid": commit}
+        return {"commitUrl": f"{address}/{name}/commit/{commit}", "commitOid": commit}
 
     def describe(self, name, user, revision, paths):
         """POST /api/models/NAME/paths-info/REVISION."""
@@ -198,7 +198,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def route(self, path, body):
         """Call what a path names."""
-        hub = self.server.hub
+        hub, address = self.server.hub, f"http://{self.headers['Host']}"
         if path.startswith("/lfs/"):
             return hub.put(path.removeprefix("/lfs/"), body)
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
@@ -208,19 +208,22 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/api/validate-yaml":
             return {"warnings": [], "errors": []}
         if path == "/api/repos/create":
-            return hub.create(user, json.loads(body))
+            return hub.create(user, json.loads(body), address)
         if found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return hub.resolve(found[1], user, found[2], found[3])
-        return self.route_model(hub, user, path, body)
+        return self.route_model(hub, user, path, body, address)
 
-    def route_model(self, hub, user, path, body):
+    def route_model(self, hub, user, path, body, address):
         """Call what a path below a repository names."""
         if found := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
-            return hub.batch(found[1], user, json.loads(body), f"http://{self.headers['Host']}")
-        name, verb, revision = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/([^/]+)/([^/]+))?", path).groups()
+            return hub.batch(found[1], user, json.loads(body), address)
+        found = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/([^/]+)/([^/]+))?", path)
+        if found is None:
+            raise RefusedError(404)
+        name, verb, revision = found.groups()
         calls = {
             "preupload": lambda: hub.preupload(name, user, json.loads(body)),
-            "commit": lambda: hub.commit(name, user, [json.loads(line) for line in body.splitlines()]),
+            "commit": lambda: hub.commit(name, user, [json.loads(line) for line in body.splitlines()], address),
             "paths-info": lambda: hub.describe(name, user, revision, parse_qs(body.decode())["paths"]),
         }
         return calls.get(verb, lambda: hub.info(name, user, revision))()

@@ -2,11 +2,15 @@
 
 import hashlib
 import json
+import shutil
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
 from stages.models.layout import PLAN
+from stages.register.package import hash_list, list_files
+from stages.storage.files import write_json
 from stages.tools.__main__ import main
 from tests.hub import TOKEN, Repository, hub
 
@@ -97,6 +101,40 @@ def test_public_is_chosen_and_never_happens(hub, released):
     assert made[0] == 0
     assert not hub.repositories["me/new"].private
     assert private[1][1][-1] == f"Error: {REPO} exists and is private; leave --public out, or choose another name"
+
+
+@pytest.fixture
+def version(released, tmp_path, monkeypatch):
+    """A registry with one version, whose model is the released one; returns the folder of its files."""
+    files, uri = tmp_path / "version", "models:/small/1"
+    shutil.copytree(released, files / "artifacts/model")
+    flavor = {"loader_module": "mlflow.pyfunc.loaders.code_model", "model_code_path": "draw.py"}
+    write_json(files / "MLmodel", {"flavors": {"python_function": flavor}})
+    write_json(files / "files.json", list_files(files).model_dump(mode="json"))
+    tags = {"espalier.content": hash_list(files)}
+
+    class Registry:
+        def find(self, found):
+            assert found == uri
+            return SimpleNamespace(tags=tags)
+
+        def download(self, _version, folder):
+            return shutil.copytree(files, folder / "downloaded")
+
+    monkeypatch.setattr("stages.tools.push.Registry", Registry)
+    return files
+
+
+def test_a_version_is_pushed_after_its_files_were_checked(hub, version):
+    """The model alone goes to the Hub; a version that was tampered with does not."""
+    code, lines = run("push", "models:/small/1", REPO)
+    (version / "artifacts/model" / WEIGHTS).write_bytes(b"trojans")
+    refused = run("push", "models:/small/1", "me/other")
+
+    assert code == 0, lines
+    assert set(hub.repositories[REPO].history[-1][1]) == {*FILES, "files.json"}
+    assert f"the version was tampered with: artifacts/model/{WEIGHTS}" in refused[1][-1]
+    assert "me/other" not in hub.repositories
 
 
 def break_token(_hub, _released, monkeypatch):
