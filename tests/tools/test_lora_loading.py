@@ -29,13 +29,13 @@ from peft import PeftModel
 assert not [name for name in sys.modules if name.startswith(("stages", "torch_pruning"))]
 for folder in sorted(Path(sys.argv[1]).iterdir()):
     path = next(path.parent for path in folder.glob("model/*/pruned_*.py"))
-    model = AutoModel.from_pretrained(path, trust_remote_code=True).eval()
+    model = AutoModel.from_pretrained(str(path), trust_remote_code=True).eval()
     inputs = load_file(folder / "inputs.safetensors")
     before = model(**inputs).sample.detach()
     if (folder / "lora/adapter_config.json").exists():
-        model = PeftModel.from_pretrained(model, folder / "lora").eval()
+        model = PeftModel.from_pretrained(model, str(folder / "lora")).eval()
     else:
-        model.load_lora_adapter(str(folder / "lora"), prefix="unet")
+        model.load_lora_adapter(str(folder / "lora" / "pytorch_lora_weights.safetensors"), prefix="unet")
     outputs = {"plain": before, "adapted": model(**inputs).sample.detach()}
     save_file({name: it.contiguous() for name, it in outputs.items()}, folder / "outputs.safetensors")
 """
