@@ -41,6 +41,18 @@ def export(model: Path, out: Path) -> None:
 
 
 @main.command()
+@click.option("--adapter", type=Path, required=True, help="LoRA of the dense model: a safetensors file or its folder.")
+@click.option("--plan", type=Path, required=True, help="The pruned model's pruning_plan.json.")
+@click.option("--model", type=Path, default=None, help="A model of this plan; by default the folder of the plan.")
+@click.option("--out", type=Path, required=True, help="Output folder of the adapter for the pruned model.")
+def lora(adapter: Path, plan: Path, model: Path | None, out: Path) -> None:
+    """Slice a LoRA that was made for the dense model by the channels that a pruning plan keeps."""
+    from stages.tools.lora import describe, slice_adapter_file
+
+    click.echo(describe(slice_adapter_file(adapter, plan, model, out)))
+
+
+@main.command()
 @click.option("--model", type=Path, default=Path("artifacts/finetuned"), help="Model folder.")
 @click.option("--out", type=Path, required=True, help="Output folder of the images.")
 @click.option("--num-images", type=click.IntRange(1), default=16, help="Number of images.")
@@ -56,6 +68,41 @@ def draw(model: Path, out: Path, num_images: int, seed: int, label: int | None, 
 
     draw_images(model, out, range(seed, seed + num_images), label, params_path)
     click.echo(f"Look at it: {out / 'grid.png'}")
+
+
+@main.command()
+@click.argument("model", metavar="MODEL_OR_VERSION")
+@click.argument("repo", metavar="OWNER/NAME")
+@click.option("--public", is_flag=True, help="Everybody may read it; by default a new repository is private.")
+@click.option("--dry-run", is_flag=True, help="List files and sizes; send nothing.")
+def push(model: str, repo: str, *, public: bool, dry_run: bool) -> None:
+    """Push a released model, a folder or models:/NAME/3, to the Hugging Face Hub in one commit.
+
+    The token is that of HF_TOKEN or of `hf auth login`.
+    """
+    from stages.tools.push import opened, push
+
+    with opened(model) as release:
+        click.echo("\n".join(release.lines()))
+        if dry_run:
+            click.echo(f"dry run: nothing was sent to {repo}, which would be {'public' if public else 'private'}")
+            return
+        commit = push(release, repo, public=public)
+        click.echo(f"{repo} at {commit} holds these files; to get them back:")
+        click.echo(f"espalier pull {repo} --revision {commit} --sha256 {release.sha256} --out FOLDER")
+
+
+@main.command()
+@click.argument("repo", metavar="OWNER/NAME")
+@click.option("--revision", default="main", help="A commit, branch or tag.")
+@click.option("--sha256", default=None, help="Hash of files.json that push printed; pins every file.")
+@click.option("--out", type=Path, required=True, help="Output folder of the model.")
+def pull(repo: str, revision: str, sha256: str | None, out: Path) -> None:
+    """Pull a model that `espalier push` sent to the Hugging Face Hub, and check the hash of every file."""
+    from stages.tools.pull import pull
+
+    found = pull(repo, revision, sha256, out)
+    click.echo(f"{found.num_files} files of {repo} at {found.commit} are as listed; files.json has {found.sha256}")
 
 
 @main.command()
