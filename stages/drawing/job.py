@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, ValidationError, model_validator
@@ -156,7 +156,7 @@ def record_bytes(record: Frozen) -> bytes:
     return json_bytes(record.model_dump(mode="json"))
 
 
-def manifest_bytes(job: Job, records: Iterator[ShardRecord]) -> bytes:
+def manifest_bytes(job: Job, records: Sequence[ShardRecord]) -> bytes:
     """Return the JSON of a finished job with all of its shards; equal jobs give equal bytes."""
     shards = [record.model_dump(mode="json") for record in records]
     return json_bytes({"job": job.model_dump(mode="json"), "num_images": job.num_images, "shards": shards})

@@ -53,7 +53,9 @@ class Source:
         paths = [path for part in parts for name in FILES if (path := self.folder / part / name).is_file()]
         if not any(path.name == WEIGHTS for path in paths):
             found = f"{self.folder} holds no {WEIGHTS}" if self.folder.is_dir() else f"{self.folder} is no folder"
-            raise InputError(f"--model {found}; give the folder of a pipeline, or a version such as models:/NAME@champion")
+            raise InputError(
+                f"--model {found}; give the folder of a pipeline, or a version such as models:/NAME@champion"
+            )
         return {path.relative_to(self.folder).as_posix(): file_sha256(path) for path in paths}
 
 

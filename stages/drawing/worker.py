@@ -20,20 +20,19 @@ import torch
 from stages.drawing.job import JOB, Job, Shard, ShardRecord, check_same, read_shard_record, record_bytes
 from stages.drawing.labels import Labels
 from stages.drawing.shards import WRITERS, Row, to_png
+from stages.drawing.worker_reports import BATCH, DONE, ERROR, FOUND, READY
 from stages.fetch.class_embedding import read_class_embedding
 from stages.models.autoencoder import read_autoencoder
 from stages.models.families import Denoiser
 from stages.models.pipeline import read_scheduler, read_unet
-from stages.models.sampling import SamplingContext, check_guidance, check_variance, draw_batches
 from stages.models.samplers import check_sampler
+from stages.models.sampling import SamplingContext, check_guidance, check_variance, draw_batches
 from stages.runtime.device import check_precision, keep_freed_memory, select_device
 from stages.runtime.errors import InputError
 from stages.storage.places import Place, open_place
 
 POLL_S = 1.0
 """Pause before a worker looks again for what others draw."""
-READY, BATCH, DONE, FOUND, ERROR = "ready", "batch", "done", "found", "error"
-"""What a worker reports: it begins; images of a shard so far; a shard that it drew, or that others did; a mistake."""
 Report = Callable[[str, int, int], None]
 """Takes a kind, the number of a shard and a number of images."""
 

@@ -118,10 +118,8 @@ class BucketPlace(Bucket):
             try:
                 self.client.put_object(Bucket=self.bucket, Key=self._key(name), Body=content, **condition)
             except self.client.exceptions.ClientError as error:
-                status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-                if status in (NOT_FOUND, CONFLICT, PRECONDITION_FAILED) and error.response["Error"]["Code"] not in (
-                    "NoSuchBucket",
-                ):
+                status, code = error.response["ResponseMetadata"]["HTTPStatusCode"], error.response["Error"]["Code"]
+                if status in (NOT_FOUND, CONFLICT, PRECONDITION_FAILED) and code != "NoSuchBucket":
                     return self.read(name) == content
                 if status != NOT_IMPLEMENTED:
                     raise

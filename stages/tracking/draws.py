@@ -34,12 +34,12 @@ class DrawRun:
         """Log how many images of the job are finished, and how fast this call draws."""
         self._send(lambda client: self._log(client, num_images, images_per_s))
 
-    def close(self, status: str, manifest: str | None = None) -> None:
+    def close(self, status: str, manifest: bytes | None = None) -> None:
         """End the run with a status of MLflow; the manifest, if the job is finished, becomes an artifact."""
 
         def end(client: Any) -> None:  # noqa: ANN401  # MLflow is imported in `connect`
             if manifest is not None:
-                client.log_text(self.run_id, manifest, "manifest.json")
+                client.log_text(self.run_id, manifest.decode(), "manifest.json")
             client.set_terminated(self.run_id, status)
 
         self._send(end)
