@@ -13,7 +13,7 @@ from stages.drawing.finished import find_finished, write_manifest
 from stages.drawing.job import MANIFEST, Job
 from stages.drawing.request import Request, choose_numbers, make_job
 from stages.drawing.source import opened
-from stages.drawing.worker_reports import BATCH, DONE, FOUND, WorkerReport
+from stages.drawing.worker_reports import BATCH, DONE, FOUND, READY, WorkerReport
 from stages.runtime.errors import InputError, warn
 from stages.runtime.progress import track
 from stages.runtime.result import write_result
@@ -103,6 +103,7 @@ class Progress:
         """Images of finished shards, and of those that are being drawn."""
         self.drawn, self.begin, self.end = 0, time.monotonic(), time.monotonic()
         self._partial: dict[int, int] = {}
+        self._finished = set(before)
 
     @property
     def rate(self) -> float:
@@ -134,12 +135,14 @@ class Progress:
         """Yield once for each further image; what a killed worker had drawn of a shard counts once."""
         shown, logged = self.before, time.monotonic()
         for kind, number, num_images in reports:
-            if kind in (BATCH, DONE, FOUND):
+            if kind in (BATCH, DONE, FOUND) and number not in self._finished:  # each worker finds what others finished
                 self.counted += num_images - self._partial.pop(number, 0)
                 self.drawn += num_images if kind == DONE else 0
                 self.end = time.monotonic()
             if kind == BATCH:
                 self._partial[number] = num_images
+            elif kind != READY:
+                self._finished.add(number)
             while shown < self.counted:
                 shown += 1
                 yield
