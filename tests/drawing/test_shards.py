@@ -125,7 +125,9 @@ def test_a_damaged_shard_is_named(draw, tmp_path):
     content = shard.read_bytes()
     for damaged in (bytes([content[0] ^ 1, *content[1:]]), content[:-1]):
         shard.write_bytes(damaged)
-        with pytest.raises(InputError, match=r"out/shard-00001\.parquet is damaged: it has .*remove this file, and run"):
+        with pytest.raises(
+            InputError, match=r"out/shard-00001\.parquet is damaged: it has .*remove this file, and run"
+        ):
             find_finished(place, job)
     shard.unlink()
     with pytest.raises(InputError, match="is gone; run the same command without --check"):
@@ -161,7 +163,7 @@ def test_a_damaged_record_is_named(draw, tmp_path):
 )
 def test_another_job_in_the_same_place_is_refused(draw, make, tmp_path, other, difference):
     """The message names what differs and what to do."""
-    _, place, _ = draw(tmp_path / "out", range(0, 20), numbers=range(1))
+    _, place, _ = draw(tmp_path / "out", range(20), numbers=range(1))
     with pytest.raises(InputError, match=difference) as caught:
         find_finished(place, make(**other))
     assert caught.value.message.endswith("choose another --out, or give the same values")
