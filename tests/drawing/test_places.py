@@ -92,7 +92,7 @@ def test_a_job_is_drawn_into_a_bucket(connect, make, draw, source, tmp_path):
     with pytest.raises(InputError, match=r"is damaged: it has 5 bytes"):
         find_finished(place, job)
     other = make(of=source, steps=4)
-    with pytest.raises(InputError, match="holds another job: sampler.steps is 2 there, 4 here"):
+    with pytest.raises(InputError, match=r"holds another job: sampler\.steps is 2 there, 4 here"):
         draw_pending(load_drawer(other, source.folder, Labels()), place, [], lambda *_: None)
 
 

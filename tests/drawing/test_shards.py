@@ -126,7 +126,7 @@ def test_a_damaged_shard_is_named(draw, tmp_path):
     for damaged in (bytes([content[0] ^ 1, *content[1:]]), content[:-1]):
         shard.write_bytes(damaged)
         with pytest.raises(
-            InputError, match=r"out/shard-00001\.parquet is damaged: it has .*remove this file, and run"
+            InputError, match=r"out/shard-00001\.parquet is damaged: it has .*remove this file"
         ):
             find_finished(place, job)
     shard.unlink()
