@@ -41,7 +41,8 @@ def main(num_images: int, batch_size: int, rounds: int) -> None:
         bare.append(num_images / (middle - begin))
         whole.append(num_images / (end - middle))
         ratios.append(whole[-1] / bare[-1])
-    print(f"bare loop {median(bare[1:]):.1f}/s, worker {median(whole[1:]):.1f}/s, ratio {median(ratios[1:]):.3f} (median)")
+    rates = f"bare loop {median(bare[1:]):.1f}/s, worker {median(whole[1:]):.1f}/s"
+    print(f"{rates}, ratio {median(ratios[1:]):.3f} (medians)")
     print("ratios of the rounds, the first one to warm up:", *(f"{ratio:.3f}" for ratio in ratios))
 
 

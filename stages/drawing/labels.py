@@ -39,7 +39,7 @@ class Labels:
         if self.one is None and not self.each:
             return
         if table is None:
-            raise InputError(f"{self.origin}: the model is unconditional; leave the option out")
+            raise InputError(f"{self.origin}: the model is unconditional; leave {self.origin.split()[0]} out")
         num_classes = len(table) - 1
         given = self.each or [self.one or 0]
         wrong = next((place for place, label in enumerate(given) if label >= num_classes), None)

@@ -4,10 +4,11 @@ import fcntl
 import hashlib
 import os
 import uuid
+import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 from stages.runtime.errors import InputError, without_password
 from stages.storage.files import cannot_write, file_sha256, write_atomically
@@ -61,7 +62,7 @@ class FolderPlace:
 
     def __init__(self, root: Path) -> None:
         self.root, self.uri = root, str(root)
-        self._claims: IO[bytes] | None = None
+        self._claims: int | None = None
 
     def read(self, name: str) -> bytes | None:
         """Read a file; None if it does not exist."""
@@ -126,15 +127,16 @@ class FolderPlace:
         finally:
             fcntl.lockf(file, fcntl.LOCK_UN, 1, byte)
 
-    def _open_claims(self) -> IO[bytes]:
+    def _open_claims(self) -> int:
         """Open the file of claims once: a process that closes it a second time would lose all of its locks."""
         if self._claims is None:
             path = self.root / CONTROL / "claims"
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self._claims = path.open("ab")
+                self._claims = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             except OSError as error:
                 raise cannot_write(path, error) from None
+            weakref.finalize(self, os.close, self._claims)
         return self._claims
 
 

@@ -74,12 +74,10 @@ def test_a_file_of_labels_that_does_not_fit_is_one_line(tmp_path, text, message)
 def test_classes_that_the_model_lacks_are_refused(make, labelled, source):
     """A label that is too large, by its line; any label for an unconditional model."""
     each = Labels(0, each=[0, 1, 2, 3], origin="--labels labels.txt")
-    with pytest.raises(
-        InputError, match=r"--labels labels\.txt, line 4: class 3: the model has 3 classes; give"
-    ):
+    with pytest.raises(InputError, match=r"--labels labels\.txt, line 4: class 3: the model has 3 classes; give"):
         load_drawer(make(range(4), each, labelled), labelled.folder, each)
     one = Labels(one=3, origin="--label 3")
     with pytest.raises(InputError, match="--label 3: the model has 3 classes"):
         load_drawer(make(range(4), one, labelled), labelled.folder, one)
-    with pytest.raises(InputError, match="--label 3: the model is unconditional; leave the option out"):
+    with pytest.raises(InputError, match="--label 3: the model is unconditional; leave --label out"):
         load_drawer(make(range(4), one), source.folder, one)

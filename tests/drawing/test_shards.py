@@ -125,9 +125,7 @@ def test_a_damaged_shard_is_named(draw, tmp_path):
     content = shard.read_bytes()
     for damaged in (bytes([content[0] ^ 1, *content[1:]]), content[:-1]):
         shard.write_bytes(damaged)
-        with pytest.raises(
-            InputError, match=r"out/shard-00001\.parquet is damaged: it has .*remove this file"
-        ):
+        with pytest.raises(InputError, match=r"out/shard-00001\.parquet is damaged: it has .*remove this file"):
             find_finished(place, job)
     shard.unlink()
     with pytest.raises(InputError, match="is gone; run the same command without --check"):
@@ -202,7 +200,7 @@ def test_classes_come_from_the_seed_an_option_or_a_file(draw, labelled, tmp_path
     assert {label for label, _ in one.values()} == {1}
     assert [label for label, _ in each.values()] == [2, 1, 0, 1, 2, 0]
     assert {seed for seed in by_seed if by_seed[seed] == one[seed]} == {seed for seed in by_seed if seed % 3 == 1}
-    assert {seed for seed in each if each[seed] == by_seed[seed]} == {2, 5}
+    assert {seed for seed in each if each[seed] == by_seed[seed]} == {2}
     features = Features.from_arrow_schema(pq.read_schema(tmp_path / "each/shard-00000.parquet"))
     assert {name: type(feature).__name__ for name, feature in features.items()} == {
         "image": "Image",
