@@ -71,7 +71,7 @@ SECTIONS: Sections = {
         ),
         "draw": Entry(
             "stages.tools.__main__:draw",
-            "Draw images with a model and save them as PNG.",
+            "Draw images with a model: PNG files, or shards by the thousand.",
             "espalier draw --model artifacts/finetuned --out samples --num-images 8",
         ),
         "grid": Entry(
