@@ -244,6 +244,8 @@ def _forecast(arguments: Sequence[str]) -> dict[str, float | None]:
         return {}
     names = [it.name for it in statuses if it.state == "runs" and (not arguments or it.name in wanted)]
     found = _plan() if {*names} & {*LONG} else {}
+    if download := found.get("download"):
+        warn(download)
     refuse(found.get("refusals", []), is_certain=not arguments)  # a stage alone may not need what is refused
     seconds = {stage["name"]: stage["seconds"] for stage in found.get("stages", []) if "seconds" in stage}
     return {name: seconds.get(name) for name in names}
