@@ -1,4 +1,4 @@
-"""Groups of channels -> the ratio to cut by default: the paper's, or a larger one where that would cut almost nothing."""
+"""Groups of channels -> the ratio to cut by default: the paper's, or a larger one where that cuts almost nothing."""
 
 from collections.abc import Sequence
 

@@ -198,7 +198,10 @@ def make_params(start: Start, model: ModelSource, chosen: Chosen) -> dict[str, A
         "fetch": {"model": _given(model), "data": _given(start.data), "heldout": start.heldout},
         "reference": _reference(start, steps, chosen),
         "importance": _importance(start, chosen),
-        "prune": {"target": chosen.target or {"ratio": choose_ratio(find_groups(start.model.unet), round_to)}, "round_to": round_to},
+        "prune": {
+            "target": chosen.target or {"ratio": choose_ratio(find_groups(start.model.unet), round_to)},
+            "round_to": round_to,
+        },
         "rounds": {"count": 1},
         "finetune": {
             "steps": training,
