@@ -83,6 +83,7 @@ class RunPlan:
             "source": self.source,
             "device": self.device,
             "refusals": self.preview.refusals,
+            "download": self.preview.download or None,
             "model": size
             and {key: getattr(size, key) for key in ("dense_params", "pruned_params", "dense_macs", "pruned_macs")},
             "num_images": self.preview.num_images,
@@ -98,7 +99,7 @@ class RunPlan:
         """Describe the plan for a terminal."""
         stages = {stage.name: stage for stage in self.preview.stages}
         rows = [_row(status, stages.get(status.name)) for status in self.statuses]
-        lines = [*_headline(self), "", *format_table(["stage", "", "why", "work", "time", "disk", "memory"], rows), ""]
+        lines = [*_headline(self), "", *format_table(["stage", "", "work", "time", "disk", "memory", "why"], rows), ""]
         if stages:
             lines.append(self._total(price))
             lines += self._shortages()
@@ -107,6 +108,7 @@ class RunPlan:
             lines.append(f"Beside them, for the block grid, `espalier grid`: {grid.work.text}, {time}.")
         if missing := sorted({kind for stage in self.running for kind in stage.unmeasured}):
             lines.append(f"Not in it, since it could not be timed here: {', '.join(missing)}.")
+        lines += [f"Warning: {printable(self.preview.download)}"] if self.preview.download else []
         refused = self.preview.refusals
         lines += [f"{count(len(refused), 'refusal')}; nothing has to be computed to know of them:"] if refused else []
         return "\n".join(lines + [f"✗ {printable(message)}" for message in refused])
@@ -170,19 +172,19 @@ def _headline(found: RunPlan) -> list[str]:
     if size:
         params = f"{size.dense_params / 1e6:.4g} M → {size.pruned_params / 1e6:.4g} M parameters"
         macs = f"{size.dense_macs / 1e9:.4g} G → {size.pruned_macs / 1e9:.4g} G MACs"
-        known = "number of images not known yet" if images is None else count(images, "image")
+        known = "number of images not known yet" if images is None else f"{count(images, 'image')} given"
         lines.append(f"{params}, {macs}; {known}")
     return lines
 
 
 def _row(status: "StageStatus", stage: "StageForecast | None") -> list[str]:
     """Write a stage as a row; what it would take is shown only if it would run."""
-    row = [status.name, status.state, "; ".join(status.reasons)]
+    row, why = [status.name, status.state], "; ".join(status.reasons)
     if stage is None or status.state != "runs":
-        return [*row, "", "", "", ""]
+        return [*row, "", "", "", "", why]
     disk, memory = stage.work.disk_bytes, stage.memory_bytes
     costs = [format_duration(stage.seconds), format_bytes(disk) if disk else "", format_bytes(memory) if memory else ""]
-    return [*row, stage.work.text, *costs]
+    return [*row, stage.work.text, *costs, why]
 
 
 def _stage_json(status: "StageStatus", stage: "StageForecast | None") -> dict[str, Any]:

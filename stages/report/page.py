@@ -162,7 +162,8 @@ def _tiles(report: ReportData) -> Iterator[tuple[str, str, str, str]]:
         share = write_share(finetuned.visible_pairs, record.num_pairs)
         yield share, "pictures differ visibly from dense", "differs visibly", tone
     if report.recovered is not None:
-        yield f"{report.recovered:.1%}", "of the FID lost by pruning, recovered", "FID", ""
+        share = f"{report.recovered:.1%}" if report.recovered <= 1 else "all"
+        yield share, "of the FID lost by pruning, recovered", "FID", ""
 
 
 def _speed_tone(cost: Cost) -> str:

@@ -15,6 +15,7 @@ from stages.models.families import sample_shape
 from stages.models.samplers import make_sampler
 from stages.params import Params
 from stages.protocol.extractors import Extractor, find_extractor
+from stages.protocol.params import ExtractorParams
 from stages.prune.surgery import cut
 from stages.runtime.device import select_device
 from stages.runtime.errors import InputError, UnavailableError
@@ -39,6 +40,8 @@ class Preview:
     """None where the images are not known yet."""
     stages: list[StageForecast] = field(default_factory=list)
     """Empty where there is no size."""
+    download: str = ""
+    """What is not on this machine and will be downloaded, and what to do without a network."""
 
 
 def preview(
@@ -83,7 +86,8 @@ def preview(
         raise
     except InputError as error:  # what follows from the refused value cannot be known
         refusals.note(error)
-    return Preview(refusals.messages, model, size, images.total if images else None, stages)
+    download = _describe_download(params.reference.extractor)
+    return Preview(refusals.messages, model, size, images.total if images else None, stages, download)
 
 
 def _count_grid(params: Params, model: PlannedModel, size: ModelSize, refusals: Refusals) -> dict[str, Work]:
@@ -132,6 +136,18 @@ def measure_size(model: PlannedModel, subject: Subject) -> ModelSize:
         image_bytes=math.prod(image_shape(subject.dense, model.autoencoder)),
         is_latent=model.autoencoder is not None,
     )
+
+
+def _describe_download(extractor: ExtractorParams) -> str:
+    """Say which weights the stage reference would download, and what to do without a network; empty if none."""
+    try:
+        cached = find_extractor(extractor)
+    except InputError:  # refused already
+        return ""
+    if cached.is_file():
+        return ""
+    begin = f"the stage reference downloads the weights of {extractor.name} to {cached}"
+    return f"{begin}; without a network put the file there, or use the extractor thumbnail, which needs none"
 
 
 def _present_extractor(params: Params) -> Extractor | None:

@@ -97,6 +97,16 @@ def test_a_grid_is_counted_beside_the_stages():
     assert "grid" not in [stage["name"] for stage in found["stages"]]
 
 
+def test_weights_that_will_be_downloaded_are_named(monkeypatch, tmp_path):
+    """A reader without a network learns it here, and not after the stage fetch; JSON has it, too."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    arguments = ("--set", "reference.extractor.name=inception-v3-compat", "--tflops", "1")
+
+    assert "Warning: the stage reference downloads the weights of inception-v3-compat to " in run(*arguments).stdout
+    found = json.loads(run(*arguments, "--json").stdout)
+    assert "use the extractor thumbnail" in found["download"]
+
+
 def test_gpus_without_a_rate_are_refused():
     """Passes are timed on one device, so that nothing says how several share them."""
     result = run("--gpus", "8")
