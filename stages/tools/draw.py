@@ -9,8 +9,9 @@ from stages.data.grid import write_grid
 from stages.data.images import Table
 from stages.fetch.class_embedding import read_class_embedding
 from stages.models.autoencoder import read_autoencoder
-from stages.models.pipeline import read_scheduler, read_unet
+from stages.models.pipeline import read_scheduler
 from stages.models.sampling import SamplingContext, check_guidance, draw
+from stages.models.variants.folder import read_model
 from stages.protocol.params import ReferenceParams
 from stages.runtime.device import check_precision, select_device
 from stages.runtime.errors import InputError
@@ -23,7 +24,7 @@ def draw_images(model: Path, out: Path, seeds: Sequence[int], label: int | None,
     """Draw one image from each seed, with sampler, guidance and precision of the block reference of a params file.
 
     Args:
-        model: Pipeline folder of a dense, pruned or finetuned model.
+        model: Pipeline folder of a dense, pruned or finetuned model, or of a variant of one.
         out: Folder to write: SEED.png for each seed, and grid.png.
         seeds: One per image; equal seeds give the images that a registered version serves.
         label: Class of all images; None takes seed modulo the number of classes.
@@ -37,7 +38,7 @@ def draw_images(model: Path, out: Path, seeds: Sequence[int], label: int | None,
     check_free(out, inputs=[model])
     device = select_device()
     check_precision(params.precision, "reference.precision", device)
-    unet = read_unet(model, device)
+    unet = read_model(model, device)
     table = read_class_embedding(unet, model)
     check_guidance(table, params.guidance, "reference", model)
     context = SamplingContext(read_autoencoder(model, device), table, params.guidance)
