@@ -22,6 +22,7 @@ from stages.report.table import (
     write_target,
 )
 from stages.report.templates import WORDS, embed, embed_figures, render
+from stages.report.variants import VARIANTS_HEADER, variants_to_rows, variants_to_text
 from stages.runtime.errors import InputError
 from stages.runtime.schema import flatten
 from stages.runtime.text import printable
@@ -36,11 +37,12 @@ CONTENTS = {
     "classes": "By class",
     "results": "Results",
     "cost": "Time and memory",
+    "variants": "Variants",
     "recovery": "Recovery",
     "importance": "Importance",
     "protocol": "Protocol",
     "lineage": "Lineage",
-}.items()
+}
 """Anchor of a section -> its entry in the contents."""
 SHOWN_CLASSES = 12
 """Classes that are shown at once; the others are folded."""
@@ -88,7 +90,7 @@ def write_page(report: ReportData, figures: Mapping[str, Mapping[str, bytes]], r
         record=record,
         verdict=verdict,
         word=WORDS[verdict.level],
-        contents=CONTENTS,
+        contents=[entry for entry in CONTENTS.items() if report.variants or entry[0] != "variants"],
         pairs=describe_pairs(report, reports),
         classes=describe_classes(record),
         shown_classes=SHOWN_CLASSES,
@@ -101,6 +103,9 @@ def write_page(report: ReportData, figures: Mapping[str, Mapping[str, bytes]], r
         latency_text=latency_to_text(report.costs),
         figures=embed_figures(figures),
         images=images,
+        variants_header=VARIANTS_HEADER,
+        variants=variants_to_rows(report.variants),
+        variants_text=variants_to_text(report.variants) if report.variants else "",
         others=others,
         worst={name: write_worst(record.models[name]) for name in others},
         costs=list(rows_by_setting(report.costs)),

@@ -2,7 +2,11 @@
 
 import copy
 import json
+import subprocess
+import sys
+import venv
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from stages.costs.params import CostsParams
+from stages.costs.variants import Candidate, measure_variants
 from stages.models.families import example_inputs, family_of
 from stages.models.params import SamplerParams
-from stages.models.pipeline import read_scheduler, read_unet, write_pipeline
+from stages.models.pipeline import read_scheduler, read_unet, unet_config, write_pipeline
 from stages.models.sampling import SamplingContext, draw, image_seeds
 from stages.models.variants.cache import cache, interval_of
 from stages.models.variants.folder import (
@@ -26,7 +32,7 @@ from stages.models.variants.folder import (
     variant_folders,
     write_variant,
 )
-from stages.models.variants.graph import export_graph
+from stages.models.variants.graph import OPSET, export_graph, graph_model
 from stages.models.variants.integers import GROUP, dequantize, dequantize_tensors, quantize, quantize_tensors
 from stages.models.variants.kinds import Kind, parse_kind
 from stages.prune.params import PruneParams, Target
@@ -35,6 +41,14 @@ from stages.prune.surgery import cut
 from stages.runtime.errors import InputError
 
 SAMPLER = SamplerParams(steps=5)
+SESSION = """
+import sys
+import numpy, onnxruntime
+assert not [name for name in sys.modules if name.startswith(("stages", "torch", "diffusers"))]
+session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
+(output,) = session.run(None, dict(numpy.load("inputs.npz")))
+numpy.save("output.npy", output)
+"""
 TOLERANCE = 1e-4
 """Largest difference of a graph's prediction from PyTorch's, in units of its largest value."""
 
@@ -143,7 +157,7 @@ def test_integers_that_do_not_fit_are_refused(unet):
 
 
 @pytest.mark.parametrize("name", ["unet", "conditional", "dit4"])
-def test_a_cache_of_one_is_no_cache(request, make_dit, scheduler, name):
+def test_a_cache_of_one_is_no_cache(request, make_dit, name):
     """Every pass is full, and every image is the same to the bit; so are the weights and the config."""
     model = make_dit(num_layers=4) if name == "dit4" else request.getfixturevalue(name)
     cached = cache(copy.deepcopy(model), 1)
@@ -230,7 +244,7 @@ def test_a_graph_predicts_and_draws_what_pytorch_does(request, tmp_path, schedul
 
 
 def test_an_integer_folder_holds_integers_and_no_pickle(tmp_path, model_folder, unet):
-    """safetensors of int8, a quarter of the bytes, within half a step of the weights; the card and hashes are there."""
+    """Safetensors of int8, a quarter of the bytes, within half a step of the weights; the card and hashes are there."""
     (tmp_path / "variant").mkdir()
     write_variant("dense", model_folder, Kind("int8", 2), tmp_path / "variant")
     record, file = read_variant_record(tmp_path / "variant"), variant_file(tmp_path / "variant")
@@ -280,7 +294,7 @@ def test_a_damaged_variant_is_refused(tmp_path, model_folder):
     file = variant_file(tmp_path / "variant")
     file.write_bytes(file.read_bytes()[:-1] + b"x")
 
-    with pytest.raises(InputError, match="is not the file that variant.json beside it names; run the variants stage"):
+    with pytest.raises(InputError, match=r"is not the file that variant\.json beside it names; run the variants stage"):
         read_variant(tmp_path / "variant")
 
     record = json.loads((tmp_path / "variant/variant.json").read_text())
@@ -289,10 +303,101 @@ def test_a_damaged_variant_is_refused(tmp_path, model_folder):
         read_variant(tmp_path / "variant")
 
 
+@pytest.fixture
+def doubling(tmp_path, unet):
+    """A model of the tiny UNet's class whose graph doubles the sample and adds the timestep."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from onnx import TensorProto, helper
+
+    shape, number = ["batch", 1, 8, 8], TensorProto.FLOAT
+    nodes = [
+        helper.make_node("Add", ["sample", "sample"], ["twice"]),
+        helper.make_node("Reshape", ["timestep", "column"], ["added"]),
+        helper.make_node("Add", ["twice", "added"], ["prediction"]),
+    ]
+    inputs = [helper.make_tensor_value_info(*it) for it in (("sample", number, shape), ("timestep", number, ["batch"]))]
+    outputs = [helper.make_tensor_value_info("prediction", number, shape)]
+    column = [helper.make_tensor("column", TensorProto.INT64, [4], [-1, 1, 1, 1])]
+    graph = helper.make_graph(nodes, "doubling", inputs, outputs, column)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+    onnx.save(model, tmp_path / "doubling.onnx")
+    return graph_model(unet_config(unet), tmp_path / "doubling.onnx")
+
+
+def test_a_graph_stands_in_for_a_model(doubling, unet):
+    """It has the class, config, type and device of the model and none of its layers; one timestep counts for all."""
+    sample = torch.randn(3, 1, 8, 8)
+
+    assert torch.equal(doubling(sample, torch.tensor(7)).sample, 2 * sample + 7)
+    assert torch.equal(copy.deepcopy(doubling)(sample, timestep=torch.arange(3)).sample[2], 2 * sample[2] + 2)
+    assert (doubling.dtype, doubling.device) == (unet.dtype, unet.device)
+    assert type(doubling) is type(unet)
+    assert not [*doubling.parameters(), *doubling.children()]
+
+
+def test_a_graph_is_timed_in_its_own_runtime(doubling, unet, tmp_path):
+    """Its rows name ONNX Runtime and have memory; a cache has the mean of a cycle; equal architectures share rows."""
+    cached = cache(copy.deepcopy(unet), 2)
+    candidates = {
+        "dense": Candidate(unet, "a" * 64),
+        "dense+onnx": Candidate(doubling, "b" * 64, graph=tmp_path / "doubling.onnx"),
+        "dense+int8": Candidate(copy.deepcopy(unet), "c" * 64),
+        "dense+cache-2": Candidate(cached, "d" * 64, interval=2),
+    }
+    rows = {row.model: row for row in measure_variants(candidates, CostsParams(batches=(2,), repeats=3, seconds=0.2))}
+
+    assert {name: row.mode for name, row in rows.items() if row.mode != "eager"} == {"dense+onnx": "onnxruntime"}
+    assert all(row.median_ms and row.peak_bytes and row.passes == 3 for row in rows.values())
+    assert rows["dense+int8"].median_ms == rows["dense"].median_ms
+    assert rows["dense+cache-2"].median_ms != rows["dense"].median_ms
+
+
+def test_a_damaged_graph_is_refused(tmp_path, unet):
+    """In one line with the path."""
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "x.onnx").write_bytes(b"no graph")
+
+    with pytest.raises(InputError, match=r"ONNX Runtime cannot open .*x\.onnx"):
+        graph_model(unet_config(unet), tmp_path / "x.onnx")
+
+
+@pytest.mark.network
+def test_a_graph_runs_where_there_is_only_onnx_runtime(pruned, tmp_path):
+    """An environment with onnxruntime and numpy and nothing of this project predicts what PyTorch does."""
+    from importlib.metadata import version
+
+    venv.create(tmp_path / "venv", with_pip=False)
+    python = tmp_path / "venv/bin/python"
+    packages = [f"{name}=={version(name)}" for name in ("onnxruntime", "numpy")]
+    uv = Path(sys.executable).with_name("uv")
+    subprocess.run([uv, "pip", "install", "--python", python, *packages], check=True, capture_output=True)
+    check_plain_session(str(python), pruned, tmp_path)
+
+
+@pytest.mark.e2e
+def test_a_graph_runs_without_this_project(pruned, tmp_path):
+    """So does a process that imports nothing of it."""
+    pytest.importorskip("onnxruntime")
+    check_plain_session(sys.executable, pruned, tmp_path)
+
+
+def check_plain_session(python, model, folder):
+    """Run a graph in a process of its own with inputs from a file, and compare the prediction."""
+    inputs = noisy_inputs(model, 3)
+    arrays = {"sample": inputs["sample"].numpy(), "timestep": inputs["timestep"].float().numpy()}
+    np.savez(folder / "inputs.npz", **arrays)
+    export_graph(model, Kind("onnx"), folder / "model.onnx")
+    subprocess.run([python, "-I", "-c", SESSION], check=True, cwd=folder, capture_output=True)
+    expected = predict(model, inputs)
+
+    assert np.abs(np.load(folder / "output.npy") - expected.numpy()).max() <= TOLERANCE * float(expected.abs().max())
+
+
 def test_a_graph_needs_its_packages(unet, monkeypatch, tmp_path):
     """The line names the extra; a model that the exporter cannot take is one line, too."""
-    monkeypatch.setattr("stages.models.variants.graph.find_spec", lambda name: None)
-    with pytest.raises(InputError, match="onnx needs onnx, onnxruntime, onnxscript, which are not installed; install"):
+    monkeypatch.setattr("stages.models.variants.graph.find_spec", lambda _: None)
+    with pytest.raises(InputError, match=r"onnx needs onnx, onnxruntime, onnxscript, which are not installed; install"):
         check_variant(unet, Kind("onnx"))
     monkeypatch.undo()
 
