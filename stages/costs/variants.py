@@ -16,6 +16,7 @@ from stages.models.complexity import measure_peak_bytes
 from stages.models.families import Denoiser, example_inputs
 from stages.models.variants.cache import interval_of
 from stages.models.variants.folder import config_of, read_variant, read_variant_record, variant_file, variant_folders
+from stages.models.variants.graph import input_types
 from stages.protocol.costs import Cost
 from stages.runtime.device import cpu_name, device_name, kernels
 from stages.runtime.progress import track
@@ -139,11 +140,8 @@ def peak_bytes(candidate: Candidate, batch: int) -> int | None:
     """
     if candidate.graph is None:
         return measure_peak_bytes(candidate.unet, batch)
-    inputs = {
-        name: (list(value.shape), "float32" if kind.is_floating_point else "int64")
-        for name, value in example_inputs(candidate.unet, batch).items()
-        for kind in [candidate.unet.forward.types[name]]
-    }
+    shapes, types = example_inputs(candidate.unet, batch), input_types(candidate.unet)
+    inputs = {name: (list(shapes[name].shape), str(kind).removeprefix("torch.")) for name, kind in types.items()}
     given = {"path": str(candidate.graph), "threads": torch.get_num_threads(), "inputs": inputs}
     command = [sys.executable, "-I", "-c", PEAK]
     done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True, check=False)  # noqa: S603

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from stages.evaluate.drawn import draw_models
+from stages.evaluate.drawn import DrawnFiles, draw_models
 from stages.evaluate.scores import Measurer, by_set
 from stages.models.autoencoder import read_autoencoder
 from stages.models.pipeline import read_scheduler
@@ -49,7 +49,7 @@ def measure_variants(
     scheduler, processes = read_scheduler(dense), Processes(device)
     check_current(reference.protocol, params, seed, scheduler, extractor, reference_path)
     context = SamplingContext(read_autoencoder(dense, device), reference.table, reference.protocol.guidance)
-    drawn = {}
+    drawn: dict[str, DrawnFiles] = {}
     for name, folder in folders.items():
         models = {name: read_variant(folder, device)}
         drawn |= draw_models(models, scratch, scheduler, reference, extractor, context, processes)

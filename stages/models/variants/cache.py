@@ -146,8 +146,8 @@ def cache(model: Denoiser, interval: int) -> Denoiser:
     blocks = [model.get_submodule(name) for name in names]
     forwards = _adding(blocks, passes) if family.deep_blocks_add else _replacing(blocks, passes)
     for block, forward in zip(blocks, forwards, strict=True):
-        block.forward = forward  # type: ignore[method-assign]
-    model.forward = CountedForward(model, passes)  # type: ignore[method-assign]
+        block.forward = forward
+    model.forward = CountedForward(model, passes)
     return model
 
 

@@ -191,6 +191,13 @@ class GraphForward:
         return GraphOutput(torch.from_numpy(found).to(sample.device))
 
 
+def input_types(model: Denoiser) -> dict[str, torch.dtype]:
+    """Return the types of the inputs of a model that runs a graph."""
+    forward = model.__dict__["forward"]
+    assert isinstance(forward, GraphForward)
+    return forward.types
+
+
 def graph_model(config: dict[str, Any], path: Path) -> Denoiser:
     """Build a model of the class of a config without any layer, whose forward runs a graph."""
     with torch.device("meta"):
@@ -198,5 +205,5 @@ def graph_model(config: dict[str, Any], path: Path) -> Denoiser:
     for name, _ in list(model.named_children()):
         delattr(model, name)
     model.register_buffer("on_the_cpu", torch.zeros(()), persistent=False)  # what has no tensor has no device
-    model.forward = GraphForward(path)  # type: ignore[method-assign]
+    model.forward = GraphForward(path)
     return model.eval()
