@@ -105,9 +105,9 @@ def test_a_graph_under_another_precision_is_refused(changed):
     """It computes in float32; the message names both keys."""
     path = changed("variants", {"kinds": ["int8", "onnx"]})
     assert load_params(path).variants.models == ("dense", "finetuned")
-    path.write_text(
-        path.read_text().replace("  precision: float32\n  num_images", "  precision: bfloat16\n  num_images")
-    )
+    tree = YAML(typ="safe").load(path.read_text())
+    tree["reference"]["precision"] = "bfloat16"
+    YAML(typ="safe").dump(tree, path)
 
     with pytest.raises(
         InputError, match=r"variants\.kinds has onnx, which computes in float32, and reference\.precision"
