@@ -97,9 +97,16 @@ def _measure(candidates: Mapping[str, Candidate], batch: int, pace_ms: float, pa
         return leave_out(list(rows.values()), f"three passes would take more than {seconds:g} s")
     if reason := too_large(next(iter(candidates.values())).unet, batch):
         return leave_out(list(rows.values()), reason)
+    try:
+        return _time(rows, candidates, batch, params)
+    except Exception as error:  # noqa: BLE001  # a runtime can fail in many ways, and a GPU run out of memory
+        return leave_out(list(rows.values()), f"failed with {type(error).__name__}")
+
+
+def _time(rows: Mapping[str, Cost], candidates: Mapping[str, Candidate], batch: int, params: CostsParams) -> list[Cost]:
     runs = {name: cycle(candidate, batch) for name, candidate in candidates.items()}
     device = next(iter(candidates.values())).unet.device
-    cycles_ms = time_runs(runs, device, params, seconds)
+    cycles_ms = time_runs(runs, device, params, params.seconds * len(candidates))
     times_ms = {name: [time / candidates[name].interval for time in times] for name, times in cycles_ms.items()}
     reference_ms = next(iter(times_ms.values()))
     peaks = {name: partial(peak_bytes, candidate) for name, candidate in candidates.items()}

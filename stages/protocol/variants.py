@@ -43,6 +43,15 @@ class VariantsRecord(Frozen):
     variants: dict[str, Variant]
     """Name, as that of its folder -> variant."""
 
+    def flat_metrics(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Return the means for DVC and MLflow, whose keys hold no plus signs: model -> kind -> metric -> mean."""
+        flat: dict[str, dict[str, dict[str, float]]] = {}
+        for variant in self.variants.values():
+            means = {name: metric.mean for name, metric in variant.metrics.items()}
+            numbers = {**means, "size_bytes": float(variant.size_bytes)}
+            flat.setdefault(variant.model, {})[variant.kind.name.replace("+", "_")] = numbers
+        return flat
+
     @model_validator(mode="after")
     def _has_metrics(self) -> "VariantsRecord":
         if any(set(variant.metrics) != set(MEASURED) for variant in self.variants.values()):

@@ -29,6 +29,8 @@ def write_outputs(params: Params, models: Mapping[str, Path], reference: Path, o
         if params.variants:
             record = _build_and_measure(params, models, reference, folder, report_folder)
         write_json(report_folder / VARIANTS_FILE, record.model_dump(mode="json"))
+        if record.variants:
+            write_json(report_folder / "metrics.json", record.flat_metrics())
         write_run_record(folder, "variants", variants=params.variants or {})  # the protocol changes no variant
         write_run_record(report_folder, "variants", **params.decisive())
     write_provenance(out)

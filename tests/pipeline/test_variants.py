@@ -32,6 +32,8 @@ def test_variants_are_built_measured_timed_and_shown(tmp_path, root, monkeypatch
     assert record["protocol_id"] == evaluation["protocol_id"]
     assert record["variants"]["dense+onnx"]["metrics"]["ssim"]["mean"] > 0.99
     assert record["variants"]["dense+int8"]["size_bytes"] < 0.3 * evaluation["models"]["dense"]["size_bytes"]
+    metrics = read_json(tmp_path / "reports/variants/metrics.json")
+    assert metrics["dense"]["int4_cache-2"]["fid"] == record["variants"]["dense+int4+cache-2"]["metrics"]["fid"]["mean"]
     rows = {row["model"]: row for row in costs["costs"]}
     assert set(rows) == {"dense", "pruned", "finetuned", *NAMES}
     assert {name: row["mode"] for name, row in rows.items() if row["mode"] != "eager"} == {

@@ -24,10 +24,7 @@ def write_card(name: str, kind: Kind, path: Path) -> None:
     """Write what the variant is and how it is opened."""
     lines = [f"# {name} + {kind.name.replace('+', ' + ')}", "", FORMS[kind.form]]
     if kind.interval > 1:
-        lines += [
-            "",
-            f"Its deep blocks run in every {kind.interval}th sampling step and are reused in between (cache).",
-        ]
+        lines += ["", f"Its deep blocks run in one of {kind.interval} sampling steps and are reused in the others."]
     if kind.is_graph:
         opened = "`onnxruntime.InferenceSession(...)` opens the graph, without Espalier and PyTorch"
     elif kind.form in INTEGERS or kind.interval > 1:
