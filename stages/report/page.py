@@ -23,6 +23,7 @@ from stages.report.table import (
     write_target,
 )
 from stages.report.templates import WORDS, embed, embed_figures, render
+from stages.report.variants import VARIANTS_HEADER, variants_to_rows, variants_to_text
 from stages.runtime.errors import InputError
 from stages.runtime.schema import flatten
 from stages.runtime.text import printable
@@ -38,11 +39,12 @@ CONTENTS = {
     "results": "Results",
     "cost": "Time and memory",
     "grid": "Steps and guidance",
+    "variants": "Variants",
     "recovery": "Recovery",
     "importance": "Importance",
     "protocol": "Protocol",
     "lineage": "Lineage",
-}.items()
+}
 """Anchor of a section -> its entry in the contents."""
 SHOWN_CLASSES = 12
 """Classes that are shown at once; the others are folded."""
@@ -86,13 +88,14 @@ def write_page(report: ReportData, figures: Mapping[str, Mapping[str, bytes]], r
     verdict = report.verdict()
     grid = read_section(reports, record)
     energy = next((row.energy_source for row in report.costs.costs if row.energy_source), "")
+    optional = {"grid": grid, "variants": report.variants}
     return render(
         "page.html.j2",
         report=report,
         record=record,
         verdict=verdict,
         word=WORDS[verdict.level],
-        contents=[(key, title) for key, title in CONTENTS if key != "grid" or grid],
+        contents=[entry for entry in CONTENTS.items() if optional.get(entry[0], True)],
         grid=grid,
         pairs=describe_pairs(report, reports),
         classes=describe_classes(record),
@@ -107,6 +110,9 @@ def write_page(report: ReportData, figures: Mapping[str, Mapping[str, bytes]], r
         latency_text=latency_to_text(report.costs),
         figures=embed_figures({**figures, **(grid.figures if grid else {})}),
         images=images,
+        variants_header=VARIANTS_HEADER,
+        variants=variants_to_rows(report.variants),
+        variants_text=variants_to_text(report.variants) if report.variants else "",
         others=others,
         worst={name: write_worst(record.models[name]) for name in others},
         costs=list(rows_by_setting(report.costs)),

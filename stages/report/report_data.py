@@ -14,10 +14,12 @@ from stages.models.layer_order import in_run_order
 from stages.models.layout import PLAN, WEIGHTS, denoiser_name, is_pixel_dit
 from stages.models.params import RoundsParams
 from stages.models.plan import RemovedBranch
-from stages.protocol.costs import CostsRecord, read_costs
+from stages.protocol.costs import CostsRecord, read_costs, read_variant_costs
 from stages.protocol.evaluation import DENSE, EvaluationRecord, read_evaluation
+from stages.protocol.variants import read_variants
 from stages.protocol.verdict import FINETUNED, Verdict, judge
 from stages.report.series import read_curve, read_importance, read_losses, read_ssim
+from stages.report.variants import VariantRow, join_variants
 from stages.runtime.bounded import parse_yaml
 from stages.runtime.errors import InputError, first_line
 from stages.runtime.text import printable
@@ -130,6 +132,8 @@ class ReportData:
     """Licence of the base model by the keys of its card's metadata; empty where the card names none."""
     removed: list[str] = field(default_factory=list)
     """Modules whose residual branches were removed, in order."""
+    variants: list[VariantRow] = field(default_factory=list)
+    """Models and their variants; empty without variants."""
 
     @property
     def source(self) -> dict[str, Any]:
@@ -200,6 +204,7 @@ def read_report_data(artifacts: Path, reports: Path) -> ReportData:
             runs=runs,
             provenance=provenance,
             licence=_read_licence(folders["fetch"] / "README.md"),
+            variants=_read_variants(reports, record),
             removed=[RemovedBranch.model_validate(branch).name for branch in plan.get("removed", [])],
         )
     except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
@@ -233,6 +238,15 @@ def _read_costs(folder: Path, record: EvaluationRecord) -> CostsRecord:
     if costs.weights_sha256 != {name: model.weights_sha256 for name, model in record.models.items()}:
         raise InputError(f"{folder} holds the costs of other weights than the evaluation; run the costs stage first")
     return costs
+
+
+def _read_variants(reports: Path, record: EvaluationRecord) -> list[VariantRow]:
+    """Read the variants and their times.
+
+    Raises:
+        InputError: They are missing or damaged, or do not belong to the evaluation.
+    """
+    return join_variants(record, read_variants(reports / "variants"), read_variant_costs(reports / "costs"))
 
 
 def _widths(before: dict[str, list[int]], after: dict[str, list[int]]) -> list[Width]:

@@ -19,6 +19,9 @@ TERMS = {
     "SSIM": "Structural similarity of a picture and the dense model's from the same noise: 1 is equal, 0 unrelated. "
     "Below 0.9 the difference is visible side by side.",
     "SSIM difference": "SSIM less that of the method that all are compared with, seed by seed.",
+    "variant": "A model in another form: an ONNX graph, integer weights, or deep features reused between steps.",
+    "on disk": "Size of the file with the weights or the graph.",
+    "a step": "Median time of one pass; of a cache, mean over a full pass and those that reuse it.",
     "latency": "Median time of one pass.",
     "±": "Half of the 95 % interval: repeated with other noise, the mean lies within it 19 times in 20.",
     "≈": "The difference from dense lies within its own interval, so it cannot be told from none.",

@@ -9,8 +9,9 @@ from stages.drawing.labels import Labels
 from stages.drawing.source import opened
 from stages.fetch.class_embedding import read_class_embedding
 from stages.models.autoencoder import read_autoencoder
-from stages.models.pipeline import read_scheduler, read_unet
+from stages.models.pipeline import read_scheduler
 from stages.models.sampling import SamplingContext, check_guidance, draw
+from stages.models.variants.folder import read_model
 from stages.runtime.device import check_precision, select_device
 from stages.storage.files import check_free, writing
 from stages.storage.provenance import write_run_record
@@ -28,7 +29,8 @@ def draw_images(
     """Draw one image from each seed: SEED.png, and grid.png with all of them.
 
     Args:
-        model: Pipeline folder of a dense, pruned or finetuned model, or a version such as models:/NAME@champion.
+        model: Pipeline folder of a dense, pruned or finetuned model, or of a variant of one, or a version such as
+            models:/NAME@champion.
         out: Folder to write.
         seeds: One per image; equal seeds give the images that a registered version serves.
         labels: Where the classes come from; None takes seed modulo the number of classes.
@@ -46,7 +48,7 @@ def draw_images(
         check_free(out, inputs=[folder])
         device = select_device()
         check_precision(settings.precision, "reference.precision", device)
-        unet = read_unet(folder, device)
+        unet = read_model(folder, device)
         table = read_class_embedding(unet, folder)
         labels.check(table)
         check_guidance(table, settings.guidance, "reference", model)

@@ -211,6 +211,7 @@ def make_params(start: Start, model: ModelSource, chosen: Chosen) -> dict[str, A
             "heldout_every": every,
             "checkpoint_every": every,
         },
+        "variants": None,
         "costs": {"batches": [1, 16], "seconds": 4.0},
     }
     params = validate_tree(tree, Params, "the new params.yaml")

@@ -97,6 +97,7 @@ def count_work(params: Params, size: ModelSize, num_images: int | None, sampler_
         "rounds": _rounds(params, size),
         "finetune": _finetune(params, size, num_images),
         "evaluate": _evaluate(params, size, num_images, sampler_calls),
+        "variants": _variants(params, size, num_images, sampler_calls),
         "costs": Work(text=_costs_text(params)),
         "report": Work(disk_bytes=2 * size.pruned_params * BYTES),
     }
@@ -257,6 +258,20 @@ def count_grid(params: Params, grid: GridParams, size: ModelSize, settings: Sequ
     text = f"{count((1 + models) * len(settings), 'cell')} × {count(each, 'image')}"
     steps = sum(setting.sampler.steps for setting in settings)
     return Work(passes, text, steps, drawn, len(others) * each * size.image_bytes)
+
+
+def _variants(params: Params, size: ModelSize, num_images: int | None, sampler_calls: int) -> Work:
+    """Count the images that each variant draws, as if each took as long as its model."""
+    if params.variants is None:
+        return Work()
+    kinds, passes, disk_bytes = len(params.variants.kinds), Counter[Pass](), 0.0
+    for name in params.variants.models:
+        model: Pass = "dense" if name == "dense" else "pruned"
+        one = _draw(params, size, num_images, sampler_calls, "pruned")
+        passes.update({model if key == "pruned" else key: kinds * number for key, number in one.passes.items()})
+        disk_bytes += kinds * (size.dense_params if name == "dense" else size.pruned_params) * BYTES
+    number = kinds * len(params.variants.models)
+    return Work(passes, f"{count(number, 'variant')} × {one.text}", one.steps, number * one.images, disk_bytes)
 
 
 def _costs_text(params: Params) -> str:

@@ -55,6 +55,15 @@ def test_the_jacobian_loss_costs_in_proportion_to_its_images_and_steps(works, ev
     assert with_loss == pytest.approx(expected * 450 * 64 * macs["step"])
 
 
+def test_variants_draw_as_many_images_as_their_models(works):
+    """Each of two kinds of two models those of the protocol; none without the block."""
+    _, found = works(variants={"models": ["dense", "finetuned"], "kinds": ["int8", "cache-2"]})
+
+    assert found["variants"].passes["dense"] == found["variants"].passes["pruned"] == 2 * 5 * 500 * 50
+    assert found["variants"].passes["similarity"] == 4 * 5 * 500
+    assert not works()[1]["variants"].passes
+
+
 def test_rounds_share_the_steps_and_measure_the_importance_again(works):
     """Three rounds: two short recoveries and two importances before the last round, whose recovery has the rest."""
     _, found = works(rounds__count=3, rounds__steps=50)
