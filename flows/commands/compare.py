@@ -43,11 +43,12 @@ def _compare_methods(
     **given: Any,  # noqa: ANN401
 ) -> NoReturn:
     """Run the flow compare, and end this process."""
-    from flows.entry import exit_by_state, find_source
-    from flows.tasks.temporary_server import ensure_server
-    from flows.workspaces.method_rows import parse_seeds, plan_comparison
-    from flows.workspaces.overrides import parse_limits, parse_overrides
-    from stages.tools.published import METHODS
+    with importing():
+        from flows.entry import exit_by_state, find_source
+        from flows.tasks.temporary_server import ensure_server
+        from flows.workspaces.method_rows import parse_seeds, plan_comparison
+        from flows.workspaces.overrides import parse_limits, parse_overrides
+        from stages.tools.published import METHODS
 
     overrides, minutes, numbers = parse_overrides(texts), parse_limits(limits), parse_seeds(seeds)
     names = list(METHODS) if rows is None else rows.split(",") if rows else []
@@ -72,11 +73,12 @@ def _compare_recipes(
     **given: Any,  # noqa: ANN401
 ) -> NoReturn:
     """Run the flow curve, and end this process."""
-    from flows.entry import exit_by_state, find_source
-    from flows.tasks.temporary_server import ensure_server
-    from flows.workspaces.method_rows import parse_seeds
-    from flows.workspaces.overrides import parse_limits, parse_overrides
-    from flows.workspaces.recipe_rows import parse_recipes, parse_steps, plan_curve
+    with importing():
+        from flows.entry import exit_by_state, find_source
+        from flows.tasks.temporary_server import ensure_server
+        from flows.workspaces.method_rows import parse_seeds
+        from flows.workspaces.overrides import parse_limits, parse_overrides
+        from flows.workspaces.recipe_rows import parse_recipes, parse_steps, plan_curve
 
     overrides, minutes, numbers = parse_overrides(texts), parse_limits(limits), parse_seeds(seeds)
     names, added = rows.split(",") if rows is not None else None, parse_recipes(recipes)

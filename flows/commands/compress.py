@@ -16,9 +16,10 @@ def compress(
     texts: tuple[str, ...], preset: str | None, commit: str | None, limits: tuple[str, ...], *, to_register: bool
 ) -> None:
     """Bring every stage up to date and record the result, in the current folder or in a workspace of its own."""
-    from flows.entry import exit_by_state, find_source
-    from flows.tasks.temporary_server import ensure_server
-    from flows.workspaces.overrides import parse_limits, parse_overrides
+    with importing():
+        from flows.entry import exit_by_state, find_source
+        from flows.tasks.temporary_server import ensure_server
+        from flows.workspaces.overrides import parse_limits, parse_overrides
 
     overrides, minutes = parse_overrides(texts), parse_limits(limits)
     if commit is None and (overrides or preset):

@@ -13,9 +13,10 @@ from stages.runtime.imports import importing
 @options.limit_option
 def nightly(texts: tuple[str, ...], commit: str, policy: str, limits: tuple[str, ...]) -> None:
     """Compress the current base, register the result, and promote it or report why not."""
-    from flows.entry import exit_by_state, find_source
-    from flows.tasks.temporary_server import ensure_server
-    from flows.workspaces.overrides import parse_limits, parse_overrides
+    with importing():
+        from flows.entry import exit_by_state, find_source
+        from flows.tasks.temporary_server import ensure_server
+        from flows.workspaces.overrides import parse_limits, parse_overrides
 
     overrides, minutes = parse_overrides(texts), parse_limits(limits)
     repository, source = find_source(commit, None, minutes)

@@ -41,7 +41,7 @@ def test_what_a_block_imports_is_left_out_of_later_collections(tmp_path, monkeyp
     del sys.modules["brand_new_module"]
 
     assert not any(brand_new_module.made is it for it in gc.get_objects())
-    assert frozen[0] == frozen[1]
+    assert frozen[1] <= frozen[0]  # the second block froze nothing; frozen objects may be freed meanwhile
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="PyTorch for CPUs comes without triton")
