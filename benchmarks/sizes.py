@@ -1,5 +1,6 @@
 """The configs of the paper's models -> parameters and MACs, dense and pruned at one ratio."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from stages.importance.measure import measure_importance
 from stages.models.complexity import count_macs, count_params
 from stages.models.families import FAMILIES, Denoiser
 from stages.models.plan import Plan
+from stages.prune.depth import plan_depth
 from stages.prune.params import PruneParams
 from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut
@@ -31,11 +33,26 @@ def build(path: Path, **changes: Any) -> Denoiser:  # noqa: ANN401  # values of 
 
 
 def plan_random(unet: Denoiser, params: PruneParams) -> Plan:
-    """Plan a cut by random scores of seed 0, on which only the widths of `geglu: halves` depend."""
+    """Plan a cut by random scores of seed 0, on which no size depends but that of `geglu: halves`."""
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     random = measure_importance(unet, DDPMScheduler(), [], [], criterion="random", formula="ldm")
+    if params.depth:
+        return plan_depth(unet, random, params, seed=0, batches=None)
     return plan_pruning(unet, random, params)
+
+
+def plan_system(name: str, unet: Denoiser, ratio: float) -> Iterator[tuple[str, Plan]]:
+    """Plan the cuts of a system: at one ratio, and what its authors or later papers compare with."""
+    yield name, plan_random(unet, PruneParams(target={"ratio": ratio}))
+    if name == "imagenet-ldm":
+        yield f"{name}, cut as by its authors", plan_random(unet, PruneParams(target={"ratio": ratio}, **AUTHORS_LDM))
+    if name == "imagenet-dit":
+        yield f"{name}, ratio 0.5", plan_random(unet, PruneParams(target={"ratio": 0.5}))
+        depth = PruneParams(target={"ratio": 0}, depth={"remove": 14, "order": "score"})
+        yield f"{name}, 14 of 28 blocks", plan_random(unet, depth)
+        mix = PruneParams(target={"macs": 0.5}, depth={"remove": 7, "order": "score"})
+        yield f"{name}, 21 of 28 blocks and half of the MACs", plan_random(unet, mix)
 
 
 def format_size(unet: Denoiser) -> str:
@@ -54,11 +71,7 @@ def main(system: tuple[str, ...], ratio: float) -> None:
     for path in sorted(SYSTEMS.glob("*.json")):
         if not system or path.stem in system:
             unet = build(path)
-            plans = {path.stem: plan_random(unet, PruneParams(target={"ratio": ratio}))}
-            if path.stem == "imagenet-ldm":
-                chosen = PruneParams(target={"ratio": ratio}, **AUTHORS_LDM)
-                plans[f"{path.stem}, cut as by its authors"] = plan_random(unet, chosen)
-            for name, plan in plans.items():
+            for name, plan in plan_system(path.stem, unet, ratio):
                 rows.append(f"| {name} | {format_size(unet)} | {format_size(cut(unet, plan))} |")
                 click.echo(rows[-1], err=True)
     click.echo("\n".join(rows))

@@ -1,4 +1,4 @@
-"""Every preset, with an initialised model of its exact config, through all stages on few steps and images."""
+"""Systems with initialised models of their exact configs, through all stages on few steps and images."""
 
 import json
 import os
@@ -15,6 +15,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from PIL import Image
@@ -23,6 +24,7 @@ from ruamel.yaml import YAML
 from benchmarks.sizes import SYSTEMS, build
 from flows.workspaces.overrides import apply
 from stages.fetch.convert import LDM_NOISE
+from stages.models.families import family_of
 from stages.models.pipeline import write_pipeline
 from stages.storage.files import read_json, write_json
 from stages.storage.tensors import write_tensors
@@ -41,17 +43,37 @@ VQ_F4 = {
     "scaling_factor": 1.0,
 }
 """The autoencoder of LDM-4."""
+KL_F8 = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "sample_size": 256,
+    "scaling_factor": 0.18215,
+}
+"""The autoencoder of DiT and of Stable Diffusion 1."""
+AUTOENCODERS: dict[str, tuple[str, type[AutoencoderKL | VQModel], dict[str, Any]]] = {
+    "imagenet-ldm": ("vqvae", VQModel, VQ_F4),
+    "celebahq-ldm": ("vqvae", VQModel, VQ_F4),
+    "imagenet-dit": ("vae", AutoencoderKL, KL_F8),
+}
+"""Config of a latent model -> the autoencoder's folder, class and config."""
 
 
 @dataclass(frozen=True)
 class System:
-    """One preset, and what its sizes must come to: parameters in millions, GMACs, as measured on the original."""
+    """One system, and what its sizes must come to: parameters in millions, GMACs, as measured on the original."""
 
     config: str
     dense: tuple[float, float]
     pruned: tuple[float, float]
     size: int
     """Of the pictures in the folder that stands in for its data, which the preset then fits."""
+    preset: str | None = None
+    """The preset whose params it takes; None for that of its own name."""
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Of the preset's params."""
 
 
 DENSE_LSUN, PRUNED_LSUN = (113.6732, 248.6884), (37.4555, 99.7469)
@@ -62,6 +84,10 @@ SYSTEM_OF = {
     "lsun-church": System("lsun-256", DENSE_LSUN, PRUNED_LSUN, 300),
     "lsun-bedroom": System("lsun-256", DENSE_LSUN, PRUNED_LSUN, 300),
     "imagenet-ldm": System("imagenet-ldm", (400.9206, 99.86), (203.22, 55.2), 300),
+    "celebahq-ldm": System(
+        "celebahq-ldm", (274.0562, 96.0961), (139.8686, 49.0790), 300, "lsun-church", {"prune.target": {"ratio": 0.3}}
+    ),
+    "imagenet-dit": System("imagenet-dit", (749.8265, 114.4566), (526.7601, 57.3804), 300),
 }
 FEW: dict[str, Any] = {
     "reference.sampler.steps": 4,
@@ -114,21 +140,24 @@ class Run:
 def make_model(system: System, folder: Path) -> None:
     """Write a model of random weights in the layout of the Hub."""
     unet = build(SYSTEMS / f"{system.config}.json")
-    is_latent = system.config == "imagenet-ldm"
-    write_pipeline(folder, unet, DDPMScheduler.from_config(LDM_NOISE) if is_latent else DDPMScheduler())
-    if is_latent:
-        VQModel(**VQ_F4).save_pretrained(folder / "vqvae")
+    is_ldm = system.config == "imagenet-ldm"
+    write_pipeline(folder, unet, DDPMScheduler.from_config(LDM_NOISE) if is_ldm else DDPMScheduler())
+    if system.config in AUTOENCODERS:
+        name, network, config = AUTOENCODERS[system.config]
+        network(**config).save_pretrained(folder / name)
         index = read_json(folder / "model_index.json")
-        write_json(
-            folder / "model_index.json", {**index, "_class_name": "LDMPipeline", "vqvae": ["diffusers", "VQModel"]}
-        )
-        width = int(unet.config["cross_attention_dim"])
-        write_json(
-            folder / "class_embedding" / "config.json",
-            {"num_classes": CLASSES, "width": width, "unconditional": CLASSES},
-        )
-        table = torch.randn(CLASSES + 1, width, generator=torch.Generator().manual_seed(0))
-        write_tensors(folder / "class_embedding" / "diffusion_pytorch_model.safetensors", {"weight": table})
+        pipeline = family_of(unet).pipelines[True]
+        added = {"_class_name": pipeline, name: ["diffusers", network.__name__]}
+        write_json(folder / "model_index.json", {**index, **added})
+    if is_ldm:
+        make_class_embedding(int(unet.config["cross_attention_dim"]), folder / "class_embedding")
+
+
+def make_class_embedding(width: int, folder: Path) -> None:
+    """Write random vectors of the classes and of no class."""
+    write_json(folder / "config.json", {"num_classes": CLASSES, "width": width, "unconditional": CLASSES})
+    table = torch.randn(CLASSES + 1, width, generator=torch.Generator().manual_seed(0))
+    write_tensors(folder / "diffusion_pytorch_model.safetensors", {"weight": table})
 
 
 def make_data(system: System, folder: Path, count: int = 20) -> None:
@@ -144,7 +173,9 @@ def make_data(system: System, folder: Path, count: int = 20) -> None:
 
 def make_params(name: str, folder: Path) -> None:
     """Write params.yaml: the preset, but from local folders, and with few of everything."""
-    preset = YAML(typ="safe").load((PRESETS / f"{name}.yaml").read_text())
+    system = SYSTEM_OF[name]
+    preset_file = PRESETS / f"{system.preset or name}.yaml"
+    preset = YAML(typ="safe").load(preset_file.read_text())
     data = {key: value for key, value in preset["fetch"]["data"].items() if key in ("fit", "resample", "labels")}
     data = data if preset["fetch"]["data"]["source"] == "folder" else {}
     local = {
@@ -152,7 +183,7 @@ def make_params(name: str, folder: Path) -> None:
         "fetch.data": {"source": "folder", "path": str(folder / "pictures"), **data},
         "fetch.heldout": 0.2,
     }
-    (folder / "params.yaml").write_bytes(apply({**FEW, **local}, PRESETS / f"{name}.yaml"))
+    (folder / "params.yaml").write_bytes(apply({**FEW, **system.changes, **local}, preset_file))
 
 
 def run_stages(folder: Path) -> Run:
@@ -165,7 +196,7 @@ def run_stages(folder: Path) -> Run:
 
 
 def make_inputs(name: str, folder: Path) -> None:
-    """Write model, pictures and params of a preset."""
+    """Write model, pictures and params of a system."""
     make_model(SYSTEM_OF[name], folder / "model")
     make_data(SYSTEM_OF[name], folder / "pictures")
     make_params(name, folder)
@@ -187,7 +218,7 @@ def plan_stages(folder: Path) -> dict[str, float]:
 
 
 def measure(name: str, folder: Path, forecast: dict[str, float] | None = None) -> str:
-    """Take one preset through the stages, check its sizes and give its row of the table."""
+    """Take one system through the stages, check its sizes and give its row of the table."""
     system = SYSTEM_OF[name]
     run = run_stages(folder)
     models = read_json(folder / "reports" / "evaluate" / "evaluation.json")["models"]
@@ -205,13 +236,13 @@ def measure(name: str, folder: Path, forecast: dict[str, float] | None = None) -
 
 
 @click.command()
-@click.option("--preset", "names", multiple=True, type=click.Choice(list(SYSTEM_OF)), default=list(SYSTEM_OF))
+@click.option("--system", "names", multiple=True, type=click.Choice(list(SYSTEM_OF)), default=list(SYSTEM_OF))
 @click.option("--keep", type=click.Path(path_type=Path), help="A folder for what the stages write, which stays.")
 @click.option("--plan/--no-plan", "to_plan", default=False, help="Print the time that plan forecasts, not the memory.")
 def main(names: tuple[str, ...], keep: Path | None, *, to_plan: bool) -> None:
-    """Run the presets and print time and peak memory of each stage, on this machine."""
+    """Run the systems and print time and peak memory of each stage, on this machine."""
     stages = list(YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"])
-    rows = [f"| preset | dense | pruned | {' | '.join(stages)} |", f"|{' --- |' * (3 + len(stages))}"]
+    rows = [f"| system | dense | pruned | {' | '.join(stages)} |", f"|{' --- |' * (3 + len(stages))}"]
     for name in names:
         with tempfile.TemporaryDirectory() as temporary:
             folder = (keep or Path(temporary)) / name

@@ -35,7 +35,7 @@ def parse_age(_context: click.Context, _param: click.Parameter, text: str) -> ti
 @click.option("--older-than", "age", default="7d", callback=parse_age, help="Keep what is younger; at least 1d.")
 @click.option("--delete", is_flag=True, help="Remove what the table lists; without it nothing is removed.")
 def clean(age: timedelta, *, delete: bool) -> None:
-    """List checkpoints, torn uploads and workspaces that nothing needs any more, here and in ESPALIER_STORE.
+    """List checkpoints, cells of grids, torn uploads and workspaces that nothing needs, here and in ESPALIER_STORE.
 
     What a running training, a lock or the current params.yaml or dvc.lock may need stays, and so does every version.
     """
@@ -65,6 +65,7 @@ def find(since: datetime) -> "list[Leftover]":
     from stages.tools.leftovers import (
         Needed,
         current_trainings,
+        find_cells,
         find_checkpoints,
         find_in_store,
         find_sums,
@@ -79,7 +80,8 @@ def find(since: datetime) -> "list[Leftover]":
     found = [
         leftover
         for checkout in sorted(checkouts)
-        for leftover in (*find_checkpoints(checkout, needed), *find_sums(checkout, needed))
+        for find_kind in (find_checkpoints, find_sums, find_cells)
+        for leftover in find_kind(checkout, needed)
     ]
     found += find_workspaces(repository, needed)
     if store := open_store():

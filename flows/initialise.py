@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from stages.runtime.errors import InputError
+from stages.runtime.imports import importing
 
 
 @click.command()
@@ -26,7 +27,9 @@ from stages.runtime.errors import InputError
 @click.option("--out", type=Path, default=Path("params.yaml"), show_default=True, help="The file to write.")
 @click.option("--force", is_flag=True, help="Overwrite the file if it is there.")
 @click.option(
-    "--ratio", type=click.FloatRange(0, 1, max_open=True), help="Share of the channels to remove; by default 0.3."
+    "--ratio",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Share of the channels to remove; by default 0.3, or more where 0.3 cuts nothing from most groups.",
 )
 @click.option("--macs", help="In place of --ratio: multiply-accumulates to keep, such as 56%.")
 @click.option("--params", "num_params", help="In place of --ratio: parameters to keep, such as 56%.")
@@ -70,14 +73,15 @@ def init(
     if not out.parent.is_dir():
         raise InputError(f"the folder {out.parent} does not exist; create it, or give another --out")
     sizes = {"ratio": ratio, "macs": macs, "params": num_params}
-    target = {name: value for name, value in sizes.items() if value is not None} or {"ratio": 0.3}
+    target = {name: value for name, value in sizes.items() if value is not None}
     if len(target) > 1:
         raise InputError("give one of --ratio, --macs and --params")
 
-    from stages.storage.files import write_atomically
-    from stages.tools.params_yaml import to_yaml
-    from stages.tools.sources import data_source, model_sources
-    from stages.tools.starter import HELDOUT, Chosen, describe, make_params, open_first
+    with importing():
+        from stages.storage.files import write_atomically
+        from stages.tools.params_yaml import to_yaml
+        from stages.tools.sources import data_source, model_sources
+        from stages.tools.starter import HELDOUT, Chosen, describe, make_params, open_first
 
     share = HELDOUT if heldout is None else heldout
     start, model = open_first(model_sources(model_text, system, trust=trust), data_source(data_text, column), share)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flows import options
+from stages.runtime.imports import importing
 from stages.runtime.text import printable
 from stages.runtime.wording import count, format_bytes, format_duration, format_table
 
@@ -69,6 +70,11 @@ class RunPlan:
         """Seconds of all stages that would run, one after the other."""
         return sum(stage.seconds for stage in self.running)
 
+    @property
+    def grid(self) -> "StageForecast | None":
+        """The forecast of `espalier grid`, if params.yaml has a block grid; it is in no sum, since no run draws it."""
+        return next((stage for stage in self.preview.stages if stage.name == "grid"), None)
+
     def to_json(self, price: float | None) -> dict[str, Any]:
         """Return the plan as plain data: units are in the names of the keys."""
         stages = {stage.name: stage for stage in self.preview.stages}
@@ -77,10 +83,12 @@ class RunPlan:
             "source": self.source,
             "device": self.device,
             "refusals": self.preview.refusals,
+            "download": self.preview.download or None,
             "model": size
             and {key: getattr(size, key) for key in ("dense_params", "pruned_params", "dense_macs", "pruned_macs")},
             "num_images": self.preview.num_images,
             "stages": [_stage_json(status, stages.get(status.name)) for status in self.statuses],
+            "grid": self.grid and _work_json(self.grid),
             "seconds": self.seconds if stages else None,
             "disk_bytes": sum(stage.work.disk_bytes for stage in self.running),
             "memory_bytes": max((stage.memory_bytes or 0 for stage in self.running), default=0) or None,
@@ -91,12 +99,16 @@ class RunPlan:
         """Describe the plan for a terminal."""
         stages = {stage.name: stage for stage in self.preview.stages}
         rows = [_row(status, stages.get(status.name)) for status in self.statuses]
-        lines = [*_headline(self), "", *format_table(["stage", "", "why", "work", "time", "disk", "memory"], rows), ""]
+        lines = [*_headline(self), "", *format_table(["stage", "", "work", "time", "disk", "memory", "why"], rows), ""]
         if stages:
             lines.append(self._total(price))
             lines += self._shortages()
+        if grid := self.grid:
+            time = f"about {format_duration(grid.seconds)}, {format_bytes(grid.work.disk_bytes)} on disk"
+            lines.append(f"Beside them, for the block grid, `espalier grid`: {grid.work.text}, {time}.")
         if missing := sorted({kind for stage in self.running for kind in stage.unmeasured}):
             lines.append(f"Not in it, since it could not be timed here: {', '.join(missing)}.")
+        lines += [f"Warning: {printable(self.preview.download)}"] if self.preview.download else []
         refused = self.preview.refusals
         lines += [f"{count(len(refused), 'refusal')}; nothing has to be computed to know of them:"] if refused else []
         return "\n".join(lines + [f"✗ {printable(message)}" for message in refused])
@@ -143,8 +155,9 @@ def make_plan(texts: Sequence[str], preset: str | None, tflops: float | None = N
     statuses = find_statuses(Path(), tree, in_place=in_place)
     click.echo("timing a few passes …" if tflops is None else "counting …", err=True)
 
-    from stages.runtime.device import device_name
-    from stages.tools.preview import preview
+    with importing():
+        from stages.runtime.device import device_name
+        from stages.tools.preview import preview
 
     is_fetched = in_place and next((it.state == "up to date" for it in statuses if it.name == "fetch"), False)
     fetched, packed = (FETCHED, PACKED) if is_fetched else (None, None)
@@ -159,28 +172,31 @@ def _headline(found: RunPlan) -> list[str]:
     if size:
         params = f"{size.dense_params / 1e6:.4g} M → {size.pruned_params / 1e6:.4g} M parameters"
         macs = f"{size.dense_macs / 1e9:.4g} G → {size.pruned_macs / 1e9:.4g} G MACs"
-        known = "number of images not known yet" if images is None else count(images, "image")
+        known = "number of images not known yet" if images is None else f"{count(images, 'image')} given"
         lines.append(f"{params}, {macs}; {known}")
     return lines
 
 
 def _row(status: "StageStatus", stage: "StageForecast | None") -> list[str]:
     """Write a stage as a row; what it would take is shown only if it would run."""
-    row = [status.name, status.state, "; ".join(status.reasons)]
+    row, why = [status.name, status.state], "; ".join(status.reasons)
     if stage is None or status.state != "runs":
-        return [*row, "", "", "", ""]
+        return [*row, "", "", "", "", why]
     disk, memory = stage.work.disk_bytes, stage.memory_bytes
     costs = [format_duration(stage.seconds), format_bytes(disk) if disk else "", format_bytes(memory) if memory else ""]
-    return [*row, stage.work.text, *costs]
+    return [*row, stage.work.text, *costs, why]
 
 
 def _stage_json(status: "StageStatus", stage: "StageForecast | None") -> dict[str, Any]:
     known = {"name": status.name, "state": status.state, "reasons": list(status.reasons)}
     if stage is None:
         return known
+    return {**known, **_work_json(stage)}
+
+
+def _work_json(stage: "StageForecast") -> dict[str, Any]:
     work = stage.work
     return {
-        **known,
         "work": work.text,
         "steps": work.steps,
         "images": work.images,

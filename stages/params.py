@@ -8,11 +8,13 @@ from pydantic import Field, model_validator
 from stages.costs.params import CostsParams
 from stages.fetch.params import FetchParams
 from stages.finetune.params import FinetuneParams
+from stages.grid.params import GridParams
 from stages.importance.params import ImportanceParams
 from stages.models.params import RoundsParams
 from stages.protocol.params import ReferenceParams
 from stages.prune.params import PruneParams
 from stages.runtime.schema import Section, read_yaml
+from stages.variants.params import VariantsParams
 
 
 class Params(Section):
@@ -26,7 +28,16 @@ class Params(Section):
     prune: PruneParams
     rounds: RoundsParams
     finetune: FinetuneParams
+    variants: VariantsParams | None
     costs: CostsParams
+    grid: GridParams | None = None
+    """Of the command `espalier grid`; no stage reads it, so that it may be missing."""
+
+    @model_validator(mode="after")
+    def _check_variants(self) -> "Params":
+        if self.variants:
+            self.variants.check_protocol(self.reference)
+        return self
 
     @model_validator(mode="after")
     def _check_rounds(self) -> "Params":

@@ -3,7 +3,19 @@
 from stages.protocol.costs import Cost, CostsRecord
 from stages.protocol.evaluation import METRICS, EvaluationRecord, Metric, Model, Pair
 
-STAGES = ["code", "fetch", "reference", "importance", "prune", "rounds", "finetune", "evaluate", "costs", "report"]
+STAGES = [
+    "code",
+    "fetch",
+    "reference",
+    "importance",
+    "prune",
+    "rounds",
+    "finetune",
+    "evaluate",
+    "variants",
+    "costs",
+    "report",
+]
 """The stages of dvc.yaml in the order in which they run."""
 
 

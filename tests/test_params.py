@@ -72,6 +72,10 @@ def test_scientific_notation_is_a_number(tmp_path, root):
         ("reference.sampler", {"scheduler": "UniPCMultistep", "steps": 5, "clip": True}, "does not clip"),
         ("reference.extractor.sha256", "6726825d", "reference.extractor.sha256 is '6726825d'"),
         ("costs.batches", [], "costs.batches is []"),
+        ("variants", {"kinds": ["int9"]}, "variants.kinds is ['int9']: 'int9' is not a kind of variant; allowed: int8"),
+        ("variants", {"kinds": ["int8", ["int8"]]}, "a kind is named twice"),
+        ("variants", {"kinds": ["int8"], "models": ["pretrained"]}, "input should be 'dense', 'pruned' or 'finetuned'"),
+        ("variants", {"kinds": []}, "variants.kinds is []: write a list of at least 1"),
         ("fetch.model.source", "ftp", "fetch.model: "),
     ],
 )
@@ -97,6 +101,20 @@ def test_an_invalid_params_file_is_refused(tmp_path, text, expected):
     assert "\n" not in caught.value.message
 
 
+def test_a_graph_under_another_precision_is_refused(changed):
+    """It computes in float32; the message names both keys."""
+    path = changed("variants", {"kinds": ["int8", "onnx"]})
+    assert load_params(path).variants.models == ("dense", "finetuned")
+    tree = YAML(typ="safe").load(path.read_text())
+    tree["reference"]["precision"] = "bfloat16"
+    YAML(typ="safe").dump(tree, path)
+
+    with pytest.raises(
+        InputError, match=r"variants\.kinds has onnx, which computes in float32, and reference\.precision"
+    ):
+        load_params(path)
+
+
 @pytest.mark.parametrize("target", [{"latency_ms": 44}, {"macs": 101}, {"macs": 0.44}, {"params": "44%"}, {"ratio": 0}])
 def test_an_amount_that_can_be_meant_is_taken(changed, target):
     """Milliseconds have any size, and a number below 1 is a share."""
@@ -117,6 +135,7 @@ importance: {criterion: diff-pruning}
 prune: {target: {ratio: 0.3}}
 rounds: {count: 1}
 finetune: {steps: 100}
+variants: null
 costs: {seconds: 4}
 """
 

@@ -6,6 +6,7 @@ import click
 
 from flows import options
 from stages.runtime.errors import InputError
+from stages.runtime.imports import importing
 
 
 @click.command()
@@ -42,11 +43,12 @@ def _compare_methods(
     **given: Any,  # noqa: ANN401
 ) -> NoReturn:
     """Run the flow compare, and end this process."""
-    from flows.entry import exit_by_state, find_source
-    from flows.tasks.temporary_server import ensure_server
-    from flows.workspaces.method_rows import parse_seeds, plan_comparison
-    from flows.workspaces.overrides import parse_limits, parse_overrides
-    from stages.tools.published import METHODS
+    with importing():
+        from flows.entry import exit_by_state, find_source
+        from flows.tasks.temporary_server import ensure_server
+        from flows.workspaces.method_rows import parse_seeds, plan_comparison
+        from flows.workspaces.overrides import parse_limits, parse_overrides
+        from stages.tools.published import METHODS
 
     overrides, minutes, numbers = parse_overrides(texts), parse_limits(limits), parse_seeds(seeds)
     names = list(METHODS) if rows is None else rows.split(",") if rows else []
@@ -54,7 +56,8 @@ def _compare_methods(
     plan_comparison(*source, names, numbers, overrides, ablation=given["ablation"])
 
     ensure_server()
-    from flows.compare import compare as flow
+    with importing():
+        from flows.compare import compare as flow
 
     exit_by_state(flow(seeds=numbers, rows=names, overrides=overrides, limits=minutes, return_state=True, **given))
 
@@ -70,11 +73,12 @@ def _compare_recipes(
     **given: Any,  # noqa: ANN401
 ) -> NoReturn:
     """Run the flow curve, and end this process."""
-    from flows.entry import exit_by_state, find_source
-    from flows.tasks.temporary_server import ensure_server
-    from flows.workspaces.method_rows import parse_seeds
-    from flows.workspaces.overrides import parse_limits, parse_overrides
-    from flows.workspaces.recipe_rows import parse_recipes, parse_steps, plan_curve
+    with importing():
+        from flows.entry import exit_by_state, find_source
+        from flows.tasks.temporary_server import ensure_server
+        from flows.workspaces.method_rows import parse_seeds
+        from flows.workspaces.overrides import parse_limits, parse_overrides
+        from flows.workspaces.recipe_rows import parse_recipes, parse_steps, plan_curve
 
     overrides, minutes, numbers = parse_overrides(texts), parse_limits(limits), parse_seeds(seeds)
     names, added = rows.split(",") if rows is not None else None, parse_recipes(recipes)
@@ -83,7 +87,8 @@ def _compare_recipes(
     plan_curve(*source, names, numbers, given["steps"], added, overrides)
 
     ensure_server()
-    from flows.curve import curve as flow
+    with importing():
+        from flows.curve import curve as flow
 
     given |= {"overrides": overrides, "limits": minutes, "return_state": True}
     exit_by_state(flow(seeds=numbers, rows=names, recipes=added, **given))

@@ -3,6 +3,7 @@
 import click
 
 from flows import options
+from stages.runtime.imports import importing
 
 
 @click.command()
@@ -15,9 +16,10 @@ def compress(
     texts: tuple[str, ...], preset: str | None, commit: str | None, limits: tuple[str, ...], *, to_register: bool
 ) -> None:
     """Bring every stage up to date and record the result, in the current folder or in a workspace of its own."""
-    from flows.entry import exit_by_state, find_source
-    from flows.tasks.temporary_server import ensure_server
-    from flows.workspaces.overrides import parse_limits, parse_overrides
+    with importing():
+        from flows.entry import exit_by_state, find_source
+        from flows.tasks.temporary_server import ensure_server
+        from flows.workspaces.overrides import parse_limits, parse_overrides
 
     overrides, minutes = parse_overrides(texts), parse_limits(limits)
     if commit is None and (overrides or preset):
@@ -31,6 +33,7 @@ def compress(
         repository.render(source, [overrides])
 
     ensure_server()
-    from flows.compress import compress as flow
+    with importing():
+        from flows.compress import compress as flow
 
     exit_by_state(flow(overrides, commit, minutes, preset=preset, to_register=to_register, return_state=True))

@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from flows import options
+from stages.runtime.imports import importing
 
 
 @click.command()
@@ -18,16 +19,18 @@ from flows import options
 @click.option("--best", type=click.IntRange(0), default=1, help="How many of the best become versions.")
 def sweep(grids: tuple[str, ...], texts: tuple[str, ...], limits: tuple[str, ...], **given: Any) -> None:  # noqa: ANN401
     """Compress every combination of some values: one table, one plot; a second run continues an interrupted one."""
-    from flows.entry import exit_by_state, find_source
-    from flows.tasks.temporary_server import ensure_server
-    from flows.workspaces.grid import check_disjoint, plan_sweep
-    from flows.workspaces.overrides import parse_grid, parse_limits, parse_overrides
+    with importing():
+        from flows.entry import exit_by_state, find_source
+        from flows.tasks.temporary_server import ensure_server
+        from flows.workspaces.grid import check_disjoint, plan_sweep
+        from flows.workspaces.overrides import parse_grid, parse_limits, parse_overrides
 
     grid, overrides, minutes = parse_grid(grids), parse_overrides(texts), parse_limits(limits)
     check_disjoint(grid, overrides)
     plan_sweep(*find_source(given["commit"], given["preset"], minutes), grid, overrides)
 
     ensure_server()
-    from flows.sweep import sweep as flow
+    with importing():
+        from flows.sweep import sweep as flow
 
     exit_by_state(flow(grid, overrides, limits=minutes, return_state=True, **given))

@@ -71,13 +71,23 @@ SECTIONS: Sections = {
         ),
         "draw": Entry(
             "stages.tools.__main__:draw",
-            "Draw images with a model and save them as PNG.",
+            "Draw images with a model: PNG files, or shards by the thousand.",
             "espalier draw --model artifacts/finetuned --out samples --num-images 8",
+        ),
+        "grid": Entry(
+            "stages.grid.__main__:main",
+            "Compare dense and pruned at several steps and guidances.",
+            "espalier grid --steps 5,10,20,50 --sampler DDIM --sampler DDIM:trailing",
         ),
         "export": Entry(
             "stages.tools.__main__:export",
             "Write a pruned model as a stock model of diffusers.",
             "espalier export --model artifacts/finetuned --out stock",
+        ),
+        "lora": Entry(
+            "stages.tools.__main__:lora",
+            "Slice a LoRA of the dense model for the pruned one.",
+            "espalier lora --adapter my-lora --plan artifacts/finetuned/pruning_plan.json --out small-lora",
         ),
     },
     "Registry": {
@@ -105,6 +115,16 @@ SECTIONS: Sections = {
             "flows.commands.registry:ledger",
             "Print who promoted which version, when and why.",
             "espalier ledger espalier-digits",
+        ),
+        "push": Entry(
+            "stages.tools.__main__:push",
+            "Push a released model to the Hugging Face Hub.",
+            "espalier push artifacts/released/finetuned me/my-small-ddpm --dry-run",
+        ),
+        "pull": Entry(
+            "stages.tools.__main__:pull",
+            "Pull a pushed model, and check the hash of every file.",
+            "espalier pull me/my-small-ddpm --out my-small-ddpm",
         ),
     },
     "Schedules": {

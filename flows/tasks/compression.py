@@ -6,6 +6,7 @@ from typing import Any
 from prefect import State, task
 
 from flows.tasks import artifacts
+from flows.tasks.errors import fail_on_input_error
 from flows.tasks.outcome import Outcome
 from flows.tasks.stages import RETRIED, StageFailedError, bring_up_to_date, run_for
 from flows.workspaces.workspace import Workspace
@@ -44,5 +45,6 @@ def register(workspace: Workspace) -> str:
 
 
 @task(task_run_name="register", **RETRIED)
+@fail_on_input_error
 def _register(workspace: Workspace) -> State[Any]:
     return run_for("uri", "stages.register", workspace)

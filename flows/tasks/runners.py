@@ -5,7 +5,6 @@ import os
 import queue
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, cast
@@ -24,6 +23,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from flows.tasks.compression import compress_at
 from flows.tasks.errors import fail_on_input_error
 from flows.tasks.outcome import Outcome, read_outcome
+from flows.workspaces.commands import pause, stop_commands
 from flows.workspaces.overrides import Overrides
 from flows.workspaces.workspace import open_workspace
 from stages.runtime.environment import SHARED_VARIABLE
@@ -53,7 +53,13 @@ def open_runner(name: RunnerName, jobs: int) -> Iterator[tuple[TaskRunner[Any], 
     slots = _slots(jobs) if name == "threads" else None
     runner: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=jobs if slots else 1000)  # a pool's threads only wait
     with runner:
-        yield runner, slots
+        try:
+            yield runner, slots
+        except Exception:
+            raise
+        except BaseException:  # a signal, of which the threads do not hear
+            stop_commands()
+            raise
 
 
 def _slots(jobs: int) -> Slots:
@@ -126,7 +132,7 @@ def compress_on_pool(
     get_run_logger().info("waiting for the run %s", run.name)
     with get_client(sync_client=True) as client:
         while not ((run := client.read_flow_run(run.id)).state and run.state.is_final()):
-            time.sleep(POLL_S)
+            pause(POLL_S)
     if run.state.is_completed():
         return Completed(message=run.state.message, data=read_outcome(run))
     return Failed(message=run.state.message or f"run {run.name} ended as {run.state.name}")

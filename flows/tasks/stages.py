@@ -9,6 +9,7 @@ from prefect.client.schemas.objects import TaskRun
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
+from flows.tasks.errors import fail_on_input_error
 from flows.tasks.outcome import Outcome
 from flows.tasks.progress import ProgressBar
 from flows.workspaces.commands import CommandResult, Log, run
@@ -105,6 +106,7 @@ def _run(workspace: Workspace, command: list[str], log: Log, *, alone: bool = Fa
 
 
 @task(**RETRIED)
+@fail_on_input_error
 def run_stage(name: str, workspace: Workspace, key: str, limit_minutes: float | None) -> State[None]:
     """Let DVC run a stage if anything that it depends on has changed; equal work of other runs is waited for."""
     log = get_run_logger().info
@@ -128,6 +130,7 @@ def run_stage(name: str, workspace: Workspace, key: str, limit_minutes: float | 
 
 
 @task(**RETRIED)
+@fail_on_input_error
 def push(workspace: Workspace, stages: list[str]) -> State[None]:
     """Upload the outputs of some stages, or of all, that DVC's remote lacks."""
     command = ["dvc", "push", "--run-cache", *stages]
@@ -136,6 +139,7 @@ def push(workspace: Workspace, stages: list[str]) -> State[None]:
 
 
 @task(**RETRIED)
+@fail_on_input_error
 def record(workspace: Workspace) -> State[str]:
     """Record the compression in MLflow unless it is there; the state's data is the id of its run."""
     return run_for("mlflow_run", "stages.tracking", workspace)

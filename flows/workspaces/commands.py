@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from stages.runtime import supervisor
-from stages.runtime.errors import UnavailableError
+from stages.runtime.errors import InputError, UnavailableError
 from stages.runtime.result import PROGRESS_VARIABLE, RESULT_VARIABLE
 
 Log = Callable[[str], None]
@@ -28,6 +28,34 @@ SIGNALLED = range(129, 193)
 """128 + n: exit codes of a process that signal n killed; DVC's own exit codes lie above."""
 MARK = "ESPALIER_COMMAND"
 """Environment variable that every process of one command carries."""
+_RUNNING: set["subprocess.Popen[str]"] = set()
+"""The supervisors of the commands of all threads."""
+_STOPPED = threading.Event()
+"""Set once this process is to end."""
+
+
+class StoppedError(InputError):
+    """This process is to end, so its commands were terminated and none starts."""
+
+    def __init__(self) -> None:
+        super().__init__("stopped, since the flow ends")
+
+
+def stop_commands() -> None:
+    """Terminate the commands of all threads; their calls of `run` raise StoppedError, and so does every later one."""
+    _STOPPED.set()
+    for process in tuple(_RUNNING):
+        _terminate(process)
+
+
+def pause(seconds: float) -> None:
+    """Sleep before something is tried again.
+
+    Raises:
+        StoppedError: `stop_commands` was called.
+    """
+    _STOPPED.wait(seconds)
+    _check_stopped()
 
 
 @dataclass(frozen=True)
@@ -79,12 +107,19 @@ def run(
         environment: Changes to this process's environment.
         limit_s: Time limit in seconds; None is no limit.
         on_progress: Called with label, done, total, rate_per_s and left_s when `stages.runtime.progress` reports them.
+
+    Raises:
+        StoppedError: `stop_commands` was called, on another thread.
     """
+    _check_stopped()
     mark = uuid.uuid4().hex
     with tempfile.TemporaryDirectory(prefix="espalier-", ignore_cleanup_errors=True) as temporary:
         files = {name: Path(temporary) / name for name in (RESULT_VARIABLE, PROGRESS_VARIABLE, EXIT_CODE_VARIABLE)}
         paths = {name: str(path) for name, path in files.items()}
         process = _start(command, folder, {**(environment or {}), **paths, MARK: mark, "SHELL": str(STAGE_SHELL)})
+        _RUNNING.add(process)
+        if _STOPPED.is_set():
+            _terminate(process)
         expired = threading.Event()
         timer = threading.Timer(limit_s or 0, _expire, (process, expired))
         guard = threading.Thread(target=_kill_survivors, args=(process, mark), daemon=True)
@@ -97,10 +132,17 @@ def run(
             timer.cancel()
             _terminate(process)
             guard.join(supervisor.GRACE_S + 10)
+            _RUNNING.discard(process)
             if process.stdout:
                 process.stdout.close()
+        _check_stopped()
         found, stage_code = _read_json(files[RESULT_VARIABLE]), _read_json(files[EXIT_CODE_VARIABLE])
         return CommandResult(process.wait(), lines, expired.is_set(), found or {}, stage_code)
+
+
+def _check_stopped() -> None:
+    if _STOPPED.is_set():
+        raise StoppedError
 
 
 def _start(command: list[str], folder: Path | None, changes: Mapping[str, str]) -> "subprocess.Popen[str]":

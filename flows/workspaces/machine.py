@@ -3,12 +3,11 @@
 import fcntl
 import os
 import platform
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flows.workspaces.commands import Log
+from flows.workspaces.commands import Log, pause
 from flows.workspaces.repository import HOME_VARIABLE, POLL_S, make_folder
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -46,7 +45,7 @@ def at_work(lock: Path, log: Log, *, alone: bool) -> Iterator[None]:
                 "waiting until no other run computes on this machine" if alone else "waiting for a run that takes times"
             )
             while not _try_lock(file.fileno(), how):  # a call that blocks could not be cancelled
-                time.sleep(POLL_S)
+                pause(POLL_S)
         yield
 
 

@@ -7,14 +7,13 @@ import os
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from flows.workspaces.commands import Log
+from flows.workspaces.commands import Log, pause
 from flows.workspaces.overrides import Overrides, apply
 from stages.params import Params
 from stages.runtime.bounded import parse_yaml
@@ -227,7 +226,7 @@ def hold_lock(path: Path, log: Log, what: str) -> IO[str]:
         file.seek(0)
         log(f"waiting for another run that {what} (process {file.read().strip()}, {path.stem[:25]})")
         while not try_lock(file):  # a call that blocks could not be cancelled
-            time.sleep(POLL_S)
+            pause(POLL_S)
     file.truncate(0)
     file.write(f"{os.getpid()}\n")
     file.flush()

@@ -2,18 +2,15 @@
 
 import json
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import click
 
@@ -21,6 +18,7 @@ from flows.workspaces.checkout import lock_checkout
 from flows.workspaces.commands import run
 from flows.workspaces.machine import at_work, machine_lock
 from flows.workspaces.staleness import find_statuses, upstream
+from flows.workspaces.status_line import StatusLine
 from stages.params import load_params
 from stages.runtime.bounded import parse_yaml
 from stages.runtime.errors import InputError, warn
@@ -32,10 +30,11 @@ BEGINS = re.compile(r"Running stage '(.+)':$")
 NEEDS_NO_RUN = re.compile(r"Stage '(.+)' (didn't change, skipping|is cached - skipping run)")
 LONG = ("reference", "importance", "rounds", "finetune", "evaluate")
 """Stages of which one is worth the timing of passes before a run."""
+TRAINING, SETS = "finetune, step", re.compile(r"draw dense, set (\d+) of (\d+), batch")
+"""Labels of the progress that covers a whole stage: finetuning, also a resumed one, and the sets of reference."""
 FORECAST_LIMIT_S = 60
 UNCHECKED = "what stages would refuse was not checked"
 INTERRUPTED = 128 + signal.SIGINT
-TICK_S = 1.0
 
 
 def run_stages(arguments: Sequence[str]) -> int:
@@ -90,7 +89,7 @@ class RunProgress:
     stage_begun: float = 0.0
     latest: Mapping[str, Any] = field(default_factory=dict)
     """The last progress that the current stage reported."""
-    display: "StatusLine | None" = None
+    display: StatusLine | None = None
 
     def __post_init__(self) -> None:
         self.forecast = dict(self.expected)
@@ -141,16 +140,30 @@ class RunProgress:
         waiting = [seconds for name in self.expected if (seconds := self._planned_s(name)) is not None]
         if len(waiting) < len(self.expected) or (self.current and planned is None and reported is None):
             return None
-        spent = time.monotonic() - self.stage_begun
-        own = max((planned or 0.0) - spent, reported or 0.0) if self.current else 0.0
-        return own + sum(waiting)
+        if not self.current:
+            return sum(waiting)
+        spent, own = time.monotonic() - self.stage_begun, self._reported_s()
+        return (max((planned or 0.0) - spent, reported or 0.0) if own is None else own) + sum(waiting)
+
+    def _reported_s(self) -> float | None:
+        """Return the seconds left of the whole current stage by its own report; None if this covers a part of it."""
+        label, left_s = str(self.latest.get("label", "")), self.latest.get("left_s")
+        if left_s is None or label == TRAINING:
+            return left_s
+        part = SETS.fullmatch(label)
+        if self.current != "reference" or not part:
+            return None
+        return float(left_s + (int(part[2]) - int(part[1])) * self.latest["total"] / self.latest["rate_per_s"])
 
     def _planned_s(self, name: str) -> float | None:
-        """Return the forecast of a stage; of a long one, times what the long ones that ended took of theirs."""
-        planned, ended = self.forecast.get(name), [it for it in self.ran if it in LONG and self.forecast.get(it)]
-        if planned is None or name not in LONG or not ended:
+        """Return the forecast of a stage; of a long one, times what the long ones before it took of theirs."""
+        planned, took = self.forecast.get(name), {it: seconds for it, seconds in self.ran.items() if it in LONG}
+        if self.current == "reference" and (left_s := self._reported_s()) is not None:
+            took["reference"] = time.monotonic() - self.stage_begun + left_s
+        forecast_s = sum(self.forecast.get(it) or 0.0 for it in took)
+        if planned is None or name not in LONG or not forecast_s:
             return planned
-        return planned * sum(self.ran[it] for it in ended) / sum(self.forecast[it] or 0.0 for it in ended)
+        return planned * sum(took[it] for it in took if self.forecast.get(it)) / forecast_s
 
     def status(self) -> str:
         """Describe the state of the run in one line for a terminal."""
@@ -179,54 +192,13 @@ class RunProgress:
         yield from format_table(["stage", "forecast", "took"], rows)
 
 
-class StatusLine:
-    """Keeps the state of a run in the last line of a terminal, below the lines that are printed.
-
-    Args:
-        progress: The run.
-    """
-
-    def __init__(self, progress: RunProgress) -> None:
-        self.progress, self.lock, self.stopped = progress, threading.Lock(), threading.Event()
-        self.thread = threading.Thread(target=self._tick, daemon=True)
-
-    def __enter__(self) -> Self:
-        self.thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stopped.set()
-        self.thread.join()
-        with self.lock:
-            self._write("")
-
-    def print(self, line: str) -> None:
-        """Print a line above the status."""
-        with self.lock:
-            self._write("")
-            click.echo(line)
-            self._write(self.progress.status())
-
-    def _tick(self) -> None:
-        while not self.stopped.wait(TICK_S):
-            with self.lock:
-                self._write(self.progress.status())
-
-    def _write(self, text: str) -> None:
-        width = shutil.get_terminal_size().columns - 1
-        sys.stderr.write(f"\r\x1b[K{text[:width]}")
-        sys.stderr.flush()
-
-
 @contextmanager
 def _shown(progress: RunProgress) -> Iterator[None]:
     """Show the state of a run in the last line of a terminal; a pipe or file gets plain lines alone."""
     if not (sys.stderr.isatty() and sys.stdout.isatty()):
         yield
         return
-    with StatusLine(progress) as progress.display:
+    with StatusLine(progress.status) as progress.display:
         yield
 
 
@@ -244,6 +216,8 @@ def _forecast(arguments: Sequence[str]) -> dict[str, float | None]:
         return {}
     names = [it.name for it in statuses if it.state == "runs" and (not arguments or it.name in wanted)]
     found = _plan() if {*names} & {*LONG} else {}
+    if download := found.get("download"):
+        warn(download)
     refuse(found.get("refusals", []), is_certain=not arguments)  # a stage alone may not need what is refused
     seconds = {stage["name"]: stage["seconds"] for stage in found.get("stages", []) if "seconds" in stage}
     return {name: seconds.get(name) for name in names}

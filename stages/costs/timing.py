@@ -3,6 +3,7 @@
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from statistics import median
 
 import numpy as np
@@ -10,6 +11,7 @@ import psutil
 import torch
 from scipy.stats import bootstrap
 
+from stages.costs.energy import measure_joules, open_meter
 from stages.costs.params import CostsParams
 from stages.models.complexity import measure_peak_bytes, weights_bytes
 from stages.models.families import Denoiser
@@ -26,6 +28,8 @@ ENOUGH_PASSES = 20
 """Smallest number of passes for a 95th percentile."""
 MEMORY_SHARE = 0.8
 """Share of the free memory that a pass may take."""
+Runs = dict[str, Callable[[], object]]
+"""Model -> a function that runs one pass of it."""
 
 
 def measure_costs(models: Mapping[str, Denoiser], params: CostsParams) -> list[Cost]:
@@ -55,30 +59,39 @@ def _measure(models: Mapping[str, Denoiser], params: CostsParams) -> Iterator[Co
                 with computing(precision), warnings.catch_warnings(action="ignore"):  # the compiler's, about diffusers
                     rows = _time_rows(rows, cast, pace_ms, params)
             except Exception as error:  # noqa: BLE001  # a compiler can fail in many ways, and a GPU run out of memory
-                rows = _leave_out(rows, f"failed with {type(error).__name__}")
+                rows = leave_out(rows, f"failed with {type(error).__name__}")
             yield from rows
             pace_ms = sum(row.median_ms or 0.0 for row in rows) / batch or pace_ms
 
 
 def _time_rows(rows: list[Cost], models: Mapping[str, Denoiser], pace_ms: float, params: CostsParams) -> list[Cost]:
-    """Fill the rows of one setting; the models are timed in turn."""
+    """Fill the rows of one setting; the models are timed in turn, and their energy is read where there is a counter."""
     batch, mode = rows[0].batch, rows[0].mode
     if rows[0].precision == "tf32" and not has_tf32(next(iter(models.values())).device):
-        return _leave_out(rows, "this device has no tf32")
+        return leave_out(rows, "this device has no tf32")
     if PASSES * pace_ms * batch > params.seconds * 1e3:
-        return _leave_out(rows, f"three passes would take more than {params.seconds:g} s")
-    if reason := _too_large(next(iter(models.values())), batch):
-        return _leave_out(rows, reason)
-    times_ms = _time(models, batch, mode, params)
+        return leave_out(rows, f"three passes would take more than {params.seconds:g} s")
+    if reason := too_large(next(iter(models.values())), batch):
+        return leave_out(rows, reason)
+    runs = _prepare(models, batch, mode)
+    device = next(iter(models.values())).device
+    times_ms = time_runs(runs, device, params, params.seconds, warm_up=2 if mode == "compiled" else 1)
     reference_ms = next(iter(times_ms.values()))
-    return [_fill(row, times_ms[row.model], reference_ms, models[row.model]) for row in rows]
+    peaks = {name: partial(measure_peak_bytes, unet) for name, unet in models.items()}
+    filled = [fill(row, times_ms[row.model], reference_ms, peaks[row.model]) for row in rows]
+    if (meter := open_meter(device)) and (joules := measure_joules(runs, device, meter)):
+        shares = {name: value / batch for name, value in joules.items()}
+        changes = {name: {"joules_per_image": it, "energy_source": meter.source} for name, it in shares.items()}
+        filled = [row.model_copy(update=changes[row.model]) for row in filled]
+    return filled
 
 
-def _leave_out(rows: list[Cost], reason: str) -> list[Cost]:
+def leave_out(rows: list[Cost], reason: str) -> list[Cost]:
+    """Return rows without times, and the reason."""
     return [row.model_copy(update={"left_out": reason}) for row in rows]
 
 
-def _too_large(unet: Denoiser, batch: int) -> str:
+def too_large(unet: Denoiser, batch: int) -> str:
     """Reason why a batch does not fit into memory, estimated from one image; empty where it fits."""
     weights = weights_bytes(unet)
     needed = weights + batch * (measure_peak_bytes(unet, 1) - weights)
@@ -92,20 +105,32 @@ def _too_large(unet: Denoiser, batch: int) -> str:
     return f"needs {needed / 2**30:.0f} GiB, {free / 2**30:.0f} are free"
 
 
-@torch.inference_mode()
-def _time(models: Mapping[str, Denoiser], batch: int, mode: str, params: CostsParams) -> dict[str, list[float]]:
-    device = next(iter(models.values())).device
-    runs: dict[str, Callable[[], object]] = {name: forward_pass(unet, batch) for name, unet in models.items()}
+def _prepare(models: Mapping[str, Denoiser], batch: int, mode: str) -> Runs:
+    """Return a function that runs one pass of each model."""
+    runs: Runs = {name: forward_pass(unet, batch) for name, unet in models.items()}
     if mode == "compiled":
         torch.compiler.reset()
         runs = {name: torch.compile(run, dynamic=False) for name, run in runs.items()}
-    tried = time_in_turns(runs, device, repeats=1, warm_up=2 if mode == "compiled" else 1)
+    return runs
+
+
+@torch.inference_mode()
+def time_runs(
+    runs: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    params: CostsParams,
+    seconds: float,
+    warm_up: int = 1,
+) -> dict[str, list[float]]:
+    """Run all functions in turn as often as fits into the seconds; returns the milliseconds of each run."""
+    tried = time_in_turns(runs, device, repeats=1, warm_up=warm_up)
     round_ms = sum(times[0] for times in tried.values())
-    repeats = int(min(params.repeats, max(PASSES, params.seconds * 1e3 / round_ms)))
+    repeats = int(min(params.repeats, max(PASSES, seconds * 1e3 / round_ms)))
     return time_in_turns(runs, device, repeats)
 
 
-def _fill(row: Cost, times_ms: list[float], reference_ms: list[float], unet: Denoiser) -> Cost:
+def fill(row: Cost, times_ms: list[float], reference_ms: list[float], measure: Callable[[int], int | None]) -> Cost:
+    """Fill a row with its times, and with the peak memory that a function measures of a batch size."""
     typical = median(times_ms)
     ratios = np.array(reference_ms) / times_ms
     low, high = _interval_of_median(ratios)
@@ -117,7 +142,7 @@ def _fill(row: Cost, times_ms: list[float], reference_ms: list[float], unet: Den
         "speed_up": float(np.median(ratios)),
         "speed_up_low": low,
         "speed_up_high": high,
-        "peak_bytes": measure_peak_bytes(unet, row.batch) if row.mode == "eager" else None,
+        "peak_bytes": None if row.mode == "compiled" else measure(row.batch),
     }
     return row.model_copy(update=found)
 

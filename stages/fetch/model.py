@@ -26,6 +26,7 @@ from stages.fetch.params import (
     S3Model,
 )
 from stages.fetch.pickles import BIN
+from stages.fetch.release_list import FILES_LIST, check_listed
 from stages.fetch.weights import (
     FULL_PRECISION,
     HALF_PRECISION,
@@ -186,7 +187,8 @@ def _download(source: HubModel) -> Path:
     """Download a model into the Hub's cache; other layouts than one safetensors file only for components without it."""
     check_hub()
     try:
-        folder = Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=FILES))
+        patterns = [*FILES, FILES_LIST]
+        folder = Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=patterns))
         for list_missing in (_missing_weights, _missing_variants):
             if paths := [path.relative_to(folder).as_posix() for path in list_missing(folder)]:
                 snapshot_download(source.repo, revision=source.revision, allow_patterns=paths)
@@ -198,6 +200,7 @@ def _download(source: HubModel) -> Path:
             f"({first_line(error)}); "
             "check the network, set HF_HOME to a cache with the model, or set fetch.model to a local folder"
         ) from None
+    check_listed(folder, f"{source.repo} at {source.revision}")
     return folder
 
 

@@ -48,7 +48,7 @@ class FolderModel(ModelFolder):
     path: Path
     """The diffusers folder; ~ and $VARIABLES are expanded when the stage runs."""
     sha256: Sha256 | None = None
-    """Hash of the file with the UNet's weights; of shards, that of all one after the other, ordered by name
+    """Hash of the file with the denoiser's weights; of shards, that of all one after the other, ordered by name
     (`cat *-of-*.safetensors | sha256sum`). With trust the class is part of it
     (`cat diffusion_pytorch_model.safetensors denoiser.py | sha256sum`). null skips the check."""
 
@@ -76,7 +76,7 @@ class S3Model(S3Source, ModelFolder):
     """A diffusers folder in a bucket."""
 
     sha256: Sha256
-    """Hash of the file with the UNet's weights, of its shards, or of weights and class, as for a folder; required
+    """Hash of the file with the denoiser's weights, of its shards, or of weights and class, as for a folder; required
     because others may be able to write to the bucket."""
 
 
@@ -96,8 +96,8 @@ class CheckpointModel(Section):
     system: System
     """The architecture that the checkpoint must hold."""
     ema: bool | None = None
-    """Whether the UNet's EMA weights are taken. null takes what the authors draw with: the EMA of a `ddim` checkpoint
-    that has one, and the weights themselves of an `ldm` checkpoint, whose config has use_ema false."""
+    """Whether the denoiser's EMA weights are taken. null takes what the authors draw with: the EMA of a `ddim`
+    checkpoint that has one, and the weights themselves of an `ldm` checkpoint, whose config has use_ema false."""
     autoencoder: Path | None = None
     """For layout `dit`: the diffusers folder of its AutoencoderKL, such as a copy of stabilityai/sd-vae-ft-ema."""
     sha256: Sha256 | None = None
@@ -123,7 +123,7 @@ class RegistryModel(ModelFolder):
     uri: str = Field(pattern=r"^models:/[^/@]+/[1-9][0-9]*$")
     """models:/NAME/VERSION; aliases are rejected because they can move."""
     sha256: Sha256 | None = None
-    """Hash of the file with the UNet's weights, with trust also of the class, as for a folder; null skips the check."""
+    """Hash of the file with the denoiser's weights, with trust also of the class, as for a folder; null skips it."""
 
 
 Level = Annotated[int, Field(strict=True, ge=0, le=255)]

@@ -93,7 +93,7 @@ class Batches:
     def _labels(self, chosen: list[int], draws: torch.Generator) -> torch.Tensor:
         """Return each image's row of the table of conditions: [B]; some are replaced by the empty condition.
 
-        Only a model that embeds its classes itself may have none; then no row is replaced.
+        A model that embeds its classes itself may have no empty class; then no row is replaced.
         """
         if self.conditions is None:
             return torch.zeros(len(chosen), dtype=torch.long)

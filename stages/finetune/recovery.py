@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from stages.data.images import read_images
 from stages.finetune.checkpoint import Checkpoints
 from stages.finetune.distillation import WITHOUT_TEACHER, Channels, check_features, read_teacher
 from stages.finetune.engine import Engine
@@ -16,9 +15,10 @@ from stages.finetune.interrupt import StoppedError
 from stages.finetune.params import FinetuneParams
 from stages.finetune.report import write_report
 from stages.finetune.trainer import CurveCallback, Trainer
-from stages.models import checks, pipeline
+from stages.models import pipeline
 from stages.models.autoencoder import read_autoencoder
-from stages.models.families import Denoiser, sample_shape
+from stages.models.checks import read_fitting_images
+from stages.models.families import Denoiser
 from stages.models.layout import SNAPSHOTS
 from stages.models.pruned_unet import Layers
 from stages.models.samplers import check_sampler
@@ -75,9 +75,7 @@ def prepare(
     unet, scheduler = pipeline.read_unet(model, engine.device), pipeline.read_scheduler(model)
     if params.samples:
         check_sampler(scheduler, params.samples.sampler, SAMPLES)
-    images = read_images(data)
-    checks.check_conditions(unet, images.conditions, data)
-    checks.check_images(images.train, sample_shape(unet), data)
+    images = read_fitting_images(data, unet)
     taught = _read_teacher(teacher, model, params, engine.device)
     if params.init == "scratch":
         unet = with_fresh_weights(unet, derive_seed(seed, "scratch"))

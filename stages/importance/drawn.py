@@ -1,4 +1,4 @@
-"""A UNet and a seed -> calibration images that the UNet itself draws, anew at every timestep."""
+"""A denoiser and a seed -> calibration images that it draws, anew at every timestep."""
 
 import dataclasses
 import itertools

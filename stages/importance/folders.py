@@ -4,14 +4,12 @@ from pathlib import Path
 
 import click
 
-from stages.data.images import Images, read_images
 from stages.importance.calibration import calibrate
 from stages.importance.params import ImportanceParams
 from stages.importance.partial import PartialSum
 from stages.importance.report import write_report
 from stages.importance.stability import measure_diagnostics
-from stages.models.checks import check_conditions, check_images
-from stages.models.families import Denoiser, sample_shape
+from stages.models.checks import read_fitting_images
 from stages.models.pipeline import read_scheduler, read_unet
 from stages.models.saliency import write_importance
 from stages.models.steps import check_drawing
@@ -50,7 +48,7 @@ def measure_folders(
     """
     unet, scheduler = read_unet(model, processes.device), read_scheduler(model)
     check_drawing(params_path, scheduler)
-    images = _read_images(data, unet)
+    images = read_fitting_images(data, unet)
     partial = _open_partial(model, data, params, seed, processes)
     importance = calibrate(unet, scheduler, images, params, seed, processes, partial)
     heat, stability = measure_diagnostics(importance, unet, scheduler, images, params, seed, processes)
@@ -63,14 +61,6 @@ def measure_folders(
             write_run_record(folder, "importance", seed=seed, importance=params)
     write_provenance(out)
     partial.clear()
-
-
-def _read_images(data: Path, unet: Denoiser) -> Images:
-    """Read packed images that suit a model, with conditions if it takes any."""
-    images = read_images(data)
-    check_conditions(unet, images.conditions, data)
-    check_images(images.train, sample_shape(unet), data)
-    return images
 
 
 def _open_partial(model: Path, data: Path, params: ImportanceParams, seed: int, processes: Processes) -> PartialSum:

@@ -1,4 +1,4 @@
-"""A UNet, images and noise -> the saliency of every weight."""
+"""A denoiser, images and noise -> the saliency of every weight."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -67,7 +67,7 @@ def measure_importance(
     processes: Processes | None = None,
     partial: PartialSum | None = None,
 ) -> Importance:
-    """Score every weight of a UNet as Diff-Pruning does (Fang et al., 2023, algorithm 1); saliencies are on the CPU.
+    """Score every weight of a denoiser as Diff-Pruning does (Fang et al., 2023, algorithm 1), saliencies on the CPU.
 
     Args:
         unet: The dense model; its weights do not change, its gradients are cleared.

@@ -87,6 +87,7 @@ def measure_heatmap(
     processes = processes or Processes(next(unet.parameters()).device)
     layers = {name: layer for name, layer in unet.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
     signed, absolute = OrderedSum(processes), np.zeros((len(layers), len(timesteps)))
+    device = unet.device  # diffusers walks through all modules for it
     starts = range(0, len(timesteps), processes.count)
     for start in track(starts, "heatmap, timestep", len(starts)):
         chunk = timesteps[start : start + processes.count]
@@ -102,7 +103,7 @@ def measure_heatmap(
                 label=None,
                 model_sha256=model_sha256,
             )
-            own = [found.saliency[name].to(unet.device) for name in layers]
+            own = [found.saliency[name].to(device) for name in layers]
         sums = processes.gather(
             [float(found.saliency[name].abs().sum()) for name in layers] if own else [0.0] * len(layers)
         )

@@ -9,8 +9,8 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import nn
 
-from stages.data.images import Conditions
-from stages.models.families import CLASSES, KNOWN, Denoiser, config_defaults, family_of, find_family
+from stages.data.images import Conditions, Images, read_images
+from stages.models.families import CLASSES, KNOWN, Denoiser, config_defaults, family_of, find_family, sample_shape
 from stages.models.layout import CODE, DESCRIPTION
 from stages.models.trust import WAY
 from stages.runtime.errors import InputError
@@ -114,6 +114,18 @@ def check_finite(network: nn.Module, origin: Path | str) -> None:
     """
     if broken := [name for name, tensor in network.state_dict().items() if not tensor.isfinite().all()]:
         raise InputError(f"{origin}: {broken[0]} holds values that are not finite; use another checkpoint")
+
+
+def read_fitting_images(data: Path, unet: Denoiser) -> Images:
+    """Read packed images, and check that those for training and their conditions fit the model.
+
+    Raises:
+        InputError: The folder is damaged, or does not fit.
+    """
+    images = read_images(data)
+    check_conditions(unet, images.conditions, data)
+    check_images(images.train, sample_shape(unet), data)
+    return images
 
 
 def check_conditions(unet: Denoiser, conditions: Conditions | None, origin: Path) -> None:

@@ -1,4 +1,4 @@
-"""A UNet -> its costs: parameters, multiply-accumulates (MACs), memory."""
+"""A denoiser -> its costs: parameters, multiply-accumulates (MACs), memory."""
 
 import torch
 import torch_pruning
@@ -12,7 +12,7 @@ from stages.models.structure import once_per_structure
 
 
 def count_params(unet: nn.Module) -> int:
-    """Count the parameters of a UNet."""
+    """Count the parameters of a denoiser."""
     return sum(parameter.numel() for parameter in unet.parameters())
 
 

@@ -1,4 +1,4 @@
-"""A UNet -> its groups of coupled channels, which can only be pruned together; found by torch-pruning."""
+"""A denoiser -> its groups of coupled channels, which can only be pruned together; found by torch-pruning."""
 
 import math
 from collections.abc import Sequence
@@ -76,7 +76,7 @@ def weighted_layers(unet: nn.Module) -> dict[str, nn.Conv2d | nn.Linear | nn.Gro
 
 
 def build_graph(unet: Denoiser) -> torch_pruning.DependencyGraph:
-    """Trace the dependencies between the layers of a UNet."""
+    """Trace the dependencies between the layers of a denoiser."""
     inputs = tuple(example_inputs(unet.eval()).values())
     with torch.enable_grad():
         return torch_pruning.DependencyGraph().build_dependency(unet, inputs, verbose=False)

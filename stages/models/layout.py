@@ -24,6 +24,11 @@ def denoiser_name(folder: Path) -> str:
     return next((name for name in DENOISERS if (folder / name).is_dir()), DENOISERS[0])
 
 
+def is_pixel_dit(folder: Path) -> bool:
+    """Whether a pipeline folder holds a DiT in pixel space, with which no pipeline of diffusers draws."""
+    return denoiser_name(folder) == "transformer" and not (folder / "vae").is_dir()
+
+
 def latest_model(model: Path, rounds: Path | None) -> Path:
     """Return the folder of the model that was pruned in several rounds, or the given one if there was one round.
 

@@ -1,4 +1,4 @@
-"""A diffusers pipeline folder, dense or pruned <-> a UNet and its noise schedule, without pickle.
+"""A diffusers pipeline folder, dense or pruned <-> a denoiser and its noise schedule, without pickle.
 
 Loading needs neither torch-pruning nor the pruning plan: the config gives architecture and widths.
 """
@@ -38,14 +38,14 @@ OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".
 
 
 def read_unet(folder: Path, device: torch.device = CPU) -> Denoiser:
-    """Load a UNet, dense or pruned, exactly as it was written.
+    """Load a denoiser, dense or pruned, exactly as it was written.
 
     Args:
-        folder: A diffusers pipeline folder, with the UNet in unet/ or, in the Hub's old layout, at its top.
-        device: Device of the loaded UNet.
+        folder: A diffusers pipeline folder: unet/ or transformer/ in it or, in the Hub's old layout, its top.
+        device: Device of the loaded denoiser.
 
     Returns:
-        The UNet in float32, in eval mode.
+        The denoiser in float32, in eval mode.
 
     Raises:
         InputError: The folder, its config or its weights are missing, damaged or do not fit each other.
@@ -77,7 +77,7 @@ def build_own(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], fo
 
 
 def weights_file(folder: Path) -> Path:
-    """Return the path of the UNet's weights in a pipeline folder."""
+    """Return the path of the denoiser's weights in a pipeline folder."""
     return denoiser_folder(folder) / WEIGHTS
 
 
@@ -150,7 +150,7 @@ def _to_float32(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def unet_config(unet: Denoiser) -> dict[str, Any]:
-    """Return the config of a UNet of any widths and depth; a dense UNet's config is as diffusers writes it."""
+    """Return the config of a denoiser of any widths and depth; a dense one's is as diffusers writes it."""
     family = family_of(unet)
     config = family.dense_config(unet)
     with torch.device("meta"):
@@ -197,16 +197,16 @@ def component(folder: Path, name: str) -> Path:
 
 
 def write_pipeline(folder: Path, unet: Denoiser, scheduler: DDPMScheduler, source: Path | None = None) -> None:
-    """Write a UNet and its scheduler as a diffusers pipeline folder.
+    """Write a denoiser and its scheduler as a diffusers pipeline folder.
 
-    With a pruned UNet goes the file that defines its class, so that plain diffusers can load it with
+    With a pruned denoiser goes the file that defines its class, so that plain diffusers can load it with
     `trust_remote_code=True`.
 
     Args:
         folder: The new pipeline folder.
-        unet: A UNet of any widths.
+        unet: A denoiser of any widths.
         scheduler: The noise schedule.
-        source: The pipeline folder that the UNet was made from; its autoencoder and class embedding are copied.
+        source: The pipeline folder that the denoiser was made from; its autoencoder and class embedding are copied.
 
     Raises:
         InputError: A component of `source` is missing or cannot be copied, or the folder cannot be written.

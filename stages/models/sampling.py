@@ -1,4 +1,4 @@
-"""A UNet and one seed per image -> images."""
+"""A denoiser and one seed per image -> images."""
 
 import copy
 import inspect
@@ -25,7 +25,7 @@ from stages.runtime.seeds import derive_seed, generator
 
 @dataclass(frozen=True)
 class SamplingContext:
-    """What sampling needs besides UNet and noise schedule: autoencoder, conditions and guidance scale."""
+    """What sampling needs besides the denoiser and noise schedule: autoencoder, conditions and guidance scale."""
 
     autoencoder: Autoencoder | None = None
     """Decodes the samples of a latent model; None for a model in pixel space."""
@@ -190,13 +190,14 @@ def predictor(unet: Denoiser, context: SamplingContext, labels: Sequence[int]) -
     ε = ε(∅) + s · (ε(c) − ε(∅)) (Ho and Salimans, 2022, eq. 6, with s = 1 + w). The same holds for v and x₀, since for
     one noisy image both are affine functions of ε. A learned variance is not guided: it is that of the class.
     """
+    dtype = unet.dtype  # diffusers walks through all modules for it
     if context.table is None:
-        return lambda noisy, timestep: unet(noisy.to(unet.dtype), timestep).sample.float()
+        return lambda noisy, timestep: unet(noisy.to(dtype), timestep).sample.float()
     own, both = conditions_of(unet, context.table, labels)
 
     def predict(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         """Predict under the conditions of the labels, guided if the context says so."""
-        noisy = noisy.to(unet.dtype)
+        noisy = noisy.to(dtype)
         timestep = timestep.to(noisy.device).reshape(-1)  # a DiT takes no number
         if context.guidance in (None, 1):
             return unet(noisy, timestep, **own).sample.float()  # type: ignore[no-any-return]

@@ -20,6 +20,6 @@ def bypassed(unet: Denoiser) -> list[str]:
 
 
 def without_branches(unet: Denoiser, names: Iterable[str]) -> Denoiser:
-    """Copy a model and remove branches from the copy; the model itself if there are none."""
-    names = list(names)
-    return bypass(copy.deepcopy(unet), names) if names else unet
+    """Copy a model without some branches; the copy has the model's own tensors. Return the model if there are none."""
+    names, shared = list(names), {id(tensor): tensor for tensor in (*unet.parameters(), *unet.buffers())}
+    return bypass(copy.deepcopy(unet, shared), names) if names else unet

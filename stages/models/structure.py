@@ -1,4 +1,4 @@
-"""A UNet -> a key of everything about it but its weights, under which results that rest on nothing else are kept."""
+"""A denoiser -> a key of all but its weights, under which results that rest on nothing else are kept."""
 
 import functools
 import json

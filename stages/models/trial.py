@@ -1,4 +1,4 @@
-"""A UNet -> proof, before any stage runs, that it can be sampled from, scored and cut."""
+"""A denoiser -> proof, before any stage runs, that it can be sampled from, scored and cut."""
 
 from math import gcd
 
@@ -7,18 +7,19 @@ import torch
 from stages.models.families import Denoiser, example_inputs, family_of, forward, skeleton
 from stages.models.groups import Group, build_graph, cut_outputs, find_groups
 from stages.models.masking import check_masked
+from stages.models.structure import once_per_structure
 from stages.runtime.errors import InputError, first_line
 
 SMALL_SIZE = 32
-"""Height and width, in pixels or latents, that are enough to try the weights of a UNet."""
+"""Height and width, in pixels or latents, that are enough to try the weights of a denoiser."""
 
 
 @torch.no_grad()
 def check_runs(unet: Denoiser, num_timesteps: int, origin: str) -> None:
-    """Run a UNet at its first, middle and last timestep, on small images where its own are large.
+    """Run a denoiser at its first, middle and last timestep, on small images where its own are large.
 
     Raises:
-        InputError: The UNet knows fewer timesteps or raises an exception, or an output is not finite or has another
+        InputError: The denoiser knows fewer timesteps or raises an exception, or an output is not finite or has another
             shape than its input.
     """
     family = family_of(unet)
@@ -56,7 +57,20 @@ def check_prunable(unet: Denoiser, origin: str) -> None:
     """Score, trace and cut a copy without weights: the fewest channels of every group, then a forward pass.
 
     Raises:
-        InputError: The UNet does not run at its own size, or its channels cannot be cut.
+        InputError: The denoiser does not run at its own size, or its channels cannot be cut.
+    """
+    try:
+        _score_and_cut(unet)
+    except InputError as error:
+        raise InputError(f"{origin}: {error.message}") from None
+
+
+@once_per_structure
+def _score_and_cut(unet: Denoiser) -> None:
+    """Do what `check_prunable` says, once for all models of one structure.
+
+    Raises:
+        InputError: As there, without saying which model it is.
     """
     bare = skeleton(unet)
     inputs = example_inputs(bare)
@@ -65,21 +79,21 @@ def check_prunable(unet: Denoiser, origin: str) -> None:
         output.sum().backward()
     except Exception as error:  # noqa: BLE001  # as above
         hint = "; forward must make tensors on the device of its inputs, and read no values" * family_of(unet).proven
-        raise InputError(f"{origin}: the model does not run ({first_line(error)}){hint}") from None
+        raise InputError(f"the model does not run ({first_line(error)}){hint}") from None
     if output.shape != inputs["sample"].shape:
-        raise InputError(f"{origin}: the model's output does not have the shape of its input")
+        raise InputError("the model's output does not have the shape of its input")
     try:
         groups = find_groups(unet)
         if family_of(unet).proven:
             check_masked(unet, groups)
         _cut_all(bare, groups)
         output = forward(bare, inputs)
-    except InputError as error:
-        raise InputError(f"{origin}: {error.message}") from None
+    except InputError:
+        raise
     except Exception as error:  # noqa: BLE001  # torch-pruning raises any exception, too
-        raise InputError(f"{origin}: the model cannot be pruned ({first_line(error)}); use another one") from None
+        raise InputError(f"the model cannot be pruned ({first_line(error)}); use another one") from None
     if output.shape != inputs["sample"].shape:
-        raise InputError(f"{origin}: the model cannot be pruned (a cut changes the shape of its output)")
+        raise InputError("the model cannot be pruned (a cut changes the shape of its output)")
 
 
 def _cut_all(bare: Denoiser, groups: list[Group]) -> None:

@@ -8,6 +8,9 @@ from stages.protocol.evaluation import DENSE
 from stages.runtime.schema import Frozen, Sha256
 from stages.storage.files import read_record
 
+VARIANT_COSTS = "variants.json"
+"""File beside costs.json with a record of the same form, of models and their variants; absent without variants."""
+
 
 class Cost(Frozen):
     """Time and memory of a forward pass of one model in one setting; times are None where it was left out."""
@@ -16,7 +19,7 @@ class Cost(Frozen):
     batch: int
     precision: str
     mode: str
-    """eager or compiled."""
+    """eager or compiled; onnxruntime for graphs."""
     device: str
     deterministic: bool = True
     """Whether deterministic kernels were timed, as in all records without this field."""
@@ -33,7 +36,12 @@ class Cost(Frozen):
     speed_up_high: float | None = None
     """Upper end of the interval."""
     peak_bytes: int | None = None
-    """Peak memory; None for compiled passes."""
+    """Peak memory; None for compiled passes. Of a graph: the growth of a process with ONNX Runtime and NumPy alone."""
+    joules_per_image: float | None = None
+    """Energy of the processor packages or of the GPU during a pass, for each image of the batch, whoever else computes
+    and with what they take when idle; None where the machine has no counter that can be read."""
+    energy_source: str = ""
+    """The counter: RAPL with the number of packages, or NVML; empty where there is none."""
     left_out: str = ""
     """Reason why there are no times; empty where there are."""
 
@@ -59,6 +67,16 @@ class CostsRecord(Frozen):
     def first(self, model: str) -> Cost:
         """Return the row of a model that the results table shows: that of the first batch and precision."""
         return next(cost for cost in self.costs if cost.model == model)
+
+
+def read_variant_costs(folder: Path) -> CostsRecord | None:
+    """Read the costs of the variants, which the costs stage writes if there are any.
+
+    Raises:
+        InputError: The file is damaged or of another version.
+    """
+    path = folder / VARIANT_COSTS
+    return read_record(path, CostsRecord, "run the costs stage again") if path.is_file() else None
 
 
 def read_costs(folder: Path) -> CostsRecord:

@@ -166,7 +166,7 @@ def _find_weights(params: ExtractorParams) -> Path:
             torch.hub.download_url_to_file(source.url, str(cached), source.sha256, progress=False)
         except (OSError, RuntimeError) as error:
             found = f"the weights of {params.name} are not at {cached} and could not be downloaded"
-            advice = "put the file there or set reference.extractor.weights"
+            advice = "put the file there, set reference.extractor.weights, or use the extractor thumbnail"
             raise InputError(f"{found} ({first_line(error)}); {advice}") from None
     return cached
 

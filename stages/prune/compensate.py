@@ -1,4 +1,4 @@
-"""A dense UNet, its pruned copy and calibration images -> the copy with weights that compensate for cut inputs."""
+"""A dense denoiser, its pruned copy and calibration images -> the copy with weights that compensate for cut inputs."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence

@@ -149,7 +149,7 @@ def _search(
     _check_reach(cost, smallest_cost(unet, importance, params, seed, cost.dearest()), "by depth and width")
     for number in candidate_numbers(cost, order, params.depth.candidates):
         try:
-            plan = plan_pruning(unet, importance, params, seed, removed=order.first(number))
+            plan = plan_pruning(unet, importance, params, seed, removed=order.first(number), dense=cost.dense)
         except InputError as error:
             click.echo(f"prune.depth: {number} branches do not do ({error.message})")
             continue

@@ -8,10 +8,10 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import nn
 
-from stages.data.images import Images, read_images
-from stages.models.checks import check_conditions, check_images
+from stages.data.images import Images
+from stages.models.checks import read_fitting_images
 from stages.models.complexity import count_macs, count_params
-from stages.models.families import Denoiser, sample_shape
+from stages.models.families import Denoiser
 from stages.models.groups import weighted_layers
 from stages.models.params import Quantity
 from stages.models.plan import Plan, read_plan, show_cost
@@ -127,10 +127,7 @@ def _read_images(unet: Denoiser, data: Path | None, key: str) -> Images:
     """
     if data is None:
         raise InputError(f"{key} needs calibration images; give them with --data")
-    images = read_images(data)
-    check_conditions(unet, images.conditions, data)
-    check_images(images.train, sample_shape(unet), data)
-    return images
+    return read_fitting_images(data, unet)
 
 
 def prune_unet(unet: Denoiser, plan: Plan, images: NoisyBatches | None) -> Denoiser:

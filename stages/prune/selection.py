@@ -1,4 +1,4 @@
-"""A dense UNet, its importance and params -> the plan: which channels are cut and which are kept."""
+"""A dense denoiser, its importance and params -> the plan: which channels are cut and which are kept."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -34,8 +34,9 @@ def plan_pruning(
     *,
     removed: Sequence[str] = (),
     budget: Budget | None = None,
+    dense: float | None = None,
 ) -> Plan:
-    """Choose the channels to cut from a UNet; the plan is of this cut alone, numbered as in `unet`.
+    """Choose the channels to cut from a denoiser; the plan is of this cut alone, numbered as in `unet`.
 
     Args:
         unet: The model; it is not changed.
@@ -45,6 +46,7 @@ def plan_pruning(
         earlier: The plan by which the model was cut from a dense one, whose size the target is a share of.
         removed: Residual branches that are removed first; they can all go.
         budget: The cost without these branches, if they alone meet the target and no channel is cut; else None.
+        dense: The cost of the dense model, of which a target is a share; None: it is measured, if it is needed.
 
     Raises:
         InputError: The target cannot be met, or a pattern matches no layer.
@@ -58,7 +60,8 @@ def plan_pruning(
     if budget:
         counts = [0] * len(groups)
     else:
-        counts, budget = _solve(groups, ranking, widths, costs, _whole_cost(unet, groups, params, earlier, removed))
+        dense = _dense_cost(unet, groups, params, earlier, removed) if dense is None else dense
+        counts, budget = _solve(groups, ranking, widths, costs, dense)
     cuts, kept = _choose(unet, counts, ranking, params)
     counts = [len(cut) for cut in cuts]
     if ranking.gated:
@@ -116,7 +119,7 @@ def _plan_groups(groups: Sequence[Group], cuts: Sequence[torch.Tensor]) -> list[
     ]
 
 
-def _whole_cost(
+def _dense_cost(
     unet: Denoiser, groups: Sequence[Group], params: PruneParams, earlier: Plan | None, removed: Sequence[str]
 ) -> float | None:
     """Compute the cost that the target is a share of; None: that of the model whose channels are cut."""

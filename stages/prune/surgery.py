@@ -1,4 +1,4 @@
-"""A dense UNet and a plan -> the pruned UNet, verified against the plan."""
+"""A dense denoiser and a plan -> the pruned one, verified against the plan."""
 
 import copy
 from typing import cast
@@ -14,7 +14,7 @@ from stages.runtime.errors import InputError
 
 
 def cut(unet: Denoiser, plan: Plan) -> Denoiser:
-    """Cut a copy of a UNet as planned, with torch-pruning, and verify it.
+    """Cut a copy of a denoiser as planned, with torch-pruning, and verify it.
 
     Raises:
         RuntimeError: The result differs from the plan, which is a bug of this program.
@@ -71,11 +71,11 @@ def _check_masked(dense: Denoiser, pruned: Denoiser, plan: Plan) -> None:
 
 def slice_tensors(dense: Denoiser, plan: Plan) -> dict[str, torch.Tensor]:
     """Index the dense tensors by the kept channels of the plan: the expected weights, without torch-pruning."""
-    tensors = dict(dense.state_dict())
+    tensors, device = dict(dense.state_dict()), dense.device  # diffusers walks through all modules for it
     for layer, kept in plan.layers.items():
         for kind, sides in (("weight", (kept.outputs, kept.inputs)), ("bias", (kept.outputs,))):
             for dim, channels in enumerate(sides):
                 name = f"{layer}.{kind}"
                 if channels is not None and name in tensors:
-                    tensors[name] = tensors[name].index_select(dim, torch.tensor(channels, device=dense.device))
+                    tensors[name] = tensors[name].index_select(dim, torch.tensor(channels, device=device))
     return tensors

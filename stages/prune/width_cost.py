@@ -1,6 +1,7 @@
-"""A dense UNet and the number of channels that each group loses -> the cost of the pruned UNet."""
+"""A dense denoiser and the number of channels that each group loses -> the cost of the pruned one."""
 
 import copy
+import functools
 import math
 from collections.abc import Sequence
 
@@ -28,18 +29,22 @@ class WidthCost:
 
     def __init__(self, unet: Denoiser, groups: Sequence[Group], *, heads: Heads, latency_repeats: int) -> None:
         self.unet, self.groups, self.heads, self.repeats = unet, groups, heads, latency_repeats
-        self.skeleton = skeleton(unet)
         self.reference_ms: float | None = None
-        self.layers = weighted_layers(self.skeleton)
-        self.positions = _count_positions(self.skeleton)
+        self.layers = weighted_layers(unet)
+        self.positions = _count_positions(unet)
         self.shares = [
             (index, member.layer, member.dim, len(member.channels) // group.width)
             for index, group in enumerate(groups)
             for member in group.members
         ]
         uncut = [0] * len(groups)
-        self.other_macs = count_macs(self.skeleton) - self._layer_macs(uncut)
-        self.other_params = count_params(self.skeleton) - self._layer_params(uncut)
+        self.other_macs = count_macs(unet) - self._layer_macs(uncut)
+        self.other_params = count_params(unet) - self._layer_params(uncut)
+
+    @functools.cached_property
+    def skeleton(self) -> Denoiser:
+        """The dense model without weights, of which candidates are made."""
+        return skeleton(self.unet)
 
     def channels(self, cuts: Cuts) -> float:
         """Count the remaining channels of all groups."""
@@ -108,17 +113,15 @@ class WidthCost:
 @once_per_structure
 def _count_positions(unet: Denoiser) -> dict[str, int]:
     """Count the positions that each layer is applied to for one image."""
-    positions, hooks = {}, []
+    unet, positions = skeleton(unet), {}
     for name, layer in weighted_layers(unet).items():
 
         def note(layer: nn.Module, _: object, output: torch.Tensor, name: str = name) -> None:
             """Count the positions of a layer's output."""
             positions[name] = output.numel() // len(layer.weight)  # type: ignore[arg-type]
 
-        hooks.append(layer.register_forward_hook(note))
+        layer.register_forward_hook(note)
     forward(unet, example_inputs(unet))
-    for hook in hooks:
-        hook.remove()
     return positions
 
 

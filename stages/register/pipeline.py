@@ -1,14 +1,12 @@
 """The URI of a version -> a diffusers pipeline."""
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from stages.register.package import check_files
-from stages.register.registry import CONTENT, MODEL, Registry
+from stages.models.layout import is_pixel_dit
+from stages.register.versions import downloaded, model_folder
 
 
 def load_pipeline(uri: str) -> DiffusionPipeline:
@@ -18,15 +16,10 @@ def load_pipeline(uri: str) -> DiffusionPipeline:
         InputError: The version does not exist, or a file is not as it was registered.
         UnavailableError: The server does not answer.
     """
-    registry = Registry()
-    version = registry.find(uri)
-    with tempfile.TemporaryDirectory() as folder:
-        files = registry.download(version, Path(folder))
-        check_files(files, version.tags.get(CONTENT))
-        model = files / MODEL
-        is_pixel_dit = (model / "transformer").is_dir() and not (model / "vae").is_dir()
+    with downloaded(uri) as (_, files):
+        model = model_folder(files)
         pipeline: Any = DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
-            model, trust_remote_code=True, low_cpu_mem_usage=False, **({"vae": None} if is_pixel_dit else {})
+            model, trust_remote_code=True, low_cpu_mem_usage=False, **({"vae": None} if is_pixel_dit(model) else {})
         )
         modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
         for tensor in (tensor for module in modules for tensor in module.parameters()):

@@ -2,7 +2,7 @@
 
 import io
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Literal, cast
 
@@ -17,6 +17,8 @@ from stages.protocol.evaluation import VISIBLE_SSIM
 from stages.protocol.verdict import FINETUNED
 from stages.report.report_data import ReportData
 from stages.report.speed import rows_by_setting
+from stages.report.variant_figures import draw_size, draw_time
+from stages.report.variants import VariantRow
 
 THEMES: Mapping[str, Mapping[str, object]] = {
     "light": {"text.color": "#1c2b24", "axes.edgecolor": "#8a978f", "grid.color": "#dfe6e1"},
@@ -36,6 +38,7 @@ MAX_TICKS = 14
 def draw_figures(report: ReportData) -> dict[str, dict[str, bytes]]:
     """Draw all figures that there are data for: name -> theme -> SVG; equal data give equal bytes."""
     missing = {"importance": report.importance.empty, "losses": not report.losses}
+    missing |= dict.fromkeys(("variants-time", "variants-size"), not report.variants)
     return {
         name: {theme: draw_figure(partial(draw, report=report), theme) for theme in THEMES}
         for name, draw in FIGURES.items()
@@ -190,6 +193,14 @@ def _speed_colour(low: float, high: float) -> str:
     return LEVELS["good"] if low > 1 else LEVELS["worse"] if high < 1 else COLOURS["pruned"]
 
 
+def _variants(
+    axis: Axes, *, report: ReportData, draw: Callable[[Axes, Sequence[VariantRow], Mapping[str, str]], None]
+) -> None:
+    """Quality of models and variants against a cost."""
+    draw(axis, report.variants, COLOURS)
+    plain_log(axis)
+
+
 def plain_log(axis: Axes) -> None:
     """Make the vertical axis logarithmic, with plain numbers as labels."""
     axis.set_yscale("log")
@@ -207,4 +218,6 @@ FIGURES: Mapping[str, Callable[..., None]] = {
     "speed-up": _speed_up,
     "importance": _importance,
     "losses": _losses,
+    "variants-time": partial(_variants, draw=draw_time),
+    "variants-size": partial(_variants, draw=draw_size),
 }

@@ -8,6 +8,7 @@ from stages.protocol.costs import Cost
 from stages.protocol.evaluation import DENSE, EvaluationRecord, Model
 from stages.protocol.verdict import FINETUNED, rate_fid, rate_pictures, write_share
 from stages.report.by_class import describe_classes
+from stages.report.grid_section import read_section
 from stages.report.pairs import describe_pairs
 from stages.report.report_data import ReportData, read_picture
 from stages.report.speed import rows_by_setting
@@ -22,6 +23,7 @@ from stages.report.table import (
     write_target,
 )
 from stages.report.templates import WORDS, embed, embed_figures, render
+from stages.report.variants import VARIANTS_HEADER, variants_to_rows, variants_to_text
 from stages.runtime.errors import InputError
 from stages.runtime.schema import flatten
 from stages.runtime.text import printable
@@ -36,11 +38,13 @@ CONTENTS = {
     "classes": "By class",
     "results": "Results",
     "cost": "Time and memory",
+    "grid": "Steps and guidance",
+    "variants": "Variants",
     "recovery": "Recovery",
     "importance": "Importance",
     "protocol": "Protocol",
     "lineage": "Lineage",
-}.items()
+}
 """Anchor of a section -> its entry in the contents."""
 SHOWN_CLASSES = 12
 """Classes that are shown at once; the others are folded."""
@@ -82,29 +86,38 @@ def write_page(report: ReportData, figures: Mapping[str, Mapping[str, bytes]], r
     if report.finetune.samples:
         images["samples"] = embed(read_picture(reports / "finetune" / "samples.png"), "png")
     verdict = report.verdict()
+    grid = read_section(reports, record)
+    energy = next((row.energy_source for row in report.costs.costs if row.energy_source), "")
+    optional = {"grid": grid, "variants": report.variants}
     return render(
         "page.html.j2",
         report=report,
         record=record,
         verdict=verdict,
         word=WORDS[verdict.level],
-        contents=CONTENTS,
+        contents=[entry for entry in CONTENTS.items() if optional.get(entry[0], True)],
+        grid=grid,
         pairs=describe_pairs(report, reports),
         classes=describe_classes(record),
         shown_classes=SHOWN_CLASSES,
-        cost_header=COST_HEADER,
+        cost_header=[*COST_HEADER, *([("energy", "energy")] if energy else [])],
+        energy=energy,
         target=write_target(report.prune.target),
         tiles=list(_tiles(report)),
         header=HEADER,
         rows=to_rows(record, report.costs),
         protocol_text=protocol_to_text(record),
         latency_text=latency_to_text(report.costs),
-        figures=embed_figures(figures),
+        figures=embed_figures({**figures, **(grid.figures if grid else {})}),
         images=images,
+        variants_header=VARIANTS_HEADER,
+        variants=variants_to_rows(report.variants),
+        variants_text=variants_to_text(report.variants) if report.variants else "",
         others=others,
         worst={name: write_worst(record.models[name]) for name in others},
         costs=list(rows_by_setting(report.costs)),
         speed_up=_write_speed_up,
+        write_energy=write_energy,
         with_attention=_each(record, lambda model: write_count(model.macs + model.attention_macs)),
         on_disk=_each(record, lambda model: f"{model.size_bytes / 1e6:.2f} MB"),
         protocol=[(key, "–" if it is None else it) for key, it in flatten(record.protocol.model_dump(mode="json"))],
@@ -115,6 +128,11 @@ def write_page(report: ReportData, figures: Mapping[str, Mapping[str, bytes]], r
 def write_worst(model: Model) -> str:
     """Format the SSIM of the least similar pairs."""
     return ", ".join(f"{pair.ssim:.2f}" for pair in model.worst_pairs)
+
+
+def write_energy(joules: float | None) -> str:
+    """Format the joules of an image to three digits."""
+    return "–" if joules is None else f"{joules:.3g} J"
 
 
 def _each(record: EvaluationRecord, write: Callable[[Model], str]) -> str:
@@ -150,7 +168,8 @@ def _tiles(report: ReportData) -> Iterator[tuple[str, str, str, str]]:
         share = write_share(finetuned.visible_pairs, record.num_pairs)
         yield share, "pictures differ visibly from dense", "differs visibly", tone
     if report.recovered is not None:
-        yield f"{report.recovered:.1%}", "of the FID lost by pruning, recovered", "FID", ""
+        share = f"{report.recovered:.1%}" if report.recovered <= 1 else "all"
+        yield share, "of the FID lost by pruning, recovered", "FID", ""
 
 
 def _speed_tone(cost: Cost) -> str:

@@ -11,13 +11,15 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel
 
 from stages.models.layer_order import in_run_order
-from stages.models.layout import PLAN, WEIGHTS, denoiser_name
+from stages.models.layout import PLAN, WEIGHTS, denoiser_name, is_pixel_dit
 from stages.models.params import RoundsParams
 from stages.models.plan import RemovedBranch
-from stages.protocol.costs import CostsRecord, read_costs
+from stages.protocol.costs import CostsRecord, read_costs, read_variant_costs
 from stages.protocol.evaluation import DENSE, EvaluationRecord, read_evaluation
+from stages.protocol.variants import read_variants
 from stages.protocol.verdict import FINETUNED, Verdict, judge
 from stages.report.series import read_curve, read_importance, read_losses, read_ssim
+from stages.report.variants import VariantRow, join_variants
 from stages.runtime.bounded import parse_yaml
 from stages.runtime.errors import InputError, first_line
 from stages.runtime.text import printable
@@ -130,6 +132,8 @@ class ReportData:
     """Licence of the base model by the keys of its card's metadata; empty where the card names none."""
     removed: list[str] = field(default_factory=list)
     """Modules whose residual branches were removed, in order."""
+    variants: list[VariantRow] = field(default_factory=list)
+    """Models and their variants; empty without variants."""
 
     @property
     def source(self) -> dict[str, Any]:
@@ -195,22 +199,18 @@ def read_report_data(artifacts: Path, reports: Path) -> ReportData:
             rounds=RoundsParams.model_validate(runs["rounds"]["params"]["rounds"]),
             finetune=FinetuneRecord.model_validate(runs["finetune"]["params"]["finetune"]),
             plan_sha256=file_sha256(folders["finetune"] / PLAN),
-            pipeline=_pipeline_class(component, index),
+            pipeline="AutoModel" if is_pixel_dit(folders["finetune"]) else str(index["_class_name"]),
             code=f"{component}/{index[component][0]}.py",
             runs=runs,
             provenance=provenance,
             licence=_read_licence(folders["fetch"] / "README.md"),
+            variants=_read_variants(reports, record),
             removed=[RemovedBranch.model_validate(branch).name for branch in plan.get("removed", [])],
         )
     except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
         raise InputError(
             f"a plan or run.json below {artifacts} is invalid ({first_line(error)}); run its stage again"
         ) from None
-
-
-def _pipeline_class(component: str, index: Mapping[str, Any]) -> str:
-    """Name the class of diffusers that opens a released folder; no pipeline draws with a transformer in pixel space."""
-    return "AutoModel" if component == "transformer" and "vae" not in index else str(index["_class_name"])
 
 
 def _read_evaluation(folder: Path, files: Mapping[str, Path]) -> EvaluationRecord:
@@ -238,6 +238,15 @@ def _read_costs(folder: Path, record: EvaluationRecord) -> CostsRecord:
     if costs.weights_sha256 != {name: model.weights_sha256 for name, model in record.models.items()}:
         raise InputError(f"{folder} holds the costs of other weights than the evaluation; run the costs stage first")
     return costs
+
+
+def _read_variants(reports: Path, record: EvaluationRecord) -> list[VariantRow]:
+    """Read the variants and their times.
+
+    Raises:
+        InputError: They are missing or damaged, or do not belong to the evaluation.
+    """
+    return join_variants(record, read_variants(reports / "variants"), read_variant_costs(reports / "costs"))
 
 
 def _widths(before: dict[str, list[int]], after: dict[str, list[int]]) -> list[Width]:

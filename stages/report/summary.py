@@ -10,16 +10,22 @@ from PIL import Image
 
 from stages.report.report_data import ReportData
 from stages.report.table import HEADER, to_markdown, to_rows
+from stages.report.variants import variants_to_markdown
 from stages.storage.files import write_atomically, write_json
 
 PICTURE, VERDICT = "summary.png", "verdict.json"
 
 
 def write_summary(report: ReportData, figures: Mapping[str, Mapping[str, bytes]], reports: Path, folder: Path) -> None:
-    """Write results.md, which begins with the verdict, verdict.json, the figures for a light page, and summary.png."""
+    """Write results.md, which begins with the verdict, verdict.json, the figures for a light page, and summary.png.
+
+    With variants there is variants.md, too.
+    """
     verdict = report.verdict()
     results = f"**{verdict.sentence}**\n\n{to_markdown(report.record, report.costs)}"
     write_atomically(folder / "results.md", results.encode())
+    if report.variants:
+        write_atomically(folder / "variants.md", variants_to_markdown(report.variants).encode())
     write_json(folder / VERDICT, verdict.model_dump(mode="json"))
     for name, themes in figures.items():
         write_atomically(folder / f"{name}.svg", themes["light"])

@@ -19,6 +19,9 @@ TERMS = {
     "SSIM": "Structural similarity of a picture and the dense model's from the same noise: 1 is equal, 0 unrelated. "
     "Below 0.9 the difference is visible side by side.",
     "SSIM difference": "SSIM less that of the method that all are compared with, seed by seed.",
+    "variant": "A model in another form: an ONNX graph, integer weights, or deep features reused between steps.",
+    "on disk": "Size of the file with the weights or the graph.",
+    "a step": "Median time of one pass; of a cache, mean over a full pass and those that reuse it.",
     "latency": "Median time of one pass.",
     "±": "Half of the 95 % interval: repeated with other noise, the mean lies within it 19 times in 20.",
     "≈": "The difference from dense lies within its own interval, so it cannot be told from none.",
@@ -30,6 +33,8 @@ TERMS = {
     "p95": "19 of 20 passes took less time.",
     "images/s": "Images per second of one pass; a picture takes as many passes as the sampler has steps.",
     "peak memory": "Weights and activations that are alive at once in an eager pass.",
+    "energy": "Joules of the processor or GPU during a pass, for each image of the batch. A picture takes as many "
+    "passes as the sampler has steps.",
     "speed-up": "How many times as fast as dense: the median ratio of passes timed in turn, with its 95 % interval. An "
     "interval with 1 in it is no speed-up.",
     "MACs ratio": "MACs of dense over those of the model: the speed-up if time fell with computation.",

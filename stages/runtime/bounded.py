@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, Event, NodeEvent
 
@@ -102,6 +103,9 @@ def parse_yaml(text: str, name: str, yaml: YAML | None = None) -> Any:  # noqa: 
     try:
         _check_events(YAML(typ="safe").parse(text))
         return (yaml or YAML(typ="safe")).load(text)
+    except DuplicateKeyError as error:
+        line = error.problem_mark.line + 1
+        raise InputError(f"{name} gives a key twice, the second time in line {line}; remove one of the two") from None
     except YAMLError as error:
         raise InputError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from None
     except Exception as error:  # noqa: BLE001  # tags such as !!bool and !!timestamp raise anything on other text

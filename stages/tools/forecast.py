@@ -63,7 +63,8 @@ def _forecast(name: str, params: Params, work: Work, rates: Rates, gpus: int) ->
 
 
 def _startup_share(name: str, params: Params) -> float:
-    is_light = name == "code" or (name == "rounds" and params.rounds.count == 1)
+    does_nothing = {"rounds": params.rounds.count == 1, "variants": params.variants is None}
+    is_light = name == "code" or does_nothing.get(name, False)
     return LIGHT if is_light else HEAVY if name == "report" else 1.0
 
 

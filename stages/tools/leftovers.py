@@ -34,6 +34,8 @@ FOLDER, ROUNDS = Path("checkpoints/finetune"), Path("checkpoints/rounds")
 """Where dvc.yaml keeps the checkpoints, and the rounds before the last, of a checkout."""
 SUMS = Path("checkpoints/importance")
 """Where the stage importance keeps its sum half-way."""
+CELLS = Path("checkpoints/grid")
+"""Where `espalier grid` keeps its cells."""
 SHORT = 16
 """Digits of a run in the name of its folder."""
 RUN_NOTE, CHECKPOINT = rf"{CHECKPOINTS}/([0-9a-f]{{64}})", rf"{CHECKPOINTS}/([0-9a-f]{{64}})/step-\d+"
@@ -135,6 +137,25 @@ def find_sums(checkout: Path, needed: Needed) -> Iterator[Leftover]:
         yield Leftover(
             "importance", name, file.st_size, modified, "stopped half-way", keep, partial(_remove_file, path)
         )
+
+
+def find_cells(checkout: Path, needed: Needed) -> Iterator[Leftover]:
+    """List the cells of grids in a checkout, and what a stopped one left; a grid that needs them measures them anew."""
+    folder = checkout / CELLS
+    with reserved(folder) as is_free:
+        pass
+    for path in sorted(path for path in folder.glob("*") if path.is_dir()):
+        size_bytes, modified = measure(path)
+        keep = None if is_free and modified <= needed.since else YOUNG if is_free else IN_USE
+        name = str(path.relative_to(checkout))
+        yield Leftover("grid cell", name, size_bytes, modified, "of a grid", keep, partial(_remove_cell, path))
+
+
+def _remove_cell(path: Path) -> bool:
+    with reserved(path.parent) as is_free:
+        if is_free:
+            shutil.rmtree(path, ignore_errors=True)
+    return not path.exists()
 
 
 def _remove_file(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""A UNet, images and noise -> the pruning plan in one call: importance and selection without folders between them."""
+"""A denoiser, images and noise -> the pruning plan in one call: importance and selection without folders between."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -32,7 +32,7 @@ def plan_one_shot(
     """Measure importance and choose the channels to prune, as one of the programs of Fang et al. (2023) does.
 
     Args:
-        unet: A dense UNet; it is not changed. `stages.prune.surgery.cut(unet, plan)` prunes it.
+        unet: A dense denoiser; it is not changed. `stages.prune.surgery.cut(unet, plan)` prunes it.
         scheduler: The noise schedule of its training.
         images: x₀, [B, C, H, W] in [-1, 1].
         noise: ε, of the shape of `images`; the same for all timesteps.

@@ -18,6 +18,7 @@ from stages.fetch.source_images import CorruptImageError, SourceImages, check_pa
 from stages.finetune.distillation import check_features
 from stages.finetune.engine import check_parts
 from stages.finetune.launch import count_gpus
+from stages.grid.settings import check_sizes, make_settings
 from stages.importance.calibration import choose_timesteps
 from stages.models.autoencoder import image_shape
 from stages.models.families import Denoiser
@@ -26,6 +27,7 @@ from stages.models.saliency import Importance
 from stages.models.samplers import check_sampler
 from stages.models.sampling import check_guidance
 from stages.models.steps import SAMPLES
+from stages.models.variants.folder import check_variant
 from stages.params import Params
 from stages.protocol.extractors import check_image_shape, find_extractor
 from stages.protocol.protocol import check_real_images
@@ -105,7 +107,7 @@ def _check_parts(params: Params, device: torch.device) -> None:
 
 
 def check_model(params: Params, model: PlannedModel, refusals: Refusals) -> None:
-    """Check params against a model: samplers, guidance, timesteps, size of the images and the rounds."""
+    """Check params against a model: samplers, guidance, timesteps, size of the images, the rounds and the variants."""
     protocol, importance = params.reference, params.importance
     samples, total = params.finetune.samples, int(model.scheduler.config["num_train_timesteps"])
     shape = image_shape(model.unet, model.autoencoder)
@@ -120,8 +122,15 @@ def check_model(params: Params, model: PlannedModel, refusals: Refusals) -> None
         refusals.check(lambda: check_sampler(model.scheduler, samples.sampler, SAMPLES))
     if draw := importance.draw:
         refusals.check(lambda: check_guidance(model.table, draw.guidance, "importance.draw", model.origin))
+    if grid := params.grid:
+        refusals.check(
+            lambda: make_settings(grid, protocol, model.scheduler, model.table, model.origin),
+            lambda: check_sizes(grid, protocol),
+        )
     if params.rounds.count > 1:
         refusals.check(lambda: find_targets(model.unet, params.prune, params.rounds.count))
+    for kind in params.variants.parsed() if params.variants else ():
+        refusals.check(partial(check_variant, model.unet, kind))
 
 
 def plan_cut(unet: Denoiser, params: Params) -> Plan:

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 
 from stages.fetch.model import is_trusted
+from stages.grid.settings import make_settings
 from stages.models.autoencoder import image_shape
 from stages.models.complexity import count_macs, count_params
 from stages.models.families import sample_shape
@@ -16,6 +17,7 @@ from stages.models.samplers import make_sampler
 from stages.models.trust import trusting
 from stages.params import Params
 from stages.protocol.extractors import Extractor, find_extractor
+from stages.protocol.params import ExtractorParams
 from stages.prune.surgery import cut
 from stages.runtime.device import select_device
 from stages.runtime.errors import InputError, UnavailableError
@@ -23,7 +25,7 @@ from stages.tools.forecast import Rates, StageForecast, forecast_stages, rates_a
 from stages.tools.planned_model import PlannedModel, open_model
 from stages.tools.preflight import FoundImages, Refusals, check_model, check_params, find_images, plan_cut
 from stages.tools.probe import Subject, measure_rates
-from stages.tools.workload import ModelSize, count_work
+from stages.tools.workload import ModelSize, Work, count_grid, count_work
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Preview:
     """None where the images are not known yet."""
     stages: list[StageForecast] = field(default_factory=list)
     """Empty where there is no size."""
+    download: str = ""
+    """What is not on this machine and will be downloaded, and what to do without a network."""
 
 
 def preview(
@@ -83,6 +87,7 @@ def _preview(
         size = measure_size(model, subject)
         calls = len(make_sampler(model.scheduler, params.reference.sampler).timesteps)
         works = count_work(params, size, images.total if images else None, calls)
+        works |= _count_grid(params, model, size, refusals)
         timed = partial(_timed, subject, params, size, images, startup_s=startup_s, cut_s=cut_s)
         rates = rates_at(tflops, params, size) if tflops else timed()
         stages = forecast_stages(params, works, rates, gpus)
@@ -90,7 +95,17 @@ def _preview(
         raise
     except InputError as error:  # what follows from the refused value cannot be known
         refusals.note(error)
-    return Preview(refusals.messages, model, size, images.total if images else None, stages)
+    download = _describe_download(params.reference.extractor)
+    return Preview(refusals.messages, model, size, images.total if images else None, stages, download)
+
+
+def _count_grid(params: Params, model: PlannedModel, size: ModelSize, refusals: Refusals) -> dict[str, Work]:
+    """Count the work of the block grid if there is one and the model allows its settings."""
+    if grid := params.grid:
+        with refusals.collecting():  # `check_model` has noted the same
+            settings = make_settings(grid, params.reference, model.scheduler, model.table, model.origin)
+            return {"grid": count_grid(params, grid, size, settings)}
+    return {}
 
 
 def _timed(
@@ -130,6 +145,18 @@ def measure_size(model: PlannedModel, subject: Subject) -> ModelSize:
         image_bytes=math.prod(image_shape(subject.dense, model.autoencoder)),
         is_latent=model.autoencoder is not None,
     )
+
+
+def _describe_download(extractor: ExtractorParams) -> str:
+    """Say which weights the stage reference would download, and what to do without a network; empty if none."""
+    try:
+        cached = find_extractor(extractor)
+    except InputError:  # refused already
+        return ""
+    if cached.is_file():
+        return ""
+    begin = f"the stage reference downloads the weights of {extractor.name} to {cached}"
+    return f"{begin}; without a network put the file there, or use the extractor thumbnail, which needs none"
 
 
 def _present_extractor(params: Params) -> Extractor | None:

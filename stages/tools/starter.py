@@ -33,6 +33,7 @@ from stages.runtime.device import device_name, select_device
 from stages.runtime.errors import InputError, UnavailableError
 from stages.runtime.schema import validate_tree
 from stages.runtime.wording import count
+from stages.tools.default_target import choose_ratio
 from stages.tools.planned_model import PlannedModel, read_model
 from stages.tools.preflight import Refusals, check_model, check_params, spread
 from stages.tools.probe import activation_bytes, seconds_each
@@ -56,6 +57,7 @@ class Chosen:
     """Values given on the command line; None lets the machine decide."""
 
     target: dict[str, float | str]
+    """What of prune.target is given; empty lets the model decide."""
     steps: int | None = None
     batch_size: int | None = None
     num_images: int | None = None
@@ -73,6 +75,7 @@ class Start:
     model: PlannedModel
     data: DataSource
     num_train: int
+    num_heldout: int
     heldout: float
     """Share of the images that is held out."""
     pass_s: float
@@ -130,12 +133,12 @@ def open_start(model: ModelSource, data: DataSource, heldout: float) -> Start:
         data = _with_labels(data, found)
         with open_source(data, shape, Path(temporary)) as images:
             data = _with_fit(data, images, shape)
-            num_train, _ = split_sizes(images, heldout)
+            sizes = split_sizes(images, heldout)
     with torch.inference_mode():
         pass_s = seconds_each(lambda batch: forward_pass(found.unet, batch), LARGEST_BATCH)
     cuda = found.unet.device.type == "cuda"
     free = torch.cuda.mem_get_info()[0] if cuda else psutil.virtual_memory().available
-    return Start(found, data, num_train, heldout, pass_s, float(free))
+    return Start(found, data, *sizes, heldout, pass_s, float(free))
 
 
 def _with_labels(data: DataSource, model: PlannedModel) -> DataSource:
@@ -173,7 +176,8 @@ def describe(start: Start) -> Iterator[str]:
     costs, all_cuts = WidthCost(unet, groups, heads="width", latency_repeats=3), cuts_after(path, len(groups))
     reach = f"down to {show_cost('params', costs.params(all_cuts))}, {show_cost('macs', costs.macs(all_cuts))}"
     yield f"can cut {count(sum(all_cuts), 'channel')} in {count(len(groups), 'group')}, {reach}"
-    yield f"data    {count(start.num_train, 'training image')}{_fit_text(start.data)}"
+    parts = f"{start.num_train} for training, {start.num_heldout} held out"
+    yield f"data    {count(start.num_train + start.num_heldout, 'image')}, {parts}{_fit_text(start.data)}"
     yield f"device  {device_name()}: {start.pass_s * 1e3:.3g} ms for each image and pass"
 
 
@@ -190,13 +194,16 @@ def make_params(start: Start, model: ModelSource, chosen: Chosen) -> dict[str, A
     steps = _sampler_steps(start, chosen.sampler_steps)
     batch = chosen.batch_size or _batch_size(start)
     training = chosen.steps or _training_steps(start, batch)
-    every = max(1, training // 10)
+    every, round_to = max(1, training // 10), 8 if start.model.unet.device.type == "cuda" else 1
     tree = {
         "seed": 0,
         "fetch": {"model": _given(model), "data": _given(start.data), "heldout": start.heldout},
         "reference": _reference(start, steps, chosen),
         "importance": _importance(start, chosen),
-        "prune": {"target": chosen.target, "round_to": 8 if start.model.unet.device.type == "cuda" else 1},
+        "prune": {
+            "target": chosen.target or {"ratio": choose_ratio(find_groups(start.model.unet), round_to)},
+            "round_to": round_to,
+        },
         "rounds": {"count": 1},
         "finetune": {
             "steps": training,
@@ -206,6 +213,7 @@ def make_params(start: Start, model: ModelSource, chosen: Chosen) -> dict[str, A
             "heldout_every": every,
             "checkpoint_every": every,
         },
+        "variants": None,
         "costs": {"batches": [1, 16], "seconds": 4.0},
     }
     params = validate_tree(tree, Params, "the new params.yaml")

@@ -144,6 +144,7 @@ def stage_folders(artifacts: Path, reports: Path) -> dict[str, Path]:
         "rounds": artifacts / "rounds",
         "finetune": artifacts / "finetuned",
         "evaluate": reports / "evaluate",
+        "variants": artifacts / "variants",
         "costs": reports / "costs",
     }
 

@@ -106,6 +106,8 @@ def _watching_machine(run_id: str) -> Iterator[Callable[[], None]]:
     def watch() -> None:
         thread = monitors[-1]._process if monitors else None  # noqa: SLF001  # there is no public way
         if thread is None or not thread.is_alive():
+            for ended in monitors:
+                ended.finish()  # type: ignore[no-untyped-call]  # sends what it had collected
             monitors[:] = [SystemMetricsMonitor(run_id, resume_logging=True)]  # type: ignore[no-untyped-call]
             monitors[0].start()  # type: ignore[no-untyped-call]
 

@@ -38,9 +38,9 @@ def connect() -> "MlflowClient":
     from mlflow import MlflowClient
 
     file = sqlite_file()
-    if file is None or (file.exists() and file.stat().st_size):
+    if file is None or not os.access(file.parent, os.W_OK):
         return MlflowClient()
-    with FileLock(f"{file}.lock"):  # two processes at once would both create its tables
+    with FileLock(f"{file}.lock"):  # two processes at once would both create or migrate its tables
         with suppress(OSError):
             file.touch(mode=0o600)  # MLflow would make one that others can read
         return MlflowClient()

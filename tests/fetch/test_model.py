@@ -17,6 +17,7 @@ from stages.models.layout import CLASS_EMBEDDING, WEIGHTS
 from stages.models.pipeline import read_unet, write_pipeline
 from stages.runtime.errors import InputError
 from stages.storage.files import file_sha256, read_json, write_json
+from stages.storage.manifest import Manifest, describe
 from stages.storage.provenance import write_run_record
 from stages.storage.tensors import read_tensors, tensors_sha256, write_tensors
 
@@ -246,6 +247,24 @@ def test_a_hub_model_with_only_a_bin_is_fetched(tmp_path, unet):
 
     assert tensors_sha256(fetched.unet.state_dict()) == tensors_sha256(unet.state_dict())
     assert (tmp_path / "out" / "unet" / WEIGHTS).is_file()
+
+
+@pytest.mark.usefixtures("hub_cache")
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_pushed_model_is_compared_with_its_list_of_hashes(tmp_path, damaged):
+    """The files.json that `espalier push` sent along: a file that changed on the way is named."""
+    folder = tmp_path / "hub" / "models--someone--small" / "snapshots" / COMMIT
+    listed = [describe(path, folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    if damaged:
+        listed = [it.model_copy(update={"sha256": "a" * 64}) if it.path == f"unet/{WEIGHTS}" else it for it in listed]
+    write_json(folder / "files.json", Manifest(files=listed).model_dump(mode="json"))
+    source = HubModel(source="hub", repo="someone/small", revision=COMMIT)
+
+    if not damaged:
+        assert fetch_model(source, tmp_path / "out").unet is not None
+        return
+    with pytest.raises(InputError, match=rf"unet/{WEIGHTS} is not what files\.json of someone/small at {COMMIT} lists"):
+        fetch_model(source, tmp_path / "out")
 
 
 def test_a_bin_is_downloaded_only_without_safetensors(monkeypatch, model_folder):

@@ -12,7 +12,7 @@ from stages.importance.measure import CalibrationBatch, measure_importance
 from stages.models.families import example_inputs
 from stages.models.layout import CLASS_EMBEDDING, WEIGHTS
 from stages.models.pipeline import read_unet
-from stages.models.trial import SMALL_SIZE, _shrink, check_prunable
+from stages.models.trial import SMALL_SIZE, _score_and_cut, _shrink, check_prunable
 from stages.prune.params import PruneParams
 from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut
@@ -185,6 +185,16 @@ def test_a_model_that_fails_at_its_last_timestep_only_is_refused(tmp_path):
         fetch_model(FolderModel(source="folder", path=tmp_path / "model"), tmp_path / "out")
 
 
+def test_the_cut_is_tried_once_for_a_structure(make_unet, monkeypatch):
+    """Models of the same structure share the outcome; a refusal names the model that it is of."""
+    check_prunable(make_unet(sample_size=24), "first")
+    monkeypatch.setattr("stages.models.trial.find_groups", pytest.fail)
+    check_prunable(make_unet(seed=1, sample_size=24), "second")
+    for origin in ("third", "fourth"):
+        with pytest.raises(InputError, match=rf"^{origin}: the model does not run"):
+            check_prunable(make_unet(sample_size=7), origin)
+
+
 def test_large_images_are_tried_small():
     """256×256 with six levels, 64×64 latents with four; sides stay multiples of the downsampling, 28 stays 28."""
     for size, levels, expected in ((256, 6, 32), (64, 4, 32), (32, 4, 32), (28, 3, 28), (96, 3, 48), (256, 8, 128)):
@@ -196,7 +206,7 @@ def test_large_images_are_tried_small():
 def test_the_trial_leaves_the_model_as_it_is(unet):
     """It cuts a copy."""
     before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
-    check_prunable(unet, "model")
+    _score_and_cut.__wrapped__(unet)  # also where a model of this structure was tried before
 
     assert all(torch.equal(tensor, before[name]) for name, tensor in unet.state_dict().items())
     assert all(parameter.grad is None for parameter in unet.parameters())

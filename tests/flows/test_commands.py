@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from flows.tasks.stages import fail
-from flows.workspaces.commands import run
+from flows.workspaces import commands
+from flows.workspaces.commands import StoppedError, pause, run, stop_commands
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="children in other sessions are followed on Linux")
 MARK = "ESPALIER_TEST_MARK"
@@ -211,6 +212,30 @@ def test_an_exception_ends_the_command(monkeypatch):
     with pytest.raises(CancelledError):
         run([sys.executable, "-c", TREE], on_line)
     assert until(lambda: not marked("exception"))
+
+
+def test_the_end_of_this_process_ends_the_commands_of_its_threads(monkeypatch):
+    """A signal reaches the main thread alone; afterwards no command starts, and nothing is waited for."""
+    monkeypatch.setattr(commands, "_STOPPED", threading.Event())
+    started, raised = threading.Event(), []
+
+    def compute():
+        try:
+            run(["sh", "-c", "echo up; sleep 60"], lambda _line: started.set())
+        except StoppedError:
+            raised.append(True)
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    assert started.wait(60)
+    stop_commands()
+    thread.join(30)
+
+    assert raised
+    assert not commands._RUNNING
+    for later in (lambda: run(["true"], discard), lambda: pause(60)):
+        with pytest.raises(StoppedError):
+            later()
 
 
 def test_two_at_once_do_not_wait_for_each_other():

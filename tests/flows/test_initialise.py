@@ -44,6 +44,7 @@ def test_a_model_of_ones_own_gets_a_short_file_that_is_valid(own):
     assert params.finetune.batch_size <= 18
     assert "UNet2DModel, unconditional, 1×16×16 pixels" in result.output
     assert "1000 timesteps, predicts epsilon" in result.output
+    assert "data    20 images, 18 for training, 2 held out, cropped" in result.output
     assert YAML(typ="safe").load(text)["prune"]["target"] == {"macs": "60%"}
     assert params.importance.stride == 50
     assert run().exit_code == 1  # it is there now

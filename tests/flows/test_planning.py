@@ -34,6 +34,7 @@ def test_every_mistake_is_shown_at_once_before_anything_is_computed():
         "importance.num_images=5000": "importance.num_images 5000 is more than the 1438 training images",
         "finetune.batch_size=2048": "finetune.batch_size 2048 is more than the 1438 training images",
         "prune.target.macs=1%": "is out of reach: possible from",
+        "grid.guidance=[1,2]": "grid.guidance is 1.0",
     }
     result = run(*(part for mistake in mistakes for part in ("--set", mistake)))
     lines = [line for line in result.stdout.splitlines() if line.startswith("✗")]
@@ -81,6 +82,29 @@ def test_the_default_run_is_timed_on_this_device():
     assert "prune.target.ratio changed" in result.output
     assert "stages would run: about" in result.output
     assert "450 steps × 64 images" in result.output
+
+
+def test_a_grid_is_counted_beside_the_stages():
+    """It is in no sum, since no run draws it; without the block there is no line."""
+    rate = ("--tflops", "1", "--json")
+    plain = json.loads(run(*rate).stdout)
+    found = json.loads(run("--set", "grid.steps=[5,10]", *rate).stdout)
+
+    assert plain["grid"] is None
+    assert found["grid"]["work"] == "4 cells × 2500 images"
+    assert found["grid"]["seconds"] > 0
+    assert found["seconds"] == pytest.approx(plain["seconds"])
+    assert "grid" not in [stage["name"] for stage in found["stages"]]
+
+
+def test_weights_that_will_be_downloaded_are_named(monkeypatch, tmp_path):
+    """A reader without a network learns it here, and not after the stage fetch; JSON has it, too."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    arguments = ("--set", "reference.extractor.name=inception-v3-compat", "--tflops", "1")
+
+    assert "Warning: the stage reference downloads the weights of inception-v3-compat to " in run(*arguments).stdout
+    found = json.loads(run(*arguments, "--json").stdout)
+    assert "use the extractor thumbnail" in found["download"]
 
 
 def test_gpus_without_a_rate_are_refused():

@@ -115,7 +115,7 @@ def test_only_a_healthy_prefect_server_counts(monkeypatch, page_server, status, 
     [
         ("PREFECT_API_REQUEST_TIMEOUT", "soon"),
         pytest.param("PREFECT_API_ENABLE_HTTP2", "perhaps", marks=pytest.mark.e2e),
-        ("PREFECT_LOGGING_LEVEL", "LOUD"),
+        pytest.param("PREFECT_LOGGING_LEVEL", "LOUD", marks=pytest.mark.e2e),
     ],
 )
 @pytest.mark.parametrize("command", [pytest.param(["compress"], marks=pytest.mark.e2e), ["deploy"]], ids=str)

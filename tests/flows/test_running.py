@@ -77,6 +77,26 @@ def test_what_long_stages_took_corrects_the_forecast_of_those_that_wait(clock):
     assert progress.left_s() == pytest.approx(20 - 5 + 20)
 
 
+def test_the_sets_of_the_first_long_stage_correct_the_forecast_while_it_runs(clock):
+    """An absurd forecast does not stay until the stage ends: one set took ten seconds, so three take thirty."""
+    progress = RunProgress({"reference": 3000.0, "evaluate": 6000.0, "report": 20.0}, begun=clock[0])
+    progress.read("Running stage 'reference':")
+    clock[0] += 15
+    progress.update({"label": "draw dense, set 1 of 4, batch", "done": 5, "total": 5, "rate_per_s": 0.5, "left_s": 0.0})
+
+    assert progress.left_s() == pytest.approx(30 + 2 * (15 + 30) + 20)
+
+
+def test_a_training_that_goes_on_from_a_checkpoint_needs_what_is_left_of_it(clock):
+    """The forecast is that of all steps; the stage's own report counts from the checkpoint."""
+    progress = RunProgress({"finetune": 600.0, "report": 20.0}, begun=clock[0])
+    progress.read("Running stage 'finetune':")
+    clock[0] += 5
+    assert progress.left_s() == pytest.approx(595 + 20)
+    progress.update({"label": "finetune, step", "done": 90, "total": 100, "rate_per_s": 1.0, "left_s": 10.0})
+    assert progress.left_s() == pytest.approx(10 + 20)
+
+
 def test_without_a_forecast_no_time_left_is_promised(clock):
     """The stages alone are counted."""
     progress = RunProgress({"fetch": None}, begun=clock[0])

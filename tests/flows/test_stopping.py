@@ -30,13 +30,38 @@ wait(return_state=True)
 """
 
 
+CELLS = """
+import pathlib
+from flows.tasks.temporary_server import ensure_server
+
+ensure_server()
+from prefect import flow, task
+from flows.tasks.errors import fail_on_input_error
+from flows.tasks.runners import open_runner
+from flows.workspaces.commands import run
+
+@task
+@fail_on_input_error
+def work():
+    run(["sh", "-c", "touch up; sleep 300"], print)
+
+@flow(on_crashed=[lambda flow, run, state: pathlib.Path("crashed").touch()])
+def wait():
+    with open_runner("threads", 1) as (runner, _):
+        runner.submit(work, {}).wait()
+
+wait(return_state=True)
+"""
+
+
 @pytest.mark.e2e
+@pytest.mark.parametrize("script", [FLOW, CELLS], ids=["flow", "cells on threads"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_flow_says_so_in_one_line(tmp_path, number):
+def test_a_stopped_flow_says_so_in_one_line(tmp_path, number, script):
     """Without a traceback; its run is Crashed, so that somebody is notified."""
     environment = bare_environment(PYTHONPATH=str(ROOT), PREFECT_HOME=str(tmp_path / "prefect"))
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = subprocess.Popen([sys.executable, "-c", FLOW], cwd=tmp_path, env=environment, **pipes)
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=environment, **pipes)
     try:
         assert until((tmp_path / "up").exists, 400)
         process.send_signal(number)

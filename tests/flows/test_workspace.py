@@ -634,12 +634,20 @@ def keys(project):
 @pytest.mark.parametrize(
     ("old", "new", "changed"),
     [
-        ("criterion: diff-pruning", "criterion: random", "importance prune rounds finetune evaluate costs report"),
-        ("steps: 450", "steps: 7", "rounds finetune evaluate costs report"),
-        ("num_images: 500", "num_images: 300", "reference evaluate report"),
+        (
+            "criterion: diff-pruning",
+            "criterion: random",
+            "importance prune rounds finetune evaluate variants costs report",
+        ),
+        ("steps: 450", "steps: 7", "rounds finetune evaluate variants costs report"),
+        ("num_images: 500", "num_images: 300", "reference evaluate variants costs report"),
         ("repeats: 50", "repeats: 5", "costs report"),
-        ("heldout: 0.2", "heldout: 0.3", "fetch reference importance prune rounds finetune evaluate costs report"),
-        ("seed: 0", "seed: 1", "reference importance prune rounds finetune evaluate costs report"),
+        (
+            "heldout: 0.2",
+            "heldout: 0.3",
+            "fetch reference importance prune rounds finetune evaluate variants costs report",
+        ),
+        ("seed: 0", "seed: 1", "reference importance prune rounds finetune evaluate variants costs report"),
         ("seed: 0", "seed: 0", ""),
         ("spacing: leading, steps: 50", "steps: 50, spacing: leading", ""),
     ],

@@ -38,7 +38,7 @@ def test_overrides_run_beside_the_checkout(project, copy_finished):
     result = project.run("python", "-m", "flows", "compress", "--set", "finetune.steps=11")  # in no cache yet
     assert result.returncode == 0, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
-    assert ran(result) == ["rounds", "finetune", "evaluate", "costs", "report"]
+    assert ran(result) == ["rounds", "finetune", "evaluate", "variants", "costs", "report"]
     assert project.run("git", "status", "--porcelain").stdout == before
     assert list((project.path / ".espalier" / "workspaces").iterdir()) == []
     (run,) = runs(project)
@@ -68,7 +68,7 @@ def test_a_sweep_loses_nothing_by_a_cell_that_fails(project):
     assert "ratio 0.99 failed: stage prune failed: prune.target.ratio 0.99 leaves 0 of" in said
     assert "is models:/espalier-digits/1" in said
     assert {"fetch", "reference", "importance"} & set(ran(result)) == set()
-    assert sorted(ran(result)) == ["costs", "evaluate", "finetune", "prune", "prune", "report", "rounds"]
+    assert sorted(ran(result)) == ["costs", "evaluate", "finetune", "prune", "prune", "report", "rounds", "variants"]
     (folder,) = (project.path / ".espalier" / "sweeps").glob("*/result")
     found = json.loads((folder / "sweep_table.json").read_text())
     assert [row[0] for row in found["rows"]] == ["0.3", "0.2"]  # the cheaper first

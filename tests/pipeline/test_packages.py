@@ -39,8 +39,21 @@ NEEDED = {
 }
 """All that the stages of dvc.yaml import as they start: torch, diffusers, torch-pruning, torch-fidelity, pydantic,
 ruamel, what these bring along, and the usual scientific packages."""
-ABSENT = ("boto3", "botocore", "datasets", "dvc", "fastapi", "grimp", "mlflow", "prefect", "sqlalchemy")
-"""What fetch from the Hub, the store, the record and the flows need, and the stages must do without."""
+ABSENT = (
+    "boto3",
+    "botocore",
+    "datasets",
+    "dvc",
+    "fastapi",
+    "grimp",
+    "mlflow",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "prefect",
+    "sqlalchemy",
+)
+"""What fetch from the Hub, the store, the record, graphs and the flows need, and the stages must do without."""
 BLOCK = """
 import sys
 from importlib.machinery import PathFinder

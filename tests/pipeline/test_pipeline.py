@@ -169,7 +169,7 @@ def test_edited_code_runs_its_stage_and_what_follows(project, edit):
     edit("stages/prune/surgery.py", "    return pruned\n", "    return pruned or None\n")
 
     assert project.repro("code") == ["code"]
-    assert stale(project) == ["prune", "rounds", "finetune", "evaluate", "costs", "report"]
+    assert stale(project) == ["prune", "rounds", "finetune", "evaluate", "variants", "costs", "report"]
 
 
 @pytest.mark.e2e  # test_code_hash has the rule
@@ -195,7 +195,7 @@ def test_an_edited_template_runs_only_the_report(project, edit):
 @pytest.mark.e2e
 def test_a_finetune_param_makes_finetune_and_what_follows_stale(trained):
     """The images of the dense model are not drawn again."""
-    assert trained[1] == ["rounds", "finetune", "evaluate", "costs", "report"]
+    assert trained[1] == ["rounds", "finetune", "evaluate", "variants", "costs", "report"]
 
 
 @pytest.mark.e2e
@@ -322,7 +322,7 @@ def undisturbed(copy_finished):
     workspace = copy_finished("undisturbed")
     workspace.set("finetune", **TRAINING)
     begin = time.monotonic()
-    assert workspace.repro() == ["rounds", "finetune", "evaluate", "costs", "report"]
+    assert workspace.repro() == ["rounds", "finetune", "evaluate", "variants", "costs", "report"]
     return outputs(workspace), time.monotonic() - begin
 
 

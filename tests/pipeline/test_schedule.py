@@ -276,6 +276,7 @@ def test_two_workers_share_a_sweep(production):
         "rounds": 4,
         "finetune": 4,
         "evaluate": 4,
+        "variants": 4,
         "costs": 4,
         "report": 4,
     }
@@ -424,7 +425,7 @@ def test_two_at_once(production):
     before = production.compressions()
     runs = [production.compress(overrides={"finetune.steps": 14}) for _ in range(2)]
     assert [production.prefect.wait(run, 900) for run in runs] == ["Completed", "Completed"]
-    assert production.ran(*runs) == ["costs", "evaluate", "finetune", "report", "rounds"]
+    assert production.ran(*runs) == ["costs", "evaluate", "finetune", "report", "rounds", "variants"]
     assert production.compressions() == before + 1
     second.stop()
     production.workers.remove(second)

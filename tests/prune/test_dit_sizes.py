@@ -7,6 +7,7 @@ from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DMod
 from stages.fetch.convert import SYSTEMS
 from stages.models.complexity import count_attention_macs, count_macs, count_params
 from stages.models.groups import find_groups
+from stages.models.shortcuts import without_branches
 from stages.prune.budget import cut_ratio
 from stages.prune.params import PruneParams
 from stages.prune.path import find_path
@@ -47,3 +48,13 @@ def test_the_sizes_of_a_cut_dit_xl(ratio, heads, params_m, macs_g):
     cuts = cut_ratio(ratio, steps, groups, params.round_to, heads)
 
     assert (round(costs.params(cuts) / 1e6, 4), round(costs.macs(cuts) / 1e9, 4)) == (params_m, macs_g)
+
+
+@pytest.mark.e2e
+def test_the_size_of_half_a_dit_xl():
+    """14 of 28 blocks, whichever they are, as in docs/models.md."""
+    with torch.device("meta"):
+        model = DiTTransformer2DModel.from_config(read_json(SYSTEMS / "imagenet-dit.json"))
+    half = without_branches(model, [f"transformer_blocks.{index}" for index in range(1, 28, 2)])
+
+    assert (round(count_params(half) / 1e6, 4), round(count_macs(half) / 1e9, 4)) == (376.2697, 57.2378)

@@ -1,6 +1,9 @@
 """Imports without garbage collections."""
 
 import gc
+import subprocess
+import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -24,3 +27,27 @@ def test_the_collector_is_off_in_the_block_and_as_before_after_it(was_enabled):
         assert gc.isenabled() == was_enabled
     finally:
         gc.enable()
+
+
+def test_what_a_block_imports_is_left_out_of_later_collections(tmp_path, monkeypatch):
+    """A block that imports nothing new leaves the objects of the program to them."""
+    (tmp_path / "brand_new_module.py").write_text("made = [[] for _ in range(1000)]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    frozen = []
+    for _ in range(2):
+        with importing():
+            import brand_new_module
+        frozen.append(gc.get_freeze_count())
+    del sys.modules["brand_new_module"]
+
+    assert not any(brand_new_module.made is it for it in gc.get_objects())
+    assert frozen[1] <= frozen[0]  # the second block froze nothing; frozen objects may be freed meanwhile
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="PyTorch for CPUs comes without triton")
+def test_all_is_freed_at_the_end_of_the_process(root):
+    """Otherwise triton, which looks for objects that are left, prints hundreds of lines."""
+    code = "from stages.runtime.imports import importing\nwith importing(): import triton"
+    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+
+    assert (result.returncode, result.stderr) == (0, "")

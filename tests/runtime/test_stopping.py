@@ -57,3 +57,31 @@ def test_of_several_processes_one_says_so():
     """They share a terminal, and Ctrl-C reaches each."""
     assert run(signal.SIGINT, RANK="1").stderr == ""
     assert "Stopped by SIGINT" in run(signal.SIGINT, RANK="0").stderr
+
+
+IMPORT = """
+import signal
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+from stages.runtime.imports import importing
+
+with importing():
+    try:
+        import {module}
+    except BaseException:
+        pass
+print("went on")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_an_import_is_not_lost(tmp_path, number):
+    """A library that catches everything as it imports another would lose the exception, and a flow would go on."""
+    (tmp_path / "slow_module.py").write_text(f"import os\nos.kill(os.getpid(), {int(number)})\n")
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    code = IMPORT.format(module="slow_module")
+    captured = {"capture_output": True, "text": True, "timeout": 60}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, check=False, **captured)
+
+    assert result.returncode == 128 + number
+    assert "Stopped by SIG" in result.stderr
+    assert "went on" not in result.stdout

@@ -15,12 +15,15 @@ import torch
 from ruamel.yaml import YAML
 
 from stages.finetune.checkpoint import TRAINING, Checkpoint, Checkpoints
+from stages.grid.__main__ import main as grid
 from stages.importance.folders import CHECKPOINTS as IMPORTANCE
 from stages.rounds.params import read_params
 from stages.runtime.errors import InputError
 from stages.storage.files import write_json
+from stages.storage.in_use import hold_folder
 from stages.storage.s3_contents import StoreContents
 from stages.tools.leftovers import (
+    CELLS,
     CURRENT,
     IN_USE,
     ROUNDS,
@@ -29,6 +32,7 @@ from stages.tools.leftovers import (
     YOUNG,
     Needed,
     current_trainings,
+    find_cells,
     find_checkpoints,
     find_in_store,
     find_sums,
@@ -133,6 +137,24 @@ def test_a_sum_that_stopped_half_way_leaves_the_disk_when_it_is_old(checkout, ne
     assert (young.reason_to_keep, old.reason_to_keep, old.size_bytes) == (YOUNG, None, 4)
     assert old.remove()
     assert not path.exists()
+
+
+def test_old_cells_of_grids_can_go_unless_one_is_drawn(checkout, needed):
+    """The lock of a grid keeps all cells, also those that it has drawn long ago; a stopped cell is hidden."""
+    for name in ("a" * 16, f".{'b' * 16}.xyz"):
+        (checkout / CELLS / name).mkdir(parents=True)
+        (checkout / CELLS / name / "samples.npy").write_bytes(b"1234")
+    late = Needed(needed.trainings, datetime.now(UTC) + HOUR)
+    with hold_folder(checkout / CELLS):
+        held = list(find_cells(checkout, late))
+        assert not held[0].remove()
+    (young, _) = find_cells(checkout, Needed(needed.trainings, datetime.now(UTC) - HOUR))
+    old = list(find_cells(checkout, late))
+
+    assert next(option.default for option in grid.params if option.name == "store") == CELLS
+    assert [it.reason_to_keep for it in (*held, young, *old)] == [IN_USE, IN_USE, YOUNG, None, None]
+    assert [it.remove() for it in old] == [True, True]
+    assert [path.name for path in (checkout / CELLS).iterdir()] == ["lock"]
 
 
 def test_what_is_younger_stays(checkout, given_up, needed):

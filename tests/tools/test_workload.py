@@ -3,10 +3,11 @@
 import pytest
 
 from flows.workspaces.overrides import apply
+from stages.grid.settings import make_settings
 from stages.params import Params
 from stages.runtime.bounded import parse_yaml
 from stages.tools.forecast import Rates, forecast_stages, rates_at
-from stages.tools.workload import ModelSize, count_work, pass_macs, training_bytes
+from stages.tools.workload import ModelSize, count_grid, count_work, pass_macs, training_bytes
 
 SIZE = ModelSize(1000, 600, 64e6, 36e6, num_timesteps=1000, sample_numbers=256, image_bytes=256)
 
@@ -54,6 +55,15 @@ def test_the_jacobian_loss_costs_in_proportion_to_its_images_and_steps(works, ev
     assert with_loss == pytest.approx(expected * 450 * 64 * macs["step"])
 
 
+def test_variants_draw_as_many_images_as_their_models(works):
+    """Each of two kinds of two models those of the protocol; none without the block."""
+    _, found = works(variants={"models": ["dense", "finetuned"], "kinds": ["int8", "cache-2"]})
+
+    assert found["variants"].passes["dense"] == found["variants"].passes["pruned"] == 2 * 5 * 500 * 50
+    assert found["variants"].passes["similarity"] == 4 * 5 * 500
+    assert not works()[1]["variants"].passes
+
+
 def test_rounds_share_the_steps_and_measure_the_importance_again(works):
     """Three rounds: two short recoveries and two importances before the last round, whose recovery has the rest."""
     _, found = works(rounds__count=3, rounds__steps=50)
@@ -87,6 +97,21 @@ def test_weights_are_read_and_written_by_every_stage_that_has_a_model(works):
     assert found["finetune"].passes["write"] == 600 * (2 + 450 // 50 * (4 + 3))
     assert found["importance"].passes["write"] == 1000
     assert works(finetune__loss={"noise": 1.0})[1]["finetune"].passes["read"] == 600
+
+
+def test_a_grid_draws_every_model_at_every_setting_but_dense_at_the_protocols_own(works, scheduler):
+    """Two samplers, 20 and 50 steps; the reference has the dense images of one of the four. SSIM counts twice."""
+    grid = {"steps": [20, 50], "samplers": [{}, {"spacing": "trailing"}], "num_images": 100, "sets": 2}
+    params, _ = works(grid=grid)
+    settings = make_settings(params.grid, params.reference, scheduler, None, "model")
+    work = count_grid(params, params.grid, SIZE, settings)
+
+    assert work.passes["dense"] == 200 * (20 + 20 + 50)
+    assert work.passes["pruned"] == 200 * (20 + 50 + 20 + 50)
+    assert work.passes["features"] == 200 * (3 + 4)
+    assert work.passes["similarity"] == 200 * 4 * 3
+    assert work.text == "8 cells × 200 images"
+    assert works()[0].grid is None
 
 
 def test_a_forecast_is_passes_times_seconds(works):

@@ -2,8 +2,10 @@
 
 import os
 import stat
+import threading
 
 import pytest
+from filelock import FileLock
 
 from flows.tasks.database import ADDRESSES, create_database
 from flows.workspaces.repository import Repository
@@ -63,3 +65,18 @@ def test_only_the_owner_may_read_what_is_recorded(tmp_path, monkeypatch):
     modes = {name: stat.S_IMODE((tmp_path / name).stat().st_mode) for name in PRIVATE}
 
     assert modes == PRIVATE
+
+
+def test_a_database_that_another_process_makes_is_waited_for(tmp_path, monkeypatch):
+    """Its tables are made one after the other; whoever opens it meanwhile would make them, too, and fail."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    connect()
+    connected = threading.Event()
+    with FileLock(f"{tmp_path}/mlflow.db.lock"):
+        thread = threading.Thread(target=lambda: (connect(), connected.set()))
+        thread.start()
+        waited = not connected.wait(0.5)
+    thread.join(60)
+
+    assert waited
+    assert connected.is_set()

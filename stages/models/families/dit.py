@@ -31,6 +31,7 @@ class DiT(Family):
     pipelines = "DiTPipeline", "DiTPipeline"
     parts = ("pos_embed", "transformer_blocks", "norm_out", "proj_out_1", "proj_out_2")
     layer_counts = ("num_layers",)
+    deep_blocks_add = True
 
     def check_config(self, config: Config, origin: Path) -> None:
         """Check norm, activation, classes, channels, and the sizes of samples and patches.
@@ -83,6 +84,11 @@ class DiT(Family):
     def residual_branches(self, model: Denoiser) -> list[Branch]:
         """List the blocks but the first, which stays and with it a reader of timestep and class."""
         return [Branch(name, "transformer") for name, module in model.named_modules() if can_go(name, module)]
+
+    def deep_blocks(self, model: Denoiser) -> list[str]:
+        """Name the blocks between the first and the last, if there are two or more."""
+        names = [f"transformer_blocks.{index}" for index in range(1, model.config["num_layers"] - 1)]
+        return names if names[1:] else []
 
     def module_name(self, layer: str) -> str:
         """Name the module of a layer: transformer_blocks.0.attn1.to_q -> block 0 · attention."""

@@ -79,6 +79,8 @@ class Family(ABC):
     """The classes of diffusers that draw with such a model: in pixel space, and with an autoencoder."""
     parts: ClassVar[tuple[str, ...]]
     """The modules at the top of the model in the order in which they run."""
+    deep_blocks_add: ClassVar[bool] = False
+    """Whether the deep blocks keep the shape of their input, so that what they add to it can be reused."""
     layer_counts: ClassVar[tuple[str, ...]]
     """Keys of the config whose product is a number of layers; each layer has at least one tensor."""
 
@@ -195,6 +197,10 @@ class Family(ABC):
 
     def residual_branches(self, model: Denoiser) -> list[Branch]:  # noqa: ARG002
         """List the residual branches that a model has left and whose shortcut can stay alone, in order of the parts."""
+        return []
+
+    def deep_blocks(self, model: Denoiser) -> list[str]:  # noqa: ARG002
+        """Name the modules inside the outermost blocks, whose output can be reused, in the order in which they run."""
         return []
 
     def to_stock(self, model: Denoiser, num_timesteps: int) -> Denoiser:  # noqa: ARG002

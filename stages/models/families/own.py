@@ -13,6 +13,7 @@ from stages.models.families.family import Config, Denoiser, Family, FusedAttenti
 from stages.models.layout import CODE
 from stages.models.pruned_own import CLASS_NAME, PRUNED_KEYS, OwnDenoiser, attentions
 from stages.models.pruned_unet import Bypass
+from stages.runtime.errors import InputError
 
 TRAVELLING = '''\
 """The class of this model for diffusers: {name} of {code}, with the widths of its config."""
@@ -41,7 +42,13 @@ class Own(Family):
     module = "pruned_denoiser"
 
     def check_config(self, config: Config, origin: Path) -> None:
-        """Check nothing: `own_code.initialise_own` has done it."""
+        """Refuse a config without its code, which only `own_code.initialise_own` opens.
+
+        Raises:
+            InputError: In every case.
+        """
+        found = f"{origin} describes a {config.get('denoiser_class')}, a class of its own"
+        raise InputError(f"{found}, which is not supported here (docs/models.md)")
 
     def identity(self, model: Denoiser) -> str:
         """Name the class, and the hash of its code and description."""

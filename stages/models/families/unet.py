@@ -96,6 +96,13 @@ class UNet(Family):
         ]
         return sorted(found, key=lambda branch: self.parts.index(branch.name.partition(".")[0]))
 
+    def deep_blocks(self, model: Denoiser) -> list[str]:
+        """Name the blocks below the full resolution; the last one's output goes into the last block up."""
+        last = len(model.config["block_out_channels"]) - 1
+        middle = ["mid_block"] if getattr(model, "mid_block", None) is not None else []
+        down, up = (f"down_blocks.{index}" for index in range(1, last + 1)), (f"up_blocks.{i}" for i in range(last))
+        return [*down, *middle, *up] if last else []
+
     def known_timesteps(self, model: Denoiser) -> int | None:
         """Return the length of a learned table of timesteps."""
         is_learned = model.config["time_embedding_type"] == "learned"

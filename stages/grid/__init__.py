@@ -1,0 +1,1 @@
+"""Dense and pruned models -> their quality over numbers of steps, samplers and guidance scales."""

@@ -1,0 +1,194 @@
+"""Models, settings and a reference -> the measurements of each cell of the grid, of which finished ones are kept."""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import astuple, dataclass, fields
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from numpy.typing import NDArray
+
+from stages.evaluate.consistency import images_to_ssim
+from stages.evaluate.quality import Quality, QualityMetrics, features_to_statistics, frechet_distance
+from stages.models.autoencoder import Autoencoder
+from stages.models.families import Denoiser
+from stages.models.sampling import SamplingContext
+from stages.protocol.evaluation import DENSE, FID_DENSE
+from stages.protocol.extractors import Extractor
+from stages.protocol.grid import SSIM, SSIM_PROTOCOL
+from stages.protocol.protocol import Protocol
+from stages.protocol.reference import Reference, draw_set
+from stages.runtime.code_hash import hash_files, import_closure, stage_files
+from stages.runtime.schema import Frozen, Sha256
+from stages.storage.files import read_record, write_json, writing
+from stages.storage.provenance import PACKAGES, write_run_record
+from stages.storage.rows import RowFile, array_file
+
+CELL, SAMPLES, FEATURES = "cell.json", "samples.npy", "features.npy"
+SHORT = 16
+"""Digits of a cell's key in the name of its folder."""
+Images = NDArray[np.uint8]
+
+
+class CellValues(Frozen):
+    """cell.json: what was measured on the images of one cell."""
+
+    key: Sha256
+    sets: dict[str, list[float]]
+    """Metric -> value of each set."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The images of a dense model at one setting."""
+
+    samples: Images
+    """[sets, N, C, H, W]."""
+    features: torch.Tensor
+    """[sets, N, D] float32."""
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """What all cells share."""
+
+    models: Mapping[str, Denoiser]
+    """By name, the dense one first."""
+    weights: Mapping[str, str]
+    """Model -> hash of its weights."""
+    scheduler: DDPMScheduler
+    reference: Reference
+    """Of the protocol's own setting."""
+    extractor: Extractor
+    autoencoder: Autoencoder | None
+    metrics: QualityMetrics
+    store: Path
+    """Folder of the finished cells."""
+
+    def key(self, name: str, protocol: Protocol) -> str:
+        """Hash all that decides a cell: code, packages, protocols, and the weights of the model and the dense one."""
+        parts = {
+            "code": hash_measuring_code(),
+            "packages": {package: version(package) for package in PACKAGES},
+            "protocols": [protocol.model_dump(mode="json"), self.reference.protocol.id],
+            "weights": [self.weights[name], self.weights[DENSE]],
+            "is_dense": name == DENSE,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def folder(self, name: str, protocol: Protocol) -> Path:
+        """Return the folder of a cell."""
+        return self.store / self.key(name, protocol)[:SHORT]
+
+    def is_finished(self, name: str, protocol: Protocol) -> bool:
+        """Whether a cell has been measured."""
+        return (self.folder(name, protocol) / CELL).is_file()
+
+    def is_own(self, protocol: Protocol) -> bool:
+        """Whether a setting is the protocol's own, at which the reference holds the dense model's images."""
+        own = self.reference.protocol
+        names = ("sampler", "guidance", "schedule_sha256")
+        return all(getattr(protocol, name) == getattr(own, name) for name in names)
+
+    def own(self, protocol: Protocol) -> Drawn:
+        """Return the dense model's images under the protocol of the reference, as many as a setting has."""
+        sets, images = slice(protocol.sets), slice(protocol.num_images)
+        return Drawn(self.reference.samples[sets, images], self.reference.features[sets, images])
+
+
+@cache
+def hash_measuring_code() -> str:
+    """Hash the code that decides what a cell holds: the imports of this module, and not of those that show it."""
+    closure = {module.replace(".", "/") for module in import_closure(__name__)}
+    return hash_files({path: sha256 for path, sha256 in stage_files("grid").items() if _is_of(path, closure)})
+
+
+def _is_of(path: str, closure: Collection[str]) -> bool:
+    """Whether a file below stages/ is a module of a closure, or data of one of its packages."""
+    module = f"stages/{path.removesuffix('.py').removesuffix('/__init__')}"
+    return (module if path.endswith(".py") else module.rpartition("/")[0]) in closure
+
+
+def measure_cell(bench: Workbench, name: str, protocol: Protocol, label: str) -> dict[str, list[float]]:
+    """Measure one cell, or read what an earlier call has measured; that of the dense model comes before the others.
+
+    Returns:
+        Metric -> value of each set.
+
+    Raises:
+        InputError: Images are not finite, the disk is full, or a finished cell is damaged.
+    """
+    folder, key = bench.folder(name, protocol), bench.key(name, protocol)
+    if not (folder / CELL).is_file():
+        dense = None if name == DENSE else read_dense(bench, protocol)
+        with writing(folder) as made:
+            sets = _draw_and_measure(bench, name, protocol, dense, made, label)
+            write_json(made / CELL, CellValues(key=key, sets=sets).model_dump(mode="json"))
+            write_run_record(made, "grid")
+    return read_record(folder / CELL, CellValues, f"remove {folder}").sets
+
+
+def read_dense(bench: Workbench, protocol: Protocol) -> Drawn:
+    """Read the images of the dense model's finished cell, memory-mapped."""
+    if bench.is_own(protocol):
+        return bench.own(protocol)
+    samples, features = _files(bench, protocol, bench.folder(DENSE, protocol))
+    return Drawn(samples.read(), torch.from_numpy(np.array(features.read())))
+
+
+def _files(bench: Workbench, protocol: Protocol, folder: Path) -> tuple[RowFile, RowFile]:
+    """Describe the files of the images and features of a cell."""
+    shape, width = bench.reference.samples.shape[2:], bench.reference.features.shape[-1]
+    sets = (protocol.sets, protocol.num_images)
+    return (
+        array_file(folder / SAMPLES, np.uint8, (*sets, *shape)),
+        array_file(folder / FEATURES, np.float32, (*sets, width)),
+    )
+
+
+def _draw_and_measure(
+    bench: Workbench, name: str, protocol: Protocol, dense: Drawn | None, folder: Path, label: str
+) -> dict[str, list[float]]:
+    """Draw a cell and measure it; of the dense model, without `dense`, the images stay in the folder."""
+    if name == DENSE and bench.is_own(protocol):
+        drawn = bench.own(protocol)
+    else:
+        drawn = _draw(bench, name, protocol, folder, label)
+    own = bench.own(protocol).samples
+    others = {SSIM_PROTOCOL: own} if dense is None else {SSIM_PROTOCOL: own, SSIM: dense.samples}
+    found: dict[str, list[float]] = {field.name: [] for field in fields(Quality)}
+    found |= {metric: [] for metric in others}
+    for index, features in enumerate(drawn.features):
+        statistics = features_to_statistics(features)
+        for metric, value in zip(fields(Quality), astuple(bench.metrics(features, index, statistics)), strict=True):
+            found[metric.name].append(float(value))
+        for compared, images in others.items():
+            found[compared].append(float(images_to_ssim(drawn.samples[index], images[index]).mean()))
+        if dense is not None:
+            distance = frechet_distance(statistics, features_to_statistics(dense.features[index]))
+            found.setdefault(FID_DENSE, []).append(distance)
+    if name != DENSE:
+        (folder / SAMPLES).unlink()
+        (folder / FEATURES).unlink()
+    return found
+
+
+def _draw(bench: Workbench, name: str, protocol: Protocol, folder: Path, label: str) -> Drawn:
+    """Draw all sets of a cell into files of a folder."""
+    samples, features = _files(bench, protocol, folder)
+    for file in (samples, features):
+        file.create()
+    context = SamplingContext(bench.autoencoder, bench.reference.table, protocol.guidance)
+    size = bench.extractor.batch_size
+    for index in range(protocol.sets):
+        first = index * protocol.num_images
+        batches = draw_set(bench.models[name], bench.scheduler, protocol, index, size, label, context)
+        for start, pixels in batches:
+            samples.write(first + start, pixels)
+            features.write(first + start, bench.extractor.features(pixels).numpy())
+    return Drawn(samples.read(), torch.from_numpy(np.array(features.read())))

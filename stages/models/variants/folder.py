@@ -1,0 +1,173 @@
+"""A model and a kind of variant <-> a folder with its weights or graph, a card, and the hashes of all files."""
+
+from pathlib import Path
+
+import torch
+
+from stages.models.checks import check_supported
+from stages.models.families import CLASSES, Denoiser, family_of
+from stages.models.layout import WEIGHTS
+from stages.models.pipeline import (
+    CPU,
+    build_unet,
+    denoiser_folder,
+    read_scheduler,
+    read_unet,
+    unet_config,
+    write_pipeline,
+)
+from stages.models.variants.cache import cache, check_cache
+from stages.models.variants.card import write_card
+from stages.models.variants.graph import OPSET, check_graph, export_graph, graph_model
+from stages.models.variants.integers import dequantize_tensors, quantize_tensors
+from stages.models.variants.kinds import INTEGERS, Form, Kind
+from stages.runtime.errors import InputError
+from stages.runtime.schema import Frozen, Sha256
+from stages.storage.files import file_sha256, read_json, read_record, write_json
+from stages.storage.tensors import read_tensors, write_tensors
+
+RECORD = "variant.json"
+INTEGER_FILE, GRAPH_FILE = "integers.safetensors", "model.onnx"
+
+
+class VariantRecord(Frozen):
+    """variant.json: what a variant is, and what it was made from."""
+
+    model: str
+    """The model that it was made from: dense, pruned or finetuned."""
+    form: Form
+    interval: int
+    """Sampling steps from one full pass to the next."""
+    weights_sha256: Sha256
+    """Hash of the weights' file of that model."""
+    opset: int | None = None
+    """Version of the operators of an ONNX graph; None for other forms."""
+    files: dict[str, Sha256]
+    """Path in the folder -> its hash, of all other files."""
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of variant."""
+        return Kind(self.form, self.interval)
+
+    @property
+    def name(self) -> str:
+        """Model and parts of the variant, joined by plus signs."""
+        return f"{self.model}+{self.kind.name}"
+
+
+def check_variant(model: Denoiser, kind: Kind) -> None:
+    """Check that a model can have a variant of a kind, as far as that is known without making it.
+
+    Raises:
+        InputError: It cannot.
+    """
+    if family_of(model).proven:
+        found = f"{family_of(model).identity(model)} has no variants, which are made of classes of diffusers"
+        raise InputError(f"{found}; leave the block variants out")
+    if kind.is_graph:
+        check_graph(model, kind)
+    if kind.interval > 1:
+        check_cache(model)
+
+
+def write_variant(name: str, source: Path, kind: Kind, folder: Path) -> None:
+    """Write a variant of a model.
+
+    Args:
+        name: What the model is called.
+        source: Its folder.
+        kind: The kind of variant.
+        folder: An existing folder.
+
+    Raises:
+        InputError: The model cannot be read, or cannot have such a variant.
+    """
+    unet = read_unet(source)
+    check_variant(unet, kind)
+    write_pipeline(folder, unet, read_scheduler(source), source)
+    weights = denoiser_folder(folder) / WEIGHTS
+    if kind.form != "float32":
+        weights.unlink()
+        (folder / "model_index.json").unlink()  # diffusers has no class for it
+    if kind.form in INTEGERS:
+        tensors = quantize_tensors(unet.state_dict(), kind.form)
+        write_tensors(weights.with_name(INTEGER_FILE), tensors, metadata={"format": "pt"})
+    elif kind.is_graph:
+        export_graph(unet, kind, weights.with_name(GRAPH_FILE))
+    write_card(name, kind, folder / "README.md")
+    files = {
+        path.relative_to(folder).as_posix(): file_sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+    record = VariantRecord(
+        model=name,
+        form=kind.form,
+        interval=kind.interval,
+        weights_sha256=file_sha256(denoiser_folder(source) / WEIGHTS),
+        opset=OPSET if kind.is_graph else None,
+        files=files,
+    )
+    write_json(folder / RECORD, record.model_dump(mode="json"))
+
+
+def variant_folders(folder: Path) -> list[Path]:
+    """List the variants in the output of the stage variants, by name."""
+    return sorted(path.parent for path in folder.glob(f"*/{RECORD}"))
+
+
+def read_variant_record(folder: Path) -> VariantRecord:
+    """Read variant.json.
+
+    Raises:
+        InputError: It is missing or damaged.
+    """
+    return read_record(folder / RECORD, VariantRecord, "run the variants stage again")
+
+
+def variant_file(folder: Path) -> Path:
+    """Return the path of a variant's weights or graph."""
+    kind = read_variant_record(folder).kind
+    name = GRAPH_FILE if kind.is_graph else INTEGER_FILE if kind.form in INTEGERS else WEIGHTS
+    return denoiser_folder(folder) / name
+
+
+def read_variant(folder: Path, device: torch.device = CPU) -> Denoiser:
+    """Load a variant as a model that draws like any other; a graph runs on the CPU.
+
+    Raises:
+        InputError: A file is missing, damaged or not the one that was written.
+    """
+    record, file = read_variant_record(folder), variant_file(folder)
+    if record.files.get(file.relative_to(folder).as_posix()) != file_sha256(file):
+        raise InputError(f"{file} is not the file that {RECORD} beside it names; run the variants stage again")
+    config = read_json(file.with_name("config.json"))
+    check_supported(config, file.with_name("config.json"))
+    if record.kind.is_graph:
+        return graph_model(config, file)
+    unet = _read_integers(file, config) if record.form in INTEGERS else read_unet(folder)
+    unet.to(device)  # type: ignore[arg-type]  # diffusers wraps away the types
+    return cache(unet, record.interval) if record.interval > 1 else unet
+
+
+def _read_integers(file: Path, config: dict[str, object]) -> Denoiser:
+    with torch.device("meta"):
+        shapes = CLASSES[str(config["_class_name"])].from_config(dict(config)).state_dict()
+    try:
+        tensors = dequantize_tensors(read_tensors(file), {name: tensor.shape for name, tensor in shapes.items()})
+    except ValueError as error:
+        raise InputError(f"{file}: {error}; run the variants stage again") from None
+    return build_unet(config, tensors, str(file))
+
+
+def read_model(folder: Path, device: torch.device = CPU) -> Denoiser:
+    """Load a model, or a variant of one.
+
+    Raises:
+        InputError: The folder is damaged.
+    """
+    return read_variant(folder, device) if (folder / RECORD).is_file() else read_unet(folder, device)
+
+
+def config_of(unet: Denoiser) -> str:
+    """Describe the architecture of a model that is not a graph; equal ones compute alike."""
+    return str(unet_config(unet))

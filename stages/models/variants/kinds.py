@@ -1,0 +1,64 @@
+"""Names such as int8 or cache-3 -> what a variant of a model consists of; knows which parts exclude each other."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Form = Literal["float32", "int8", "int4", "onnx", "int8-dynamic"]
+"""What holds the weights: safetensors of that type, or an ONNX graph in float32 or with integer products."""
+
+INTEGERS = {"int8": 8, "int4": 4}
+"""Form with integer weights -> bits of each."""
+GRAPHS = ("onnx", "int8-dynamic")
+"""Forms that ONNX Runtime runs."""
+CACHE = re.compile(r"cache-(\d+)")
+NAMES = (*INTEGERS, *GRAPHS, "cache-N")
+REFUSED = {
+    "torch-export": "torch.export.save puts a pickle of the example inputs into its file; use onnx",
+    "float8": "no quantiser here writes it; use int8",
+}
+"""Names that one could expect -> why there is no such part."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a variant consists of."""
+
+    form: Form = "float32"
+    interval: int = 1
+    """Sampling steps from one full pass to the next; 1 reuses nothing."""
+
+    @property
+    def name(self) -> str:
+        """The parts, joined by plus signs."""
+        parts = [self.form] if self.form != "float32" else []
+        return "+".join([*parts, *([f"cache-{self.interval}"] if self.interval > 1 else [])])
+
+    @property
+    def is_graph(self) -> bool:
+        """Whether ONNX Runtime runs it."""
+        return self.form in GRAPHS
+
+
+def parse_kind(parts: str | Sequence[str]) -> Kind:
+    """Combine the parts of a variant, such as int8, or int8 and cache-3.
+
+    Raises:
+        ValueError: A part is unknown, or the parts exclude each other; the message says what is allowed.
+    """
+    names = [parts] if isinstance(parts, str) else list(parts)
+    forms = [name for name in names if name in (*INTEGERS, *GRAPHS)]
+    intervals = [int(found[1]) for name in names if (found := CACHE.fullmatch(name))]
+    for name in names:
+        if name not in forms and not CACHE.fullmatch(name):
+            reason = REFUSED.get(name, f"allowed: {', '.join(NAMES)}")
+            raise ValueError(f"{name!r} is not a kind of variant; {reason}")
+    if not names or len(forms) > 1 or len(intervals) > 1:
+        raise ValueError(f"[{', '.join(names)}] is not one variant; combine at most one of each: int8 or int4; cache-N")
+    if intervals and intervals[0] < 2:  # noqa: PLR2004
+        raise ValueError(f"cache-{intervals[0]} reuses nothing; N is the steps between full passes, 2 or more")
+    kind = Kind(forms[0] if forms else "float32", intervals[0] if intervals else 1)  # type: ignore[arg-type]
+    if kind.is_graph and kind.interval > 1:
+        raise ValueError(f"[{', '.join(names)}]: an ONNX graph is one whole pass; combine cache-N with int8 or int4")
+    return kind

@@ -1,0 +1,1 @@
+"""Models and a reference -> variants of them, and the quality of each."""

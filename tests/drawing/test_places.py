@@ -1,0 +1,144 @@
+"""Places: files are whole, a claim excludes other workers and ends with its owner; progress, and the run in MLflow."""
+
+import subprocess
+import sys
+
+import pytest
+from mlflow import MlflowClient
+
+from stages.drawing import many
+from stages.drawing.finished import find_finished, write_manifest
+from stages.drawing.labels import Labels
+from stages.drawing.worker import draw_pending, load_drawer
+from stages.runtime.errors import InputError
+from stages.storage import s3_place
+from stages.storage.places import open_place
+from stages.tracking.draws import EXPERIMENT, TAG, DrawRun
+
+HOLD = """
+import sys
+from pathlib import Path
+from stages.storage.places import FolderPlace
+with FolderPlace(Path(sys.argv[1])).claim("shard-00000") as is_own:
+    print(is_own, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def place(request, tmp_path):
+    """An empty folder, or the part of a bucket of a real server."""
+    if request.param == "folder":
+        return open_place(str(tmp_path / "out"), "--out")
+    store = request.getfixturevalue("connect")()
+    return open_place(f"{store.uri}/drawn", "--out")
+
+
+def test_a_file_is_created_once_and_replaced_whole(place):
+    """The second creation does nothing; names are those of the files."""
+    assert (place.sizes(), place.read("a")) == ({}, None)
+    assert [place.create(".job/a", b"one"), place.create(".job/a", b"two")] == [True, False]
+    place.write("b", b"three")
+
+    assert place.read(".job/a") == b"one"
+    assert place.sizes() == {".job/a": 3, "b": 5}
+    assert place.sha256("b").startswith("8b5b9db0")
+    place.remove("b")
+    assert place.read("b") is None
+
+
+def test_a_killed_process_loses_its_claim(tmp_path):
+    """While it lives, nobody else has the name; another name is free."""
+    place = open_place(str(tmp_path), "--out")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], **pipes) as other:
+        assert other.stdout.readline() == b"True\n"
+        with place.claim("shard-00000") as is_own, place.claim("shard-00001") as other_is_own:
+            assert (is_own, other_is_own) == (False, True)
+        other.kill()
+        other.wait()
+    with place.claim("shard-00000") as is_own:
+        assert is_own
+
+
+def test_a_claim_in_a_bucket_lapses(connect, monkeypatch):
+    """Two machines: the second gets the name once the first gave it back, or did not renew it for long."""
+    uri = connect().uri
+    one, two = (open_place(uri, "--out") for _ in range(2))
+    with one.claim("shard-00000") as is_own, two.claim("shard-00000") as other_is_own:
+        assert (is_own, other_is_own) == (True, False)
+    with two.claim("shard-00000") as is_own:
+        assert is_own
+    with one.claim("shard-00000"):
+        monkeypatch.setattr(s3_place, "LAPSE_S", -10.0)
+        with two.claim("shard-00000") as is_own:
+            assert is_own
+
+
+def test_a_job_is_drawn_into_a_bucket(connect, make, draw, source, tmp_path):
+    """Its shards are those of a folder; a damaged one is found by its size, and by its hash where that is wanted."""
+    uri = f"{connect().uri}/drawn"
+    job, place, _ = draw(uri)
+    assert write_manifest(place, job)
+    draw(tmp_path / "out")
+    name = "shard-00001.parquet"
+    assert place.read(name) == (tmp_path / "out" / name).read_bytes()
+
+    place.write(name, bytes(len(place.read(name))))
+    assert sorted(find_finished(place, job)) == [0, 1, 2]
+    with pytest.raises(InputError, match=r"drawn/shard-00001\.parquet is damaged: it has sha256"):
+        find_finished(place, job, only_check=True)
+    place.write(name, b"short")
+    with pytest.raises(InputError, match=r"is damaged: it has 5 bytes"):
+        find_finished(place, job)
+    other = make(of=source, steps=4)
+    with pytest.raises(InputError, match=r"holds another job: sampler\.steps is 2 there, 4 here"):
+        draw_pending(load_drawer(other, source.folder, Labels()), place, [], lambda *_: None)
+
+
+def test_a_bucket_that_does_not_exist_is_one_line(connect, make):
+    """Before anything is drawn."""
+    connect()
+    with pytest.raises(InputError, match="s3://no-such-bucket/x: there is no such bucket; create it"):
+        find_finished(open_place("s3://no-such-bucket/x", "--out"), make())
+
+
+def test_an_image_counts_once(make, monkeypatch):
+    """Whether its worker is killed and another draws it anew, or several workers report it."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    job = make()
+    progress = many.Progress(job, job.numbers(), [2])
+    lost, found = (
+        [("batch", 0, 4), ("ready", 0, 0)],
+        [("batch", 0, 8), ("done", 0, 8), ("found", 0, 8), ("found", 2, 4)],
+    )
+    reports = [*lost, *found, ("batch", 1, 4), ("done", 1, 8), ("found", 1, 8)]
+
+    assert len(list(progress._images(iter(reports), DrawRun(job.id, "x", {})))) == 16
+    assert (progress.before, progress.counted, progress.total, progress.drawn) == (4, 20, 20, 16)
+
+
+def test_mlflow_has_one_run_of_a_job(mlflow_database):
+    """A call that goes on continues it; it has images, images per second, and the manifest."""
+    client = MlflowClient(mlflow_database)
+    for status, manifest in (("KILLED", None), ("FINISHED", b'{"num_images": 20}')):
+        run = DrawRun("e" * 64, "tiny 0:20", {"batch_size": 4})
+        run.log(20, 3.5)
+        run.close(status, manifest)
+    (found,) = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
+
+    assert (found.info.status, found.info.run_name, found.data.tags[TAG]) == ("FINISHED", "tiny 0:20", "e" * 64)
+    assert (found.data.params, found.data.metrics) == ({"batch_size": "4"}, {"images": 20.0, "images_per_s": 3.5})
+    assert [it.path for it in client.list_artifacts(found.info.run_id)] == ["manifest.json"]
+
+
+def test_a_server_that_fails_costs_a_warning(monkeypatch, capsys):
+    """One line, and the drawing goes on."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    run = DrawRun("e" * 64, "tiny", {})
+    run.log(1, 1.0)
+    run.close("FINISHED")
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("Warning: MLflow does not show this job")

@@ -1,0 +1,428 @@
+"""Forms of a model: ONNX graphs, integer weights, reuse of deep features, and the folders that hold them."""
+
+import copy
+import json
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from stages.costs.params import CostsParams
+from stages.costs.variants import Candidate, measure_variants
+from stages.models.families import example_inputs, family_of
+from stages.models.params import SamplerParams
+from stages.models.pipeline import read_scheduler, read_unet, unet_config, write_pipeline
+from stages.models.sampling import SamplingContext, draw, image_seeds
+from stages.models.variants.cache import cache, interval_of
+from stages.models.variants.folder import (
+    INTEGER_FILE,
+    check_variant,
+    read_model,
+    read_variant,
+    read_variant_record,
+    variant_file,
+    variant_folders,
+    write_variant,
+)
+from stages.models.variants.graph import OPSET, export_graph, graph_model
+from stages.models.variants.integers import GROUP, dequantize, dequantize_tensors, quantize, quantize_tensors
+from stages.models.variants.kinds import Kind, parse_kind
+from stages.prune.params import PruneParams, Target
+from stages.prune.selection import plan_pruning
+from stages.prune.surgery import cut
+from stages.runtime.errors import InputError
+
+SAMPLER = SamplerParams(steps=5)
+SESSION = """
+import sys
+import numpy, onnxruntime
+assert not [name for name in sys.modules if name.startswith(("stages", "torch", "diffusers"))]
+session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
+(output,) = session.run(None, dict(numpy.load("inputs.npz")))
+numpy.save("output.npy", output)
+"""
+TOLERANCE = 1e-4
+"""Largest difference of a graph's prediction from PyTorch's, in units of its largest value."""
+
+
+def noisy_inputs(model, batch, seed=0, timestep=37):
+    """Inputs of a model from a seeded generator."""
+    inputs, draws = example_inputs(model, batch), torch.Generator().manual_seed(seed)
+    inputs["sample"] = torch.randn(inputs["sample"].shape, generator=draws)
+    inputs["timestep"] = torch.full((batch,), timestep)
+    if "encoder_hidden_states" in inputs:
+        inputs["encoder_hidden_states"] = torch.randn(batch, 3, inputs["encoder_hidden_states"].shape[2])
+    return inputs
+
+
+@torch.inference_mode()
+def predict(model, inputs):
+    """Predict, without changing the inputs."""
+    rest = {name: value for name, value in inputs.items() if name != "sample"}
+    return model(inputs["sample"], **rest).sample
+
+
+@pytest.fixture
+def pruned(unet, magnitude):
+    """The tiny UNet at odd widths."""
+    params = PruneParams(target=Target(ratio=0.3), round_to=1, ranking="global")
+    return cut(unet, plan_pruning(unet, magnitude, params, 0)).eval()
+
+
+@pytest.mark.parametrize(
+    ("parts", "kind", "name"),
+    [
+        ("int8", Kind("int8"), "int8"),
+        (["cache-3", "int4"], Kind("int4", 3), "int4+cache-3"),
+        ("int8-dynamic", Kind("int8-dynamic"), "int8-dynamic"),
+        (("cache-12",), Kind(interval=12), "cache-12"),
+    ],
+)
+def test_parts_combine_in_any_order(parts, kind, name):
+    """At most one form and one cache; the name does not depend on their order."""
+    assert parse_kind(parts) == kind
+    assert kind.name == name
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ("fp8", "'fp8' is not a kind of variant; allowed: int8, int4, onnx, int8-dynamic, cache-N"),
+        ("torch-export", "puts a pickle of the example inputs into its file; use onnx"),
+        ("float8", "no quantiser here writes it; use int8"),
+        ("cache-1", "cache-1 reuses nothing"),
+        (["int8", "int4"], r"\[int8, int4\] is not one variant"),
+        (["cache-2", "cache-3"], "is not one variant"),
+        ([], "is not one variant"),
+        (["onnx", "cache-2"], "an ONNX graph is one whole pass; combine cache-N with int8 or int4"),
+    ],
+)
+def test_what_is_no_variant_is_refused(parts, message):
+    """Unknown parts, and parts that exclude each other; the line says what is allowed."""
+    with pytest.raises(ValueError, match=message):
+        parse_kind(parts)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 150)),
+    scale=st.floats(1e-20, 1e20),
+    bits=st.sampled_from([4, 8]),
+    seed=st.integers(0, 2**32),
+)
+def test_the_error_of_an_integer_weight_is_half_a_step(shape, scale, bits, seed):
+    """|w - s q| ≤ s / 2, with the scale s of its channel or group; integers fit their bits."""
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale
+    integers, scales = quantize(weight, bits)
+
+    error = (dequantize(integers, scales, weight.shape) - weight).abs()
+
+    group = GROUP if bits == 4 else shape[1]
+    steps = scales.repeat_interleave(group, dim=1)[:, : shape[1]]
+    assert bool((error <= 0.5 * steps * (1 + 1e-5)).all())
+    assert integers.dtype == (torch.int8 if bits == 8 else torch.uint8)
+    assert integers.nbytes == shape[0] * (shape[1] if bits == 8 else -(-shape[1] // 2))
+
+
+def test_integers_times_scales_are_exact():
+    """Weights that are multiples of a step stay as they are, also zeros and an odd number of them."""
+    weight = torch.arange(-7, 8).float().repeat(3, 9) * torch.tensor([[0.25], [2.0], [0.0]])
+    for bits in (4, 8):
+        integers, scales = quantize(weight * (127 / 7 if bits == 8 else 1), bits)
+        found = dequantize(integers, scales, weight.shape) / (127 / 7 if bits == 8 else 1)
+        torch.testing.assert_close(found, weight, rtol=0.02 if bits == 8 else 1e-6, atol=0.02)
+    assert not dequantize(*quantize(torch.zeros(2, 3), 8), torch.Size((2, 3))).any()
+
+
+def test_integers_that_do_not_fit_are_refused(unet):
+    """Without their scales, of another shape, or of an unknown weight."""
+    tensors, shapes = quantize_tensors(unet.state_dict(), "int8"), {k: v.shape for k, v in unet.state_dict().items()}
+    name = "conv_in.weight"
+
+    for wrong in (
+        {key: value for key, value in tensors.items() if key != f"{name}.scales"},
+        {**tensors, f"{name}.integers": torch.zeros(1, 2, dtype=torch.int8)},
+        {**tensors, "other.weight.integers": torch.zeros(1, 2, dtype=torch.int8)},
+    ):
+        with pytest.raises(ValueError, match="weight"):
+            dequantize_tensors(wrong, shapes)
+
+
+@pytest.mark.parametrize("name", ["unet", "conditional", "dit4"])
+def test_a_cache_of_one_is_no_cache(request, make_dit, name):
+    """Every pass is full, and every image is the same to the bit; so are the weights and the config."""
+    model = make_dit(num_layers=4) if name == "dit4" else request.getfixturevalue(name)
+    cached = cache(copy.deepcopy(model), 1)
+
+    for timestep in (900, 500, 500, 20):
+        inputs = noisy_inputs(model, 2, timestep, timestep)
+        assert torch.equal(predict(cached, inputs), predict(model, inputs))
+    assert cached.state_dict().keys() == model.state_dict().keys()
+
+
+def test_between_full_passes_the_deep_blocks_do_not_run(unet):
+    """They run in every third pass, and again as soon as the timestep does not fall or the batch changes."""
+    cached, ran = cache(copy.deepcopy(unet), 3), []
+    cached.mid_block.resnets[0].register_forward_hook(lambda *_: ran.append(len(ran)))
+    counts = []
+    for timestep, batch in [(9, 2), (8, 2), (7, 2), (6, 2), (5, 2), (5, 2), (4, 2), (3, 1), (9, 1)]:
+        predict(cached, noisy_inputs(unet, batch, 0, timestep))
+        counts.append(len(ran))
+
+    assert np.diff([0, *counts]).tolist() == [1, 0, 0, 1, 0, 1, 0, 1, 1]
+    assert interval_of(cached) == 3
+    assert interval_of(unet) == 1
+
+
+@pytest.mark.parametrize("name", ["unet", "dit4"])
+def test_what_is_reused_is_that_of_the_full_pass(request, make_dit, name):
+    """With the input of the full pass, a pass that reuses gives its output; with another one, something else."""
+    model = make_dit(num_layers=4) if name == "dit4" else request.getfixturevalue(name)
+    cached = cache(copy.deepcopy(model), 2)
+    full = noisy_inputs(model, 2, 0, 50)
+    later = {**full, "timestep": full["timestep"] - 1}
+
+    expected = predict(cached, full)
+    conditions = [module for module in cached.modules() if hasattr(module, "time_proj")]
+    reused = predict(cached, later)
+
+    assert conditions or name == "unet"
+    assert not torch.equal(reused, predict(model, later))  # the timestep of the deep blocks is that of the full pass
+    torch.testing.assert_close(reused, expected, rtol=0.2, atol=0.2)
+
+
+def test_images_do_not_depend_on_the_batch_size_of_a_cache(unet, scheduler):
+    """Each image's trajectory begins with a full pass, and a copy of the model has a state of its own."""
+    cached, seeds = cache(copy.deepcopy(unet), 2), image_seeds(0, 6)
+    drawn = [draw(cached, scheduler, seeds, SAMPLER, batch_size=size, label="cached") for size in (2, 6)]
+
+    assert np.abs(drawn[0].astype(int) - drawn[1]).max() <= 1  # sums over another batch are rounded otherwise
+    assert np.abs(drawn[0].astype(int) - draw(unet, scheduler, seeds, SAMPLER, batch_size=6, label="plain")).max() > 0
+
+
+@pytest.mark.parametrize(("changes", "family"), [({"block_out_channels": (16,)}, "UNet2DModel")])
+def test_a_model_without_deep_blocks_has_no_cache(make_unet, make_dit, changes, family):
+    """A UNet of one resolution, a DiT of three blocks."""
+    flat = make_unet(**changes, down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
+    for model, name in ((flat, family), (make_dit(num_layers=3), "DiTTransformer2DModel")):
+        with pytest.raises(InputError, match=f"cache-N reuses the blocks .* this {name} has none"):
+            check_variant(model, Kind(interval=2))
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("name", ["pruned", "conditional", "dit"])
+def test_a_graph_predicts_and_draws_what_pytorch_does(request, tmp_path, scheduler, latents, name):
+    """Odd widths, a condition, a transformer: batches of any size within 1e-4, and pixels within one of 255 levels."""
+    pytest.importorskip("onnxruntime")
+    model = request.getfixturevalue(name)
+    write_pipeline(tmp_path / "model", model, scheduler)
+    (tmp_path / "variant").mkdir()
+    write_variant("pruned", tmp_path / "model", Kind("onnx"), tmp_path / "variant")
+    graph = read_variant(tmp_path / "variant")
+
+    assert type(graph) is type(read_unet(tmp_path / "model"))
+    assert not list(graph.parameters())
+    for batch in (1, 2, 70):
+        inputs = noisy_inputs(model, batch, batch)
+        expected = predict(model, inputs)
+        assert (predict(graph, inputs) - expected).abs().max() <= TOLERANCE * expected.abs().max()
+    table = {"conditional": latents.conditions.table if latents.conditions else None, "dit": np.arange(3)}.get(name)
+    context, labels = SamplingContext(table=table), [] if table is None else [0, 1, 1]
+    drawn = [
+        draw(it, scheduler, [3, 4, 5], SAMPLER, batch_size=3, label=name, context=context, labels=labels)
+        for it in (model, graph)
+    ]
+    assert np.abs(drawn[0].astype(int) - drawn[1]).max() <= 1
+
+
+def test_an_integer_folder_holds_integers_and_no_pickle(tmp_path, model_folder, unet):
+    """Safetensors of int8, a quarter of the bytes, within half a step of the weights; the card and hashes are there."""
+    (tmp_path / "variant").mkdir()
+    write_variant("dense", model_folder, Kind("int8", 2), tmp_path / "variant")
+    record, file = read_variant_record(tmp_path / "variant"), variant_file(tmp_path / "variant")
+    tensors = load_file(file)
+
+    assert {tensor.dtype for name, tensor in tensors.items() if name.endswith(".integers")} == {torch.int8}
+    assert file.name == INTEGER_FILE
+    assert record.name == "dense+int8+cache-2"
+    assert "int8 + cache-2" in (tmp_path / "variant/README.md").read_text()
+    found = {path.relative_to(tmp_path / "variant").as_posix() for path in file.parents[1].rglob("*") if path.is_file()}
+    assert found == {*record.files, "variant.json"}
+    assert not [name for name in found if name.endswith((".bin", ".pt", ".pkl"))]
+    again, weights = read_variant(tmp_path / "variant"), unet.state_dict()
+    assert interval_of(again) == 2
+    for name, tensor in again.state_dict().items():
+        scales = tensors.get(f"{name}.scales")
+        allowed = 0 if scales is None else 0.5001 * scales.reshape(-1, *[1] * (tensor.ndim - 1))
+        assert bool(((tensor - weights[name]).abs() <= allowed).all())
+
+
+EXPORTED = [pytest.param(Kind(form), marks=pytest.mark.e2e, id=form) for form in ("onnx", "int8-dynamic")]
+
+
+@pytest.mark.parametrize("kind", [Kind("int4"), Kind(interval=3), *EXPORTED])
+def test_equal_models_give_equal_folders(tmp_path, model_folder, kind):
+    """Also graphs, which name neither a file nor a line of the program that exported them."""
+    if kind.is_graph:
+        pytest.importorskip("onnxruntime")
+    records = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write_variant("dense", model_folder, kind, tmp_path / name)
+        records.append(read_variant_record(tmp_path / name))
+
+    assert records[0] == records[1]
+    assert b".py" not in variant_file(tmp_path / "one").read_bytes()
+    assert variant_folders(tmp_path) == [tmp_path / "one", tmp_path / "two"]
+    assert draw(
+        read_model(tmp_path / "one"), read_scheduler(tmp_path / "one"), [1], SAMPLER, batch_size=1, label="x"
+    ).any()
+
+
+def test_a_damaged_variant_is_refused(tmp_path, model_folder):
+    """Other bytes than those whose hash was written, or a record of another version."""
+    (tmp_path / "variant").mkdir()
+    write_variant("dense", model_folder, Kind("int8"), tmp_path / "variant")
+    file = variant_file(tmp_path / "variant")
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+
+    with pytest.raises(InputError, match=r"is not the file that variant\.json beside it names; run the variants stage"):
+        read_variant(tmp_path / "variant")
+
+    record = json.loads((tmp_path / "variant/variant.json").read_text())
+    (tmp_path / "variant/variant.json").write_text(json.dumps({**record, "form": "float8"}))
+    with pytest.raises(InputError, match=r"variant\.json"):
+        read_variant(tmp_path / "variant")
+
+
+@pytest.fixture
+def doubling(tmp_path, unet):
+    """A model of the tiny UNet's class whose graph doubles the sample and adds the timestep."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from onnx import TensorProto, helper
+
+    shape, number = ["batch", 1, 8, 8], TensorProto.FLOAT
+    nodes = [
+        helper.make_node("Add", ["sample", "sample"], ["twice"]),
+        helper.make_node("Reshape", ["timestep", "column"], ["added"]),
+        helper.make_node("Add", ["twice", "added"], ["prediction"]),
+    ]
+    inputs = [helper.make_tensor_value_info(*it) for it in (("sample", number, shape), ("timestep", number, ["batch"]))]
+    outputs = [helper.make_tensor_value_info("prediction", number, shape)]
+    column = [helper.make_tensor("column", TensorProto.INT64, [4], [-1, 1, 1, 1])]
+    graph = helper.make_graph(nodes, "doubling", inputs, outputs, column)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+    onnx.save(model, tmp_path / "doubling.onnx")
+    return graph_model(unet_config(unet), tmp_path / "doubling.onnx")
+
+
+def test_a_graph_stands_in_for_a_model(doubling, unet):
+    """It has the class, config, type and device of the model and none of its layers; one timestep counts for all."""
+    sample = torch.randn(3, 1, 8, 8)
+
+    assert torch.equal(doubling(sample, torch.tensor(7)).sample, 2 * sample + 7)
+    assert torch.equal(copy.deepcopy(doubling)(sample, timestep=torch.arange(3)).sample[2], 2 * sample[2] + 2)
+    assert (doubling.dtype, doubling.device) == (unet.dtype, unet.device)
+    assert type(doubling) is type(unet)
+    assert not [*doubling.parameters(), *doubling.children()]
+
+
+def test_a_graph_is_timed_in_its_own_runtime(doubling, unet, tmp_path):
+    """Its rows name ONNX Runtime and have memory; a cache has the mean of a cycle; equal architectures share rows."""
+    cached = cache(copy.deepcopy(unet), 2)
+    candidates = {
+        "dense": Candidate(unet, "a" * 64),
+        "dense+onnx": Candidate(doubling, "b" * 64, graph=tmp_path / "doubling.onnx"),
+        "dense+int8": Candidate(copy.deepcopy(unet), "c" * 64),
+        "dense+cache-2": Candidate(cached, "d" * 64, interval=2),
+    }
+    rows = {row.model: row for row in measure_variants(candidates, CostsParams(batches=(2,), repeats=3, seconds=0.2))}
+
+    assert {name: row.mode for name, row in rows.items() if row.mode != "eager"} == {"dense+onnx": "onnxruntime"}
+    assert all(row.median_ms and row.peak_bytes and row.passes == 3 for row in rows.values())
+    assert rows["dense+onnx"].peak_bytes < 100 * 2**20  # not the memory of this process, which started it
+    assert rows["dense+int8"].median_ms == rows["dense"].median_ms
+    assert rows["dense+cache-2"].median_ms != rows["dense"].median_ms
+
+
+def test_a_damaged_graph_is_refused(tmp_path, unet):
+    """In one line with the path."""
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "x.onnx").write_bytes(b"no graph")
+
+    with pytest.raises(InputError, match=r"ONNX Runtime cannot open .*x\.onnx"):
+        graph_model(unet_config(unet), tmp_path / "x.onnx")
+
+
+@pytest.mark.network
+def test_a_graph_runs_where_there_is_only_onnx_runtime(pruned, tmp_path):
+    """An environment with onnxruntime and numpy and nothing of this project predicts what PyTorch does."""
+    from importlib.metadata import version
+
+    venv.create(tmp_path / "venv", with_pip=False)
+    python = tmp_path / "venv/bin/python"
+    packages = [f"{name}=={version(name)}" for name in ("onnxruntime", "numpy")]
+    uv = Path(sys.executable).with_name("uv")
+    subprocess.run([uv, "pip", "install", "--python", python, *packages], check=True, capture_output=True)
+    check_plain_session(str(python), pruned, tmp_path)
+
+
+@pytest.mark.e2e
+def test_a_graph_runs_without_this_project(pruned, tmp_path):
+    """So does a process that imports nothing of it."""
+    pytest.importorskip("onnxruntime")
+    check_plain_session(sys.executable, pruned, tmp_path)
+
+
+def check_plain_session(python, model, folder):
+    """Run a graph in a process of its own with inputs from a file, and compare the prediction."""
+    inputs = noisy_inputs(model, 3)
+    arrays = {"sample": inputs["sample"].numpy(), "timestep": inputs["timestep"].float().numpy()}
+    np.savez(folder / "inputs.npz", **arrays)
+    export_graph(model, Kind("onnx"), folder / "model.onnx")
+    subprocess.run([python, "-I", "-c", SESSION], check=True, cwd=folder, capture_output=True)
+    expected = predict(model, inputs)
+
+    assert np.abs(np.load(folder / "output.npy") - expected.numpy()).max() <= TOLERANCE * float(expected.abs().max())
+
+
+def test_a_graph_needs_its_packages(unet, monkeypatch, tmp_path):
+    """The line names the extra; a model that the exporter cannot take is one line, too."""
+    monkeypatch.setattr("stages.models.variants.graph.find_spec", lambda _: None)
+    with pytest.raises(InputError, match=r"onnx needs onnx, onnxruntime, onnxscript, which are not installed; install"):
+        check_variant(unet, Kind("onnx"))
+    monkeypatch.undo()
+
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr("torch.onnx.export", lambda *_, **__: 1 / 0)
+    with pytest.raises(InputError, match=r"PyTorch cannot export this model to ONNX \(division by zero\); leave onnx"):
+        export_graph(unet, Kind("onnx"), tmp_path / "x.onnx")
+
+
+def test_torch_export_saves_a_pickle(tmp_path):
+    """Why torch-export is refused: its archive holds the example inputs as torch.save writes them."""
+    program = torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),))
+    torch.export.save(program, tmp_path / "model.pt2")
+
+    with zipfile.ZipFile(tmp_path / "model.pt2") as archive:
+        (inputs,) = (name for name in archive.namelist() if name.endswith(".pt"))
+        with archive.open(inputs) as file, zipfile.ZipFile(file) as inner:
+            assert [name for name in inner.namelist() if name.endswith("data.pkl")]
+
+
+def test_families_name_modules_of_theirs(unet, conditional, make_dit):
+    """In the order in which they run; without the outermost blocks."""
+    for model in (unet, conditional, make_dit(num_layers=5)):
+        names = family_of(model).deep_blocks(model)
+        assert all(model.get_submodule(name) for name in names)
+        assert not {"down_blocks.0", "up_blocks.1", "transformer_blocks.0", "transformer_blocks.4"} & {*names}
+        assert len(names) == 3
