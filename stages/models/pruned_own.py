@@ -19,7 +19,8 @@ from torch import nn
 
 CLASS_NAME = "PrunedDenoiser"
 PRUNED_KEYS = ("pruned_widths", "pruned_heads")
-KEYS = ("denoiser_class", "description", *PRUNED_KEYS, "auto_map")
+CLASS_KEY = "denoiser_class"
+KEYS = (CLASS_KEY, "description", *PRUNED_KEYS, "auto_map")
 """Keys of a config that no constructor takes."""
 SAMPLE_KEYS = ("sample_size", "in_channels")
 """Keys that every config has, and the constructor only if it takes them."""

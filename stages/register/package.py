@@ -5,6 +5,7 @@ import inspect
 import json
 import shutil
 import tempfile
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from ruamel.yaml import YAML
 from stages.fetch.class_embedding import read_class_embedding
 from stages.models.autoencoder import read_autoencoder
 from stages.models.layout import CLASS_EMBEDDING
+from stages.models.own_code import is_own
 from stages.models.params import SamplerParams
-from stages.models.pipeline import CPU, read_scheduler, read_unet
+from stages.models.pipeline import CPU, denoiser_folder, read_scheduler, read_unet
 from stages.models.samplers import make_sampler
 from stages.models.trust import trusting_params
 from stages.protocol.evaluation import read_evaluation
@@ -162,7 +164,9 @@ def replace_quadratic(params: SamplerParams) -> SamplerParams:
 
 def _describe_context(model: Path) -> dict[str, Any]:
     """Describe the scale of latents, the number of classes, how they enter, and the row or label for no class."""
-    with trusting_params(Path("params.yaml")):  # which is among the evidence
+    place = denoiser_folder(model)
+    has_code = is_own(read_json(place / "config.json"), place)
+    with trusting_params(Path("params.yaml")) if has_code else nullcontext():  # the file is among the evidence
         unet = read_unet(model)
     autoencoder, table = read_autoencoder(model, CPU), read_class_embedding(unet, model)
     classes: dict[str, Any] = {"classes": None, "without_class": None, "condition": None}

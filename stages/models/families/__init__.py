@@ -14,6 +14,7 @@ from stages.models.families.family import Denoiser, Family, config_defaults
 from stages.models.families.own import OWN
 from stages.models.families.unet_2d import UNet2D
 from stages.models.families.unet_2d_condition import ConditionalUNet2D
+from stages.models.pruned_own import CLASS_KEY
 
 __all__ = [
     "AUTOENCODER_CLASSES",
@@ -100,8 +101,9 @@ def prediction(output: torch.Tensor, unet: Denoiser) -> torch.Tensor:
 
 
 def learns_variance(unet: Denoiser) -> bool:
-    """Whether the second half of a model's output is its variance."""
-    return family_of(unet).learns_variance(unet)
+    """Whether the second half of a model's output is its variance; a class of its own gives the prediction alone."""
+    config = unet.config
+    return CLASS_KEY not in config and bool(config["out_channels"] == 2 * config["in_channels"])
 
 
 def has_features(unet: Denoiser) -> bool:

@@ -110,10 +110,6 @@ class Family(ABC):
         """Return what plans call the family of a model: two models of one identity run the same code."""
         return self.name
 
-    def learns_variance(self, model: Denoiser) -> bool:
-        """Whether the second half of a model's output is its variance."""
-        return bool(model.config["out_channels"] == 2 * model.config["in_channels"])
-
     def build_dense(self, model: Denoiser) -> Denoiser:
         """Build the dense model that a model, pruned or not, was made from, with weights of its default init."""
         built: Denoiser = self.dense.from_config(self.dense_config(model))

@@ -62,10 +62,6 @@ class Own(Family):
         text = TRAVELLING.format(**names, adapter=self.code.stem, pruned=CLASS_NAME)
         (folder / f"{self.module}.py").write_text(text)
 
-    def learns_variance(self, model: Denoiser) -> bool:  # noqa: ARG002
-        """Return false: of an output with a variance the prediction alone is taken."""
-        return False
-
     def dense_config(self, model: Denoiser) -> dict[str, Any]:
         """Return the config without what was pruned."""
         config = {key: value for key, value in plain_config(model.config).items() if key not in PRUNED_KEYS}
