@@ -81,11 +81,6 @@ def write_page(report: ReportData, figures: Mapping[str, Mapping[str, bytes]], r
     """Render the page."""
     record = report.record
     others = [name for name in record.models if name != DENSE]
-    names = [*record.models, *(f"{name}-strip" for name in record.models), *(f"{name}-worst" for name in others)]
-    images = {name: embed(read_picture(reports / "evaluate" / f"{name}.png"), "png") for name in names}
-    if report.finetune.samples:
-        images["samples"] = embed(read_picture(reports / "finetune" / "samples.png"), "png")
-    verdict = report.verdict()
     grid = read_section(reports, record)
     energy = next((row.energy_source for row in report.costs.costs if row.energy_source), "")
     optional = {"grid": grid, "variants": report.variants}
@@ -93,8 +88,8 @@ def write_page(report: ReportData, figures: Mapping[str, Mapping[str, bytes]], r
         "page.html.j2",
         report=report,
         record=record,
-        verdict=verdict,
-        word=WORDS[verdict.level],
+        verdict=report.verdict(),
+        word=WORDS[report.verdict().level],
         contents=[entry for entry in CONTENTS.items() if optional.get(entry[0], True)],
         grid=grid,
         pairs=describe_pairs(report, reports),
@@ -109,7 +104,7 @@ def write_page(report: ReportData, figures: Mapping[str, Mapping[str, bytes]], r
         protocol_text=protocol_to_text(record),
         latency_text=latency_to_text(report.costs),
         figures=embed_figures({**figures, **(grid.figures if grid else {})}),
-        images=images,
+        images=_embed_images(report, reports),
         variants_header=VARIANTS_HEADER,
         variants=variants_to_rows(report.variants),
         variants_text=variants_to_text(report.variants) if report.variants else "",
@@ -123,6 +118,16 @@ def write_page(report: ReportData, figures: Mapping[str, Mapping[str, bytes]], r
         protocol=[(key, "–" if it is None else it) for key, it in flatten(record.protocol.model_dump(mode="json"))],
         lineage=list(lineage(report)),
     )
+
+
+def _embed_images(report: ReportData, reports: Path) -> dict[str, str]:
+    """Embed the pictures of the evaluation, and those of the finetuning if it drew any."""
+    models = report.record.models
+    names = [*models, *(f"{name}-strip" for name in models), *(f"{name}-worst" for name in models if name != DENSE)]
+    images = {name: embed(read_picture(reports / "evaluate" / f"{name}.png"), "png") for name in names}
+    if report.finetune.samples:
+        images["samples"] = embed(read_picture(reports / "finetune" / "samples.png"), "png")
+    return images
 
 
 def write_worst(model: Model) -> str:

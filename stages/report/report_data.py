@@ -172,10 +172,7 @@ def read_report_data(artifacts: Path, reports: Path) -> ReportData:
         InputError: A file is missing, damaged, or of other weights.
     """
     folders = stage_folders(artifacts, reports)
-    files = {
-        name: folders[stage] / denoiser_name(folders[stage]) / WEIGHTS
-        for name, stage in zip(MODELS, ("fetch", "prune", "finetune"), strict=True)
-    }
+    files = _weights_files(folders)
     record = _read_evaluation(folders["evaluate"], files)
     runs = {stage: read_run_record(folder) for stage, folder in folders.items()}
     provenance = {stage: found for stage, folder in folders.items() if (found := read_provenance(folder))}
@@ -211,6 +208,12 @@ def read_report_data(artifacts: Path, reports: Path) -> ReportData:
         raise InputError(
             f"a plan or run.json below {artifacts} is invalid ({first_line(error)}); run its stage again"
         ) from None
+
+
+def _weights_files(folders: Mapping[str, Path]) -> dict[str, Path]:
+    """Return the weights of each model."""
+    stages = zip(MODELS, ("fetch", "prune", "finetune"), strict=True)
+    return {name: folders[stage] / denoiser_name(folders[stage]) / WEIGHTS for name, stage in stages}
 
 
 def _read_evaluation(folder: Path, files: Mapping[str, Path]) -> EvaluationRecord:

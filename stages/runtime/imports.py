@@ -6,12 +6,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from stages.runtime.stopping import stopping_at_once
-
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Import what the block imports without collecting garbage, now or later; a signal meanwhile ends the process.
+    """Import what the block imports without collecting garbage, now or later.
 
     Modules are not garbage: a collection walks through all the objects imported so far and frees next to none. Those
     of the imports take a fifth of a stage's start, and the first full one after it as long as 0.7 s. At the end of the
@@ -20,8 +18,7 @@ def importing() -> Iterator[None]:
     was_enabled, num_modules = gc.isenabled(), len(sys.modules)
     gc.disable()
     try:
-        with stopping_at_once():
-            yield
+        yield
     finally:
         if len(sys.modules) > num_modules:
             gc.freeze()

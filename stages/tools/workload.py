@@ -2,12 +2,10 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from stages.grid.params import GridParams
-from stages.grid.settings import Setting
 from stages.importance.calibration import choose_timesteps
 from stages.importance.criteria import CRITERIA
 from stages.params import Params
@@ -235,29 +233,6 @@ def _evaluate(params: Params, size: ModelSize, num_images: int | None, sampler_c
     one = _draw(params, size, num_images, sampler_calls, "pruned")
     passes: Counter[Pass] = Counter({name: models * number for name, number in one.passes.items()})
     return Work(passes, f"{models} models × {one.text}", one.steps, models * one.images, models * one.disk_bytes)
-
-
-def count_grid(params: Params, grid: GridParams, size: ModelSize, settings: Sequence[Setting]) -> Work:
-    """Count what `espalier grid` draws and measures; at the protocol's own setting the reference has the dense images.
-
-    Args:
-        params: All of params.yaml.
-        grid: Its block grid.
-        size: Sizes of the models.
-        settings: The settings of the grid.
-    """
-    protocol, models = params.reference, len(grid.models)
-    each = (grid.num_images or protocol.num_images) * (grid.sets or protocol.sets)
-    others = [it for it in settings if (it.sampler, it.guidance) != (protocol.sampler, protocol.guidance)]
-    drawn = each * (models * len(settings) + len(others))
-    passes: Counter[Pass] = Counter({"dense": each * sum(setting.calls for setting in others), "features": drawn})
-    passes["pruned"] = models * each * sum(setting.calls for setting in settings)
-    passes["similarity"] = each * len(settings) * (1 + 2 * models)
-    passes["decode"] = drawn if size.is_latent else 0
-    passes["read"] = size.dense_params + models * size.pruned_params
-    text = f"{count((1 + models) * len(settings), 'cell')} × {count(each, 'image')}"
-    steps = sum(setting.sampler.steps for setting in settings)
-    return Work(passes, text, steps, drawn, len(others) * each * size.image_bytes)
 
 
 def _variants(params: Params, size: ModelSize, num_images: int | None, sampler_calls: int) -> Work:
