@@ -1,11 +1,13 @@
 """Compare dense and pruned models over steps, samplers and guidance scales."""
 
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
 
 from stages.runtime.imports import importing
+from stages.runtime.stopping import stop_in_one_line
 
 
 @click.command()
@@ -25,6 +27,7 @@ def main(params_path: Path, artifacts: Path, out: Path, store: Path, **options: 
     Options replace keys of the block grid of params.yaml, which may be missing. The stages reference and finetune must
     have run. Finished cells are kept, so that a stopped grid goes on and a larger one measures only what is new.
     """
+    stop_in_one_line((signal.SIGINT, signal.SIGTERM))
     from stages.grid.params import GridParams, OptionalGrid
     from stages.protocol.params import ReferenceParams
     from stages.runtime.schema import load_block, load_seed, read_yaml, validate_tree

@@ -1,6 +1,7 @@
 """A project with a tiny dense model, two smaller ones and the reference of the dense one; and the command on it."""
 
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -49,5 +50,8 @@ def _make_project(folder, make_unet, classes):
 
 @pytest.fixture
 def grid():
-    """Run the command with options."""
-    return lambda *options: CliRunner().invoke(main, [str(option) for option in options])
+    """Run the command with options; its handlers of signals end with the test."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield lambda *options: CliRunner().invoke(main, [str(option) for option in options])
+    for number, handler in before.items():
+        signal.signal(number, handler)
