@@ -157,6 +157,9 @@ def make_model(system: System, folder: Path) -> None:
         write_json(folder / "model_index.json", {**index, **added})
     if is_ldm:
         make_class_embedding(int(unet.config["cross_attention_dim"]), folder / "class_embedding")
+    elif system.config == "imagenet-dit":  # it embeds all classes itself, of which the data have the first
+        labels = {"num_classes": CLASSES, "unconditional": unet.config["num_embeds_ada_norm"]}
+        write_json(folder / "class_embedding" / "config.json", labels)
 
 
 def make_class_embedding(width: int, folder: Path) -> None:

@@ -48,6 +48,11 @@ def stop_commands() -> None:
         _terminate(process)
 
 
+def allow_commands() -> None:
+    """Let commands start again, once all threads whose commands were stopped have ended."""
+    _STOPPED.clear()
+
+
 def pause(seconds: float) -> None:
     """Sleep before something is tried again.
 
