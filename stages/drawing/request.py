@@ -14,6 +14,8 @@ from stages.drawing.labels import Labels, read_labels
 from stages.drawing.source import GRAPH, Source
 from stages.runtime.errors import InputError
 
+MAX_SHARDS = 1_000_000
+"""Most shards of a job, each of which has a record that every call reads."""
 BATCHES_PER_SHARD = 16
 """Size of a shard in batches, where nobody chooses one."""
 PACKAGES = ("diffusers", "numpy", "pillow", "pyarrow", "torch")
@@ -68,7 +70,7 @@ def make_job(request: Request, source: Source, labels: Labels) -> Job:
     """Return the job of a request.
 
     Raises:
-        InputError: The folder holds no model, or the shards do not consist of whole batches.
+        InputError: The folder holds no model, the shards do not consist of whole batches, or they are too many.
     """
     settings = source.settings.changed(request.steps, request.batch_size)
     batch_size = settings.batch_size
@@ -79,6 +81,9 @@ def make_job(request: Request, source: Source, labels: Labels) -> Job:
         raise InputError(
             f"{found}; give {lower or upper} or {upper + batch_size * (lower == 0)}, or another --batch-size"
         )
+    if (num_shards := (request.seeds.stop - request.seeds.start) // shard_size) > MAX_SHARDS:
+        found = f"{num_shards} shards of {shard_size} images are too many, at most {MAX_SHARDS}"
+        raise InputError(f"{found}; raise --shard-size, or give fewer seeds")
     files = source.hashes()
     is_graph = any(name.endswith(GRAPH) for name in files)  # ONNX Runtime runs it, on the CPU
     is_gpu = torch.cuda.is_available() and not is_graph
