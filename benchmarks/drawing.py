@@ -32,7 +32,7 @@ def main(num_images: int, batch_size: int, rounds: int) -> None:
     for _ in range(rounds + 1):
         begin = time.perf_counter()
         seeds, sampler = range(num_images), job.sampler
-        draw(drawer.unet, drawer.scheduler, seeds, sampler, batch_size=batch_size, label="bare loop")
+        draw(drawer.model.unet, drawer.model.scheduler, seeds, sampler, batch_size=batch_size, label="bare loop")
         middle = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             place = open_place(f"{folder}/out", "--out")

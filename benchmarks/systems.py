@@ -33,21 +33,27 @@ ROOT = Path(__file__).parents[1]
 PRESETS = ROOT / "recipes" / "presets"
 CLASSES = 10
 """Of the few that stand in for ImageNet's."""
+
+
+def _layers(*channels: int) -> dict[str, Any]:
+    """Config of an autoencoder's levels, which are two plain blocks each: their channels."""
+    return {
+        "block_out_channels": channels,
+        "down_block_types": ("DownEncoderBlock2D",) * len(channels),
+        "up_block_types": ("UpDecoderBlock2D",) * len(channels),
+        "layers_per_block": 2,
+    }
+
+
 VQ_F4 = {
-    "block_out_channels": (128, 256, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 3,
-    "up_block_types": ("UpDecoderBlock2D",) * 3,
-    "layers_per_block": 2,
+    **_layers(128, 256, 512),
     "latent_channels": 3,
     "num_vq_embeddings": 8192,
     "scaling_factor": 1.0,
 }
 """The autoencoder of LDM-4."""
 KL_F8 = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
+    **_layers(128, 256, 512, 512),
     "latent_channels": 4,
     "sample_size": 256,
     "scaling_factor": 0.18215,
@@ -151,6 +157,9 @@ def make_model(system: System, folder: Path) -> None:
         write_json(folder / "model_index.json", {**index, **added})
     if is_ldm:
         make_class_embedding(int(unet.config["cross_attention_dim"]), folder / "class_embedding")
+    elif system.config == "imagenet-dit":  # it embeds all classes itself, of which the data have the first
+        labels = {"num_classes": CLASSES, "unconditional": unet.config["num_embeds_ada_norm"]}
+        write_json(folder / "class_embedding" / "config.json", labels)
 
 
 def make_class_embedding(width: int, folder: Path) -> None:

@@ -43,6 +43,7 @@ def draw(
 
 
 @task(**RETRIED)
+@fail_on_input_error
 def draw_shards(options: dict[str, str | int]) -> State[None]:
     """Run the command, which shows its progress; an unavailable server or a killed command is tried again."""
     arguments = [f"--{name}={value}" for name, value in options.items()]

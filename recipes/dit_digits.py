@@ -66,6 +66,7 @@ class HybridLoss:
         predicted, share = output.chunk(2, dim=1)
 
         def at(table: torch.Tensor) -> torch.Tensor:
+            """Table [T] -> its values at t, [B, 1, 1, 1]."""
             return table[steps].float().view(-1, 1, 1, 1)
 
         share = (share + 1) / 2

@@ -101,6 +101,16 @@ def test_an_invalid_params_file_is_refused(tmp_path, text, expected):
     assert "\n" not in caught.value.message
 
 
+def test_a_wrong_item_is_told_once(changed):
+    """Without it the list is too short as well, which is no mistake of its own; an empty list is one."""
+    with pytest.raises(InputError) as caught:
+        load_params(changed("variants", {"models": ["nobody"], "kinds": ["int8"]}))
+    assert "models.0 is 'nobody'" in caught.value.message
+    assert "at least" not in caught.value.message
+    with pytest.raises(InputError, match="write a list of at least 1"):
+        load_params(changed("variants", {"kinds": []}))
+
+
 def test_a_graph_under_another_precision_is_refused(changed):
     """It computes in float32; the message names both keys."""
     path = changed("variants", {"kinds": ["int8", "onnx"]})

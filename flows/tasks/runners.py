@@ -23,7 +23,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from flows.tasks.compression import compress_at
 from flows.tasks.errors import fail_on_input_error
 from flows.tasks.outcome import Outcome, read_outcome
-from flows.workspaces.commands import pause, stop_commands
+from flows.workspaces.commands import allow_commands, pause, stop_commands
 from flows.workspaces.overrides import Overrides
 from flows.workspaces.workspace import open_workspace
 from stages.runtime.environment import SHARED_VARIABLE
@@ -52,14 +52,17 @@ def open_runner(name: RunnerName, jobs: int) -> Iterator[tuple[TaskRunner[Any], 
         _require_deployment()
     slots = _slots(jobs) if name == "threads" else None
     runner: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=jobs if slots else 1000)  # a pool's threads only wait
-    with runner:
-        try:
-            yield runner, slots
-        except Exception:
-            raise
-        except BaseException:  # a signal, of which the threads do not hear
-            stop_commands()
-            raise
+    try:
+        with runner:
+            try:
+                yield runner, slots
+            except Exception:
+                raise
+            except BaseException:  # a signal, of which the threads do not hear
+                stop_commands()
+                raise
+    finally:
+        allow_commands()
 
 
 def _slots(jobs: int) -> Slots:

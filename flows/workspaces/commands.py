@@ -7,8 +7,8 @@ import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,11 @@ def stop_commands() -> None:
     _STOPPED.set()
     for process in tuple(_RUNNING):
         _terminate(process)
+
+
+def allow_commands() -> None:
+    """Let commands start again, once all threads whose commands were stopped have ended."""
+    _STOPPED.clear()
 
 
 def pause(seconds: float) -> None:
@@ -117,27 +122,36 @@ def run(
         files = {name: Path(temporary) / name for name in (RESULT_VARIABLE, PROGRESS_VARIABLE, EXIT_CODE_VARIABLE)}
         paths = {name: str(path) for name, path in files.items()}
         process = _start(command, folder, {**(environment or {}), **paths, MARK: mark, "SHELL": str(STAGE_SHELL)})
-        _RUNNING.add(process)
-        if _STOPPED.is_set():
-            _terminate(process)
         expired = threading.Event()
-        timer = threading.Timer(limit_s or 0, _expire, (process, expired))
-        guard = threading.Thread(target=_kill_survivors, args=(process, mark), daemon=True)
-        guard.start()
-        if limit_s:
-            timer.start()
-        try:
+        with _supervised(process, mark, limit_s, expired):
             lines = _read_lines(process, log, files[PROGRESS_VARIABLE], on_progress)
-        finally:
-            timer.cancel()
-            _terminate(process)
-            guard.join(supervisor.GRACE_S + 10)
-            _RUNNING.discard(process)
-            if process.stdout:
-                process.stdout.close()
         _check_stopped()
         found, stage_code = _read_json(files[RESULT_VARIABLE]), _read_json(files[EXIT_CODE_VARIABLE])
         return CommandResult(process.wait(), lines, expired.is_set(), found or {}, stage_code)
+
+
+@contextmanager
+def _supervised(
+    process: "subprocess.Popen[str]", mark: str, limit_s: float | None, expired: threading.Event
+) -> Iterator[None]:
+    """Terminate a command at the end of the block, at its time limit, which sets `expired`, or by `stop_commands`."""
+    _RUNNING.add(process)
+    if _STOPPED.is_set():  # since `run` began
+        _terminate(process)
+    timer = threading.Timer(limit_s or 0, _expire, (process, expired))
+    guard = threading.Thread(target=_kill_survivors, args=(process, mark), daemon=True)
+    guard.start()
+    if limit_s:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        _terminate(process)
+        guard.join(supervisor.GRACE_S + 10)
+        _RUNNING.discard(process)
+        if process.stdout:
+            process.stdout.close()
 
 
 def _check_stopped() -> None:

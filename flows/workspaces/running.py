@@ -57,6 +57,7 @@ def run_stages(arguments: Sequence[str]) -> int:
         load_params(PARAMS)
 
     def log(line: str) -> None:
+        """Print a line to standard error."""
         click.echo(line, err=True)
 
     with lock_checkout(Path.cwd(), log), at_work(machine_lock(), log, alone=False):

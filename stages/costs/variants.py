@@ -138,6 +138,7 @@ def cycle(candidate: Candidate, batch: int) -> Callable[[], None]:
 
     @torch.inference_mode()
     def run() -> None:
+        """Run them once."""
         for step in steps:
             candidate.unet(sample, timestep=step, **inputs)
 

@@ -31,6 +31,7 @@ class Crew:
         """How the workers ended that reported no mistake of their own."""
         self._reports: queue.SimpleQueue[tuple[int, WorkerReport | None]] = queue.SimpleQueue()
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._readers: list[threading.Thread] = []
         for index, environment in enumerate(environments):
             self._start({**task, "worker": index, "workers": len(environments)}, environment)
 
@@ -43,17 +44,20 @@ class Crew:
             start_new_session=True,  # Ctrl-C goes to the caller alone
         )
         self._processes.append(process)
-        reader = threading.Thread(target=self._read, args=(len(self._processes) - 1,), daemon=True)
-        reader.start()
+        self._readers.append(threading.Thread(target=self._read, args=(len(self._processes) - 1,), daemon=True))
+        self._readers[-1].start()
         assert process.stdin is not None
         with suppress(OSError):  # it has ended already, which its exit code shows
             process.stdin.write(json.dumps(task).encode() + b"\n")
             process.stdin.flush()
 
     def _read(self, index: int) -> None:
-        for line in self._processes[index].stdout or ():
-            with suppress(ValueError):  # half a line of a process that was killed
-                self._reports.put((index, tuple(json.loads(line))))
+        stdout = self._processes[index].stdout
+        assert stdout is not None
+        with stdout:
+            for line in stdout:
+                with suppress(ValueError):  # half a line of a process that was killed
+                    self._reports.put((index, tuple(json.loads(line))))
         self._reports.put((index, None))
 
     def reports(self) -> Iterator[WorkerReport]:
@@ -88,6 +92,8 @@ class Crew:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        for reader in self._readers:
+            reader.join(END_S)  # it closes the pipe
 
 
 def _describe(code: int) -> str:

@@ -32,6 +32,8 @@ def find_finished(place: Place, job: Job, *, only_check: bool = False) -> dict[i
     if content is None:
         if names:
             raise InputError(f"{place.uri} holds files that no draw wrote; move them away or choose another --out")
+        if only_check:
+            raise InputError(f"{place.uri} holds no job; correct --out, or leave --check out to draw")
         return {}
     check_same(content, job, place)
     shards = [shard for shard in job.shards() if shard.record in names]

@@ -84,7 +84,7 @@ def _environments(jobs: int | None, num_shards: int, job: Job) -> list[dict[str,
         return [{"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]} for index in range(wanted)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = min(jobs or max(1, cores // job.threads), num_shards)
-    return [{"OMP_NUM_THREADS": str(job.threads)}] * wanted
+    return [{"OMP_NUM_THREADS": str(job.threads), "CUDA_VISIBLE_DEVICES": ""}] * wanted
 
 
 class Progress:

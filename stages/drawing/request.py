@@ -11,13 +11,15 @@ import torch
 
 from stages.drawing.job import Job
 from stages.drawing.labels import Labels, read_labels
-from stages.drawing.source import Source
+from stages.drawing.source import GRAPH, Source
 from stages.runtime.errors import InputError
 
+MAX_SHARDS = 1_000_000
+"""Most shards of a job, each of which has a record that every call reads."""
 BATCHES_PER_SHARD = 16
 """Size of a shard in batches, where nobody chooses one."""
 PACKAGES = ("diffusers", "numpy", "pillow", "pyarrow", "torch")
-"""Packages whose versions decide bytes."""
+"""Packages whose versions decide bytes; onnxruntime is added for a graph."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def make_job(request: Request, source: Source, labels: Labels) -> Job:
     """Return the job of a request.
 
     Raises:
-        InputError: The folder holds no model, or the shards do not consist of whole batches.
+        InputError: The folder holds no model, the shards do not consist of whole batches, or they are too many.
     """
     settings = source.settings.changed(request.steps, request.batch_size)
     batch_size = settings.batch_size
@@ -79,10 +81,16 @@ def make_job(request: Request, source: Source, labels: Labels) -> Job:
         raise InputError(
             f"{found}; give {lower or upper} or {upper + batch_size * (lower == 0)}, or another --batch-size"
         )
-    is_gpu = torch.cuda.is_available()
+    if (num_shards := (request.seeds.stop - request.seeds.start) // shard_size) > MAX_SHARDS:
+        found = f"{num_shards} shards of {shard_size} images are too many, at most {MAX_SHARDS}"
+        raise InputError(f"{found}; raise --shard-size, or give fewer seeds")
+    files = source.hashes()
+    is_graph = any(name.endswith(GRAPH) for name in files)  # ONNX Runtime runs it, on the CPU
+    is_gpu = torch.cuda.is_available() and not is_graph
+    packages = (*PACKAGES, "onnxruntime") if is_graph else PACKAGES
     return Job(
         model=source.name,
-        files=source.hashes(),
+        files=files,
         first_seed=request.seeds.start,
         end_seed=request.seeds.stop,
         labels=labels.description,
@@ -94,7 +102,7 @@ def make_job(request: Request, source: Source, labels: Labels) -> Job:
         format=request.format,
         device="cuda" if is_gpu else "cpu",
         threads=None if is_gpu else threads_of_worker(),
-        packages={name: version(name).partition("+")[0] for name in PACKAGES},
+        packages={name: version(name).partition("+")[0] for name in packages},
     )
 
 
@@ -123,9 +131,9 @@ def parse_range(text: str, option: str) -> range:
     """Parse A:B, from A up to, but not with, B.
 
     Raises:
-        InputError: It is none, or is empty.
+        InputError: It has another form, or is empty.
     """
-    match = re.fullmatch(r"(\d{1,19}):(\d{1,19})", text)
+    match = re.fullmatch(r"([0-9]{1,19}):([0-9]{1,19})", text)
     if not match or int(match[1]) >= int(match[2]) or int(match[2]) >= 2**63:
         raise InputError(f"{option} {text!r}: give A:B with A < B, such as 0:1000 for 0 to 999")
     return range(int(match[1]), int(match[2]))

@@ -15,7 +15,10 @@ from stages.storage.files import file_sha256
 VERSION = "models:/"
 BATCH_SIZE = 64
 """Images per batch of a version, whose protocol does not name it."""
-FILES = ("config.json", "scheduler_config.json", WEIGHTS)
+GRAPH = "model.onnx"
+WEIGHT_FILES = (WEIGHTS, "integers.safetensors", GRAPH)
+"""Weights or graph of a model or variant, as `stages.models.variants.folder` writes them, which imports diffusers."""
+FILES = ("config.json", "scheduler_config.json", "variant.json", *WEIGHT_FILES)
 """Files of a component that decide what is drawn."""
 
 
@@ -51,7 +54,7 @@ class Source:
         """
         parts = (denoiser_name(self.folder), "scheduler", CLASS_EMBEDDING, *AUTOENCODERS, ".")
         paths = [path for part in parts for name in FILES if (path := self.folder / part / name).is_file()]
-        if not any(path.name == WEIGHTS for path in paths):
+        if not any(path.name in WEIGHT_FILES for path in paths):
             found = f"{self.folder} holds no {WEIGHTS}" if self.folder.is_dir() else f"{self.folder} is no folder"
             raise InputError(
                 f"--model {found}; give the folder of a pipeline, or a version such as models:/NAME@champion"

@@ -19,15 +19,12 @@ import torch
 
 from stages.drawing.job import JOB, Job, Shard, ShardRecord, check_same, read_shard_record, record_bytes
 from stages.drawing.labels import Labels
+from stages.drawing.loaded import Loaded, load_model
 from stages.drawing.shards import WRITERS, Row, to_png
+from stages.drawing.source import Settings
 from stages.drawing.worker_reports import BATCH, DONE, ERROR, FOUND, READY
-from stages.fetch.class_embedding import read_class_embedding
-from stages.models.autoencoder import read_autoencoder
-from stages.models.families import Denoiser
-from stages.models.pipeline import read_scheduler, read_unet
-from stages.models.samplers import check_sampler
-from stages.models.sampling import SamplingContext, check_guidance, check_variance, draw_batches
-from stages.runtime.device import check_precision, keep_freed_memory, select_device
+from stages.models.sampling import draw_batches
+from stages.runtime.device import keep_freed_memory
 from stages.runtime.errors import InputError
 from stages.storage.places import Place, open_place
 
@@ -42,27 +39,24 @@ class Drawer:
     """A model that was loaded and checked, and the classes of the images."""
 
     job: Job
-    unet: Denoiser
-    scheduler: Any
-    """The noise schedule."""
-    context: SamplingContext
+    model: Loaded
     labels: Labels
 
     def draw(self, shard: Shard, report: Report) -> list[Row]:
         """Draw the images of a shard, in whole batches; images of a batch that lie outside the shard are dropped."""
         size, wanted = self.job.batch_size, shard.seeds
         seeds = range(wanted.start // size * size, -(-wanted.stop // size) * size)
-        labels, rows = self.labels.of(self.context.table, seeds), []
+        labels, rows = self.labels.of(self.model.context.table, seeds), []
         batches = draw_batches(
-            self.unet,
-            self.scheduler,
+            self.model.unet,
+            self.model.scheduler,
             seeds,
             self.job.sampler,
             range(0, len(seeds), size),
             precision=self.job.precision,
             batch_size=size,
             label=self.job.model,
-            context=self.context,
+            context=self.model.context,
             labels=labels,
         )
         for start, pixels in batches:
@@ -79,15 +73,8 @@ def load_drawer(job: Job, folder: Path, labels: Labels) -> Drawer:
     Raises:
         InputError: The folder is damaged, or sampler, guidance, precision or classes do not fit.
     """
-    device = select_device()
-    check_precision(job.precision, "reference.precision", device)
-    unet, scheduler = read_unet(folder, device), read_scheduler(folder)
-    table = read_class_embedding(unet, folder)
-    labels.check(table)
-    check_guidance(table, job.guidance, "reference", job.model)
-    check_variance(unet, scheduler, job.model)
-    check_sampler(scheduler, job.sampler)
-    return Drawer(job, unet, scheduler, SamplingContext(read_autoencoder(folder, device), table, job.guidance), labels)
+    settings = Settings(job.sampler, job.guidance, job.precision, job.batch_size)
+    return Drawer(job, load_model(folder, settings, labels, job.model), labels)
 
 
 def draw_pending(drawer: Drawer, place: Place, pending: list[Shard], report: Report) -> None:

@@ -1,11 +1,13 @@
 """Compare dense and pruned models over steps, samplers and guidance scales."""
 
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
 
 from stages.runtime.imports import importing
+from stages.runtime.stopping import stop_in_one_line
 
 
 @click.command()
@@ -25,6 +27,7 @@ def main(params_path: Path, artifacts: Path, out: Path, store: Path, **options: 
     Options replace keys of the block grid of params.yaml, which may be missing. The stages reference and finetune must
     have run. Finished cells are kept, so that a stopped grid goes on and a larger one measures only what is new.
     """
+    stop_in_one_line((signal.SIGINT, signal.SIGTERM))
     from stages.grid.params import GridParams, OptionalGrid
     from stages.models.trust import trusting_params
     from stages.protocol.params import ReferenceParams
@@ -37,26 +40,40 @@ def main(params_path: Path, artifacts: Path, out: Path, store: Path, **options: 
     grid = validate_tree(tree, OptionalGrid, "the grid").grid or GridParams()
 
     with importing():
-        from stages.grid.grid import open_workbench, run_grid
+        from stages.grid.grid import hold_store, open_workbench, run_grid
         from stages.grid.report import write_report
         from stages.report.grid_text import summarise
         from stages.runtime.device import check_precision, select_device
         from stages.storage.files import check_free, writing
-        from stages.storage.in_use import hold_folder
         from stages.storage.provenance import write_provenance
 
     folders = {"dense": artifacts / "pretrained"} | {str(name): artifacts / name for name in grid.models}
-    check_free(out, inputs=[*folders.values(), artifacts / "reference", store], stage="grid")
+    inputs = [*folders.values(), artifacts / "reference"]
+    check_free(out, inputs=[*inputs, store], stage="grid")
+    check_store(store, inputs)
     device = select_device()
     check_precision(reference.precision, "reference.precision", device)
     bench, base = open_workbench(folders, artifacts / "reference", grid, reference, seed, device, store)
-    with hold_folder(store):
+    with hold_store(store):
         record = run_grid(bench, base, grid, reference, folders["dense"])
-    with writing(out) as folder:
-        write_report(record, grid, folder)
-    write_provenance(out)
+        with writing(out) as folder:
+            write_report(record, grid, folder)
+        write_provenance(out)
     click.echo(summarise(record))
     click.echo(f"Look at it: {out / 'index.html'}")
+
+
+def check_store(store: Path, inputs: Sequence[Path]) -> None:
+    """Refuse to keep cells inside an input, which would change it.
+
+    Raises:
+        InputError: The folder is one of the inputs or lies in one.
+    """
+    from stages.runtime.errors import InputError
+
+    for folder in inputs:
+        if store.resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"--store {store} lies in {folder}, which the grid reads; choose another folder")
 
 
 def read_options(options: Mapping[str, object]) -> dict[str, object]:

@@ -1,7 +1,9 @@
 """Model folders, a reference and the block grid -> the record of the grid, cell by cell."""
 
+import fcntl
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -24,10 +26,14 @@ from stages.protocol.reference import read_reference
 from stages.runtime.errors import InputError
 from stages.runtime.wording import count, format_duration
 from stages.storage.files import file_sha256
+from stages.storage.in_use import hold_folder
 from stages.storage.tensors import tensors_sha256
 
 ALONE = (SSIM, "fid_dense", "ssim_protocol")
 """Metrics that compare with the dense model's images, so that a difference from the dense model says nothing."""
+
+TURN = "turn"
+"""File that the grid at work has locked."""
 
 
 def open_workbench(
@@ -59,6 +65,22 @@ def open_workbench(
     metrics = QualityMetrics(reference.real_features, base, device)
     bench = Workbench(models, weights, scheduler, reference, extractor, autoencoder, metrics, store)
     return bench, base
+
+
+@contextmanager
+def hold_store(store: Path) -> Iterator[None]:
+    """Mark the folder of finished cells as in use, and wait while another grid uses it, whose cells are then read.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    with hold_folder(store), (store / TURN).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            click.echo(f"waiting for another espalier grid that uses {store}", err=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def run_grid(

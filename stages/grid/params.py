@@ -37,14 +37,14 @@ class GridSampler(Section):
 class GridParams(Section):
     """Which steps, samplers and guidance scales dense and pruned models are compared at; all are combined."""
 
-    steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((5, 10, 20, 50), min_length=1)
+    steps: tuple[Annotated[int, Field(ge=1)], ...] = (5, 10, 20, 50)
     """Numbers of sampling steps."""
-    samplers: tuple[GridSampler, ...] | None = Field(None, min_length=1)
+    samplers: tuple[GridSampler, ...] | None = None
     """Samplers; null takes that of the block reference."""
-    guidance: tuple[Annotated[float, Field(ge=0)], ...] | None = Field(None, min_length=1)
+    guidance: tuple[Annotated[float, Field(ge=0)], ...] | None = None
     """Scales of classifier-free guidance of a conditional model, 1 without it; null takes that of the block
     reference."""
-    models: tuple[Literal["pruned", "finetuned"], ...] = Field(("finetuned",), min_length=1)
+    models: tuple[Literal["pruned", "finetuned"], ...] = ("finetuned",)
     """Models beside the dense one."""
     num_images: int | None = Field(None, ge=2)
     """Images of a set, at most reference.num_images; null takes as many."""
@@ -54,7 +54,11 @@ class GridParams(Section):
     @model_validator(mode="after")
     def _names_each_once(self) -> "GridParams":
         for name in ("steps", "samplers", "guidance", "models"):
-            chosen: Sequence[object] = getattr(self, name) or ()
+            chosen: Sequence[object] | None = getattr(self, name)
+            if chosen is None:
+                continue
+            if not chosen:  # min_length would also call a list empty whose values are wrong
+                raise ValueError(f"{name} is empty; name at least one value")
             if any(value in chosen[:place] for place, value in enumerate(chosen)):
                 raise ValueError(f"{name} names a value twice")
         return self

@@ -36,6 +36,7 @@ def once_per_structure(function: Callable[[Denoiser], Result]) -> Callable[[Deno
 
     @functools.wraps(function)
     def look_up(unet: Denoiser) -> Result:
+        """Return the result that is kept, or compute it."""
         key = structure(unet)
         if key not in results:
             results[key] = function(unet)

@@ -60,7 +60,7 @@ def plan_pruning(
     if budget:
         counts = [0] * len(groups)
     else:
-        dense = _dense_cost(unet, groups, params, earlier, removed) if dense is None else dense
+        dense = dense or _dense_cost(unet, groups, params, earlier, removed)
         counts, budget = _solve(groups, ranking, widths, costs, dense)
     cuts, kept = _choose(unet, counts, ranking, params)
     counts = [len(cut) for cut in cuts]

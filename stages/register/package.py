@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from contextlib import nullcontext
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from pydantic import ValidationError
@@ -37,6 +37,11 @@ CODE = "draw.py"
 ALLOWED = {".csv", ".json", ".lock", ".md", ".png", ".py", ".safetensors", ".svg", ".txt", ".yaml"}
 """Suffixes of the files of a version, beside MLmodel; none of these formats can contain a pickle."""
 SAMPLER = "sampler.json"
+
+
+def is_model_file(path: PurePath) -> bool:
+    """Return whether a path within a released model has an allowed suffix and no hidden part."""
+    return path.suffix in ALLOWED and not any(part.startswith(".") for part in path.parts)
 
 
 def hash_folder(folder: Path) -> str:

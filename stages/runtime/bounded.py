@@ -104,8 +104,9 @@ def parse_yaml(text: str, name: str, yaml: YAML | None = None) -> Any:  # noqa: 
         _check_events(YAML(typ="safe").parse(text))
         return (yaml or YAML(typ="safe")).load(text)
     except DuplicateKeyError as error:
-        line = error.problem_mark.line + 1
-        raise InputError(f"{name} gives a key twice, the second time in line {line}; remove one of the two") from None
+        key, line = re.search(r'duplicate key "(.*?)"', error.problem), error.problem_mark.line + 1
+        found = f"{name} has the key {key[1] if key else ''} a second time in line {line}"
+        raise InputError(f"{found}; remove one of the two") from None
     except YAMLError as error:
         raise InputError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from None
     except Exception as error:  # noqa: BLE001  # tags such as !!bool and !!timestamp raise anything on other text

@@ -109,7 +109,15 @@ def validate_tree(tree: object, model: type[Model], name: str) -> Model:
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        raise InputError(f"{name}: {'; '.join(printable(_explain(e, model)) for e in error.errors())}") from None
+        errors = error.errors()
+        told = [printable(_explain(each, model)) for each in errors if not _follows(each, errors)]
+        raise InputError(f"{name}: {'; '.join(told)}") from None
+
+
+def _follows(error: ErrorDetails, errors: list[ErrorDetails]) -> bool:
+    """Whether a list is only too short because its wrong items are left out, which have errors of their own."""
+    place = error["loc"]
+    return error["type"] == "too_short" and any(it["loc"][: len(place)] == place != it["loc"] for it in errors)
 
 
 def _explain(error: ErrorDetails, model: type[BaseModel]) -> str:
@@ -133,13 +141,20 @@ def _explain_unknown(key: str, model: type[BaseModel], source: str | int | None)
     return f"{key} is not a known key; {advice}"
 
 
+_BLOCK, _LIST = "write a block, with a key and a value in each line", "write a list such as [a, b]"
+PLAIN = {
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type", "mapping_type"), _BLOCK),
+    **dict.fromkeys(("tuple_type", "list_type"), _LIST),
+    "missing": "field required; add it, with null where the block is optional",
+}
+"""Pydantic's types of errors -> what they mean in YAML."""
+
+
 def _plain_message(error: ErrorDetails) -> str:
     """Return pydantic's message, or what it says in the words of YAML where it speaks of Python."""
     kind, context = error["type"], error.get("ctx", {})
-    if kind in ("model_type", "model_attributes_type", "dict_type", "mapping_type"):
-        return "write a block, with a key and a value in each line"
-    if kind in ("tuple_type", "list_type"):
-        return "write a list such as [a, b]"
+    if kind in PLAIN:
+        return PLAIN[kind]
     if kind == "too_short":
         return f"write a list of at least {context['min_length']}"
     if kind == "union_tag_not_found":

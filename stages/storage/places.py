@@ -6,7 +6,7 @@ import os
 import uuid
 import weakref
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -141,9 +141,12 @@ class FolderPlace:
 
 
 def _files(folder: Path) -> list[Path]:
-    with suppress(FileNotFoundError):
+    try:
         return [path for path in folder.iterdir() if path.is_file() and path.suffix != ".part"]
-    return []
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise InputError(f"cannot read {folder}: {error.strerror}") from None
 
 
 def open_place(address: str, key: str) -> Place:
@@ -158,6 +161,6 @@ def open_place(address: str, key: str) -> Place:
     """
     if address.startswith("s3://"):
         return BucketPlace(address, key)
-    if "://" in address:
+    if not address or "://" in address:
         raise InputError(f"{key} {without_password(address)!r}: give a folder or s3://BUCKET/PREFIX")
     return FolderPlace(Path(address))

@@ -106,8 +106,12 @@ def push(model: str, repo: str, *, public: bool, dry_run: bool) -> None:
 
     The token is that of HF_TOKEN or of `hf auth login`.
     """
-    from stages.tools.push import opened, push
+    from stages.tools.hub_errors import check_repository
+    from stages.tools.push import check_token, opened, push
 
+    check_repository(repo)  # before files are hashed or a version is downloaded
+    if not dry_run:
+        check_token()
     with opened(model) as release:
         click.echo("\n".join(release.lines()))
         if dry_run:

@@ -6,13 +6,9 @@ from PIL import Image
 
 from stages.data.grid import write_grid
 from stages.drawing.labels import Labels
+from stages.drawing.loaded import load_model
 from stages.drawing.source import opened
-from stages.fetch.class_embedding import read_class_embedding
-from stages.models.autoencoder import read_autoencoder
-from stages.models.pipeline import read_scheduler
-from stages.models.sampling import SamplingContext, check_guidance, draw
-from stages.models.variants.folder import read_model
-from stages.runtime.device import check_precision, select_device
+from stages.models.sampling import draw
 from stages.storage.files import check_free, writing
 from stages.storage.provenance import write_run_record
 
@@ -44,24 +40,19 @@ def draw_images(
     """
     labels = labels or Labels()
     with opened(model, params_path) as source:
-        settings, folder = source.settings.changed(steps, batch_size), source.folder
-        check_free(out, inputs=[folder])
-        device = select_device()
-        check_precision(settings.precision, "reference.precision", device)
-        unet = read_model(folder, device)
-        table = read_class_embedding(unet, folder)
-        labels.check(table)
-        check_guidance(table, settings.guidance, "reference", model)
+        settings = source.settings.changed(steps, batch_size)
+        check_free(out, inputs=[source.folder])
+        loaded = load_model(source.folder, settings, labels, model)
         pixels = draw(
-            unet,
-            read_scheduler(folder),
+            loaded.unet,
+            loaded.scheduler,
             seeds,
             settings.sampler,
             precision=settings.precision,
             batch_size=settings.batch_size,
             label=model,
-            context=SamplingContext(read_autoencoder(folder, device), table, settings.guidance),
-            labels=labels.of(table, seeds),
+            context=loaded.context,
+            labels=labels.of(loaded.context.table, seeds),
         )
     with writing(out) as temporary:
         for seed, image in zip(seeds, pixels, strict=True):

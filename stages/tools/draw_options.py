@@ -34,8 +34,10 @@ def run(given: Mapping[str, Any], explicit: Collection[str]) -> str:
         )
     from stages.drawing.many import draw_many  # noqa: PLC0415  # a job needs none of what draws files, nor they it
 
+    if given["check"] and (wrong := [name for name in ("shards", "jobs") if name in explicit]):
+        raise InputError(f"--check compares every finished shard of the job; leave --{wrong[0]} out")
     stop_in_one_line((signal.SIGINT, signal.SIGTERM))
-    shards = parse_range(given["shards"], "--shards") if given["shards"] else None
+    shards = parse_range(given["shards"], "--shards") if given["shards"] is not None else None
     return draw_many(
         Request(
             model=given["model"],

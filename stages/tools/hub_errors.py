@@ -11,6 +11,8 @@ from stages.runtime.errors import InputError, UnavailableError, without_password
 from stages.runtime.network import is_outage
 
 REPOSITORY = r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}"
+REFUSED = r"--|\.\.|[.-](/|$)|\.git$"
+"""What the Hub allows in no name."""
 
 BY_KIND: dict[type[Exception], str] = {
     OfflineModeIsEnabled: "HF_HUB_OFFLINE is set; unset it",
@@ -28,7 +30,7 @@ BY_STATUS: dict[int | None, str] = {
 
 @contextmanager
 def hub_errors(repo: str, verb: str) -> Iterator[None]:
-    """Check the environment and the name of a repository, and explain what the client raises.
+    """Check the environment and the name of a repository (`check_repository`), and explain what the client raises.
 
     Args:
         repo: OWNER/NAME.
@@ -38,16 +40,25 @@ def hub_errors(repo: str, verb: str) -> Iterator[None]:
         InputError: The name, a variable or the token is wrong, or the Hub refuses a request.
         UnavailableError: The Hub does not answer.
     """
-    check_hub()
-    check_numbers()
-    if not re.fullmatch(REPOSITORY, repo):
-        raise InputError(f"{repo!r} is no repository of the Hub; write OWNER/NAME, such as me/my-small-ddpm")
+    check_repository(repo)
     try:
         yield
     except InputError:
         raise
     except Exception as error:  # noqa: BLE001  # the client raises exceptions of any kind on unexpected answers
         raise explain(error, repo, verb) from None
+
+
+def check_repository(repo: str) -> None:
+    """Check the environment and the name of a repository; nothing is sent.
+
+    Raises:
+        InputError: The name or a variable is wrong.
+    """
+    check_hub()
+    check_numbers()
+    if not re.fullmatch(REPOSITORY, repo) or re.search(REFUSED, repo):
+        raise InputError(f"{repo!r} is no repository of the Hub; write OWNER/NAME, such as me/my-small-ddpm")
 
 
 def explain(error: Exception, repo: str, verb: str) -> InputError:

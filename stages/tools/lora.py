@@ -76,6 +76,8 @@ def find_weights(adapter: Path) -> Path:
         InputError: There is none, or a folder has several.
     """
     if not adapter.is_dir():
+        if not adapter.exists():
+            raise InputError(f"{adapter} does not exist; give a safetensors file, or the folder of one")
         if adapter.suffix != ".safetensors":
             raise InputError(f"{adapter} is no safetensors file; give one, or the folder of one")
         return adapter

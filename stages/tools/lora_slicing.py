@@ -143,9 +143,9 @@ def _check_factors(placed: Mapping[tuple[str, Role], Tensor], origin: str) -> No
         if len(present) != 1 or not all(present[0]):
             raise InputError(f"{origin} has not one A and one B for the layer {layer}; complete it")
         down, up = (tensor for tensor in present[0] if tensor)
-        if down.value.shape[0] != up.value.shape[1]:
+        if down.value.shape[0] != up.value.shape[1] or not down.value.shape[0]:
             ranks = f"{down.name} has the rank {down.value.shape[0]}, {up.name} {up.value.shape[1]}"
-            raise InputError(f"{origin}: {ranks}; both must have one rank")
+            raise InputError(f"{origin}: {ranks}; both must have one rank, 1 or more")
 
 
 def _slice(tensor: Tensor, kept: KeptChannels | None) -> torch.Tensor:

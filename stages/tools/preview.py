@@ -86,9 +86,7 @@ def _preview(
         subject = _cut(model, params)
         cut_s = time.perf_counter() - begin
         size = measure_size(model, subject)
-        calls = len(make_sampler(model.scheduler, params.reference.sampler).timesteps)
-        works = count_work(params, size, images.total if images else None, calls)
-        works |= _count_grid(params, model, size, refusals)
+        works = _count_works(params, model, size, images, refusals)
         timed = partial(_timed, subject, params, size, images, startup_s=startup_s, cut_s=cut_s)
         rates = rates_at(tflops, params, size) if tflops else timed()
         stages = forecast_stages(params, works, rates, gpus)
@@ -100,13 +98,17 @@ def _preview(
     return Preview(refusals.messages, model, size, images.total if images else None, stages, download)
 
 
-def _count_grid(params: Params, model: PlannedModel, size: ModelSize, refusals: Refusals) -> dict[str, Work]:
-    """Count the work of the block grid if there is one and the model allows its settings."""
+def _count_works(
+    params: Params, model: PlannedModel, size: ModelSize, images: FoundImages | None, refusals: Refusals
+) -> dict[str, Work]:
+    """Count the work of each stage, and of the block grid if there is one and the model allows its settings."""
+    calls = len(make_sampler(model.scheduler, params.reference.sampler).timesteps)
+    works = count_work(params, size, images.total if images else None, calls)
     if grid := params.grid:
         with refusals.collecting():  # `check_model` has noted the same
             settings = make_settings(grid, params.reference, model.scheduler, model.table, model.origin)
-            return {"grid": count_grid(params, grid, size, settings)}
-    return {}
+            works["grid"] = count_grid(params, grid, size, settings)
+    return works
 
 
 def _timed(

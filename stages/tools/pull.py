@@ -1,14 +1,15 @@
 """A model that was pushed to the Hugging Face Hub -> its folder, every file compared with its hash."""
 
+import re
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError
 
 from stages.fetch.release_list import FILES_LIST
-from stages.register.package import ALLOWED
+from stages.register.package import ALLOWED, is_model_file
 from stages.runtime.errors import InputError
 from stages.storage.files import check_free, file_sha256, writing
 from stages.storage.manifest import Manifest, check_space, describe, parse_manifest
@@ -35,9 +36,14 @@ def pull(repo: str, revision: str, sha256: str | None, out: Path) -> Pulled:
         out: Folder to write; it is complete or absent.
 
     Raises:
-        InputError: The repository is not one of push, a file is not what the list says, or `out` is in use.
+        InputError: The revision or the hash is not one, the repository is not one of push, a file is not what the list
+            says, or `out` is in use.
         UnavailableError: The Hub does not answer.
     """
+    if not revision:
+        raise InputError("--revision is empty; give a commit, branch or tag, or leave it out for main")
+    if sha256 is not None and not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise InputError(f"--sha256 is {sha256!r}; allowed: the 64 digits 0-9, a-f that espalier push printed")
     check_free(out)
     with hub_errors(repo, "read"):
         api = HfApi(library_name="espalier")
@@ -71,7 +77,7 @@ def _download_list(api: HfApi, repo: str, commit: str, folder: Path) -> Manifest
         raise InputError(f"{found}; pull what espalier push sent, or download it with hf download") from None
     except ValueError as error:
         raise InputError(f"{FILES_LIST} of {repo} at {commit} is damaged ({error}); push the model again") from None
-    other = [it.path for it in manifest.files if Path(it.path).suffix not in ALLOWED or it.path.startswith(".")]
+    other = [it.path for it in manifest.files if not is_model_file(PurePosixPath(it.path))]
     if other:
         raise InputError(f"{repo} lists {other[0]}, which is no file of a model; allowed: {', '.join(sorted(ALLOWED))}")
     return manifest

@@ -14,13 +14,13 @@ from huggingface_hub.hf_api import RepoFile
 from stages.fetch.release_list import FILES_LIST
 from stages.models.layout import PLAN
 from stages.models.pipeline import denoiser_folder, weights_file
-from stages.register.package import ALLOWED, check_files, check_formats, list_files
-from stages.register.registry import CONTENT, MODEL, Registry
+from stages.register.package import ALLOWED, check_formats, is_model_file, list_files
+from stages.register.versions import downloaded, model_folder
 from stages.runtime.bounded import MIB
 from stages.runtime.errors import InputError
 from stages.runtime.wording import count, format_bytes, format_table
 from stages.storage.files import json_bytes, read_json
-from stages.storage.manifest import Entry, Manifest, parse_manifest
+from stages.storage.manifest import Entry, Manifest, check_inside, parse_manifest
 from stages.tools.hub_errors import hub_errors
 
 CARD = "README.md"
@@ -61,13 +61,9 @@ def opened(model: str) -> Iterator[Release]:
     if not model.startswith("models:"):
         yield read_release(Path(model))
         return
-    registry = Registry()
-    version = registry.find(model)
-    with tempfile.TemporaryDirectory() as temporary:
-        files = registry.download(version, Path(temporary))
-        check_files(files, version.tags.get(CONTENT))
+    with downloaded(model) as (_, files):
         check_formats(files)
-        yield read_release(files / MODEL)
+        yield read_release(model_folder(files))
 
 
 def read_release(folder: Path) -> Release:
@@ -79,19 +75,43 @@ def read_release(folder: Path) -> Release:
     if not folder.is_dir():
         raise InputError(f"model folder {folder} does not exist; give one, or a version such as models:/NAME/3")
     needed = [folder / name for name in (CARD, PLAN, "model_index.json")]
-    config = read_json(denoiser_folder(folder) / "config.json")
-    if loader := str((config.get("auto_map") or {}).get("AutoModel", "")):
-        needed.append(denoiser_folder(folder) / f"{loader.partition('.')[0]}.py")
+    config = denoiser_folder(folder) / "config.json"
+    auto_map = read_json(config).get("auto_map") or {}
+    if not isinstance(auto_map, dict):
+        raise InputError(f"{config} has auto_map {auto_map!r}, not an object; run the stage report again")
+    if loader := str(auto_map.get("AutoModel", "")):
+        needed.append(config.with_name(f"{loader.partition('.')[0]}.py"))
     if missing := [path for path in (*needed, weights_file(folder)) if not path.is_file()]:
         found = f"{missing[0]} does not exist, so that this is no released model"
         raise InputError(f"{found}; give a folder with card and plan, such as artifacts/released/finetuned")
+    _check_names(folder)
     manifest = list_files(folder)
     manifest = manifest.model_copy(update={"files": [it for it in manifest.files if it.path != FILES_LIST]})
-    for path in sorted(folder.rglob("*")):
-        if path.is_symlink() or (path.is_file() and (path.suffix not in ALLOWED or path.name.startswith("."))):
-            kinds = ", ".join(sorted(ALLOWED))
-            raise InputError(f"{path} is no file of a model; remove it (allowed: plain files with suffix {kinds})")
     return Release(folder, manifest, json_bytes(manifest.model_dump(mode="json")))
+
+
+def _check_names(folder: Path) -> None:
+    """Check that a folder holds nothing but files that `pull` takes.
+
+    Raises:
+        InputError: It holds a link, a pipe, a hidden file or folder, another format, or a name that no list takes.
+    """
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not (path.is_dir() or (path.is_file() and is_model_file(path.relative_to(folder)))):
+            kinds = ", ".join(sorted(ALLOWED))
+            raise InputError(
+                f"{path} is no file of a model; remove it (allowed: plain, not hidden files with suffix {kinds})"
+            )
+        try:
+            check_inside(path.relative_to(folder).as_posix())
+        except ValueError as error:
+            raise InputError(f"{folder} has a file with a name that is not allowed: {error}; rename it") from None
+
+
+def check_token() -> None:
+    """Raise InputError if there is no token of the Hub."""
+    if get_token() is None:
+        raise InputError("there is no token of the Hub; set HF_TOKEN, or run hf auth login")
 
 
 def push(release: Release, repo: str, *, public: bool) -> str:
@@ -113,8 +133,7 @@ def push(release: Release, repo: str, *, public: bool) -> str:
         UnavailableError: The Hub does not answer.
     """
     with hub_errors(repo, "written"):
-        if get_token() is None:
-            raise InputError("there is no token of the Hub; set HF_TOKEN, or run hf auth login")
+        check_token()
         api = HfApi(library_name="espalier")
         info = _open_repository(api, repo, public=public)
         additions = [*_additions(release), CommitOperationAdd(FILES_LIST, release.list_bytes)]
@@ -123,7 +142,7 @@ def push(release: Release, repo: str, *, public: bool) -> str:
         api.preupload_lfs_files(repo, additions, free_memory=False)
         _check_unchanged(release, additions)
         deletions = [CommitOperationDelete(path, is_folder=False) for path in stale]
-        message = f"Push {release.folder.name}, files.json {release.sha256[:12]}"
+        message = f"Push {release.folder.resolve().name}, files.json {release.sha256[:12]}"
         done = api.create_commit(repo, [*additions, *deletions], commit_message=message, parent_commit=info.sha)
         _check_stored(api, repo, str(done.oid), release)
     return str(done.oid)

@@ -35,7 +35,7 @@ from stages.runtime.schema import validate_tree
 from stages.runtime.wording import count
 from stages.tools.default_target import choose_ratio
 from stages.tools.planned_model import PlannedModel, read_model
-from stages.tools.preflight import Refusals, check_model, check_params, spread
+from stages.tools.preflight import Refusals, check_model, check_params, plan_cut, spread
 from stages.tools.probe import activation_bytes, seconds_each
 from stages.tools.workload import BACKWARD, STOPS_AT
 
@@ -216,18 +216,27 @@ def make_params(start: Start, model: ModelSource, chosen: Chosen) -> dict[str, A
         "variants": None,
         "costs": {"batches": [1, 16], "seconds": 4.0},
     }
-    params = validate_tree(tree, Params, "the new params.yaml")
+    _check(validate_tree(tree, Params, "the new params.yaml"), start)
+    return tree
+
+
+def _check(params: Params, start: Start) -> None:
+    """Check what the stages check before they compute.
+
+    Raises:
+        InputError: A stage would refuse the params.
+    """
     refusals = Refusals()
     check_params(params, start.model.unet.device, refusals)
     check_model(params, start.model, refusals)
     shape = image_shape(start.model.unet, start.model.autoencoder)
     refusals.check(
-        lambda: check_num_images("finetune.batch_size", batch, start.num_train),
+        lambda: check_num_images("finetune.batch_size", params.finetune.batch_size, start.num_train),
         lambda: check_real_images(params.reference, shape, start.num_train),
     )
+    refusals.check(lambda: plan_cut(start.model.unet, params))
     if refusals.messages:
         raise InputError("; ".join(refusals.messages))
-    return tree
 
 
 def _given(source: ModelSource | DataSource) -> dict[str, Any]:

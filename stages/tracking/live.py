@@ -104,6 +104,7 @@ def _watching_machine(run_id: str) -> Iterator[Callable[[], None]]:
     monitors: list[SystemMetricsMonitor] = []
 
     def watch() -> None:
+        """Start a monitor unless one is running."""
         thread = monitors[-1]._process if monitors else None  # noqa: SLF001  # there is no public way
         if thread is None or not thread.is_alive():
             for ended in monitors:

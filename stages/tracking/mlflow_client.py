@@ -40,10 +40,15 @@ def connect() -> "MlflowClient":
     file = sqlite_file()
     if file is None or not os.access(file.parent, os.W_OK):
         return MlflowClient()
-    with FileLock(f"{file}.lock"):  # two processes at once would both create or migrate its tables
+    lock = FileLock(f"{file}.lock")  # two processes at once would both create or migrate its tables
+    with suppress(OSError):  # the lock file is another user's
+        lock.acquire()
+    try:
         with suppress(OSError):
             file.touch(mode=0o600)  # MLflow would make one that others can read
         return MlflowClient()
+    finally:
+        lock.release()
 
 
 def set_environment() -> None:

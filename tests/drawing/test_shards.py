@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,9 +13,12 @@ from PIL import Image
 
 from stages.drawing.finished import find_finished, write_manifest
 from stages.drawing.labels import Labels
+from stages.drawing.source import Source
 from stages.models.params import SamplerParams
 from stages.models.pipeline import read_scheduler, read_unet
 from stages.models.sampling import draw as draw_pixels
+from stages.models.variants.folder import read_model, variant_file, write_variant
+from stages.models.variants.kinds import Kind
 from stages.runtime.errors import InputError
 from stages.storage.files import file_sha256
 
@@ -207,3 +211,23 @@ def test_classes_come_from_the_seed_an_option_or_a_file(draw, labelled, tmp_path
         "seed": "Value",
         "label": "Value",
     }
+
+
+@pytest.mark.parametrize("kind", [Kind("float32", 3), Kind("int8"), Kind("onnx")], ids=lambda kind: kind.name)
+def test_a_variant_is_drawn_as_itself(draw, source, tmp_path, kind):
+    """Its images are those of the variant and not of the model it was made from; its files name the job."""
+    folder = tmp_path / "variant"
+    folder.mkdir()
+    write_variant("dense", source.folder, kind, folder)
+    sampler = SamplerParams(steps=10)
+    settings = replace(source.settings, sampler=sampler)
+    job, _, _ = draw(tmp_path / "out", range(8), of=Source("variant", folder, settings))
+    found = [np.asarray(Image.open(io.BytesIO(png))) for _, png in read(tmp_path / "out").values()]
+
+    unet, scheduler = read_model(folder), read_scheduler(folder)
+    expected = draw_pixels(unet, scheduler, range(8), sampler, batch_size=4, label="x")[:, 0]
+    np.testing.assert_array_equal(np.stack(found), expected)
+    dense = draw_pixels(read_unet(source.folder), scheduler, range(8), sampler, batch_size=4, label="x")[:, 0]
+    assert kind.is_graph or (expected != dense).any()
+    assert {"variant.json", variant_file(folder).relative_to(folder).as_posix()} <= set(job.files)
+    assert ("onnxruntime" in job.packages) == kind.is_graph

@@ -13,7 +13,7 @@ import pytest
 
 from flows.tasks.stages import fail
 from flows.workspaces import commands
-from flows.workspaces.commands import StoppedError, pause, run, stop_commands
+from flows.workspaces.commands import StoppedError, allow_commands, pause, run, stop_commands
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="children in other sessions are followed on Linux")
 MARK = "ESPALIER_TEST_MARK"
@@ -236,6 +236,8 @@ def test_the_end_of_this_process_ends_the_commands_of_its_threads(monkeypatch):
     for later in (lambda: run(["true"], discard), lambda: pause(60)):
         with pytest.raises(StoppedError):
             later()
+    allow_commands()
+    assert run(["true"], discard).code == 0
 
 
 def test_two_at_once_do_not_wait_for_each_other():

@@ -128,7 +128,7 @@ def with_one(**changes):
         ("deployments: []", "lists no deployments"),
         ("deployments: {a: 1}", "lists no deployments"),
         ("name: [", "is not valid YAML"),
-        ("a: 1\na: 2\n", "gives a key twice, the second time in line 2"),
+        ("a: 1\na: 2\n", "has the key a a second time in line 2"),
         ("deployments: [compress]", "needs a name and an entrypoint"),
         (with_one(entrypoint=None), "needs a name and an entrypoint such as flows/compress.py:compress"),
         (with_one(name=None), "needs a name and an entrypoint"),

@@ -73,6 +73,7 @@ def test_a_file_that_is_there_stays_unless_forced(own):
             ["--extractor", "incepton", "--sampler-steps", "1001"],
             "reference.extractor.name is 'incepton'; allowed: dig",
         ),
+        (["--params", "200%"], "is out of reach: possible from"),
         (["--system", "cifar10"], "--system is for a checkpoint file"),
     ],
 )

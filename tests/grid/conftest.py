@@ -1,6 +1,7 @@
 """A project with a tiny dense model, two smaller ones and the reference of the dense one; and the command on it."""
 
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -12,18 +13,8 @@ from stages.data.images import Conditions, Images, label_table, write_images
 from stages.grid.__main__ import main
 from stages.models.pipeline import write_pipeline
 from stages.reference.__main__ import main as reference
+from tests.few_images import FEW_IMAGES
 from tests.servers import ROOT
-
-REFERENCE = {
-    "sampler": {"steps": 4},
-    "num_images": 8,
-    "sets": 2,
-    "batch_size": 8,
-    "extractor": {"name": "thumbnail"},
-    "kid_subsets": 2,
-    "kid_subset_size": 4,
-    "neighbours": 2,
-}
 
 
 @pytest.fixture
@@ -49,7 +40,7 @@ def _make_project(folder, make_unet, classes):
     (folder / "data").mkdir()
     write_images(folder / "data", Images(pixels[:16], pixels[16:], conditions), {})
     tree = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
-    tree["reference"] = REFERENCE
+    tree["reference"] = {"sampler": {"steps": 4}, **FEW_IMAGES}
     YAML(typ="safe").dump(tree, folder / "params.yaml")
     options = {"params": "params.yaml", "model": "artifacts/pretrained", "data": "data", "out": "artifacts/reference"}
     words = [word for name, path in options.items() for word in (f"--{name}", str(folder / path))]
@@ -59,5 +50,8 @@ def _make_project(folder, make_unet, classes):
 
 @pytest.fixture
 def grid():
-    """Run the command with options."""
-    return lambda *options: CliRunner().invoke(main, [str(option) for option in options])
+    """Run the command with options; its handlers of signals end with the test."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield lambda *options: CliRunner().invoke(main, [str(option) for option in options])
+    for number, handler in before.items():
+        signal.signal(number, handler)

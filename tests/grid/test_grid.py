@@ -2,13 +2,16 @@
 
 import csv
 import json
+import threading
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from stages.evaluate.consistency import images_to_ssim
 from stages.grid import cells, report
+from stages.grid.grid import hold_store
 from stages.grid.params import GridParams
 from stages.grid.settings import make_settings
 from stages.models.params import SamplerParams
@@ -159,6 +162,10 @@ def test_guidance_is_a_row_of_a_conditional_model(write_project, grid, tmp_path)
         (["--sets", "3"], "grid.sets 3 is more than the 2 of the reference"),
         (["--out", "artifacts/pruned"], "artifacts/pruned holds files that no stage wrote"),
         (["--artifacts", "nowhere"], "nowhere"),
+        (
+            ["--store", "artifacts/reference"],
+            "--store artifacts/reference lies in artifacts/reference, which the grid reads",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_line(write_project, grid, tmp_path, options, message):
@@ -222,3 +229,32 @@ def test_a_damaged_cell_is_named(write_project, grid, tmp_path):
     assert result.exit_code == 1
     assert "remove checkpoints/grid/" in result.output
     assert np.isfinite(read_grid(tmp_path / "reports/grid").cells[0].metrics["fid"].mean)
+
+
+def test_a_second_grid_waits_for_the_first(tmp_path, capsys):
+    """Two grids at once in one folder do not measure the same cells; the second prints that it waits."""
+    held = threading.Event()
+
+    def hold():
+        with hold_store(tmp_path):
+            held.set()
+
+    with hold_store(tmp_path):
+        thread = threading.Thread(target=hold)
+        thread.start()
+        waited = not held.wait(0.3)
+    thread.join(30)
+
+    assert waited
+    assert held.is_set()
+    assert f"waiting for another espalier grid that uses {tmp_path}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["steps", "samplers", "guidance", "models"])
+def test_a_list_is_empty_or_wrong_and_not_both(name):
+    """An empty list is refused, and one with a wrong value is not called empty."""
+    with pytest.raises(ValidationError, match=f"{name} is empty; name at least one value"):
+        GridParams(**{name: ()})
+    with pytest.raises(ValidationError) as wrong:
+        GridParams(**{name: ("x",)})
+    assert wrong.value.error_count() == 1

@@ -19,6 +19,7 @@ from stages.prune.__main__ import main as prune
 from stages.reference.__main__ import main as reference
 from stages.storage.files import read_json, write_json
 from stages.tools.__main__ import main as tools
+from tests.few_images import FEW_IMAGES
 
 NUM_CLASSES = 4
 CHANGES = {
@@ -30,13 +31,7 @@ CHANGES = {
     "reference": {
         "sampler": {"scheduler": "DDPM", "spacing": "linspace", "steps": 4},
         "guidance": 2.0,
-        "num_images": 8,
-        "sets": 2,
-        "batch_size": 8,
-        "extractor": {"name": "thumbnail"},
-        "kid_subsets": 2,
-        "kid_subset_size": 4,
-        "neighbours": 2,
+        **FEW_IMAGES,
     },
     "importance": {"num_images": 4, "stride": 250, "report": None},
     "finetune": {

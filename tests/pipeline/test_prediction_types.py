@@ -20,6 +20,7 @@ from stages.protocol.reference import read_reference
 from stages.prune.__main__ import main as prune
 from stages.reference.__main__ import main as reference
 from stages.storage.files import read_json
+from tests.few_images import FEW_IMAGES
 
 CHANGES = {
     "fetch": {
@@ -29,13 +30,7 @@ CHANGES = {
     },
     "reference": {
         "sampler": {"scheduler": "DDIM", "spacing": "trailing", "steps": 4},
-        "num_images": 8,
-        "sets": 2,
-        "batch_size": 8,
-        "extractor": {"name": "thumbnail"},
-        "kid_subsets": 2,
-        "kid_subset_size": 4,
-        "neighbours": 2,
+        **FEW_IMAGES,
     },
     "importance": {"num_images": 4, "stride": 250, "report": None},
     "finetune": {

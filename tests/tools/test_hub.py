@@ -116,12 +116,12 @@ def version(released, tmp_path, monkeypatch):
     class Registry:
         def find(self, found):
             assert found == uri
-            return SimpleNamespace(tags=tags)
+            return SimpleNamespace(name="small", version="1", tags=tags)
 
         def download(self, _version, folder):
             return shutil.copytree(files, folder / "downloaded")
 
-    monkeypatch.setattr("stages.tools.push.Registry", Registry)
+    monkeypatch.setattr("stages.register.versions.Registry", Registry)
     return files
 
 
@@ -210,14 +210,44 @@ def test_a_push_that_fails_says_why_in_one_line_and_commits_nothing(
         ("unet/pruned_unet.py", None, "pruned_unet.py does not exist"),
         ("weights.bin", b"x", "weights.bin is no file of a model"),
         (".env", b"x", ".env is no file of a model"),
+        (".notes/x.md", b"x", ".notes/x.md is no file of a model"),
+        (
+            "a\nb.png",
+            b"x",
+            "has a file with a name that is not allowed: 'a\\nb.png' leads out of the folder; rename it",
+        ),
+        ("unet/config.json", b'{"auto_map": ["x"]}', "config.json has auto_map ['x'], not an object"),
     ],
 )
 def test_a_folder_that_is_no_released_model_is_refused(hub, released, name, content, message):
-    """Before anything is sent; another format may hold a pickle or a secret."""
+    """Before anything is sent; another format may hold a pickle or a secret, and pull takes no other name."""
     (released / name).unlink(missing_ok=True)
     if content:
+        (released / name).parent.mkdir(exist_ok=True)
         (released / name).write_bytes(content)
     code, lines = run("push", released, REPO)
+
+    assert code == 1
+    assert message in lines[-1]
+    assert not hub.requests
+
+
+@pytest.mark.parametrize("repo", ["small", "me small", "me/a--b", "me/a..b", "me/a.", "me/a.git", "a/b/c"])
+def test_a_dry_run_refuses_the_names_that_a_push_refuses(released, repo):
+    """Before the files are read."""
+    assert run("push", released, repo, "--dry-run") == (
+        1,
+        [f"Error: {repo!r} is no repository of the Hub; write OWNER/NAME, such as me/my-small-ddpm"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [("--sha256", "abc", "--sha256 is 'abc'; allowed: the 64 digits"), ("--revision", "", "--revision is empty")],
+)
+def test_a_pull_refuses_what_is_no_hash_or_revision_before_it_asks_the_hub(hub, tmp_path, option, value, message):
+    """An empty variable of a shell does not pull main in place of a commit."""
+    code, lines = run("pull", REPO, "--out", tmp_path / "back", option, value)
 
     assert code == 1
     assert message in lines[-1]

@@ -240,7 +240,8 @@ DOWN, UP = (name.format("conv_in") for name in PEFT[:2])
         ),
         ({UP: torch.ones(9, 3, 1, 1)}, r"has the shape \[9, 3, 1, 1\], the dense layer takes \[8, r, 1, 1\]"),
         ({UP: None}, "has not one A and one B for the layer conv_in"),
-        ({UP: torch.ones(8, 2, 1, 1)}, "has the rank 3, .* 2; both must have one rank"),
+        ({UP: torch.ones(8, 2, 1, 1)}, "has the rank 3, .* 2; both must have one rank, 1 or more"),
+        ({DOWN: torch.ones(0, 1, 3, 3), UP: torch.ones(8, 0, 1, 1)}, "has the rank 0, .* 0; both must have one rank"),
         ({UP: torch.ones(8, 3, 1, 1, dtype=torch.int8)}, "holds torch.int8"),
         ({DOWN.replace("base_model.model.", "unet."): torch.ones(3, 1, 3, 3)}, "repeats"),
         ({"base_model.model.conv_in.lora_magnitude_vector.weight": torch.ones(8)}, "belongs to DoRA"),
@@ -267,7 +268,7 @@ def test_files_that_cannot_be_sliced_are_refused_and_nothing_is_written(folder):
     (folder / "lora.bin").touch()
     (folder / "damaged.safetensors").write_bytes(b"x")
     (folder / "empty").mkdir()
-    found = {name: run(folder, adapter=name) for name in ("lora.bin", "damaged.safetensors", "empty")}
+    found = {name: run(folder, adapter=name) for name in ("absent", "lora.bin", "damaged.safetensors", "empty")}
     for key, value in (("use_dora", True), ("init_lora_weights", "pissa"), ("peft_type", "LOHA")):
         write_json(folder / "lora/adapter_config.json", {key: value})
         found[key] = run(folder)
@@ -277,6 +278,7 @@ def test_files_that_cannot_be_sliced_are_refused_and_nothing_is_written(folder):
     (folder / "out").rename(folder / "once")
     found["sliced"] = run(folder, adapter="once")
     expected = {
+        "absent": "absent does not exist; give a safetensors file",
         "lora.bin": "lora.bin is no safetensors file",
         "damaged.safetensors": "is not a whole safetensors file",
         "empty": "has 0 safetensors files",

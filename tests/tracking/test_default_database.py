@@ -80,3 +80,13 @@ def test_a_database_that_another_process_makes_is_waited_for(tmp_path, monkeypat
 
     assert waited
     assert connected.is_set()
+
+
+def test_a_lock_that_cannot_be_opened_keeps_nobody_out(tmp_path, monkeypatch):
+    """Whoever may use the database need not be whoever made its lock file; root opens every file, but no folder."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    connect()
+    (tmp_path / "mlflow.db.lock").unlink(missing_ok=True)
+    (tmp_path / "mlflow.db.lock").mkdir()
+
+    assert connect().search_experiments()
