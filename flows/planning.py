@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 PARAMS = Path("params.yaml")
 FETCHED, PACKED = Path("artifacts/pretrained"), Path("artifacts/data")
 """Outputs of the stage fetch."""
+MEASURING = ("reference", "evaluate", "variants")
+"""Stages that extract features of images."""
 HOUR_S = 3600
 
 
@@ -75,6 +77,12 @@ class RunPlan:
         """The forecast of `espalier grid`, if params.yaml has a block grid; it is in no sum, since no run draws it."""
         return next((stage for stage in self.preview.stages if stage.name == "grid"), None)
 
+    @property
+    def download(self) -> str | None:
+        """Weights that a stage that would run downloads; None if all are here or no stage measures."""
+        measures = any(status.state == "runs" and status.name in MEASURING for status in self.statuses)
+        return (self.preview.download or None) if measures else None
+
     def to_json(self, price: float | None) -> dict[str, Any]:
         """Return the plan as plain data: units are in the names of the keys."""
         stages = {stage.name: stage for stage in self.preview.stages}
@@ -83,7 +91,7 @@ class RunPlan:
             "source": self.source,
             "device": self.device,
             "refusals": self.preview.refusals,
-            "download": self.preview.download or None,
+            "download": self.download,
             "model": size
             and {key: getattr(size, key) for key in ("dense_params", "pruned_params", "dense_macs", "pruned_macs")},
             "num_images": self.preview.num_images,
@@ -108,7 +116,7 @@ class RunPlan:
             lines.append(f"Beside them, for the block grid, `espalier grid`: {grid.work.text}, {time}.")
         if missing := sorted({kind for stage in self.running for kind in stage.unmeasured}):
             lines.append(f"Not in it, since it could not be timed here: {', '.join(missing)}.")
-        lines += [f"Warning: {printable(self.preview.download)}"] if self.preview.download else []
+        lines += [f"Warning: {printable(self.download)}"] if self.download else []
         refused = self.preview.refusals
         lines += [f"{count(len(refused), 'refusal')}; nothing has to be computed to know of them:"] if refused else []
         return "\n".join(lines + [f"✗ {printable(message)}" for message in refused])

@@ -111,6 +111,24 @@ def test_a_wrong_item_is_told_once(changed):
         load_params(changed("variants", {"kinds": []}))
 
 
+def test_a_default_that_could_not_be_computed_is_not_told(root, tmp_path):
+    """The value that it is computed from is wrong, and is told alone."""
+    tree = YAML(typ="safe").load((root / "params.yaml").read_text())
+    tree["reference"]["num_images"] = 1
+    del tree["reference"]["kid_subset_size"]
+    YAML(typ="safe").dump(tree, tmp_path / "params.yaml")
+
+    with pytest.raises(InputError, match=r"num_images is 1: [^;]*$"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_a_cache_without_a_second_full_pass_is_refused(changed):
+    """N may be as large as the number of sampling steps, and no larger."""
+    assert load_params(changed("variants", {"kinds": ["cache-50"]})).variants
+    with pytest.raises(InputError, match=r"cache-51, and reference\.sampler\.steps is 50"):
+        load_params(changed("variants", {"kinds": ["cache-51"]}))
+
+
 def test_a_graph_under_another_precision_is_refused(changed):
     """It computes in float32; the message names both keys."""
     path = changed("variants", {"kinds": ["int8", "onnx"]})

@@ -66,6 +66,7 @@ def plan_rows(params: Params) -> dict[str, dict[str, Any]]:
         "scratch": {**theirs, "finetune.init": "scratch"},
         **{name: {**theirs, "importance.criterion": name} for name in ("random", "magnitude", "taylor")},
         **{f"diff-pruning-{threshold}": {**theirs, **_diff_pruning(threshold)} for threshold in (0, 0.02, 0.05)},
+        "no-cancel-taylor": {**theirs, "importance.criterion": "no-cancel-taylor"},
         "ours": {**ours, **_diff_pruning(params.importance.threshold)},
     }
 

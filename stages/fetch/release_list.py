@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from stages.runtime.bounded import parse_json
 from stages.runtime.errors import InputError
 from stages.storage.files import read_bytes
 from stages.storage.manifest import describe, parse_manifest
@@ -10,7 +11,10 @@ FILES_LIST = "files.json"
 
 
 def check_listed(folder: Path, origin: str) -> None:
-    """Compare every downloaded file that the list names with its size and hash; a folder without a list passes.
+    """Compare every downloaded file that the list names with its size and hash.
+
+    A folder without a list passes, and so does one whose files.json is JSON of another form: a file of that name that
+    others made.
 
     Args:
         folder: The downloaded folder, which may lack some of the listed files.
@@ -22,7 +26,11 @@ def check_listed(folder: Path, origin: str) -> None:
     if not (folder / FILES_LIST).is_file():
         return
     try:
-        entries = parse_manifest(read_bytes(folder / FILES_LIST)).files
+        content = read_bytes(folder / FILES_LIST)
+        tree = parse_json(content)
+        if not isinstance(tree, dict) or not tree.keys() >= {"version", "files"}:
+            return
+        entries = parse_manifest(content).files
     except ValueError as error:
         raise InputError(f"{FILES_LIST} of {origin} is damaged ({error}); push the model again") from None
     for entry in entries:

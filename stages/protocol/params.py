@@ -35,8 +35,8 @@ class ExtractorParams(Section):
 
 
 def _half_of_images(given: dict[str, Any]) -> int:
-    """Return the default of kid_subset_size; `given` lacks num_images if its value is not allowed."""
-    return max(2, min(int(given.get("num_images", 2)) // 2, MOST_PER_SUBSET))
+    """Return the default of kid_subset_size, of the values that stand above it."""
+    return max(2, min(int(given["num_images"]) // 2, MOST_PER_SUBSET))
 
 
 class ReferenceParams(Section):

@@ -115,7 +115,9 @@ def validate_tree(tree: object, model: type[Model], name: str) -> Model:
 
 
 def _follows(error: ErrorDetails, errors: list[ErrorDetails]) -> bool:
-    """Whether a list is only too short because its wrong items are left out, which have errors of their own."""
+    """Whether an error is one only because of another: a list too short without its wrong items, or a default."""
+    if error["type"] == "default_factory_not_called":
+        return True
     place = error["loc"]
     return error["type"] == "too_short" and any(it["loc"][: len(place)] == place != it["loc"] for it in errors)
 

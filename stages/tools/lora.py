@@ -124,6 +124,9 @@ def check_config(path: Path) -> None:
         raise InputError(f"{path} has peft_type {kind!r}; supported: LORA")
     if config.get("use_dora"):
         raise InputError(f"{path} has use_dora; only LoRA can be sliced, train an adapter without it")
+    if modules := config.get("modules_to_save"):
+        found = f"{path} has modules_to_save {modules!r}, which hold whole weights of the base"
+        raise InputError(f"{found}; only LoRA can be sliced, train an adapter without them")
     start = config.get("init_lora_weights", True)
     if start not in PLAIN:
         found = f"{path} has init_lora_weights {start!r}, which changes the weights of the base"

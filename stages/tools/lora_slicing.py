@@ -110,7 +110,7 @@ def _check_shape(tensor: Tensor, weight: torch.Tensor, origin: str) -> None:
     """Compare the shape of a tensor with the dense layer's; None stands for the rank.
 
     Raises:
-        InputError: It differs, or the tensor does not hold floating numbers.
+        InputError: It differs, or the tensor does not hold finite floating numbers.
     """
     outputs, inputs, *kernel = weight.shape
     expected: dict[Role, list[int | None]] = {
@@ -129,6 +129,8 @@ def _check_shape(tensor: Tensor, weight: torch.Tensor, origin: str) -> None:
         raise InputError(f"{found}, the dense layer takes [{wanted}]; give an adapter of the plan's dense model")
     if not tensor.value.is_floating_point() and tensor.role != "alpha":
         raise InputError(f"{origin}: {tensor.name} holds {tensor.value.dtype}; allowed: floating numbers")
+    if not tensor.value.isfinite().all():
+        raise InputError(f"{origin}: {tensor.name} holds NaN or infinite numbers; give an adapter whose training held")
 
 
 def _check_factors(placed: Mapping[tuple[str, Role], Tensor], origin: str) -> None:

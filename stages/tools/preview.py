@@ -151,14 +151,14 @@ def measure_size(model: PlannedModel, subject: Subject) -> ModelSize:
 
 
 def _describe_download(extractor: ExtractorParams) -> str:
-    """Say which weights the stage reference would download, and what to do without a network; empty if none."""
+    """Say which weights of the extractor will be downloaded, and what to do without a network; empty if none."""
     try:
         cached = find_extractor(extractor)
     except InputError:  # refused already
         return ""
     if cached.is_file():
         return ""
-    begin = f"the stage reference downloads the weights of {extractor.name} to {cached}"
+    begin = f"the weights of {extractor.name} will be downloaded to {cached}"
     return f"{begin}; without a network put the file there, or use the extractor thumbnail, which needs none"
 
 

@@ -1,4 +1,4 @@
-"""The pruning methods of Fang et al. (arXiv 2305.10924), and the numbers that they and later papers report."""
+"""The methods that are compared, most of them of Fang et al. (arXiv 2305.10924), and what papers report of them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +16,7 @@ METHODS: Mapping[str, str] = {
     "diff-pruning-0": "diff-pruning T = 0",
     "diff-pruning-0.02": "diff-pruning T = .02",
     "diff-pruning-0.05": "diff-pruning T = .05",
+    "no-cancel-taylor": "no-cancel Taylor",
     "ours": "ours",
 }
 """Row of a method comparison -> title, in the order of the table; the dense model, which comes first, is left out."""

@@ -43,15 +43,21 @@ class VariantsParams(Section):
         return [parse_kind(parts) for parts in self.kinds]
 
     def check_protocol(self, reference: ReferenceParams) -> None:
-        """Check that every kind computes in the precision of the protocol.
+        """Check that every kind can draw under the protocol.
 
         Raises:
-            InputError: A graph would have to compute in another one than float32.
+            InputError: A graph would have to compute in another precision than float32, or a cache has no second full
+                pass.
         """
         graphs = [kind.name for kind in self.parsed() if kind.is_graph]
         if graphs and reference.precision != "float32":
             found = f"variants.kinds has {graphs[0]}, which computes in float32, and reference.precision is"
             raise InputError(f"{found} {reference.precision}; leave it out, or set reference.precision to float32")
+        steps = reference.sampler.steps
+        for kind in self.parsed():
+            if kind.interval > steps:
+                found = f"variants.kinds has {kind.name}, and reference.sampler.steps is {steps}"
+                raise InputError(f"{found}: one full pass would serve the whole image; choose at most cache-{steps}")
 
 
 @dataclass(frozen=True)

@@ -267,6 +267,19 @@ def test_a_pushed_model_is_compared_with_its_list_of_hashes(tmp_path, damaged):
         fetch_model(source, tmp_path / "out")
 
 
+@pytest.mark.usefixtures("hub_cache")
+def test_a_list_of_another_form_is_not_read(tmp_path):
+    """Whoever else calls a file of a repository files.json means something else by it; damage to ours is refused."""
+    folder = tmp_path / "hub" / "models--someone--small" / "snapshots" / COMMIT
+    source = HubModel(source="hub", repo="someone/small", revision=COMMIT)
+    write_json(folder / "files.json", ["a.png", "b.png"])
+    fetch_model(source, tmp_path / "out")
+
+    write_json(folder / "files.json", {"version": 1, "files": [{"path": "../a.png"}]})
+    with pytest.raises(InputError, match=r"files\.json of someone/small at .* is damaged"):
+        fetch_model(source, tmp_path / "again")
+
+
 def test_a_bin_is_downloaded_only_without_safetensors(monkeypatch, model_folder):
     """Checked on the patterns that are passed to snapshot_download."""
     requested = []

@@ -6,10 +6,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from flows.planning import plan
+from flows.planning import RunPlan, plan
+from flows.workspaces.staleness import StageStatus
 from stages.fetch.params import FolderModel
 from stages.models.pipeline import write_pipeline
 from stages.tools.planned_model import open_model
+from stages.tools.preview import Preview
 
 
 @pytest.fixture(autouse=True)
@@ -102,9 +104,18 @@ def test_weights_that_will_be_downloaded_are_named(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     arguments = ("--set", "reference.extractor.name=inception-v3-compat", "--tflops", "1")
 
-    assert "Warning: the stage reference downloads the weights of inception-v3-compat to " in run(*arguments).stdout
+    assert "Warning: the weights of inception-v3-compat will be downloaded to " in run(*arguments).stdout
     found = json.loads(run(*arguments, "--json").stdout)
     assert "use the extractor thumbnail" in found["download"]
+
+
+def test_a_run_that_measures_nothing_downloads_no_extractor():
+    """Weights that are missing matter only to a stage that would run."""
+    statuses = [StageStatus("prune", "runs"), StageStatus("reference", "up to date")]
+    preview = Preview([], None, None, None, [], "weights are missing")
+
+    assert RunPlan("params.yaml", "cpu", statuses, preview).download is None
+    assert RunPlan("params.yaml", "cpu", [StageStatus("evaluate", "runs")], preview).download == "weights are missing"
 
 
 def test_gpus_without_a_rate_are_refused():

@@ -243,6 +243,7 @@ DOWN, UP = (name.format("conv_in") for name in PEFT[:2])
         ({UP: torch.ones(8, 2, 1, 1)}, "has the rank 3, .* 2; both must have one rank, 1 or more"),
         ({DOWN: torch.ones(0, 1, 3, 3), UP: torch.ones(8, 0, 1, 1)}, "has the rank 0, .* 0; both must have one rank"),
         ({UP: torch.ones(8, 3, 1, 1, dtype=torch.int8)}, "holds torch.int8"),
+        ({UP: torch.full((8, 3, 1, 1), torch.nan)}, "holds NaN or infinite numbers"),
         ({DOWN.replace("base_model.model.", "unet."): torch.ones(3, 1, 3, 3)}, "repeats"),
         ({"base_model.model.conv_in.lora_magnitude_vector.weight": torch.ones(8)}, "belongs to DoRA"),
         ({"lora_unet_conv_in.hada_w1_a": torch.ones(8)}, "belongs to LoHa"),
@@ -269,7 +270,12 @@ def test_files_that_cannot_be_sliced_are_refused_and_nothing_is_written(folder):
     (folder / "damaged.safetensors").write_bytes(b"x")
     (folder / "empty").mkdir()
     found = {name: run(folder, adapter=name) for name in ("absent", "lora.bin", "damaged.safetensors", "empty")}
-    for key, value in (("use_dora", True), ("init_lora_weights", "pissa"), ("peft_type", "LOHA")):
+    for key, value in (
+        ("use_dora", True),
+        ("init_lora_weights", "pissa"),
+        ("peft_type", "LOHA"),
+        ("modules_to_save", ["conv_out"]),
+    ):
         write_json(folder / "lora/adapter_config.json", {key: value})
         found[key] = run(folder)
     written = (folder / "out").exists()
@@ -285,6 +291,7 @@ def test_files_that_cannot_be_sliced_are_refused_and_nothing_is_written(folder):
         "use_dora": "has use_dora; only LoRA can be sliced",
         "init_lora_weights": "has init_lora_weights 'pissa', which changes the weights of the base",
         "peft_type": "has peft_type 'LOHA'; supported: LORA",
+        "modules_to_save": "has modules_to_save ['conv_out'], which hold whole weights",
         "sliced": "was sliced by a plan before",
     }
 
