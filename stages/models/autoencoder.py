@@ -125,7 +125,12 @@ def check_latent_scale(config: Mapping[str, Any], origin: Path) -> None:
 
 def image_shape(unet: Denoiser, autoencoder: Autoencoder | None) -> tuple[int, int, int]:
     """Channels, height and width of the generated images, after decoding."""
-    channels, height, width = sample_shape(unet)
+    return decoded_shape(sample_shape(unet), autoencoder)
+
+
+def decoded_shape(samples: tuple[int, int, int], autoencoder: Autoencoder | None) -> tuple[int, int, int]:
+    """Return channels, height and width of the images that samples are decoded to, from those of the samples."""
+    channels, height, width = samples
     if autoencoder is None:
         return channels, height, width
     factor = autoencoder.downsampling

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stages.models.families import Denoiser, find_family
+from stages.models.families import Denoiser, config_shape, find_family
 from stages.models.families.description import Description
 from stages.models.families.family import check_sample_size
 from stages.models.layout import CODE, DESCRIPTION
@@ -82,16 +82,26 @@ def _complete(config: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], 
     return {**config, **own}, description
 
 
+def read_sample_shape(config: Mapping[str, Any], origin: Path) -> tuple[int, int, int]:
+    """Read channels, height and width of the samples from a config.
+
+    Raises:
+        InputError: One is missing, or is no positive integer.
+    """
+    check_sample_size(config, origin)
+    if type(config.get("in_channels")) is not int or config["in_channels"] < 1:
+        found = f"{origin} has in_channels {config.get('in_channels')!r}"
+        raise InputError(f"{found}; supported: the number of channels of the samples")
+    return config_shape(config)
+
+
 def _check_config(code: type[nn.Module], config: Mapping[str, Any], origin: Path) -> None:
     """Check that a config says how large samples are, and that the constructor takes all other keys.
 
     Raises:
         InputError: It does not.
     """
-    check_sample_size(config, origin)
-    if type(config.get("in_channels")) is not int or config["in_channels"] < 1:
-        found = f"{origin} has in_channels {config.get('in_channels')!r}"
-        raise InputError(f"{found}; supported: the number of channels of the samples")
+    read_sample_shape(config, origin)
     settings = {key: value for key, value in config.items() if key[0] != "_" and key not in KEYS}
     try:
         inspect.signature(code).bind(**accepted(code, settings))

@@ -1,18 +1,18 @@
 """A downloaded version -> whether its own code draws the images that its weights draw.
 
 A version contains code that nobody has reviewed. It runs in a cage; the images that it should draw are made here from
-its safetensors and configs by Espalier's own classes, after the cage has ended.
+its safetensors and configs by Espalier's classes, after the cage has ended. Only a version with its own class is drawn
+in a second cage: that class could print the same false pictures in both.
 """
 
 import base64
 import binascii
-import contextlib
 import io
 import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from stages.fetch.class_embedding import read_class_embedding
-from stages.models.autoencoder import read_autoencoder
-from stages.models.own_code import is_own
+from stages.models.autoencoder import decoded_shape, read_autoencoder
+from stages.models.own_code import is_own, read_sample_shape
 from stages.models.pipeline import CPU, denoiser_folder, read_scheduler, read_unet
 from stages.models.samplers import make_sampler
 from stages.models.sampling import SamplingContext, to_pixels, trajectory
@@ -66,7 +66,7 @@ def check_canary(folder: Path, levels: float, seeds: Sequence[int] = ()) -> str:
     if set(drawn) != set(seeds):
         raise InputError(f"it drew images for the seeds {_join(sorted(drawn)) or 'none'}, expected {_join(seeds)}")
     worst = 0.0
-    for seed, expected in zip(seeds, _expected(folder, seeds), strict=True):
+    for seed, expected in zip(seeds, _expected(folder, seeds), strict=True):  # of a shape that no cage chose
         image = _decode_png(drawn[seed], expected.shape)
         if image.std() == 0:
             raise InputError(f"seed {seed} gives a blank image")
@@ -83,20 +83,24 @@ def _join(seeds: Sequence[int]) -> str:
     return ", ".join(map(str, seeds))
 
 
-def _expected(folder: Path, seeds: Sequence[int]) -> list[NDArray[np.uint8]]:
-    """Draw with Espalier's own classes; where a version brings its class, in a cage, since that class is run."""
+def _expected(folder: Path, seeds: Sequence[int]) -> Iterable[NDArray[Any]]:
+    """Draw with the classes of Espalier, outside of cages; a version with its own class is drawn in a cage.
+
+    The class could print any pictures there, so their shape is that of the configs.
+    """
     place = denoiser_folder(folder / MODEL)
-    if not is_own(read_json(place / "config.json"), place):
+    config = read_json(place / "config.json")
+    if not is_own(config, place):
         return draw_expected(folder, seeds)
+    samples, autoencoder = read_sample_shape(config, place / "config.json"), read_autoencoder(folder / MODEL, CPU)
+    channels, *sides = decoded_shape(samples, autoencoder)
     with tempfile.TemporaryDirectory(prefix="espalier-code-") as temporary:
         code = Path(temporary) / "stages"
         shutil.copytree(PACKAGE, code, ignore=shutil.ignore_patterns("bundled", "__pycache__"))
         drawn = _run(folder, EXPECTED, ["version", "stages"], seeds, {"stages": code})
     if set(drawn) != set(seeds):
         raise InputError(f"its weights draw images for the seeds {_join(sorted(drawn)) or 'none'}")
-    with contextlib.ExitStack() as stack:
-        images = [stack.enter_context(Image.open(io.BytesIO(drawn[seed]), formats=["PNG"])) for seed in seeds]
-        return [np.asarray(image).copy() for image in images]
+    return (_decode_png(drawn[seed], (*sides, channels) if channels > 1 else tuple(sides)) for seed in seeds)
 
 
 def draw_isolated(folder: Path, seeds: Sequence[int]) -> dict[int, bytes]:

@@ -26,6 +26,7 @@ __all__ = [
     "Denoiser",
     "Family",
     "config_defaults",
+    "config_shape",
     "example_inputs",
     "family_name",
     "family_of",
@@ -73,9 +74,14 @@ def family_name(unet: Denoiser) -> str:
 
 def sample_shape(unet: Denoiser) -> tuple[int, int, int]:
     """Channels, height and width of the samples of a model: images, or latents."""
-    size = unet.config["sample_size"]
+    return config_shape(unet.config)
+
+
+def config_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Channels, height and width of the samples of a model with this config."""
+    size = config["sample_size"]
     height, width = (size, size) if isinstance(size, int) else size
-    return unet.config["in_channels"], height, width
+    return config["in_channels"], height, width
 
 
 def example_inputs(unet: Denoiser, batch_size: int = 1) -> dict[str, torch.Tensor]:
