@@ -1,12 +1,17 @@
-"""The example of a class of its own as a model folder, with changes for a test."""
+"""The example of an own class as a model folder, with changes for a test."""
 
 import json
 import runpy
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
+
+from stages.fetch.model import fetch_model
+from stages.fetch.params import FolderModel
+from stages.runtime.errors import InputError
 
 EXAMPLE = Path(__file__).parents[1] / "recipes" / "own_class"
 LABELS = {"inputs": {"sample": "x", "timestep": "t", "labels": "y"}, "num_labels": 5, "empty_label": 4}
@@ -36,3 +41,19 @@ def write_own(folder, *, config=None, description=None, code=None, seed=0):
         text = text.replace(old, new)
     (unet / "denoiser.py").write_text(text)
     return folder
+
+
+def fetched(folder, place):
+    """Fetch a model folder that is trusted, and read it."""
+    place.mkdir(parents=True)
+    return fetch_model(FolderModel(source="folder", path=folder, trust=True), place / "model").unet
+
+
+def refusal_of(folder, place, **source):
+    """The one line by which fetch refuses a model folder."""
+    with pytest.raises(InputError) as refused:
+        fetch_model(FolderModel(**{"source": "folder", "path": folder, "trust": True, **source}), place / "model")
+    message = refused.value.format_message()
+    assert "\n" not in message
+    assert not (place / "model" / "unet").exists()
+    return message

@@ -16,7 +16,7 @@ from torch import nn
 
 from stages.models.families import Denoiser, example_inputs, family_of, forward
 from stages.models.groups import Group, build_graph, cut_outputs
-from stages.runtime.errors import InputError, first_line
+from stages.runtime.errors import CODE_ERRORS, InputError, described
 from stages.runtime.seeds import generator
 
 TOLERANCE = 1e-3
@@ -81,7 +81,7 @@ def check_masked(unet: Denoiser, groups: Sequence[Group]) -> None:
     Raises:
         InputError: The model cannot be traced or run, or a cut of a group does more than to remove its channels.
     """
-    dense = _with_random_weights(unet)
+    dense = with_random_weights(unet)
     if _fault(dense, groups) is None:
         return
     for group in groups:
@@ -113,8 +113,8 @@ def _fault(dense: Denoiser, groups: Sequence[Group]) -> str | None:
     family.note_widths(pruned)
     try:
         error = relative_error(dense, pruned, kept)
-    except Exception as raised:  # noqa: BLE001  # any code may raise anything
-        return f"the model then does not run ({first_line(raised)})"
+    except CODE_ERRORS as raised:
+        return f"the model then does not run ({described(raised)})"
     if error <= TOLERANCE:
         return None
     return f"the output then differs by {error:.2g} of its largest value from that without these channels"
@@ -135,7 +135,7 @@ def _half(group: Group) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _with_random_weights(unet: Denoiser) -> Denoiser:
+def with_random_weights(unet: Denoiser) -> Denoiser:
     """Copy a model and draw all parameters anew, scaled so that values neither vanish nor explode."""
     copied = copy.deepcopy(unet)
     for name, parameter in copied.named_parameters():

@@ -7,9 +7,10 @@ import torch
 
 from stages.models.families import Denoiser, example_inputs, family_of, forward
 from stages.models.groups import build_graph, cut_outputs
-from stages.models.masking import TOLERANCE, relative_error
+from stages.models.masking import TOLERANCE, relative_error, with_random_weights
 from stages.models.plan import Plan
 from stages.models.shortcuts import bypass
+from stages.models.trust import WAY
 from stages.runtime.errors import InputError
 
 
@@ -54,19 +55,22 @@ def verify(dense: Denoiser, pruned: Denoiser, plan: Plan) -> None:
 
 
 def _check_masked(dense: Denoiser, pruned: Denoiser, plan: Plan) -> None:
-    """Compare with the dense model whose cut channels are masked.
+    """Compare with the dense model whose cut channels are masked, also with random weights.
+
+    The last layer of a model may be zero, and hide any difference.
 
     Raises:
         InputError: They differ.
     """
     sides = [(name, dim, (kept.outputs, kept.inputs)[dim]) for name, kept in plan.layers.items() for dim in (0, 1)]
     kept = {(name, dim): torch.tensor(channels) for name, dim, channels in sides if channels is not None}
-    error = relative_error(dense, pruned, kept)
-    if not error <= TOLERANCE:
-        found = (
-            f"the pruned model differs by {error:.2g} of the largest output from the dense one without these channels"
-        )
-        raise InputError(f"{found}; describe or protect more layers (docs/how-to/own-class.md)")
+    random, sliced = with_random_weights(dense), copy.deepcopy(pruned)
+    sliced.load_state_dict(slice_tensors(random, plan))
+    for one, other in ((dense, pruned), (random, sliced)):
+        error = relative_error(one, other, kept)
+        if not error <= TOLERANCE:
+            found = f"the pruned model differs by {error:.2g} of the largest output from the dense one without"
+            raise InputError(f"{found} these channels; describe or protect more layers ({WAY})")
 
 
 def slice_tensors(dense: Denoiser, plan: Plan) -> dict[str, torch.Tensor]:

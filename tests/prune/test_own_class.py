@@ -11,11 +11,10 @@ from flows.initialise import init
 from stages.costs.__main__ import main as costs
 from stages.evaluate.__main__ import main as evaluate
 from stages.fetch.__main__ import main as fetch
-from stages.fetch.model import fetch_model
-from stages.fetch.params import FolderModel, HubModel
 from stages.finetune.__main__ import main as finetune
+from stages.grid.__main__ import main as grid
 from stages.importance.__main__ import main as importance
-from stages.models.families import example_inputs
+from stages.models.families import example_inputs, family_of
 from stages.models.groups import find_groups
 from stages.models.layout import WEIGHTS
 from stages.models.masking import TOLERANCE, masked, relative_error
@@ -26,14 +25,15 @@ from stages.params import Params
 from stages.prune.__main__ import main as prune
 from stages.prune.params import PruneParams
 from stages.prune.selection import plan_pruning
-from stages.prune.surgery import cut
+from stages.prune.surgery import cut, verify
 from stages.reference.__main__ import main as reference
+from stages.register import package
 from stages.rounds.__main__ import main as rounds
 from stages.runtime.errors import InputError
-from stages.storage.files import file_sha256
 from stages.tools.__main__ import main as tools
 from stages.tools.preview import preview
-from tests.own_class import EXAMPLE, LABELS, MARK, write_own
+from stages.variants.__main__ import main as variants
+from tests.own_class import EXAMPLE, LABELS, MARK, fetched, refusal_of, write_own
 
 BY_HEAD = {
     "unflatten(2, (3, self.heads, -1))": "unflatten(2, (self.heads, 3, -1))",
@@ -41,22 +41,6 @@ BY_HEAD = {
 }
 """The example with the queries, keys and values of each head beside each other."""
 ATTENTION = {"qkv": "attention.qkv", "out": "proj", "heads": 4, "heads_attribute": "heads"}
-
-
-def fetched(folder, place):
-    """Fetch a model folder that is trusted, and read it."""
-    place.mkdir(parents=True)
-    return fetch_model(FolderModel(source="folder", path=folder, trust=True), place / "model").unet
-
-
-def refusal_of(folder, place, **source):
-    """The one line by which fetch refuses a model folder."""
-    with pytest.raises(InputError) as refused:
-        fetch_model(FolderModel(**{"source": "folder", "path": folder, "trust": True, **source}), place / "model")
-    message = refused.value.format_message()
-    assert "\n" not in message
-    assert not (place / "model" / "unet").exists()
-    return message
 
 
 @pytest.mark.parametrize("first", ["part", "head"])
@@ -97,6 +81,22 @@ def test_a_pruned_model_equals_the_masked_dense_one(tmp_path, magnitude_of):
     assert relative_error(unet, pruned, kept) < 1e-5
     assert relative_error(unet, pruned, wrong) > TOLERANCE
     assert masked(unet, {}).state_dict().keys() == unet.state_dict().keys()
+
+
+def test_a_last_layer_of_zeros_hides_no_mistake(tmp_path, magnitude_of):
+    """Its outputs are equal whatever is cut, so the cut is compared with random weights as well."""
+    write_own(tmp_path / "own")
+    unet = fetched(tmp_path / "own", tmp_path / "a")
+    with torch.no_grad():
+        unet.head.weight.zero_()
+        unet.head.bias.zero_()
+    plan = plan_pruning(unet, magnitude_of(unet), PruneParams(target={"ratio": 0.5}))
+    pruned = cut(unet, plan)
+    verify(unet, pruned, plan)
+    family_of(pruned).set_heads(pruned, {"attention": 1})
+
+    with pytest.raises(InputError, match="differs by"):
+        verify(unet, pruned, plan)
 
 
 CONFIG_OF_ITS_OWN = "    config = None\n\n    def forward(self, x: torch.Tensor, t:"
@@ -205,20 +205,8 @@ def test_an_unknown_class_names_the_way_and_the_code_belongs_to_the_identity(tmp
     assert architecture_sha256(one) != architecture_sha256(other)
 
 
-def test_the_hash_covers_weights_and_class(tmp_path):
-    """Another denoiser.py beside the same weights is not what the hash pins."""
-    unet = write_own(tmp_path / "own") / "unet"
-    sha256 = file_sha256(unet / WEIGHTS, unet / "denoiser.py")
-    fetch_model(FolderModel(source="folder", path=tmp_path / "own", trust=True, sha256=sha256), tmp_path / "model")
-    (unet / "denoiser.py").write_text((unet / "denoiser.py").read_text() + MARK.format(marker=str(tmp_path / "ran")))
-    message = refusal_of(tmp_path / "own", tmp_path / "again", sha256=sha256)
-
-    assert "with denoiser.py has sha256" in message
-    assert not (tmp_path / "ran").exists()
-
-
 def test_code_runs_in_no_command_without_trust(tmp_path, root, monkeypatch):
-    """A file that writes a marker as it is imported: init, plan, fetch, each stage that opens models, draw, export."""
+    """A file that leaves a mark when it runs: init, plan, the stages that open models, grid, draw, export, register."""
     monkeypatch.chdir(tmp_path)
     marker, model = tmp_path / "ran", tmp_path / "model"
     write_own(tmp_path / "source")
@@ -231,9 +219,13 @@ def test_code_runs_in_no_command_without_trust(tmp_path, root, monkeypatch):
         (root / "params.yaml")
         .read_text()
         .replace("{source: bundled, name: digits}", "{source: folder, path: source}", 1)
+        .replace("rounds: {count: 1,", "rounds: {count: 2,")
+        .replace("variants: null", "variants: {kinds: [int8]}")
     )
     (tmp_path / "params.yaml").write_text(text)
     (tmp_path / "data").mkdir()
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "pretrained").symlink_to(model)
     params = Params.model_validate(YAML(typ="safe").load(text))
     folders = "--dense model --pruned model --finetuned model --report r"
     calls = {
@@ -245,6 +237,8 @@ def test_code_runs_in_no_command_without_trust(tmp_path, root, monkeypatch):
         finetune: "--model model --teacher model --data data --checkpoints c --out o --report r",
         evaluate: f"{folders} --reference data",
         costs: folders,
+        variants: f"{folders} --reference data --out v",
+        grid: "--artifacts models --out g --store s",
         tools: "draw --model model --out o",
         init: "--model source --data bundled:digits --out new.yaml",
     }
@@ -253,20 +247,14 @@ def test_code_runs_in_no_command_without_trust(tmp_path, root, monkeypatch):
 
     assert params.fetch.model.trust is False
     for command, result in outputs.items():
-        if command is not rounds:  # with rounds.count 1 it opens no model
-            assert result.exit_code == 1, (calls[command], result.output, result.exception)
-            assert "set fetch.model.trust: true in params.yaml" in result.output, (calls[command], result.output)
+        assert result.exit_code == 1, (calls[command], result.output, result.exception)
+        assert "set fetch.model.trust: true in params.yaml" in result.output, (calls[command], result.output)
     assert "class of its own" in exported.output
     assert any("set fetch.model.trust: true" in line for line in preview(params).refusals)
-    with pytest.raises(InputError, match="trust"):
-        read_unet(model)
+    for read in (read_unet, package._describe_context):  # the second is the part of register that opens the model
+        with pytest.raises(InputError, match=r"set fetch\.model\.trust"):
+            read(model)
     assert not marker.exists()
-
-
-def test_trust_is_a_switch_of_sources_that_may_bring_code():
-    """It is absent from the record of a source that is not trusted, and no text passes for true."""
-    assert "trust" not in FolderModel(source="folder", path="model").model_dump()
-    assert HubModel(source="hub", repo="a/b", revision="a" * 40, trust=True).model_dump()["trust"] is True
 
 
 def test_the_example_is_what_the_page_shows(root):
