@@ -1,8 +1,10 @@
 """A model source -> a diffusers folder, checked by loading and running the model."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +42,7 @@ from stages.fetch.weights import (
 from stages.models.autoencoder import image_shape, read_autoencoder
 from stages.models.families import Denoiser, family_of, sample_shape
 from stages.models.layout import CODE, DENOISERS, WEIGHTS
+from stages.models.own_code import read_own_files
 from stages.models.pipeline import denoiser_folder, read_scheduler, read_unet, write_pipeline
 from stages.models.sampling import check_variance, to_pixels
 from stages.models.trial import check_prunable, check_runs
@@ -84,7 +87,10 @@ def fetch_model(source: ModelSource, out: Path) -> FetchedModel:
     Raises:
         InputError: The model is missing, cannot be downloaded, is damaged or has another hash than expected.
     """
-    with _opened(source, out.parent) as folder, trusting(is_trusted=is_trusted(source)):
+    with (
+        _opened(source, out.parent) as (folder, code_sha256),
+        trusting(is_trusted=is_trusted(source), code_sha256=code_sha256),
+    ):
         unet = read_unet(folder)
         class_table = read_class_embedding(unet, folder)
         scheduler = read_scheduler(folder)
@@ -130,8 +136,8 @@ def check_autoencoder(unet: Denoiser, folder: Path) -> None:
 
 
 @contextmanager
-def _opened(source: ModelSource, place: Path) -> Iterator[Path]:
-    """Yield the diffusers folder of a model, with its hash checked and safetensors only.
+def _opened(source: ModelSource, place: Path) -> Iterator[tuple[Path, str | None]]:
+    """Yield the diffusers folder of a model, with its hash checked and safetensors only, and the hash of its own class.
 
     Downloaded and converted files are stored in the folder `place`.
     """
@@ -139,14 +145,15 @@ def _opened(source: ModelSource, place: Path) -> Iterator[Path]:
         if isinstance(source, CheckpointModel):
             path = expand_path(source.path, "fetch.model.path")
             check_sha256(path, source.sha256)
-            yield stack.enter_context(converted(path, source, place))
+            yield stack.enter_context(converted(path, source, place)), None
         else:
             folder, sha256 = stack.enter_context(_downloaded(source, place))
             check_links(folder)
             announce_left_out(folder)
-            code = denoiser_folder(folder) / CODE
-            check_sha256(unet_weights(folder), sha256, code if is_trusted(source) and code.is_file() else None)
-            yield stack.enter_context(with_safetensors(folder, place))
+            own = read_own_files(denoiser_folder(folder)) if is_trusted(source) else {}
+            check_sha256(unet_weights(folder), sha256, own)
+            code_sha256 = hashlib.sha256(own[CODE]).hexdigest() if CODE in own else None
+            yield stack.enter_context(with_safetensors(folder, place)), code_sha256
 
 
 @contextmanager
@@ -224,22 +231,22 @@ def _download_version(source: RegistryModel, target: Path) -> Path:
         raise type(error)(f"{error.message}; correct fetch.model.uri or MLFLOW_TRACKING_URI") from None
 
 
-def check_sha256(path: Path, expected: str | None, code: Path | None = None) -> None:
+def check_sha256(path: Path, expected: str | None, own: Mapping[str, bytes] = MappingProxyType({})) -> None:
     """Compare the hash of a file, or of the shards that an index names, with the expected one; None skips the check.
 
-    `code` is hashed behind them.
+    `own` are the files of an own class by name, which are hashed behind them.
 
     Raises:
         InputError: A file is missing, or the hash is another.
     """
     if expected is None:
         return
-    files = [*weights_files(path), *([code] if code else [])]
+    files = weights_files(path)
     if missing := [file for file in files if not file.is_file()]:
         raise InputError(f"{missing[0]} does not exist")
-    found = file_sha256(*files)
+    found = file_sha256(*files, more=b"".join(own.values()))
     if found != expected:
-        name = f"{path} with {CODE}" if code else str(path)
+        name = f"{path} with {', '.join(own)}" if own else str(path)
         raise InputError(
             f"{name} has sha256 {found}, expected {expected}; download it again or correct fetch.model.sha256"
         )

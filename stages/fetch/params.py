@@ -36,7 +36,7 @@ class BundledData(Section):
 class ModelFolder(Section):
     """A diffusers folder of others."""
 
-    trust: bool = Field(default=False, exclude_if=lambda trust: not trust)
+    trust: bool = Field(default=False, strict=True, exclude_if=lambda trust: not trust)
     """Whether `denoiser.py` in it, the class of a model that diffusers does not know, is run: in this stage and in all
     that read its model. Read the file first (docs/how-to/own-class.md)."""
 
@@ -49,8 +49,9 @@ class FolderModel(ModelFolder):
     """The diffusers folder; ~ and $VARIABLES are expanded when the stage runs."""
     sha256: Sha256 | None = None
     """Hash of the file with the denoiser's weights; of shards, that of all one after the other, ordered by name
-    (`cat *-of-*.safetensors | sha256sum`). With trust the class is part of it
-    (`cat diffusion_pytorch_model.safetensors denoiser.py | sha256sum`). null skips the check."""
+    (`cat *-of-*.safetensors | sha256sum`). Of an own class, with trust, its files are part of it
+    (`cat diffusion_pytorch_model.safetensors denoiser.py denoiser.json config.json | sha256sum`). null skips the
+    check."""
 
 
 class HubModel(ModelFolder):
@@ -76,8 +77,8 @@ class S3Model(S3Source, ModelFolder):
     """A diffusers folder in a bucket."""
 
     sha256: Sha256
-    """Hash of the file with the denoiser's weights, of its shards, or of weights and class, as for a folder; required
-    because others may be able to write to the bucket."""
+    """Hash of the file with the denoiser's weights, of its shards, or of these and the files of an own class, as for
+    a folder; required because others may be able to write to the bucket."""
 
 
 System = Literal["cifar10", "celeba-hq-64", "lsun-256", "imagenet-ldm", "imagenet-dit"]
@@ -123,7 +124,7 @@ class RegistryModel(ModelFolder):
     uri: str = Field(pattern=r"^models:/[^/@]+/[1-9][0-9]*$")
     """models:/NAME/VERSION; aliases are rejected because they can move."""
     sha256: Sha256 | None = None
-    """Hash of the file with the denoiser's weights, with trust also of the class, as for a folder; null skips it."""
+    """Hash of the file with the denoiser's weights, with trust also of an own class, as for a folder; null skips it."""
 
 
 Level = Annotated[int, Field(strict=True, ge=0, le=255)]

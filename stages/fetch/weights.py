@@ -10,7 +10,8 @@ import click
 import torch
 
 from stages.fetch.pickles import BIN, check_state_dict, read_pickle
-from stages.models.layout import AUTOENCODERS, CLASS_EMBEDDING, CODE, WEIGHTS
+from stages.models.layout import AUTOENCODERS, CLASS_EMBEDDING, WEIGHTS
+from stages.models.own_code import is_own
 from stages.models.pipeline import denoiser_folder, rename_attention
 from stages.runtime.errors import InputError
 from stages.storage.files import read_json, temporary_folder
@@ -138,7 +139,9 @@ def with_safetensors(folder: Path, place: Path) -> Iterator[Path]:
             link.symlink_to(file.resolve())
         for path, file in chosen.items():
             if file.name != WEIGHTS:
-                write_tensors(copy / path.relative_to(folder) / WEIGHTS, _converted(file), metadata={"format": "pt"})
+                has_own_class = path == denoiser_folder(folder) and is_own(read_json(path / "config.json"), path)
+                tensors = _converted(file, has_own_class=has_own_class)
+                write_tensors(copy / path.relative_to(folder) / WEIGHTS, tensors, metadata={"format": "pt"})
         yield copy
 
 
@@ -146,11 +149,10 @@ def _is_other_layout(file: Path) -> bool:
     return file.name.startswith(STEM) and file.name != WEIGHTS
 
 
-def _converted(file: Path) -> dict[str, torch.Tensor]:
-    """Read the weights in float32, under the current names of diffusers, or those of a model's own class."""
-    is_own = (file.parent / CODE).is_file()
+def _converted(file: Path, *, has_own_class: bool) -> dict[str, torch.Tensor]:
+    """Read the weights in float32, under the current names of diffusers, or those of an own class."""
     return {
-        name if is_own else rename_attention(name): tensor.to(
+        name if has_own_class else rename_attention(name): tensor.to(
             torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True
         )
         for name, tensor in read_weights(file).items()

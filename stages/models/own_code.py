@@ -18,15 +18,16 @@ from stages.models.families import Denoiser, config_shape, find_family
 from stages.models.families.description import Description
 from stages.models.families.family import check_sample_size
 from stages.models.layout import CODE, DESCRIPTION
-from stages.models.pruned_own import CLASS_NAME, KEYS, accepted, attentions, make_class
+from stages.models.pruned_own import CLASS_NAME, KEYS, RESERVED, accepted, all_attentions, attentions, make_class
 from stages.models.trust import check_trust
-from stages.runtime.bounded import read_bounded
-from stages.runtime.errors import InputError, first_line
+from stages.runtime.bounded import MAX_JSON_BYTES, read_bounded
+from stages.runtime.errors import CODE_ERRORS, InputError, described, first_line
 from stages.runtime.schema import validate_tree
 from stages.storage.files import read_json
 
 MAX_BYTES = 1 << 20
 """Largest size of the file with the class."""
+CONFIG = "config.json"
 Fused = (nn.Linear, nn.Conv2d)
 _classes: dict[str, Any] = {}
 """Hash of code and description -> the class, so that teacher and student have the same one."""
@@ -37,27 +38,41 @@ def is_own(config: Mapping[str, Any], folder: Path) -> bool:
     return config.get("_class_name") == CLASS_NAME or (find_family(config) is None and (folder / CODE).is_file())
 
 
+def read_own_files(folder: Path) -> dict[str, bytes]:
+    """Read the files of an own class beside its weights, by name: the class, its description if any, its config.
+
+    A folder with a class of diffusers has none.
+
+    Raises:
+        InputError: One is larger than its limit, or the config is missing or damaged.
+    """
+    if not is_own(read_json(folder / CONFIG), folder):
+        return {}
+    limits = {CODE: MAX_BYTES, DESCRIPTION: MAX_JSON_BYTES, CONFIG: MAX_JSON_BYTES}
+    return {name: read_bounded(folder / name, limit) for name, limit in limits.items() if (folder / name).is_file()}
+
+
 def initialise_own(config: Mapping[str, Any], folder: Path) -> Denoiser:
     """Run the code in a model folder, if that is trusted, and build the model with weights of its default init.
 
     Raises:
         InputError: The code is not trusted or fails, or does not do what its description says.
     """
-    path, origin = folder / CODE, folder / "config.json"
+    path, origin = folder / CODE, folder / CONFIG
     if not path.is_file():
         raise InputError(f"{path} does not exist; put the class {config.get('denoiser_class')} there")
     config, description = _complete(config, folder)
     name, content = config["denoiser_class"], read_bounded(path, MAX_BYTES)
     check_trust(path, content)
     cls = _load_class(path, content, name, description)
-    _check_config(cls.code, config, origin)
-    _check_forward(cls.code, description, path)
+    _check_config(cls.espalier_code, config, origin)
+    _check_forward(cls.espalier_code, description, path)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model: Denoiser = cls.from_config(config)
-    except Exception as error:  # noqa: BLE001  # any code may raise anything
-        raise InputError(f"{path}: the constructor of {name} raises {_described(error)}") from None
+    except CODE_ERRORS as error:
+        raise InputError(f"{path}: the constructor of {name} raises {described(error)}") from None
     _check_description(model, description, folder)
     return model
 
@@ -68,7 +83,7 @@ def _complete(config: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], 
     Raises:
         InputError: The description is missing or not valid, or the config lacks the size of the samples.
     """
-    origin = folder / "config.json"
+    origin = folder / CONFIG
     if config.get("_class_name") == CLASS_NAME:
         description = validate_tree(config.get("description"), Description, f"{origin}, description")
         return dict(config), description
@@ -123,12 +138,19 @@ def _load_class(path: Path, content: bytes, name: object, description: Descripti
             ]
             found = f"{path} has no class {name}, the _class_name of config.json"
             raise InputError(f"{found}, that is a torch.nn.Module; it has {', '.join(there) or 'none'}")
-        if taken := [key for key in ("config", "device", "dtype", "from_config") if key in vars(code)]:
-            raise InputError(f"{path}: {name} defines {taken[0]}, a name that diffusers needs; rename it")
+        if taken := [(base.__name__, key) for base in _own_bases(code) for key in RESERVED if key in vars(base)]:
+            raise InputError(f"{path}: {taken[0][0]} defines {taken[0][1]}, a name that diffusers needs; rename it")
         cls = make_class(code)
-        cls.code_text, cls.code_sha256 = content, sha256
+        cls.espalier_code_text, cls.espalier_code_sha256 = content, sha256
         _classes[sha256] = cls
     return _classes[sha256]
+
+
+def _own_bases(code: type[nn.Module]) -> list[type]:
+    """List a class and its bases without those of PyTorch, diffusers and Python."""
+    return [
+        base for base in code.__mro__ if base.__module__.partition(".")[0] not in ("torch", "diffusers", "builtins")
+    ]
 
 
 def _run(path: Path, content: bytes, name: str) -> ModuleType:
@@ -142,14 +164,10 @@ def _run(path: Path, content: bytes, name: str) -> ModuleType:
     sys.modules[name] = module
     try:
         exec(compile(content, str(path), "exec"), vars(module))  # noqa: S102  # the user trusts it: check_trust
-    except (Exception, SystemExit) as error:  # noqa: BLE001  # any code may raise anything
+    except CODE_ERRORS as error:
         del sys.modules[name]
-        raise InputError(f"{path} cannot be run: {_described(error)}") from None
+        raise InputError(f"{path} cannot be run: {described(error)}") from None
     return module
-
-
-def _described(error: BaseException) -> str:
-    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _check_forward(code: type[nn.Module], description: Description, path: Path) -> None:
@@ -180,8 +198,9 @@ def _check_description(model: Denoiser, description: Description, folder: Path) 
         _check_glob("protected", glob, modules, origin)
     for entry in description.attention:
         _check_glob("attention.qkv", entry.qkv, modules, origin)
+    _check_overlap(model, origin)
     for name, found in attentions(model).items():
-        _check_attention(name, {**found, "heads": model.attention_heads[name]}, modules, origin)
+        _check_attention(name, {**found, "heads": model.espalier_heads[name]}, modules, origin)
     for block, layer in description.features.items():
         for name in (block, layer) if layer else (block,):
             _check_glob("features", name, modules, origin)
@@ -197,6 +216,22 @@ def _check_glob(key: str, glob: str, names: Iterable[str], origin: str) -> None:
         raise InputError(
             f"{origin}: {key} {glob} matches no module of the model; did you mean {near[0] if near else '*'}?"
         )
+
+
+def _check_overlap(model: Denoiser, origin: str) -> None:
+    """Check that each attention is described once, and has layers that no other has.
+
+    Raises:
+        InputError: It is not.
+    """
+    seen: dict[str, str] = {}
+    for name, entry in all_attentions(model):
+        for place in (f"module {name or 'at the top'}", f"layer {entry['out_layer']}"):
+            if place in seen:
+                both = " and ".join(sorted({seen[place], entry["qkv_layer"]}))
+                found = f"{origin}: attention describes the {place} twice, by {both}"
+                raise InputError(f"{found}; supported: one entry for each module, with layers of its own")
+            seen[place] = entry["qkv_layer"]
 
 
 def _check_attention(name: str, entry: Mapping[str, Any], modules: Mapping[str, nn.Module], origin: str) -> None:

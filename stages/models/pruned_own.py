@@ -24,6 +24,8 @@ KEYS = (CLASS_KEY, "description", *PRUNED_KEYS, "auto_map")
 """Keys of a config that no constructor takes."""
 SAMPLE_KEYS = ("sample_size", "in_channels")
 """Keys that every config has, and the constructor only if it takes them."""
+RESERVED = ("config", "device", "dtype", "from_config", "from_pretrained", "register_to_config")
+"""Names of diffusers that the class must not have."""
 CONDITIONS = ("labels", "encoder_states")
 """Inputs of a description that are conditions; a model has one of them at most."""
 
@@ -32,10 +34,20 @@ class OwnDenoiser(ModelMixin, ConfigMixin):
     """A model of any class that takes and returns what a UNet of diffusers does."""
 
     config_name = "config.json"  # type: ignore[assignment]  # as the models of diffusers do
-    code: type[nn.Module]
+    espalier_code: type[nn.Module]
     """The class itself."""
-    attention_heads: dict[str, int]
+    espalier_heads: dict[str, int]
     """Attention -> its number of heads."""
+
+    def __setattr__(self, name: str, value: Any) -> None:  # noqa: ANN401
+        """Set an attribute.
+
+        Raises:
+            AttributeError: diffusers needs one of that name for itself.
+        """
+        if name in RESERVED:
+            raise AttributeError(f"{name} is a name that diffusers needs; rename the attribute")
+        super().__setattr__(name, value)
 
 
 def make_class(code: type[nn.Module]) -> Any:  # noqa: ANN401  # a class that is made here has no type of its own
@@ -59,7 +71,7 @@ def make_class(code: type[nn.Module]) -> Any:  # noqa: ANN401  # a class that is
             pruned = {key: dict(config.get(key) or {}) for key in PRUNED_KEYS}
             more = {key: config.get(key) for key in KEYS} | pruned
             model.register_to_config(**{**own, **more})  # type: ignore[no-untyped-call]
-            model.attention_heads = {name: int(each["heads"]) for name, each in attentions(model).items()}
+            model.espalier_heads = {name: int(each["heads"]) for name, each in attentions(model).items()}
             narrow(model, pruned["pruned_widths"])
             set_heads(model, pruned["pruned_heads"])
             return model
@@ -79,7 +91,7 @@ def make_class(code: type[nn.Module]) -> Any:  # noqa: ANN401  # a class that is
             predicted = predict(super().forward, self.config["description"], sample, timestep, given)
             return UNet2DOutput(sample=predicted) if return_dict else (predicted,)
 
-    PrunedDenoiser.code = code
+    PrunedDenoiser.espalier_code = code
     return PrunedDenoiser
 
 
@@ -98,16 +110,25 @@ def predict(
     timestep: torch.Tensor,
     condition: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Call a model by the names of its own inputs, and return the noise in its output: [B, C, H, W].
+    """Call a model by the names of its inputs, and return the prediction in its output: [B, C, H, W].
 
     Raises:
-        ValueError: The output has no such part, or the part does not have the shape of the sample.
+        ValueError: A condition is missing or superfluous, the output has no such part, or the part does not have the
+            shape of the sample.
+        RuntimeError: forward ends the program.
     """
     inputs, output = description["inputs"], description["output"]
     timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(len(sample))
     arguments = {inputs["sample"]: sample, inputs["timestep"]: timesteps}
-    arguments |= {inputs[name]: condition for name in CONDITIONS if inputs.get(name) is not None}
-    found = run(**arguments)
+    named = [inputs[name] for name in CONDITIONS if inputs.get(name) is not None]
+    if condition is None and named:
+        raise ValueError(f"forward needs {named[0]}, and no condition is given")
+    if condition is not None and not named:
+        raise ValueError("a condition is given, and inputs of the description has neither labels nor encoder_states")
+    try:
+        found = run(**arguments, **dict.fromkeys(named, condition))
+    except SystemExit as error:  # it would end the program as if it had done its work
+        raise RuntimeError(f"forward raises SystemExit: {error}") from None
     if output.get("attribute") is not None:
         if not hasattr(found, output["attribute"]):
             raise ValueError(
@@ -134,10 +155,11 @@ def attentions(model: ModelMixin) -> dict[str, Mapping[str, Any]]:
 
     An entry is completed by the names of the layers: `qkv_layer` and `out_layer`.
     """
-    return dict(_attentions(model))
+    return dict(all_attentions(model))
 
 
-def _attentions(model: ModelMixin) -> Iterator[tuple[str, dict[str, Any]]]:
+def all_attentions(model: ModelMixin) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Find the same as pairs, in which a module occurs as often as it is described."""
     for entry in model.config["description"].get("attention") or ():
         for name, _ in model.named_modules():
             if fnmatchcase(name, entry["qkv"]):
@@ -185,4 +207,4 @@ def set_heads(model: ModelMixin, heads: Mapping[str, int]) -> None:
     for name, number in heads.items():
         if attribute := found[name].get("heads_attribute"):
             setattr(model.get_submodule(name), attribute, number)
-        model.attention_heads[name] = number
+        model.espalier_heads[name] = number

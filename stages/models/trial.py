@@ -8,7 +8,7 @@ from stages.models.families import Denoiser, example_inputs, family_of, forward,
 from stages.models.groups import Group, build_graph, cut_outputs, find_groups
 from stages.models.masking import check_masked
 from stages.models.structure import once_per_structure
-from stages.runtime.errors import InputError, first_line
+from stages.runtime.errors import CODE_ERRORS, InputError, first_line
 
 SMALL_SIZE = 32
 """Height and width, in pixels or latents, that are enough to try the weights of a denoiser."""
@@ -34,7 +34,7 @@ def check_runs(unet: Denoiser, num_timesteps: int, origin: str) -> None:
     inputs["sample"] = _shrink(inputs["sample"], multiple) if multiple else inputs["sample"]
     try:
         output = forward(unet, inputs)
-    except Exception as error:  # noqa: BLE001  # an arbitrary config can make diffusers raise any exception
+    except CODE_ERRORS as error:  # an arbitrary config can make diffusers raise any exception
         raise InputError(f"{origin}: the model does not run {where} ({first_line(error)})") from None
     if output.shape != inputs["sample"].shape:
         raise InputError(f"{origin}: the model's output does not have the shape of its input")
@@ -77,7 +77,7 @@ def _score_and_cut(unet: Denoiser) -> None:
     try:
         output = forward(bare, inputs)
         output.sum().backward()
-    except Exception as error:  # noqa: BLE001  # as above
+    except CODE_ERRORS as error:
         hint = "; forward must make tensors on the device of its inputs, and read no values" * family_of(unet).proven
         raise InputError(f"the model does not run ({first_line(error)}){hint}") from None
     if output.shape != inputs["sample"].shape:
@@ -90,7 +90,7 @@ def _score_and_cut(unet: Denoiser) -> None:
         output = forward(bare, inputs)
     except InputError:
         raise
-    except Exception as error:  # noqa: BLE001  # torch-pruning raises any exception, too
+    except CODE_ERRORS as error:  # torch-pruning raises any exception, too
         raise InputError(f"the model cannot be pruned ({first_line(error)}); use another one") from None
     if output.shape != inputs["sample"].shape:
         raise InputError("the model cannot be pruned (a cut changes the shape of its output)")

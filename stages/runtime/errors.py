@@ -16,6 +16,8 @@ QUERY_KEYS = (
 """Query parameters that grant access, such as those of a presigned address."""
 HEADER_KEYS = r"x-amz-[\w-]+|signature|credential|[\w-]*(?:token|secret|password|passwd)"
 """Fields of a signed request."""
+CODE_ERRORS = (Exception, SystemExit)
+"""What the code of others may raise; a SystemExit that nobody catches ends the program as if it had done its work."""
 SECONDS_FOR_FIRST = 3.0
 """Seconds that the first of several processes has to find the same mistake."""
 MAX_LENGTH = 300
@@ -72,6 +74,11 @@ def first_line(error: BaseException) -> str:
     """Return the first line of a library's message, without passwords; the error's type where it has no message."""
     lines = str(error).strip().splitlines()
     return without_password(lines[0]) if lines else type(error).__name__
+
+
+def described(error: BaseException) -> str:
+    """Return the type of an exception and the first line of its message."""
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def without_password(address: str) -> str:

@@ -264,10 +264,11 @@ def check_not_pointer(path: Path) -> None:
             raise InputError(f"{path} is a pointer of Git LFS and not the file itself; run: git lfs pull")
 
 
-def file_sha256(*paths: Path) -> str:
-    """Return the SHA-256 of a file's content, or of the contents of several files in this order, in hexadecimal."""
+def file_sha256(*paths: Path, more: bytes = b"") -> str:
+    """Return the SHA-256 of the contents of files in this order, and of `more` behind them, in hexadecimal."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
             hashlib.file_digest(file, lambda: digest)
+    digest.update(more)
     return digest.hexdigest()

@@ -63,8 +63,8 @@ def find_family(config: Mapping[str, Any]) -> Family | None:
 
 
 def family_of(unet: nn.Module) -> Family:
-    """Return the family of a model, dense or pruned."""
-    return next(family for family in FAMILIES.values() if isinstance(unet, family.dense))
+    """Return the family of a model, dense or pruned; an own class may have one of diffusers as its base."""
+    return next(family for family in (OWN, *KNOWN) if isinstance(unet, family.dense))
 
 
 def family_name(unet: Denoiser) -> str:

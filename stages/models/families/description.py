@@ -33,6 +33,13 @@ class Output(Section):
     channels: tuple[int, int] | None = None
     """First channel, and the one behind the last; null takes all. A learned variance beside them is left out."""
 
+    @model_validator(mode="after")
+    def _check_channels(self) -> Self:
+        if self.channels is not None and not 0 <= self.channels[0] < self.channels[1]:
+            found = f"channels is {list(self.channels)}"
+            raise ValueError(f"{found}; allowed: [first, end] with 0 <= first < end, the channel behind the last")
+        return self
+
 
 class FusedAttention(Section):
     """Attentions with one layer for queries, keys and values."""

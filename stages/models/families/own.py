@@ -52,13 +52,13 @@ class Own(Family):
 
     def identity(self, model: Denoiser) -> str:
         """Name the class, and the hash of its code and description."""
-        return f"{model.code.__name__} of {CODE} {model.code_sha256[:12]}"
+        return f"{model.espalier_code.__name__} of {CODE} {model.espalier_code_sha256[:12]}"
 
     def write_code(self, model: Denoiser, folder: Path) -> None:
         """Write the class, the adapter to diffusers, and the file that puts both together."""
         super().write_code(model, folder)
-        (folder / CODE).write_bytes(model.code_text)
-        names = {"name": model.code.__name__, "code": CODE, "stem": Path(CODE).stem}
+        (folder / CODE).write_bytes(model.espalier_code_text)
+        names = {"name": model.espalier_code.__name__, "code": CODE, "stem": Path(CODE).stem}
         text = TRAVELLING.format(**names, adapter=self.code.stem, pruned=CLASS_NAME)
         (folder / f"{self.module}.py").write_text(text)
 
@@ -78,11 +78,9 @@ class Own(Family):
 
     def protected(self, model: Denoiser) -> list[nn.Module]:
         """List the described layers, and those of the fused attentions, which are groups of their own."""
-        globs, fused = model.config["description"]["protected"], self.fused_attentions(model)
+        fused = self.fused_attentions(model)
         return [
-            module
-            for name, module in model.named_modules()
-            if name and (name in fused or any(fnmatchcase(name, glob) for glob in globs))
+            module for name, module in model.named_modules() if name and (name in fused or _is_protected(model, name))
         ]
 
     def feature_blocks(self, model: Denoiser) -> dict[str, str | None]:
@@ -120,17 +118,18 @@ class Own(Family):
         return {}
 
     def fused_attentions(self, model: Denoiser) -> Mapping[str, FusedAttention]:
-        """Return the described attentions."""
+        """Return the described attentions whose layers are not protected."""
         return {
             each["qkv_layer"]: FusedAttention(
-                name, each["out_layer"], model.attention_heads[name], by_head=each["first"] == "head"
+                name, each["out_layer"], model.espalier_heads[name], by_head=each["first"] == "head"
             )
             for name, each in attentions(model).items()
+            if not _is_protected(model, each["qkv_layer"])
         }
 
     def heads(self, model: Denoiser) -> dict[str, int]:
         """Return the numbers of heads of the described attentions."""
-        return dict(model.attention_heads)
+        return dict(model.espalier_heads)
 
     def set_heads(self, model: Denoiser, heads: Mapping[str, int]) -> None:
         """Note how many heads are left, also for the model's own code."""
@@ -145,6 +144,11 @@ class Own(Family):
         pruned_own.narrow(model, widths)
         pruned_own.set_heads(model, heads)
         return model
+
+
+def _is_protected(model: Denoiser, layer: str) -> bool:
+    """Whether the description says that a layer keeps all outputs."""
+    return any(fnmatchcase(layer, glob) for glob in model.config["description"]["protected"])
 
 
 OWN = Own()
