@@ -1,6 +1,6 @@
 """A dense model and the channels that are kept -> the dense model without the others, to compare a pruned one with.
 
-The groups of a known class are known to be right; those of any other class are what torch-pruning makes of its trace,
+The groups of a known class are known to be right; those of an own class are what torch-pruning makes of its trace,
 in which a reshape, a split or a sum over channels may be misread. Masking needs no groups: weights that read or write a
 cut channel are zero, and a norm takes its statistics from the kept channels. A pruned model whose channels are the kept
 ones gives the same output.

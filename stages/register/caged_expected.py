@@ -1,4 +1,4 @@
-"""A model version with a class of its own and seeds -> the images that Espalier draws with it, one line each.
+"""A model version with an own class and seeds -> the images that Espalier draws with it, one line each.
 
 Espalier runs the class to draw, so it does that in a cage as well, with a copy of its own code.
 """

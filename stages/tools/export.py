@@ -24,7 +24,7 @@ def export_stock(model: Path, out: Path) -> float:
     scheduler = read_scheduler(model)
     place = denoiser_folder(model)
     if is_own(read_json(place / "config.json"), place):
-        raise InputError(f"{NO_STOCK}; {place} has a class of its own")
+        raise InputError(f"{NO_STOCK}; {place} has an own class")
     stock, error = to_stock(read_unet(model), scheduler.config["num_train_timesteps"])
     with writing(out) as folder:
         write_pipeline(folder, stock, scheduler, model)

@@ -122,7 +122,7 @@ def _initialise(config: Mapping[str, Any], origin: str, device: torch.device) ->
 
 
 def _folder_model(source: FolderModel, folder: Path, device: torch.device) -> PlannedModel:
-    """Open a diffusers folder by its config; one that must be converted, or has a class of its own, is fetched."""
+    """Open a diffusers folder by its config; one that must be converted, or has an own class, is fetched."""
     if not all((part / WEIGHTS).is_file() for part in components(folder)):
         return _fetched(source, device)
     place = denoiser_folder(folder) / "config.json"
@@ -152,7 +152,7 @@ def _hub_model(source: HubModel, device: torch.device) -> PlannedModel:
     path = _hub_file(source, "scheduler/scheduler_config.json", "scheduler_config.json")
     schedule = make_schedule(read_json(path), path)
     if source.trust and find_family(config) in (None, OWN):
-        raise InputError(f"{source.repo} has a class of its own; fetch it first: dvc repro fetch")
+        raise InputError(f"{source.repo} has an own class; fetch it first: dvc repro fetch")
     unet = _initialise(config, source.repo, device)
     if family_of(unet).condition_width(unet) or "vae" in _hub_index(source) or "vqvae" in _hub_index(source):
         raise InputError(f"{source.repo} has more parts than a UNet; fetch it first: dvc repro fetch")

@@ -57,7 +57,7 @@ def project(tmp_path, root, monkeypatch):
 
 
 @pytest.mark.e2e
-def test_a_class_of_its_own_goes_through_every_stage(project):
+def test_an_own_class_goes_through_every_stage(project):
     """Two rounds, labels with one for no class, guidance, features; the release draws with diffusers alone."""
     with trusting(is_trusted=True):
         dense, finetuned = (read_unet(project / "artifacts" / name) for name in ("pretrained", "finetuned"))

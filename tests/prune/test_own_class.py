@@ -99,7 +99,7 @@ def test_a_last_layer_of_zeros_hides_no_mistake(tmp_path, magnitude_of):
         verify(unet, pruned, plan)
 
 
-CONFIG_OF_ITS_OWN = "    config = None\n\n    def forward(self, x: torch.Tensor, t:"
+WITH_CONFIG = "    config = None\n\n    def forward(self, x: torch.Tensor, t:"
 WRONG = {
     "undescribed attention": ({"description": {"attention": None}}, "attention.qkv", "cannot be"),
     "other order of parts": (
@@ -161,7 +161,7 @@ WRONG = {
         "protected",
     ),
     "a name of diffusers": (
-        {"code": {"    def forward(self, x: torch.Tensor, t:": CONFIG_OF_ITS_OWN}},
+        {"code": {"    def forward(self, x: torch.Tensor, t:": WITH_CONFIG}},
         "config", "rename",
     ),
 }  # fmt: skip
@@ -249,7 +249,7 @@ def test_code_runs_in_no_command_without_trust(tmp_path, root, monkeypatch):
     for command, result in outputs.items():
         assert result.exit_code == 1, (calls[command], result.output, result.exception)
         assert "set fetch.model.trust: true in params.yaml" in result.output, (calls[command], result.output)
-    assert "class of its own" in exported.output
+    assert "own class" in exported.output
     assert any("set fetch.model.trust: true" in line for line in preview(params).refusals)
     for read in (read_unet, package._describe_context):  # the second is the part of register that opens the model
         with pytest.raises(InputError, match=r"set fetch\.model\.trust"):

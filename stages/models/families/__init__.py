@@ -107,7 +107,7 @@ def prediction(output: torch.Tensor, unet: Denoiser) -> torch.Tensor:
 
 
 def learns_variance(unet: Denoiser) -> bool:
-    """Whether the second half of a model's output is its variance; a class of its own gives the prediction alone."""
+    """Whether the second half of a model's output is its variance; an own class gives the prediction alone."""
     config = unet.config
     return CLASS_KEY not in config and bool(config["out_channels"] == 2 * config["in_channels"])
 

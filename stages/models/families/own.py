@@ -1,4 +1,4 @@
-"""A class that diffusers does not have: its code and its description stand in the folder of the model."""
+"""An own class, which diffusers does not have: its code and its description stand in the folder of the model."""
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -47,7 +47,7 @@ class Own(Family):
         Raises:
             InputError: In every case.
         """
-        found = f"{origin} describes a {config.get('denoiser_class')}, a class of its own"
+        found = f"{origin} describes a {config.get('denoiser_class')}, an own class"
         raise InputError(f"{found}, which is not supported here (docs/models.md)")
 
     def identity(self, model: Denoiser) -> str:
@@ -77,7 +77,7 @@ class Own(Family):
         return built
 
     def protected(self, model: Denoiser) -> list[nn.Module]:
-        """List the described layers, and those of the fused attentions, which are groups of their own."""
+        """List the described layers, and those of the fused attentions, which have separate groups."""
         fused = self.fused_attentions(model)
         return [
             module for name, module in model.named_modules() if name and (name in fused or _is_protected(model, name))
@@ -114,7 +114,7 @@ class Own(Family):
         return {} if width is None else {"encoder_hidden_states": torch.zeros(batch_size, 1, width, device=device)}
 
     def attention_outputs(self, model: Denoiser) -> dict[str, tuple[str, int]]:  # noqa: ARG002
-        """Name none: fused layers have groups of their own, and others are not understood."""
+        """Name none: fused layers have separate groups, and others are not understood."""
         return {}
 
     def fused_attentions(self, model: Denoiser) -> Mapping[str, FusedAttention]:
