@@ -191,18 +191,17 @@ def _describe_context(model: Path) -> dict[str, Any]:
 
 
 def _save_mlflow_model(folders: Mapping[str, Path], folder: Path) -> None:
-    """Save the folders of a version as an MLflow model; with variants, a request may name one."""
+    """Save the folders of a version as an MLflow model; a request may name a variant."""
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
 
     has_classes = read_json(folders["evidence"] / SAMPLER)["classes"] is not None
     label = [ColSpec("long", "label", required=False)] if has_classes else []
-    params = ParamSchema([ParamSpec("variant", "string", None)]) if "variants" in folders else None
     signature = ModelSignature(
         inputs=Schema([ColSpec("long", "seed"), *label]),
         outputs=Schema([ColSpec("long", "seed"), ColSpec("string", "png")]),
-        params=params,  # type: ignore[arg-type]  # None is its default
+        params=ParamSchema([ParamSpec("variant", "string", None)]),
     )
     has_graph = "variants" in folders and any(folders["variants"].rglob("*.onnx"))
     mlflow.pyfunc.save_model(

@@ -1,7 +1,6 @@
 """Versions that hold variants: their files, the gate's checks of a variant, and drawing with a graph."""
 
 import json
-import logging
 import sys
 from pathlib import Path
 
@@ -94,25 +93,19 @@ def test_a_version_without_variants_is_as_before(
     silent,
     scheduler,
     protocol,
-    caplog,
-    monkeypatch,
 ):
-    """It has no folder, no evidence, no parameter and no requirement of theirs, though dense has one.
-
-    MLflow ignores a variant that a request names, and logs it.
-    """
+    """It has no folder, evidence or requirement of theirs, though dense has one; a request for one is refused."""
     write_pipeline(tmp_path / "released", silent, scheduler)
     write_variants(tmp_path / "variants", {"dense": tmp_path / "released"}, [Kind("int8")])
     write(tmp_path / "version", tmp_path, silent, scheduler, protocol)
     paths = [entry.path for entry in list_files(tmp_path / "version").files]
 
     assert not [path for path in paths if "variant" in path]
-    assert "variant" not in (tmp_path / "version" / "MLmodel").read_text()
     assert "onnxruntime" not in (tmp_path / "version" / "requirements.txt").read_text()
-    monkeypatch.setattr(logging.getLogger("mlflow"), "propagate", True)
-    rows = mlflow.pyfunc.load_model(str(tmp_path / "version")).predict({"seed": [1]}, params={"variant": "onnx"})
-    assert len(rows) == 1
-    assert "Ignoring provided params: ['variant']" in caplog.text
+    model = mlflow.pyfunc.load_model(str(tmp_path / "version"))
+    assert len(model.predict({"seed": [1]})) == 1
+    with pytest.raises(MlflowException, match="variant 'onnx': the version does not hold it; allowed: no variant"):
+        model.predict({"seed": [1]}, params={"variant": "onnx"})
 
 
 def test_the_gate_checks_the_variant_that_the_policy_asks_for(publish, policy, quick_canary):  # noqa: ARG001
