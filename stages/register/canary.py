@@ -40,13 +40,15 @@ MEMORY_PER_BYTE = 8
 PROGRAM = Path(__file__).with_name("caged_draw.py")
 
 
-def check_canary(folder: Path, levels: float, seeds: Sequence[int] = ()) -> str:
+def check_canary(folder: Path, levels: float, seeds: Sequence[int] = (), variant: str | None = None) -> str:
     """Draw images with the code of a version, and compare them with those that its weights draw.
 
     Args:
         folder: The downloaded version.
         levels: Largest mean absolute difference of an image, in grey levels from 0 to 255.
         seeds: Seeds of an earlier check, to repeat it; empty draws new ones, which nobody could know beforehand.
+        variant: Kind of the graph with which the code draws; None for the model. A graph is opened in the cage only:
+            the images that it should draw are those of the weights, too.
 
     Returns:
         The reason of the check, with the seeds.
@@ -55,7 +57,7 @@ def check_canary(folder: Path, levels: float, seeds: Sequence[int] = ()) -> str:
         InputError: The version cannot be loaded, does not draw, or draws a blank or another image.
     """
     seeds = seeds or [secrets.randbelow(MAX_SEED) for _ in range(NUM_IMAGES)]
-    drawn = draw_isolated(folder, seeds)
+    drawn = draw_isolated(folder, seeds, variant)
     if set(drawn) != set(seeds):
         raise InputError(f"it drew images for the seeds {_join(sorted(drawn)) or 'none'}, expected {_join(seeds)}")
     worst = 0.0
@@ -76,7 +78,7 @@ def _join(seeds: Sequence[int]) -> str:
     return ", ".join(map(str, seeds))
 
 
-def draw_isolated(folder: Path, seeds: Sequence[int]) -> dict[int, bytes]:
+def draw_isolated(folder: Path, seeds: Sequence[int], variant: str | None = None) -> dict[int, bytes]:
     """Draw one image per seed with the code of a version, in a cage: seed -> PNG.
 
     Raises:
@@ -85,7 +87,7 @@ def draw_isolated(folder: Path, seeds: Sequence[int]) -> dict[int, bytes]:
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     limits = Limits(memory_bytes=BASE_MEMORY_BYTES + MEMORY_PER_BYTE * size, timeout_s=TIMEOUT_S)
     try:
-        output = run_caged(PROGRAM, ["version", *map(str, seeds)], {"version": folder}, limits)
+        output = run_caged(PROGRAM, ["version", variant or "", *map(str, seeds)], {"version": folder}, limits)
     except InputError as error:
         raise InputError(f"the version does not draw ({error.message})") from None
     lines = [re.fullmatch(rb"(\d{1,10}) ([A-Za-z0-9+/]+=*)", line) for line in output.splitlines()]
