@@ -47,13 +47,15 @@ PACKAGE = Path(__file__).parents[1]
 """The code of Espalier's stages."""
 
 
-def check_canary(folder: Path, levels: float, seeds: Sequence[int] = ()) -> str:
+def check_canary(folder: Path, levels: float, seeds: Sequence[int] = (), variant: str | None = None) -> str:
     """Draw images with the code of a version, and compare them with those that its weights draw.
 
     Args:
         folder: The downloaded version.
         levels: Largest mean absolute difference of an image, in grey levels from 0 to 255.
         seeds: Seeds of an earlier check, to repeat it; empty draws new ones, which nobody could know beforehand.
+        variant: Kind of the graph with which the code draws; None for the model. A graph is opened in the cage only:
+            the images that it should draw are those of the weights, too.
 
     Returns:
         The reason of the check, with the seeds.
@@ -62,7 +64,7 @@ def check_canary(folder: Path, levels: float, seeds: Sequence[int] = ()) -> str:
         InputError: The version cannot be loaded, does not draw, or draws a blank or another image.
     """
     seeds = seeds or [secrets.randbelow(MAX_SEED) for _ in range(NUM_IMAGES)]
-    drawn = draw_isolated(folder, seeds)
+    drawn = draw_isolated(folder, seeds, variant)
     if set(drawn) != set(seeds):
         raise InputError(f"it drew images for the seeds {_join(sorted(drawn)) or 'none'}, expected {_join(seeds)}")
     worst = 0.0
@@ -103,13 +105,13 @@ def _expected(folder: Path, seeds: Sequence[int]) -> Iterable[NDArray[Any]]:
     return (_decode_png(drawn[seed], (*sides, channels) if channels > 1 else tuple(sides)) for seed in seeds)
 
 
-def draw_isolated(folder: Path, seeds: Sequence[int]) -> dict[int, bytes]:
+def draw_isolated(folder: Path, seeds: Sequence[int], variant: str | None = None) -> dict[int, bytes]:
     """Draw one image per seed with the code of a version, in a cage: seed -> PNG.
 
     Raises:
         InputError: The version cannot be loaded, does not draw, or exceeds a limit.
     """
-    return _run(folder, PROGRAM, ["version"], seeds, {})
+    return _run(folder, PROGRAM, ["version", variant or ""], seeds, {})
 
 
 def _run(

@@ -23,7 +23,7 @@ CODE = ("stages", "flows", "dvc.yaml", "requirements.lock", "pyproject.toml")
 FileName = Literal["params.yaml", "dvc.lock", "dvc.yaml", "requirements.lock"]
 FILES: tuple[FileName, ...] = get_args(FileName)
 """Files of the workspace that are copied into the version."""
-ARRAYS = {".safetensors", ".npy"}
+ARRAYS = {".safetensors", ".npy", ".onnx"}
 
 
 class Lineage(Frozen):
@@ -38,7 +38,7 @@ class Lineage(Frozen):
     data_sha256: Sha256
     """Hash of the packed pixels."""
     outputs: dict[str, Sha256]
-    """Path in the workspace -> sha256, of all tensors, arrays and the plan, in the order of the stages."""
+    """Path in the workspace -> sha256, of all tensors, arrays, graphs and the plan, in the order of the stages."""
     runs: dict[str, dict[str, Any]]
     """Stage -> its run.json, and under `provenance` the device, time and commit of the run; null if unknown."""
     dvc_remotes: list[str]
@@ -101,8 +101,8 @@ def read_runs(compression: Compression) -> dict[str, dict[str, Any]]:
 
 
 def hash_outputs(workspace: Path) -> dict[str, str]:
-    """Hash the tensors, arrays and the plan of every stage, in the order of the stages: path -> sha256."""
-    folders = ("pretrained", "data", "reference", "importance", "pruned", "rounds", "finetuned")
+    """Hash the tensors, arrays, graphs and the plan of every stage, in the order of the stages: path -> sha256."""
+    folders = ("pretrained", "data", "reference", "importance", "pruned", "rounds", "finetuned", "variants")
     paths = (path for folder in folders for path in sorted((workspace / "artifacts" / folder).rglob("*")))
     hashed = [path for path in paths if path.suffix in ARRAYS or path.name == PLAN]
     return {path.relative_to(workspace).as_posix(): file_sha256(path) for path in hashed}

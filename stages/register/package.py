@@ -5,8 +5,9 @@ import inspect
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from contextlib import nullcontext
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -23,6 +24,7 @@ from stages.models.samplers import make_sampler
 from stages.models.trust import trusting_params
 from stages.protocol.evaluation import read_evaluation
 from stages.register.lineage import FILES, Lineage
+from stages.register.variants import copy_variants, is_graph
 from stages.runtime.errors import InputError, first_line
 from stages.runtime.schema import read_tree
 from stages.storage.files import RUN_RECORD, copy_file, read_bytes, read_json, write_json
@@ -33,9 +35,11 @@ FILES_LIST = "files.json"
 ADDED_BY_MLFLOW = "registered_model_meta"
 """File that MLflow adds to a downloaded version."""
 REQUIREMENTS = ("diffusers", "mlflow", "numpy", "pillow", "safetensors", "torch")
+RUNTIME = "onnxruntime"
+"""What a version with graphs needs besides, to draw with them."""
 CODE = "draw.py"
 ALLOWED = {".csv", ".json", ".lock", ".md", ".png", ".py", ".safetensors", ".svg", ".txt", ".yaml"}
-"""Suffixes of the files of a version, beside MLmodel; none of these formats can contain a pickle."""
+"""Suffixes of the files of a version beside MLmodel and graphs; none of these formats can contain a pickle."""
 SAMPLER = "sampler.json"
 
 
@@ -56,7 +60,7 @@ def list_files(folder: Path) -> Manifest:
 
 
 def write_package(compression: Compression, lineage: Lineage, folder: Path) -> str:
-    """Write the folder of a version: released model, evidence, and files.json, the list of all its files.
+    """Write the folder of a version: released model, its variants, evidence, and files.json, the list of all its files.
 
     Args:
         compression: The finished compression.
@@ -70,10 +74,12 @@ def write_package(compression: Compression, lineage: Lineage, folder: Path) -> s
         InputError: A file of the compression is missing or damaged.
     """
     with tempfile.TemporaryDirectory() as temporary:
-        model, evidence = Path(temporary) / "model", Path(temporary) / "evidence"
-        shutil.copytree(compression.released, model)
-        _write_evidence(compression, lineage, evidence)
-        _save_mlflow_model(model, evidence, folder)
+        folders = {name: Path(temporary) / name for name in ("model", "evidence", "variants")}
+        shutil.copytree(compression.released, folders["model"])
+        _write_evidence(compression, lineage, folders["evidence"])
+        if not copy_variants(compression, folders["variants"], folders["evidence"]):
+            del folders["variants"]
+        _save_mlflow_model(folders, folder)
     write_json(folder / FILES_LIST, list_files(folder).model_dump(mode="json"))
     return hash_list(folder)
 
@@ -112,14 +118,21 @@ def check_files(folder: Path, content: str | None) -> None:
         raise InputError(f"the version was tampered with: {found}")
 
 
-def check_formats(folder: Path) -> None:
+def check_formats(folder: Path) -> list[Path]:
     """Refuse files that could be unpickled: a version is text, images and safetensors, and MLflow loads it as code.
+
+    Variants may be ONNX graphs, which are protobuf with numbers and the names of operators.
+
+    Returns:
+        The graphs.
 
     Raises:
         InputError: A file has another format, or MLmodel names another loader.
     """
     paths = [path for path in folder.rglob("*") if path.is_file() and path.name not in ("MLmodel", ADDED_BY_MLFLOW)]
-    other = sorted(path.relative_to(folder).as_posix() for path in paths if path.suffix not in ALLOWED)
+    graphs = [path for path in paths if is_graph(path.relative_to(folder))]
+    unknown = [path for path in paths if path.suffix not in ALLOWED and path not in graphs]
+    other = sorted(path.relative_to(folder).as_posix() for path in unknown)
     if other:
         raise InputError(
             f"{', '.join(other[:5])}: the format may contain a pickle; allowed: {', '.join(sorted(ALLOWED))}"
@@ -132,6 +145,7 @@ def check_formats(folder: Path) -> None:
         raise InputError("MLmodel is damaged; register the compression again") from None
     if flavors != {"python_function"} or loader != ("mlflow.pyfunc.loaders.code_model", CODE, None):
         raise InputError(f"MLmodel names another loader than the code in {CODE}; register the compression again")
+    return graphs
 
 
 def _write_evidence(compression: Compression, lineage: Lineage, folder: Path) -> None:
@@ -183,26 +197,37 @@ def _describe_context(model: Path) -> dict[str, Any]:
     return {"latent_scale": autoencoder.scale if autoencoder else None, **classes}
 
 
-def _save_mlflow_model(model: Path, evidence: Path, folder: Path) -> None:
+def _save_mlflow_model(folders: Mapping[str, Path], folder: Path) -> None:
+    """Save the folders of a version as an MLflow model; a request may name a variant."""
     import mlflow
     from mlflow.models import ModelSignature
-    from mlflow.types.schema import ColSpec, Schema
+    from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
 
-    has_classes = read_json(evidence / SAMPLER)["classes"] is not None
+    has_classes = read_json(folders["evidence"] / SAMPLER)["classes"] is not None
     label = [ColSpec("long", "label", required=False)] if has_classes else []
     signature = ModelSignature(
         inputs=Schema([ColSpec("long", "seed"), *label]),
         outputs=Schema([ColSpec("long", "seed"), ColSpec("string", "png")]),
+        params=ParamSchema([ParamSpec("variant", "string", None)]),
     )
+    has_graph = "variants" in folders and any(folders["variants"].rglob("*.onnx"))
     mlflow.pyfunc.save_model(
         folder,
         python_model=str(Path(__file__).with_name(CODE)),
-        artifacts={"model": str(model), "evidence": str(evidence)},
+        artifacts={name: str(path) for name, path in folders.items()},
         signature=signature,
         input_example={"seed": [0, 1]},
-        pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
+        pip_requirements=[_require(name) for name in (*REQUIREMENTS, *([RUNTIME] if has_graph else []))],
     )
     _remove_varying_fields(folder / "MLmodel")
+
+
+def _require(name: str) -> str:
+    """Pin a package to the version that is installed; a graph can come from a machine with another runtime."""
+    try:
+        return f"{name}=={version(name).partition('+')[0]}"
+    except PackageNotFoundError:
+        return name
 
 
 def _remove_varying_fields(path: Path) -> None:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator
 
 from stages.models.params import PrecisionName
+from stages.models.variants.kinds import Kind, parse_kind
 from stages.runtime.schema import Section, read_yaml
 
 Tolerance = Annotated[float, Field(ge=0)]
@@ -90,6 +91,38 @@ class CanaryTolerance(Section):
     """Largest mean absolute difference of an image, in grey levels from 0 to 255."""
 
 
+class VariantLimit(Section):
+    """A variant of the finetuned model that a version must hold, and how good and fast it must be."""
+
+    kind: str | tuple[str, ...]
+    """Its kind as in the block variants of params.yaml: onnx, int8-dynamic, int8, int4, cache-N, or a list such as
+    [int8, cache-2]."""
+    fid: FidTolerance
+    """Largest FID above the dense model's, as in `dense`."""
+    fid_dense: FidTolerance | None = None
+    """Largest FID to the dense model's images, as in `dense`. Null: not checked."""
+    ssim: Annotated[float, Field(ge=0, le=1)]
+    """Largest SSIM below 1, as in `dense`."""
+    speed_up: Tolerance | None = None
+    """Least speed-up over the dense model in PyTorch, as a factor, at the lower end of the 95 % interval, in the
+    runtime that the variant is for. Null: not checked."""
+    batch: Annotated[int, Field(ge=1)] = 1
+    """Batch size at which `speed_up` counts, in images."""
+    levels: Annotated[float, Field(ge=0, le=255)] = 1.0
+    """For graphs, largest mean absolute difference of an image that the version draws with the variant from the one
+    that Espalier draws from the version's weights, in grey levels from 0 to 255."""
+
+    @field_validator("kind")
+    @classmethod
+    def _is_kind(cls, kind: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        parse_kind(kind)
+        return kind
+
+    def parsed(self) -> Kind:
+        """Return the kind."""
+        return parse_kind(self.kind)
+
+
 class Policy(Section):
     """What a version must fulfil to become the champion."""
 
@@ -98,6 +131,8 @@ class Policy(Section):
     budget: MacsLimit
     latency: LatencyLimit
     canary: CanaryTolerance
+    variant: VariantLimit | None = None
+    """A variant that every version must hold. Null: none is asked for."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from stages.register.ledger import SUFFIX
 from stages.register.lineage import Lineage, read_workspace_lineage
 from stages.register.package import hash_folder, write_package
 from stages.register.registry import CHALLENGER, CHAMPION, CONTENT, GATE, OURS, Registry
+from stages.register.variants import own_variants
 from stages.runtime.errors import InputError, first_line
 from stages.runtime.wording import count
 from stages.storage.s3 import open_store
@@ -52,6 +53,8 @@ def register(compression: Compression, unsent: Path, name: str | None) -> "tuple
     content, source = _upload(registry, run_id, compression, _push_to_store(compression, lineage, name))
     registry.create_model(f"{name}{SUFFIX}")  # the owner of the model must own its ledger, too
     tags = {COMPRESSION_TAG: content_id, CONTENT: content, **_tags(record, lineage)}
+    if kinds := own_variants(compression):
+        tags["espalier.variants"] = ", ".join(kinds)
     registry.create(name, source, run_id, tags, _description(record, compression.reports, run_id))
     return _keep_first(registry, name, content_id), True
 

@@ -2,13 +2,16 @@
 
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from stages.protocol.costs import CostsRecord, read_costs
+from stages.protocol.costs import CostsRecord, read_costs, read_variant_costs
 from stages.protocol.evaluation import DENSE, EvaluationRecord, read_evaluation
+from stages.protocol.variants import read_variants
 from stages.protocol.verdict import FINETUNED, Verdict, judge
 from stages.register.gate import run_limit_checks
 from stages.register.policy import load_policy
+from stages.register.variant_checks import run_variant_limits
 from stages.report.markdown import markdown_table
 from stages.report.table import HEADER, latency_to_text, protocol_to_text, to_rows
 from stages.report.templates import WORDS
@@ -70,7 +73,11 @@ def write_gate(found: FinishedReports, policy: Path) -> str:
     Raises:
         InputError: The policy is missing or invalid.
     """
-    checks = list(run_limit_checks(found.record, lambda: found.costs, load_policy(policy)))
+    limits, folder = load_policy(policy), found.folder
+    checks = list(run_limit_checks(found.record, lambda: found.costs, limits))
+    if limits.variant is not None:
+        costs = partial(read_variant_costs, folder / "costs")
+        checks += run_variant_limits(found.record, lambda: read_variants(folder / "variants"), costs, limits.variant)
     failed = sum(not check.passed for check in checks)
     result = f"{failed} of {len(checks)} limits missed" if failed else f"all {len(checks)} limits met"
     rows = [[MARKS[check.passed], check.name, check.reason] for check in checks]

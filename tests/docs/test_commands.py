@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 from flows.__main__ import main
 from flows.workspaces.overrides import apply, parse_grid, parse_limits, parse_overrides
 from stages.params import Params
+from stages.register.policy import Policy, load_policy
 from stages.runtime.bounded import parse_yaml
 from tests.markdown import ROOT, blocks, commands, inline_commands, pages
 
@@ -201,13 +202,15 @@ if o; then p; fi; q "$(r s)"; t $(u v)
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_of_params_is_allowed(page):
-    """A block of YAML whose keys are those of params.yaml is valid in place of these keys."""
+    """A block of YAML whose keys are those of params.yaml or of the promotion policy is valid in their place."""
     for block in blocks(page, "yaml"):
         text = block.text.replace("<commit>", "a" * 40)
         tree = parse_yaml(re.sub(r"<[^>]+>", SHA, text), block.place)
         if set(tree) <= set(Params.model_fields):
             values = {f"{part}.{key}": value for part, keys in tree.items() for key, value in keys.items()}
             apply(values, ROOT / "params.yaml")
+        elif set(tree) <= set(Policy.model_fields):
+            Policy.model_validate(load_policy(ROOT / "mlflow" / "promotion.yaml").model_dump() | tree)
         else:
             assert page in ("docs/ci.md", "docs/how-to/cluster.md"), f"{block.place} is neither params nor a workflow"
 

@@ -111,7 +111,8 @@ def check_cages(released, project):
     """A promotion draws with the version's code and with Espalier, each in a cage; outside its class does not run."""
     shutil.copytree(project / "reports" / "evaluate", project / "evidence" / "evaluation")
     shutil.copytree(released, project / "in" / "model")
-    package._save_mlflow_model(project / "in" / "model", project / "evidence", project / "version")
+    folders = {"model": project / "in" / "model", "evidence": project / "evidence"}
+    package._save_mlflow_model(folders, project / "version")
     found = check_canary(project / "version", 1.0, [5, 6])
 
     assert "2 images from the seeds 5, 6" in found

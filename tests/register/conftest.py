@@ -1,5 +1,6 @@
 """Fixtures: versions of a tiny model in a registry of the test's own."""
 
+import base64
 import shutil
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import pytest
 from stages.models.pipeline import write_pipeline
 from stages.protocol.evaluation import Metric
 from stages.protocol.intervals import estimate
+from stages.register import caged_draw
 from stages.register.lineage import FILES, Lineage
 from stages.register.package import FILES_LIST, hash_list, list_files, write_package
 from stages.register.policy import Policy
@@ -71,8 +73,8 @@ def package(registry, tmp_path, unet, scheduler, protocol, make_once):  # noqa: 
 
 
 def write(folder, tmp_path, unet, scheduler, protocol, pipeline=None):
-    """Write the folder of a version, of the pipeline in a folder or of a UNet alone."""
-    released, evaluated = pipeline or tmp_path / "released", tmp_path / "evaluated"
+    """Write the folder of a version, of a UNet or the pipeline in a folder, and the variants in the folder beside."""
+    released, evaluated, variants = pipeline or tmp_path / "released", tmp_path / "evaluated", tmp_path / "variants"
     for name in FILES:
         (tmp_path / name).write_text(f"# the {name} of the version\n")
     if not pipeline:
@@ -89,13 +91,23 @@ def write(folder, tmp_path, unet, scheduler, protocol, pipeline=None):
         files={name: file_sha256(tmp_path / name) for name in FILES},
         data_sha256="d" * 64,
         outputs={
-            f"artifacts/finetuned/{name}": file_sha256(released / name) for name in (WEIGHTS, "pruning_plan.json")
+            **{f"artifacts/finetuned/{name}": file_sha256(released / name) for name in (WEIGHTS, "pruning_plan.json")},
+            **{
+                f"artifacts/variants/{path.relative_to(variants)}": file_sha256(path) for path in variants.glob("*/*/*")
+            },
         },
         runs={},
         dvc_remotes=[],
     )
-    compression = SimpleNamespace(released=released, folders={"evaluate": evaluated, "costs": tmp_path / "costs"})
+    folders = {"evaluate": evaluated, "costs": tmp_path / "costs", "variants": variants}
+    compression = SimpleNamespace(released=released, reports=tmp_path / "reports", folders=folders)
     write_package(compression, lineage, folder)
+
+
+def draw_in_process(folder, seeds, variant=None):
+    """Draw the canary in this process and not in a cage; the function is the same."""
+    rows = (line.split() for line in caged_draw.draw(str(folder), seeds, variant))
+    return {int(seed): base64.b64decode(png) for seed, png in rows}
 
 
 @pytest.fixture

@@ -120,7 +120,7 @@ def test_the_code_of_a_sound_version_draws_what_its_weights_draw(package, monkey
     """To the last bit; the seeds are drawn anew for each decision, and repeat it."""
     drawn, draw_isolated = {}, canary.draw_isolated
 
-    def draw_once(folder, seeds):
+    def draw_once(folder, seeds, _variant):
         drawn.update(drawn or draw_isolated(folder, seeds))
         return {seed: drawn[seed] for seed in seeds}
 

@@ -35,6 +35,7 @@ from stages.register.registry import EVIDENCE, MODEL, WITHDRAWN, Registry, refus
 from stages.runtime.errors import InputError
 from stages.storage.files import read_json, write_json
 from stages.storage.tensors import read_tensors, write_tensors
+from tests.register.conftest import draw_in_process
 from tests.servers import ROOT
 
 NAME, WEIGHTS = "tiny", "unet/diffusion_pytorch_model.safetensors"
@@ -47,14 +48,9 @@ def real_canary():
 
 @pytest.fixture(autouse=True)
 def quick_canary(request, monkeypatch):
-    """Draw the canary in this process unless the test requests `real_canary`; the function is the same."""
-
-    def draw_quickly(folder, seeds):
-        rows = (line.split() for line in caged_draw.draw(str(folder), seeds))
-        return {int(seed): base64.b64decode(png) for seed, png in rows}
-
+    """Draw the canary in this process unless the test requests `real_canary`."""
     if "real_canary" not in request.fixturenames:
-        monkeypatch.setattr(canary, "draw_isolated", draw_quickly)
+        monkeypatch.setattr(canary, "draw_isolated", draw_in_process)
 
 
 def outcomes(registry):
@@ -402,7 +398,7 @@ def test_an_invalid_picture_is_refused(publish, policy, monkeypatch, png):
         Image.new("L", (16 if png == "wide" else 8, 8), 77).save(buffer, "PNG")
         png = claim_size(buffer.getvalue(), 60000) if png == "huge" else buffer.getvalue()
     publish()
-    monkeypatch.setattr(canary, "draw_isolated", lambda _, seeds: dict.fromkeys(seeds, png))
+    monkeypatch.setattr(canary, "draw_isolated", lambda _, seeds, __: dict.fromkeys(seeds, png))
 
     (reason,) = refusals(promote(NAME, None, policy, None)).values()
     assert re.search("image of the canary is invalid|gives a blank image|of another size or kind than 8 x 8", reason)

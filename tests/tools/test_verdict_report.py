@@ -109,6 +109,17 @@ def test_the_gate_says_which_limits_are_missed(reported, project, fid, result):
     assert ("✗ | FID against dense" in output) is (fid > 1)
 
 
+def test_the_limits_of_a_variant_are_among_those_of_the_gate(reported, tmp_path):
+    """Where the policy asks for one; a run that measured none misses them in one line."""
+    asked = "variant: {kind: onnx, fid: 0.2, ssim: 0.1}\n"
+    (tmp_path / "policy.yaml").write_text(POLICY + asked)
+    write_json(tmp_path / "reports/variants/variants.json", {"variants": {}})
+    _, output = reported("--markdown")
+
+    assert "#### Gate: 1 of 5 limits missed" in output
+    assert "✗ | onnx measured | finetuned+onnx was not measured; measured: no variant" in output
+
+
 def test_a_broken_model_is_said_to_be_worse(reported, project):
     """First of all."""
     project("reports", fid=9.0, ssim=0.104, visible=12)
