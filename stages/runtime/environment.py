@@ -31,6 +31,16 @@ TRACKING = (*WEB, "sqlite", "postgresql", "mysql", "mssql", "file", "databricks"
 """Schemes of MLFLOW_TRACKING_URI; a database's may name a driver, as in postgresql+psycopg2."""
 
 
+KERNELS = (
+    "ATEN_CPU_CAPABILITY",
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "ONEDNN_MAX_CPU_ISA",
+    "OPENBLAS_CORETYPE",
+    "OPENBLAS_L2_SIZE",
+    "OPENBLAS_NUM_THREADS",
+)
+"""Variables that choose the kernels of a CPU, and so the order of sums."""
 SHARED_VARIABLE = "ESPALIER_SHARED_MACHINE"
 """A flow sets it where several cells run on one machine at once: the seconds of a command then do not show its cost."""
 

@@ -21,6 +21,7 @@ import torch
 
 from stages.runtime.code_hash import STAGES, hash_code
 from stages.runtime.device import WORKSPACE_VARIABLE
+from stages.runtime.environment import KERNELS
 from stages.runtime.git import git_output
 from stages.runtime.schema import Section
 from stages.storage.files import RUN_RECORD, file_sha256, read_json, write_json
@@ -62,8 +63,8 @@ def write_provenance(folder: Path, **found: Any) -> None:  # noqa: ANN401  # any
 def fingerprint(stage: str, inputs: Iterable[Path], **params: Params) -> str:
     """Hash all that decides the outcome of a stage: code, params, inputs without their run.json, versions and device.
 
-    The number of threads and the set of instructions decide the order of sums on a CPU and count only there; on a GPU
-    the workspace of cuBLAS does.
+    The number of threads, the set of instructions and the variables that choose kernels decide the order of sums on a
+    CPU and count only there; on a GPU the workspace of cuBLAS does.
     """
     device = _device()
     if device["cuda"]:
@@ -89,4 +90,5 @@ def _device() -> dict[str, Any]:
     found = {"name": name, "cuda": cuda, "threads": torch.get_num_threads()}
     if cuda:
         return found | {"cublas_workspace": os.environ.get(WORKSPACE_VARIABLE, "")}
-    return found | {"instructions": torch.backends.cpu.get_cpu_capability()}
+    kernels = " ".join(f"{name}={os.environ[name]}" for name in KERNELS if name in os.environ)
+    return found | {"instructions": torch.backends.cpu.get_cpu_capability(), "kernels": kernels}

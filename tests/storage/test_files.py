@@ -233,6 +233,9 @@ def test_threads_decide_a_training_on_the_cpu_alone(tmp_path, params, monkeypatc
         return len(set(found))
 
     assert prints() == 2
+    before = fingerprint("finetune", [tmp_path], finetune=params.finetune)
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Prescott")  # as do other kernels
+    assert fingerprint("finetune", [tmp_path], finetune=params.finetune) != before
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     assert prints() == 1

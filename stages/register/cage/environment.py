@@ -5,7 +5,10 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from stages.runtime.environment import KERNELS
+
 ALLOWED = (
+    *KERNELS,
     "LANG",
     "LANGUAGE",
     "LC_ALL",
