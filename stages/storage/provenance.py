@@ -90,5 +90,5 @@ def _device() -> dict[str, Any]:
     found = {"name": name, "cuda": cuda, "threads": torch.get_num_threads()}
     if cuda:
         return found | {"cublas_workspace": os.environ.get(WORKSPACE_VARIABLE, "")}
-    kernels = {name: os.environ[name] for name in KERNELS if name in os.environ}
+    kernels = " ".join(f"{name}={os.environ[name]}" for name in KERNELS if name in os.environ)
     return found | {"instructions": torch.backends.cpu.get_cpu_capability(), "kernels": kernels}
