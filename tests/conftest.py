@@ -156,6 +156,12 @@ def _without_mlflows_stand_in():
 
 
 @pytest.fixture(autouse=True)
+def _without_the_default_database(monkeypatch):
+    """Forget the database that a command of an earlier test chose, since no variable named one."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(autouse=True)
 def _accelerate_starts_anew():
     """Let each test choose the precision of trainings, which accelerate sets once per process."""
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -64,14 +64,19 @@ def draw_many(request: Request) -> str:
 
 @contextmanager
 def _recorded(job: Job, progress: "Progress") -> Iterator[DrawRun]:
-    """Open the MLflow run of a job, and end it with a failure of the block."""
+    """Open the MLflow run of a job, and end it with a failure of the block.
+
+    A mistake that is found before the first image leaves no run.
+    """
     params = {**job.model_dump(mode="json", exclude={"files"}), **job.files}
     run = DrawRun(job.id, f"{job.model} {job.first_seed}:{job.end_seed}", params)
     try:
         yield run
     except BaseException as error:
-        run.log(progress.counted, progress.rate)
-        run.close("FAILED" if isinstance(error, InputError) else "KILLED")
+        is_mistake = isinstance(error, InputError)
+        if not is_mistake or progress.counted > progress.before:
+            run.log(progress.counted, progress.rate)
+            run.close("FAILED" if is_mistake else "KILLED")
         raise
 
 

@@ -51,14 +51,16 @@ def draw_shards(root, tmp_path, monkeypatch):
         (["--format", "png", "--out", "s3://bucket"], "--format png writes a folder"),
     ],
 )
-def test_an_option_that_does_not_fit_is_one_line(draw_shards, model_folder, tmp_path, options, message):
-    """Before any worker is started."""
+def test_an_option_that_does_not_fit_is_one_line(draw_shards, model_folder, tmp_path, monkeypatch, options, message):
+    """Before anything is drawn, and without a run in MLflow."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     code, output = draw_shards(*(["--model", model_folder] if "--model" not in options else []), *options)
 
     assert code == 1
     (line,) = output.splitlines()
     assert message in line
     assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "mlflow.db").exists()
 
 
 @pytest.mark.parametrize(

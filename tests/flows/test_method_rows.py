@@ -72,7 +72,8 @@ def test_rows_differ_in_what_their_names_state(plan, params):
 
     assert [it.importance.criterion for it in rows.values()] == [
         *("diff-pruning", "random", "magnitude", "taylor"),
-        *["diff-pruning"] * 4,
+        *["diff-pruning"] * 3,
+        *("no-cancel-taylor", "diff-pruning"),
     ]
     thresholds = {name: it.importance.threshold for name, it in rows.items() if it.importance.criterion[:4] == "diff"}
     assert list(thresholds.values()) == [params.importance.threshold, 0, 0.02, 0.05, params.importance.threshold]
