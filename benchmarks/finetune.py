@@ -1,6 +1,6 @@
 """The pruned digits model -> time of a step of `Trainer`, of a minimal loop and of one like diffusers' example.
 
-With `--jacobian` time and memory of steps with and without the Jacobian loss, beside distillation of the output.
+With `--losses` time and memory of a step by its losses: noise alone, distillation, and the Jacobian loss beside it.
 
 The loops alternate step by step in one process, so that other load on the machine affects them equally. The example's
 loop is written from its description: PIL images through torchvision's transforms and a DataLoader, accelerate, AdamW
@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from stages.data.images import read_images, to_model_range
+from stages.finetune.distillation import read_teacher
 from stages.finetune.forecast import peak_memory_bytes
 from stages.finetune.params import EngineParams, FinetuneParams, JacobianParams, LossParams
 from stages.finetune.trainer import Trainer
@@ -46,13 +47,22 @@ DEFAULT_LOSS = LossParams()
 PERIOD = 4
 """Steps that are timed together, so that each has its share of a loss of each 4th step."""
 JACOBIANS = {
-    "without": None,
-    "every step, all images": (1, 1),
-    "every step, a quarter": (1, 4),
-    "each 4th step, all images": (PERIOD, 1),
-    "each 4th step, a quarter": (PERIOD, 4),
+    "output, Jacobian every step, all images": (1, 1),
+    "output, Jacobian every step, a quarter": (1, 4),
+    "output, Jacobian each 4th step, all images": (PERIOD, 1),
+    "output, Jacobian each 4th step, a quarter": (PERIOD, 4),
 }
 """Row -> `every`, and the share of the batch that the Jacobian loss is computed on: one of so many."""
+LOSSES = {
+    "noise": LossParams(noise=1),
+    "output": LossParams(noise=0, output=1),
+    "output, feature": LossParams(noise=0, output=1, feature=0.1),
+    **{
+        row: LossParams(noise=0, output=1, jacobian=JacobianParams(weight=0.1, every=every))
+        for row, (every, _) in JACOBIANS.items()
+    },
+}
+"""Row -> its losses; the Jacobian loss takes the share of its row in `JACOBIANS`."""
 
 
 class TrainingLoops:
@@ -79,16 +89,17 @@ class TrainingLoops:
             loss=loss,
             engine=engine,
         )
-        dense = (read_unet(teacher, self.device).requires_grad_(requires_grad=False), {}) if teacher else None
+        dense = read_teacher(teacher, self.model, self.device) if teacher else None
         trainer = Trainer(read_unet(self.model, self.device), self.scheduler, self.images, params, 0, dense)
         return kernels(deterministic=engine.deterministic)(trainer.step)
 
-    def distilling(self, row: str, teacher: Path) -> Step:
-        """Build `PERIOD` steps of output distillation, with the Jacobian loss of a row of `JACOBIANS`."""
-        jacobian = None
-        if chosen := JACOBIANS[row]:
-            jacobian = JacobianParams(weight=0.1, every=chosen[0], images=self.batch_size // chosen[1])
-        step = self.ours(EngineParams(), LossParams(noise=0, output=1, jacobian=jacobian), teacher)
+    def with_losses(self, row: str, teacher: Path) -> Step:
+        """Build `PERIOD` steps with the losses of a row of `LOSSES`."""
+        loss = LOSSES[row]
+        if loss.jacobian:
+            images = self.batch_size // JACOBIANS[row][1]
+            loss = loss.model_copy(update={"jacobian": loss.jacobian.model_copy(update={"images": images})})
+        step = self.ours(EngineParams(), loss, teacher)
 
         def steps() -> None:
             """Take the steps."""
@@ -215,21 +226,21 @@ def table(timings: dict[str, list[float]], batch_size: int) -> str:
 
 def peak_memory(model: Path, data: Path, batch_size: int, row: str, teacher: Path) -> int:
     """Take the steps of a row twice and return the peak memory of this process in bytes."""
-    steps = TrainingLoops(model, data, batch_size).distilling(row, teacher)
+    steps = TrainingLoops(model, data, batch_size).with_losses(row, teacher)
     steps()
     steps()
     return peak_memory_bytes()
 
 
-def jacobian_table(model: Path, data: Path, batch_size: int, rounds: int, teacher: Path) -> str:
-    """Format a Markdown table of what a Jacobian step costs: time, and the peak memory of a process that takes it."""
+def loss_table(model: Path, data: Path, batch_size: int, rounds: int, teacher: Path) -> str:
+    """Format a Markdown table of what a step costs by its losses: time, and the peak memory of a process of its own."""
     loops = TrainingLoops(model, data, batch_size)
-    lines = ["| Jacobian loss | ms per step | ratio to without | peak memory in MiB |", "| --- | ---: | ---: | ---: |"]
+    lines = ["| losses | ms per step | ratio to noise | peak memory in MiB |", "| --- | ---: | ---: | ---: |"]
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
-        peaks = {row: pool.submit(peak_memory, model, data, batch_size, row, teacher).result() for row in JACOBIANS}
-    timings = measure({row: loops.distilling(row, teacher) for row in JACOBIANS}, rounds)
+        peaks = {row: pool.submit(peak_memory, model, data, batch_size, row, teacher).result() for row in LOSSES}
+    timings = measure({row: loops.with_losses(row, teacher) for row in LOSSES}, rounds)
     for row, seconds in timings.items():
-        ratio = median(mine / other for mine, other in zip(seconds, timings["without"], strict=True))
+        ratio = median(mine / other for mine, other in zip(seconds, timings["noise"], strict=True))
         lines.append(f"| {row} | {1000 * median(seconds) / PERIOD:.1f} | {ratio:.2f}× | {peaks[row] / 2**20:.0f} |")
     return "\n".join(lines)
 
@@ -247,14 +258,14 @@ def jacobian_table(model: Path, data: Path, batch_size: int, rounds: int, teache
     default=list(ENGINES),
     help="Settings to time; tf32 is left out where the device has none.",
 )
-@click.option("--jacobian", is_flag=True, help="Measure the cost of the Jacobian loss instead, in rounds of 4 steps.")
-@click.option("--teacher", type=Path, default=Path("artifacts/pretrained"), help="Dense model, for --jacobian.")
+@click.option("--losses", is_flag=True, help="Measure the cost of the losses instead, in rounds of 4 steps.")
+@click.option("--teacher", type=Path, default=Path("artifacts/pretrained"), help="Dense model, for --losses.")
 def main(
-    model: Path, data: Path, batch_size: int, rounds: int, engines: tuple[str, ...], *, jacobian: bool, teacher: Path
+    model: Path, data: Path, batch_size: int, rounds: int, engines: tuple[str, ...], *, losses: bool, teacher: Path
 ) -> None:
     """Time the loops and print the table."""
-    if jacobian:
-        click.echo(jacobian_table(model, data, batch_size, rounds, teacher))
+    if losses:
+        click.echo(loss_table(model, data, batch_size, rounds, teacher))
         return
     loops = TrainingLoops(model, data, batch_size)
     steps = {"bare": loops.bare(), "example": loops.example()}
