@@ -111,6 +111,21 @@ def test_a_wrong_item_is_told_once(changed):
         load_params(changed("variants", {"kinds": []}))
 
 
+def test_a_text_in_place_of_a_block_names_its_keys(changed):
+    """What stands there is often the value of one of them."""
+    with pytest.raises(InputError, match=r"write a block, .* in each line; it has name, weights, sha256"):
+        load_params(changed("reference.extractor", "inception-v3-compat"))
+
+
+def test_a_misspelt_key_is_told_before_the_one_that_is_missing(root, tmp_path):
+    """Both are true; the first is what to change."""
+    text = (root / "params.yaml").read_text().replace("  num_images: 500", "  num_image: 500")
+    (tmp_path / "params.yaml").write_text(text)
+
+    with pytest.raises(InputError, match=r"num_image is not a known key; .*; reference\.num_images: field"):
+        load_params(tmp_path / "params.yaml")
+
+
 def test_a_default_that_could_not_be_computed_is_not_told(root, tmp_path):
     """The value that it is computed from is wrong, and is told alone."""
     tree = YAML(typ="safe").load((root / "params.yaml").read_text())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-TABLE, PAGE = Path("reports/summary/results.md"), Path("reports/index.html")
+SUMMARY, PAGE = Path("reports/summary"), Path("reports/index.html")
 
 
 def log(line: str) -> None:
@@ -25,13 +25,17 @@ def run(arguments: tuple[str, ...]) -> None:
     """
     from flows.workspaces.running import run_stages
     from stages.params import load_params
+    from stages.report.templates import WORDS
+    from stages.storage.files import read_json
 
     load_params(Path("params.yaml"))
     allow_no_git(Path())
     if code := run_stages(arguments):
         sys.exit(code)
     if not arguments:  # otherwise the results may be those of an earlier run
-        click.echo(TABLE.read_text(), nl=False)
+        verdict, results = read_json(SUMMARY / "verdict.json"), (SUMMARY / "results.md").read_text()
+        click.echo(f"{WORDS[verdict['level']]}. {verdict['sentence']}\n")
+        click.echo(results.partition("\n\n")[2], nl=False)  # without the verdict, which stands there in bold
         click.echo(f"Look at it: {PAGE}")
 
 

@@ -109,7 +109,9 @@ def validate_tree(tree: object, model: type[Model], name: str) -> Model:
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        errors = error.errors()
+        errors = sorted(
+            error.errors(), key=lambda it: it["type"] != "extra_forbidden"
+        )  # a misspelt key is missing, too
         told = [printable(_explain(each, model)) for each in errors if not _follows(each, errors)]
         raise InputError(f"{name}: {'; '.join(told)}") from None
 
@@ -129,6 +131,8 @@ def _explain(error: ErrorDetails, model: type[BaseModel]) -> str:
     if error["type"] == "extra_forbidden":
         return _explain_unknown(key, model, source)
     message = _plain_message(error)
+    if error["type"] in BLOCKS and (inner := [it for it in known_keys(model) if it.rpartition(".")[0] == key]):
+        message += f"; it has {', '.join(it.rpartition('.')[2] for it in inner)}"
     if isinstance(error["input"], dict):  # a whole block is too long for the message
         return f"{key}: {message[0].lower()}{message[1:]}"
     return f"{key} is {reprlib.repr(error['input'])}: {message[0].lower()}{message[1:]}"
@@ -143,9 +147,10 @@ def _explain_unknown(key: str, model: type[BaseModel], source: str | int | None)
     return f"{key} is not a known key; {advice}"
 
 
+BLOCKS = ("model_type", "model_attributes_type", "dict_type", "mapping_type")
 _BLOCK, _LIST = "write a block, with a key and a value in each line", "write a list such as [a, b]"
 PLAIN = {
-    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type", "mapping_type"), _BLOCK),
+    **dict.fromkeys(BLOCKS, _BLOCK),
     **dict.fromkeys(("tuple_type", "list_type"), _LIST),
     "missing": "field required; add it, with null where the block is optional",
 }

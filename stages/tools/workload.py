@@ -169,7 +169,9 @@ def _importance(params: Params, size: ModelSize, *, with_report: bool = True) ->
     if importance.draw:
         guided = 2 if importance.draw.guidance not in (None, 1) else 1
         passes["dense"] = passes["gradient"] * importance.draw.steps * guided
-    text = f"about {count(round(used), 'timestep')} × {count(importance.num_images, 'image')}"
+    most = len(choose_timesteps(size.num_timesteps, importance.stride, importance.num_timesteps))
+    ended = f", at most {most}," if used < most else ""
+    text = f"about {count(round(used), 'timestep')}{ended} × {count(importance.num_images, 'image')}"
     return Work(passes, text, round(used), importance.num_images, size.dense_params * BYTES)
 
 

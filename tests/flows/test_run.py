@@ -6,6 +6,16 @@ from click.testing import CliRunner
 from flows.__main__ import main
 from flows.commands import run as run_module
 from flows.workspaces import running
+from stages.storage.files import write_json
+
+RESULTS = "Changed. Half as large.\n\n| model |\nLook at it: reports/index.html\n"
+
+
+def write_results(project):
+    """Write what the stage report leaves."""
+    (project / "reports/summary").mkdir(parents=True)
+    (project / "reports/summary/results.md").write_text("**Half as large.**\n\n| model |\n")
+    write_json(project / "reports/summary/verdict.json", {"level": "changed", "sentence": "Half as large."})
 
 
 @pytest.fixture
@@ -25,8 +35,7 @@ def stages(project, monkeypatch):
 
     def run_stages(arguments):
         seen.append(arguments)
-        (project / "reports/summary").mkdir(parents=True)
-        (project / "reports/summary/results.md").write_text("| model |\n")
+        write_results(project)
         return 0
 
     monkeypatch.setattr(running, "run_stages", run_stages)
@@ -37,7 +46,7 @@ def test_the_results_and_the_page_are_printed_after_the_stages(stages):
     """All stages are brought up to date."""
     result = CliRunner().invoke(main, ["run"])
 
-    assert (result.exit_code, result.stdout) == (0, "| model |\nLook at it: reports/index.html\n")
+    assert (result.exit_code, result.stdout) == (0, RESULTS)
     assert stages == [()]
 
 
@@ -86,10 +95,9 @@ def test_a_folder_without_git_is_told_once(project):
 def test_the_lines_of_the_stages_are_printed(project):
     """Those of a real DVC, which has nothing to do in a project without stages."""
     (project / "dvc.yaml").write_text("stages: {}\n")
-    (project / "reports/summary").mkdir(parents=True)
-    (project / "reports/summary/results.md").write_text("| model |\n")
+    write_results(project)
     result = CliRunner().invoke(main, ["run"])
 
     assert result.exit_code == 0, result.output
     assert "Data and pipelines are up to date." in result.stdout
-    assert result.stdout.endswith("| model |\nLook at it: reports/index.html\n")
+    assert result.stdout.endswith(RESULTS)
