@@ -15,6 +15,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from stages.protocol.evaluation import VISIBLE_SSIM
 from stages.protocol.verdict import FINETUNED, rate_speed
+from stages.report.legend import legend_above
 from stages.report.report_data import ReportData
 from stages.report.speed import rows_by_setting
 from stages.report.variant_figures import draw_size, draw_time
@@ -97,7 +98,7 @@ def _pareto(axis: Axes, *, report: ReportData) -> None:
     axis.annotate("real halves", where, xycoords=("axes fraction", "data"), va="bottom", fontsize=8)
     axis.set(xlabel="million MACs a pass", ylabel="FID (logarithmic)", xlim=(0, None))
     plain_log(axis)
-    axis.legend()
+    legend_above(axis)
 
 
 def _recovery(axis: Axes, *, report: ReportData) -> None:
@@ -118,8 +119,8 @@ def _widths(axis: Axes, *, report: ReportData) -> None:
     for name in middles:
         axis.axvline(parts.index(name), color=mpl.rcParams["axes.edgecolor"], linewidth=0.6)
     axis.grid(visible=False, axis="x")
-    axis.set(ylabel="channels out", xlim=(0, len(parts)), ylim=(0, 1.18 * max(dense)))
-    axis.legend(loc="upper right", ncols=2)
+    axis.set(ylabel="channels out", xlim=(0, len(parts)), ylim=(0, 1.05 * max(dense)))
+    legend_above(axis)
 
 
 def _ssim(axis: Axes, *, report: ReportData) -> None:
@@ -130,7 +131,7 @@ def _ssim(axis: Axes, *, report: ReportData) -> None:
         )
     axis.axvline(VISIBLE_SSIM, linestyle=":", color=mpl.rcParams["text.color"])
     axis.set(xlabel="SSIM against the dense model's image of the same noise", ylabel="pairs")
-    axis.legend(loc="upper left")
+    legend_above(axis)
 
 
 def _throughput(axis: Axes, *, report: ReportData) -> None:
@@ -147,7 +148,7 @@ def _throughput(axis: Axes, *, report: ReportData) -> None:
     axis.set_xticks(batches, [str(batch) for batch in batches])
     axis.minorticks_off()
     plain_log(axis)
-    axis.legend()
+    legend_above(axis)
 
 
 def _importance(axis: Axes, *, report: ReportData) -> None:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
 from stages.report.figures import plain_log
+from stages.report.legend import legend_above
 from stages.tools.curves import SECONDS, SHOWN, Curve, Curves
 
 WIDTH_INCHES, ROW_INCHES = 4.4, 2.8
@@ -27,7 +28,7 @@ def draw_curves(axis: Axes, curves: Curves) -> None:
         for panel, column in zip(row, columns, strict=True):
             panel.set_axisbelow(True)
             _draw_panel(panel, curves, name, column)
-    grid[0][0].legend(fontsize=7)
+    legend_above(grid[0][0])
 
 
 def _draw_panel(panel: Axes, curves: Curves, name: str, column: str) -> None:
