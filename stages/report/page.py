@@ -80,17 +80,18 @@ def write_page(report: ReportData, figures: Mapping[str, Mapping[str, bytes]], r
     others = [name for name in record.models if name != DENSE]
     grid = read_section(reports, record)
     energy = next((row.energy_source for row in report.costs.costs if row.energy_source), "")
-    optional = {"grid": grid, "variants": report.variants}
+    classes = describe_classes(record)
+    optional = {"classes": classes, "grid": grid, "variants": report.variants}
     return render(
         "page.html.j2",
         report=report,
         record=record,
         verdict=report.verdict(),
         word=WORDS[report.verdict().level],
-        contents=[entry for entry in CONTENTS.items() if optional.get(entry[0], True)],
+        contents=list_contents(optional),
         grid=grid,
         pairs=describe_pairs(report, reports),
-        classes=describe_classes(record),
+        classes=classes,
         shown_classes=SHOWN_CLASSES,
         cost_header=[*COST_HEADER, *([("energy", "energy")] if energy else [])],
         energy=energy,
@@ -115,6 +116,11 @@ def write_page(report: ReportData, figures: Mapping[str, Mapping[str, bytes]], r
         protocol=[(key, "–" if it is None else it) for key, it in flatten(record.protocol.model_dump(mode="json"))],
         lineage=list(lineage(report)),
     )
+
+
+def list_contents(optional: Mapping[str, object]) -> list[tuple[str, str]]:
+    """List the sections that the page has; one of `optional` only if there is something in it."""
+    return [entry for entry in CONTENTS.items() if optional.get(entry[0], True)]
 
 
 def _embed_images(report: ReportData, reports: Path) -> dict[str, str]:
