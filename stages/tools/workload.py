@@ -170,8 +170,9 @@ def _importance(params: Params, size: ModelSize, *, with_report: bool = True) ->
         guided = 2 if importance.draw.guidance not in (None, 1) else 1
         passes["dense"] = passes["gradient"] * importance.draw.steps * guided
     most = len(choose_timesteps(size.num_timesteps, importance.stride, importance.num_timesteps))
-    ended = f", at most {most}," if used < most else ""
-    text = f"about {count(round(used), 'timestep')}{ended} × {count(importance.num_images, 'image')}"
+    timesteps = count(round(used), "timestep")
+    text = f"about {timesteps}, at most {most}," if used < most else timesteps
+    text = f"{text} × {count(importance.num_images, 'image')}"
     return Work(passes, text, round(used), importance.num_images, size.dense_params * BYTES)
 
 
