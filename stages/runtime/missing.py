@@ -33,7 +33,7 @@ def describe_missing(model: type[BaseModel], key: Sequence[str], source: str | i
     fields = list(_find_fields([model], [part for part in key if not part.isdecimal()], source))
     if not fields:
         return "add it"
-    kinds = dict.fromkeys(kind for field in fields for kind in _kinds(field.annotation, field.metadata))
+    kinds = dict.fromkeys(kind for field in fields for kind in value_kinds(field.annotation, field.metadata))
     return f"add it: {' or '.join(kinds)}"
 
 
@@ -55,14 +55,14 @@ def _takes(model: type[BaseModel], source: str | int | None) -> bool:
     return source is None or field is None or source in get_args(field.annotation)
 
 
-def _kinds(annotation: Any, metadata: Sequence[object] = ()) -> Iterator[str]:  # noqa: ANN401  # any type of a field
+def value_kinds(annotation: Any, metadata: Sequence[object] = ()) -> Iterator[str]:  # noqa: ANN401  # any type of a field
     """Yield what a type allows in the words of YAML, one for each member of a union."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        yield from _kinds(inner[0], [*metadata, *inner[1:]])
+        yield from value_kinds(inner[0], [*metadata, *inner[1:]])
     elif origin in (Union, UnionType):
         for member in sorted(inner, key=lambda it: it is NoneType):
-            yield from _kinds(member, metadata)
+            yield from value_kinds(member, metadata)
     elif origin is Literal:
         yield f"one of {', '.join(map(str, inner))}" if len(inner) > 1 else str(inner[0])
     elif annotation is NoneType:
