@@ -1,6 +1,6 @@
 """A preset's params -> the cells of the paper's table: every method with every seed, of equal size and equal steps."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from flows.workspaces.grid import PlannedCell
@@ -29,6 +29,7 @@ ONE_SHOT = {
     "finetune.checkpoint_every": 1,
     "finetune.gate": None,
     "finetune.samples": None,
+    "variants": None,
 }
 """Overrides of the ablation, which evaluates the pruned model and so finetunes for one step."""
 
@@ -128,7 +129,7 @@ def _cells_of_a_seed(
         yield ABLATION, f"{count} timesteps", {**common, **ONE_SHOT, "importance.num_timesteps": count}
 
 
-def check_plan(rows: Mapping[str, Overrides], names: Iterable[str], seeds: Sequence[int], overrides: Overrides) -> None:
+def check_plan(rows: Mapping[str, Overrides], names: Sequence[str], seeds: Sequence[int], overrides: Overrides) -> None:
     """Check rows, seeds and overrides of a comparison.
 
     Raises:
@@ -140,7 +141,7 @@ def check_plan(rows: Mapping[str, Overrides], names: Iterable[str], seeds: Seque
         raise InputError(f"there is no row {', '.join(map(repr, unknown))}; the rows are {', '.join(rows)}")
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise InputError(f"seeds are {', '.join(map(str, seeds)) or 'missing'}; give one or more from 0, each once")
-    fixed = {"seed", *(key for row in rows.values() for key in row)}
+    fixed = {"seed", *(key for name in names or rows for key in rows[name])}
     taken = [key for key in overrides if any(_overlap(key, other) for other in fixed)]
     if taken:
         raise InputError(

@@ -1,14 +1,15 @@
-"""A preset's params -> the cells that show what recovery costs: every recipe with every seed, of one pruned model."""
+"""A preset's params -> the cells that show quality over steps: every recipe or method with every seed."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flows.workspaces.grid import PlannedCell
-from flows.workspaces.method_rows import OUR_DECAYS, check_plan
+from flows.workspaces.method_rows import OUR_DECAYS, check_plan, plan_rows
 from flows.workspaces.overrides import Overrides, parse_pairs
 from flows.workspaces.repository import ParamsSource, Repository
 from stages.params import Params
 from stages.runtime.errors import InputError
+from stages.tools.published import METHODS
 
 Recipes = Mapping[str, Overrides]
 """Name of a recipe -> keys of the block finetune."""
@@ -19,7 +20,7 @@ RECIPES: Recipes = {
     "output+feature": {"finetune.loss": {"noise": 0.0, "output": 1.0, "feature": 0.1}},
     "scratch": {"finetune.loss": {"noise": 1.0}, "finetune.init": "scratch"},
 }
-"""The recipes of every comparison, in the order of the tables; keys of `loss` that are left out have their defaults."""
+"""The rows by default, in the order of the tables; keys of `loss` that are left out have their defaults."""
 PAPERS = ("noise", "scratch")
 """Recipes that keep one EMA, as the paper does; the others have ours beside it."""
 NO_LOSS = {"finetune.loss": {"noise": 0.0}}
@@ -46,9 +47,10 @@ def _check_recipe(name: str, keys: object) -> None:
     Raises:
         InputError: It is not allowed.
     """
-    if name in RECIPES or not name.isprintable() or not name or "," in name or "|" in name:
+    taken = list(dict.fromkeys([*RECIPES, *METHODS]))
+    if name in taken or not name.isprintable() or not name or "," in name or "|" in name:
         raise InputError(
-            f"a recipe cannot be called {name!r}; choose another name than {', '.join(RECIPES)}, without , or |"
+            f"a recipe cannot be called {name!r}; choose another name than {', '.join(taken)}, without , or |"
         )
     if not isinstance(keys, dict) or not keys:
         raise InputError(
@@ -99,22 +101,18 @@ def default_steps(params: Params) -> list[int]:
 
 
 def plan_recipes(params: Params, recipes: Recipes, steps: Sequence[int]) -> dict[str, dict[str, Any]]:
-    """Return the overrides of each row: the recipes of every comparison, then those given."""
+    """Return the overrides of each row: the recipes of every comparison, those given, then the methods."""
     slowest = max(params.finetune.ema_decays)
     ours = sorted({*OUR_DECAYS, slowest})
-    fixed = {
-        "finetune.init": "pruned",
-        "finetune.steps": steps[-1],
-        "finetune.snapshots": list(steps[:-1]),
-        "finetune.gate": None,  # held-out losses of two recipes do not compare
+    ends = {"finetune.steps": steps[-1], "finetune.snapshots": list(steps[:-1])}
+    fixed = {**ends, "finetune.init": "pruned", "finetune.gate": None}  # held-out losses of two recipes do not compare
+    named = {
+        name: {**fixed, "finetune.ema_decays": [slowest] if name in PAPERS else ours, **keys}
+        for name, keys in RECIPES.items()
     }
-    return {
-        **{
-            name: {**fixed, "finetune.ema_decays": [slowest] if name in PAPERS else ours, **keys}
-            for name, keys in RECIPES.items()
-        },
-        **{name: {**fixed, "finetune.ema_decays": ours, **NO_LOSS, **keys} for name, keys in recipes.items()},
-    }
+    given = {name: {**fixed, "finetune.ema_decays": ours, **NO_LOSS, **keys} for name, keys in recipes.items()}
+    methods = {name: {**fixed, **keys} for name, keys in plan_rows(params).items() if name not in named}
+    return {**named, **given, **methods}
 
 
 def plan_curve(
@@ -131,7 +129,7 @@ def plan_curve(
     Args:
         repository: Where the preset is found.
         source: Commit and preset.
-        names: Rows in the order of the tables; None is all.
+        names: Rows in the order of the tables, the methods' among them; None is all recipes.
         seeds: Each row has one cell per seed.
         steps: Steps that are measured; the last ends the training. None is shares of the preset's.
         recipes: Rows in addition to `RECIPES`.
@@ -146,7 +144,7 @@ def plan_curve(
     measured = default_steps(params) if steps is None else list(steps)
     check_steps(measured)
     rows = plan_recipes(params, recipes, measured)
-    chosen = list(rows) if names is None else list(names)
+    chosen = [*RECIPES, *recipes] if names is None else list(names)
     if not chosen or len(set(chosen)) < len(chosen):
         raise InputError(f"rows are {', '.join(chosen) or 'missing'}; give one or more, each once")
     check_plan(rows, chosen, seeds, overrides)

@@ -72,6 +72,21 @@ def test_rows_steps_and_recipes_are_those_given(plan):
     assert {it.fetch.heldout for it in params} == {0.3}
 
 
+def test_methods_are_rows_like_those_of_the_table(plan):
+    """Criteria after few steps, from one training each; a key that no chosen row sets is free."""
+    names = ["diff-pruning-0.05", "random", "no-cancel-taylor", "ours"]
+    cells, params = plan(names=names, seeds=[1], steps=[5, 20], overrides={"prune.target": {"ratio": 0.6}})
+    found = {cell.about["row"]: it for cell, it in zip(cells, params, strict=True)}
+
+    criteria = ["diff-pruning", "random", "no-cancel-taylor", "diff-pruning"]
+    assert [it.importance.criterion for it in found.values()] == criteria
+    assert {(it.finetune.steps, it.finetune.snapshots, it.prune.target.ratio) for it in params} == {(20, (5,), 0.6)}
+    assert [it.finetune.loss.output for it in found.values()] == [0, 0, 0, 1]
+    assert plan(names=["noise"], overrides={"importance.criterion": "random"})[1][0].importance.criterion == "random"
+    with pytest.raises(InputError, match=r"importance\.criterion is set by rows and seeds"):
+        plan(names=names, overrides={"importance.criterion": "random"})
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -103,6 +118,7 @@ def test_what_makes_no_curve_is_one_line(plan, given, message):
     ("text", "message"),
     [
         ("noise={finetune.loss.noise: 2}", "a recipe cannot be called 'noise'; choose another name than noise, noise"),
+        ("taylor={finetune.loss.noise: 2}", "a recipe cannot be called 'taylor'; choose another name than"),
         ("a,b={finetune.loss.noise: 2}", "a recipe cannot be called 'a,b'"),
         ("a=1", "--recipe a has no keys; write for example"),
         ("a={}", "--recipe a has no keys"),
