@@ -22,8 +22,9 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from stages.data.images import Images, read_images
-from stages.fetch.data import bundled_digits, fetch_data, split
+from stages.fetch.data import bundled_digits, fetch_data
 from stages.fetch.params import FolderData
+from stages.fetch.split import split
 from stages.finetune.batches import Batches
 from stages.finetune.params import FinetuneParams, LossParams
 from stages.finetune.trainer import Trainer

@@ -14,7 +14,8 @@ from statistics import median
 import click
 
 from stages.data.images import Images
-from stages.fetch.data import bundled_digits, split
+from stages.fetch.data import bundled_digits
+from stages.fetch.split import split
 from stages.finetune.checkpoint import Checkpoints
 from stages.finetune.params import FinetuneParams, LossParams
 from stages.finetune.trainer import Trainer

@@ -9,7 +9,24 @@ from stages.runtime.errors import InputError
 from stages.runtime.imports import importing
 
 
+def _show_keys(context: click.Context, _: click.Parameter, key: str | None) -> None:
+    """Print the keys of a block and end, before the other options are asked for."""
+    if key is not None:
+        from stages.tools.keys import list_keys
+
+        click.echo(list_keys(key))
+        context.exit()
+
+
 @click.command()
+@click.option(
+    "--keys",
+    metavar="KEY",
+    is_eager=True,
+    expose_value=False,
+    callback=_show_keys,
+    help="Print what a key of params.yaml may be, such as prune, with all keys below it, and write nothing.",
+)
 @click.option(
     "--model",
     "model_text",

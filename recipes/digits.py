@@ -15,8 +15,9 @@ from sklearn.datasets import load_digits
 from torch.nn.functional import cross_entropy
 
 from stages.data.images import Images, to_model_range
-from stages.fetch.data import bundled_digits, split
+from stages.fetch.data import bundled_digits
 from stages.fetch.model import BUNDLED
+from stages.fetch.split import split
 from stages.finetune.checkpoint import Checkpoints
 from stages.finetune.params import FinetuneParams
 from stages.finetune.trainer import Trainer

@@ -16,7 +16,8 @@ from sklearn.datasets import load_digits
 
 from recipes.digits import HELDOUT, SEED
 from stages.data.images import to_model_range
-from stages.fetch.data import bundled_digits, split
+from stages.fetch.data import bundled_digits
+from stages.fetch.split import split
 from stages.models.families import family_of
 from stages.models.pipeline import write_pipeline
 from stages.runtime.device import select_device

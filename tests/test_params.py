@@ -194,9 +194,35 @@ def test_a_short_file_has_the_defaults_of_all_other_keys(tmp_path, num_images, e
     assert found.fetch.heldout == 0.1
 
 
-def test_a_block_that_is_missing_is_named(tmp_path):
-    """DVC would say so only at the stage that reads it."""
-    (tmp_path / "params.yaml").write_text(SHORT.replace("rounds: {count: 1}\n", ""))
+@pytest.mark.parametrize(
+    ("given", "left", "advice"),
+    [
+        ("seed: 0\n", "", "seed: field required; add it: a whole number from 0"),
+        ("rounds: {count: 1}\n", "", "rounds: field required; add it: a block, {} for its defaults"),
+        ("variants: null\n", "", "variants: field required; add it: a block with kinds or null"),
+        ("reference: {sampler", "# ", "reference: field required; add it: a block with sampler, num_images, extractor"),
+        (
+            "target: {ratio: 0.3}",
+            "",
+            "prune.target: field required; add it: a block with some of ratio, macs, params, lat",
+        ),
+        (
+            "model: {source: bundled, name: digits}, ",
+            "",
+            "fetch.model: field required; add it: a block with source and ",
+        ),
+        ("steps: 100", "", "finetune.steps: field required; add it: a whole number from 1"),
+        (
+            "data: {source: bundled, name: digits}",
+            "data: {source: folder}",
+            "fetch.data.path: field required; add it: a path",
+        ),
+    ],
+)
+def test_a_key_that_is_missing_is_named_with_what_to_write(tmp_path, given, left, advice):
+    """Its kind and limits, null only where that is allowed; DVC would say so only at the stage that reads it."""
+    (tmp_path / "params.yaml").write_text(SHORT.replace(given, left))
 
-    with pytest.raises(InputError, match="rounds"):
+    with pytest.raises(InputError) as refusal:
         load_params(tmp_path / "params.yaml")
+    assert f"params.yaml: {advice}" in refusal.value.message

@@ -1,5 +1,6 @@
 """The block costs of params.yaml."""
 
+import itertools
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -24,6 +25,12 @@ class CostsParams(Section):
     """Largest number of timed passes for each row."""
     seconds: float = Field(10, gt=0)
     """Seconds for each row. A row in which three passes would not fit, by the time of the row before, is left out."""
+
+    @property
+    def settings(self) -> list[tuple[str, str, int]]:
+        """(precision, mode, batch) of each setting, in the order in which they are timed."""
+        modes = ["eager", "compiled"] if self.compiled else ["eager"]
+        return list(itertools.product(self.precisions, modes, self.batches))
 
     @model_validator(mode="after")
     def _are_settings(self) -> "CostsParams":

@@ -1,6 +1,5 @@
 """Models -> time, throughput and memory of a forward pass at several batch sizes, precisions and modes."""
 
-import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -47,21 +46,23 @@ def measure_costs(models: Mapping[str, Denoiser], params: CostsParams) -> list[C
 
 
 def _measure(models: Mapping[str, Denoiser], params: CostsParams) -> Iterator[Cost]:
-    modes = ["eager", "compiled"] if params.compiled else ["eager"]
-    settings = list(itertools.product(params.precisions, modes))
-    for precision, mode in track(settings, "time passes, setting", len(settings)):
-        cast = {name: cast_model(unet, precision) for name, unet in models.items()}
-        pace_ms = 0.0
-        for batch in params.batches:
-            setting = {"batch": batch, "precision": precision, "mode": mode, "deterministic": params.deterministic}
-            rows = [Cost(model=name, device=device_name(), **setting) for name in cast]
-            try:
-                with computing(precision), warnings.catch_warnings(action="ignore"):  # the compiler's, about diffusers
-                    rows = _time_rows(rows, cast, pace_ms, params)
-            except Exception as error:  # noqa: BLE001  # a compiler can fail in many ways, and a GPU run out of memory
-                rows = leave_out(rows, f"failed with {type(error).__name__}")
-            yield from rows
-            pace_ms = sum(row.median_ms or 0.0 for row in rows) / batch or pace_ms
+    cast, cast_for, pace_ms = {**models}, None, 0.0
+    for precision, mode, batch in track(params.settings, "time passes, setting", len(params.settings)):
+        if cast_for != (precision, mode):
+            cast, cast_for, pace_ms = _cast(models, precision), (precision, mode), 0.0
+        setting = {"batch": batch, "precision": precision, "mode": mode, "deterministic": params.deterministic}
+        rows = [Cost(model=name, device=device_name(), **setting) for name in cast]
+        try:
+            with computing(precision), warnings.catch_warnings(action="ignore"):  # the compiler's, about diffusers
+                rows = _time_rows(rows, cast, pace_ms, params)
+        except Exception as error:  # noqa: BLE001  # a compiler can fail in many ways, and a GPU run out of memory
+            rows = leave_out(rows, f"failed with {type(error).__name__}")
+        yield from rows
+        pace_ms = sum(row.median_ms or 0.0 for row in rows) / batch or pace_ms
+
+
+def _cast(models: Mapping[str, Denoiser], precision: str) -> dict[str, Denoiser]:
+    return {name: cast_model(unet, precision) for name, unet in models.items()}
 
 
 def _time_rows(rows: list[Cost], models: Mapping[str, Denoiser], pace_ms: float, params: CostsParams) -> list[Cost]:

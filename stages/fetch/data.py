@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from stages.data.images import Conditions, Images, Table, write_stream
+from stages.data.images import Conditions, Table, write_stream
 from stages.fetch.classes import check_labels, with_classes
 from stages.fetch.listing import Listing, list_folder, sort_names
 from stages.fetch.omissions import passed_over_line, shown_line
@@ -37,21 +37,18 @@ from stages.fetch.source_images import (
     open_npz,
     read_image,
 )
+from stages.fetch.split import Rows, split_source
 from stages.runtime.errors import InputError, warn
 from stages.runtime.paths import expand_path
 from stages.runtime.progress import track
-from stages.runtime.seeds import generator
 from stages.storage.s3 import Store
 from stages.storage.tensors import write_blocks
 
-SPLIT_SEED = 0
-"""The split does not depend on the seed in params.yaml, so that held-out losses of all runs are comparable."""
 BLOCK_SIZE, ENCODE_BATCH_SIZE = 256, 16
 """Images in memory at once, and images per call of the encoder."""
 MAX_LISTED = 3
 """Corrupt images named in a message."""
 
-Rows = NDArray[np.int64]
 Encode = Callable[[Pixels], NDArray[np.float16]]
 
 
@@ -89,7 +86,7 @@ def fetch_data(
         reader.check_any(images)
         about = {"source": source.model_dump(mode="json"), **reader.describe(images)}
         _check_sha256(source, about["sha256"])
-        rows = _split_source(images, reader.kept, heldout)
+        rows = split_source(images, reader.kept, heldout)
         pixels = np.load(Path(place) / "pixels.npy", mmap_mode="r", allow_pickle=False)
         arrays = {name: _blocks(pixels, chosen, name, encode) for name, chosen in rows.items()}
         if encode:
@@ -190,49 +187,6 @@ def _read_or_error(
         return read_image(images, index, shape, params)
     except CorruptImageError as error:
         return error
-
-
-def split(pixels: NDArray[Any], heldout: float) -> Images:
-    """Split images into training and held-out; the split depends only on their number.
-
-    Raises:
-        InputError: A split would be empty.
-    """
-    rows = split_rows(len(pixels), heldout)
-    return Images(train=pixels[rows["train"]], heldout=pixels[rows["heldout"]])
-
-
-def split_rows(num_images: int, heldout: float) -> dict[str, Rows]:
-    """Choose the rows of the splits `train` and `heldout`, ascending.
-
-    Raises:
-        InputError: A split would be empty.
-    """
-    num_heldout = round(heldout * num_images)
-    if not 0 < num_heldout < num_images:
-        raise InputError(
-            f"fetch.heldout {heldout} of {num_images} images leaves a split empty; change it or add images"
-        )
-    order = torch.randperm(num_images, generator=generator(SPLIT_SEED, "heldout")).numpy()
-    return {"train": np.sort(order[num_heldout:]), "heldout": np.sort(order[:num_heldout])}
-
-
-def _split_source(images: SourceImages, kept: list[int], heldout: float) -> dict[str, Rows]:
-    """Choose the rows of both splits among the packed images, whose indices in the source are `kept`."""
-    if not images.num_heldout:
-        return split_rows(len(kept), heldout)
-    is_heldout = np.array(kept) >= len(images) - images.num_heldout
-    return {"train": np.flatnonzero(~is_heldout), "heldout": np.flatnonzero(is_heldout)}
-
-
-def split_sizes(images: SourceImages, heldout: float) -> tuple[int, int]:
-    """Return how many images of a source are for training and how many are held out, if all can be read.
-
-    Raises:
-        InputError: A split would be empty.
-    """
-    rows = _split_source(images, list(range(len(images))), heldout)
-    return len(rows["train"]), len(rows["heldout"])
 
 
 def _blocks(pixels: Pixels, rows: Rows, label: str, encode: Encode | None = None) -> Iterator[NDArray[Any]]:

@@ -7,7 +7,6 @@ from statistics import fmean
 import click
 import numpy as np
 import torch
-from diffusers.optimization import get_scheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.typing import NDArray
 from torch import nn
@@ -22,6 +21,7 @@ from stages.finetune.engine import Engine
 from stages.finetune.forecast import Forecast, TrainingCost, elapsed_s
 from stages.finetune.interrupt import Interrupts, StoppedError
 from stages.finetune.jacobian import JacobianMatching
+from stages.finetune.learning_rate import rate_schedule
 from stages.finetune.loss import Objective
 from stages.finetune.measurement import HeldoutLoss, draw_samples
 from stages.finetune.params import FinetuneParams
@@ -34,8 +34,6 @@ from stages.runtime.seeds import derive_seed
 
 CurveCallback = Callable[[CurvePoint, NDArray[np.uint8] | None], None]
 """Called with each new row of the curve and the samples [N, C, H, W] drawn at the same step, if any."""
-SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
-"""finetune.schedule -> its name in diffusers."""
 
 
 class Trainer:
@@ -88,7 +86,7 @@ class Trainer:
         heldout = heldout_batch(images, params.heldout_images, num_timesteps)
         self.heldout_loss = HeldoutLoss(heldout, self.part_size, objective, self.distillation)
         self.optimizer = torch.optim.Adam(unet.parameters(), lr=params.learning_rate, fused=True)
-        self.relative_rate = _make_schedule(self.optimizer, params)
+        self.relative_rate = rate_schedule(self.optimizer, params)
         self.steps_done = 0
         self.step_losses = StepLosses()
         self.curve: list[CurvePoint] = []
@@ -293,11 +291,3 @@ def _set_dropout(unet: Denoiser, probability: float | None) -> None:
     for module in unet.modules():
         if isinstance(module, nn.Dropout) and probability is not None:
             module.p = probability
-
-
-def _make_schedule(optimizer: torch.optim.Optimizer, params: FinetuneParams) -> Callable[[int], float]:
-    """Return the learning rate of a step relative to its highest."""
-    name, steps = SCHEDULES[params.schedule], params.steps
-    schedule = get_scheduler(name, optimizer, num_warmup_steps=params.warmup_steps, num_training_steps=steps)
-    factor: Callable[[int], float] = schedule.lr_lambdas[0]
-    return factor

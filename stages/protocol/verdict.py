@@ -55,7 +55,7 @@ def judge(record: EvaluationRecord, costs: CostsRecord, name: str = FINETUNED) -
     fid, pictures = rate_fid(record, name), rate_pictures(record, name)
     if fid == "lost" or (pictures == "lost" and fid != "kept"):
         level: Level = "worse"
-    elif fid == pictures == "kept" and _gains(record, model, cost) and not _is_slower(cost):
+    elif fid == pictures == "kept" and _gains(record, model, cost) and rate_speed(cost) != "changed":
         level = "good"
     else:
         level = "changed"
@@ -98,14 +98,30 @@ def rate_pictures(record: EvaluationRecord, name: str) -> Rating:
     return "kept" if share <= KEPT_SHARE else "lost" if share > LOST_SHARE else "changed"
 
 
+def rate_speed(cost: Cost) -> Rating | None:
+    """Rate a speed-up: kept if it is measurably above 1, changed if below; None if it cannot be told from 1."""
+    if cost.speed_up is None or cost.speed_up_low is None or cost.speed_up_high is None:
+        return None
+    if cost.speed_up_low <= 1 <= cost.speed_up_high or round(cost.speed_up, 2) == 1:
+        return None
+    return "kept" if cost.speed_up_low > 1 else "changed"
+
+
+def tone(level: Level, rating: Rating | None) -> Level | None:
+    """Return the colour of a number that stands below a verdict, as a level; None is neutral.
+
+    A number is green only where the verdict is, and as red as its rating at most where the verdict is red: what was
+    kept does not make up for what was lost, and pictures that are other ones are no loss unless the verdict says so.
+    """
+    if rating is None or (rating == "kept" and level != "good"):
+        return None
+    return "good" if rating == "kept" else "worse" if rating == "lost" and level == "worse" else "changed"
+
+
 def _gains(record: EvaluationRecord, model: Model, cost: Cost) -> bool:
     dense = record.models[DENSE]
     is_smaller = min(model.params / dense.params, model.macs / dense.macs) <= 1 - SAVED
-    return is_smaller or (cost.speed_up_low or 0) > 1
-
-
-def _is_slower(cost: Cost) -> bool:
-    return cost.speed_up_high is not None and cost.speed_up_high < 1
+    return is_smaller or rate_speed(cost) == "kept"
 
 
 def write_size(model: Model, dense: Model) -> str:
@@ -130,7 +146,7 @@ def write_speed(cost: Cost) -> str:
     device = f"({cost.device}, batch {cost.batch})"
     if cost.speed_up is None or cost.speed_up_low is None or cost.speed_up_high is None:
         return "its speed was not measured"
-    if cost.speed_up_low <= 1 <= cost.speed_up_high or round(cost.speed_up, 2) == 1:
+    if rate_speed(cost) is None:
         return f"not measurably faster {device}"
     return f"{cost.speed_up:.2f}× as fast {device}"
 

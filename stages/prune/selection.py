@@ -1,6 +1,7 @@
 """A dense denoiser, its importance and params -> the plan: which channels are cut and which are kept."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import click
@@ -18,11 +19,28 @@ from stages.prune.earlier import after_cuts, dense_cost, model_cost
 from stages.prune.halves import choose_pairs, find_gated
 from stages.prune.kept import kept_to_layers, remove_channels
 from stages.prune.params import PruneParams
-from stages.prune.path import Cuts, choose_channels, choose_groups, cuts_after, find_path, removes_heads
+from stages.prune.path import Cuts, Step, choose_channels, choose_groups, cuts_after, find_path, removes_heads
 from stages.prune.ranking import Ranking
 from stages.prune.whole_groups import whole_groups_warning
 from stages.prune.width_cost import WidthCost
 from stages.runtime.errors import InputError
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """What a plan chooses from."""
+
+    groups: Sequence[Group]
+    """The groups of channels that are cut together."""
+    params: PruneParams
+    """The block prune, with the patterns that match a layer of these groups."""
+    ranking: Ranking
+    costs: WidthCost
+
+    def path(self) -> list[Step]:
+        """Order all cuts of channels that `params` allows, the least important first."""
+        scores = [self.ranking.channels(index, {}) for index in range(len(self.groups))]
+        return find_path(self.groups, scores, self.params)
 
 
 def plan_pruning(
@@ -51,21 +69,16 @@ def plan_pruning(
     Raises:
         InputError: The target cannot be met, or a pattern matches no layer.
     """
-    shallow = without_branches(unet, removed)
-    groups = after_cuts(find_groups(shallow), earlier)
-    _check_heads(groups, importance, params)
-    widths = _patterns_of(unet, groups, params) if removed else params
-    ranking = Ranking(groups, importance, find_gated(groups, widths, earlier), seed)
-    costs = WidthCost(shallow, groups, heads=params.heads, latency_repeats=params.latency_repeats)
+    space = _open_space(unet, importance, params, seed, earlier, removed)
     if budget:
-        counts = [0] * len(groups)
+        counts = [0] * len(space.groups)
     else:
-        dense = dense or _dense_cost(unet, groups, params, earlier, removed)
-        counts, budget = _solve(groups, ranking, widths, costs, dense)
-    cuts, kept = _choose(unet, counts, ranking, params)
+        dense = dense or _dense_cost(unet, space.groups, params, earlier, removed)
+        counts, budget = _solve(space, dense)
+    cuts, kept = _choose(unet, counts, space.ranking, params)
     counts = [len(cut) for cut in cuts]
-    if ranking.gated:
-        found = costs.channels(counts)
+    if space.ranking.gated:
+        found = space.costs.channels(counts)
         budget = budget.model_copy(update={"found": found, "smallest": min(budget.smallest, found)})
     branches = record_removal(unet, removed)
     return Plan(
@@ -76,9 +89,9 @@ def plan_pruning(
         seed=seed,
         prune=params.model_dump(mode="json"),
         budget=budget,
-        groups=_plan_groups(groups, cuts),
+        groups=_plan_groups(space.groups, cuts),
         layers=kept_to_layers(kept),
-        heads=costs.num_heads(counts),
+        heads=space.costs.num_heads(counts),
         removed=branches,
     ).sealed()
 
@@ -87,13 +100,31 @@ def smallest_cost(
     unet: Denoiser, importance: Importance, params: PruneParams, seed: int, removed: Sequence[str]
 ) -> float:
     """Compute the cost without some branches and after every cut of channels that `params` allows."""
+    space = _open_space(unet, importance, params, seed, None, removed)
+    cost = getattr(space.costs, params.target.quantity)
+    return float(cost(cuts_after(space.path(), len(space.groups))))
+
+
+def _open_space(
+    unet: Denoiser,
+    importance: Importance,
+    params: PruneParams,
+    seed: int,
+    earlier: Plan | None,
+    removed: Sequence[str],
+) -> SearchSpace:
+    """Find the groups of a model without some branches, and what ranks and costs their channels.
+
+    Raises:
+        InputError: The scores of heads do not differ and whole heads are removed, or a pattern matches no layer.
+    """
     shallow = without_branches(unet, removed)
-    groups = find_groups(shallow)
-    params = _patterns_of(unet, groups, params)
-    ranking = Ranking(groups, importance, find_gated(groups, params), seed)
+    groups = after_cuts(find_groups(shallow), earlier)
+    _check_heads(groups, importance, params)
+    widths = _patterns_of(unet, groups, params) if removed else params
+    ranking = Ranking(groups, importance, find_gated(groups, widths, earlier), seed)
     costs = WidthCost(shallow, groups, heads=params.heads, latency_repeats=params.latency_repeats)
-    path = find_path(groups, [ranking.channels(index, {}) for index in range(len(groups))], params)
-    return float(getattr(costs, params.target.quantity)(cuts_after(path, len(groups))))
+    return SearchSpace(groups, widths, ranking, costs)
 
 
 def _patterns_of(unet: Denoiser, groups: Sequence[Group], params: PruneParams) -> PruneParams:
@@ -130,13 +161,11 @@ def _dense_cost(
     return None
 
 
-def _solve(
-    groups: Sequence[Group], ranking: Ranking, params: PruneParams, costs: WidthCost, dense: float | None
-) -> tuple[Cuts, Budget]:
+def _solve(space: SearchSpace, dense: float | None) -> tuple[Cuts, Budget]:
     """Decide how many channels each group loses, and warn if the target leaves most groups whole."""
-    path = find_path(groups, [ranking.channels(index, {}) for index in range(len(groups))], params)
-    counts, budget = solve_budget(params, path, groups, costs, dense)
-    if warning := whole_groups_warning(params, path, groups, counts):
+    path = space.path()
+    counts, budget = solve_budget(space.params, path, space.groups, space.costs, dense)
+    if warning := whole_groups_warning(space.params, path, space.groups, counts):
         click.echo(f"Warning: {warning}", err=True)
     return counts, budget
 

@@ -26,17 +26,11 @@ class ClassRow:
     """Class of its colour."""
 
 
-def describe_classes(record: EvaluationRecord) -> dict[str, Any]:
-    """Describe the changes of the finetuned model by class, the most changed first, or say why there are none."""
+def describe_classes(record: EvaluationRecord) -> dict[str, Any] | None:
+    """Describe the changes of the finetuned model by class, the most changed first; None where no class was counted."""
     changes = record.models[FINETUNED].classes
     if record.classes_by is None or not changes:
-        text = (
-            f"Nothing to show: the extractor {record.protocol.extractor} has no classifier that names classes, and the "
-            f"model is not conditional. digits and cifar10-resnet56 have one."
-        )
-        if record.models[FINETUNED].visible_pairs is None:
-            text = "Nothing to show: classes were not counted in this evaluation, which is from before they were."
-        return {"rows": [], "text": text, "title": ""}
+        return None
     is_predicted = all(change.changed is not None for change in changes)
     rows = sorted((_row(change) for change in changes), key=lambda row: -row.share)
     changed = sum((change.changed or 0) if is_predicted else change.visible for change in changes)

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from stages.protocol.evaluation import VISIBLE_SSIM
-from stages.protocol.verdict import FINETUNED
+from stages.protocol.verdict import FINETUNED, rate_speed
+from stages.report.legend import legend_above
 from stages.report.report_data import ReportData
 from stages.report.speed import rows_by_setting
 from stages.report.variant_figures import draw_size, draw_time
@@ -27,6 +28,8 @@ THEMES: Mapping[str, Mapping[str, object]] = {
 LEVELS = {"good": "#3d9b6b", "changed": "#c98a1b", "worse": "#cc4b3e"}
 """Level of a verdict -> colour."""
 COLOURS = {"dense": "#4c8bbf", "pruned": "#8b929c", "finetuned": LEVELS["good"]}
+SPEED_COLOURS = {"kept": LEVELS["good"], "changed": LEVELS["worse"], None: COLOURS["pruned"]}
+"""Rating of a speed-up -> colour of its bar: faster, slower, and neither."""
 LINES = {"float32": "-", "tf32": "-.", "bfloat16": "--"}
 SIZE_INCHES = (4.8, 3.1)
 WIDE_INCHES, ROW_INCHES = 9.6, 0.22
@@ -95,7 +98,7 @@ def _pareto(axis: Axes, *, report: ReportData) -> None:
     axis.annotate("real halves", where, xycoords=("axes fraction", "data"), va="bottom", fontsize=8)
     axis.set(xlabel="million MACs a pass", ylabel="FID (logarithmic)", xlim=(0, None))
     plain_log(axis)
-    axis.legend()
+    legend_above(axis)
 
 
 def _recovery(axis: Axes, *, report: ReportData) -> None:
@@ -116,8 +119,8 @@ def _widths(axis: Axes, *, report: ReportData) -> None:
     for name in middles:
         axis.axvline(parts.index(name), color=mpl.rcParams["axes.edgecolor"], linewidth=0.6)
     axis.grid(visible=False, axis="x")
-    axis.set(ylabel="channels out", xlim=(0, len(parts)), ylim=(0, 1.18 * max(dense)))
-    axis.legend(loc="upper right", ncols=2)
+    axis.set(ylabel="channels out", xlim=(0, len(parts)), ylim=(0, 1.05 * max(dense)))
+    legend_above(axis)
 
 
 def _ssim(axis: Axes, *, report: ReportData) -> None:
@@ -128,7 +131,7 @@ def _ssim(axis: Axes, *, report: ReportData) -> None:
         )
     axis.axvline(VISIBLE_SSIM, linestyle=":", color=mpl.rcParams["text.color"])
     axis.set(xlabel="SSIM against the dense model's image of the same noise", ylabel="pairs")
-    axis.legend(loc="upper left")
+    legend_above(axis)
 
 
 def _throughput(axis: Axes, *, report: ReportData) -> None:
@@ -145,7 +148,7 @@ def _throughput(axis: Axes, *, report: ReportData) -> None:
     axis.set_xticks(batches, [str(batch) for batch in batches])
     axis.minorticks_off()
     plain_log(axis)
-    axis.legend()
+    legend_above(axis)
 
 
 def _importance(axis: Axes, *, report: ReportData) -> None:
@@ -179,18 +182,13 @@ def _speed_up(axis: Axes, *, report: ReportData) -> None:
         np.array([getattr(row, key) for row in rows]) for key in ("speed_up", "speed_up_low", "speed_up_high")
     )
     reach = np.abs([values - lows, highs - values])
-    colours = [_speed_colour(low, high) for low, high in zip(lows, highs, strict=True)]
+    colours = [SPEED_COLOURS[rate_speed(row)] for row in rows]
     axis.axvline(1, color=mpl.rcParams["axes.edgecolor"], linewidth=0.8)
     axis.barh(names, values, xerr=reach, color=colours, ecolor=mpl.rcParams["text.color"])
     axis.axvline(report.record.macs_ratio("pruned"), linestyle=":", color=mpl.rcParams["text.color"])
     axis.invert_yaxis()
     axis.grid(visible=False, axis="y")
     axis.set(xlabel="times as fast as dense", xlim=(0, None))
-
-
-def _speed_colour(low: float, high: float) -> str:
-    """Colour a speed-up by its interval: one with 1 in it is none."""
-    return LEVELS["good"] if low > 1 else LEVELS["worse"] if high < 1 else COLOURS["pruned"]
 
 
 def _variants(

@@ -4,9 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.protocol.costs import Cost
 from stages.protocol.evaluation import DENSE, EvaluationRecord, Model
-from stages.protocol.verdict import FINETUNED, rate_fid, rate_pictures, write_share
 from stages.report.by_class import describe_classes
 from stages.report.grid_section import read_section
 from stages.report.pairs import describe_pairs
@@ -17,12 +15,14 @@ from stages.report.table import (
     HEADER,
     latency_to_text,
     protocol_to_text,
+    shares_to_text,
     to_rows,
     write_count,
     write_speed_up,
     write_target,
 )
 from stages.report.templates import WORDS, embed, embed_figures, render
+from stages.report.tiles import headline_tiles
 from stages.report.variants import VARIANTS_HEADER, variants_to_rows, variants_to_text
 from stages.runtime.errors import InputError
 from stages.runtime.schema import flatten
@@ -31,8 +31,6 @@ from stages.storage.files import read_bytes
 
 SIGN = b"Made by Espalier."
 """Marks a page as written by this stage."""
-TONES = {"kept": "good", "changed": "changed", "lost": "worse"}
-"""Rating of a metric -> the class of its colour."""
 CONTENTS = {
     "pairs": "Pictures",
     "classes": "By class",
@@ -83,26 +81,28 @@ def write_page(report: ReportData, figures: Mapping[str, Mapping[str, bytes]], r
     others = [name for name in record.models if name != DENSE]
     grid = read_section(reports, record)
     energy = next((row.energy_source for row in report.costs.costs if row.energy_source), "")
-    optional = {"grid": grid, "variants": report.variants}
+    classes = describe_classes(record)
+    optional = {"classes": classes, "grid": grid, "variants": report.variants}
     return render(
         "page.html.j2",
         report=report,
         record=record,
         verdict=report.verdict(),
         word=WORDS[report.verdict().level],
-        contents=[entry for entry in CONTENTS.items() if optional.get(entry[0], True)],
+        contents=list_contents(optional),
         grid=grid,
         pairs=describe_pairs(report, reports),
-        classes=describe_classes(record),
+        classes=classes,
         shown_classes=SHOWN_CLASSES,
         cost_header=[*COST_HEADER, *([("energy", "energy")] if energy else [])],
         energy=energy,
         target=write_target(report.prune.target),
-        tiles=list(_tiles(report)),
+        tiles=list(headline_tiles(record, report.costs, report.recovered)),
         header=HEADER,
         rows=to_rows(record, report.costs),
         protocol_text=protocol_to_text(record),
         latency_text=latency_to_text(report.costs),
+        shares_text=shares_to_text(record),
         figures=embed_figures({**figures, **(grid.figures if grid else {})}),
         images=_embed_images(report, reports),
         variants_header=VARIANTS_HEADER,
@@ -118,6 +118,11 @@ def write_page(report: ReportData, figures: Mapping[str, Mapping[str, bytes]], r
         protocol=[(key, "–" if it is None else it) for key, it in flatten(record.protocol.model_dump(mode="json"))],
         lineage=list(lineage(report)),
     )
+
+
+def list_contents(optional: Mapping[str, object]) -> list[tuple[str, str]]:
+    """List the sections that the page has; one of `optional` only if there is something in it."""
+    return [entry for entry in CONTENTS.items() if optional.get(entry[0], True)]
 
 
 def _embed_images(report: ReportData, reports: Path) -> dict[str, str]:
@@ -147,39 +152,6 @@ def _each(record: EvaluationRecord, write: Callable[[Model], str]) -> str:
 def _write_speed_up(speed_up: float, low: float, high: float) -> str:
     """Format a speed-up with its interval, and the mark `ALIKE` if it is none that can be told."""
     return f"{write_speed_up(speed_up, low, high)}{f' {ALIKE}' if low <= 1 <= high and low < high else ''}"
-
-
-def _tiles(report: ReportData) -> Iterator[tuple[str, str, str, str]]:
-    """Headline numbers, each with its label, the term that explains it, and the class of its colour."""
-    record = report.record
-    dense, finetuned = (record.models[name] for name in (DENSE, FINETUNED))
-    yield f"{finetuned.macs / dense.macs - 1:+.1%}".replace("-", "−"), "MACs", "MACs", ""
-    yield f"{finetuned.params / dense.params - 1:+.1%}".replace("-", "−"), "parameters", "params", ""
-    cost = report.costs.first(FINETUNED)
-    if cost.speed_up:
-        label = f"speed at batch {cost.batch}, {cost.precision}, measured"
-        yield f"{cost.speed_up:.2f}×", label, "speed-up", _speed_tone(cost)
-    above = finetuned.fid.above_dense
-    mark = f", {ALIKE}" if above and above.is_distinct is False else ""
-    tone = TONES[rate_fid(record, FINETUNED)]
-    yield f"{dense.fid.mean:.2f} → {finetuned.fid.mean:.2f}", f"FID, dense → finetuned{mark}", "FID", tone
-    if finetuned.fid_dense:
-        floor = record.fid_dense_floor
-        scale = "" if floor is None else f"; dense sets from different noise {floor:.2f}"
-        yield f"{finetuned.fid_dense.mean:.3f}", f"FID to the dense model's images{scale}", "FID to dense", ""
-    tone = TONES[rate_pictures(record, FINETUNED)]
-    yield f"{finetuned.ssim.mean:.3f}", "SSIM against dense", "SSIM", tone
-    if finetuned.visible_pairs is not None:
-        share = write_share(finetuned.visible_pairs, record.num_pairs)
-        yield share, "pictures differ visibly from dense", "differs visibly", tone
-    if report.recovered is not None:
-        share = f"{report.recovered:.1%}" if report.recovered <= 1 else "all"
-        yield share, "of the FID lost by pruning, recovered", "FID", ""
-
-
-def _speed_tone(cost: Cost) -> str:
-    low, high = cost.speed_up_low, cost.speed_up_high
-    return "" if low is None or high is None or low <= 1 <= high else "good" if low > 1 else "worse"
 
 
 def lineage(report: ReportData) -> Iterator[tuple[str, str]]:

@@ -12,6 +12,10 @@ ALIKE = "≈"
 """Marks a metric whose difference from dense lies within the interval of the difference."""
 
 
+FEW = 100
+"""Images of a set, or real ones, below which precision and recall are coarse."""
+
+
 def to_rows(record: EvaluationRecord, costs: CostsRecord) -> list[list[str]]:
     """Format the numbers of each model, in the order of `HEADER`."""
     return [_row(name, record, costs) for name in record.models]
@@ -76,10 +80,35 @@ def protocol_to_text(record: EvaluationRecord) -> str:
         if protocol.sets > 1
         else "One set, so no intervals."
     )
-    return (
+    text = (
         f"Protocol {record.protocol_id}: {conditions_to_text(protocol, f'seed {protocol.seed}')} {intervals} FID of "
-        f"one half of the real images against the other: {record.floor_fid:.3f}. {fid_dense_to_text(record)}"
+        f"one half of the real images against the other: {record.floor_fid:.3f}. {fid_dense_to_text(record)} "
+        f"{shares_to_text(record)}"
     )
+    return text.rstrip()
+
+
+def shares_to_text(record: EvaluationRecord) -> str:
+    """Say where precision and recall show little: on few images, and at 0 or 1; empty where they do not."""
+    protocol, parts = record.protocol, []
+    fewest = min(protocol.num_images, protocol.num_real_images)
+    if fewest < FEW:
+        parts.append(
+            f"Precision and recall of {fewest} images are coarse: one image counts {1 / fewest:.1%}, and "
+            f"neighbourhoods of so few images cover others by chance; {FEW} of a set and real ones are enough."
+        )
+    ends = [
+        f"{name} of {model}"
+        for name in ("precision", "recall")
+        for model, found in record.models.items()
+        if set(found.metric(name).sets) <= {0.0, 1.0}
+    ]
+    if ends:
+        parts.append(
+            f"A share of 0 or 1 in every set shows no further difference, and its missing interval is no certainty: "
+            f"{', '.join(ends)}."
+        )
+    return " ".join(parts)
 
 
 def fid_dense_to_text(record: EvaluationRecord) -> str:

@@ -14,8 +14,10 @@ TERMS = {
     "FID to dense difference": "FID to dense less that of the method that all are compared with, seed by seed.",
     "KID × 10³": "Kernel distance between features of drawn and of real images, times 1000; lower is better, without "
     "the bias that FID has from few images.",
-    "precision": "Share of drawn images that look like real ones; 1 is best.",
-    "recall": "Share of real images that the model could have drawn; 1 is best.",
+    "precision": "Share of drawn images that look like real ones; 1 is best. On few images, or at 0 or 1, it shows no "
+    "differences.",
+    "recall": "Share of real images that the model could have drawn; 1 is best. On few images, or at 0 or 1, it shows "
+    "no differences.",
     "SSIM": "Structural similarity of a picture and the dense model's from the same noise: 1 is equal, 0 unrelated. "
     "Below 0.9 the difference is visible side by side.",
     "SSIM difference": "SSIM less that of the method that all are compared with, seed by seed.",

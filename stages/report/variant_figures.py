@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import matplotlib as mpl
 from matplotlib.axes import Axes
 
+from stages.report.legend import legend_above
 from stages.report.variants import VariantRow, pareto_front
 
 NAMED = 24
@@ -46,4 +47,4 @@ def _draw(
     front = pareto_front([(cost(row), row.metrics["fid"].mean) for row in rows])
     axis.plot(*zip(*front, strict=True), drawstyle="steps-post", color=mpl.rcParams["axes.edgecolor"], linewidth=0.8)
     axis.set(ylabel="FID (logarithmic)", xlim=(0, None))
-    axis.legend()
+    legend_above(axis)

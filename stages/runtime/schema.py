@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 
 from stages.runtime.bounded import MAX_YAML_BYTES, parse_yaml, read_bounded
 from stages.runtime.errors import InputError
+from stages.runtime.missing import describe_missing
 from stages.runtime.suggest import known_keys, suggest
 from stages.runtime.text import printable
 
@@ -130,6 +131,8 @@ def _explain(error: ErrorDetails, model: type[BaseModel]) -> str:
     key = ".".join(map(str, parts)) or "the file"
     if error["type"] == "extra_forbidden":
         return _explain_unknown(key, model, source)
+    if error["type"] == "missing":
+        return f"{key}: field required; {describe_missing(model, key.split('.'), source)}"
     message = _plain_message(error)
     if error["type"] in BLOCKS and (inner := [it for it in known_keys(model) if it.rpartition(".")[0] == key]):
         message += f"; it has {', '.join(it.rpartition('.')[2] for it in inner)}"
@@ -152,7 +155,6 @@ _BLOCK, _LIST = "write a block, with a key and a value in each line", "write a l
 PLAIN = {
     **dict.fromkeys(BLOCKS, _BLOCK),
     **dict.fromkeys(("tuple_type", "list_type"), _LIST),
-    "missing": "field required; add it, with null where the block is optional",
 }
 """Pydantic's types of errors -> what they mean in YAML."""
 

@@ -20,7 +20,7 @@ def known_keys(model: type[BaseModel], prefix: str = "", sources: frozenset[str]
     for name, field in model.model_fields.items():
         key = f"{prefix}{name}"
         found[key] = sources
-        for block in _blocks(field.annotation):
+        for block in blocks(field.annotation):
             for inner, own in known_keys(block, f"{key}.", _source(block) or sources).items():
                 found[inner] = found.get(inner, frozenset()) | own
     return found
@@ -49,12 +49,12 @@ def suggest(key: str, known: Known, source: str | None = None) -> list[str]:
     return sorted(candidate for candidate, score in scores.items() if score == best)[:MOST]
 
 
-def _blocks(annotation: object) -> Iterator[type[BaseModel]]:
+def blocks(annotation: object) -> Iterator[type[BaseModel]]:
     """Yield the records in a type, such as those of a union or of a tuple's entries."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in get_args(annotation):
-        yield from _blocks(inner)
+        yield from blocks(inner)
 
 
 def _source(block: type[BaseModel]) -> frozenset[str]:

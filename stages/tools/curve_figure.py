@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
 from stages.report.figures import plain_log
+from stages.report.legend import legend_above
 from stages.tools.curves import SECONDS, SHOWN, Curve, Curves
 
 COLUMNS, WIDTH_INCHES, ROW_INCHES = 2, 4.4, 2.8
@@ -33,7 +34,7 @@ def draw_curves(axis: Axes, curves: Curves) -> None:
         _draw_panel(panel, curves, name, column)
     for panel in panels[len(plots) :]:
         panel.remove()
-    panels[0].legend(fontsize=7)
+    legend_above(panels[0])
 
 
 def _draw_panel(panel: Axes, curves: Curves, name: str, column: str) -> None:

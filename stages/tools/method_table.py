@@ -13,6 +13,7 @@ from stages.protocol.intervals import Estimate
 from stages.protocol.variants import VariantsRecord
 from stages.protocol.verdict import Verdict, judge
 from stages.report.figures import COLOURS, plain_log
+from stages.report.legend import legend_above
 from stages.report.markdown import markdown_table
 from stages.report.table import ALIKE, conditions_to_text, fid_dense_to_text, write_count
 from stages.report.table_page import worst_level
@@ -227,7 +228,7 @@ def draw_pareto(axis: Axes, comparison: Comparison) -> None:
         )
     axis.set(xlabel="million MACs a pass", ylabel="FID (logarithmic)", xlim=(0, None))
     plain_log(axis)
-    axis.legend(fontsize=7)
+    legend_above(axis)
 
 
 def draw_ablation(axis: Axes, ablation: Mapping[int, Estimate]) -> None:

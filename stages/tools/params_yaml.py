@@ -17,7 +17,7 @@ def to_yaml(tree: Mapping[str, Any], comment: str) -> str:
     """Write params as YAML of at most 25 lines: one for each key of a large block, everything below in one line."""
     lines = [
         f"# {comment}",
-        "# Every other key has its default: stages/*/params.py; espalier plan shows what a run takes.",
+        "# Every other key has its default: espalier init --keys prune explains those of prune, and so on.",
     ]
     for key, value in tree.items():
         if isinstance(value, Mapping) and len(value) > MOST_IN_LINE:

@@ -12,9 +12,10 @@ import torch
 
 from stages.data.images import check_num_images, read_images
 from stages.fetch.classes import check_labels
-from stages.fetch.data import open_source, split_sizes
+from stages.fetch.data import open_source
 from stages.fetch.params import FitParams, HubData, S3Data
 from stages.fetch.source_images import CorruptImageError, SourceImages, check_path, read_image
+from stages.fetch.split import split_sizes
 from stages.finetune.distillation import check_features
 from stages.finetune.engine import check_parts
 from stages.finetune.launch import count_gpus

@@ -64,5 +64,5 @@ class _File(Frozen):
 
 
 def read_published() -> dict[str, tuple[PublishedTable, ...]]:
-    """Read the published numbers: preset, or a system without one -> tables, the paper's of Diff-Pruning first."""
+    """Read the published numbers: preset -> tables, the paper's of Diff-Pruning first."""
     return read_yaml(Path(__file__).with_name("published.yaml"), _File).systems

@@ -11,10 +11,11 @@ import psutil
 import torch
 
 from stages.data.images import check_num_images
-from stages.fetch.data import open_source, split_sizes
+from stages.fetch.data import open_source
 from stages.fetch.model import fetch_model, is_trusted
 from stages.fetch.params import DataSource, FolderData, ModelSource
 from stages.fetch.source_images import SourceImages, check_path
+from stages.fetch.split import split_sizes
 from stages.models.autoencoder import image_shape
 from stages.models.complexity import count_macs, count_params
 from stages.models.families import family_name, has_features

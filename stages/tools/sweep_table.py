@@ -12,6 +12,7 @@ from stages.protocol.evaluation import DENSE, Model
 from stages.protocol.protocol import check_same
 from stages.protocol.verdict import FINETUNED, Verdict, judge
 from stages.report.figures import COLOURS, plain_log
+from stages.report.legend import legend_above
 from stages.report.markdown import markdown_table
 from stages.report.table import latency_to_text, protocol_to_text, write_count, write_fid_dense, write_metric
 from stages.tools.cells import FinishedCell, read_cells
@@ -181,7 +182,7 @@ def draw(axis: Axes, points: Sequence[Point]) -> None:
     axis.plot([macs / 1e6 for macs, _ in front], [fid for _, fid in front], ":", color=edge, zorder=0)
     axis.set(xlabel="million MACs a pass", ylabel="FID (logarithmic)", xlim=(0, None))
     plain_log(axis)
-    axis.legend()
+    legend_above(axis)
 
 
 def make_lead(points: Sequence[Point]) -> Lead:

@@ -170,8 +170,9 @@ def _importance(params: Params, size: ModelSize, *, with_report: bool = True) ->
         guided = 2 if importance.draw.guidance not in (None, 1) else 1
         passes["dense"] = passes["gradient"] * importance.draw.steps * guided
     most = len(choose_timesteps(size.num_timesteps, importance.stride, importance.num_timesteps))
-    ended = f", at most {most}," if used < most else ""
-    text = f"about {count(round(used), 'timestep')}{ended} × {count(importance.num_images, 'image')}"
+    timesteps = count(round(used), "timestep")
+    text = f"about {timesteps}, at most {most}," if used < most else timesteps
+    text = f"{text} × {count(importance.num_images, 'image')}"
     return Work(passes, text, round(used), importance.num_images, size.dense_params * BYTES)
 
 
@@ -252,19 +253,18 @@ def _variants(params: Params, size: ModelSize, num_images: int | None, sampler_c
 
 
 def _costs_text(params: Params) -> str:
-    settings = len(params.costs.batches) * len(params.costs.precisions) * (2 if params.costs.compiled else 1)
-    return f"{count(settings, 'setting')}, at most {params.costs.seconds:g} s each"
+    return f"{count(len(params.costs.settings), 'setting')}, at most {params.costs.seconds:g} s each"
 
 
 def costs_seconds(params: Params, seconds_each: float) -> float:
     """Return the seconds that the costs stage takes, if both models take so long for one image together."""
     found, costs = 0.0, params.costs
-    for batch in costs.batches:
+    for _, _, batch in costs.settings:
         round_s = batch * seconds_each
         if 3 * round_s <= costs.seconds:  # else the stage leaves the row out
             passes = min(costs.repeats, max(3.0, costs.seconds / max(round_s, 1e-9)))
             found += (passes + 3) * round_s  # before them two to warm up, and one that counts the memory
-    return found * len(costs.precisions) * (2 if costs.compiled else 1)
+    return found
 
 
 def training_bytes(params: Params, size: ModelSize) -> float:

@@ -37,6 +37,15 @@ def test_every_setting_has_a_row_for_every_model(unet, make_unet):
     assert unet.dtype == torch.float32
 
 
+def test_progress_counts_the_settings_that_plan_names(unet, capsys):
+    """Each batch size of each precision is one; the last line has them all."""
+    params = CostsParams(**QUICK, precisions=("float32", "bfloat16"))
+    measure_costs({"dense": unet}, params)
+
+    assert len(params.settings) == 4
+    assert "time passes, setting 4/4" in capsys.readouterr().err
+
+
 def test_equal_widths_share_their_rows(unet, make_unet):
     """A finetuned model computes what the pruned one does, so it is not timed again."""
     costs = measure_costs({"one": unet, "two": make_unet(seed=1)}, CostsParams(**QUICK))

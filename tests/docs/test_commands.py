@@ -105,6 +105,8 @@ def _parse_click(command: click.Command, arguments: list[str], *, is_whole: bool
     try:
         with command.make_context(command.name, list(arguments)) as context:
             _check_values(context.params)
+    except click.exceptions.Exit:  # an eager option, such as --keys of init, has done its work
+        return
     except click.MissingParameter:
         if is_whole:
             raise

@@ -7,7 +7,8 @@ from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, p
 
 from stages.evaluate import neighbours
 from stages.evaluate.quality import QualityMetrics
-from stages.fetch.data import bundled_digits, split
+from stages.fetch.data import bundled_digits
+from stages.fetch.split import split
 from stages.protocol.extractors import Extractor
 
 DRAWS = np.random.default_rng(0)

@@ -12,9 +12,10 @@ from PIL import Image
 
 from stages.data.images import read_images
 from stages.fetch import data
-from stages.fetch.data import bundled_digits, fetch_data, split
+from stages.fetch.data import bundled_digits, fetch_data
 from stages.fetch.params import BundledData, FolderData, HubData, NpzData
 from stages.fetch.source_images import open_npz
+from stages.fetch.split import split
 from stages.runtime.errors import InputError
 from stages.storage.files import read_json
 

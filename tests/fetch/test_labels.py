@@ -10,6 +10,7 @@ from stages.data.images import read_images
 from stages.fetch import data
 from stages.fetch.data import fetch_data
 from stages.fetch.params import FolderData, HubData, NpzData
+from stages.fetch.split import split
 from stages.runtime.errors import InputError
 from stages.storage.files import read_json
 
@@ -62,9 +63,9 @@ def from_npz(tmp_path, arrays):
 def assert_labels_fit(out):
     """Each image has the class that its grey level encodes, in both splits."""
     images = read_images(out)
-    for split in ("train", "heldout"):
-        found = getattr(images, split)[:, 0, 0, 0] // 20
-        assert np.array_equal(getattr(images.conditions, split), found)
+    for name in ("train", "heldout"):
+        found = getattr(images, name)[:, 0, 0, 0] // 20
+        assert np.array_equal(getattr(images.conditions, name), found)
     assert np.array_equal(images.conditions.table, TABLE)
 
 
@@ -125,7 +126,7 @@ def test_npz_arrays_are_packed(from_npz, out, arrays):
     sha256, found = read_json(out / "dataset.json")["sha256"], read_images(out)
 
     assert_labels_fit(out)
-    assert np.array_equal(found.train, data.split(arrays["x"][:, None], 0.2).train)
+    assert np.array_equal(found.train, split(arrays["x"][:, None], 0.2).train)
     fetch_data(from_npz(sha256=sha256), SHAPE, 0.2, out)
     with pytest.raises(InputError, match=r"arrays\.npz have sha256"):
         fetch_data(from_npz(sha256="0" * 64), SHAPE, 0.2, out)

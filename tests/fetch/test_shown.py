@@ -11,8 +11,9 @@ import pytest
 from PIL import Image, ImageCms
 
 from stages.data.images import read_images
-from stages.fetch.data import fetch_data, split_rows
+from stages.fetch.data import fetch_data
 from stages.fetch.params import FolderData, HubData, NpzData, S3Data
+from stages.fetch.split import split_rows
 from stages.runtime.errors import InputError
 from stages.storage.files import read_json
 

@@ -8,6 +8,7 @@ from stages.data.grid import write_grid
 from stages.models.layer_order import in_run_order, module_name
 from stages.protocol.evaluation import ClassChange
 from stages.report.by_class import describe_classes
+from stages.report.page import list_contents
 from stages.report.pairs import find_cells
 from stages.report.table_page import markdown_blocks
 from stages.report.terms import TERMS, term
@@ -56,12 +57,12 @@ def test_without_a_classifier_visible_differences_are_counted(protocol):
     assert found["title"] == "differ visibly"
 
 
-def test_an_extractor_without_classes_is_named(protocol):
-    """And which ones have some; an older evaluation is told apart."""
-    assert "has no classifier that names classes" in describe_classes(make_record(protocol, (), None))["text"]
-    older = make_record(protocol, (), None)
-    models = {name: model.model_copy(update={"visible_pairs": None}) for name, model in older.models.items()}
-    assert "from before" in describe_classes(older.model_copy(update={"models": models}))["text"]
+def test_without_classes_the_page_has_no_section_of_them(protocol):
+    """Neither in its list of contents: the extractor is no classifier, and the model has no classes."""
+    classes = describe_classes(make_record(protocol, (), None))
+
+    assert classes is None
+    assert "classes" not in dict(list_contents({"classes": classes, "grid": None, "variants": []}))
 
 
 def test_layers_stand_in_the_order_in_which_they_run():

@@ -3,7 +3,7 @@
 import pytest
 
 from stages.protocol.evaluation import Metric
-from stages.report.table import to_markdown
+from stages.report.table import shares_to_text, to_markdown
 from tests.records import make_costs, make_evaluation, make_model
 
 
@@ -46,6 +46,31 @@ def test_one_set_has_no_floor(results):
 
     assert column == {"dense": "0.000", "finetuned": "0.040"}
     assert "from the same noise; no floor, which needs two sets or more." in text
+
+
+@pytest.fixture
+def shares(protocol):
+    """Say what is said of a dense model with these precisions and a recall of .5, on so many images."""
+
+    def say(precisions, **sizes):
+        recall = Metric(sets=[0.5] * 2, mean=0.5, half_width=0.1)
+        rest = dict.fromkeys(("fid", "kid", "recall", "ssim", "mse"), recall)
+        precision = Metric(sets=precisions, mean=sum(precisions) / 2, half_width=0.0)
+        models = {"dense": make_model(rest | {"precision": precision})}
+        return shares_to_text(make_evaluation(protocol.model_copy(update={"sets": 2, **sizes}), models))
+
+    return say
+
+
+def test_shares_that_show_little_are_named(shares):
+    """Of few images, and of 0 or 1 in every set; others are not spoken of."""
+    enough = {"num_images": 100, "num_real_images": 100}
+
+    assert shares([0.9, 1.0], **enough) == ""
+    assert shares([1.0, 1.0], **enough).endswith("no certainty: precision of dense.")
+    assert "Precision and recall of 20 images are coarse: one image counts 5.0%" in shares(
+        [0.9, 0.8], num_images=100, num_real_images=20
+    )
 
 
 def test_an_evaluation_from_before_it_has_no_number(results):

@@ -20,6 +20,7 @@ from stages.tools.method_table import write_method_table
 from stages.tools.methods import read_comparison
 from stages.tools.published import ABLATION, BASELINE, read_published
 from tests.records import make_costs, make_evaluation
+from tests.servers import ROOT
 from tests.tools.test_sweep_table import DENSE_MACS, make_point
 
 T_OF_TWO, T_OF_THREE = 12.7062, 4.3027
@@ -345,9 +346,25 @@ def test_a_system_of_later_papers_alone_has_published_numbers():
     """Transformers: TinyFusion with and without distillation, and pruning by width."""
     (table,) = read_published()["imagenet-dit"]
 
+    assert [row.macs for row in table.rows] == [None] * 4
     assert [row.fid for row in table.rows] == [5.73, 3.73, 2.86, 3.85]
     assert [row.speed for row in table.rows] == [1.96, 1.96, 1.96, 1.51]
     assert table.protocol.endswith("single run, no interval")
+
+
+def test_published_rows_stand_below_a_comparison_of_a_preset(write_cell, tmp_path):
+    """Every system of the file is a preset; TinyFusion's rows name no MACs, so none is of the comparison's size."""
+    write_cell(BASELINE, 0)
+    write_method_table(tmp_path / "cells", tmp_path / "out", "imagenet-dit", "")
+    *_, published = tables((tmp_path / "out" / "table.md").read_text())
+
+    assert set(read_published()) <= {path.stem for path in (ROOT / "recipes" / "presets").glob("*.yaml")}
+    assert [(row["FID"], row["size"]) for row in published] == [
+        ("5.73", "–"),
+        ("3.73", "–"),
+        ("2.86", "–"),
+        ("3.85", "–"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,14 @@ def test_magnitude_needs_no_gradient_and_taylor_all_timesteps(works):
     assert 0 < gradients["diff-pruning"] < gradients["taylor"]
 
 
+def test_an_assumed_end_of_the_importance_is_named_with_the_most_that_it_can_be(works):
+    """Only where a threshold can end the sum; else the number is known, and said without about."""
+    texts = {threshold: works(importance__threshold=threshold)[1]["importance"].text for threshold in (0.0, 0.05)}
+
+    assert texts[0.05] == "about 350 timesteps, at most 1000, × 16 images"
+    assert texts[0.0] == "1000 timesteps × 16 images"
+
+
 def test_weights_are_read_and_written_by_every_stage_that_has_a_model(works):
     """1000 dense and 600 pruned parameters: models, saliency, and checkpoints as large as on disk."""
     _, found = works(finetune__snapshots=[100])

@@ -1,0 +1,19 @@
+"""A schedule of the block finetune -> the learning rate of each step."""
+
+from collections.abc import Callable
+
+import torch
+from diffusers.optimization import get_scheduler
+
+from stages.finetune.params import FinetuneParams
+
+SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
+"""finetune.schedule -> its name in diffusers."""
+
+
+def rate_schedule(optimizer: torch.optim.Optimizer, params: FinetuneParams) -> Callable[[int], float]:
+    """Return the learning rate of a step relative to its highest."""
+    name, steps = SCHEDULES[params.schedule], params.steps
+    schedule = get_scheduler(name, optimizer, num_warmup_steps=params.warmup_steps, num_training_steps=steps)
+    factor: Callable[[int], float] = schedule.lr_lambdas[0]
+    return factor

@@ -1,0 +1,63 @@
+"""The tiles of the page: their colours follow the verdict."""
+
+import pytest
+
+from stages.protocol.evaluation import Difference, Metric
+from stages.protocol.verdict import judge
+from stages.report.tiles import headline_tiles
+from tests.records import make_costs, make_evaluation, make_model
+
+
+@pytest.fixture
+def measured(protocol):
+    """An evaluation of 100 pairs and its costs; `rise` is (mean, half-width) of FID above the dense model's of 1."""
+
+    def make(visible, rise, speed_up):
+        mean, half_width = rise
+        above = Difference(mean=mean, half_width=half_width, is_distinct=abs(mean) > half_width)
+        fid = Metric(sets=[1 + mean] * 2, mean=1 + mean, half_width=half_width, above_dense=above)
+        rest = dict.fromkeys(
+            ("kid", "precision", "recall", "ssim", "mse"), Metric(sets=[0.5] * 2, mean=0.5, half_width=0.1)
+        )
+        models = {
+            "dense": make_model({**rest, "fid": Metric(sets=[1.0, 1.0], mean=1.0, half_width=0.0)}, params=2, macs=2),
+            "finetuned": make_model({**rest, "fid": fid}, visible_pairs=visible),
+        }
+        record = make_evaluation(protocol.model_copy(update={"sets": 2, "num_images": 50}), models)
+        return record, make_costs(record, speed_up)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("visible", "rise", "speed_up", "level", "tones"),
+    [
+        (2, (0.0, 0.1), 1.2, "good", {"speed-up": "good", "FID": "good", "differs visibly": "good"}),
+        (2, (0.0, 0.1), 1.02, "good", {"speed-up": None, "FID": "good", "differs visibly": "good"}),
+        (30, (0.0, 0.1), 1.2, "changed", {"speed-up": None, "FID": None, "differs visibly": "changed"}),
+        (90, (0.0, 0.1), 1.2, "changed", {"speed-up": None, "FID": None, "differs visibly": "changed"}),
+        (2, (0.0, 0.1), 0.8, "changed", {"speed-up": "changed", "FID": None, "differs visibly": None}),
+        (2, (0.1, 4.0), 1.2, "changed", {"speed-up": None, "FID": "changed", "differs visibly": None}),
+        (90, (8.0, 0.3), 1.2, "worse", {"speed-up": None, "FID": "worse", "differs visibly": "worse"}),
+        (2, (8.0, 0.3), 0.8, "worse", {"speed-up": "changed", "FID": "worse", "differs visibly": None}),
+    ],
+)
+def test_no_tile_contradicts_the_verdict(measured, visible, rise, speed_up, level, tones):
+    """Green only below green and red only below red; what was kept, or cannot be told, is neutral."""
+    record, costs = measured(visible, rise, speed_up)
+    found = {tile.term: tile.tone for tile in headline_tiles(record, costs, None)}
+
+    assert judge(record, costs).level == level
+    assert {name: found[name] for name in tones} == tones
+    assert found["MACs"] is found["params"] is None
+
+
+def test_a_speed_that_the_sentence_calls_none_is_neutral(measured):
+    """1.00× with an interval just above 1: sentence and tile follow one rule."""
+    record, costs = measured(2, (0.0, 0.1), 1.002)
+    close = {"speed_up_low": 1.001, "speed_up_high": 1.003}
+    rows = [costs.costs[0], costs.costs[1].model_copy(update=close)]
+    costs = costs.model_copy(update={"costs": rows})
+
+    assert "not measurably faster" in judge(record, costs).sentence
+    assert {tile.term: tile.tone for tile in headline_tiles(record, costs, None)}["speed-up"] is None
