@@ -127,8 +127,10 @@ def predict(
         raise ValueError("a condition is given, and inputs of the description has neither labels nor encoder_states")
     try:
         found = run(**arguments, **dict.fromkeys(named, condition))
-    except SystemExit as error:  # it would end the program as if it had done its work
-        raise RuntimeError(f"forward raises SystemExit: {error}") from None
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # SystemExit would end the program as if it had done its work
+        raise RuntimeError(f"forward raises {type(error).__name__}: {error}") from None
     if output.get("attribute") is not None:
         if not hasattr(found, output["attribute"]):
             raise ValueError(
