@@ -9,12 +9,14 @@ import torch
 from stages.models.branches import record_removal
 from stages.models.families import Denoiser, family_name
 from stages.models.groups import Group, find_groups
+from stages.models.latency import SteadyClock
 from stages.models.plan import Base, Budget, Plan, PlannedGroup, architecture_sha256, version_of
 from stages.models.saliency import Importance
 from stages.models.scores import KeptIndices
 from stages.models.shortcuts import without_branches
 from stages.prune.budget import solve_budget
-from stages.prune.earlier import after_cuts, dense_cost, model_cost
+from stages.prune.depth_cost import DepthCost
+from stages.prune.earlier import after_cuts, dense_cost, dense_model
 from stages.prune.halves import choose_pairs, find_gated
 from stages.prune.kept import kept_to_layers, remove_channels
 from stages.prune.params import PruneParams
@@ -34,7 +36,7 @@ def plan_pruning(
     *,
     removed: Sequence[str] = (),
     budget: Budget | None = None,
-    dense: float | None = None,
+    depth: DepthCost | None = None,
 ) -> Plan:
     """Choose the channels to cut from a denoiser; the plan is of this cut alone, numbered as in `unet`.
 
@@ -46,7 +48,7 @@ def plan_pruning(
         earlier: The plan by which the model was cut from a dense one, whose size the target is a share of.
         removed: Residual branches that are removed first; they can all go.
         budget: The cost without these branches, if they alone meet the target and no channel is cut; else None.
-        dense: The cost of the dense model, of which a target is a share; None: it is measured, if it is needed.
+        depth: The cost of the dense model, of which a target is a share; None: it is measured, if it is needed.
 
     Raises:
         InputError: The target cannot be met, or a pattern matches no layer.
@@ -56,11 +58,13 @@ def plan_pruning(
     _check_heads(groups, importance, params)
     widths = _patterns_of(unet, groups, params) if removed else params
     ranking = Ranking(groups, importance, find_gated(groups, widths, earlier), seed)
-    costs = WidthCost(shallow, groups, heads=params.heads, latency_repeats=params.latency_repeats)
+    if removed and not budget and params.target.ratio is None:
+        depth = depth or DepthCost(unet, params)
+    dense, clock = (depth.dense, depth.clock) if depth else _dense_cost(unet, groups, params, earlier)
+    costs = WidthCost(shallow, groups, heads=params.heads, latency_repeats=params.latency_repeats, clock=clock)
     if budget:
         counts = [0] * len(groups)
     else:
-        dense = dense or _dense_cost(unet, groups, params, earlier, removed)
         counts, budget = _solve(groups, ranking, widths, costs, dense)
     cuts, kept = _choose(unet, counts, ranking, params)
     counts = [len(cut) for cut in cuts]
@@ -83,15 +87,13 @@ def plan_pruning(
     ).sealed()
 
 
-def smallest_cost(
-    unet: Denoiser, importance: Importance, params: PruneParams, seed: int, removed: Sequence[str]
-) -> float:
-    """Compute the cost without some branches and after every cut of channels that `params` allows."""
-    shallow = without_branches(unet, removed)
+def smallest_cost(unet: Denoiser, importance: Importance, params: PruneParams, seed: int, depth: DepthCost) -> float:
+    """Compute the cost without as many branches as can go and after every cut of channels that `params` allows."""
+    shallow = without_branches(unet, depth.dearest())
     groups = find_groups(shallow)
     params = _patterns_of(unet, groups, params)
     ranking = Ranking(groups, importance, find_gated(groups, params), seed)
-    costs = WidthCost(shallow, groups, heads=params.heads, latency_repeats=params.latency_repeats)
+    costs = WidthCost(shallow, groups, heads=params.heads, latency_repeats=params.latency_repeats, clock=depth.clock)
     path = find_path(groups, [ranking.channels(index, {}) for index in range(len(groups))], params)
     return float(getattr(costs, params.target.quantity)(cuts_after(path, len(groups))))
 
@@ -120,14 +122,16 @@ def _plan_groups(groups: Sequence[Group], cuts: Sequence[torch.Tensor]) -> list[
 
 
 def _dense_cost(
-    unet: Denoiser, groups: Sequence[Group], params: PruneParams, earlier: Plan | None, removed: Sequence[str]
-) -> float | None:
-    """Compute the cost that the target is a share of; None: that of the model whose channels are cut."""
-    if earlier:
-        return dense_cost(unet, groups, params.target.quantity, params.latency_repeats)
-    if removed and params.target.ratio is None:
-        return model_cost(unet, params.target.quantity, params.latency_repeats)
-    return None
+    unet: Denoiser, groups: Sequence[Group], params: PruneParams, earlier: Plan | None
+) -> tuple[float | None, SteadyClock | None]:
+    """Compute the cost that the target is a share of, and the clock of a latency; None: of the model that is cut."""
+    quantity = params.target.quantity
+    if earlier is None:
+        return None, None
+    if quantity == "latency_ms":
+        clock = SteadyClock(dense_model(unet, unet.device), params.latency_repeats)
+        return clock.dense_ms, clock
+    return dense_cost(unet, groups, quantity), None
 
 
 def _solve(

@@ -97,7 +97,7 @@ def refusing_code(what: str) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, InputError):
         raise
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001  # classes of exceptions are anyone's, too
         raise InputError(f"{what} raises {described(error)}") from None
 
 
