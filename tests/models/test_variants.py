@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from stages.costs.params import CostsParams
-from stages.costs.variants import Candidate, measure_variants
+from stages.costs.variants import Candidate, measure_variants, read_candidates
 from stages.models.families import example_inputs, family_of
 from stages.models.params import SamplerParams
-from stages.models.pipeline import read_scheduler, read_unet, unet_config, write_pipeline
+from stages.models.pipeline import CPU, read_scheduler, read_unet, unet_config, write_pipeline
 from stages.models.sampling import SamplingContext, draw, image_seeds
 from stages.models.variants.cache import cache, interval_of
 from stages.models.variants.folder import (
@@ -352,6 +352,22 @@ def test_a_graph_is_timed_in_its_own_runtime(doubling, unet, tmp_path):
     assert rows["dense+onnx"].peak_bytes < 100 * 2**20  # not the memory of this process, which started it
     assert rows["dense+int8"].median_ms == rows["dense"].median_ms
     assert rows["dense+cache-2"].median_ms != rows["dense"].median_ms
+
+
+def test_what_is_timed_once_is_in_memory_once(unet, scheduler, tmp_path):
+    """Integers of any number of bits are their model in float32; each interval of a cache is a model of its own."""
+    write_pipeline(tmp_path / "model", unet, scheduler)
+    for kind in (Kind("int8"), Kind("int4"), Kind("float32", 2), Kind("int8", 2), Kind("float32", 3)):
+        (tmp_path / "variants" / kind.name).mkdir(parents=True)
+        write_variant("dense", tmp_path / "model", kind, tmp_path / "variants" / kind.name)
+    candidates = read_candidates({"dense": unet}, {"dense": "a" * 64}, tmp_path / "variants", CPU)
+
+    held = {name: id(candidate.unet) for name, candidate in candidates.items()}
+    assert held["dense"] == held["dense+int8"] == held["dense+int4"]
+    assert held["dense+cache-2"] == held["dense+int8+cache-2"]
+    assert (len(candidates), len(set(held.values()))) == (6, 3)
+    assert candidates["dense"].sha256 != candidates["dense+int8"].sha256 != candidates["dense+int4"].sha256
+    assert read_candidates({"dense": unet}, {"dense": "a" * 64}, tmp_path / "none", CPU) == {}
 
 
 def test_a_damaged_graph_is_refused(tmp_path, unet):
