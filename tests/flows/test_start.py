@@ -110,7 +110,10 @@ def test_images_are_drawn_or_checked_by_the_deployment_of_prefect_yaml(start):
         (["one-start", "--param", "limits=3"], "3 is not of type 'object'"),
         (["one-start", "--param", "commit"], "--param commit is not KEY=VALUE; write for example --param "),
         (["back-start", "--set", "seed=1", "--param", "why=x"], "takes no overrides of params.yaml; leave --set out"),
-        (["draw-start", "--param", "num_images=0"], "field 'num_images'. Failure reason: 0 is less than or equal to the minimum"),
+        (
+            ["draw-start", "--param", "num_images=0"],
+            "field 'num_images'. Failure reason: 0 is less than or equal to the minimum",
+        ),
         (["draw-start", "--param", "format=png"], "'png' is not one of ['parquet', 'webdataset']"),
         (["draw-start", "--param", "chek=true"], "has no parameter 'chek'; did you mean check?"),
         (["draw-start", "--set", "seed=1"], "takes no overrides of params.yaml; leave --set out"),
