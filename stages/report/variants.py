@@ -116,8 +116,8 @@ def variants_to_text(rows: Sequence[VariantRow]) -> str:
         f"float32, {first.kernels}, {first.device}; of a cache, mean over a full pass and those that reuse it. Graphs "
         f"run in ONNX Runtime on the CPU, with as many threads. Images/s: of one pass at batch {largest.batch}. "
         f"Speed-up: relative to dense, passes timed in turn. Peak memory: weights and activations alive at once; of a "
-        f"graph the growth of a process that runs it. int8 and int4 become float32 as they are read, so that their "
-        f"times are those of the model."
+        f"graph the growth of a process that runs it. int8, int4 and float8 become float32 as they are read, so that "
+        f"their times are those of the model."
     )
 
 

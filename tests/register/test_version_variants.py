@@ -143,7 +143,7 @@ def test_every_variant_that_a_version_holds_has_a_canary(publish, policy, quick_
     assert checks["canary of int8"].reason.endswith("off by 0 levels; allowed: 1")
 
 
-@pytest.mark.parametrize("kind", [Kind("int4", 2), Kind("float32", 2), Kind("int8-dynamic")])
+@pytest.mark.parametrize("kind", [Kind("int4", 2), Kind("float8"), Kind("float32", 2), Kind("int8-dynamic")])
 def test_each_kind_draws_what_it_draws_when_it_is_made_anew(package, tmp_path, quick_canary, kind):  # noqa: ARG001
     """From the same seeds, integers and caches here, and graphs by the code of the version."""
     shutil.copytree(package, tmp_path / "version")
