@@ -29,6 +29,7 @@ ONE_SHOT = {
     "finetune.checkpoint_every": 1,
     "finetune.gate": None,
     "finetune.samples": None,
+    "variants": None,
 }
 """Overrides of the ablation, which evaluates the pruned model and so finetunes for one step."""
 

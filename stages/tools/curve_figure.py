@@ -1,5 +1,6 @@
 """A recovery comparison -> one figure: each metric over steps and over seconds, with bands for the intervals."""
 
+import math
 from typing import cast
 
 import matplotlib as mpl
@@ -11,34 +12,44 @@ from matplotlib.ticker import NullFormatter, NullLocator
 from stages.report.figures import plain_log
 from stages.tools.curves import SECONDS, SHOWN, Curve, Curves
 
-WIDTH_INCHES, ROW_INCHES = 4.4, 2.8
-LOGARITHMIC = ("fid", "fid_dense")
+COLUMNS, WIDTH_INCHES, ROW_INCHES = 2, 4.4, 2.8
+LOGARITHMIC = ("fid", "fid_dense", "ssim")
+DISTANCE_FROM_ONE = {"ssim": "1 − SSIM"}
+"""Metric -> label of its axis, where the distance from 1 is drawn: on a logarithmic axis good models stay apart."""
+LINEAR_KID = 10
+"""KID × 10³ below which its axis is linear, for it may be negative; above, it is logarithmic."""
 
 
 def draw_curves(axis: Axes, curves: Curves) -> None:
-    """Replace the axis of a figure by a grid: a row for each metric, columns for steps and, if measured, seconds."""
+    """Replace the axis of a figure by panels: each metric over steps and, if measured, over seconds beside it."""
     figure = cast("Figure", axis.figure)
     axis.remove()
     is_timed = any(curve.estimate(step, SECONDS) for curve in curves.rows.values() for step in curve.steps)
-    columns = ["steps", "seconds"] if is_timed else ["steps"]
-    figure.set_size_inches(WIDTH_INCHES * len(columns), ROW_INCHES * len(curves.metrics))
-    grid = figure.subplots(len(curves.metrics), len(columns), squeeze=False)
-    for row, name in zip(grid, curves.metrics, strict=True):
-        for panel, column in zip(row, columns, strict=True):
-            panel.set_axisbelow(True)
-            _draw_panel(panel, curves, name, column)
-    grid[0][0].legend(fontsize=7)
+    plots = [(name, column) for name in curves.metrics for column in ("steps", "seconds")[: 1 + is_timed]]
+    rows = math.ceil(len(plots) / COLUMNS)
+    figure.set_size_inches(WIDTH_INCHES * COLUMNS, ROW_INCHES * rows)
+    panels = figure.subplots(rows, COLUMNS, squeeze=False).flatten().tolist()
+    for panel, (name, column) in zip(panels, plots, strict=False):
+        _draw_panel(panel, curves, name, column)
+    for panel in panels[len(plots) :]:
+        panel.remove()
+    panels[0].legend(fontsize=7)
 
 
 def _draw_panel(panel: Axes, curves: Curves, name: str, column: str) -> None:
+    panel.set_axisbelow(True)
+    panel.set_xscale("log")
+    if name in LOGARITHMIC:
+        plain_log(panel)
+    else:
+        panel.set_yscale("symlog", linthresh=LINEAR_KID)
+        panel.yaxis.set_major_formatter("{x:g}")
     for colour, curve in zip(_palette(len(curves.rows)), curves.rows.values(), strict=True):
         places, means, widths = _line(curve, name, column)
         panel.plot(places, means, "o-", markersize=3, color=colour, label=curve.title)
         panel.fill_between(places, means - widths, means + widths, color=colour, alpha=0.15, linewidth=0)
-    panel.set(xlabel="optimiser steps" if column == "steps" else "seconds of training", ylabel=SHOWN[name].title)
-    panel.set_xscale("log")
-    if name in LOGARITHMIC:
-        plain_log(panel)
+    title = DISTANCE_FROM_ONE.get(name, SHOWN[name].title)
+    panel.set(xlabel="optimiser steps" if column == "steps" else "seconds of training", ylabel=title)
     if column == "steps":
         panel.set_xticks(curves.baseline.steps, [str(step) for step in curves.baseline.steps])
         panel.xaxis.set_minor_locator(NullLocator())
@@ -54,7 +65,8 @@ def _line(curve: Curve, name: str, column: str) -> tuple[np.ndarray, np.ndarray,
         found, seconds = curve.estimate(step, name), curve.estimate(step, SECONDS)
         place = step if column == "steps" else seconds and seconds.mean
         if found and place:
-            rows.append((place, found.mean * SHOWN[name].factor, (found.half_width or 0) * SHOWN[name].factor))
+            factor, mean = SHOWN[name].factor, 1 - found.mean if name in DISTANCE_FROM_ONE else found.mean
+            rows.append((place, mean * factor, (found.half_width or 0) * factor))
     places, means, widths = np.array(rows, dtype=float).reshape(-1, 3).T
     return places, means, widths
 

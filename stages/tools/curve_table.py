@@ -12,7 +12,7 @@ from stages.report.table import ALIKE, conditions_to_text
 from stages.report.table_page import LEVELS, worst_level
 from stages.tools.curve_figure import draw_curves
 from stages.tools.curves import SECONDS, SHOWN, Curve, Curves, Reach, difference, reach, read_curves, seconds_ratio
-from stages.tools.method_table import write_estimate
+from stages.tools.estimates import write_estimate
 from stages.tools.methods import seed_of
 from stages.tools.table_files import Lead, write_table_files
 

@@ -13,9 +13,12 @@ from stages.runtime.errors import InputError
 from stages.storage.files import read_record
 from stages.tools.cells import FinishedCell, read_cells
 from stages.tools.methods import ONE_SHOT, RESULT, check_comparable, check_sizes, seed_of
+from stages.tools.published import METHODS
 
 PROVENANCE = "finetune.provenance.json"
 SECONDS = "seconds"
+PRUNES_ITSELF = frozenset(METHODS) - {"scratch"}
+"""Rows of the method table, which differ in the pruned model; `scratch` has only its widths, like every recipe."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ def read_curves(folder: Path, rows: Sequence[str]) -> Curves:
 
     Raises:
         InputError: The folder holds no cell, a cell is damaged or in no row, or cells differ in more than seed and
-            recipe: in protocol, dense model, size, pruned weights of a seed, or steps.
+            recipe: in protocol, dense model, size, steps, or the pruned weights that the recipes of a seed began with.
     """
     cells = sorted(read_cells(folder), key=seed_of)
     if odd := [cell for cell in cells if cell.note.row not in rows]:
@@ -193,9 +196,9 @@ def read_curves(folder: Path, rows: Sequence[str]) -> Curves:
 
 
 def _check_pruned(cells: Sequence[FinishedCell]) -> None:
-    """Refuse cells of one seed that recovered different pruned models."""
+    """Refuse recipes that recovered different pruned models of one seed; a method's row prunes by its own criterion."""
     first: dict[int, FinishedCell] = {}
-    for cell in cells:
+    for cell in (it for it in cells if it.note.row not in PRUNES_ITSELF):
         other = first.setdefault(seed_of(cell), cell)
         one, two = (it.record.models[ONE_SHOT].weights_sha256 for it in (other, cell))
         if one != two:

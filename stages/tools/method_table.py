@@ -10,15 +10,25 @@ from matplotlib.axes import Axes
 
 from stages.protocol.evaluation import DENSE, FID_DENSE, METRICS
 from stages.protocol.intervals import Estimate
+from stages.protocol.variants import VariantsRecord
 from stages.protocol.verdict import Verdict, judge
 from stages.report.figures import COLOURS, plain_log
 from stages.report.markdown import markdown_table
 from stages.report.table import ALIKE, conditions_to_text, fid_dense_to_text, write_count
 from stages.report.table_page import worst_level
 from stages.tools.cells import FinishedCell
+from stages.tools.estimates import write_difference, write_estimate
 from stages.tools.methods import ONE_SHOT, Comparison, Method, read_comparison, seed_of
 from stages.tools.published import BASELINE, METHODS, SIZE_TOLERANCE, PublishedRow, PublishedTable, read_published
 from stages.tools.table_files import Lead, write_table_files
+from stages.tools.variants_over_seeds import (
+    VariantOfMethod,
+    read_variants_of_cells,
+    variants_over_seeds,
+    variants_to_json,
+    variants_to_numbers,
+    variants_to_rows,
+)
 
 COMPARED = ("fid", FID_DENSE, "ssim")
 """Metrics whose difference from the baseline is reported."""
@@ -50,12 +60,6 @@ def to_rows(comparison: Comparison) -> list[dict[str, str]]:
     ]
 
 
-def write_estimate(estimate: Estimate, digits: int, factor: float = 1, sign: str = "") -> str:
-    """Write a mean over seeds and the half-width of its interval."""
-    text = f"{estimate.mean * factor:{sign}.{digits}f}"
-    return text if estimate.half_width is None else f"{text} ± {estimate.half_width * factor:.{digits}f}"
-
-
 def write_fid_dense(comparison: Comparison, method: Method) -> str:
     """Write the FID to the dense model's images; the dense model itself has the floor instead, if there is one."""
     floor = comparison.fid_dense_floor
@@ -65,20 +69,13 @@ def write_fid_dense(comparison: Comparison, method: Method) -> str:
     return write_estimate(found, 3) if found else "–"
 
 
-def write_difference(difference: Estimate | None, digits: int) -> str:
-    """Write a difference with its interval, and a mark if the interval contains zero."""
-    if difference is None:
-        return "–"
-    marks = {None: " (one seed)", False: f" {ALIKE}", True: ""}
-    return f"{write_estimate(difference, digits, sign='+')}{marks[difference.is_distinct]}"
-
-
-def to_markdown(comparison: Comparison, preset: str, command: str) -> str:
+def to_markdown(comparison: Comparison, preset: str, command: str, variants: Sequence[VariantOfMethod] = ()) -> str:
     """Write all tables, each followed by its explanation; the published ones come last."""
     parts = [
         f"# {preset}: {TITLE}",
         _to_table(to_rows(comparison)),
         _explain(comparison, command),
+        *_variants_to_parts(variants),
         *_ablation_to_parts(comparison.ablation),
         *_published_to_parts(read_published().get(preset, ()), comparison),
     ]
@@ -114,6 +111,16 @@ def _explain_differences(comparison: Comparison) -> str:
     same = {"taylor", "diff-pruning-0"} <= comparison.methods.keys()
     twice = "Taylor and Diff-Pruning with T = 0 are the same computation under the paper's formula. " if same else ""
     return f"Differences are from {name}, paired by seed; {ALIKE} marks those whose interval contains zero. {twice}"
+
+
+def _variants_to_parts(variants: Sequence[VariantOfMethod]) -> list[str]:
+    if not variants:
+        return []
+    note = (
+        f"Under the protocol of the rows above, from the same noise. Differences are from the model that a variant was "
+        f"made of, paired by seed; {ALIKE} marks those whose interval contains zero."
+    )
+    return ["## Variants", _to_table(variants_to_rows(variants)), note]
 
 
 def _ablation_to_parts(ablation: Mapping[int, Estimate]) -> list[str]:
@@ -162,17 +169,19 @@ def _published_row(row: PublishedRow, comparison: Comparison) -> dict[str, str]:
     }
 
 
-def _numbers(cell: FinishedCell) -> dict[str, Any]:
+def _numbers(cell: FinishedCell, variants: VariantsRecord | None) -> dict[str, Any]:
     numbers: dict[str, Any] = {"row": cell.note.row, "seed": seed_of(cell)}
     for name, model in cell.record.models.items():
         numbers |= {f"{name}.params": model.params, f"{name}.macs": model.macs, f"{name}.fid_pooled": model.fid_pooled}
         for metric, found in model.metrics().items():
             numbers |= {f"{name}.{metric}": found.mean, f"{name}.{metric}_interval": found.half_width}
     origin = {"ran": " ".join(cell.note.ran), "mlflow_run": cell.note.mlflow_run, "protocol": cell.record.protocol_id}
-    return {**numbers, **origin, **cell.note.overrides}
+    return {**numbers, **(variants_to_numbers(variants) if variants else {}), **origin, **cell.note.overrides}
 
 
-def to_json(comparison: Comparison, preset: str, command: str) -> dict[str, Any]:
+def to_json(
+    comparison: Comparison, preset: str, command: str, variants: Sequence[VariantOfMethod] = ()
+) -> dict[str, Any]:
     """Make the content of method_table.json: the table's texts, and its estimates as numbers."""
     rows = to_rows(comparison)
     return {
@@ -190,6 +199,7 @@ def to_json(comparison: Comparison, preset: str, command: str) -> dict[str, Any]
             for method in comparison.rows
         },
         "fid_dense_floor": asdict(comparison.fid_dense_floor) if comparison.fid_dense_floor else None,
+        "variants": variants_to_json(variants),
         "ablation": {str(count): asdict(ssim) for count, ssim in comparison.ablation.items()},
     }
 
@@ -259,9 +269,12 @@ def write_method_table(cells: Path, out: Path, preset: str, command: str) -> Non
         InputError: The cells cannot be read or compared, or `out` cannot be written.
     """
     comparison = read_comparison(cells)
-    numbers = [_numbers(cell) for cell in comparison.cells]
+    records = read_variants_of_cells(cells, comparison)
+    variants = variants_over_seeds(comparison, records)
+    numbers = [_numbers(cell, records.get(cell.name)) for cell in comparison.cells]
     plots = {"pareto": lambda axis: draw_pareto(axis, comparison)} if comparison.methods else {}
     if comparison.ablation:
         plots["ablation"] = lambda axis: draw_ablation(axis, comparison.ablation)
-    markdown, summary = to_markdown(comparison, preset, command), to_json(comparison, preset, command)
+    markdown = to_markdown(comparison, preset, command, variants)
+    summary = to_json(comparison, preset, command, variants)
     write_table_files(out, "method_table", make_lead(comparison, preset), markdown, numbers, summary, plots)

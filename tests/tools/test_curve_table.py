@@ -49,8 +49,8 @@ def with_quality(model, fid, ssim):
 def write_cell(protocol, tmp_path):
     """Write a finished cell of a recovery comparison, and return its folder."""
 
-    def write(row, seed, *, shift=0.0, steps=STEPS, alone=True, device="cpu", pruned="c" * 64, **changes):
-        folder = tmp_path / "cells" / f"{row}-{seed}"
+    def write(row, seed, *, title="", shift=0.0, steps=STEPS, alone=True, device="cpu", pruned="c" * 64, **changes):
+        folder = tmp_path / "cells" / f"{title or row}-{seed}"
         drawn = protocol.model_copy(update={"seed": seed, **changes})
         dense, points = make_point(DENSE_MACS, 0.5), {}
         for step, fid, ssim in zip(STEPS, FIDS[row], SSIMS[row], strict=True):
@@ -64,7 +64,7 @@ def write_cell(protocol, tmp_path):
         seconds = {str(step): (SECONDS[row] + shift) * step for step in steps}
         cost = {"seconds_by_step": seconds, "alone": alone, "machine": f"{device}, 2 threads"}
         write_json(folder / "finetune.provenance.json", {"cost": cost, "device": {"name": "cpu x86_64"}})
-        note = CellRecord(overrides={"finetune.steps": steps[-1], "seed": seed}, mlflow_run="run", row=row)
+        note = CellRecord(overrides={"finetune.steps": steps[-1], "seed": seed}, mlflow_run="run", row=title or row)
         write_json(folder / CELL, note.model_dump(mode="json"))
         return folder
 
@@ -78,6 +78,17 @@ def cells(write_cell, tmp_path):
         for seed in range(3):
             write_cell(row, seed, shift=0.1 * seed)
     return tmp_path / "cells"
+
+
+def test_criteria_begin_with_pruned_models_of_their_own(write_cell, tmp_path):
+    """Rows of the methods are compared like recipes; recipes beside them still share one pruned model."""
+    for row, title, pruned in zip((ROWS * 2)[:3], ("random", "taylor", "noise"), "abc", strict=True):
+        write_cell(row, 0, title=title, pruned=pruned * 64)
+    assert list(read_curves(tmp_path / "cells", ["random", "taylor", "noise"]).rows) == ["random", "taylor", "noise"]
+
+    write_cell(ROWS[0], 0, title="output", pruned="d" * 64)
+    with pytest.raises(InputError, match="noise-0 and output-0, both of seed 0, recovered two pruned models"):
+        read_curves(tmp_path / "cells", ["random", "taylor", "noise", "output"])
 
 
 def test_a_recipe_is_reached_from_where_it_is_nowhere_worse_beyond_the_interval():
@@ -233,6 +244,24 @@ def test_seconds_that_show_no_cost_are_left_out(write_cell, tmp_path, changes, w
     assert words in text
     assert "One seed, so no intervals" in text
     assert len(figure.axes) == 3 * (1 + ("left out" in words))
+
+
+def test_curves_of_good_models_stay_apart(cells):
+    """SSIM is drawn as its distance from 1, by logarithm; so is KID above the values that may be negative."""
+    curves = read_curves(cells, ROWS)
+    figure = Figure()
+    draw_curves(figure.subplots(), curves)
+    panels = {axis.get_ylabel(): axis for axis in figure.axes}
+    drawn = panels["1 − SSIM"].lines[0].get_ydata()
+
+    assert [1 - value for value in drawn] == pytest.approx(
+        [curves.baseline.estimate(step, "ssim").mean for step in curves.baseline.steps]
+    )
+    assert {name: axis.get_yscale() for name, axis in panels.items()} == {
+        "FID": "log",
+        "1 − SSIM": "log",
+        "KID × 10³": "symlog",
+    }
 
 
 def test_a_lost_time_is_counted(write_cell, tmp_path):

@@ -10,7 +10,8 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from stages.protocol.evaluation import Metric
+from stages.protocol.evaluation import Metric, read_evaluation
+from stages.protocol.variants import MEASURED, VARIANTS_FILE, Variant, VariantsRecord
 from stages.runtime.errors import InputError
 from stages.storage.files import write_json
 from stages.tools.__main__ import main
@@ -88,6 +89,48 @@ def test_a_difference_is_taken_seed_by_seed(cells):
     assert unclear.half_width == pytest.approx(T_OF_THREE * 0.1 / sqrt(3), rel=1e-4)
     assert (clear.is_distinct, unclear.is_distinct) == (True, False)
     assert comparison.difference(comparison.methods[BASELINE], "fid") is None
+
+
+def test_variants_are_compared_with_the_model_that_they_are_made_of(write_cell, tmp_path):
+    """Paired by seed; the dense model's stand once, first, and a cell of another protocol is one line."""
+    for row, fids in (("random", (2.5, 3.4, 4.6)), ("ours", (2.1, 2.9, 4.0))):
+        for seed, fid in enumerate(fids):
+            folder = write_cell(row, seed, fid, fids_dense=(0.2, 0.5))
+            record = read_evaluation(folder)
+            write_variants(folder, record, {"dense": 0.5 + 0.1 * seed, "finetuned": fid + 0.1 * (seed + 1)})
+    write_method_table(tmp_path / "cells", tmp_path / "out", "digits", "")
+    rows = {row["variant"]: row for row in tables((tmp_path / "out" / "table.md").read_text())[1]}
+    summary = json.loads((tmp_path / "out" / "method_table.json").read_text())["variants"]
+    with (tmp_path / "out" / "table.csv").open(newline="") as file:
+        numbers = {(row["row"], row["seed"]): float(row["finetuned+int8.fid"]) for row in csv.DictReader(file)}
+
+    assert list(rows) == ["pretrained + int8", "random + int8", "ours + int8"]
+    assert (rows["ours + int8"]["difference"], rows["ours + int8"]["seeds"]) == ("+0.200 ± 0.248 ≈", "3")
+    assert rows["ours + int8"]["on disk"] == "1.25 MB"
+    assert summary["pretrained + int8"]["fid"]["mean"] == pytest.approx(0.6)
+    assert summary["random + int8"]["fid_difference"]["mean"] == pytest.approx(0.2)
+    assert numbers["ours", "1"] == pytest.approx(3.1)
+
+    write_variants(folder, record, {"dense": 1.0}, protocol_id="0" * 12)
+    with pytest.raises(InputError, match=r"ours-2-.* has variants of protocol 000000000000 and models of"):
+        write_method_table(tmp_path / "cells", tmp_path / "out", "digits", "")
+
+
+def write_variants(folder, record, fids, protocol_id=None):
+    """Write the variants of a cell: an int8 one of each model in `fids`, with that FID."""
+    variants = {
+        f"{model}+int8": Variant(
+            model=model,
+            form="int8",
+            interval=1,
+            size_bytes=1_250_000,
+            sha256="e" * 64,
+            metrics={name: Metric(sets=[fid, fid], mean=fid, half_width=0.0) for name in MEASURED},
+        )
+        for model, fid in fids.items()
+    }
+    found = VariantsRecord(protocol_id=protocol_id or record.protocol_id, variants=variants)
+    write_json(folder / VARIANTS_FILE, found.model_dump(mode="json"))
 
 
 def test_fid_to_dense_is_compared_like_fid(write_cell, tmp_path):

@@ -1,0 +1,130 @@
+"""The variants in a comparison's cells -> a table with a row for each form of a model, and intervals over the seeds."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.protocol.evaluation import DENSE, FID_DENSE, Metric
+from stages.protocol.intervals import Estimate, estimate, paired_difference
+from stages.protocol.variants import MEASURED, VARIANTS_FILE, VariantsRecord, read_variants
+from stages.runtime.errors import InputError
+from stages.tools.cells import FinishedCell
+from stages.tools.estimates import write_difference, write_estimate
+from stages.tools.methods import ONE_SHOT, RESULT, Comparison, seed_of
+
+Metrics = Mapping[str, Metric]
+
+
+@dataclass(frozen=True)
+class VariantOfMethod:
+    """One form of a method's model, once for each seed."""
+
+    title: str
+    """Such as ours + int8."""
+    size_bytes: int
+    """Size of its weights or graph."""
+    metrics: Mapping[int, Metrics]
+    """Seed -> its metrics."""
+    model: Mapping[int, Metrics]
+    """Seed -> the metrics of the model that it was made from."""
+
+    def estimate(self, metric: str) -> Estimate:
+        """Estimate a metric's mean over the seeds."""
+        return estimate([found[metric].mean for found in self.metrics.values()])
+
+    def difference(self, metric: str) -> Estimate | None:
+        """Estimate metric(variant) − metric(its model), paired by seed; None if the models lack the metric."""
+        pairs = [
+            (it[metric].mean, self.model[seed][metric].mean)
+            for seed, it in self.metrics.items()
+            if metric in self.model[seed]
+        ]
+        return paired_difference(*zip(*pairs, strict=True)) if pairs else None
+
+
+def read_variants_of_cells(folder: Path, comparison: Comparison) -> dict[str, VariantsRecord]:
+    """Read the variants of all cells below a folder: cell -> record; cells without variants are left out.
+
+    Raises:
+        InputError: A file is damaged, or variants were measured under another protocol than their models.
+    """
+    return {cell.name: found for cell in comparison.cells if (found := _read(folder, cell))}
+
+
+def variants_over_seeds(comparison: Comparison, records: Mapping[str, VariantsRecord]) -> list[VariantOfMethod]:
+    """Sort the variants into forms and seeds, in the order of the comparison's rows."""
+    cells = [cell for cell in comparison.cells if cell.name in records]
+    found = list(_made_of(comparison.dense.title, DENSE, {seed_of(cell): cell for cell in cells}, records))
+    for row, method in comparison.methods.items():
+        own = {seed_of(cell): cell for cell in cells if cell.note.row == row}
+        found += _made_of(f"{method.title}, not finetuned", ONE_SHOT, own, records)
+        found += _made_of(method.title, RESULT, own, records)
+    return found
+
+
+def _read(folder: Path, cell: FinishedCell) -> VariantsRecord | None:
+    """Read the variants of a cell; None where it has none."""
+    if not (folder / cell.name / VARIANTS_FILE).is_file():
+        return None
+    record = read_variants(folder / cell.name)
+    if record.variants and record.protocol_id != cell.record.protocol_id:
+        found = f"{cell.name} has variants of protocol {record.protocol_id} and models of {cell.record.protocol_id}"
+        raise InputError(f"{found}; remove its folder and run the flow again")
+    return record if record.variants else None
+
+
+def _made_of(
+    title: str, model: str, cells: Mapping[int, FinishedCell], records: Mapping[str, VariantsRecord]
+) -> Iterator[VariantOfMethod]:
+    """Yield each form of one model; all seeds of a comparison have the same ones."""
+    by_seed = {
+        seed: {it.kind.name: it for it in records[cell.name].variants.values() if it.model == model}
+        for seed, cell in cells.items()
+    }
+    for name, first in next(iter(by_seed.values()), {}).items():
+        having = [seed for seed, variants in by_seed.items() if name in variants]
+        yield VariantOfMethod(
+            f"{title} + {name.replace('+', ' + ')}",
+            first.size_bytes,
+            {seed: by_seed[seed][name].metrics for seed in having},
+            {seed: cells[seed].record.models[model].metrics() for seed in having},
+        )
+
+
+def variants_to_rows(variants: Sequence[VariantOfMethod]) -> list[dict[str, str]]:
+    """Write the table's texts, one row per form: column -> text."""
+    return [
+        {
+            "variant": it.title,
+            "on disk": f"{it.size_bytes / 1e6:.2f} MB",
+            "FID": write_estimate(it.estimate("fid"), 3),
+            "difference": write_difference(it.difference("fid"), 3),
+            "FID to dense": write_estimate(it.estimate(FID_DENSE), 3),
+            "FID to dense difference": write_difference(it.difference(FID_DENSE), 3),
+            "KID × 10³": write_estimate(it.estimate("kid"), 2, factor=1e3),
+            "SSIM": write_estimate(it.estimate("ssim"), 4),
+            "SSIM difference": write_difference(it.difference("ssim"), 4),
+            "seeds": str(len(it.metrics)),
+        }
+        for it in variants
+    ]
+
+
+def variants_to_json(variants: Sequence[VariantOfMethod]) -> dict[str, Any]:
+    """Make the part of method_table.json: title -> metric -> estimate, and the difference from its model."""
+    return {
+        it.title: {
+            "size_bytes": it.size_bytes,
+            **{name: asdict(it.estimate(name)) for name in MEASURED},
+            **{f"{name}_difference": asdict(found) for name in MEASURED if (found := it.difference(name))},
+        }
+        for it in variants
+    }
+
+
+def variants_to_numbers(record: VariantsRecord) -> dict[str, float]:
+    """Return the columns of table.csv that the variants of a cell add."""
+    return {
+        f"{name}.{metric}": found.mean for name, it in record.variants.items() for metric, found in it.metrics.items()
+    }
