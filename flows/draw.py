@@ -1,5 +1,6 @@
 """A model and seeds -> shards of images, drawn by the command draw below a Prefect flow."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from prefect import State, flow, task
@@ -24,6 +25,8 @@ def draw(
     seed: NonNegativeInt = 0,
     format: Literal["parquet", "webdataset"] = "parquet",  # noqa: A002  # the option's name
     options: dict[str, str | int] | None = None,
+    *,
+    check: bool = False,
 ) -> State[Any]:
     """Draw images into shards; a run of an interrupted job continues it, and several runs of one job share it.
 
@@ -33,20 +36,25 @@ def draw(
         num_images: Number of images.
         seed: Seed of the first image; +1 for each next.
         format: parquet or webdataset.
+        check: Draw nothing, and compare the finished shards with their hashes.
         options: Further options of `espalier draw`, such as {labels: labels.txt, shard-size: 1000, shards: 0:50}.
     """
     given = {"model": model, "out": out, "num-images": num_images, "seed": seed, "format": format, **(options or {})}
-    state = draw_shards(given, return_state=True)
+    state = draw_shards(to_arguments(given, check=check), return_state=True)
     if not state.is_completed():
         raise InputError(state.message or "drawing failed")
     return Completed(message=state.message)
 
 
+def to_arguments(options: Mapping[str, str | int], *, check: bool) -> list[str]:
+    """Write options of `espalier draw` as its arguments."""
+    return [*(f"--{name}={value}" for name, value in options.items()), *(["--check"] if check else [])]
+
+
 @task(**RETRIED)
 @fail_on_input_error
-def draw_shards(options: dict[str, str | int]) -> State[None]:
+def draw_shards(arguments: list[str]) -> State[None]:
     """Run the command, which shows its progress; an unavailable server or a killed command is tried again."""
-    arguments = [f"--{name}={value}" for name, value in options.items()]
     command = ["python", "-m", "stages.tools", "draw", *arguments]
     result = run(command, get_run_logger().info, on_progress=ProgressBar("draw").update)
     if result.code:

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -64,15 +64,20 @@ class Candidate:
 def read_candidates(
     models: Mapping[str, Denoiser], hashes: Mapping[str, str], folder: Path, device: torch.device
 ) -> dict[str, Candidate]:
-    """Read the variants that a stage wrote, after the models that they were made from; empty if there are none."""
-    variants = {}
+    """Read the variants that a stage wrote, after the models that they were made from; empty if there are none.
+
+    Rounds of passes in turn need all that are timed in memory. What is timed once, such as integers, which become the
+    float32 of their model as they are read, is there once: equal candidates share the model of the first.
+    """
+    found = {name: Candidate(unet, hashes[name]) for name, unet in models.items()}
+    first = {candidate.alike(): candidate.unet for candidate in reversed(found.values())}
     for path in variant_folders(folder):
         record, file = read_variant_record(path), variant_file(path)
         unet = read_variant(path, device)
         graph = file if record.kind.is_graph else None
-        variants[record.name] = Candidate(unet, file_sha256(file), interval_of(unet), graph)
-    originals = {name: Candidate(unet, hashes[name]) for name, unet in models.items()}
-    return originals | variants if variants else {}
+        candidate = Candidate(unet, file_sha256(file), interval_of(unet), graph)
+        found[record.name] = replace(candidate, unet=first.setdefault(candidate.alike(), unet))
+    return found if len(found) > len(models) else {}
 
 
 def measure_variants(candidates: Mapping[str, Candidate], params: CostsParams) -> list[Cost]:

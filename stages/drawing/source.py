@@ -16,7 +16,7 @@ VERSION = "models:/"
 BATCH_SIZE = 64
 """Images per batch of a version, whose protocol does not name it."""
 GRAPH = "model.onnx"
-WEIGHT_FILES = (WEIGHTS, "integers.safetensors", GRAPH)
+WEIGHT_FILES = (WEIGHTS, "integers.safetensors", "float8.safetensors", GRAPH)
 """Weights or graph of a model or variant, as `stages.models.variants.folder` writes them, which imports diffusers."""
 FILES = ("config.json", "scheduler_config.json", "variant.json", *WEIGHT_FILES)
 """Files of a component that decide what is drawn."""

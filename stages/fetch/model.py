@@ -1,7 +1,7 @@
 """A model source -> a diffusers folder, checked by loading and running the model."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -35,6 +35,7 @@ from stages.fetch.weights import (
     OPTIONAL_COMPONENTS,
     STEM,
     components,
+    other_weights,
     unet_weights,
     weights_files,
     with_safetensors,
@@ -151,7 +152,7 @@ def _opened(source: ModelSource, place: Path) -> Iterator[tuple[Path, str | None
             check_links(folder)
             announce_left_out(folder)
             own = read_own_files(denoiser_folder(folder)) if is_trusted(source) else {}
-            check_sha256(unet_weights(folder), sha256, own)
+            check_sha256(unet_weights(folder), sha256, own, other_weights(folder))
             code_sha256 = hashlib.sha256(own[CODE]).hexdigest() if CODE in own else None
             yield stack.enter_context(with_safetensors(folder, place)), code_sha256
 
@@ -231,22 +232,33 @@ def _download_version(source: RegistryModel, target: Path) -> Path:
         raise type(error)(f"{error.message}; correct fetch.model.uri or MLFLOW_TRACKING_URI") from None
 
 
-def check_sha256(path: Path, expected: str | None, own: Mapping[str, bytes] = MappingProxyType({})) -> None:
+def check_sha256(
+    path: Path,
+    expected: str | None,
+    own: Mapping[str, bytes] = MappingProxyType({}),
+    others: Sequence[Path] = (),
+) -> None:
     """Compare the hash of a file, or of the shards that an index names, with the expected one; None skips the check.
 
-    `own` are the files of an own class by name, which are hashed behind them.
+    Args:
+        path: The file, or the index of the shards.
+        expected: The hash.
+        own: The files of an own class by name, which are hashed behind all weights.
+        others: Files or indices of further weights of the model, which are hashed behind those of `path`.
 
     Raises:
         InputError: A file is missing, or the hash is another.
     """
     if expected is None:
         return
-    files = weights_files(path)
+    files = [file for weights in (path, *others) for file in weights_files(weights)]
     if missing := [file for file in files if not file.is_file()]:
         raise InputError(f"{missing[0]} does not exist")
     found = file_sha256(*files, more=b"".join(own.values()))
     if found != expected:
-        name = f"{path} with {', '.join(own)}" if own else str(path)
-        raise InputError(
-            f"{name} has sha256 {found}, expected {expected}; download it again or correct fetch.model.sha256"
-        )
+        more = [*(f"{other.parent.name}/{other.name}" for other in others), *own]
+        name = f"{path} with {', '.join(more)}" if more else str(path)
+        is_part = others and expected == file_sha256(*weights_files(path), more=b"".join(own.values()))
+        hint = f" (that is the hash without {others[0].parent.name}, which belongs to it)" if is_part else ""
+        advice = "correct fetch.model.sha256" if is_part else "download it again or correct fetch.model.sha256"
+        raise InputError(f"{name} has sha256 {found}, expected {expected}{hint}; {advice}")

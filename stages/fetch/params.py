@@ -48,8 +48,9 @@ class FolderModel(ModelFolder):
     path: Path
     """The diffusers folder; ~ and $VARIABLES are expanded when the stage runs."""
     sha256: Sha256 | None = None
-    """Hash of the file with the denoiser's weights; of shards, that of all one after the other, ordered by name
-    (`cat *-of-*.safetensors | sha256sum`). Of an own class, with trust, its files are part of it
+    """Hash of all weights that are read, one file after the other: the denoiser's, those of the autoencoder of a latent
+    model, and those of the class embedding, such as `cat unet/*.safetensors vae/*.safetensors | sha256sum`; shards are
+    ordered by name. Of an own class, with trust, its files follow
     (`cat diffusion_pytorch_model.safetensors denoiser.py denoiser.json config.json | sha256sum`). null skips the
     check."""
 
@@ -77,8 +78,8 @@ class S3Model(S3Source, ModelFolder):
     """A diffusers folder in a bucket."""
 
     sha256: Sha256
-    """Hash of the file with the denoiser's weights, of its shards, or of these and the files of an own class, as for
-    a folder; required because others may be able to write to the bucket."""
+    """Hash of all weights, and of the files of an own class, as for a folder; required because others may be able to
+    write to the bucket."""
 
 
 System = Literal["cifar10", "celeba-hq-64", "lsun-256", "imagenet-ldm", "imagenet-dit"]
@@ -124,7 +125,7 @@ class RegistryModel(ModelFolder):
     uri: str = Field(pattern=r"^models:/[^/@]+/[1-9][0-9]*$")
     """models:/NAME/VERSION; aliases are rejected because they can move."""
     sha256: Sha256 | None = None
-    """Hash of the file with the denoiser's weights, with trust also of an own class, as for a folder; null skips it."""
+    """Hash of all weights, with trust also of the files of an own class, as for a folder; null skips the check."""
 
 
 Level = Annotated[int, Field(strict=True, ge=0, le=255)]

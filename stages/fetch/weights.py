@@ -12,7 +12,7 @@ import torch
 from stages.fetch.pickles import BIN, check_state_dict, read_pickle
 from stages.models.layout import AUTOENCODERS, CLASS_EMBEDDING, WEIGHTS
 from stages.models.own_code import is_own
-from stages.models.pipeline import denoiser_folder, rename_attention
+from stages.models.pipeline import autoencoder_folder, denoiser_folder, rename_attention
 from stages.runtime.errors import InputError
 from stages.storage.files import read_json, temporary_folder
 from stages.storage.tensors import read_tensors, write_tensors
@@ -62,6 +62,12 @@ def unet_weights(folder: Path) -> Path:
     others = ", ".join(sorted(path.name for path in unet.glob(f"{STEM}*")))
     found = f"does not exist, and neither does {BIN}, an index of shards or a variant of 16 bits beside it"
     raise InputError(f"{unet / WEIGHTS} {found}{others and f' (found: {others})'}; complete the folder")
+
+
+def other_weights(folder: Path) -> list[Path]:
+    """List what the weights of the autoencoder and of the class embedding are read from, as `unet_weights` does."""
+    parts = (autoencoder_folder(folder), folder / CLASS_EMBEDDING)
+    return [files[0] for part in parts if part is not None and (files := find_weights(part))]
 
 
 def weights_files(path: Path) -> list[Path]:

@@ -7,13 +7,14 @@ from pathlib import Path
 import click
 
 from stages.runtime.imports import importing
+from stages.runtime.stage_outputs import beside_the_pipeline
 from stages.runtime.stopping import stop_in_one_line
 
 
 @click.command()
 @click.option("--params", "params_path", type=Path, default=Path("params.yaml"), help="Its blocks reference and grid.")
 @click.option("--artifacts", type=Path, default=Path("artifacts"), help="Folder of the models and the reference.")
-@click.option("--out", type=Path, default=Path("reports/grid"), help="Output folder.")
+@click.option("--out", type=Path, default=Path("reports/grid"), callback=beside_the_pipeline, help="Output folder.")
 @click.option("--store", type=Path, default=Path("checkpoints/grid"), help="Where finished cells are kept.")
 @click.option("--steps", metavar="N,…", help="Numbers of steps, such as 5,10,20,50.")
 @click.option("--guidance", metavar="SCALE,…", help="Guidance scales, such as 1,2,4.")

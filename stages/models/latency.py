@@ -1,5 +1,6 @@
 """Models or other callables -> their running times on this device."""
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from statistics import median
@@ -26,6 +27,32 @@ def measure_latencies_ms(models: Mapping[str, Denoiser], repeats: int) -> dict[s
     with kernels(deterministic=False):
         times_ms = time_in_turns(runs, device, repeats, warm_up=WARM_UP)
     return {name: median(times) for name, times in times_ms.items()}
+
+
+class SteadyClock:
+    """Measures models as if the machine kept the speed at which the dense model was measured first.
+
+    Passes of model and dense model alternate, and the result is scaled by the change of the dense model's latency, to
+    compensate for other load on the machine. So all results of one clock compare with each other.
+
+    Args:
+        dense: The dense model.
+        repeats: Timed passes of each.
+    """
+
+    def __init__(self, dense: Denoiser, repeats: int) -> None:
+        self.dense, self.repeats = dense, repeats
+
+    @functools.cached_property
+    def dense_ms(self) -> float:
+        """Median latency of a forward pass of one image in the dense model, measured once."""
+        return measure_latencies_ms({"dense": self.dense}, self.repeats)["dense"]
+
+    def measure_ms(self, unet: Denoiser) -> float:
+        """Measure the median latency of a forward pass of one image, in milliseconds."""
+        dense_ms = self.dense_ms
+        times_ms = measure_latencies_ms({"dense": self.dense, "model": unet}, self.repeats)
+        return times_ms["model"] * dense_ms / times_ms["dense"]
 
 
 def forward_pass(unet: Denoiser, batch_size: int = 1) -> Callable[[], object]:

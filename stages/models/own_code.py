@@ -11,17 +11,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import nn
 
 from stages.models.families import Denoiser, config_shape, find_family
 from stages.models.families.description import Description
 from stages.models.families.family import check_sample_size
+from stages.models.families.own import construct
 from stages.models.layout import CODE, DESCRIPTION
 from stages.models.pruned_own import CLASS_NAME, KEYS, RESERVED, accepted, all_attentions, attentions, make_class
 from stages.models.trust import check_trust
 from stages.runtime.bounded import MAX_JSON_BYTES, read_bounded
-from stages.runtime.errors import CODE_ERRORS, InputError, described, first_line
+from stages.runtime.errors import InputError, first_line, refusing_code
 from stages.runtime.schema import validate_tree
 from stages.storage.files import read_json
 
@@ -67,12 +67,7 @@ def initialise_own(config: Mapping[str, Any], folder: Path) -> Denoiser:
     cls = _load_class(path, content, name, description)
     _check_config(cls.espalier_code, config, origin)
     _check_forward(cls.espalier_code, description, path)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model: Denoiser = cls.from_config(config)
-    except CODE_ERRORS as error:
-        raise InputError(f"{path}: the constructor of {name} raises {described(error)}") from None
+    model = construct(cls, config, path)
     _check_description(model, description, folder)
     return model
 
@@ -163,10 +158,11 @@ def _run(path: Path, content: bytes, name: str) -> ModuleType:
     module.__file__ = str(path)
     sys.modules[name] = module
     try:
-        exec(compile(content, str(path), "exec"), vars(module))  # noqa: S102  # the user trusts it: check_trust
-    except CODE_ERRORS as error:
+        with refusing_code(str(path)):
+            exec(compile(content, str(path), "exec"), vars(module))  # noqa: S102  # the user trusts it: check_trust
+    except InputError:
         del sys.modules[name]
-        raise InputError(f"{path} cannot be run: {described(error)}") from None
+        raise
     return module
 
 

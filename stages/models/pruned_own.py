@@ -115,7 +115,7 @@ def predict(
     Raises:
         ValueError: A condition is missing or superfluous, the output has no such part, or the part does not have the
             shape of the sample.
-        RuntimeError: forward ends the program.
+        RuntimeError: forward ends the program, or raises what is no Exception.
     """
     inputs, output = description["inputs"], description["output"]
     timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(len(sample))
@@ -125,10 +125,7 @@ def predict(
         raise ValueError(f"forward needs {named[0]}, and no condition is given")
     if condition is not None and not named:
         raise ValueError("a condition is given, and inputs of the description has neither labels nor encoder_states")
-    try:
-        found = run(**arguments, **dict.fromkeys(named, condition))
-    except SystemExit as error:  # it would end the program as if it had done its work
-        raise RuntimeError(f"forward raises SystemExit: {error}") from None
+    found = _run(run, {**arguments, **dict.fromkeys(named, condition)})
     if output.get("attribute") is not None:
         if not hasattr(found, output["attribute"]):
             raise ValueError(
@@ -148,6 +145,20 @@ def predict(
             f"forward gives {whole}{part}, but the noise has the shape of the sample, {tuple(sample.shape)}"
         )
     return found
+
+
+def _run(run: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:  # noqa: ANN401  # whatever a class returns
+    """Run forward.
+
+    Raises:
+        RuntimeError: It ends the program, as if that had done its work, or raises what no `except Exception` catches.
+    """
+    try:
+        return run(**arguments)
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # noqa: BLE001  # classes of exceptions are anyone's, too
+        raise RuntimeError(f"forward raises {type(error).__name__}: {error}") from None
 
 
 def attentions(model: ModelMixin) -> dict[str, Mapping[str, Any]]:

@@ -28,6 +28,9 @@ class Variant(Frozen):
     """Hash of that file."""
     metrics: dict[str, Metric]
     """The metrics of MEASURED, as of the models of an evaluation."""
+    ssim_to_model: Metric | None = None
+    """SSIM with the images of the model that it was made from, from the same noise; None where that was not measured,
+    in records of before November 2026."""
 
     @property
     def kind(self) -> Kind:
@@ -48,7 +51,8 @@ class VariantsRecord(Frozen):
         flat: dict[str, dict[str, dict[str, float]]] = {}
         for variant in self.variants.values():
             means = {name: metric.mean for name, metric in variant.metrics.items()}
-            numbers = {**means, "size_bytes": float(variant.size_bytes)}
+            to_model = {"ssim_to_model": variant.ssim_to_model.mean} if variant.ssim_to_model else {}
+            numbers = {**means, **to_model, "size_bytes": float(variant.size_bytes)}
             flat.setdefault(variant.model, {})[variant.kind.name.replace("+", "_")] = numbers
         return flat
 

@@ -146,10 +146,10 @@ def _search(
     """
     assert params.depth is not None
     cost, plans = DepthCost(unet, params), list[tuple[float, int, Plan]]()
-    _check_reach(cost, smallest_cost(unet, importance, params, seed, cost.dearest()), "by depth and width")
+    _check_reach(cost, smallest_cost(unet, importance, params, seed, cost), "by depth and width")
     for number in candidate_numbers(cost, order, params.depth.candidates):
         try:
-            plan = plan_pruning(unet, importance, params, seed, removed=order.first(number), dense=cost.dense)
+            plan = plan_pruning(unet, importance, params, seed, removed=order.first(number), depth=cost)
         except InputError as error:
             click.echo(f"prune.depth: {number} branches do not do ({error.message})")
             continue
@@ -159,9 +159,9 @@ def _search(
         )
         plans.append((change, number, plan))
     if not plans:
-        raise InputError(
-            "prune.depth.remove search found no number of branches that meets prune.target; raise candidates"
-        )
+        asked = f"prune.target {show_cost(cost.quantity, cost.target)}"
+        found = f"prune.depth.remove search: no number of branches with a cut in width meets {asked}"
+        raise InputError(f"{found}; raise candidates, change prune.target, or set remove to target for depth alone")
     return min(plans, key=lambda found: found[:2])[2]
 
 

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from stages.models.branches import find_branches, record_removal, removable
 from stages.models.families import Denoiser, skeleton
-from stages.models.latency import SETTING, measure_latencies_ms
+from stages.models.latency import SETTING, SteadyClock
 from stages.models.plan import Budget
 from stages.models.shortcuts import without_branches
 from stages.prune.budget import TOLERANCES
-from stages.prune.earlier import model_cost
+from stages.prune.earlier import count_cost
 from stages.prune.params import PruneParams
 
 
@@ -21,19 +21,18 @@ class DepthCost:
     """
 
     def __init__(self, unet: Denoiser, params: PruneParams) -> None:
-        self.unet, self.quantity, self.repeats = unet, params.target.quantity, params.latency_repeats
+        self.unet, self.quantity = unet, params.target.quantity
         self.bare = skeleton(unet)
-        self.dense = model_cost(unet, self.quantity, self.repeats)
+        self.clock = SteadyClock(unet, params.latency_repeats)
+        self.dense = self.clock.dense_ms if self.quantity == "latency_ms" else count_cost(unet, self.quantity)
         self.target = params.target.resolve(self.dense)
         self.highest = self.target * (1 + TOLERANCES[self.quantity])
 
     def without(self, names: Sequence[str]) -> float:
         """Count, or measure in turns with the dense model, the cost without branches."""
         if self.quantity != "latency_ms":
-            return model_cost(without_branches(self.bare, names), self.quantity, self.repeats)
-        models = {"dense": self.unet, "shallow": without_branches(self.unet, names)}
-        times_ms = measure_latencies_ms(models, self.repeats)
-        return times_ms["shallow"] * self.dense / times_ms["dense"]
+            return count_cost(without_branches(self.bare, names), self.quantity)
+        return self.clock.measure_ms(without_branches(self.unet, names))
 
     def dearest(self) -> list[str]:
         """List as many branches as can go, those that save most first; without them the model is at its smallest."""

@@ -11,7 +11,6 @@ from stages.models.complexity import count_macs, count_params
 from stages.models.families import Denoiser, family_of
 from stages.models.families.family import ATTENTION_OUTPUTS
 from stages.models.groups import Group
-from stages.models.latency import measure_latencies_ms
 from stages.models.layout import PLAN
 from stages.models.params import Quantity
 from stages.models.plan import Plan, read_plan
@@ -83,15 +82,13 @@ def after_cuts(groups: Sequence[Group], earlier: Plan | None) -> list[Group]:
     ]
 
 
-def dense_cost(unet: Denoiser, groups: Sequence[Group], quantity: Quantity, repeats: int) -> float:
-    """Compute the cost of the dense model that a pruned one was cut from; targets are shares of it."""
+def dense_cost(unet: Denoiser, groups: Sequence[Group], quantity: Quantity) -> float:
+    """Count channels, MACs or parameters of the dense model of a pruned one; targets are shares of them."""
     if quantity == "channels":
         return sum(group.original_width for group in groups)
-    return model_cost(dense_model(unet, unet.device if quantity == "latency_ms" else META), quantity, repeats)
+    return count_cost(dense_model(unet, META), quantity)
 
 
-def model_cost(unet: Denoiser, quantity: Quantity, repeats: int) -> float:
-    """Count a model's MACs or parameters, or measure its latency."""
-    if quantity == "latency_ms":
-        return measure_latencies_ms({"model": unet}, repeats)["model"]
+def count_cost(unet: Denoiser, quantity: Quantity) -> float:
+    """Count a model's MACs or parameters."""
     return count_macs(unet) if quantity == "macs" else count_params(unet)

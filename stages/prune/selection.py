@@ -10,12 +10,14 @@ import torch
 from stages.models.branches import record_removal
 from stages.models.families import Denoiser, family_name
 from stages.models.groups import Group, find_groups
+from stages.models.latency import SteadyClock
 from stages.models.plan import Base, Budget, Plan, PlannedGroup, architecture_sha256, version_of
 from stages.models.saliency import Importance
 from stages.models.scores import KeptIndices
 from stages.models.shortcuts import without_branches
 from stages.prune.budget import solve_budget
-from stages.prune.earlier import after_cuts, dense_cost, model_cost
+from stages.prune.depth_cost import DepthCost
+from stages.prune.earlier import after_cuts, dense_cost, dense_model
 from stages.prune.halves import choose_pairs, find_gated
 from stages.prune.kept import kept_to_layers, remove_channels
 from stages.prune.params import PruneParams
@@ -36,6 +38,8 @@ class SearchSpace:
     """The block prune, with the patterns that match a layer of these groups."""
     ranking: Ranking
     costs: WidthCost
+    dense: float | None
+    """The cost that the target is a share of; None: that of the model whose channels are cut."""
 
     def path(self) -> list[Step]:
         """Order all cuts of channels that `params` allows, the least important first."""
@@ -52,7 +56,7 @@ def plan_pruning(
     *,
     removed: Sequence[str] = (),
     budget: Budget | None = None,
-    dense: float | None = None,
+    depth: DepthCost | None = None,
 ) -> Plan:
     """Choose the channels to cut from a denoiser; the plan is of this cut alone, numbered as in `unet`.
 
@@ -64,17 +68,18 @@ def plan_pruning(
         earlier: The plan by which the model was cut from a dense one, whose size the target is a share of.
         removed: Residual branches that are removed first; they can all go.
         budget: The cost without these branches, if they alone meet the target and no channel is cut; else None.
-        dense: The cost of the dense model, of which a target is a share; None: it is measured, if it is needed.
+        depth: The cost of the dense model, of which a target is a share; None: it is measured, if it is needed.
 
     Raises:
         InputError: The target cannot be met, or a pattern matches no layer.
     """
-    space = _open_space(unet, importance, params, seed, earlier, removed)
+    if removed and not budget and params.target.ratio is None:
+        depth = depth or DepthCost(unet, params)
+    space = _open_space(unet, importance, params, seed, earlier=earlier, removed=removed, depth=depth)
     if budget:
         counts = [0] * len(space.groups)
     else:
-        dense = dense or _dense_cost(unet, space.groups, params, earlier, removed)
-        counts, budget = _solve(space, dense)
+        counts, budget = _solve(space)
     cuts, kept = _choose(unet, counts, space.ranking, params)
     counts = [len(cut) for cut in cuts]
     if space.ranking.gated:
@@ -96,11 +101,9 @@ def plan_pruning(
     ).sealed()
 
 
-def smallest_cost(
-    unet: Denoiser, importance: Importance, params: PruneParams, seed: int, removed: Sequence[str]
-) -> float:
-    """Compute the cost without some branches and after every cut of channels that `params` allows."""
-    space = _open_space(unet, importance, params, seed, None, removed)
+def smallest_cost(unet: Denoiser, importance: Importance, params: PruneParams, seed: int, depth: DepthCost) -> float:
+    """Compute the cost without as many branches as can go and after every cut of channels that `params` allows."""
+    space = _open_space(unet, importance, params, seed, removed=depth.dearest(), depth=depth)
     cost = getattr(space.costs, params.target.quantity)
     return float(cost(cuts_after(space.path(), len(space.groups))))
 
@@ -110,8 +113,10 @@ def _open_space(
     importance: Importance,
     params: PruneParams,
     seed: int,
-    earlier: Plan | None,
-    removed: Sequence[str],
+    *,
+    earlier: Plan | None = None,
+    removed: Sequence[str] = (),
+    depth: DepthCost | None = None,
 ) -> SearchSpace:
     """Find the groups of a model without some branches, and what ranks and costs their channels.
 
@@ -123,8 +128,9 @@ def _open_space(
     _check_heads(groups, importance, params)
     widths = _patterns_of(unet, groups, params) if removed else params
     ranking = Ranking(groups, importance, find_gated(groups, widths, earlier), seed)
-    costs = WidthCost(shallow, groups, heads=params.heads, latency_repeats=params.latency_repeats)
-    return SearchSpace(groups, widths, ranking, costs)
+    dense, clock = (depth.dense, depth.clock) if depth else _dense_cost(unet, groups, params, earlier)
+    costs = WidthCost(shallow, groups, heads=params.heads, latency_repeats=params.latency_repeats, clock=clock)
+    return SearchSpace(groups, widths, ranking, costs, dense)
 
 
 def _patterns_of(unet: Denoiser, groups: Sequence[Group], params: PruneParams) -> PruneParams:
@@ -151,20 +157,22 @@ def _plan_groups(groups: Sequence[Group], cuts: Sequence[torch.Tensor]) -> list[
 
 
 def _dense_cost(
-    unet: Denoiser, groups: Sequence[Group], params: PruneParams, earlier: Plan | None, removed: Sequence[str]
-) -> float | None:
-    """Compute the cost that the target is a share of; None: that of the model whose channels are cut."""
-    if earlier:
-        return dense_cost(unet, groups, params.target.quantity, params.latency_repeats)
-    if removed and params.target.ratio is None:
-        return model_cost(unet, params.target.quantity, params.latency_repeats)
-    return None
+    unet: Denoiser, groups: Sequence[Group], params: PruneParams, earlier: Plan | None
+) -> tuple[float | None, SteadyClock | None]:
+    """Compute the cost that the target is a share of, and the clock of a latency; None: of the model that is cut."""
+    quantity = params.target.quantity
+    if earlier is None:
+        return None, None
+    if quantity == "latency_ms":
+        clock = SteadyClock(dense_model(unet, unet.device), params.latency_repeats)
+        return clock.dense_ms, clock
+    return dense_cost(unet, groups, quantity), None
 
 
-def _solve(space: SearchSpace, dense: float | None) -> tuple[Cuts, Budget]:
+def _solve(space: SearchSpace) -> tuple[Cuts, Budget]:
     """Decide how many channels each group loses, and warn if the target leaves most groups whole."""
     path = space.path()
-    counts, budget = solve_budget(space.params, path, space.groups, space.costs, dense)
+    counts, budget = solve_budget(space.params, path, space.groups, space.costs, space.dense)
     if warning := whole_groups_warning(space.params, path, space.groups, counts):
         click.echo(f"Warning: {warning}", err=True)
     return counts, budget

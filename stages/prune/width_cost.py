@@ -11,7 +11,7 @@ from torch import nn
 from stages.models.complexity import count_macs, count_params
 from stages.models.families import Denoiser, example_inputs, family_of, forward, skeleton
 from stages.models.groups import Group, weighted_layers
-from stages.models.latency import measure_latencies_ms
+from stages.models.latency import SteadyClock
 from stages.models.structure import once_per_structure
 from stages.prune.params import Heads
 from stages.prune.path import Cuts, removes_heads
@@ -25,11 +25,20 @@ class WidthCost:
         groups: Its groups.
         heads: prune.heads.
         latency_repeats: Timed passes per latency.
+        clock: Measures latencies, and did so before with the same target; None makes one that compares with `unet`.
     """
 
-    def __init__(self, unet: Denoiser, groups: Sequence[Group], *, heads: Heads, latency_repeats: int) -> None:
-        self.unet, self.groups, self.heads, self.repeats = unet, groups, heads, latency_repeats
-        self.reference_ms: float | None = None
+    def __init__(
+        self,
+        unet: Denoiser,
+        groups: Sequence[Group],
+        *,
+        heads: Heads,
+        latency_repeats: int,
+        clock: SteadyClock | None = None,
+    ) -> None:
+        self.unet, self.groups, self.heads = unet, groups, heads
+        self.clock = clock or SteadyClock(unet, latency_repeats)
         self.layers = weighted_layers(unet)
         self.positions = _count_positions(unet)
         self.shares = [
@@ -59,14 +68,8 @@ class WidthCost:
         return self._layer_params(cuts) + self.other_params
 
     def latency_ms(self, cuts: Cuts) -> float:
-        """Measure the median latency of a forward pass of one image on this device, in milliseconds.
-
-        Passes of candidate and dense model alternate. The result is scaled by the change of the dense model's latency
-        since its first measurement, to compensate for other load on the machine.
-        """
-        times_ms = measure_latencies_ms({"dense": self.unet, "candidate": self._candidate(cuts)}, self.repeats)
-        self.reference_ms = self.reference_ms or times_ms["dense"]
-        return times_ms["candidate"] * self.reference_ms / times_ms["dense"]
+        """Measure the median latency of a forward pass of one image on this device, in milliseconds."""
+        return self.clock.measure_ms(self._candidate(cuts))
 
     def _candidate(self, cuts: Cuts) -> Denoiser:
         """Build a model of these widths from the leading channels of the dense layers, which have realistic values."""

@@ -12,7 +12,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ from PIL import Image, UnidentifiedImageError
 from stages.fetch.class_embedding import read_class_embedding
 from stages.models.autoencoder import decoded_shape, read_autoencoder
 from stages.models.own_code import is_own, read_sample_shape
-from stages.models.pipeline import CPU, denoiser_folder, read_scheduler, read_unet
+from stages.models.pipeline import CPU, denoiser_folder, read_scheduler
 from stages.models.samplers import make_sampler
 from stages.models.sampling import SamplingContext, to_pixels, trajectory
+from stages.models.variants.folder import read_model
 from stages.protocol.evaluation import read_evaluation
 from stages.register.cage.run import Limits, run_caged
 from stages.register.package import replace_quadratic
@@ -47,15 +48,21 @@ PACKAGE = Path(__file__).parents[1]
 """The code of Espalier's stages."""
 
 
-def check_canary(folder: Path, levels: float, seeds: Sequence[int] = (), variant: str | None = None) -> str:
+def check_canary(
+    folder: Path,
+    levels: float,
+    seeds: Sequence[int] = (),
+    variant: str | None = None,
+    expect: Callable[[Path, Sequence[int]], Iterable[NDArray[Any]]] | None = None,
+) -> str:
     """Draw images with the code of a version, and compare them with those that its weights draw.
 
     Args:
         folder: The downloaded version.
         levels: Largest mean absolute difference of an image, in grey levels from 0 to 255.
         seeds: Seeds of an earlier check, to repeat it; empty draws new ones, which nobody could know beforehand.
-        variant: Kind of the graph with which the code draws; None for the model. A graph is opened in the cage only:
-            the images that it should draw are those of the weights, too.
+        variant: Kind of the graph with which the code draws; None for the model. A graph is opened in the cage only.
+        expect: Draws the images that are expected, after the cage has ended; None draws those of the weights.
 
     Returns:
         The reason of the check, with the seeds.
@@ -63,16 +70,33 @@ def check_canary(folder: Path, levels: float, seeds: Sequence[int] = (), variant
     Raises:
         InputError: The version cannot be loaded, does not draw, or draws a blank or another image.
     """
-    seeds = seeds or [secrets.randbelow(MAX_SEED) for _ in range(NUM_IMAGES)]
+    seeds = seeds or new_seeds()
     drawn = draw_isolated(folder, seeds, variant)
     if set(drawn) != set(seeds):
         raise InputError(f"it drew images for the seeds {_join(sorted(drawn)) or 'none'}, expected {_join(seeds)}")
+    expected = list((expect or _expected)(folder, seeds))  # of a shape that no cage chose
+    images = [_decode_png(drawn[seed], image.shape) for seed, image in zip(seeds, expected, strict=True)]
+    return compare(seeds, images, expected, levels)
+
+
+def new_seeds() -> list[int]:
+    """Draw seeds that nobody could know beforehand."""
+    return [secrets.randbelow(MAX_SEED) for _ in range(NUM_IMAGES)]
+
+
+def compare(
+    seeds: Sequence[int], images: Iterable[NDArray[Any]], expected: Iterable[NDArray[Any]], levels: float
+) -> str:
+    """Compare images, [H, W] or [H, W, C] from 0 to 255, with those that are expected; returns the reason of the check.
+
+    Raises:
+        InputError: An image is blank, or further off than `levels`.
+    """
     worst = 0.0
-    for seed, expected in zip(seeds, _expected(folder, seeds), strict=True):  # of a shape that no cage chose
-        image = _decode_png(drawn[seed], expected.shape)
+    for seed, image, wanted in zip(seeds, images, expected, strict=True):
         if image.std() == 0:
             raise InputError(f"seed {seed} gives a blank image")
-        worst = max(worst, float(np.abs(image - expected).mean()))
+        worst = max(worst, float(np.abs(image.astype(float) - wanted).mean()))
     found = (
         f"{count(len(seeds), 'image')} from the seeds {_join(seeds)}, off by {worst:.3g} levels; allowed: {levels:g}"
     )
@@ -132,14 +156,19 @@ def _run(
 
 
 @torch.inference_mode()
-def draw_expected(folder: Path, seeds: Sequence[int]) -> list[NDArray[np.uint8]]:
+def draw_expected(folder: Path, seeds: Sequence[int], model: Path | None = None) -> list[NDArray[np.uint8]]:
     """Draw with the weights of a version, without its code: one array [H, W] or [H, W, C] per seed.
+
+    Args:
+        folder: The version.
+        seeds: One per image.
+        model: Folder of a variant that draws in place of the version's model, by the same protocol.
 
     Raises:
         InputError: A file of the model or of its evaluation is missing or damaged.
     """
-    model, protocol = folder / MODEL, read_evaluation(folder / EVIDENCE / "evaluation").protocol
-    unet, params = read_unet(model), replace_quadratic(protocol.sampler)
+    model, protocol = model or folder / MODEL, read_evaluation(folder / EVIDENCE / "evaluation").protocol
+    unet, params = read_model(model), replace_quadratic(protocol.sampler)
     table = read_class_embedding(unet, model)
     context = SamplingContext(read_autoencoder(model, CPU), table, protocol.guidance)
     labels = [] if table is None else [seed % (len(table) - 1) for seed in seeds]

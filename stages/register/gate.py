@@ -25,6 +25,7 @@ from stages.register.lineage import read_lineage
 from stages.register.package import check_files, check_formats
 from stages.register.policy import Check, LatencyLimit, Policy
 from stages.register.registry import CONTENT, EVIDENCE, MODEL, OURS, WITHDRAWN
+from stages.register.variant_canary import check_variant_canary, held_kinds
 from stages.register.variant_checks import run_variant_checks
 from stages.runtime.errors import InputError
 from stages.storage.files import file_sha256
@@ -61,17 +62,25 @@ def run_checks(candidate: VersionFiles, champion: VersionFiles | None, policy: P
     if not evidence[-1].passed:
         return integrity + evidence
     checks = [*integrity, *evidence, *_run_measurement_checks(candidate, champion, policy)]
-    for name, levels, variant in _canaries(policy):
+    for name, draw in _canaries(candidate.folder, policy):
         if all(check.passed for check in checks):
-            checks.append(run_check(name, partial(check_canary, candidate.folder, levels, variant=variant)))
+            checks.append(run_check(name, draw))
     return checks
 
 
-def _canaries(policy: Policy) -> Iterator[tuple[str, float, str | None]]:
-    """List the canaries: name of the check, tolerance in levels, and the graph that draws, None for the model."""
-    yield "canary", policy.canary.levels, None
-    if policy.variant is not None and (kind := policy.variant.parsed()).is_graph:
-        yield f"canary of {kind.name}", policy.variant.levels, kind.name
+def _canaries(version: Path, policy: Policy) -> Iterator[tuple[str, Callable[[], str]]]:
+    """List the canaries, of the model and of every variant in the version: name and function of the check.
+
+    A graph that the policy asks for has to draw what the weights draw, within its own tolerance.
+    """
+    levels, asked = policy.canary.levels, policy.variant and policy.variant.parsed()
+    yield "canary", partial(check_canary, version, levels)
+    for kind in held_kinds(version):
+        if asked and asked.is_graph and asked.name == kind:
+            assert policy.variant
+            yield f"canary of {kind}", partial(check_canary, version, policy.variant.levels, variant=kind)
+        else:
+            yield f"canary of {kind}", partial(check_variant_canary, version, kind, levels)
 
 
 def _run_measurement_checks(candidate: VersionFiles, champion: VersionFiles | None, policy: Policy) -> Iterator[Check]:

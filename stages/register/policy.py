@@ -95,8 +95,8 @@ class VariantLimit(Section):
     """A variant of the finetuned model that a version must hold, and how good and fast it must be."""
 
     kind: str | tuple[str, ...]
-    """Its kind as in the block variants of params.yaml: onnx, int8-dynamic, int8, int4, cache-N, or a list such as
-    [int8, cache-2]."""
+    """Its kind as in the block variants of params.yaml: onnx, int8-dynamic, int8, int4, float8, cache-N, or a list
+    such as [int8, cache-2]."""
     fid: FidTolerance
     """Largest FID above the dense model's, as in `dense`."""
     fid_dense: FidTolerance | None = None

@@ -17,8 +17,8 @@ from stages.register.cage.environment import make_environment
 from stages.register.cage.run import one_line
 from stages.register.ledger import describe_user
 from stages.register.lineage import ARRAYS, Lineage, hash_outputs, read_lineage, read_runs
-from stages.register.package import check_files
-from stages.register.registry import CONTENT, EVIDENCE, MODEL, OURS, Registry
+from stages.register.registry import EVIDENCE, MODEL, OURS, Registry
+from stages.register.versions import downloaded
 from stages.runtime import supervisor
 from stages.runtime.errors import InputError, first_line, without_password
 from stages.runtime.git import git_error, git_output
@@ -108,21 +108,18 @@ def reproduce(uri: str, repository: str | None, workspace: Path | None) -> Repro
         InputError: The version or its commit does not exist, its remote is not allowed, or the workspace is not empty.
         UnavailableError: The server does not answer.
     """
-    registry = Registry()
-    version = registry.find(uri)
-    with tempfile.TemporaryDirectory() as temporary:
-        files = registry.download(version, Path(temporary))
-        check_files(files, version.tags.get(CONTENT))
+    with downloaded(uri) as (name, files), tempfile.TemporaryDirectory() as temporary:
         lineage = read_lineage(files / EVIDENCE)
         folder = workspace or Path(temporary) / "workspace"
         _check_empty(folder)
         _clone(lineage, repository, folder)
         copy_file(files / EVIDENCE / "params.yaml", folder / "params.yaml")
-        result = Reproduction(f"models:/{version.name}/{version.version}", obstacle=_run_pipeline(folder))
+        result = Reproduction(name, obstacle=_run_pipeline(folder))
         if not result.obstacle:
-            result = _compare(result.uri, files, lineage, folder)
+            result = _compare(name, files, lineage, folder)
     record = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "by": describe_user(), **asdict(result)}
-    registry.tag(version, reproduced=result.verdict, reproduction=json.dumps(record))
+    registry = Registry()
+    registry.tag(registry.find(name), reproduced=result.verdict, reproduction=json.dumps(record))
     return result
 
 

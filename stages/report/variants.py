@@ -17,6 +17,7 @@ VARIANTS_HEADER = [
     "FID to dense",
     "KID × 10³",
     "SSIM",
+    "SSIM to its model",
     "a step",
     "images/s",
     "peak memory",
@@ -34,6 +35,8 @@ class VariantRow:
     """The model itself."""
     size_bytes: int
     metrics: dict[str, Metric]
+    ssim_to_model: Metric | None
+    """SSIM with the images of the model itself; None of a model, and where it was not measured."""
     first: Cost
     """At the first batch size that was timed."""
     largest: Cost
@@ -58,18 +61,26 @@ def join_variants(evaluation: EvaluationRecord, record: VariantsRecord, costs: C
     rows = []
     for name, model in evaluation.models.items():
         own = {key: it for key, it in record.variants.items() if it.model == name}
-        rows += [_row(name, name, model.size_bytes, model.metrics(), costs)]
+        rows += [_row(name, name, model.size_bytes, model.metrics(), None, costs)]
         for key, variant in own.items():
             title = f"{name} + {variant.kind.name.replace('+', ' + ')}"
-            rows.append(_row(title, key, variant.size_bytes, variant.metrics, costs))
+            rows.append(_row(title, key, variant.size_bytes, variant.metrics, variant.ssim_to_model, costs))
     return rows
 
 
-def _row(title: str, name: str, size_bytes: int, metrics: dict[str, Metric], costs: CostsRecord) -> VariantRow:
+def _row(
+    title: str,
+    name: str,
+    size_bytes: int,
+    metrics: dict[str, Metric],
+    ssim_to_model: Metric | None,
+    costs: CostsRecord,
+) -> VariantRow:
     own = [cost for cost in costs.costs if cost.model == name]
     timed = [cost for cost in own if cost.median_ms is not None] or own
     model = title.partition(" + ")[0]
-    return VariantRow(title, model, size_bytes, metrics, own[0], max(timed, key=lambda cost: cost.batch))
+    largest = max(timed, key=lambda cost: cost.batch)
+    return VariantRow(title, model, size_bytes, metrics, ssim_to_model, own[0], largest)
 
 
 def variants_to_rows(rows: Sequence[VariantRow]) -> list[list[str]]:
@@ -88,6 +99,7 @@ def _format(row: VariantRow) -> list[str]:
         write_metric(fid_dense, 3) if fid_dense else "–",
         write_metric(row.metrics["kid"], 2, factor=1e3),
         write_metric(row.metrics["ssim"], 3),
+        write_metric(row.ssim_to_model, 3) if row.ssim_to_model else "–",
         "–" if first.median_ms is None else f"{first.median_ms:.2f} ms",
         "–" if largest.images_per_s is None else f"{largest.images_per_s:.0f}",
         f"{first.peak_bytes / 2**20:.1f} MiB" if first.peak_bytes else "–",
@@ -99,12 +111,13 @@ def variants_to_text(rows: Sequence[VariantRow]) -> str:
     """Describe what the columns hold."""
     first, largest = rows[0].first, rows[0].largest
     return (
-        f"All rows under one protocol and from the same noise. A step: median of a pass at batch {first.batch}, "
+        f"All rows under one protocol and from the same noise. SSIM: with the dense model's images; to its model: with "
+        f"those of the model that a variant is made from. A step: median of a pass at batch {first.batch}, "
         f"float32, {first.kernels}, {first.device}; of a cache, mean over a full pass and those that reuse it. Graphs "
         f"run in ONNX Runtime on the CPU, with as many threads. Images/s: of one pass at batch {largest.batch}. "
         f"Speed-up: relative to dense, passes timed in turn. Peak memory: weights and activations alive at once; of a "
-        f"graph the growth of a process that runs it. int8 and int4 become float32 as they are read, so that their "
-        f"times are those of the model."
+        f"graph the growth of a process that runs it. int8, int4 and float8 become float32 as they are read, so that "
+        f"their times are those of the model."
     )
 
 

@@ -3,6 +3,8 @@
 import os
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Any
 
 import click
@@ -79,6 +81,24 @@ def first_line(error: BaseException) -> str:
 def described(error: BaseException) -> str:
     """Return the type of an exception and the first line of its message."""
     return f"{type(error).__name__}: {first_line(error)}"
+
+
+@contextmanager
+def refusing_code(what: str) -> Iterator[None]:
+    """Refuse whatever the code of others raises inside of the block, but an interrupt and its own refusal.
+
+    Args:
+        what: The code, which the message begins with: WHAT raises ValueError: no width.
+
+    Raises:
+        InputError: It raises an exception, of whatever class, also one that would end the program.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, InputError):
+        raise
+    except BaseException as error:  # noqa: BLE001  # classes of exceptions are anyone's, too
+        raise InputError(f"{what} raises {described(error)}") from None
 
 
 def without_password(address: str) -> str:

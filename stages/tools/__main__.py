@@ -6,6 +6,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from stages.runtime.stage_outputs import beside_the_pipeline
+
 FORMATS = ["parquet", "webdataset"]
 """Formats of the shards of `draw`."""
 
@@ -36,7 +38,7 @@ def diff(one: Path, other: Path, model: str) -> None:
 
 @main.command()
 @click.option("--model", type=Path, required=True, help="Pruned model folder.")
-@click.option("--out", type=Path, required=True, help="Output folder of the stock model.")
+@click.option("--out", type=Path, required=True, callback=beside_the_pipeline, help="Output folder of the stock model.")
 def export(model: Path, out: Path) -> None:
     """Write a pruned model as a stock UNet2DModel; needs channel counts that a stock config can describe."""
     from stages.tools.export import export_stock
@@ -49,7 +51,13 @@ def export(model: Path, out: Path) -> None:
 @click.option("--adapter", type=Path, required=True, help="LoRA of the dense model: a safetensors file or its folder.")
 @click.option("--plan", type=Path, required=True, help="The pruned model's pruning_plan.json.")
 @click.option("--model", type=Path, default=None, help="A model of this plan; by default the folder of the plan.")
-@click.option("--out", type=Path, required=True, help="Output folder of the adapter for the pruned model.")
+@click.option(
+    "--out",
+    type=Path,
+    required=True,
+    callback=beside_the_pipeline,
+    help="Output folder of the adapter for the pruned model.",
+)
 def lora(adapter: Path, plan: Path, model: Path | None, out: Path) -> None:
     """Slice a LoRA that was made for the dense model by the channels that a pruning plan keeps."""
     from stages.tools.lora import describe, slice_adapter_file
@@ -61,7 +69,12 @@ def lora(adapter: Path, plan: Path, model: Path | None, out: Path) -> None:
 @click.option(
     "--model", default="artifacts/finetuned", help="Model folder, or a version such as models:/NAME@champion."
 )
-@click.option("--out", required=True, help="Output folder of the images; of shards also s3://BUCKET/PREFIX.")
+@click.option(
+    "--out",
+    required=True,
+    callback=beside_the_pipeline,
+    help="Output folder of the images; of shards also s3://BUCKET/PREFIX.",
+)
 @click.option("--num-images", type=click.IntRange(1), default=16, help="Number of images.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Seed of the first image; +1 for each next.")
 @click.option("--seeds", metavar="A:B", default=None, help="Seeds A to B - 1, in place of --num-images and --seed.")
@@ -126,7 +139,7 @@ def push(model: str, repo: str, *, public: bool, dry_run: bool) -> None:
 @click.argument("repo", metavar="OWNER/NAME")
 @click.option("--revision", default="main", help="A commit, branch or tag.")
 @click.option("--sha256", default=None, help="Hash of files.json that push printed; pins every file.")
-@click.option("--out", type=Path, required=True, help="Output folder of the model.")
+@click.option("--out", type=Path, required=True, callback=beside_the_pipeline, help="Output folder of the model.")
 def pull(repo: str, revision: str, sha256: str | None, out: Path) -> None:
     """Pull a model that `espalier push` sent to the Hugging Face Hub, and check the hash of every file."""
     from stages.tools.pull import pull
@@ -148,7 +161,9 @@ def preset(name: str, *, force: bool) -> None:
 
 @main.command()
 @click.option("--cells", type=Path, required=True, help="Folder with one subfolder per finished cell.")
-@click.option("--out", type=Path, required=True, help="Output folder of the table and the plot.")
+@click.option(
+    "--out", type=Path, required=True, callback=beside_the_pipeline, help="Output folder of the table and the plot."
+)
 def sweep_table(cells: Path, out: Path) -> None:
     """Compare the finished cells of a sweep; all must have one protocol."""
     from stages.tools.sweep_table import write_sweep_table
@@ -159,7 +174,9 @@ def sweep_table(cells: Path, out: Path) -> None:
 
 @main.command()
 @click.option("--cells", type=Path, required=True, help="Folder with one subfolder per finished cell.")
-@click.option("--out", type=Path, required=True, help="Output folder of the table and the plots.")
+@click.option(
+    "--out", type=Path, required=True, callback=beside_the_pipeline, help="Output folder of the table and the plots."
+)
 @click.option("--preset", required=True, help="Preset whose published numbers are added to the table.")
 @click.option("--command", default="", help="Command that made the cells; printed below the table.")
 def method_table(cells: Path, out: Path, preset: str, command: str) -> None:
@@ -172,7 +189,9 @@ def method_table(cells: Path, out: Path, preset: str, command: str) -> None:
 
 @main.command()
 @click.option("--cells", type=Path, required=True, help="Folder with one subfolder per finished cell.")
-@click.option("--out", type=Path, required=True, help="Output folder of the tables and the plot.")
+@click.option(
+    "--out", type=Path, required=True, callback=beside_the_pipeline, help="Output folder of the tables and the plot."
+)
 @click.option("--rows", required=True, metavar="ROW,…", help="Recipes in their order; the first is compared with.")
 @click.option("--preset", required=True, help="Preset that was recovered; the title of the tables.")
 @click.option("--command", default="", help="Command that made the cells; printed below the tables.")

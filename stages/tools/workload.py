@@ -239,14 +239,19 @@ def _evaluate(params: Params, size: ModelSize, num_images: int | None, sampler_c
 
 
 def _variants(params: Params, size: ModelSize, num_images: int | None, sampler_calls: int) -> Work:
-    """Count the images that each variant draws, as if each took as long as its model."""
+    """Count the images that each variant draws, as if each took as long as its model.
+
+    The models of which there are variants draw once more, to compare with, but the dense one.
+    """
     if params.variants is None:
         return Work()
     kinds, passes, disk_bytes = len(params.variants.kinds), Counter[Pass](), 0.0
     for name in params.variants.models:
         model: Pass = "dense" if name == "dense" else "pruned"
         one = _draw(params, size, num_images, sampler_calls, "pruned")
-        passes.update({model if key == "pruned" else key: kinds * number for key, number in one.passes.items()})
+        times = kinds + (name != "dense")
+        passes.update({model if key == "pruned" else key: times * number for key, number in one.passes.items()})
+        passes["similarity"] += kinds * one.images * (name != "dense")
         disk_bytes += kinds * (size.dense_params if name == "dense" else size.pruned_params) * BYTES
     number = kinds * len(params.variants.models)
     return Work(passes, f"{count(number, 'variant')} × {one.text}", one.steps, number * one.images, disk_bytes)

@@ -1,16 +1,18 @@
 """Variants and a reference -> the quality of each, from the same noise and with the same metrics as in evaluate."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
+from stages.evaluate.consistency import images_to_ssim
 from stages.evaluate.drawn import DrawnFiles, draw_models
 from stages.evaluate.scores import Measurer, by_set
 from stages.models.autoencoder import read_autoencoder
 from stages.models.pipeline import read_scheduler
 from stages.models.sampling import SamplingContext
-from stages.models.variants.folder import read_variant, read_variant_record, variant_file
+from stages.models.variants.folder import read_model, read_variant_record, variant_file
 from stages.protocol.evaluation import DENSE, TO_DENSE, Difference, Metric
 from stages.protocol.extractors import Extractor
 from stages.protocol.intervals import estimate, paired_difference
@@ -24,7 +26,7 @@ from stages.storage.files import file_sha256
 
 def measure_variants(
     folders: Mapping[str, Path],
-    dense: Path,
+    models: Mapping[str, Path],
     reference_path: Path,
     params: ReferenceParams,
     seed: int,
@@ -33,9 +35,12 @@ def measure_variants(
 ) -> VariantsRecord:
     """Draw the images of the protocol with each variant, one after the other, and measure them.
 
+    The models that variants are made of draw, too, but the dense one, whose images the reference has: evaluate keeps no
+    images, and each variant is compared with those of its own model.
+
     Args:
         folders: Name of a variant -> its folder.
-        dense: Folder of the dense model, which has the noise schedule and the autoencoder of all.
+        models: Name of a model -> its folder; the dense one has the noise schedule and the autoencoder of all.
         reference_path: Output of the stage reference.
         params: The block reference.
         seed: The root seed.
@@ -46,23 +51,35 @@ def measure_variants(
         InputError: The reference has another protocol, or images are not finite.
     """
     reference, extractor = read_reference(reference_path), Extractor(params.extractor, params.batch_size)
-    scheduler, processes = read_scheduler(dense), Processes(device)
+    dense, processes = models[DENSE], Processes(device)
+    scheduler = read_scheduler(dense)
     check_current(reference.protocol, params, seed, scheduler, extractor, reference_path)
     context = SamplingContext(read_autoencoder(dense, device), reference.table, reference.protocol.guidance)
     drawn: dict[str, DrawnFiles] = {}
-    for name, folder in folders.items():
-        models = {name: read_variant(folder, device)}
-        drawn |= draw_models(models, scratch, scheduler, reference, extractor, context, processes)
+    of_model = {name: read_variant_record(folder).model for name, folder in folders.items()}
+    originals = {name: models[name] for name in dict.fromkeys(of_model.values()) if name != DENSE}
+    for name, folder in {**originals, **folders}.items():
+        model = {name: read_model(folder, device)}
+        drawn |= draw_models(model, scratch, scheduler, reference, extractor, context, processes)
     scores = Measurer(reference, drawn, scratch, processes).measure([DENSE, *folders])
     of_dense = by_set(scores[0])
     variants = {}
     for (name, folder), row in zip(folders.items(), scores[1:], strict=True):
         sets = {**by_set(row), **drawn[name].pairs().means()}
-        variants[name] = _describe(folder, dict(_metrics(sets, of_dense)))
+        to_model = _ssim_sets(drawn[name], drawn.get(of_model[name]))
+        variants[name] = _describe(folder, dict(_metrics(sets, of_dense)), to_model)
     return VariantsRecord(protocol_id=reference.protocol.id, variants=variants)
 
 
-def _describe(folder: Path, metrics: dict[str, Metric]) -> Variant:
+def _ssim_sets(drawn: DrawnFiles, of_model: DrawnFiles | None) -> list[float]:
+    """Mean SSIM of each set with the images of the variant's own model, from the same noise; None is the dense one."""
+    if of_model is None:
+        return drawn.pairs().means()["ssim"]
+    pairs = zip(drawn.samples.read(), of_model.samples.read(), strict=True)
+    return [float(images_to_ssim(images, others).mean()) for images, others in pairs]
+
+
+def _describe(folder: Path, metrics: dict[str, Metric], to_model: list[float]) -> Variant:
     record, file = read_variant_record(folder), variant_file(folder)
     return Variant(
         model=record.model,
@@ -71,6 +88,7 @@ def _describe(folder: Path, metrics: dict[str, Metric]) -> Variant:
         size_bytes=file.stat().st_size,
         sha256=file_sha256(file),
         metrics=metrics,
+        ssim_to_model=Metric(sets=to_model, **asdict(estimate(to_model))),
     )
 
 

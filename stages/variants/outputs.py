@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from stages.protocol.evaluation import DENSE
 from stages.protocol.variants import VARIANTS_FILE, VariantsRecord
 from stages.storage.files import write_json, writing
 from stages.storage.provenance import write_provenance, write_run_record
@@ -49,6 +48,6 @@ def _build_and_measure(
     check_precision(params.reference.precision, "reference.precision", device)
     folders = build_variants(params.variants, models, folder)
     scratch.mkdir()
-    record = measure_variants(folders, models[DENSE], reference, params.reference, params.seed, scratch, device)
+    record = measure_variants(folders, models, reference, params.reference, params.seed, scratch, device)
     shutil.rmtree(scratch)
     return record

@@ -20,9 +20,10 @@ class VariantsParams(Section):
     models: tuple[ModelName, ...] = Field(("dense", "finetuned"), min_length=1)
     """The models that variants are made of, by their names in the results table."""
     kinds: tuple[str | tuple[str, ...], ...] = Field(min_length=1)
-    """What is made of each model: onnx (an ONNX graph), int8 or int4 (integer weights, computed in float32),
-    int8-dynamic (an ONNX graph with integer products), cache-N (deep features are computed in every N-th sampling step
-    and reused in those between), or a list such as [int8, cache-3]."""
+    """What is made of each model: onnx (an ONNX graph), int8 or int4 (integer weights, computed in float32), float8
+    (weights that are floats of 8 bits, likewise), int8-dynamic (an ONNX graph with integer products), cache-N (deep
+    features are computed in every N-th sampling step and reused in those between), or a list such as
+    [int8, cache-3]."""
 
     @field_validator("models")
     @classmethod

@@ -108,6 +108,35 @@ def test_code_that_ends_the_program_once_it_is_cut_is_refused(tmp_path):
     assert "SystemExit: 0" in refusal_of(tmp_path / "own", tmp_path)
 
 
+STOP = "import math\n\n\nclass Stop(BaseException):\n    pass\n\n\nMADE = []"
+SECOND = f"        MADE.append(1)\n        if len(MADE) > 1:\n            raise {{}}('no')\n{INIT}"
+
+
+@pytest.mark.parametrize("name", ["SystemExit", "Stop", "GeneratorExit", "ValueError"])
+def test_a_constructor_that_fails_only_when_it_runs_again_is_refused(tmp_path, name):
+    """The class is built anew for the dense config; that is refused as the first time is, whatever it raises."""
+    write_own(tmp_path / "own", code={"import math": STOP, INIT: SECOND.format(name)})
+
+    assert f"denoiser.py: the constructor of ResidualUNet raises {name}: no" in refusal_of(tmp_path / "own", tmp_path)
+
+
+@pytest.mark.parametrize("place", [INIT, STEPS])
+def test_an_interrupt_is_not_taken_for_a_mistake_of_the_code(tmp_path, place):
+    """Ctrl-C in a constructor or in forward ends the program as everywhere."""
+    write_own(tmp_path / "own", code={place: f"        raise KeyboardInterrupt\n{place}"})
+    with pytest.raises(KeyboardInterrupt):
+        fetched(tmp_path / "own", tmp_path / "out")
+
+
+@pytest.mark.parametrize("place", [INIT, STEPS, "import math"])
+def test_exceptions_of_any_class_are_refused(tmp_path, place):
+    """Also those that `except Exception` misses, in the file itself, in the constructor and in forward."""
+    raising = f"{STOP}\nraise Stop('no')" if place == "import math" else f"        raise Stop('no')\n{place}"
+    write_own(tmp_path / "own", code={"import math": STOP, place: raising})
+
+    assert "raises Stop: no" in refusal_of(tmp_path / "own", tmp_path)
+
+
 OF_BASE = "class Base(nn.Module):\n    def device(self):\n        return 'cpu'\n\n\nclass ResidualUNet(Base):"
 NAMES = {
     "a base class": ({"class ResidualUNet(nn.Module):": OF_BASE}, "Base defines device"),

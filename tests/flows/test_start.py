@@ -10,6 +10,8 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 
 from flows import start as start_module
 from flows.__main__ import main
+from flows.deployments import read_deployments
+from flows.draw import draw
 from tests.orchestra import until
 from tests.servers import ROOT
 
@@ -23,6 +25,8 @@ SCHEMA = {
     },
 }
 """Parameters of compress, shortened."""
+(DRAWN,) = (it.parameters for it in read_deployments(ROOT / "prefect.yaml") if it.full_name == "draw/draw")
+"""Parameters of the deployment draw."""
 NEEDS_A_REASON = {"type": "object", "properties": {"name": {"type": "string"}, "why": {"type": "string"}}}
 
 
@@ -37,6 +41,7 @@ def deployments(prefect_server):
         ("rollback/back-start", NEEDS_A_REASON | {"required": ["name", "why"]}, {"name": "espalier-digits"}),
         ("compress/twice-start", SCHEMA, {}),
         ("sweep/twice-start", SCHEMA, {}),
+        ("draw/draw-start", dict(draw.parameters.model_dump_for_openapi()), DRAWN),
     ):
         flow, name = full.split("/")
         flow_id = prefect_server.request("flows/", {"name": flow})["id"]
@@ -81,6 +86,17 @@ def test_a_deployment_becomes_a_run_whose_page_is_printed(start, prefect_server,
     assert found.lines[2].startswith(f"Warning: no worker of the pool {POOL} is running, so the run waits; start one: ")
 
 
+def test_images_are_drawn_or_checked_by_the_deployment_of_prefect_yaml(start):
+    """Where they go and how many is added to what the file says; a check draws nothing."""
+    (drawn,) = start("draw-start", "--param", "out=s3://bucket/digits", "--param", "num_images=1000000").runs
+    options = "options={shard-size: 1000, labels: labels.txt}"
+    (checked,) = start("draw/draw-start", "--param", "check=true", "--param", options).runs
+
+    assert drawn["parameters"] == {**DRAWN, "out": "s3://bucket/digits", "num_images": 1000000}
+    assert checked["parameters"]["check"] is True
+    assert checked["parameters"]["options"] == {"shard-size": 1000, "labels": "labels.txt"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -94,6 +110,13 @@ def test_a_deployment_becomes_a_run_whose_page_is_printed(start, prefect_server,
         (["one-start", "--param", "limits=3"], "3 is not of type 'object'"),
         (["one-start", "--param", "commit"], "--param commit is not KEY=VALUE; write for example --param "),
         (["back-start", "--set", "seed=1", "--param", "why=x"], "takes no overrides of params.yaml; leave --set out"),
+        (
+            ["draw-start", "--param", "num_images=0"],
+            "field 'num_images'. Failure reason: 0 is less than or equal to the minimum",
+        ),
+        (["draw-start", "--param", "format=png"], "'png' is not one of ['parquet', 'webdataset']"),
+        (["draw-start", "--param", "chek=true"], "has no parameter 'chek'; did you mean check?"),
+        (["draw-start", "--set", "seed=1"], "takes no overrides of params.yaml; leave --set out"),
         (["back-start"], "'why' is a required property; give it with --param NAME=VALUE"),
     ],
 )

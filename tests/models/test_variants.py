@@ -16,14 +16,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from stages.costs.params import CostsParams
-from stages.costs.variants import Candidate, measure_variants
+from stages.costs.variants import Candidate, measure_variants, read_candidates
+from stages.drawing.source import WEIGHT_FILES
 from stages.models.families import example_inputs, family_of
 from stages.models.params import SamplerParams
-from stages.models.pipeline import read_scheduler, read_unet, unet_config, write_pipeline
+from stages.models.pipeline import CPU, read_scheduler, read_unet, unet_config, write_pipeline
 from stages.models.sampling import SamplingContext, draw, image_seeds
 from stages.models.variants.cache import cache, interval_of
 from stages.models.variants.folder import (
-    INTEGER_FILE,
+    ROUNDED_FILES,
     check_variant,
     read_model,
     read_variant,
@@ -33,8 +34,15 @@ from stages.models.variants.folder import (
     write_variant,
 )
 from stages.models.variants.graph import OPSET, export_graph, graph_model
-from stages.models.variants.integers import GROUP, dequantize, dequantize_tensors, quantize, quantize_tensors
 from stages.models.variants.kinds import Kind, parse_kind
+from stages.models.variants.rounding import (
+    GROUP,
+    dequantize,
+    dequantize_tensors,
+    quantize,
+    quantize_tensors,
+    to_float8,
+)
 from stages.prune.params import PruneParams, Target
 from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut
@@ -95,14 +103,14 @@ def test_parts_combine_in_any_order(parts, kind, name):
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ("fp8", "'fp8' is not a kind of variant; allowed: int8, int4, onnx, int8-dynamic, cache-N"),
+        ("fp8", "'fp8' is not a kind of variant; allowed: int8, int4, float8, onnx, int8-dynamic, cache-N"),
         ("torch-export", "puts a pickle of the example inputs into its file; use onnx"),
-        ("float8", "no quantiser here writes it; use int8"),
         ("cache-1", "cache-1 reuses nothing"),
         (["int8", "int4"], r"\[int8, int4\] is not one variant"),
+        (["int8", "float8"], r"combine at most one of each: int8, int4 or float8; cache-N"),
         (["cache-2", "cache-3"], "is not one variant"),
         ([], "is not one variant"),
-        (["onnx", "cache-2"], "an ONNX graph is one whole pass; combine cache-N with int8 or int4"),
+        (["onnx", "cache-2"], "an ONNX graph is one whole pass; combine cache-N with int8, int4 or float8"),
     ],
 )
 def test_what_is_no_variant_is_refused(parts, message):
@@ -142,18 +150,38 @@ def test_integers_times_scales_are_exact():
     assert not dequantize(*quantize(torch.zeros(2, 3), 8), torch.Size((2, 3))).any()
 
 
-def test_integers_that_do_not_fit_are_refused(unet):
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 150)),
+    scale=st.floats(1e-20, 1e20),
+    seed=st.integers(0, 2**32),
+)
+def test_the_error_of_a_float8_weight_is_a_sixteenth(shape, scale, seed):
+    """|w - s q| ≤ |w| / 16, or s / 1024 where e4m3 has no more exponents; the largest of a channel stays."""
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale
+    values, scales = to_float8(weight)
+    again = dequantize(values, scales, weight.shape)
+
+    allowed = torch.maximum(weight.abs() / 16, scales / 1024)
+    assert bool(((again - weight).abs() <= allowed * (1 + 1e-5)).all())
+    torch.testing.assert_close(again.abs().amax(1), weight.abs().amax(1), rtol=1e-6, atol=0)
+    assert (values.dtype, values.nbytes) == (torch.float8_e4m3fn, weight.numel())
+    assert not dequantize(*to_float8(torch.zeros(2, 3)), torch.Size((2, 3))).any()
+
+
+@pytest.mark.parametrize(("form", "end"), [("int8", "integers"), ("float8", "float8")])
+def test_rounded_weights_that_do_not_fit_are_refused(unet, form, end):
     """Without their scales, of another shape, or of an unknown weight."""
-    tensors, shapes = quantize_tensors(unet.state_dict(), "int8"), {k: v.shape for k, v in unet.state_dict().items()}
+    tensors, shapes = quantize_tensors(unet.state_dict(), form), {k: v.shape for k, v in unet.state_dict().items()}
     name = "conv_in.weight"
 
     for wrong in (
         {key: value for key, value in tensors.items() if key != f"{name}.scales"},
-        {**tensors, f"{name}.integers": torch.zeros(1, 2, dtype=torch.int8)},
-        {**tensors, "other.weight.integers": torch.zeros(1, 2, dtype=torch.int8)},
+        {**tensors, f"{name}.{end}": torch.zeros(1, 2, dtype=torch.int8)},
+        {**tensors, f"other.weight.{end}": torch.zeros(1, 2, dtype=torch.int8)},
     ):
         with pytest.raises(ValueError, match="weight"):
-            dequantize_tensors(wrong, shapes)
+            dequantize_tensors(wrong, shapes, form)
 
 
 @pytest.mark.parametrize("name", ["unet", "conditional", "dit4"])
@@ -243,17 +271,23 @@ def test_a_graph_predicts_and_draws_what_pytorch_does(request, tmp_path, schedul
     assert np.abs(drawn[0].astype(int) - drawn[1]).max() <= 1
 
 
-def test_an_integer_folder_holds_integers_and_no_pickle(tmp_path, model_folder, unet):
-    """Safetensors of int8, a quarter of the bytes, within half a step of the weights; the card and hashes are there."""
+FORMS = {"int8": (".integers", torch.int8), "float8": (".float8", torch.float8_e4m3fn)}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_rounded_folder_holds_values_of_8_bits_and_no_pickle(tmp_path, model_folder, unet, form):
+    """Safetensors of them, a quarter of the bytes, as near to the weights as they can be; card and hashes are there."""
     (tmp_path / "variant").mkdir()
-    write_variant("dense", model_folder, Kind("int8", 2), tmp_path / "variant")
+    write_variant("dense", model_folder, Kind(form, 2), tmp_path / "variant")
+    end, kind = FORMS[form]
     record, file = read_variant_record(tmp_path / "variant"), variant_file(tmp_path / "variant")
     tensors = load_file(file)
 
-    assert {tensor.dtype for name, tensor in tensors.items() if name.endswith(".integers")} == {torch.int8}
-    assert file.name == INTEGER_FILE
-    assert record.name == "dense+int8+cache-2"
-    assert "int8 + cache-2" in (tmp_path / "variant/README.md").read_text()
+    assert {tensor.dtype for name, tensor in tensors.items() if name.endswith(end)} == {kind}
+    assert file.name == ROUNDED_FILES[form]
+    assert file.name in WEIGHT_FILES
+    assert record.name == f"dense+{form}+cache-2"
+    assert f"{form} + cache-2" in (tmp_path / "variant/README.md").read_text()
     found = {path.relative_to(tmp_path / "variant").as_posix() for path in file.parents[1].rglob("*") if path.is_file()}
     assert found == {*record.files, "variant.json"}
     assert not [name for name in found if name.endswith((".bin", ".pt", ".pkl"))]
@@ -261,14 +295,15 @@ def test_an_integer_folder_holds_integers_and_no_pickle(tmp_path, model_folder, 
     assert interval_of(again) == 2
     for name, tensor in again.state_dict().items():
         scales = tensors.get(f"{name}.scales")
-        allowed = 0 if scales is None else 0.5001 * scales.reshape(-1, *[1] * (tensor.ndim - 1))
+        steps = torch.zeros(()) if scales is None else scales.reshape(-1, *[1] * (tensor.ndim - 1))
+        allowed = 0.5001 * steps if form == "int8" else torch.maximum(weights[name].abs() / 15.99, steps / 1023)
         assert bool(((tensor - weights[name]).abs() <= allowed).all())
 
 
 EXPORTED = [pytest.param(Kind(form), marks=pytest.mark.e2e, id=form) for form in ("onnx", "int8-dynamic")]
 
 
-@pytest.mark.parametrize("kind", [Kind("int4"), Kind(interval=3), *EXPORTED])
+@pytest.mark.parametrize("kind", [Kind("int4"), Kind("float8"), Kind(interval=3), *EXPORTED])
 def test_equal_models_give_equal_folders(tmp_path, model_folder, kind):
     """Also graphs, which name neither a file nor a line of the program that exported them."""
     if kind.is_graph:
@@ -298,7 +333,7 @@ def test_a_damaged_variant_is_refused(tmp_path, model_folder):
         read_variant(tmp_path / "variant")
 
     record = json.loads((tmp_path / "variant/variant.json").read_text())
-    (tmp_path / "variant/variant.json").write_text(json.dumps({**record, "form": "float8"}))
+    (tmp_path / "variant/variant.json").write_text(json.dumps({**record, "form": "int3"}))
     with pytest.raises(InputError, match=r"variant\.json"):
         read_variant(tmp_path / "variant")
 
@@ -352,6 +387,22 @@ def test_a_graph_is_timed_in_its_own_runtime(doubling, unet, tmp_path):
     assert rows["dense+onnx"].peak_bytes < 100 * 2**20  # not the memory of this process, which started it
     assert rows["dense+int8"].median_ms == rows["dense"].median_ms
     assert rows["dense+cache-2"].median_ms != rows["dense"].median_ms
+
+
+def test_what_is_timed_once_is_in_memory_once(unet, scheduler, tmp_path):
+    """Integers of any number of bits are their model in float32; each interval of a cache is a model of its own."""
+    write_pipeline(tmp_path / "model", unet, scheduler)
+    for kind in (Kind("int8"), Kind("int4"), Kind("float32", 2), Kind("int8", 2), Kind("float32", 3)):
+        (tmp_path / "variants" / kind.name).mkdir(parents=True)
+        write_variant("dense", tmp_path / "model", kind, tmp_path / "variants" / kind.name)
+    candidates = read_candidates({"dense": unet}, {"dense": "a" * 64}, tmp_path / "variants", CPU)
+
+    held = {name: id(candidate.unet) for name, candidate in candidates.items()}
+    assert held["dense"] == held["dense+int8"] == held["dense+int4"]
+    assert held["dense+cache-2"] == held["dense+int8+cache-2"]
+    assert (len(candidates), len(set(held.values()))) == (6, 3)
+    assert candidates["dense"].sha256 != candidates["dense+int8"].sha256 != candidates["dense+int4"].sha256
+    assert read_candidates({"dense": unet}, {"dense": "a" * 64}, tmp_path / "none", CPU) == {}
 
 
 def test_a_damaged_graph_is_refused(tmp_path, unet):

@@ -32,7 +32,12 @@ def test_variants_are_built_measured_timed_and_shown(tmp_path, root, monkeypatch
     assert record["protocol_id"] == evaluation["protocol_id"]
     assert record["variants"]["dense+onnx"]["metrics"]["ssim"]["mean"] > 0.99
     assert record["variants"]["dense+int8"]["size_bytes"] < 0.3 * evaluation["models"]["dense"]["size_bytes"]
+    to_model = {name: it["ssim_to_model"]["mean"] for name, it in record["variants"].items()}
+    assert to_model["dense+int8"] == record["variants"]["dense+int8"]["metrics"]["ssim"]["mean"]
+    assert to_model["finetuned+onnx"] > 0.99 > evaluation["models"]["finetuned"]["ssim"]["mean"]
+    assert 1 > to_model["finetuned+int8"] > to_model["finetuned+int4+cache-2"]
     metrics = read_json(tmp_path / "reports/variants/metrics.json")
+    assert metrics["finetuned"]["int8"]["ssim_to_model"] == to_model["finetuned+int8"]
     assert metrics["dense"]["int4_cache-2"]["fid"] == record["variants"]["dense+int4+cache-2"]["metrics"]["fid"]["mean"]
     rows = {row["model"]: row for row in costs["costs"]}
     assert set(rows) == {"dense", "pruned", "finetuned", *NAMES}

@@ -2,8 +2,9 @@
 
 import copy
 from dataclasses import replace
-from itertools import islice
+from itertools import count, islice
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -14,16 +15,18 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from stages.data.images import write_images
+from stages.data.images import Conditions, label_table, write_images
 from stages.finetune.distillation import kept_channels
+from stages.models import latency
 from stages.models.branches import find_branches, most_removable, record_removal, removable
 from stages.models.complexity import count_macs, count_params
 from stages.models.composition import compose
 from stages.models.families import example_inputs, forward
+from stages.models.latency import SETTING
 from stages.models.layout import PLAN
 from stages.models.params import RoundsParams
 from stages.models.pipeline import read_unet, unet_config, write_pipeline
-from stages.models.plan import read_plan
+from stages.models.plan import Plan, read_plan
 from stages.models.saliency import write_importance
 from stages.models.shortcuts import bypassed, without_branches
 from stages.models.stock import to_stock
@@ -352,6 +355,87 @@ def test_a_share_below_the_target_is_met_by_width(unet, magnitude):
     assert len(plan.removed) == 3
     assert count_macs(cut(unet, plan)) == pytest.approx(0.56 * count_macs(unet), rel=0.01)
     assert plan.budget.dense == count_macs(unet)
+
+
+@pytest.fixture
+def slowing(monkeypatch):
+    """A machine that takes a pass's MACs for it in nanoseconds, and 4 % longer with each measurement."""
+    slowness = (1.04**index for index in count())
+
+    def time_in_turns(models, *_arguments, **_options):
+        slower = next(slowness)
+        return {name: [slower * count_macs(unet) * 1e-6] for name, unet in models.items()}
+
+    monkeypatch.setattr(latency, "forward_pass", lambda unet: unet)
+    monkeypatch.setattr(latency, "time_in_turns", time_in_turns)
+
+
+@pytest.mark.usefixtures("slowing")
+@pytest.mark.parametrize(("family", "remove"), [("dit", 1), ("dit", "target"), ("dit", "search"), ("unet", "target")])
+def test_a_latency_is_met_with_depth_on_a_machine_that_slows_down(
+    make_unet, make_dit, magnitude_of, scheduler, images, family, remove
+):
+    """It is a share of the dense model's at one speed, whatever is measured after it: by width, depth and both."""
+    dense = make_unet() if family == "unet" else make_dit(num_layers=4)
+    if family == "dit":
+        rows = np.arange(24) % 3
+        images = replace(images, conditions=Conditions(label_table(2, 2), rows, rows))
+    params = depth(remove, {"latency_ms": "70%"}, order="score", candidates=3)
+    noisy = CalibrationBatches(dense, scheduler, images, params.depth, 0, purpose="depth", key="prune.depth")
+    plan = plan_depth(dense, magnitude_of(dense), params, 0, noisy)
+    share = count_macs(cut(dense, plan)) / count_macs(dense)
+    without_last = without_branches(dense, [branch.name for branch in plan.removed][:-1])
+
+    assert plan.budget.asked == pytest.approx(0.7 * plan.budget.dense)
+    assert plan.budget.found / plan.budget.dense == pytest.approx(share)
+    assert share <= 0.7 * 1.05
+    assert count_macs(without_last) > 0.7 * count_macs(dense)
+    if remove == "target":
+        assert not any(group.cut for group in plan.groups)
+    else:
+        assert share >= 0.7 * 0.95
+    assert plan.budget.line().endswith(f" ms ({SETTING})")
+    assert Plan.model_validate(plan.to_json()) == plan
+
+
+@pytest.mark.usefixtures("slowing")
+@pytest.mark.parametrize("remove", ["target", "search"])
+def test_a_latency_out_of_reach_is_refused_with_the_range_at_one_speed(unet, magnitude, batches, remove):
+    """By depth alone and with width, for a machine that slows down meanwhile."""
+    params = depth(remove, {"latency_ms": "0.1%"}, order="score")
+    range_ms = rf"possible from .* to {count_macs(unet) * 1e-6:.5g} ms; change"
+    with pytest.raises(InputError, match=f"out of reach by depth .*{range_ms}"):
+        plan_depth(unet, magnitude, params, 0, batches)
+
+
+@pytest.mark.usefixtures("slowing")
+def test_a_latency_of_a_further_cut_is_a_share_of_the_dense_models_at_one_speed(unet, magnitude_of):
+    """Of a model that was pruned before, too."""
+    first = plan_pruning(unet, magnitude_of(unet), PruneParams(target={"ratio": 0.2}))
+    once = cut(unet, first)
+    plan = plan_pruning(once, magnitude_of(once), PruneParams(target={"latency_ms": "50%"}), earlier=first)
+
+    assert count_macs(cut(once, plan)) / count_macs(unet) == pytest.approx(0.5, rel=0.05)
+
+
+@pytest.mark.usefixtures("slowing")
+def test_a_search_without_a_plan_names_what_can_be_done(unet, magnitude, batches):
+    """Where a cut in width that takes no channel away cannot meet a target that depth alone passes."""
+    params = depth("search", {"latency_ms": "70%"}, order="score").model_copy(update={"floor": 1})
+    with pytest.raises(InputError, match="or set remove to target for depth alone"):
+        plan_depth(unet, magnitude, params, 0, batches)
+
+
+@pytest.mark.e2e
+def test_a_latency_is_met_with_depth_on_this_device(make_dit, magnitude_of):
+    """Measured anew in turns, a DiT that lost blocks takes the share of time that the plan says."""
+    dense = make_dit(num_layers=6)
+    params = depth("target", {"latency_ms": "60%"}, order="score").model_copy(update={"latency_repeats": 60})
+    plan = plan_depth(dense, magnitude_of(dense), params, 0, None)
+    times_ms = latency.measure_latencies_ms({"dense": dense, "pruned": cut(dense, plan)}, 60)
+
+    assert plan.budget.found <= plan.budget.asked * 1.05
+    assert times_ms["pruned"] / times_ms["dense"] == pytest.approx(plan.budget.found / plan.budget.dense, rel=0.15)
 
 
 def test_patterns_may_name_layers_of_branches_that_go(unet, magnitude):

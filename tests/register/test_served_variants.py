@@ -21,6 +21,8 @@ from stages.prune.params import PruneParams
 from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut
 from stages.register.canary import check_canary
+from stages.register.variant_canary import check_variant_canary
+from stages.runtime.errors import InputError
 from stages.storage.files import write_json
 from stages.storage.tensors import write_tensors
 from tests.register.conftest import NAME, write
@@ -80,6 +82,9 @@ def test_mlflow_serves_the_graph(registry, tmp_path, unet, scheduler, magnitude,
     registry.create(NAME, str(tmp_path / "version"), None, {}, "")
 
     assert "4 images" in check_canary(tmp_path / "version", 1.0, variant="onnx")
+    assert "off by 0 levels" in check_variant_canary(tmp_path / "version", "int8-dynamic", 0.0, [5, 6])
+    with pytest.raises(InputError, match="off by"):
+        check_canary(tmp_path / "version", 0.0, [5, 6], variant="int8-dynamic")
     with serving(tmp_path) as ask:
         expected, found, integers = (
             np.stack(pictures(ask(range(20), **params))).astype(int)

@@ -1,6 +1,8 @@
 """Versions that hold variants: their files, the gate's checks of a variant, and drawing with a graph."""
 
 import json
+import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -19,10 +21,12 @@ from stages.register.canary import check_canary
 from stages.register.gate import VersionFiles, run_checks
 from stages.register.package import check_formats, list_files
 from stages.register.policy import Policy
-from stages.register.registry import EVIDENCE
+from stages.register.registry import EVIDENCE, MODEL
+from stages.register.variant_canary import check_variant_canary
 from stages.register.variants import VARIANTS
 from stages.runtime.errors import InputError
 from stages.storage.files import file_sha256, read_json, write_json
+from stages.storage.tensors import read_tensors, write_tensors
 from tests.register.conftest import draw_in_process, write
 from tests.register.held_variants import measure, pictures, write_graph, write_variants
 
@@ -114,7 +118,7 @@ def test_the_gate_checks_the_variant_that_the_policy_asks_for(publish, policy, q
     checks = gate(version, asking(policy, fid_dense=0.1))
 
     assert all(check.passed for check in checks.values()), checks
-    assert list(checks)[-8:] == [
+    assert list(checks)[-9:] == [
         "variant onnx",
         "onnx measured",
         "FID of onnx against dense",
@@ -122,19 +126,32 @@ def test_the_gate_checks_the_variant_that_the_policy_asks_for(publish, policy, q
         "SSIM of onnx against dense",
         "latency of onnx",
         "canary",
+        "canary of int8",
         "canary of onnx",
     ]
     assert checks["variant onnx"].reason.startswith("finetuned+onnx, ")
     assert checks["latency of onnx"].reason == "2.20 times as fast as dense, at least 2.10; allowed: 2.00 or more"
-    assert "onnx" not in " ".join(gate(version, policy))
+    assert [name for name in gate(version, policy) if "onnx" in name] == ["canary of onnx"]
 
 
-def test_a_variant_that_is_no_graph_has_no_canary(publish, policy, quick_canary):  # noqa: ARG001
-    """The code of a version does not open it."""
-    checks = gate(publish(), asking(policy, kind="int8", speed_up=None))
+def test_every_variant_that_a_version_holds_has_a_canary(publish, policy, quick_canary):  # noqa: ARG001
+    """Whether the policy asks for one or not: graphs by the code of the version, the others by Espalier."""
+    checks = gate(publish(), policy)
 
     assert all(check.passed for check in checks.values()), checks
-    assert list(checks)[-2:] == ["SSIM of int8 against dense", "canary"]
+    assert list(checks)[-3:] == ["canary", "canary of int8", "canary of onnx"]
+    assert checks["canary of int8"].reason.endswith("off by 0 levels; allowed: 1")
+
+
+@pytest.mark.parametrize("kind", [Kind("int4", 2), Kind("float8"), Kind("float32", 2), Kind("int8-dynamic")])
+def test_each_kind_draws_what_it_draws_when_it_is_made_anew(package, tmp_path, quick_canary, kind):  # noqa: ARG001
+    """From the same seeds, integers and caches here, and graphs by the code of the version."""
+    shutil.copytree(package, tmp_path / "version")
+    folder = tmp_path / "version" / VARIANTS / kind.name
+    folder.mkdir()
+    variant_folder.write_variant("finetuned", tmp_path / "version" / MODEL, kind, folder)
+
+    assert check_variant_canary(tmp_path / "version", kind.name, 1.0, [5, 6]).startswith("2 images from the seeds 5, 6")
 
 
 @pytest.mark.parametrize(
@@ -236,6 +253,46 @@ def test_evidence_of_another_variant_refuses_the_version(publish, policy, change
 
     assert [name for name, found in checks.items() if not found.passed] == [check]
     assert reason in checks[check].reason
+
+
+def of_other_integers(folder):
+    """Replace the integers by those of a model that predicts 0.5, and every hash of theirs."""
+    path = folder / VARIANTS / "int8/unet/integers.safetensors"
+    tensors = read_tensors(path)
+    write_tensors(path, tensors | {"conv_out.bias": tensors["conv_out.bias"] + 0.5})
+    hashes = {"unet/integers.safetensors": file_sha256(path)}
+    edit_json(folder / VARIANTS / "int8/variant.json", lambda it: it["files"].update(hashes))
+
+
+def without_a_scale(folder):
+    """Leave out a scale, and replace the hash."""
+    path = folder / VARIANTS / "int8/unet/integers.safetensors"
+    write_tensors(path, {name: it for name, it in read_tensors(path).items() if name != "conv_out.weight.scales"})
+    hashes = {"unet/integers.safetensors": file_sha256(path)}
+    edit_json(folder / VARIANTS / "int8/variant.json", lambda it: it["files"].update(hashes))
+
+
+def under_another_name(folder):
+    """Call the integers those with a cache."""
+    (folder / VARIANTS / "int8").rename(folder / VARIANTS / "int8+cache-2")
+
+
+@pytest.mark.parametrize(
+    ("change", "check", "reason"),
+    [
+        (of_other_integers, "canary of int8", r"^4 images from the seeds .*, off by .* levels; allowed: 1$"),
+        (without_a_scale, "canary of int8", "conv_out.weight has integers without a scale"),
+        (under_another_name, "canary of int8\\+cache-2", "the variant in .*/int8\\+cache-2 is int8; register the run"),
+        (with_another_graph, "canary of onnx", r"off by .* levels; allowed: 1$"),
+    ],
+)
+def test_a_variant_that_draws_other_images_refuses_the_version(publish, policy, quick_canary, change, check, reason):  # noqa: ARG001
+    """Though every file has its registered hash, and the policy asks for no variant; the reason is one line."""
+    (failed,) = (found for found in gate(publish(change), policy).values() if not found.passed)
+
+    assert re.fullmatch(check, failed.name)
+    assert re.search(reason, failed.reason)
+    assert "\n" not in failed.reason
 
 
 def test_a_graph_that_draws_other_images_than_the_weights_is_refused(publish, quick_canary):  # noqa: ARG001

@@ -12,6 +12,7 @@ from stages.runtime.errors import InputError
 from tests.records import make_evaluation, make_model
 
 HALF = Metric(sets=[0.5, 0.5], mean=0.5, half_width=0.25)
+ONE = Metric(sets=[1.0, 1.0], mean=1.0, half_width=0.001)
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def records(protocol):
     evaluation = make_evaluation(protocol, {name: make_model(metrics | unpaired) for name in ("dense", "finetuned")})
     common = {"model": "finetuned", "size_bytes": 2_500_000, "metrics": dict.fromkeys(MEASURED, HALF)}
     variants = {
-        "finetuned+onnx": Variant(**common, form="onnx", interval=1, sha256="d" * 64),
+        "finetuned+onnx": Variant(**common, form="onnx", interval=1, sha256="d" * 64, ssim_to_model=ONE),
         "finetuned+int8+cache-2": Variant(**common, form="int8", interval=2, sha256="e" * 64),
     }
     hashes = {"dense": "c" * 64, "finetuned": "c" * 64, **{name: it.sha256 for name, it in variants.items()}}
@@ -54,9 +55,11 @@ def test_variants_stand_below_their_model(records):
 
     assert [row.name for row in rows] == ["dense", "finetuned", "finetuned + onnx", "finetuned + int8 + cache-2"]
     assert lines[4] == (
-        "| finetuned + onnx | 2.50 MB | 0.500 ± 0.250 | 0.500 ± 0.250 | 500.00 ± 250.00 | 0.500 ± 0.250 | 2.00 ms "
-        "| 500 | 1.0 MiB | 1.50× (1.40–1.60) |"
+        "| finetuned + onnx | 2.50 MB | 0.500 ± 0.250 | 0.500 ± 0.250 | 500.00 ± 250.00 | 0.500 ± 0.250 "
+        "| 1.000 ± 0.001 | 2.00 ms | 500 | 1.0 MiB | 1.50× (1.40–1.60) |"
     )
+    assert "| 0.500 ± 0.250 | – |" in lines[3]
+    assert "| 0.500 ± 0.250 | – |" in lines[5]  # of a record from before it was measured
     assert "Images/s: of one pass at batch 16." in lines[-1]
 
 

@@ -57,11 +57,12 @@ def test_the_jacobian_loss_costs_in_proportion_to_its_images_and_steps(works, ev
 
 
 def test_variants_draw_as_many_images_as_their_models(works):
-    """Each of two kinds of two models those of the protocol; none without the block."""
+    """Each of two kinds of two models those of the protocol, and once the pruned model; none without the block."""
     _, found = works(variants={"models": ["dense", "finetuned"], "kinds": ["int8", "cache-2"]})
 
-    assert found["variants"].passes["dense"] == found["variants"].passes["pruned"] == 2 * 5 * 500 * 50
-    assert found["variants"].passes["similarity"] == 4 * 5 * 500
+    assert found["variants"].passes["dense"] == 2 * 5 * 500 * 50
+    assert found["variants"].passes["pruned"] == 3 * 5 * 500 * 50
+    assert found["variants"].passes["similarity"] == (5 + 2) * 5 * 500
     assert not works()[1]["variants"].passes
 
 

@@ -13,7 +13,7 @@ from stages.models.families.family import Config, Denoiser, Family, FusedAttenti
 from stages.models.layout import CODE
 from stages.models.pruned_own import CLASS_NAME, PRUNED_KEYS, OwnDenoiser, attentions
 from stages.models.pruned_unet import Bypass
-from stages.runtime.errors import InputError
+from stages.runtime.errors import InputError, refusing_code
 
 TRAVELLING = '''\
 """The class of this model for diffusers: {name} of {code}, with the widths of its config."""
@@ -69,12 +69,12 @@ class Own(Family):
         return {**config, "_class_name": CLASS_NAME, "auto_map": auto_map}
 
     def build_dense(self, model: Denoiser) -> Denoiser:
-        """Run the constructor on the CPU, since that of any class may compute."""
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            torch.manual_seed(0)
-            cls: Any = type(model)
-            built: Denoiser = cls.from_config(self.dense_config(model))
-        return built
+        """Run the constructor on the CPU, since that of any class may compute.
+
+        Raises:
+            InputError: The constructor raises an exception.
+        """
+        return construct(type(model), self.dense_config(model), CODE)
 
     def protected(self, model: Denoiser) -> list[nn.Module]:
         """List the described layers, and those of the fused attentions, which have separate groups."""
@@ -144,6 +144,24 @@ class Own(Family):
         pruned_own.narrow(model, widths)
         pruned_own.set_heads(model, heads)
         return model
+
+
+def construct(cls: Any, config: Config, origin: str | Path) -> Denoiser:  # noqa: ANN401  # made while it runs
+    """Build a model by the constructor of an own class, on the CPU: the only place that runs it.
+
+    Args:
+        cls: What `make_class` derived from the own class.
+        config: The constructor's keys, and those of `make_class`.
+        origin: The file of the class, for the message.
+
+    Raises:
+        InputError: The constructor raises an exception, also one that would end the program.
+    """
+    name = cls.espalier_code.__name__
+    with refusing_code(f"{origin}: the constructor of {name}"), torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.manual_seed(0)
+        built: Denoiser = cls.from_config(config)
+    return built
 
 
 def _is_protected(model: Denoiser, layer: str) -> bool:

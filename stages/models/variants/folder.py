@@ -19,15 +19,17 @@ from stages.models.pipeline import (
 from stages.models.variants.cache import cache, check_cache
 from stages.models.variants.card import write_card
 from stages.models.variants.graph import OPSET, check_graph, export_graph, graph_model
-from stages.models.variants.integers import dequantize_tensors, quantize_tensors
-from stages.models.variants.kinds import INTEGERS, Form, Kind
+from stages.models.variants.kinds import FLOAT8, INTEGERS, ROUNDED, Form, Kind
+from stages.models.variants.rounding import dequantize_tensors, quantize_tensors
 from stages.runtime.errors import InputError
 from stages.runtime.schema import Frozen, Sha256
 from stages.storage.files import file_sha256, read_json, read_record, write_json
 from stages.storage.tensors import read_tensors, write_tensors
 
 RECORD = "variant.json"
-INTEGER_FILE, GRAPH_FILE = "integers.safetensors", "model.onnx"
+GRAPH_FILE = "model.onnx"
+ROUNDED_FILES = {**dict.fromkeys(INTEGERS, "integers.safetensors"), FLOAT8: "float8.safetensors"}
+"""Form -> file of its rounded weights."""
 
 
 class VariantRecord(Frozen):
@@ -90,9 +92,9 @@ def write_variant(name: str, source: Path, kind: Kind, folder: Path) -> None:
     if kind.form != "float32":
         weights.unlink()
         (folder / "model_index.json").unlink()  # diffusers has no class for it
-    if kind.form in INTEGERS:
+    if kind.form in ROUNDED:
         tensors = quantize_tensors(unet.state_dict(), kind.form)
-        write_tensors(weights.with_name(INTEGER_FILE), tensors, metadata={"format": "pt"})
+        write_tensors(weights.with_name(ROUNDED_FILES[kind.form]), tensors, metadata={"format": "pt"})
     elif kind.is_graph:
         export_graph(unet, kind, weights.with_name(GRAPH_FILE))
     write_card(name, kind, folder / "README.md")
@@ -127,7 +129,7 @@ def read_variant_record(folder: Path) -> VariantRecord:
 def variant_file(folder: Path) -> Path:
     """Return the path of a variant's weights or graph."""
     kind = read_variant_record(folder).kind
-    name = GRAPH_FILE if kind.is_graph else INTEGER_FILE if kind.form in INTEGERS else WEIGHTS
+    name = GRAPH_FILE if kind.is_graph else ROUNDED_FILES.get(kind.form, WEIGHTS)
     return denoiser_folder(folder) / name
 
 
@@ -144,16 +146,16 @@ def read_variant(folder: Path, device: torch.device = CPU) -> Denoiser:
     check_supported(config, file.with_name("config.json"))
     if record.kind.is_graph:
         return graph_model(config, file)
-    unet = _read_integers(file, config) if record.form in INTEGERS else read_unet(folder)
+    unet = _read_rounded(file, config, record.form) if record.form in ROUNDED else read_unet(folder)
     unet.to(device)  # type: ignore[arg-type]  # diffusers wraps away the types
     return cache(unet, record.interval) if record.interval > 1 else unet
 
 
-def _read_integers(file: Path, config: dict[str, object]) -> Denoiser:
+def _read_rounded(file: Path, config: dict[str, object], form: Form) -> Denoiser:
     with torch.device("meta"):
         shapes = CLASSES[str(config["_class_name"])].from_config(dict(config)).state_dict()
     try:
-        tensors = dequantize_tensors(read_tensors(file), {name: tensor.shape for name, tensor in shapes.items()})
+        tensors = dequantize_tensors(read_tensors(file), {name: it.shape for name, it in shapes.items()}, form)
     except ValueError as error:
         raise InputError(f"{file}: {error}; run the variants stage again") from None
     return build_unet(config, tensors, str(file))

@@ -5,18 +5,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Form = Literal["float32", "int8", "int4", "onnx", "int8-dynamic"]
+Form = Literal["float32", "int8", "int4", "float8", "onnx", "int8-dynamic"]
 """What holds the weights: safetensors of that type, or an ONNX graph in float32 or with integer products."""
 
 INTEGERS = {"int8": 8, "int4": 4}
 """Form with integer weights -> bits of each."""
+FLOAT8: Literal["float8"] = "float8"
+"""Form with weights of 8 bits that are floats, e4m3."""
+ROUNDED = (*INTEGERS, FLOAT8)
+"""Forms whose weights are rounded, and become float32 as they are read."""
 GRAPHS = ("onnx", "int8-dynamic")
 """Forms that ONNX Runtime runs."""
 CACHE = re.compile(r"cache-(\d+)")
-NAMES = (*INTEGERS, *GRAPHS, "cache-N")
+NAMES = (*ROUNDED, *GRAPHS, "cache-N")
 REFUSED = {
     "torch-export": "torch.export.save puts a pickle of the example inputs into its file; use onnx",
-    "float8": "no quantiser here writes it; use int8",
 }
 """Names that one could expect -> why there is no such part."""
 
@@ -48,17 +51,19 @@ def parse_kind(parts: str | Sequence[str]) -> Kind:
         ValueError: A part is unknown, or the parts exclude each other; the message says what is allowed.
     """
     names = [parts] if isinstance(parts, str) else list(parts)
-    forms = [name for name in names if name in (*INTEGERS, *GRAPHS)]
+    forms = [name for name in names if name in (*ROUNDED, *GRAPHS)]
     intervals = [int(found[1]) for name in names if (found := CACHE.fullmatch(name))]
     for name in names:
         if name not in forms and not CACHE.fullmatch(name):
             reason = REFUSED.get(name, f"allowed: {', '.join(NAMES)}")
             raise ValueError(f"{name!r} is not a kind of variant; {reason}")
     if not names or len(forms) > 1 or len(intervals) > 1:
-        raise ValueError(f"[{', '.join(names)}] is not one variant; combine at most one of each: int8 or int4; cache-N")
+        allowed = "combine at most one of each: int8, int4 or float8; cache-N"
+        raise ValueError(f"[{', '.join(names)}] is not one variant; {allowed}")
     if intervals and intervals[0] < 2:  # noqa: PLR2004
         raise ValueError(f"cache-{intervals[0]} reuses nothing; N is the steps between full passes, 2 or more")
     kind = Kind(forms[0] if forms else "float32", intervals[0] if intervals else 1)  # type: ignore[arg-type]
     if kind.is_graph and kind.interval > 1:
-        raise ValueError(f"[{', '.join(names)}]: an ONNX graph is one whole pass; combine cache-N with int8 or int4")
+        allowed = "combine cache-N with int8, int4 or float8"
+        raise ValueError(f"[{', '.join(names)}]: an ONNX graph is one whole pass; {allowed}")
     return kind

@@ -1,18 +1,22 @@
-"""Float weights <-> integers of 8 or 4 bits with one scale per output channel or group of weights.
+"""Float weights <-> integers of 8 or 4 bits, or floats of 8, with one scale per output channel or group of weights.
 
-Symmetric and to the nearest: q = round(w / s) with s = max|w| / (2^(bits - 1) - 1), so that |w - s q| ≤ s / 2.
+Integers are symmetric and to the nearest: q = round(w / s) with s = max|w| / (2^(bits - 1) - 1), so that
+|w - s q| ≤ s / 2. Floats of 8 bits are e4m3 with s = max|w| / 448: three bits behind the first, so that |w - s q| is at
+most |w| / 16, or s / 1024 near zero.
 """
 
 from collections.abc import Mapping
 
 import torch
 
-from stages.models.variants.kinds import INTEGERS
+from stages.models.variants.kinds import FLOAT8, INTEGERS
 
 GROUP = 64
 """Weights of one output channel that share a scale, at 4 bits; at 8 bits a whole channel does."""
-INTEGER, SCALE = ".integers", ".scales"
-"""What stands behind the name of a weight in the names of its two tensors."""
+SCALE = ".scales"
+VALUES = {**dict.fromkeys(INTEGERS, ".integers"), FLOAT8: ".float8"}
+"""Form -> what stands behind the name of a weight in the name of its rounded values; SCALE is that of their scales."""
+E4M3 = torch.float8_e4m3fn
 
 
 def quantize(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -31,11 +35,19 @@ def quantize(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tenso
     return integers.reshape(weight.shape) if bits == 8 else _pack(integers), scales  # noqa: PLR2004
 
 
-def dequantize(integers: torch.Tensor, scales: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Multiply integers by their scales; returns the float32 weight of that shape."""
+def to_float8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round a weight [O, …] to floats of 8 bits, on the CPU; returns e4m3 of its shape, and scales, float32 [O, 1]."""
+    rows, largest = weight.detach().cpu().float().flatten(1), torch.finfo(E4M3).max
+    scales = rows.abs().amax(dim=1, keepdim=True) / largest
+    steps = torch.where(scales > 0, scales, 1.0)
+    return (rows / steps).clamp(-largest, largest).to(E4M3).reshape(weight.shape), scales
+
+
+def dequantize(values: torch.Tensor, scales: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Multiply rounded values by their scales; returns the float32 weight of that shape."""
     columns = shape[1:].numel()
-    rows = _unpack(integers, columns) if integers.dtype == torch.uint8 else integers.flatten(1)
-    group = GROUP if integers.dtype == torch.uint8 else columns
+    rows = _unpack(values, columns) if values.dtype == torch.uint8 else values.flatten(1).float()
+    group = GROUP if values.dtype == torch.uint8 else columns
     return (rows * scales.repeat_interleave(group, dim=1)[:, :columns]).reshape(shape)
 
 
@@ -52,36 +64,39 @@ def _unpack(packed: torch.Tensor, columns: int) -> torch.Tensor:
 
 
 def quantize_tensors(tensors: Mapping[str, torch.Tensor], form: str) -> dict[str, torch.Tensor]:
-    """Replace each weight of a layer, by its integers and scales; what has one dimension, or no floats, stays."""
+    """Replace each weight of a layer by its rounded values and scales; what has one dimension, or no floats, stays."""
     found: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         if _is_weight(tensor):
-            found[name + INTEGER], found[name + SCALE] = quantize(tensor, INTEGERS[form])
+            rounded = to_float8(tensor) if form == FLOAT8 else quantize(tensor, INTEGERS[form])
+            found[name + VALUES[form]], found[name + SCALE] = rounded
         else:
             found[name] = tensor
     return found
 
 
 def dequantize_tensors(
-    tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, torch.Size]
+    tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, torch.Size], form: str
 ) -> dict[str, torch.Tensor]:
     """Undo `quantize_tensors`, up to the rounding.
 
     Args:
         tensors: Names and tensors as they were written.
         shapes: Name of a weight -> its shape, from the config of the model.
+        form: The form that was written.
 
     Raises:
-        ValueError: Integers and scales do not fit each other or the shape of their weight.
+        ValueError: Values and scales do not fit each other or the shape of their weight.
     """
-    found = {name: tensor for name, tensor in tensors.items() if not name.endswith((INTEGER, SCALE))}
-    for name in (name.removesuffix(INTEGER) for name in tensors if name.endswith(INTEGER)):
+    end = VALUES[form]
+    found = {name: tensor for name, tensor in tensors.items() if not name.endswith((end, SCALE))}
+    for name in (name.removesuffix(end) for name in tensors if name.endswith(end)):
         if name not in shapes or name + SCALE not in tensors:
-            raise ValueError(f"{name} has integers without a scale, or is no weight of the model")
+            raise ValueError(f"{name} has {end[1:]} without a scale, or is no weight of the model")
         try:
-            found[name] = dequantize(tensors[name + INTEGER], tensors[name + SCALE], shapes[name])
+            found[name] = dequantize(tensors[name + end], tensors[name + SCALE], shapes[name])
         except RuntimeError:
-            raise ValueError(f"the integers and scales of {name} do not fit its shape") from None
+            raise ValueError(f"the {end[1:]} and scales of {name} do not fit its shape") from None
     return found
 
 

@@ -1,0 +1,89 @@
+"""Outputs of commands beside the pipeline: never those of its stages."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from stages.grid.__main__ import main as grid
+from stages.runtime.errors import InputError
+from stages.runtime.stage_outputs import check_no_stage_output
+from stages.tools.__main__ import main
+
+COMMANDS = {
+    "draw": ["draw"],
+    "shards": ["draw", "--format", "parquet"],
+    "export": ["export", "--model", "m"],
+    "lora": ["lora", "--adapter", "a", "--plan", "p"],
+    "pull": ["pull", "owner/name"],
+    "sweep-table": ["sweep-table", "--cells", "c"],
+    "method-table": ["method-table", "--cells", "c", "--preset", "digits"],
+    "curve-table": ["curve-table", "--cells", "c", "--rows", "a", "--preset", "digits"],
+    "grid": [],
+}
+
+
+@pytest.fixture
+def project(root, tmp_path, monkeypatch):
+    """A folder with dvc.yaml and a finished output, as the current folder."""
+    shutil.copyfile(root / "dvc.yaml", tmp_path / "dvc.yaml")
+    (tmp_path / "artifacts/pruned").mkdir(parents=True)
+    (tmp_path / "artifacts/pruned/run.json").write_text('{"stage": "prune"}')
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_command_replaces_the_output_of_a_stage(project, name):
+    """Its --out is refused in one line before anything else, and the output stays."""
+    result = CliRunner().invoke(grid if name == "grid" else main, [*COMMANDS[name], "--out", "artifacts/pruned"])
+
+    assert result.exit_code == 1
+    assert result.output == (
+        f"Error: --out artifacts/pruned is pruned, an output of the stage prune in {project / 'dvc.yaml'}; "
+        "choose a folder beside those of the pipeline\n"
+    )
+    assert [path.name for path in (project / "artifacts/pruned").iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize(
+    ("out", "found"),
+    [
+        ("artifacts/pruned/samples", "lies in pruned, an output of the stage prune"),
+        ("artifacts", "holds "),
+        ("artifacts/variants", "is variants, an output of the stage variants"),  # which does not exist yet
+        ("reports/index.html", "is index.html, an output of the stage report"),
+        ("../{name}/artifacts/data", "is data, an output of the stage fetch"),
+        ("link", "is pruned, an output of the stage prune"),
+    ],
+)
+def test_a_folder_in_or_around_an_output_is_refused(project, out, found):
+    """Also before the stage has run, and by another path to it, from any folder."""
+    (project / "link").symlink_to("artifacts/pruned")
+    with pytest.raises(InputError, match=found):
+        check_no_stage_output(Path(out.format(name=project.name)), "--out")
+
+
+@pytest.mark.parametrize("out", ["samples", "artifacts/pruned-samples", "reports/grid", "/nowhere/artifacts/pruned"])
+def test_other_folders_are_free(project, out):  # noqa: ARG001
+    """Beside outputs, and outside of the project."""
+    check_no_stage_output(Path(out), "--out")
+
+
+@pytest.mark.parametrize("text", ["stages: [", "[]", "stages: 3", "stages: {a: 3, b: {outs: 4}, c: {cmd: x}}"])
+def test_a_file_that_is_no_pipeline_names_no_outputs(tmp_path, monkeypatch, text):
+    """It belongs to someone else, or DVC refuses it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.yaml").write_text(text)
+
+    check_no_stage_output(Path("artifacts/pruned"), "--out")
+
+
+def test_outputs_with_options_and_in_another_folder_count(tmp_path, monkeypatch):
+    """DVC writes an output with options as a mapping, and wdir is where its path begins."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.yaml").write_text("stages: {a: {wdir: sub, cmd: x, outs: [{model: {cache: false}}]}}")
+
+    with pytest.raises(InputError, match="is model, an output of the stage a"):
+        check_no_stage_output(Path("sub/model"), "--out")
