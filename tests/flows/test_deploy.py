@@ -289,6 +289,17 @@ def test_a_password_in_the_servers_address_is_not_printed(refused):
     assert "hunter2" not in line
 
 
+def test_every_stage_ends_at_some_time():
+    """A stage without a limit would hold a worker for ever; `code` reads a few files."""
+    yaml = YAML(typ="safe")
+    stages = yaml.load((ROOT / "dvc.yaml").read_text())["stages"].keys() - {"code"}
+    deployments = yaml.load((ROOT / "prefect.yaml").read_text())["deployments"]
+    limits = [it["parameters"]["limits"] for it in deployments if "limits" in it["parameters"]]
+
+    assert len(limits) > 1
+    assert all(found.keys() == stages for found in limits)
+
+
 def test_the_file_of_the_project_is_deployed_as_it_is(root, monkeypatch, prefect_server, deploy, pool, names):
     """Every deployment, on the chosen pool, with its schedule, from which the server makes runs once it is on.
 
