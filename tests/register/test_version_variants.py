@@ -272,6 +272,11 @@ def without_a_scale(folder):
     edit_json(folder / VARIANTS / "int8/variant.json", lambda it: it["files"].update(hashes))
 
 
+def without_groups(folder):
+    """Let the config of the integers divide by zero as soon as a model is built of it."""
+    edit_json(folder / VARIANTS / "int8/unet/config.json", lambda it: it.update(norm_num_groups=0))
+
+
 def under_another_name(folder):
     """Call the integers those with a cache."""
     (folder / VARIANTS / "int8").rename(folder / VARIANTS / "int8+cache-2")
@@ -282,6 +287,7 @@ def under_another_name(folder):
     [
         (of_other_integers, "canary of int8", r"^4 images from the seeds .*, off by .* levels; allowed: 1$"),
         (without_a_scale, "canary of int8", "conv_out.weight has integers without a scale"),
+        (without_groups, "canary of int8", "integers.safetensors: .*zero; run the variants stage again"),
         (under_another_name, "canary of int8\\+cache-2", "the variant in .*/int8\\+cache-2 is int8; register the run"),
         (with_another_graph, "canary of onnx", r"off by .* levels; allowed: 1$"),
     ],
