@@ -17,7 +17,7 @@ from stages.models.variants import folder as variant_folder
 from stages.models.variants.kinds import Kind
 from stages.protocol.variants import read_variants
 from stages.register import canary
-from stages.register.canary import check_canary
+from stages.register.canary import check_canary, compare
 from stages.register.gate import VersionFiles, run_checks
 from stages.register.package import check_formats, list_files
 from stages.register.policy import Policy
@@ -299,6 +299,13 @@ def test_a_variant_that_draws_other_images_refuses_the_version(publish, policy, 
     assert re.fullmatch(check, failed.name)
     assert re.search(reason, failed.reason)
     assert "\n" not in failed.reason
+
+
+def test_an_image_of_another_shape_is_refused():
+    """Though NumPy would repeat one row until it fits a picture whose rows are all alike."""
+    row = np.arange(8.0)[None]
+    with pytest.raises(InputError, match=r"^seed 5 gives an image of 1 x 8; allowed: 8 x 8, as the weights draw$"):
+        compare([5], [row], [row.repeat(8, axis=0)], 1.0)
 
 
 def test_a_graph_that_draws_other_images_than_the_weights_is_refused(publish, quick_canary):  # noqa: ARG001
