@@ -301,6 +301,15 @@ def test_a_variant_that_draws_other_images_refuses_the_version(publish, policy, 
     assert "\n" not in failed.reason
 
 
+@pytest.mark.parametrize(("absent", "kind"), [("onnxruntime", "onnx"), ("onnxscript", "int8-dynamic")])
+def test_a_machine_without_the_runtime_judges_no_version(publish, policy, monkeypatch, absent, kind):
+    """The line names the extra, and no check fails, since the version is not at fault."""
+    version = publish(lambda folder: (folder / VARIANTS / "onnx").rename(folder / VARIANTS / kind))
+    monkeypatch.setattr("stages.register.variant_canary.find_spec", lambda name: None if name == absent else name)
+    with pytest.raises(InputError, match=rf"holds {kind}, and this machine lacks {absent}, so .* the extra deploy, or"):
+        gate(version, policy)
+
+
 def test_an_image_of_another_shape_is_refused():
     """Though NumPy would repeat one row until it fits a picture whose rows are all alike."""
     row = np.arange(8.0)[None]
