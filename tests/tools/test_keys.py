@@ -25,7 +25,11 @@ def test_a_key_says_its_kind_its_default_and_its_meaning():
     assert "finetune.steps: a whole number from 1; required" in text
     assert "finetune.schedule: one of " in text
     assert "fetch.model.path (source folder): a path; required" in list_keys("fetch")
-    assert list_keys("prune.target.ratio").startswith("prune.target.ratio: a number ")
+    head, meaning, *_ = list_keys("prune.target.ratio").splitlines()
+    assert head == "prune.target.ratio: a number from 0 below 1 or null; null by default"
+    assert meaning.startswith("    Share of the channels to remove; with ranking uniform, of every group")
+    sha256 = "fetch.model.sha256 (source folder): a text that matches ^[0-9a-f]{64}$ or null; null by default"
+    assert sha256 in list_keys("fetch")
 
 
 def test_a_key_that_does_not_exist_is_refused_with_the_nearest():
