@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from stages.protocol.evaluation import VISIBLE_SSIM
-from stages.protocol.verdict import FINETUNED, rate_speed
+from stages.protocol.verdict import FINETUNED, rate_speed, tone
 from stages.report.legend import legend_above
 from stages.report.report_data import ReportData
 from stages.report.speed import rows_by_setting
@@ -28,8 +28,8 @@ THEMES: Mapping[str, Mapping[str, object]] = {
 LEVELS = {"good": "#3d9b6b", "changed": "#c98a1b", "worse": "#cc4b3e"}
 """Level of a verdict -> colour."""
 COLOURS = {"dense": "#4c8bbf", "pruned": "#8b929c", "finetuned": LEVELS["good"]}
-SPEED_COLOURS = {"kept": LEVELS["good"], "changed": LEVELS["worse"], None: COLOURS["pruned"]}
-"""Rating of a speed-up -> colour of its bar: faster, slower, and neither."""
+SPEED_COLOURS = {**LEVELS, None: COLOURS["pruned"]}
+"""Tone of a speed-up below the verdict -> colour of its bar."""
 LINES = {"float32": "-", "tf32": "-.", "bfloat16": "--"}
 SIZE_INCHES = (4.8, 3.1)
 WIDE_INCHES, ROW_INCHES = 9.6, 0.22
@@ -182,7 +182,8 @@ def _speed_up(axis: Axes, *, report: ReportData) -> None:
         np.array([getattr(row, key) for row in rows]) for key in ("speed_up", "speed_up_low", "speed_up_high")
     )
     reach = np.abs([values - lows, highs - values])
-    colours = [SPEED_COLOURS[rate_speed(row)] for row in rows]
+    level = report.verdict().level
+    colours = [SPEED_COLOURS[tone(level, rate_speed(row))] for row in rows]
     axis.axvline(1, color=mpl.rcParams["axes.edgecolor"], linewidth=0.8)
     axis.barh(names, values, xerr=reach, color=colours, ecolor=mpl.rcParams["text.color"])
     axis.axvline(report.record.macs_ratio("pruned"), linestyle=":", color=mpl.rcParams["text.color"])
