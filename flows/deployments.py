@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 from flows.workspaces.grid import combine
 from flows.workspaces.method_rows import check_plan, plan_rows
 from flows.workspaces.overrides import apply
+from flows.workspaces.recipe_rows import plan_rows_of_curve
 from flows.workspaces.workspace import current_checkout
 from stages.params import load_params
 from stages.runtime.errors import InputError, first_line
@@ -149,8 +150,12 @@ def check_params(given: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
     for cell in combine(given["grid"]) if "grid" in given else [{}]:
         apply({**overrides, **cell}, params_path)
     if "seeds" in schema["properties"]:
-        seeds = given.get("seeds", schema["properties"]["seeds"]["default"])
-        check_plan(plan_rows(load_params(params_path)), given.get("rows") or [], seeds, overrides)
+        params, seeds = load_params(params_path), given.get("seeds", schema["properties"]["seeds"]["default"])
+        if "recipes" in schema["properties"]:
+            names, steps, recipes = (given.get(key) for key in ("rows", "steps", "recipes"))
+            plan_rows_of_curve(params, names, seeds, steps, recipes or {}, overrides)
+        else:
+            check_plan(plan_rows(params), given.get("rows") or [], seeds, overrides)
     current_checkout().check_limits(given.get("limits") or {})
 
 

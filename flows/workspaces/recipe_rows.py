@@ -9,7 +9,7 @@ from flows.workspaces.overrides import Overrides, parse_pairs
 from flows.workspaces.repository import ParamsSource, Repository
 from stages.params import Params
 from stages.runtime.errors import InputError
-from stages.tools.published import METHODS
+from stages.tools.published import METHODS, PRUNES_ITSELF
 
 Recipes = Mapping[str, Overrides]
 """Name of a recipe -> keys of the block finetune."""
@@ -115,6 +115,35 @@ def plan_recipes(params: Params, recipes: Recipes, steps: Sequence[int]) -> dict
     return {**named, **given, **methods}
 
 
+def plan_rows_of_curve(
+    params: Params,
+    names: Sequence[str] | None,
+    seeds: Sequence[int],
+    steps: Sequence[int] | None,
+    recipes: Recipes,
+    overrides: Overrides,
+) -> dict[str, dict[str, Any]]:
+    """Return the overrides of each chosen row, in the order of the tables; the arguments are those of `plan_curve`.
+
+    Beside a method's row, which prunes uniformly, recipes do so too, so that all have the same widths.
+
+    Raises:
+        InputError: A row does not exist, steps make no curve, or overrides set a key of rows or seeds.
+    """
+    for name, keys in recipes.items():
+        _check_recipe(name, keys)
+    measured = default_steps(params) if steps is None else list(steps)
+    check_steps(measured)
+    rows = plan_recipes(params, recipes, measured)
+    chosen = [*RECIPES, *recipes] if names is None else list(names)
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise InputError(f"rows are {', '.join(chosen) or 'missing'}; give one or more, each once")
+    if PRUNES_ITSELF.intersection(chosen):
+        rows = {name: {"prune.ranking": "uniform", **row} for name, row in rows.items()}
+    check_plan(rows, chosen, seeds, overrides)
+    return {name: rows[name] for name in chosen}
+
+
 def plan_curve(
     repository: Repository,
     source: ParamsSource,
@@ -138,20 +167,11 @@ def plan_curve(
     Raises:
         InputError: A row or preset does not exist, overrides set a key of rows or seeds, or a value is not allowed.
     """
-    for name, keys in recipes.items():
-        _check_recipe(name, keys)
-    params = repository.params(source)
-    measured = default_steps(params) if steps is None else list(steps)
-    check_steps(measured)
-    rows = plan_recipes(params, recipes, measured)
-    chosen = [*RECIPES, *recipes] if names is None else list(names)
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise InputError(f"rows are {', '.join(chosen) or 'missing'}; give one or more, each once")
-    check_plan(rows, chosen, seeds, overrides)
+    rows = plan_rows_of_curve(repository.params(source), names, seeds, steps, recipes, overrides)
     cells = [
-        PlannedCell(f"{name}, seed {seed}", {**overrides, **rows[name], "seed": seed}, {"row": name})
+        PlannedCell(f"{name}, seed {seed}", {**overrides, **row, "seed": seed}, {"row": name})
         for seed in seeds
-        for name in chosen
+        for name, row in rows.items()
     ]
     repository.render(source, [cell.overrides for cell in cells])
     return cells

@@ -25,7 +25,7 @@ class WidthCost:
         groups: Its groups.
         heads: prune.heads.
         latency_repeats: Timed passes per latency.
-        clock: Measures latencies, and did so before with the same target; None makes one that compares with `unet`.
+        clock: Measures latencies, and has measured the dense one of the target; None makes one for `unet`.
     """
 
     def __init__(

@@ -192,7 +192,9 @@ def method_table(cells: Path, out: Path, preset: str, command: str) -> None:
 @click.option(
     "--out", type=Path, required=True, callback=beside_the_pipeline, help="Output folder of the tables and the plot."
 )
-@click.option("--rows", required=True, metavar="ROW,…", help="Recipes in their order; the first is compared with.")
+@click.option(
+    "--rows", required=True, metavar="ROW,…", help="Recipes and methods in their order; the first is compared with."
+)
 @click.option("--preset", required=True, help="Preset that was recovered; the title of the tables.")
 @click.option("--command", default="", help="Command that made the cells; printed below the tables.")
 def curve_table(cells: Path, out: Path, rows: str, preset: str, command: str) -> None:

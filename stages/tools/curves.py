@@ -13,12 +13,10 @@ from stages.runtime.errors import InputError
 from stages.storage.files import read_record
 from stages.tools.cells import FinishedCell, read_cells
 from stages.tools.methods import ONE_SHOT, RESULT, check_comparable, check_sizes, seed_of
-from stages.tools.published import METHODS
+from stages.tools.published import PRUNES_ITSELF
 
 PROVENANCE = "finetune.provenance.json"
 SECONDS = "seconds"
-PRUNES_ITSELF = frozenset(METHODS) - {"scratch"}
-"""Rows of the method table, which differ in the pruned model; `scratch` has only its widths, like every recipe."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ METHODS: Mapping[str, str] = {
     "ours": "ours",
 }
 """Row of a method comparison -> title, in the order of the table; the dense model, which comes first, is left out."""
+PRUNES_ITSELF = frozenset(METHODS) - {"scratch"}
+"""Rows that decide by which criterion is pruned; `scratch` has only the widths of what it is compared with."""
 BASELINE = "diff-pruning-0.05"
 """The row that differences are taken from."""
 ABLATION = "ablation"

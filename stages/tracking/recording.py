@@ -132,18 +132,17 @@ def fetch_report(run_id: str, name: str, folder: Path) -> Path:
 
 
 def list_reports(run_id: str, names: Sequence[str]) -> list[str]:
-    """Return those of some files, of the top of a run's reports, that the run has.
+    """Return those of some files, named by their paths below a run's reports, that the run has.
 
     Raises:
         UnavailableError: The server does not answer.
     """
-    if not names:
-        return []
+    folders = {str(Path("reports", name).parent) for name in names}
     try:
-        present = {Path(it.path).name for it in connect().list_artifacts(run_id, "reports")}
+        present = {it.path for folder in folders for it in connect().list_artifacts(run_id, folder)}
     except Exception as error:  # noqa: BLE001  # whatever a server or MLflow raises
         raise UnavailableError(f"MLflow failed to list the reports of run {run_id} ({first_line(error)})") from None
-    return [name for name in names if name in present]
+    return [name for name in names if f"reports/{name}" in present]
 
 
 def record_folder(

@@ -14,8 +14,9 @@ from ruamel.yaml import YAML
 
 from flows.__main__ import main
 from flows.deploy import LOST, schedule_states
-from flows.deployments import Deployment, Schedule
+from flows.deployments import Deployment, Schedule, read_deployments
 from stages.runtime import telemetry
+from stages.runtime.errors import InputError
 from tests.orchestra import until
 from tests.servers import ROOT
 from tests.swift import free_ports
@@ -287,6 +288,28 @@ def test_a_password_in_the_servers_address_is_not_printed(refused):
 
     assert f"127.0.0.1:{port}/api does not answer" in line
     assert "hunter2" not in line
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"rows": ["noise", "taylor"], "overrides": {"importance.stride": 10}}, None),
+        ({"overrides": {"prune.ranking": "global"}}, None),
+        ({"rows": ["mine"], "recipes": {"mine": {"finetune.loss.output": 1}}, "steps": [5, 10]}, None),
+        ({"rows": ["noise", "tailor"]}, "there is no row 'tailor'"),
+        ({"rows": ["noise", "taylor"], "overrides": {"prune.ranking": "global"}}, "prune.ranking is set by rows and"),
+        ({"steps": [5]}, "--steps 5: give two or more rising numbers"),
+    ],
+)
+def test_a_deployment_of_curves_takes_recipes_and_methods(project, given, message):
+    """By the rules of the command; beside a method recipes prune uniformly, too."""
+    entry = {"name": "one", "entrypoint": "flows/curve.py:curve", "parameters": {"preset": "digits", **given}}
+    YAML(typ="safe").dump({"deployments": [entry]}, project / "prefect.yaml")
+    if message is None:
+        assert [it.name for it in read_deployments(project / "prefect.yaml")] == ["one"]
+    else:
+        with pytest.raises(InputError, match=message):
+            read_deployments(project / "prefect.yaml")
 
 
 def test_every_stage_ends_at_some_time():

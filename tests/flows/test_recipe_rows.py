@@ -83,6 +83,9 @@ def test_methods_are_rows_like_those_of_the_table(plan):
     assert {(it.finetune.steps, it.finetune.snapshots, it.prune.target.ratio) for it in params} == {(20, (5,), 0.6)}
     assert [it.finetune.loss.output for it in found.values()] == [0, 0, 0, 1]
     assert plan(names=["noise"], overrides={"importance.criterion": "random"})[1][0].importance.criterion == "random"
+    assert "prune.ranking" not in plan(names=["noise"])[0][0].overrides
+    mixed = plan(names=["noise", "taylor"])[0]
+    assert {cell.overrides["prune.ranking"] for cell in mixed} == {"uniform"}, "widths must be equal"
     with pytest.raises(InputError, match=r"importance\.criterion is set by rows and seeds"):
         plan(names=names, overrides={"importance.criterion": "random"})
 

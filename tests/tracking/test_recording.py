@@ -18,7 +18,7 @@ from stages.storage.provenance import write_run_record
 from stages.storage.tensors import write_tensors
 from stages.tracking.__main__ import main
 from stages.tracking.compression import Compression
-from stages.tracking.recording import record_compression, send_record
+from stages.tracking.recording import list_reports, record_compression, send_record
 
 DATASET = {"sha256": "d" * 64, "train": 9, "source": {"source": "folder", "path": "/home/me/cats", "classes": None}}
 
@@ -326,3 +326,13 @@ def test_a_refused_user_is_a_mistake(compression, monkeypatch, status):
     assert result.exit_code == 1
     assert "correct MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in result.stderr
     assert waiting(folder / "unsent") == [compression.id()]
+
+
+def test_reports_are_listed_by_their_paths(compression):
+    """At the top and in folders; what the run lacks is left out, also where its folder is missing."""
+    write_json(compression.reports / "finetune.provenance.json", {})
+    run_id, _ = record(compression)
+    names = ["finetune.provenance.json", "evaluate/evaluation.json", "variants/variants.json", "metrics.json"]
+
+    assert list_reports(run_id, names) == names[:2]
+    assert list_reports(run_id, []) == []
