@@ -258,7 +258,17 @@ def check_sha256(
     if found != expected:
         more = [*(f"{other.parent.name}/{other.name}" for other in others), *own]
         name = f"{path} with {', '.join(more)}" if more else str(path)
-        is_part = others and expected == file_sha256(*weights_files(path), more=b"".join(own.values()))
-        hint = f" (that is the hash without {others[0].parent.name}, which belongs to it)" if is_part else ""
-        advice = "correct fetch.model.sha256" if is_part else "download it again or correct fetch.model.sha256"
+        missed = _left_out(path, expected, own, others)
+        belong = "belongs" if len(missed) == 1 else "belong"
+        hint = f" (that is the hash without {' and '.join(missed)}, which {belong} to it)" if missed else ""
+        advice = "correct fetch.model.sha256" if missed else "download it again or correct fetch.model.sha256"
         raise InputError(f"{name} has sha256 {found}, expected {expected}{hint}; {advice}")
+
+
+def _left_out(path: Path, expected: str, own: Mapping[str, bytes], others: Sequence[Path]) -> list[str]:
+    """Name the components without which the weights have the expected hash; none if that is so of no part of them."""
+    for number in range(len(others)):
+        files = [file for weights in (path, *others[:number]) for file in weights_files(weights)]
+        if expected == file_sha256(*files, more=b"".join(own.values())):
+            return [other.parent.name for other in others[number:]]
+    return []

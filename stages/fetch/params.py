@@ -49,8 +49,9 @@ class FolderModel(ModelFolder):
     """The diffusers folder; ~ and $VARIABLES are expanded when the stage runs."""
     sha256: Sha256 | None = None
     """Hash of all weights that are read, one file after the other: the denoiser's, those of the autoencoder of a latent
-    model, and those of the class embedding, such as `cat unet/*.safetensors vae/*.safetensors | sha256sum`; shards are
-    ordered by name. Of an own class, with trust, its files follow
+    model, and those of the class embedding, such as
+    `cat unet/diffusion_pytorch_model.safetensors vae/diffusion_pytorch_model.safetensors | sha256sum`; shards are
+    ordered by name, and copies in 16 bits are not read. Of an own class, with trust, its files follow
     (`cat diffusion_pytorch_model.safetensors denoiser.py denoiser.json config.json | sha256sum`). null skips the
     check."""
 

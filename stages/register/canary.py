@@ -90,10 +90,13 @@ def compare(
     """Compare images, [H, W] or [H, W, C] from 0 to 255, with those that are expected; returns the reason of the check.
 
     Raises:
-        InputError: An image is blank, or further off than `levels`.
+        InputError: An image is of another shape or blank, or further off than `levels`.
     """
     worst = 0.0
     for seed, image, wanted in zip(seeds, images, expected, strict=True):
+        if image.shape != wanted.shape:  # NumPy would repeat the smaller one
+            found, allowed = (" x ".join(map(str, it.shape)) for it in (image, wanted))
+            raise InputError(f"seed {seed} gives an image of {found}; allowed: {allowed}, as the weights draw")
         if image.std() == 0:
             raise InputError(f"seed {seed} gives a blank image")
         worst = max(worst, float(np.abs(image.astype(float) - wanted).mean()))

@@ -25,7 +25,7 @@ from stages.register.lineage import read_lineage
 from stages.register.package import check_files, check_formats
 from stages.register.policy import Check, LatencyLimit, Policy
 from stages.register.registry import CONTENT, EVIDENCE, MODEL, OURS, WITHDRAWN
-from stages.register.variant_canary import check_variant_canary, held_kinds
+from stages.register.variant_canary import check_runtime, check_variant_canary, held_kinds
 from stages.register.variant_checks import run_variant_checks
 from stages.runtime.errors import InputError
 from stages.storage.files import file_sha256
@@ -47,7 +47,11 @@ def run_checks(candidate: VersionFiles, champion: VersionFiles | None, policy: P
         candidate: The version that is to become the champion.
         champion: The current champion; None if there is none.
         policy: What is allowed.
+
+    Raises:
+        InputError: The version holds a graph, and this machine lacks a package that runs it.
     """
+    check_runtime(candidate.folder)
     integrity = [
         run_check("not withdrawn", lambda: _check_not_withdrawn(candidate)),
         run_check("untampered", lambda: _check_untampered(candidate)),

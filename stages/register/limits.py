@@ -16,7 +16,7 @@ def run_check(name: str, check: Callable[[], str]) -> Check:
         return Check(name, passed=True, reason=check())
     except InputError as error:
         return Check(name, passed=False, reason=error.message)
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
         # A file may have its registered hash and still hold something of the wrong type.
         return Check(name, passed=False, reason=f"the evidence is damaged ({first_line(error)})")
 

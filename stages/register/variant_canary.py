@@ -7,13 +7,15 @@ draw here. What is expected is drawn by the same kind of variant, made anew from
 import tempfile
 from collections.abc import Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from stages.models.variants.folder import read_variant_record, write_variant
-from stages.models.variants.kinds import Kind
+from stages.models.variants.graph import PACKAGES
+from stages.models.variants.kinds import GRAPHS, Kind
 from stages.register.canary import check_canary, compare, draw_expected, new_seeds
 from stages.register.registry import MODEL, OURS
 from stages.register.variants import VARIANTS
@@ -23,6 +25,19 @@ from stages.runtime.errors import InputError
 def held_kinds(version: Path) -> list[str]:
     """Name the kinds of the variants that a version holds."""
     return sorted(path.name for path in (version / VARIANTS).glob("*"))
+
+
+def check_runtime(version: Path) -> None:
+    """Check that this machine has the packages that the graphs of a version need; no lack is a fault of the version.
+
+    Raises:
+        InputError: A package of the extra deploy is missing.
+    """
+    graphs = [name for name in held_kinds(version) if name in GRAPHS]
+    needed = PACKAGES if set(graphs) - {"onnx"} else ("onnxruntime",) if graphs else ()  # others are exported anew
+    if missing := [name for name in needed if find_spec(name) is None]:
+        found = f"the version holds {', '.join(graphs)}, and this machine lacks {', '.join(missing)}"
+        raise InputError(f"{found}, so it was not checked; install the extra deploy, or promote it on another machine")
 
 
 def check_variant_canary(version: Path, name: str, levels: float, seeds: Sequence[int] = ()) -> str:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from stages.protocol.evaluation import VISIBLE_SSIM
-from stages.protocol.verdict import FINETUNED, rate_speed
+from stages.protocol.verdict import FINETUNED, Level, rate_speed, tone
 from stages.report.legend import legend_above
 from stages.report.report_data import ReportData
 from stages.report.speed import rows_by_setting
@@ -25,11 +25,9 @@ THEMES: Mapping[str, Mapping[str, object]] = {
     "light": {"text.color": "#1c2b24", "axes.edgecolor": "#8a978f", "grid.color": "#dfe6e1"},
     "dark": {"text.color": "#e4ebe6", "axes.edgecolor": "#6f7d75", "grid.color": "#2f3a34"},
 }
-LEVELS = {"good": "#3d9b6b", "changed": "#c98a1b", "worse": "#cc4b3e"}
+LEVELS: Mapping[Level, str] = {"good": "#3d9b6b", "changed": "#c98a1b", "worse": "#cc4b3e"}
 """Level of a verdict -> colour."""
 COLOURS = {"dense": "#4c8bbf", "pruned": "#8b929c", "finetuned": LEVELS["good"]}
-SPEED_COLOURS = {"kept": LEVELS["good"], "changed": LEVELS["worse"], None: COLOURS["pruned"]}
-"""Rating of a speed-up -> colour of its bar: faster, slower, and neither."""
 LINES = {"float32": "-", "tf32": "-.", "bfloat16": "--"}
 SIZE_INCHES = (4.8, 3.1)
 WIDE_INCHES, ROW_INCHES = 9.6, 0.22
@@ -182,7 +180,8 @@ def _speed_up(axis: Axes, *, report: ReportData) -> None:
         np.array([getattr(row, key) for row in rows]) for key in ("speed_up", "speed_up_low", "speed_up_high")
     )
     reach = np.abs([values - lows, highs - values])
-    colours = [SPEED_COLOURS[rate_speed(row)] for row in rows]
+    tones = [tone(report.verdict().level, rate_speed(row)) for row in rows]
+    colours = [LEVELS[level] if level else COLOURS["pruned"] for level in tones]
     axis.axvline(1, color=mpl.rcParams["axes.edgecolor"], linewidth=0.8)
     axis.barh(names, values, xerr=reach, color=colours, ecolor=mpl.rcParams["text.color"])
     axis.axvline(report.record.macs_ratio("pruned"), linestyle=":", color=mpl.rcParams["text.color"])

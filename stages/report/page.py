@@ -13,8 +13,8 @@ from stages.report.speed import rows_by_setting
 from stages.report.table import (
     ALIKE,
     HEADER,
+    describe_protocol,
     latency_to_text,
-    protocol_to_text,
     shares_to_text,
     to_rows,
     write_count,
@@ -100,7 +100,7 @@ def write_page(report: ReportData, figures: Mapping[str, Mapping[str, bytes]], r
         tiles=list(headline_tiles(record, report.costs, report.recovered)),
         header=HEADER,
         rows=to_rows(record, report.costs),
-        protocol_text=protocol_to_text(record),
+        protocol_text=describe_protocol(record),
         latency_text=latency_to_text(report.costs),
         shares_text=shares_to_text(record),
         figures=embed_figures({**figures, **(grid.figures if grid else {})}),

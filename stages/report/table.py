@@ -71,6 +71,11 @@ def write_target(target: Mapping[str, float | str | None]) -> str:
 
 
 def protocol_to_text(record: EvaluationRecord) -> str:
+    """Describe the protocol, what the intervals cover, and where precision and recall show little."""
+    return f"{describe_protocol(record)} {shares_to_text(record)}".rstrip()
+
+
+def describe_protocol(record: EvaluationRecord) -> str:
     """Describe the protocol, and what the intervals cover."""
     protocol = record.protocol
     pooled = ", ".join(f"{name} {model.fid_pooled:.3f}" for name, model in record.models.items())
@@ -82,8 +87,7 @@ def protocol_to_text(record: EvaluationRecord) -> str:
     )
     text = (
         f"Protocol {record.protocol_id}: {conditions_to_text(protocol, f'seed {protocol.seed}')} {intervals} FID of "
-        f"one half of the real images against the other: {record.floor_fid:.3f}. {fid_dense_to_text(record)} "
-        f"{shares_to_text(record)}"
+        f"one half of the real images against the other: {record.floor_fid:.3f}. {fid_dense_to_text(record)}"
     )
     return text.rstrip()
 

@@ -59,7 +59,7 @@ def value_kinds(annotation: Any, metadata: Sequence[object] = ()) -> Iterator[st
     """Yield what a type allows in the words of YAML, one for each member of a union."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        yield from value_kinds(inner[0], [*metadata, *inner[1:]])
+        yield from value_kinds(inner[0], [*metadata, *_unfold(inner[1:])])
     elif origin in (Union, UnionType):
         for member in sorted(inner, key=lambda it: it is NoneType):
             yield from value_kinds(member, metadata)
@@ -86,6 +86,12 @@ def _describe_block(model: type[BaseModel]) -> str:
     except ValidationError:
         return f"a block with some of {', '.join(model.model_fields)}"
     return "a block, {} for its defaults"
+
+
+def _unfold(metadata: Sequence[object]) -> Iterator[object]:
+    """Replace each Field(…) by its constraints; pydantic does so for the outermost annotation alone."""
+    for item in metadata:
+        yield from item.metadata if isinstance(item, FieldInfo) else (item,)
 
 
 def _limits(metadata: Sequence[object]) -> Iterator[str]:

@@ -134,6 +134,8 @@ def _explain(error: ErrorDetails, model: type[BaseModel]) -> str:
     if error["type"] == "missing":
         return f"{key}: field required; {describe_missing(model, key.split('.'), source)}"
     message = _plain_message(error)
+    if error["type"] == "union_tag_not_found":
+        message += f"; allowed: {', '.join(sorted(known_keys(model)[f'{key}.source']))}"
     if error["type"] in BLOCKS and (inner := [it for it in known_keys(model) if it.rpartition(".")[0] == key]):
         message += f"; it has {', '.join(it.rpartition('.')[2] for it in inner)}"
     if isinstance(error["input"], dict):  # a whole block is too long for the message

@@ -8,6 +8,8 @@ import click
 from stages.runtime.errors import InputError
 
 DVC_FILE = "dvc.yaml"
+WRITTEN = ("outs", "metrics", "plots")
+"""Keys of a stage in dvc.yaml whose entries are its outputs."""
 
 
 def beside_the_pipeline(_context: click.Context, parameter: click.Parameter, value: Path | str) -> Path | str:
@@ -22,16 +24,18 @@ def beside_the_pipeline(_context: click.Context, parameter: click.Parameter, val
 
 
 def check_no_stage_output(out: Path, option: str) -> None:
-    """Check that a folder is no output of the pipelines in the folders above it.
+    """Check that a folder is no output of a pipeline with dvc.yaml above it, or between it and the current folder.
 
     Raises:
-        InputError: It is the output of a stage, lies in one, or holds one.
+        InputError: It is the output of a stage, lies in one, or holds one; or such a dvc.yaml cannot be read.
     """
     try:
-        target = out.resolve()
-    except (OSError, RuntimeError):  # links in a circle, which whoever writes there refuses
+        target, here = out.resolve(), Path.cwd()
+    except (OSError, RuntimeError):  # links in a circle, or no current folder, which whoever writes there refuses
         return
-    for stage, path, file in (found for parent in (target, *target.parents) for found in _outputs(parent / DVC_FILE)):
+    below = [folder for folder in (here, *here.parents) if folder != target and folder.is_relative_to(target)]
+    places = [*below, target, *target.parents]
+    for stage, path, file in (found for folder in places for found in _outputs(folder / DVC_FILE, option)):
         place = path.resolve()
         if target.is_relative_to(place) or place.is_relative_to(target):
             relation = "is" if target == place else "lies in" if target.is_relative_to(place) else "holds"
@@ -39,8 +43,12 @@ def check_no_stage_output(out: Path, option: str) -> None:
             raise InputError(f"{found}; choose a folder beside those of the pipeline")
 
 
-def _outputs(file: Path) -> Iterator[tuple[str, Path, Path]]:
-    """List the outputs of a dvc.yaml: stage, path, and the file; none where DVC would not read it either."""
+def _outputs(file: Path, option: str) -> Iterator[tuple[str, Path, Path]]:
+    """List the outputs of a dvc.yaml: stage, path, and the file; none of a file without stages.
+
+    Raises:
+        InputError: It cannot be read, so that nobody knows its outputs.
+    """
     if not file.is_file():
         return
     from ruamel.yaml import YAML  # noqa: PLC0415  # only commands with an output need it
@@ -49,11 +57,18 @@ def _outputs(file: Path) -> Iterator[tuple[str, Path, Path]]:
 
     try:
         tree = read_tree(file, YAML(typ="safe"))
-    except InputError:
-        return
+    except InputError as error:
+        found = f"{option} cannot be compared with the outputs of a pipeline ({error.message})"
+        raise InputError(f"{found}; correct or shorten that file, or move it away") from None
     stages = tree.get("stages") if isinstance(tree, dict) else None
     for stage, entry in (stages if isinstance(stages, dict) else {}).items():
-        outs = entry.get("outs") if isinstance(entry, dict) else None
-        for out in outs if isinstance(outs, list) else []:
-            name = next(iter(out), "") if isinstance(out, dict) else out
-            yield str(stage), file.parent / str(entry.get("wdir", ".")) / str(name), file
+        for name in _written(entry) if isinstance(entry, dict) else ():
+            yield str(stage), file.parent / str(entry.get("wdir", ".")) / name, file
+
+
+def _written(stage: dict[str, object]) -> Iterator[str]:
+    """List the paths that a stage writes; one with options is the key of a mapping."""
+    for key in WRITTEN:
+        entries = stage.get(key)
+        for entry in entries if isinstance(entries, list) else []:
+            yield str(next(iter(entry), "") if isinstance(entry, dict) else entry)

@@ -1,7 +1,9 @@
 """Forms of a model: ONNX graphs, integer weights, reuse of deep features, and the folders that hold them."""
 
 import copy
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import venv
@@ -13,7 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from stages.costs.params import CostsParams
 from stages.costs.variants import Candidate, measure_variants, read_candidates
@@ -182,6 +184,66 @@ def test_rounded_weights_that_do_not_fit_are_refused(unet, form, end):
     ):
         with pytest.raises(ValueError, match="weight"):
             dequantize_tensors(wrong, shapes, form)
+
+
+@pytest.mark.parametrize(
+    ("bits", "values", "scales", "shape"),
+    [
+        (8, (1, 4000), (1, 50_000), (1, 4000)),
+        (4, (2, 32), (2, 40), (2, 64)),
+        (4, (2, 4000), (2, 1), (2, 64)),
+        (8, (6,), (2, 1), (2, 3)),
+        (8, (2, 3), (2,), (2, 3)),
+        (8, (2, 3), (2, 1), (2,)),
+    ],
+)
+def test_the_shapes_of_rounded_weights_are_checked_before_they_are_used(bits, values, scales, shape):
+    """Scales that are too many would be repeated for every column, and one dimension has no columns."""
+    kind = torch.int8 if bits == 8 else torch.uint8
+    with pytest.raises(ValueError, match=r"have the shape .*, expected |has no rounded values"):
+        dequantize(torch.zeros(values, dtype=kind), torch.zeros(scales), torch.Size(shape))
+
+
+def test_rounded_weights_have_the_type_of_their_form(unet):
+    """Bytes would be taken for two integers of 4 bits, and other scales for more than was measured."""
+    tensors, shapes = quantize_tensors(unet.state_dict(), "int8"), {k: v.shape for k, v in unet.state_dict().items()}
+    integers, scales = (f"conv_in.weight.{end}" for end in ("integers", "scales"))
+    for wrong in ({integers: tensors[integers].to(torch.uint8)}, {scales: tensors[scales].double()}):
+        with pytest.raises(ValueError, match=r"conv_in\.weight .*are torch\..*, expected torch\."):
+            dequantize_tensors(tensors | wrong, shapes, "int8")
+
+
+def break_integers(folder, end, change):
+    """Replace a tensor of the integers of conv_in and their hash."""
+    path = folder / "unet/integers.safetensors"
+    tensors = load_file(path)
+    name = f"conv_in.weight.{end}"
+    save_file(tensors | {name: change(tensors[name]).contiguous()}, path)
+    record = json.loads((folder / "variant.json").read_text())
+    record["files"]["unet/integers.safetensors"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (folder / "variant.json").write_text(json.dumps(record))
+
+
+def test_a_damaged_folder_of_integers_is_refused(unet, scheduler, tmp_path):
+    """In one line, whatever its config or tensors hold; the gate opens it outside of the cage."""
+    write_pipeline(tmp_path / "model", unet, scheduler)
+    (tmp_path / "int8").mkdir()
+    write_variant("dense", tmp_path / "model", Kind("int8"), tmp_path / "int8")
+    config = json.loads((tmp_path / "int8/unet/config.json").read_text())
+    for change, reason in (
+        ({"norm_num_groups": 0}, "zero"),
+        ({"attention_head_dim": 0}, "zero|heads"),
+        ({"layers_per_block": 200}, "the config describes .* layers or more"),
+    ):
+        (tmp_path / "int8/unet/config.json").write_text(json.dumps(config | change))
+        with pytest.raises(InputError, match=rf"integers\.safetensors: .*({reason})"):
+            read_variant(tmp_path / "int8")
+    (tmp_path / "int8/unet/config.json").write_text(json.dumps(config))
+    for end in ("integers", "scales"):
+        shutil.copytree(tmp_path / "int8", tmp_path / end)
+        break_integers(tmp_path / end, end, torch.flatten)
+        with pytest.raises(InputError, match=r"integers\.safetensors: .*conv_in\.weight .*; run the variants stage"):
+            read_variant(tmp_path / end)
 
 
 @pytest.mark.parametrize("name", ["unet", "conditional", "dit4"])

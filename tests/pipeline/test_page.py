@@ -13,8 +13,10 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from stages.finetune.params import JacobianParams, LossParams
+from stages.protocol.evaluation import read_evaluation
 from stages.report.card import write_card, write_losses
 from stages.report.report_data import LossRecord, read_report_data
+from stages.report.table import shares_to_text
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
@@ -93,6 +95,9 @@ def test_the_page_tells_what_was_measured(opened, finished):
     assert re.search(r"Protocol [0-9a-f]{12}", text)
     for word in ("efficiency", "real_sha256", "pruning plan", "sampler.steps", "±"):
         assert word in text
+    shares = shares_to_text(read_evaluation(finished.path / "reports/evaluate"))
+    assert shares
+    assert text.count(shares) == 1
 
 
 def test_every_released_model_has_a_card_that_the_hub_reads(finished):

@@ -17,7 +17,7 @@ from stages.models.variants import folder as variant_folder
 from stages.models.variants.kinds import Kind
 from stages.protocol.variants import read_variants
 from stages.register import canary
-from stages.register.canary import check_canary
+from stages.register.canary import check_canary, compare
 from stages.register.gate import VersionFiles, run_checks
 from stages.register.package import check_formats, list_files
 from stages.register.policy import Policy
@@ -272,6 +272,11 @@ def without_a_scale(folder):
     edit_json(folder / VARIANTS / "int8/variant.json", lambda it: it["files"].update(hashes))
 
 
+def without_groups(folder):
+    """Let the config of the integers divide by zero as soon as a model is built of it."""
+    edit_json(folder / VARIANTS / "int8/unet/config.json", lambda it: it.update(norm_num_groups=0))
+
+
 def under_another_name(folder):
     """Call the integers those with a cache."""
     (folder / VARIANTS / "int8").rename(folder / VARIANTS / "int8+cache-2")
@@ -282,6 +287,7 @@ def under_another_name(folder):
     [
         (of_other_integers, "canary of int8", r"^4 images from the seeds .*, off by .* levels; allowed: 1$"),
         (without_a_scale, "canary of int8", "conv_out.weight has integers without a scale"),
+        (without_groups, "canary of int8", "integers.safetensors: .*zero; run the variants stage again"),
         (under_another_name, "canary of int8\\+cache-2", "the variant in .*/int8\\+cache-2 is int8; register the run"),
         (with_another_graph, "canary of onnx", r"off by .* levels; allowed: 1$"),
     ],
@@ -293,6 +299,22 @@ def test_a_variant_that_draws_other_images_refuses_the_version(publish, policy, 
     assert re.fullmatch(check, failed.name)
     assert re.search(reason, failed.reason)
     assert "\n" not in failed.reason
+
+
+@pytest.mark.parametrize(("absent", "kind"), [("onnxruntime", "onnx"), ("onnxscript", "int8-dynamic")])
+def test_a_machine_without_the_runtime_judges_no_version(publish, policy, monkeypatch, absent, kind):
+    """The line names the extra, and no check fails, since the version is not at fault."""
+    version = publish(lambda folder: (folder / VARIANTS / "onnx").rename(folder / VARIANTS / kind))
+    monkeypatch.setattr("stages.register.variant_canary.find_spec", lambda name: None if name == absent else name)
+    with pytest.raises(InputError, match=rf"holds {kind}, and this machine lacks {absent}, so .* the extra deploy, or"):
+        gate(version, policy)
+
+
+def test_an_image_of_another_shape_is_refused():
+    """Though NumPy would repeat one row until it fits a picture whose rows are all alike."""
+    row = np.arange(8.0)[None]
+    with pytest.raises(InputError, match=r"^seed 5 gives an image of 1 x 8; allowed: 8 x 8, as the weights draw$"):
+        compare([5], [row], [row.repeat(8, axis=0)], 1.0)
 
 
 def test_a_graph_that_draws_other_images_than_the_weights_is_refused(publish, quick_canary):  # noqa: ARG001

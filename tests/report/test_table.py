@@ -3,7 +3,7 @@
 import pytest
 
 from stages.protocol.evaluation import Metric
-from stages.report.table import shares_to_text, to_markdown
+from stages.report.table import describe_protocol, protocol_to_text, shares_to_text, to_markdown
 from tests.records import make_costs, make_evaluation, make_model
 
 
@@ -79,3 +79,15 @@ def test_an_evaluation_from_before_it_has_no_number(results):
 
     assert column == {"dense": "–", "finetuned": "–"}
     assert "FID to dense is missing (–) in evaluations from before it was measured." in text
+
+
+def test_the_page_says_once_where_shares_show_little(protocol):
+    """Beside the results, and not in the protocol below them again; a text without such a place has both in one."""
+    alike = Metric(sets=[0.5] * 2, mean=0.5, half_width=0.1)
+    models = {"dense": make_model(dict.fromkeys(("fid", "kid", "precision", "recall", "ssim", "mse"), alike))}
+    record = make_evaluation(protocol.model_copy(update={"sets": 2}), models)
+    shares = shares_to_text(record)
+
+    assert shares
+    assert shares not in describe_protocol(record)
+    assert protocol_to_text(record) == f"{describe_protocol(record)} {shares}"

@@ -1,9 +1,14 @@
 """The tiles of the page: their colours follow the verdict."""
 
+from types import SimpleNamespace
+
 import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 
 from stages.protocol.evaluation import Difference, Metric
 from stages.protocol.verdict import judge
+from stages.report.figures import COLOURS, FIGURES, LEVELS
 from stages.report.tiles import headline_tiles
 from tests.records import make_costs, make_evaluation, make_model
 
@@ -50,6 +55,25 @@ def test_no_tile_contradicts_the_verdict(measured, visible, rise, speed_up, leve
     assert judge(record, costs).level == level
     assert {name: found[name] for name in tones} == tones
     assert found["MACs"] is found["params"] is None
+
+
+@pytest.mark.parametrize(
+    ("visible", "rise", "speed_up"),
+    [(2, (0.0, 0.1), 1.2), (2, (0.0, 0.1), 0.8), (30, (0.0, 0.1), 1.2), (90, (8.0, 0.3), 0.8)],
+)
+def test_the_bar_of_a_speed_up_has_the_colour_of_its_tile(measured, visible, rise, speed_up):
+    """A slower model is amber in both, and a faster one is green in both below a green verdict alone."""
+    record, costs = measured(visible, rise, speed_up)
+    twins = [row.model_copy(update={"model": "pruned"}) for row in costs.costs if row.model == "finetuned"]
+    both = costs.model_copy(update={"costs": [*costs.costs, *twins]})
+    ratio = SimpleNamespace(macs_ratio=lambda _: 2.0)
+    report = SimpleNamespace(costs=both, record=ratio, verdict=lambda: judge(record, costs))
+    axis = Figure().subplots()
+    FIGURES["speed-up"](axis, report=report)
+    (colour,) = {to_hex(bar.get_facecolor()) for bar in axis.patches}
+    (tile,) = (tile for tile in headline_tiles(record, costs, None) if tile.term == "speed-up")
+
+    assert colour == LEVELS.get(tile.tone, COLOURS["pruned"])
 
 
 def test_a_speed_that_the_sentence_calls_none_is_neutral(measured):

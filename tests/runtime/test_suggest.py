@@ -95,6 +95,12 @@ def test_keys_of_another_source_are_not_suggested(given, message):
     assert message in caught.value.message
 
 
+def test_a_block_without_its_source_lists_the_sources():
+    """Other keys of the block do not choose one."""
+    with pytest.raises(InputError, match=r"fetch\.model: the key source is missing; allowed: here, there$"):
+        validate_tree({"fetch": {"model": {"folder": "x"}}}, Chosen, "params.yaml")
+
+
 def test_keys_of_other_files_are_suggested_too(root):
     """Every record that is read from YAML has them, and so do overrides."""
     with pytest.raises(InputError, match=r"bugdet is not a known key; did you mean budget\?"):

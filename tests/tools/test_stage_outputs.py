@@ -52,6 +52,7 @@ def test_no_command_replaces_the_output_of_a_stage(project, name):
     [
         ("artifacts/pruned/samples", "lies in pruned, an output of the stage prune"),
         ("artifacts", "holds "),
+        ("..", "holds "),
         ("artifacts/variants", "is variants, an output of the stage variants"),  # which does not exist yet
         ("reports/index.html", "is index.html, an output of the stage report"),
         ("../{name}/artifacts/data", "is data, an output of the stage fetch"),
@@ -71,13 +72,33 @@ def test_other_folders_are_free(project, out):  # noqa: ARG001
     check_no_stage_output(Path(out), "--out")
 
 
-@pytest.mark.parametrize("text", ["stages: [", "[]", "stages: 3", "stages: {a: 3, b: {outs: 4}, c: {cmd: x}}"])
+@pytest.mark.parametrize("text", ["[]", "stages: 3", "stages: {a: 3, b: {outs: 4}, c: {cmd: x}}"])
 def test_a_file_that_is_no_pipeline_names_no_outputs(tmp_path, monkeypatch, text):
-    """It belongs to someone else, or DVC refuses it."""
+    """It belongs to someone else."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dvc.yaml").write_text(text)
 
     check_no_stage_output(Path("artifacts/pruned"), "--out")
+
+
+@pytest.mark.parametrize("text", ["stages: [", f"# {'x' * 2**18}\nstages: {{a: {{cmd: x, outs: [model]}}}}"])
+def test_a_pipeline_that_cannot_be_read_is_named(tmp_path, monkeypatch, text):
+    """Not passed over: DVC reads files that are larger than the limit here, and their outputs would be lost."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.yaml").write_text(text)
+
+    with pytest.raises(InputError, match=r"--out cannot be compared with .*dvc\.yaml.*; correct or shorten that file"):
+        check_no_stage_output(Path("model"), "--out")
+
+
+@pytest.mark.parametrize("entry", ["metrics: [scores.json]", "plots: [{scores.json: {cache: false}}]"])
+def test_metrics_and_plots_of_a_stage_are_its_outputs(tmp_path, monkeypatch, entry):
+    """DVC writes and restores them as any other."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.yaml").write_text(f"stages: {{a: {{cmd: x, {entry}}}}}")
+
+    with pytest.raises(InputError, match=r"is scores\.json, an output of the stage a"):
+        check_no_stage_output(Path("scores.json"), "--out")
 
 
 def test_outputs_with_options_and_in_another_folder_count(tmp_path, monkeypatch):

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import torch
 
-from stages.models.checks import check_supported
-from stages.models.families import CLASSES, Denoiser, family_of
+from stages.models.checks import check_layers, check_supported
+from stages.models.families import CLASSES, Denoiser, family_of, find_family
 from stages.models.layout import WEIGHTS
 from stages.models.pipeline import (
     CPU,
     build_unet,
     denoiser_folder,
+    last_line,
     read_scheduler,
     read_unet,
     unet_config,
@@ -152,12 +153,16 @@ def read_variant(folder: Path, device: torch.device = CPU) -> Denoiser:
 
 
 def _read_rounded(file: Path, config: dict[str, object], form: Form) -> Denoiser:
-    with torch.device("meta"):
-        shapes = CLASSES[str(config["_class_name"])].from_config(dict(config)).state_dict()
+    rounded, family = read_tensors(file), find_family(config)
+    check_layers(config, family.layer_counts if family else (), len(rounded), str(file))
     try:
-        tensors = dequantize_tensors(read_tensors(file), {name: it.shape for name, it in shapes.items()}, form)
-    except ValueError as error:
-        raise InputError(f"{file}: {error}; run the variants stage again") from None
+        with torch.device("meta"):
+            shapes = CLASSES[str(config["_class_name"])].from_config(dict(config)).state_dict()
+        tensors = dequantize_tensors(rounded, {name: it.shape for name, it in shapes.items()}, form)
+    except InputError:
+        raise
+    except Exception as error:  # noqa: BLE001  # a config from anywhere can break diffusers anywhere
+        raise InputError(f"{file}: {last_line(error)}; run the variants stage again") from None
     return build_unet(config, tensors, str(file))
 
 

@@ -17,6 +17,8 @@ SCALE = ".scales"
 VALUES = {**dict.fromkeys(INTEGERS, ".integers"), FLOAT8: ".float8"}
 """Form -> what stands behind the name of a weight in the name of its rounded values; SCALE is that of their scales."""
 E4M3 = torch.float8_e4m3fn
+TYPES = {"int8": torch.int8, "int4": torch.uint8, FLOAT8: E4M3}
+"""Form -> type of its rounded values."""
 
 
 def quantize(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,10 +46,24 @@ def to_float8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def dequantize(values: torch.Tensor, scales: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Multiply rounded values by their scales; returns the float32 weight of that shape."""
-    columns = shape[1:].numel()
-    rows = _unpack(values, columns) if values.dtype == torch.uint8 else values.flatten(1).float()
-    group = GROUP if values.dtype == torch.uint8 else columns
+    """Multiply rounded values by their scales; returns the float32 weight of that shape.
+
+    Raises:
+        ValueError: Values or scales do not fit the shape, or scales are not float32; nothing was allocated.
+    """
+    is_packed, columns = values.dtype == torch.uint8, shape[1:].numel()
+    group = GROUP if is_packed else columns
+    if len(shape) < 2 or not shape.numel():  # noqa: PLR2004  # such tensors are not rounded
+        raise ValueError(f"a tensor of shape {list(shape)} has no rounded values")
+    for name, tensor, expected in (
+        ("values", values, (shape[0], -(-columns // 2)) if is_packed else shape),
+        ("scales", scales, (shape[0], -(-columns // group))),
+    ):
+        if tensor.shape != expected:
+            raise ValueError(f"the {name} have the shape {list(tensor.shape)}, expected {list(expected)}")
+    if scales.dtype != torch.float32:
+        raise ValueError(f"the scales are {scales.dtype}, expected {torch.float32}")
+    rows = _unpack(values, columns) if is_packed else values.flatten(1).float()
     return (rows * scales.repeat_interleave(group, dim=1)[:, :columns]).reshape(shape)
 
 
@@ -93,10 +109,13 @@ def dequantize_tensors(
     for name in (name.removesuffix(end) for name in tensors if name.endswith(end)):
         if name not in shapes or name + SCALE not in tensors:
             raise ValueError(f"{name} has {end[1:]} without a scale, or is no weight of the model")
+        values = tensors[name + end]
+        if values.dtype != TYPES[form]:
+            raise ValueError(f"the {end[1:]} of {name} are {values.dtype}, expected {TYPES[form]}")
         try:
-            found[name] = dequantize(tensors[name + end], tensors[name + SCALE], shapes[name])
-        except RuntimeError:
-            raise ValueError(f"the {end[1:]} and scales of {name} do not fit its shape") from None
+            found[name] = dequantize(values, tensors[name + SCALE], shapes[name])
+        except ValueError as error:
+            raise ValueError(f"the {end[1:]} and scales of {name} do not fit it: {error}") from None
     return found
 
 
