@@ -22,7 +22,7 @@ from stages.costs.variants import Candidate, measure_variants, read_candidates
 from stages.drawing.source import WEIGHT_FILES
 from stages.models.families import example_inputs, family_of
 from stages.models.params import SamplerParams
-from stages.models.pipeline import CPU, read_scheduler, read_unet, unet_config, write_pipeline
+from stages.models.pipeline import CPU, read_scheduler, read_unet, write_pipeline
 from stages.models.sampling import SamplingContext, draw, image_seeds
 from stages.models.variants.cache import cache, interval_of
 from stages.models.variants.folder import (
@@ -419,7 +419,7 @@ def doubling(tmp_path, unet):
     graph = helper.make_graph(nodes, "doubling", inputs, outputs, column)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
     onnx.save(model, tmp_path / "doubling.onnx")
-    return graph_model(unet_config(unet), tmp_path / "doubling.onnx")
+    return graph_model(copy.deepcopy(unet), tmp_path / "doubling.onnx")
 
 
 def test_a_graph_stands_in_for_a_model(doubling, unet):
@@ -473,7 +473,18 @@ def test_a_damaged_graph_is_refused(tmp_path, unet):
     (tmp_path / "x.onnx").write_bytes(b"no graph")
 
     with pytest.raises(InputError, match=r"ONNX Runtime cannot open .*x\.onnx"):
-        graph_model(unet_config(unet), tmp_path / "x.onnx")
+        graph_model(unet, tmp_path / "x.onnx")
+
+
+def test_a_config_beside_a_graph_that_cannot_be_built_is_refused(tmp_path, unet, scheduler):
+    """In one line, although the graph needs no layer of it."""
+    write_pipeline(tmp_path / "model", unet, scheduler)
+    (tmp_path / "onnx").mkdir()
+    write_variant("dense", tmp_path / "model", Kind("onnx"), tmp_path / "onnx")
+    path = tmp_path / "onnx" / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"norm_num_groups": 0}))
+    with pytest.raises(InputError, match=r"model\.onnx: the config beside it cannot be built .*zero"):
+        read_variant(tmp_path / "onnx")
 
 
 @pytest.mark.network

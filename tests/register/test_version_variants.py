@@ -287,7 +287,7 @@ def under_another_name(folder):
     [
         (of_other_integers, "canary of int8", r"^4 images from the seeds .*, off by .* levels; allowed: 1$"),
         (without_a_scale, "canary of int8", "conv_out.weight has integers without a scale"),
-        (without_groups, "canary of int8", "integers.safetensors: .*zero; run the variants stage again"),
+        (without_groups, "canary of int8", "integers.safetensors: .*zero\\); run the variants stage again"),
         (under_another_name, "canary of int8\\+cache-2", "the variant in .*/int8\\+cache-2 is int8; register the run"),
         (with_another_graph, "canary of onnx", r"off by .* levels; allowed: 1$"),
     ],

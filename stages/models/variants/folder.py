@@ -1,6 +1,7 @@
 """A model and a kind of variant <-> a folder with its weights or graph, a card, and the hashes of all files."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -146,24 +147,35 @@ def read_variant(folder: Path, device: torch.device = CPU) -> Denoiser:
     config = read_json(file.with_name("config.json"))
     check_supported(config, file.with_name("config.json"))
     if record.kind.is_graph:
-        return graph_model(config, file)
+        return graph_model(_without_tensors(config, file), file)
     unet = _read_rounded(file, config, record.form) if record.form in ROUNDED else read_unet(folder)
     unet.to(device)  # type: ignore[arg-type]  # diffusers wraps away the types
     return cache(unet, record.interval) if record.interval > 1 else unet
 
 
-def _read_rounded(file: Path, config: dict[str, object], form: Form) -> Denoiser:
+def _read_rounded(file: Path, config: dict[str, Any], form: Form) -> Denoiser:
     rounded, family = read_tensors(file), find_family(config)
     check_layers(config, family.layer_counts if family else (), len(rounded), str(file))
+    shapes = {name: tensor.shape for name, tensor in _without_tensors(config, file).state_dict().items()}
     try:
-        with torch.device("meta"):
-            shapes = CLASSES[str(config["_class_name"])].from_config(dict(config)).state_dict()
-        tensors = dequantize_tensors(rounded, {name: it.shape for name, it in shapes.items()}, form)
-    except InputError:
-        raise
-    except Exception as error:  # noqa: BLE001  # a config from anywhere can break diffusers anywhere
+        tensors = dequantize_tensors(rounded, shapes, form)
+    except ValueError as error:
         raise InputError(f"{file}: {last_line(error)}; run the variants stage again") from None
     return build_unet(config, tensors, str(file))
+
+
+def _without_tensors(config: dict[str, Any], file: Path) -> Denoiser:
+    """Build the model of a config on the meta device.
+
+    Raises:
+        InputError: The config cannot be built.
+    """
+    try:
+        with torch.device("meta"):
+            return CLASSES[config["_class_name"]].from_config(dict(config))  # type: ignore[no-any-return]
+    except Exception as error:  # noqa: BLE001  # a config from anywhere can break diffusers anywhere
+        found = f"{file}: the config beside it cannot be built ({last_line(error)})"
+        raise InputError(f"{found}; run the variants stage again") from None
 
 
 def read_model(folder: Path, device: torch.device = CPU) -> Denoiser:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from stages.models.complexity import weights_bytes
-from stages.models.families import CLASSES, Denoiser, example_inputs, family_of
+from stages.models.families import Denoiser, example_inputs, family_of
 from stages.models.variants.kinds import Kind
 from stages.runtime.errors import InputError, first_line
 from stages.storage.files import cannot_write, read_bytes, write_atomically
@@ -198,10 +198,8 @@ def input_types(model: Denoiser) -> dict[str, torch.dtype]:
     return forward.types
 
 
-def graph_model(config: dict[str, Any], path: Path) -> Denoiser:
-    """Build a model of the class of a config without any layer, whose forward runs a graph."""
-    with torch.device("meta"):
-        model: Denoiser = CLASSES[config["_class_name"]].from_config(dict(config))
+def graph_model(model: Denoiser, path: Path) -> Denoiser:
+    """Take all layers from a model, and let its forward run a graph."""
     for name, _ in list(model.named_children()):
         delattr(model, name)
     model.register_buffer("on_the_cpu", torch.zeros(()), persistent=False)  # what has no tensor has no device
