@@ -94,7 +94,10 @@ def test_a_mistake_ends_the_process_with_one_line(project, tmp_path):
         ([*COMPARE, "--steps", "1,2"], "--steps and --recipe choose what --curve measures; add --curve"),
         ([*COMPARE, "--curve", "--ablation"], "--curve has no ablation; leave --ablation out"),
         ([*COMPARE, "--curve", "--steps", "2,1"], "--steps 2,1: give two or more rising numbers from 1"),
-        ([*COMPARE, "--curve", "--rows", "ours"], "there is no row 'ours'; the rows are noise, noise+output, output, "),
+        (
+            [*COMPARE, "--curve", "--rows", "theirs"],
+            "there is no row 'theirs'; the rows are noise, noise+output, output, ",
+        ),
         (
             [*COMPARE, "--curve", "--recipe", "a={seed: 1}"],
             "--recipe a sets seed; a recipe sets keys of finetune alone",
