@@ -26,6 +26,8 @@ from stages.runtime.errors import InputError, UnavailableError
 
 REPORTS = ("evaluate/evaluation.json", "costs/costs.json")
 """Report files of a cell that the tables compare."""
+VARIANTS = "variants/variants.json"
+"""Report of a cell that holds its variants; commits from before that stage have none."""
 
 
 class Series:
@@ -47,7 +49,7 @@ class Series:
         source: ParamsSource,
         cells: Sequence[PlannedCell],
         reports: Sequence[str] = REPORTS,
-        extras: Sequence[str] = (),
+        extras: Sequence[str] = (VARIANTS,),
     ) -> None:
         names = [hash_json([source.commit, source.preset, cell.overrides, cell.about]) for cell in cells]
         self.kind, self.source, self.reports, self.extras = kind, source, reports, extras

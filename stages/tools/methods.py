@@ -13,6 +13,7 @@ from stages.tools.published import ABLATION, BASELINE, METHODS
 
 RESULT, ONE_SHOT = "finetuned", "pruned"
 """The models that the methods' rows and the ablation are about."""
+DENSE_TITLE = "pretrained"
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def read_comparison(folder: Path) -> Comparison:
     check_sizes([cell for cell in cells if cell.note.row != ABLATION])
     return Comparison(
         cells,
-        Method("pretrained", {seed_of(cell): cell.record.models[DENSE] for cell in cells}),
+        Method(DENSE_TITLE, {seed_of(cell): cell.record.models[DENSE] for cell in cells}),
         {row: _to_method(row, members) for row in METHODS if (members := _in_row(cells, row))},
         _to_ablation(_in_row(cells, ABLATION)),
     )

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 
 from stages.protocol.evaluation import DENSE, Model
 from stages.protocol.protocol import check_same
+from stages.protocol.variants import VariantsRecord
 from stages.protocol.verdict import FINETUNED, Verdict, judge
 from stages.report.figures import COLOURS, plain_log
 from stages.report.legend import legend_above
@@ -17,6 +18,7 @@ from stages.report.markdown import markdown_table
 from stages.report.table import latency_to_text, protocol_to_text, write_count, write_fid_dense, write_metric
 from stages.tools.cells import FinishedCell, read_cells
 from stages.tools.table_files import Lead, write_table_files
+from stages.tools.variants_over_seeds import read_variants_of_cells, variants_to_numbers
 
 DODGE = 0.01
 """Horizontal distance between points of two colours at one budget, as a share of the dense model's MACs."""
@@ -111,8 +113,33 @@ def to_rows(points: Sequence[Point]) -> list[dict[str, str]]:
     ]
 
 
-def to_markdown(points: Sequence[Point]) -> str:
-    """Write the table, followed by the overrides that all cells share, the dense model and the protocol."""
+def _variant_rows(points: Sequence[Point], records: Mapping[str, VariantsRecord]) -> list[dict[str, str]]:
+    """Write the texts of all variants: column -> text; those of the dense model stand once, first.
+
+    Args:
+        points: The cells.
+        records: Cell -> its variants; cells without are left out.
+    """
+    having = [point for point in points if point.name in records]
+    found = [(point, it) for point in having for it in records[point.name].variants.values() if it.model != DENSE]
+    dense = [(None, it) for point in having[:1] for it in records[point.name].variants.values() if it.model == DENSE]
+    keys = _swept_keys(points)
+    return [
+        {
+            **{key: str(point.note.overrides.get(key)) if point else "–" for key in keys},
+            "variant": f"{it.model} + {it.kind.title}",
+            "on disk": f"{it.size_bytes / 1e6:.2f} MB",
+            "FID": write_metric(it.metrics["fid"], 3),
+            "FID to dense": write_metric(it.metrics["fid_dense"], 3),
+            "KID × 10³": write_metric(it.metrics["kid"], 2, factor=1e3),
+            "SSIM": write_metric(it.metrics["ssim"], 3),
+        }
+        for point, it in [*dense, *found]
+    ]
+
+
+def to_markdown(points: Sequence[Point], records: Mapping[str, VariantsRecord] | None = None) -> str:
+    """Write the table, followed by the overrides that all cells share, the dense model, the protocol and variants."""
     rows = to_rows(points)
     table = markdown_table(list(rows[0]), [row.values() for row in rows], text_columns=len(rows[0]))
     record = points[0].record
@@ -123,8 +150,16 @@ def to_markdown(points: Sequence[Point]) -> str:
     return (
         f"{table}\n\n{common}● no other cell has both fewer MACs and a lower FID. Dense: {write_count(dense.macs)} "
         f"MACs, FID {write_metric(dense.fid, 3)}. Each cell is one training, so the intervals do not cover the "
-        f"variation between seeds. {protocol_to_text(record)} {latency}\n"
+        f"variation between seeds. {protocol_to_text(record)} {latency}\n{_variants_to_text(points, records or {})}"
     )
+
+
+def _variants_to_text(points: Sequence[Point], records: Mapping[str, VariantsRecord]) -> str:
+    rows = _variant_rows(points, records)
+    if not rows:
+        return ""
+    table = markdown_table(list(rows[0]), [row.values() for row in rows], text_columns=len(rows[0]))
+    return f"\n## Variants\n\n{table}\n\nUnder the protocol of the models above, from the same noise.\n"
 
 
 def to_json(points: Sequence[Point]) -> dict[str, Any]:
@@ -137,7 +172,7 @@ def to_json(points: Sequence[Point]) -> dict[str, Any]:
     }
 
 
-def _numbers(point: Point) -> dict[str, Any]:
+def _numbers(point: Point, variants: VariantsRecord | None) -> dict[str, Any]:
     metrics = point.model.metrics()
     latency = point.costs.first(FINETUNED)
     return {
@@ -150,6 +185,7 @@ def _numbers(point: Point) -> dict[str, Any]:
         "latency_ms": latency.median_ms,
         "latency_precision": latency.precision,
         "latency_deterministic": latency.deterministic,
+        **(variants_to_numbers(variants) if variants else {}),
         "ran": " ".join(point.note.ran),
         "mlflow_run": point.note.mlflow_run,
         "protocol": point.record.protocol_id,
@@ -202,6 +238,8 @@ def write_sweep_table(cells: Path, out: Path) -> None:
         InputError: The cells cannot be read or compared, or `out` cannot be written.
     """
     points = read_points(cells)
-    numbers = [_numbers(point) for point in points]
+    records = read_variants_of_cells(cells, points)
+    numbers = [_numbers(point, records.get(point.name)) for point in points]
     plots = {"pareto": lambda axis: draw(axis, points)}
-    write_table_files(out, "sweep_table", make_lead(points), to_markdown(points), numbers, to_json(points), plots)
+    markdown = to_markdown(points, records)
+    write_table_files(out, "sweep_table", make_lead(points), markdown, numbers, to_json(points), plots)

@@ -11,7 +11,6 @@ from click.testing import CliRunner
 from PIL import Image
 
 from stages.protocol.evaluation import Metric, read_evaluation
-from stages.protocol.variants import MEASURED, VARIANTS_FILE, Variant, VariantsRecord
 from stages.runtime.errors import InputError
 from stages.storage.files import write_json
 from stages.tools.__main__ import main
@@ -19,7 +18,7 @@ from stages.tools.cells import CELL, CellRecord
 from stages.tools.method_table import write_method_table
 from stages.tools.methods import read_comparison
 from stages.tools.published import ABLATION, BASELINE, read_published
-from tests.records import make_costs, make_evaluation
+from tests.records import make_costs, make_evaluation, write_variants
 from tests.servers import ROOT
 from tests.tools.test_sweep_table import DENSE_MACS, make_point
 
@@ -115,23 +114,6 @@ def test_variants_are_compared_with_the_model_that_they_are_made_of(write_cell, 
     write_variants(folder, record, {"dense": 1.0}, protocol_id="0" * 12)
     with pytest.raises(InputError, match=r"ours-2-.* has variants of protocol 000000000000 and models of"):
         write_method_table(tmp_path / "cells", tmp_path / "out", "digits", "")
-
-
-def write_variants(folder, record, fids, protocol_id=None):
-    """Write the variants of a cell: an int8 one of each model in `fids`, with that FID."""
-    variants = {
-        f"{model}+int8": Variant(
-            model=model,
-            form="int8",
-            interval=1,
-            size_bytes=1_250_000,
-            sha256="e" * 64,
-            metrics={name: Metric(sets=[fid, fid], mean=fid, half_width=0.0) for name in MEASURED},
-        )
-        for model, fid in fids.items()
-    }
-    found = VariantsRecord(protocol_id=protocol_id or record.protocol_id, variants=variants)
-    write_json(folder / VARIANTS_FILE, found.model_dump(mode="json"))
 
 
 def test_fid_to_dense_is_compared_like_fid(write_cell, tmp_path):

@@ -10,14 +10,14 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings, strategies
 from PIL import Image
 
-from stages.protocol.evaluation import METRICS, Difference, Metric
+from stages.protocol.evaluation import METRICS, Difference, Metric, read_evaluation
 from stages.protocol.protocol import Protocol
 from stages.runtime.errors import InputError
 from stages.storage.files import write_json
 from stages.tools.__main__ import main
 from stages.tools.cells import CELL, CellRecord
 from stages.tools.sweep_table import Point, find_front, rank, read_points, write_sweep_table
-from tests.records import make_costs, make_evaluation, make_model
+from tests.records import make_costs, make_evaluation, make_model, write_variants
 
 DENSE_MACS = 1_000_000
 FILES = {"index.html", "table.md", "table.csv", "pareto.svg", "pareto.png", "sweep_table.json", "run.json"}
@@ -299,6 +299,21 @@ def test_fid_to_dense_has_a_column(write_cell, tmp_path):
     assert [row[header.index("FID to dense")] for row in rows] == ["0.070 ± 0.010", "–"]
     assert numbers == [("0.07", "0.01"), ("", "")]
     assert "floor: two dense sets from different noise" in text
+
+
+def test_variants_have_a_table_of_their_own(cells, tmp_path):
+    """Each with its cell's values; those of the dense model, which all cells share, stand once."""
+    for name, fid in (("a", 2.5), ("b", 3.5)):
+        write_variants(cells / name, read_evaluation(cells / name), {"dense": 0.75, "finetuned": fid})
+    write_sweep_table(cells, tmp_path / "out")
+    text = (tmp_path / "out" / "table.md").read_text()
+    with (tmp_path / "out" / "table.csv").open(newline="") as file:
+        fids = [row["finetuned+int8.fid"] for row in csv.DictReader(file)]
+
+    assert "| – | – | dense + int8 | 1.25 MB | 0.750 | 0.750 |" in text
+    assert "| taylor | 40% | finetuned + int8 | 1.25 MB | 2.500 | 2.500 |" in text
+    assert text.count("dense + int8") == 1
+    assert fids == ["2.5", "3.5", "", ""]
 
 
 def test_equal_cells_make_equal_files(cells, tmp_path):
