@@ -57,7 +57,8 @@ def sweep(
         failed = executor.compress_all()
         if len(failed) < len(series.cells):
             params = {key: str(values) for key, values in grid.items()} | {"commit": source.commit}
-            found = series.publish("sweep_table", [], params, PICTURES)
+            options = ["--baseline", next(iter(series.cells))]
+            found = series.publish("sweep_table", options, params, PICTURES)
             versions = [_register(executor, name) for name in reversed(found["best"][:best])]
     finished, *failures = describe(series, failed)
     all_succeeded = not failed and all(registered for _, registered in versions)

@@ -18,8 +18,9 @@ from stages.tools.cells import CELL, CellRecord
 from stages.tools.curve_figure import draw_curves
 from stages.tools.curve_table import to_json, to_markdown, write_curve_table
 from stages.tools.curves import Curve, reach, read_curves, seconds_ratio
+from tests.markdown import tables
 from tests.records import make_costs, make_evaluation, write_variants
-from tests.tools.test_method_table import T_OF_THREE, tables
+from tests.tools.test_method_table import T_OF_THREE
 from tests.tools.test_sweep_table import DENSE_MACS, make_point
 
 STEPS, ROWS = (10, 20, 40), ("noise", "output")

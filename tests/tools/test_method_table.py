@@ -18,6 +18,7 @@ from stages.tools.cells import CELL, CellRecord
 from stages.tools.method_table import write_method_table
 from stages.tools.methods import read_comparison
 from stages.tools.published import ABLATION, BASELINE, read_published
+from tests.markdown import tables
 from tests.records import make_costs, make_evaluation, write_variants
 from tests.servers import ROOT
 from tests.tools.test_sweep_table import DENSE_MACS, make_point
@@ -208,17 +209,6 @@ def written(cells, tmp_path):
     result = CliRunner().invoke(main, ["method-table", "--cells", str(cells), "--out", str(tmp_path / "out"), *options])
     assert result.exit_code == 0, result.output
     return tmp_path / "out", result.output
-
-
-def tables(text):
-    """Read the tables of a Markdown text, each as a list of rows: column -> text."""
-    read = []
-    for block in text.split("\n\n"):
-        if block.startswith("|"):
-            lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()]
-            assert {len(line) for line in lines} == {len(lines[0])}
-            read.append([dict(zip(lines[0], line, strict=True)) for line in lines[2:]])
-    return read
 
 
 def test_the_table_has_one_row_a_method(written):

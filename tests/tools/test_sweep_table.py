@@ -15,8 +15,10 @@ from stages.protocol.protocol import Protocol
 from stages.runtime.errors import InputError
 from stages.storage.files import write_json
 from stages.tools.__main__ import main
-from stages.tools.cells import CELL, CellRecord
-from stages.tools.sweep_table import Point, find_front, rank, read_points, write_sweep_table
+from stages.tools.cells import CELL, CellRecord, FinishedCell
+from stages.tools.sweep_settings import Setting, find_front, rank, read_settings
+from stages.tools.sweep_table import write_sweep_table
+from tests.markdown import tables
 from tests.records import make_costs, make_evaluation, make_model, write_variants
 
 DENSE_MACS = 1_000_000
@@ -93,7 +95,7 @@ def to_points(protocol, values):
     """Make points from (MACs, FID, whether FID differs from dense)."""
     note = CellRecord(overrides={}, mlflow_run="")
     return [
-        Point(str(index), note, record, make_costs(record))
+        Setting((FinishedCell(str(index), note, record, make_costs(record)),), {})
         for index, (macs, fid, is_distinct) in enumerate(values)
         for record in [make_record(protocol, macs, fid, is_distinct=is_distinct)]
     ]
@@ -101,7 +103,7 @@ def to_points(protocol, values):
 
 def macs_and_fid(point):
     """Return both coordinates of a point."""
-    return point.model.macs, point.model.fid.mean
+    return point.macs, point.fid.mean
 
 
 def dominates(one, other):
@@ -142,9 +144,9 @@ def test_the_best_is_the_smallest_like_dense(a_protocol, values):
 
     ranked = rank(front)
 
-    assert sorted(point.name for point in ranked) == sorted(point.name for point in front)
+    assert sorted(it.first.name for it in ranked) == sorted(it.first.name for it in front)
     alike = [point for point in front if point.is_like_dense]
-    best = min(alike or front, key=lambda point: point.model.macs if alike else point.model.fid.mean)
+    best = min(alike or front, key=lambda point: point.macs if alike else point.fid.mean)
     assert ranked[0] is best
     is_like_dense = [point.is_like_dense for point in ranked]
     assert is_like_dense == sorted(is_like_dense, reverse=True)
@@ -159,7 +161,7 @@ def test_a_single_set_is_never_like_dense(a_protocol):
 
 def test_cells_are_ordered_by_cost(cells):
     """The order is by MACs, then by FID, and not by the names of the folders."""
-    assert [point.name for point in read_points(cells)] == ["a", "b", "d", "c"]
+    assert [it.first.name for it in read_settings(cells)] == ["a", "b", "d", "c"]
 
 
 def test_different_protocols_are_refused(write_cell, a_protocol, tmp_path):
@@ -169,7 +171,7 @@ def test_different_protocols_are_refused(write_cell, a_protocol, tmp_path):
     write_cell("b", overrides={"importance.criterion": "taylor"}, protocol=other)
 
     with pytest.raises(InputError, match="num_images is 4 and 5; measure both under one protocol") as caught:
-        read_points(tmp_path / "cells")
+        read_settings(tmp_path / "cells")
     assert "criterion random and criterion taylor" in caught.value.message
 
 
@@ -181,7 +183,7 @@ def test_a_damaged_cell_is_named(write_cell, tmp_path, file, content):
     (write_cell("bad") / file).write_text(content)
 
     with pytest.raises(InputError, match=f"bad/{file}") as caught:
-        read_points(tmp_path / "cells")
+        read_settings(tmp_path / "cells")
     assert len(caught.value.message.splitlines()) == 1
 
 
@@ -190,7 +192,32 @@ def test_a_cell_without_its_evaluation_is_named(write_cell, tmp_path):
     (write_cell("bad") / "evaluation.json").unlink()
 
     with pytest.raises(InputError, match=r"bad/evaluation\.json: No such file"):
-        read_points(tmp_path / "cells")
+        read_settings(tmp_path / "cells")
+
+
+def test_a_swept_seed_becomes_intervals(write_cell, a_protocol, tmp_path):
+    """Settings are rows; differences from the first values of the grid are paired by seed, of the seeds of both."""
+    for name, criterion, seed, fid in (
+        ("a", "taylor", 0, 1.0),
+        ("b", "taylor", 1, 2.0),
+        ("c", "taylor", 2, 3.0),
+        ("d", "random", 0, 1.5),
+        ("e", "random", 1, 2.4),
+        ("f", "random", 2, 3.6),
+    ):
+        protocol = a_protocol.model_copy(update={"seed": seed})
+        write_cell(name, 400_000 + 1000 * seed, fid, {"importance.criterion": criterion, "seed": seed}, protocol)
+    write_sweep_table(tmp_path / "cells", tmp_path / "out", "a")
+    text = (tmp_path / "out" / "table.md").read_text()
+    taylor, random = tables(text)[0]
+
+    assert (taylor["importance.criterion"], taylor["seeds"], taylor["MACs"]) == ("taylor", "3", "0.4 M (40.1%)")
+    assert taylor["FID"] == "2.000 ± 2.484 ≈"
+    assert (taylor["FID difference"], random["FID difference"]) == ("–", "+0.500 ± 0.248")
+    assert "Dense: 1.0 M MACs, FID 0.500 ± 0.000. ± is half of the 95 % interval over the seeds." in text
+    assert "seeds 0, 1, 2" in text
+    assert json.loads((tmp_path / "out" / "sweep_table.json").read_text())["best"] == ["a"]
+    assert len((tmp_path / "out" / "table.csv").read_text().splitlines()) == 7
 
 
 def test_an_unfinished_cell_is_ignored(write_cell, tmp_path):
@@ -198,7 +225,7 @@ def test_an_unfinished_cell_is_ignored(write_cell, tmp_path):
     write_cell("good")
     (write_cell("unfinished") / CELL).unlink()
 
-    assert [point.name for point in read_points(tmp_path / "cells")] == ["good"]
+    assert [it.first.name for it in read_settings(tmp_path / "cells")] == ["good"]
 
 
 @pytest.mark.parametrize("exists", [True, False])
