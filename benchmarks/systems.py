@@ -138,7 +138,7 @@ class Run:
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)  # else it passes for one that still runs
         if status:
-            sys.exit(f"{name} failed: {command}")
+            sys.exit(f"{name} failed with exit code {child.returncode}: {command}")
         self.seconds[name] = self.seconds.get(name, 0) + time.monotonic() - begin
         self.peak_gib[name] = max(self.peak_gib.get(name, 0), usage.ru_maxrss / 2**20)
 

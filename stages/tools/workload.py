@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from stages.evaluate.evaluation import STRIP_FRAMES, STRIP_IMAGES
 from stages.importance.calibration import choose_timesteps
 from stages.importance.criteria import CRITERIA
 from stages.params import Params
@@ -235,6 +236,9 @@ def _evaluate(params: Params, size: ModelSize, num_images: int | None, sampler_c
     models = 2 + len(params.finetune.snapshots)
     one = _draw(params, size, num_images, sampler_calls, "pruned")
     passes: Counter[Pass] = Counter({name: models * number for name, number in one.passes.items()})
+    strip = STRIP_IMAGES * _calls(params, sampler_calls)
+    frames = (models + 1) * STRIP_IMAGES * STRIP_FRAMES if size.is_latent else 0
+    passes.update({"dense": strip, "pruned": models * strip, "decode": frames})
     return Work(passes, f"{models} models × {one.text}", one.steps, models * one.images, models * one.disk_bytes)
 
 
