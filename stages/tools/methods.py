@@ -109,14 +109,29 @@ def check_comparable(cells: Sequence[FinishedCell]) -> None:
     Raises:
         InputError: They are not comparable.
     """
+    check_protocols(cells, {cell.name: cell.name for cell in cells})
     first = cells[0].record
     for cell in cells:
-        protocol = cell.record.protocol.model_copy(update={"seed": first.protocol.seed})
-        check_same(first.protocol, protocol, (cells[0].name, cell.name))
         if cell.record.dense_sha256 != first.dense_sha256:
             raise InputError(
                 f"{cells[0].name} and {cell.name} were pruned from two dense models; compare cells of one dense model"
             )
+
+
+def check_protocols(cells: Sequence[FinishedCell], titles: Mapping[str, str]) -> None:
+    """Check that protocols differ in the seed alone.
+
+    Args:
+        cells: At least one.
+        titles: Cell -> how a message names it.
+
+    Raises:
+        InputError: They differ in more.
+    """
+    first = cells[0]
+    for cell in cells[1:]:
+        protocol = cell.record.protocol.model_copy(update={"seed": first.record.protocol.seed})
+        check_same(first.record.protocol, protocol, (titles[first.name], titles[cell.name]))
 
 
 def _in_row(cells: Iterable[FinishedCell], row: str) -> list[FinishedCell]:

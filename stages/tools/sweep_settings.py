@@ -8,10 +8,10 @@ from typing import Any
 
 from stages.protocol.evaluation import DENSE, Metric, Model
 from stages.protocol.intervals import Estimate, estimate, paired_difference
-from stages.protocol.protocol import check_same
 from stages.protocol.verdict import FINETUNED
+from stages.runtime.errors import InputError
 from stages.tools.cells import FinishedCell, read_cells
-from stages.tools.methods import seed_of
+from stages.tools.methods import check_protocols, seed_of
 
 SEED = "seed"
 
@@ -24,16 +24,13 @@ class Setting:
     """In the order of the seeds."""
     overrides: Mapping[str, Any]
     """What they set, but for the seed where it is swept."""
+    is_over_seeds: bool = False
+    """Whether the sweep has several seeds, so that intervals are over them; this setting may have one all the same."""
 
     @property
     def first(self) -> FinishedCell:
-        """The cell of the lowest seed, by which the setting is named."""
+        """The cell of the lowest seed."""
         return self.cells[0]
-
-    @property
-    def is_repeated(self) -> bool:
-        """Whether there are several seeds."""
-        return len(self.cells) > 1
 
     @property
     def models(self) -> list[Model]:
@@ -51,12 +48,12 @@ class Setting:
         return self.macs / self.first.record.models[DENSE].macs
 
     def measured(self, name: str) -> Metric | Estimate | None:
-        """Return a metric over the sets of one seed, or estimate it over the seeds; None if a model lacks it."""
+        """Return a metric over the sets of one cell, or estimate it over the seeds; None if a model lacks it."""
         found = [model.metrics().get(name) for model in self.models]
         present = [it for it in found if it]
         if len(present) < len(found):
             return None
-        return estimate([it.mean for it in present]) if self.is_repeated else present[0]
+        return estimate([it.mean for it in present]) if self.is_over_seeds else present[0]
 
     @property
     def fid(self) -> Metric | Estimate:
@@ -68,47 +65,76 @@ class Setting:
     @property
     def is_like_dense(self) -> bool:
         """Whether the interval of its FID's difference from dense contains zero; needs two sets, or two seeds."""
-        if self.is_repeated:
+        if self.is_over_seeds:
             dense = [cell.record.models[DENSE].fid.mean for cell in self.cells]
-            return not paired_difference([model.fid.mean for model in self.models], dense).is_distinct
+            return paired_difference([model.fid.mean for model in self.models], dense).is_distinct is False
         difference = self.models[0].fid.above_dense
         return difference is not None and difference.is_distinct is False
 
     def difference(self, other: "Setting", name: str) -> Estimate | None:
-        """Estimate metric(self) − metric(other), paired by seed; None without two common seeds."""
+        """Estimate metric(self) − metric(other), paired by seed; None for itself and without a common seed."""
         ours, theirs = (
             {seed_of(cell): cell.record.models[FINETUNED].metrics()[name].mean for cell in it.cells}
             for it in (self, other)
         )
         seeds = [seed for seed in ours if seed in theirs]
-        if other is self or len(seeds) < 2:  # noqa: PLR2004
+        if other is self or not seeds:
             return None
         return paired_difference([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
 
     def label(self) -> str:
         """Write the overrides, each key by its last word."""
-        return write_overrides(self.overrides)
+        return write_overrides(self.overrides) or "the setting"
 
 
-def read_settings(folder: Path) -> list[Setting]:
-    """Read all cells below a folder, and join those that differ in the seed; ordered by MACs, then by FID.
+@dataclass(frozen=True)
+class Sweep:
+    """The settings of a sweep, ordered by MACs, then by FID."""
+
+    settings: Sequence[Setting]
+    baseline: Setting | None = None
+    """The setting that the others are compared with, seed by seed."""
+
+    @property
+    def is_over_seeds(self) -> bool:
+        """Whether the seed is swept."""
+        return self.settings[0].is_over_seeds
+
+    @property
+    def cells(self) -> list[FinishedCell]:
+        """All cells, setting by setting."""
+        return [cell for setting in self.settings for cell in setting.cells]
+
+    @property
+    def dense_fid(self) -> Metric | Estimate:
+        """FID of the dense model: over the sets, or over the seeds."""
+        found = {seed_of(cell): cell.record.models[DENSE].fid for cell in self.cells}
+        return estimate([it.mean for it in found.values()]) if self.is_over_seeds else next(iter(found.values()))
+
+
+def read_sweep(folder: Path, baseline: str = "") -> Sweep:
+    """Read all cells below a folder, and join those that differ in the seed.
+
+    Args:
+        folder: One subfolder per finished cell.
+        baseline: Name of a cell whose setting the others are compared with; empty for none.
 
     Raises:
-        InputError: The folder holds no cell, a cell is damaged, or protocols differ in more than the seed.
+        InputError: The folder holds no cell, a cell is damaged, protocols differ in more than the seed, or the baseline
+            is not among the cells.
     """
-    cells = read_cells(folder)
-    first = cells[0]
-    for other in cells[1:]:
-        protocol = other.record.protocol.model_copy(update={SEED: first.record.protocol.seed})
-        names = (write_overrides(first.note.overrides), write_overrides(other.note.overrides))
-        check_same(first.record.protocol, protocol, names)
-    is_swept = len({seed_of(cell) for cell in cells}) > 1
+    cells = sorted(read_cells(folder), key=seed_of)
+    check_protocols(cells, {cell.name: write_overrides(cell.note.overrides) for cell in cells})
+    if baseline and baseline not in [cell.name for cell in cells]:
+        raise InputError(f"{folder} has no finished cell {baseline!r} to compare with; it has {len(cells)} others")
+    is_over_seeds = len({seed_of(cell) for cell in cells}) > 1
     groups: dict[str, Setting] = {}
-    for cell in sorted(cells, key=seed_of):
-        own = {key: value for key, value in cell.note.overrides.items() if key != SEED or not is_swept}
-        key = repr(own) if is_swept else cell.name
-        groups[key] = Setting((*(groups[key].cells if key in groups else ()), cell), own)
-    return sorted(groups.values(), key=_macs_and_fid)
+    for cell in cells:
+        own = {key: value for key, value in cell.note.overrides.items() if key != SEED or not is_over_seeds}
+        key = repr(own) if is_over_seeds else cell.name
+        groups[key] = Setting((*(groups[key].cells if key in groups else ()), cell), own, is_over_seeds)
+    settings = sorted(groups.values(), key=_macs_and_fid)
+    return Sweep(settings, next((it for it in settings if baseline in [cell.name for cell in it.cells]), None))
 
 
 def _macs_and_fid(setting: Setting) -> tuple[float, float]:

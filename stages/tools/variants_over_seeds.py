@@ -55,7 +55,7 @@ def read_variants_of_cells(folder: Path, cells: Iterable[FinishedCell]) -> dict[
 
 
 def variants_over_seeds(
-    cells: Iterable[FinishedCell], titles: Mapping[str, str], records: Mapping[str, VariantsRecord]
+    cells: Sequence[FinishedCell], titles: Mapping[str, str], records: Mapping[str, VariantsRecord]
 ) -> list[VariantOfMethod]:
     """Sort the variants into forms and seeds: those of the dense model, then those of each row.
 
@@ -64,10 +64,29 @@ def variants_over_seeds(
         titles: Row -> title, in the order of the table.
         records: Cell -> its variants; cells without are left out.
     """
-    having = [cell for cell in cells if cell.name in records]
-    found = list(_made_of(DENSE_TITLE, DENSE, {seed_of(cell): cell for cell in having}, records))
-    for row, title in titles.items():
-        own = {seed_of(cell): cell for cell in having if cell.note.row == row}
+    groups = {title: [cell for cell in cells if cell.note.row == row] for row, title in titles.items()}
+    return variants_of_groups(groups, records)
+
+
+def variants_of_groups(
+    groups: Mapping[str, Sequence[FinishedCell]], records: Mapping[str, VariantsRecord]
+) -> list[VariantOfMethod]:
+    """Sort the variants of groups of cells, each with one cell a seed: those of the dense model, then of each group.
+
+    Args:
+        groups: Title -> cells.
+        records: Cell -> its variants; cells without are left out.
+    """
+    by_seed = {
+        title: {seed_of(cell): cell for cell in group if cell.name in records} for title, group in groups.items()
+    }
+    everywhere = {seed: cell for own in by_seed.values() for seed, cell in own.items()}
+    dense: dict[str, VariantOfMethod] = {}
+    for own in (everywhere, *by_seed.values()):  # groups differ in it only if they ask for other variants
+        for variant in _made_of(DENSE_TITLE, DENSE, own, records):
+            dense.setdefault(variant.title, variant)
+    found = list(dense.values())
+    for title, own in by_seed.items():
         found += _made_of(f"{title}, not finetuned", ONE_SHOT, own, records)
         found += _made_of(title, RESULT, own, records)
     return found

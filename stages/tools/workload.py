@@ -73,6 +73,8 @@ class Work:
     images: int = 0
     """Images that are drawn, measured or trained on in a step."""
     disk_bytes: float = 0
+    alone: Mapping[Pass, float] = field(default_factory=dict)
+    """Those of the passes that one process computes while the others wait."""
 
 
 def count_work(params: Params, size: ModelSize, num_images: int | None, sampler_calls: int) -> dict[str, Work]:
@@ -238,8 +240,9 @@ def _evaluate(params: Params, size: ModelSize, num_images: int | None, sampler_c
     passes: Counter[Pass] = Counter({name: models * number for name, number in one.passes.items()})
     strip = STRIP_IMAGES * _calls(params, sampler_calls)
     frames = (models + 1) * STRIP_IMAGES * STRIP_FRAMES if size.is_latent else 0
-    passes.update({"dense": strip, "pruned": models * strip, "decode": frames})
-    return Work(passes, f"{models} models × {one.text}", one.steps, models * one.images, models * one.disk_bytes)
+    alone: Counter[Pass] = Counter({"dense": strip, "pruned": models * strip, "decode": frames})
+    text, images = f"{models} models × {one.text}", models * one.images
+    return Work(passes + alone, text, one.steps, images, models * one.disk_bytes, alone)
 
 
 def _variants(params: Params, size: ModelSize, num_images: int | None, sampler_calls: int) -> Work:

@@ -144,8 +144,10 @@ def test_a_forecast_is_passes_times_seconds(works):
     )
 
     assert one["reference"].seconds == pytest.approx(2 * 125_000 * 64e6 / 1e12)
-    for other in (fast, two):
-        assert other["evaluate"].seconds == pytest.approx(one["evaluate"].seconds / 2)
+    alone = 2 * 3 * 50 * (64e6 + 2 * 36e6) / 1e12  # the steps of sampling that are shown, which one process draws
+    assert fast["evaluate"].seconds == pytest.approx(one["evaluate"].seconds / 2)
+    assert two["evaluate"].seconds == pytest.approx((one["evaluate"].seconds + alone) / 2)
+    assert two["reference"].seconds == pytest.approx(one["reference"].seconds / 2)
     assert one["reference"].unmeasured == ("features",)
     assert {stage.seconds for stage in forecast_stages(params, found, Rates({}, startup_s=10))} == {10, 4, 18}
 
