@@ -16,6 +16,7 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import TaskRunner
 
 from flows.tasks import artifacts
+from flows.tasks.names import literal_name
 from flows.tasks.outcome import Outcome
 from flows.tasks.runners import RunnerName, Slots, compress_here, compress_on_pool, open_runner
 from flows.tasks.stages import StageFailedError
@@ -156,7 +157,9 @@ class CellExecutor:
         more: dict[str, Any] = {"slots": self.slots, "label": cell.label}
         if self.on_pool:
             job, more = compress_on_pool, {"tag": f"cell:{name}{':register' * to_register}"}
-        future: PrefectFuture[Any] = self.runner.submit(job.with_options(task_run_name=cell.label), {**given, **more})
+        future: PrefectFuture[Any] = self.runner.submit(
+            job.with_options(task_run_name=literal_name(cell.label)), {**given, **more}
+        )
         return future
 
     def compress_all(self) -> dict[str, str]:
