@@ -82,10 +82,6 @@ class Setting:
             return None
         return paired_difference([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
 
-    def label(self) -> str:
-        """Write the overrides, each key by its last word."""
-        return write_overrides(self.overrides) or "the setting"
-
 
 @dataclass(frozen=True)
 class Sweep:
@@ -104,6 +100,11 @@ class Sweep:
     def cells(self) -> list[FinishedCell]:
         """All cells, setting by setting."""
         return [cell for setting in self.settings for cell in setting.cells]
+
+    def label(self, setting: Setting) -> str:
+        """Write the values by which a setting differs from the others, each key by its last word."""
+        keys = swept_keys(self.settings) if len(self.settings) > 1 else []
+        return write_overrides({key: setting.overrides.get(key) for key in keys}) or FINETUNED
 
     @property
     def dense_fid(self) -> Metric | Estimate:

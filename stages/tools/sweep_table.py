@@ -52,10 +52,11 @@ def to_rows(sweep: Sweep) -> list[dict[str, str]]:
             "MACs": f"{write_count(setting.macs)} ({setting.share:.1%})",
             "params": f"{fmean(model.params for model in setting.models) / 1e6:.3f} M",
             "FID": _write_fid(setting),
-            **_write_differences(setting, sweep),
+            **_write_difference(setting, sweep, "fid", 3),
             "FID to dense": _write(setting.measured(FID_DENSE), 3),
             "KID × 10³": _write(setting.measured("kid"), 2, factor=1e3),
             "SSIM": _write(setting.measured("ssim"), 3),
+            **_write_difference(setting, sweep, "ssim", 4),
             "latency": _write_latency(setting),
             "front": "●" if setting in front else "",
             **({"seeds": str(len(setting.cells))} if repeated else {"MLflow run": setting.first.note.mlflow_run}),
@@ -69,15 +70,11 @@ def _write_fid(setting: Setting) -> str:
     return f"{text} {ALIKE}" if setting.is_over_seeds and setting.is_like_dense else text
 
 
-def _write_differences(setting: Setting, sweep: Sweep) -> dict[str, str]:
-    """Write the columns of the differences from the baseline; none where nothing is compared with it."""
-    if not _compares(sweep):
+def _write_difference(setting: Setting, sweep: Sweep, name: str, digits: int) -> dict[str, str]:
+    """Write the column of a difference from the baseline; none where nothing is compared with it."""
+    if sweep.baseline is None or not _compares(sweep):
         return {}
-    digits = {"fid": ("FID difference", 3), "ssim": ("SSIM difference", 4)}
-    return {
-        title: write_difference(setting.difference(sweep.baseline, name) if sweep.baseline else None, number)
-        for name, (title, number) in digits.items()
-    }
+    return {f"{name.upper()} difference": write_difference(setting.difference(sweep.baseline, name), digits)}
 
 
 def _compares(sweep: Sweep) -> bool:
@@ -122,7 +119,7 @@ def _explain(sweep: Sweep) -> str:
         return f"{note} {protocol_to_text(record)}"
     protocols = {seed_of(cell): cell.record.protocol_id for cell in sorted(sweep.cells, key=seed_of)}
     conditions = conditions_to_text(record.protocol, f"seeds {', '.join(map(str, protocols))}")
-    apart = f"Differences are from {sweep.baseline.label()}. " if sweep.baseline and _compares(sweep) else ""
+    apart = f"Differences are from {sweep.label(sweep.baseline)}. " if sweep.baseline and _compares(sweep) else ""
     return (
         f"± is half of the 95 % interval over the seeds; it covers neither the choice of data nor the bias of FID with "
         f"few images. {ALIKE} beside a FID: its difference from dense has an interval that contains zero; beside a "
@@ -134,7 +131,7 @@ def _explain(sweep: Sweep) -> str:
 def _variants_to_parts(sweep: Sweep, records: Mapping[str, VariantsRecord]) -> list[str]:
     """Write heading, table and explanation of the variants; nothing without variants."""
     if sweep.is_over_seeds:
-        groups = {setting.label(): setting.cells for setting in sweep.settings}
+        groups = {sweep.label(setting): setting.cells for setting in sweep.settings}
         return variants_to_parts(variants_of_groups(groups, records))
     rows = _variant_rows(sweep, records)
     if not rows:
@@ -238,16 +235,19 @@ def make_lead(sweep: Sweep) -> Lead:
         seeds = count_text(len(best.cells), "seed")
         fids = f"FID {_write(best.fid, 3)} over {seeds}, dense {_write(sweep.dense_fid, 3)}"
         found = f"{fids}; seed {seed_of(best.first)}: {found}"
-    sentence = f"Best of {count}, {best.label()}: {found}" if count > 1 else found
-    reasons = [f"{_name(it, cell)}: {verdicts[cell.name].sentence}" for it in sweep.settings for cell in it.cells]
+    sentence = f"Best of {count}, {sweep.label(best)}: {found}" if count > 1 else found
+    reasons = [
+        f"{_name(sweep, it, cell)}: {verdicts[cell.name].sentence}" for it in sweep.settings for cell in it.cells
+    ]
     level = worst_level([verdicts[cell.name] for cell in best.cells])
     verdict = Verdict(level=level, sentence=sentence, reasons=tuple(reasons))
     caption = {"pareto": "FID over MACs of each setting, with 95 % intervals"}
     return Lead("Sweep: quality against cost", verdict, caption)
 
 
-def _name(setting: Setting, cell: FinishedCell) -> str:
-    return f"{setting.label()}, seed {seed_of(cell)}" if setting.is_over_seeds else setting.label()
+def _name(sweep: Sweep, setting: Setting, cell: FinishedCell) -> str:
+    label = sweep.label(setting)
+    return f"{label}, seed {seed_of(cell)}" if sweep.is_over_seeds else label
 
 
 def write_sweep_table(folder: Path, out: Path, baseline: str = "") -> None:

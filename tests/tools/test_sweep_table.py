@@ -263,7 +263,7 @@ def test_the_seed_alone_can_be_swept(write_cell, a_protocol, tmp_path):
     assert "FID difference" not in row
     assert row["FID"].startswith("4.750 ± ")
     assert lead.verdict.sentence.startswith("FID 4.750 ± ")
-    assert [reason.partition(":")[0] for reason in lead.verdict.reasons] == [f"the setting, seed {it}" for it in (0, 1)]
+    assert [reason.partition(":")[0] for reason in lead.verdict.reasons] == [f"finetuned, seed {it}" for it in (0, 1)]
 
 
 def test_a_baseline_that_is_no_cell_is_refused(cells, tmp_path):
@@ -283,7 +283,7 @@ def test_variants_of_a_sweep_over_seeds_are_joined(write_seeds, tmp_path):
     dense, result = tables((tmp_path / "out" / "table.md").read_text())[1]
 
     assert (dense["variant"], dense["FID"]) == ("pretrained + int8", "0.750 ± 0.000")
-    assert (result["variant"], result["difference"]) == ("criterion taylor + int8", "+0.600 ± 1.271 ≈")
+    assert (result["variant"], result["difference"]) == ("finetuned + int8", "+0.600 ± 1.271 ≈")
 
 
 def test_dense_variants_that_one_cell_lacks_come_from_another(cells, tmp_path):
