@@ -138,7 +138,7 @@ class Run:
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)  # else it passes for one that still runs
         if status:
-            sys.exit(f"{name} failed: {command}")
+            sys.exit(f"{name} failed with exit code {child.returncode}: {command}")
         self.seconds[name] = self.seconds.get(name, 0) + time.monotonic() - begin
         self.peak_gib[name] = max(self.peak_gib.get(name, 0), usage.ru_maxrss / 2**20)
 
@@ -237,17 +237,18 @@ def measure(name: str, folder: Path, forecast: dict[str, float] | None = None) -
         if wrong:
             sys.exit(f"{name}: {key} has {wrong[0][0]:.4f}, expected {wrong[0][1]}")
     cells = [f"{params:.4f} M / {macs:.4f} G" for params, macs in sizes.values()]
-    if forecast:
-        cells += [f"{forecast[stage]:.0f} s, {seconds:.0f} s" for stage, seconds in run.seconds.items()]
-    else:
-        cells += [f"{run.seconds[stage]:.0f} s, {run.peak_gib[stage]:.1f} GiB" for stage in run.seconds]
+    planned = {stage: f"{seconds:.0f} / " for stage, seconds in (forecast or {}).items()}
+    cells += [
+        f"{planned.get(stage, '')}{seconds:.0f} s, {run.peak_gib[stage]:.1f} GiB"
+        for stage, seconds in run.seconds.items()
+    ]
     return f"| {name} | {' | '.join(cells)} |"
 
 
 @click.command()
 @click.option("--system", "names", multiple=True, type=click.Choice(list(SYSTEM_OF)), default=list(SYSTEM_OF))
 @click.option("--keep", type=click.Path(path_type=Path), help="A folder for what the stages write, which stays.")
-@click.option("--plan/--no-plan", "to_plan", default=False, help="Print the time that plan forecasts, not the memory.")
+@click.option("--plan/--no-plan", "to_plan", default=False, help="Print the time that plan forecasts, too.")
 def main(names: tuple[str, ...], keep: Path | None, *, to_plan: bool) -> None:
     """Run the systems and print time and peak memory of each stage, on this machine."""
     stages = list(YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"])

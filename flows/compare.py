@@ -19,8 +19,6 @@ from flows.workspaces.overrides import Overrides
 from flows.workspaces.repository import ParamsSource, Repository
 from stages.tools.published import METHODS
 
-VARIANTS = "variants/variants.json"
-"""Report of a cell that holds its variants; commits from before that stage have none."""
 PICTURES = {
     "pareto.png": "Quality against cost, with intervals over seeds",
     "ablation.png": "SSIM by the number of timesteps used",
@@ -62,7 +60,7 @@ def compare(
     repository, names = Repository.find(), list(METHODS) if rows is None else rows
     source = ParamsSource(repository.resolve(commit, get_run_logger().info), preset)
     cells = plan_comparison(repository, source, names, seeds, overrides or {}, ablation=ablation)
-    series = Series(repository, "comparison", source, cells, extras=[VARIANTS])
+    series = Series(repository, "comparison", source, cells)
     command = shlex.join(_command(source, seeds, names, overrides or {}, ablation=ablation))
     params = {"preset": preset, "seeds": str(seeds), "rows": str(names), "commit": source.commit}
     options = ["--preset", preset, "--command", command]

@@ -13,14 +13,14 @@ from pydantic import PositiveInt
 from flows.tasks.errors import fail_on_input_error
 from flows.tasks.notifications import HOOKS
 from flows.tasks.runners import RunnerName
-from flows.tasks.series import REPORTS, Series, compress_and_publish, open_executor
+from flows.tasks.series import REPORTS, VARIANTS, Series, compress_and_publish, open_executor
 from flows.workspaces.grid import PlannedCell
 from flows.workspaces.overrides import Overrides
 from flows.workspaces.recipe_rows import Recipes, plan_curve
 from flows.workspaces.repository import ParamsSource, Repository
 
 SNAPSHOTS, TIMES = "evaluate/snapshots.json", "finetune.provenance.json"
-"""Reports of a cell that the curves need beside those of every series; times are lost where DVC had the training."""
+"""Reports of a cell beside those of every series: the curves need the first; DVC loses the second."""
 PICTURES = {"curve.png": "Quality over steps and seconds, with intervals over seeds"}
 
 
@@ -61,7 +61,7 @@ def curve(
     repository = Repository.find()
     source = ParamsSource(repository.resolve(commit, get_run_logger().info), preset)
     cells = plan_curve(repository, source, rows, seeds, steps, recipes or {}, overrides or {})
-    series = Series(repository, "curve", source, cells, [*REPORTS, SNAPSHOTS], [TIMES])
+    series = Series(repository, "curve", source, cells, [*REPORTS, SNAPSHOTS], [VARIANTS, TIMES])
     names = list(dict.fromkeys(str(cell.about["row"]) for cell in cells))
     command = shlex.join(_command(source, cells, seeds, names, recipes or {}, overrides or {}))
     options = ["--preset", preset, "--rows", ",".join(names), "--command", command]

@@ -1,5 +1,6 @@
 """A grid over params.yaml -> one compression per cell, one table, one plot, and the best as challengers."""
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from prefect import State, flow
@@ -12,7 +13,7 @@ from flows.tasks.errors import fail_on_input_error
 from flows.tasks.notifications import HOOKS
 from flows.tasks.runners import RunnerName
 from flows.tasks.series import CellExecutor, Series, describe, open_executor
-from flows.workspaces.grid import check_disjoint, plan_sweep
+from flows.workspaces.grid import PlannedCell, check_disjoint, plan_sweep
 from flows.workspaces.repository import ParamsSource, Repository
 
 PICTURES = {"pareto.png": "Quality against cost"}
@@ -57,12 +58,23 @@ def sweep(
         failed = executor.compress_all()
         if len(failed) < len(series.cells):
             params = {key: str(values) for key, values in grid.items()} | {"commit": source.commit}
-            found = series.publish("sweep_table", [], params, PICTURES)
+            baseline = find_baseline(series.cells, failed)
+            found = series.publish("sweep_table", ["--baseline", baseline], params, PICTURES)
             versions = [_register(executor, name) for name in reversed(found["best"][:best])]
     finished, *failures = describe(series, failed)
     all_succeeded = not failed and all(registered for _, registered in versions)
     message = "; ".join([finished, *(text for text, _ in versions), *failures])
     return (Completed if all_succeeded else Failed)(message=message)
+
+
+def find_baseline(cells: Mapping[str, PlannedCell], failed: Collection[str]) -> str:
+    """Return the first finished cell of the grid's first values, whatever its seed; empty if all of them failed."""
+    names = [name for name, cell in cells.items() if _but_seed(cell) == _but_seed(next(iter(cells.values())))]
+    return next((name for name in names if name not in failed), "")
+
+
+def _but_seed(cell: PlannedCell) -> dict[str, Any]:
+    return {key: value for key, value in cell.overrides.items() if key != "seed"}
 
 
 def _register(executor: CellExecutor, name: str) -> tuple[str, bool]:

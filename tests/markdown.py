@@ -115,3 +115,14 @@ def _simple(words: list[str]) -> Iterator[list[str]]:
         position += 1
     if kept and kept[0] not in ENDS and kept[0] != "for":
         yield kept
+
+
+def tables(text):
+    """Read the tables of a Markdown text, each as a list of rows: column -> text."""
+    read = []
+    for block in text.split("\n\n"):
+        if block.startswith("|"):
+            lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()]
+            assert {len(line) for line in lines} == {len(lines[0])}
+            read.append([dict(zip(lines[0], line, strict=True)) for line in lines[2:]])
+    return read

@@ -2,6 +2,8 @@
 
 from stages.protocol.costs import Cost, CostsRecord
 from stages.protocol.evaluation import METRICS, EvaluationRecord, Metric, Model, Pair
+from stages.protocol.variants import MEASURED, VARIANTS_FILE, Variant, VariantsRecord
+from stages.storage.files import write_json
 
 STAGES = [
     "code",
@@ -45,3 +47,20 @@ def make_costs(evaluation, speed_up=1.2, device="cpu", *, deterministic=False):
         rows.append(Cost(model=name, **setting, passes=30, median_ms=2.5, speed_up=ratio, **interval))
     hashes = {name: model.weights_sha256 for name, model in evaluation.models.items()}
     return CostsRecord(weights_sha256=hashes, costs=rows)
+
+
+def write_variants(folder, record, fids, protocol_id=None):
+    """Write the variants of a cell: an int8 one of each model in `fids`, with that FID."""
+    variants = {
+        f"{model}+int8": Variant(
+            model=model,
+            form="int8",
+            interval=1,
+            size_bytes=1_250_000,
+            sha256="e" * 64,
+            metrics={name: Metric(sets=[fid, fid], mean=fid, half_width=0.0) for name in MEASURED},
+        )
+        for model, fid in fids.items()
+    }
+    found = VariantsRecord(protocol_id=protocol_id or record.protocol_id, variants=variants)
+    write_json(folder / VARIANTS_FILE, found.model_dump(mode="json"))

@@ -16,6 +16,7 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import TaskRunner
 
 from flows.tasks import artifacts
+from flows.tasks.names import literal_name
 from flows.tasks.outcome import Outcome
 from flows.tasks.runners import RunnerName, Slots, compress_here, compress_on_pool, open_runner
 from flows.tasks.stages import StageFailedError
@@ -26,6 +27,8 @@ from stages.runtime.errors import InputError, UnavailableError
 
 REPORTS = ("evaluate/evaluation.json", "costs/costs.json")
 """Report files of a cell that the tables compare."""
+VARIANTS = "variants/variants.json"
+"""Report of a cell that holds its variants; commits from before that stage have none."""
 
 
 class Series:
@@ -47,7 +50,7 @@ class Series:
         source: ParamsSource,
         cells: Sequence[PlannedCell],
         reports: Sequence[str] = REPORTS,
-        extras: Sequence[str] = (),
+        extras: Sequence[str] = (VARIANTS,),
     ) -> None:
         names = [hash_json([source.commit, source.preset, cell.overrides, cell.about]) for cell in cells]
         self.kind, self.source, self.reports, self.extras = kind, source, reports, extras
@@ -154,7 +157,9 @@ class CellExecutor:
         more: dict[str, Any] = {"slots": self.slots, "label": cell.label}
         if self.on_pool:
             job, more = compress_on_pool, {"tag": f"cell:{name}{':register' * to_register}"}
-        future: PrefectFuture[Any] = self.runner.submit(job.with_options(task_run_name=cell.label), {**given, **more})
+        future: PrefectFuture[Any] = self.runner.submit(
+            job.with_options(task_run_name=literal_name(cell.label)), {**given, **more}
+        )
         return future
 
     def compress_all(self) -> dict[str, str]:

@@ -10,6 +10,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
 from flows.tasks.errors import fail_on_input_error
+from flows.tasks.names import literal_name
 from flows.tasks.outcome import Outcome
 from flows.tasks.progress import ProgressBar
 from flows.workspaces.commands import CommandResult, Log, run
@@ -70,10 +71,10 @@ def bring_up_to_date(workspace: Workspace, limits: Mapping[str, float], label: s
     if workspace.commit is not None or not _is_current(workspace):
         ran = list(_run_stages(workspace, limits, label))
     if workspace.has_remote:
-        pushed = push.with_options(task_run_name=f"{label}push")(workspace, [], return_state=True)
+        pushed = push.with_options(task_run_name=literal_name(f"{label}push"))(workspace, [], return_state=True)
         if not pushed.is_completed():
             raise StageFailedError(f"DVC's remote did not take the outputs: {pushed.message}")
-    recorded = record.with_options(task_run_name=f"{label}record")(workspace, return_state=True)
+    recorded = record.with_options(task_run_name=literal_name(f"{label}record"))(workspace, return_state=True)
     if recorded.is_failed() and recorded.name != UNAVAILABLE:
         raise StageFailedError(f"the compression could not be recorded: {recorded.message}")
     return Outcome(ran=tuple(ran), mlflow_run=recorded.result() if recorded.is_completed() else None)
@@ -82,7 +83,7 @@ def bring_up_to_date(workspace: Workspace, limits: Mapping[str, float], label: s
 def _run_stages(workspace: Workspace, limits: Mapping[str, float], label: str) -> Iterator[str]:
     """Bring every stage up to date; yields the names of those that computed."""
     for name, key in workspace.keys().items():
-        state = run_stage.with_options(task_run_name=f"{label}{name}")(
+        state = run_stage.with_options(task_run_name=literal_name(f"{label}{name}"))(
             name, workspace, key, limits.get(name), return_state=True
         )
         if not state.is_completed():
@@ -91,7 +92,7 @@ def _run_stages(workspace: Workspace, limits: Mapping[str, float], label: str) -
             continue
         yield name
         if workspace.has_remote:  # at once, for runs on other machines that need the outputs
-            push.with_options(task_run_name=f"{label}push {name}")(workspace, [name], return_state=True)
+            push.with_options(task_run_name=literal_name(f"{label}push {name}"))(workspace, [name], return_state=True)
 
 
 def _is_current(workspace: Workspace) -> bool:

@@ -139,7 +139,7 @@ class Repository:
         commit, preset = source.commit, source.preset
         if preset is not None:
             listed = git_output(self.clone_from, "ls-tree", "--name-only", f"{commit}:{PRESETS}") or ""
-            known = [name.removesuffix(".yaml") for name in listed.splitlines() if name.endswith(".yaml")]
+            known = sorted(name.removesuffix(".yaml") for name in listed.splitlines() if name.endswith(".yaml"))
             if preset not in known:
                 found = f"commit {commit[:12]} has no preset {preset!r}"
                 raise InputError(f"{found}; it has {', '.join(known)}" if known else f"{found}, nor any other")

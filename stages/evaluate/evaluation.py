@@ -24,6 +24,7 @@ from stages.protocol.protocol import Protocol
 from stages.protocol.reference import Reference
 from stages.runtime.errors import InputError
 from stages.runtime.processes import Processes
+from stages.runtime.progress import track
 from stages.storage.files import file_sha256
 from stages.storage.tensors import tensors_sha256
 
@@ -118,9 +119,10 @@ def evaluate(
     scores = measurer.measure(list(models))
     if not processes.is_main:
         return None
+    rows = dict(zip(models, scores, strict=True))
     measured = {
-        name: _describe(unet, files[name], scheduler, reference, drawn.get(name), row, context)
-        for (name, unet), row in zip(models.items(), scores, strict=True)
+        name: _describe(models[name], files[name], scheduler, reference, drawn.get(name), row, context)
+        for name, row in track(rows.items(), "draw the steps of sampling, model", len(rows))
     }
     classes = classify_reference(reference, extractor, context)
     for name, images in drawn.items():

@@ -41,7 +41,7 @@ TERMS = {
     "interval with 1 in it is no speed-up.",
     "MACs ratio": "MACs of dense over those of the model: the speed-up if time fell with computation.",
     "efficiency": "Speed-up over MACs ratio: 1 means that time falls in proportion to computation.",
-    "front": "● no other cell has both fewer MACs and a lower FID.",
+    "front": "● no other row has both fewer MACs and a lower FID.",
     "MLflow run": "Id of the record of this compression in MLflow.",
     "finetune steps": "Optimiser steps of the recovery.",
     "seeds": "How many seeds were compressed; each repeats calibration, training and sampling.",

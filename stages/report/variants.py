@@ -63,7 +63,7 @@ def join_variants(evaluation: EvaluationRecord, record: VariantsRecord, costs: C
         own = {key: it for key, it in record.variants.items() if it.model == name}
         rows += [_row(name, name, model.size_bytes, model.metrics(), None, costs)]
         for key, variant in own.items():
-            title = f"{name} + {variant.kind.name.replace('+', ' + ')}"
+            title = f"{name} + {variant.kind.title}"
             rows.append(_row(title, key, variant.size_bytes, variant.metrics, variant.ssim_to_model, costs))
     return rows
 

@@ -164,11 +164,12 @@ def preset(name: str, *, force: bool) -> None:
 @click.option(
     "--out", type=Path, required=True, callback=beside_the_pipeline, help="Output folder of the table and the plot."
 )
-def sweep_table(cells: Path, out: Path) -> None:
-    """Compare the finished cells of a sweep; all must have one protocol."""
+@click.option("--baseline", default="", help="Cell whose setting the others are compared with, seed by seed.")
+def sweep_table(cells: Path, out: Path, baseline: str) -> None:
+    """Compare the finished cells of a sweep; protocols may differ in the seed alone."""
     from stages.tools.sweep_table import write_sweep_table
 
-    write_sweep_table(cells, out)
+    write_sweep_table(cells, out, baseline)
     click.echo((out / "table.md").read_text(), nl=False)
 
 

@@ -15,6 +15,13 @@ from stages.tools.curves import SECONDS, SHOWN, Curve, Curves, Reach, difference
 from stages.tools.estimates import write_estimate
 from stages.tools.methods import seed_of
 from stages.tools.table_files import Lead, write_table_files
+from stages.tools.variants_over_seeds import (
+    VariantOfMethod,
+    read_variants_of_cells,
+    variants_over_seeds,
+    variants_to_json,
+    variants_to_parts,
+)
 
 TITLE = "what recovery costs"
 BOTH = ("fid", "ssim")
@@ -47,9 +54,10 @@ def _write_metric(found: Estimate | None, name: str) -> str:
     return _write(found, SHOWN[name].digits, SHOWN[name].factor)
 
 
-def to_markdown(curves: Curves, preset: str, command: str) -> str:
+def to_markdown(curves: Curves, preset: str, command: str, variants: Sequence[VariantOfMethod] = ()) -> str:
     """Write all tables, each followed by its explanation."""
-    return "\n\n".join([f"# {preset}: {TITLE}", *_parts(curves, command)]) + "\n"
+    parts = [f"# {preset}: {TITLE}", *_parts(curves, command), *variants_to_parts(variants)]
+    return "\n\n".join(parts) + "\n"
 
 
 def _parts(curves: Curves, command: str) -> Iterator[str]:
@@ -188,7 +196,7 @@ def _numbers(curves: Curves) -> list[dict[str, Any]]:
     ]
 
 
-def to_json(curves: Curves, preset: str, command: str) -> dict[str, Any]:
+def to_json(curves: Curves, preset: str, command: str, variants: Sequence[VariantOfMethod] = ()) -> dict[str, Any]:
     """Make the content of curve_table.json: the texts of all steps, estimates as numbers, and every pair of recipes."""
     rows, names = to_rows(curves), [*curves.metrics, SECONDS]
     return {
@@ -206,6 +214,7 @@ def to_json(curves: Curves, preset: str, command: str) -> dict[str, Any]:
             for row, curve in curves.rows.items()
         },
         "reach": {row: _reach_to_dict(curves, curve) for row, curve in curves.rows.items()},
+        "variants": variants_to_json(variants),
     }
 
 
@@ -246,6 +255,8 @@ def write_curve_table(cells: Path, out: Path, rows: Sequence[str], preset: str, 
         InputError: The cells cannot be read or compared, or `out` cannot be written.
     """
     curves = read_curves(cells, rows)
-    markdown, summary = to_markdown(curves, preset, command), to_json(curves, preset, command)
+    records = read_variants_of_cells(cells, curves.cells)
+    variants = variants_over_seeds(curves.cells, {row: curve.title for row, curve in curves.rows.items()}, records)
+    markdown, summary = to_markdown(curves, preset, command, variants), to_json(curves, preset, command, variants)
     plots = {"curve": lambda axis: draw_curves(axis, curves)}
     write_table_files(out, "curve_table", make_lead(curves, preset), markdown, _numbers(curves), summary, plots)

@@ -54,7 +54,11 @@ def forecast_stages(params: Params, works: Mapping[str, Work], rates: Rates, gpu
 
 
 def _forecast(name: str, params: Params, work: Work, rates: Rates, gpus: int) -> StageForecast:
-    seconds = sum(number * rates.seconds.get(kind, 0.0) for kind, number in work.passes.items()) / gpus
+    together, alone = (
+        sum(number * rates.seconds.get(kind, 0.0) for kind, number in passes.items())
+        for passes in (work.passes, work.alone)
+    )
+    seconds = alone + (together - alone) / gpus
     if name == "costs":
         seconds += costs_seconds(params, rates.seconds.get("dense", 0.0) + rates.seconds.get("pruned", 0.0))
     unmeasured = tuple(kind for kind, number in work.passes.items() if number and kind not in rates.seconds)

@@ -28,7 +28,7 @@ from stages.tools.variants_over_seeds import (
     variants_over_seeds,
     variants_to_json,
     variants_to_numbers,
-    variants_to_rows,
+    variants_to_parts,
 )
 
 COMPARED = ("fid", FID_DENSE, "ssim")
@@ -76,7 +76,7 @@ def to_markdown(comparison: Comparison, preset: str, command: str, variants: Seq
         f"# {preset}: {TITLE}",
         _to_table(to_rows(comparison)),
         _explain(comparison, command),
-        *_variants_to_parts(variants),
+        *variants_to_parts(variants),
         *_ablation_to_parts(comparison.ablation),
         *_published_to_parts(read_published().get(preset, ()), comparison),
     ]
@@ -112,16 +112,6 @@ def _explain_differences(comparison: Comparison) -> str:
     same = {"taylor", "diff-pruning-0"} <= comparison.methods.keys()
     twice = "Taylor and Diff-Pruning with T = 0 are the same computation under the paper's formula. " if same else ""
     return f"Differences are from {name}, paired by seed; {ALIKE} marks those whose interval contains zero. {twice}"
-
-
-def _variants_to_parts(variants: Sequence[VariantOfMethod]) -> list[str]:
-    if not variants:
-        return []
-    note = (
-        f"Under the protocol of the rows above, from the same noise. Differences are from the model that a variant was "
-        f"made of, paired by seed; {ALIKE} marks those whose interval contains zero."
-    )
-    return ["## Variants", _to_table(variants_to_rows(variants)), note]
 
 
 def _ablation_to_parts(ablation: Mapping[int, Estimate]) -> list[str]:
@@ -270,8 +260,9 @@ def write_method_table(cells: Path, out: Path, preset: str, command: str) -> Non
         InputError: The cells cannot be read or compared, or `out` cannot be written.
     """
     comparison = read_comparison(cells)
-    records = read_variants_of_cells(cells, comparison)
-    variants = variants_over_seeds(comparison, records)
+    records = read_variants_of_cells(cells, comparison.cells)
+    titles = {row: method.title for row, method in comparison.methods.items()}
+    variants = variants_over_seeds(comparison.cells, titles, records)
     numbers = [_numbers(cell, records.get(cell.name)) for cell in comparison.cells]
     plots = {"pareto": lambda axis: draw_pareto(axis, comparison)} if comparison.methods else {}
     if comparison.ablation:

@@ -13,6 +13,7 @@ from stages.tools.published import ABLATION, BASELINE, METHODS
 
 RESULT, ONE_SHOT = "finetuned", "pruned"
 """The models that the methods' rows and the ablation are about."""
+DENSE_TITLE = "pretrained"
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def read_comparison(folder: Path) -> Comparison:
     check_sizes([cell for cell in cells if cell.note.row != ABLATION])
     return Comparison(
         cells,
-        Method("pretrained", {seed_of(cell): cell.record.models[DENSE] for cell in cells}),
+        Method(DENSE_TITLE, {seed_of(cell): cell.record.models[DENSE] for cell in cells}),
         {row: _to_method(row, members) for row in METHODS if (members := _in_row(cells, row))},
         _to_ablation(_in_row(cells, ABLATION)),
     )
@@ -108,14 +109,29 @@ def check_comparable(cells: Sequence[FinishedCell]) -> None:
     Raises:
         InputError: They are not comparable.
     """
+    check_protocols(cells, {cell.name: cell.name for cell in cells})
     first = cells[0].record
     for cell in cells:
-        protocol = cell.record.protocol.model_copy(update={"seed": first.protocol.seed})
-        check_same(first.protocol, protocol, (cells[0].name, cell.name))
         if cell.record.dense_sha256 != first.dense_sha256:
             raise InputError(
                 f"{cells[0].name} and {cell.name} were pruned from two dense models; compare cells of one dense model"
             )
+
+
+def check_protocols(cells: Sequence[FinishedCell], titles: Mapping[str, str]) -> None:
+    """Check that protocols differ in the seed alone.
+
+    Args:
+        cells: At least one.
+        titles: Cell -> how a message names it.
+
+    Raises:
+        InputError: They differ in more.
+    """
+    first = cells[0]
+    for cell in cells[1:]:
+        protocol = cell.record.protocol.model_copy(update={"seed": first.record.protocol.seed})
+        check_same(first.record.protocol, protocol, (titles[first.name], titles[cell.name]))
 
 
 def _in_row(cells: Iterable[FinishedCell], row: str) -> list[FinishedCell]:

@@ -17,7 +17,7 @@ def find_preset(name: str) -> Path:
     Raises:
         InputError: No preset has this name.
     """
-    presets = {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))}
+    presets = {path.stem: path for path in sorted(PRESETS.glob("*.yaml"), key=lambda path: path.stem)}
     if name not in presets:
         known = f"choose one of {', '.join(presets)}" if presets else "run the command at the top of the project"
         raise InputError(f"there is no preset {name!r} in {PRESETS}; {known}")

@@ -1,207 +1,268 @@
-"""Compressions of one dense model -> a table and a plot of quality against cost, with the best cells named."""
+"""Compressions of one dense model -> a table and a plot of quality against cost, with the best settings named."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 
-from stages.protocol.evaluation import DENSE, Model
-from stages.protocol.protocol import check_same
+from stages.protocol.evaluation import DENSE, FID_DENSE, Metric
+from stages.protocol.intervals import Estimate, estimate
+from stages.protocol.variants import Variant, VariantsRecord
 from stages.protocol.verdict import FINETUNED, Verdict, judge
 from stages.report.figures import COLOURS, plain_log
 from stages.report.legend import legend_above
 from stages.report.markdown import markdown_table
-from stages.report.table import latency_to_text, protocol_to_text, write_count, write_fid_dense, write_metric
-from stages.tools.cells import FinishedCell, read_cells
+from stages.report.table import (
+    ALIKE,
+    conditions_to_text,
+    fid_dense_to_text,
+    latency_to_text,
+    protocol_to_text,
+    write_count,
+    write_metric,
+)
+from stages.report.table_page import worst_level
+from stages.runtime.wording import count as count_text
+from stages.tools.cells import FinishedCell
+from stages.tools.estimates import write_difference, write_estimate
+from stages.tools.methods import seed_of
+from stages.tools.sweep_settings import Setting, Sweep, find_front, rank, read_sweep, swept_keys, write_overrides
 from stages.tools.table_files import Lead, write_table_files
+from stages.tools.variants_over_seeds import (
+    read_variants_of_cells,
+    variants_of_groups,
+    variants_to_numbers,
+    variants_to_parts,
+)
 
 DODGE = 0.01
 """Horizontal distance between points of two colours at one budget, as a share of the dense model's MACs."""
 
 
-@dataclass(frozen=True)
-class Point(FinishedCell):
-    """One cell on the plane of FID and MACs."""
-
-    @property
-    def model(self) -> Model:
-        """The finetuned model."""
-        return self.record.models[FINETUNED]
-
-    @property
-    def share(self) -> float:
-        """Its MACs over those of the dense model."""
-        return 1 / self.record.macs_ratio(FINETUNED)
-
-    @property
-    def is_like_dense(self) -> bool:
-        """Whether the interval of its FID difference from the dense model contains zero; needs at least two sets."""
-        difference = self.model.fid.above_dense
-        return difference is not None and difference.is_distinct is False
-
-    def label(self) -> str:
-        """Write the cell's overrides, each key by its last word."""
-        return write_overrides(self.note.overrides)
-
-
-def read_points(folder: Path) -> list[Point]:
-    """Read all cells below a folder, ordered by MACs, then by FID.
-
-    Raises:
-        InputError: The folder holds no cell, a cell is damaged, or two cells differ in their protocol.
-    """
-    points = [Point(**vars(cell)) for cell in read_cells(folder)]
-    first = points[0]
-    for other in points[1:]:
-        check_same(first.record.protocol, other.record.protocol, (first.label(), other.label()))
-    return sorted(points, key=_macs_and_fid)
-
-
-def _macs_and_fid(point: Point) -> tuple[int, float]:
-    return point.model.macs, point.model.fid.mean
-
-
-def write_overrides(overrides: Mapping[str, Any]) -> str:
-    """Write overrides, each key by its last word: criterion random, macs 56%."""
-    return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in overrides.items())
-
-
-def _swept_keys(points: Sequence[Point]) -> list[str]:
-    """List the override keys whose values differ between cells; a single cell gives all of its keys."""
-    first, *others = (point.note.overrides for point in points)
-    return [key for key in first if not others or any(other.get(key) != first[key] for other in others)]
-
-
-def find_front(points: Sequence[Point]) -> list[Point]:
-    """Find the Pareto front of MACs and FID, ordered by MACs."""
-    front: list[Point] = []
-    for point in sorted(points, key=_macs_and_fid):
-        if not front or point.model.fid.mean < front[-1].model.fid.mean:
-            front.append(point)
-    return front
-
-
-def rank(front: Sequence[Point]) -> list[Point]:
-    """Order a front, the best first: points like dense by MACs, then the others by FID."""
-    alike = sorted((point for point in front if point.is_like_dense), key=lambda point: point.model.macs)
-    others = sorted((point for point in front if not point.is_like_dense), key=lambda point: point.model.fid.mean)
-    return [*alike, *others]
-
-
-def to_rows(points: Sequence[Point]) -> list[dict[str, str]]:
-    """Write the table's texts, one row per cell: column -> text."""
-    front, keys = {point.name for point in find_front(points)}, _swept_keys(points)
+def to_rows(sweep: Sweep) -> list[dict[str, str]]:
+    """Write the table's texts, one row per setting: column -> text."""
+    settings, front = sweep.settings, find_front(sweep.settings)
+    keys, repeated = swept_keys(settings), sweep.is_over_seeds
     return [
         {
-            **{key: str(point.note.overrides.get(key)) for key in keys},
-            "MACs": f"{write_count(point.model.macs)} ({point.share:.1%})",
-            "params": f"{point.model.params / 1e6:.3f} M",
-            "FID": write_metric(point.model.fid, 3),
-            "FID to dense": write_fid_dense(FINETUNED, point.record),
-            "KID × 10³": write_metric(point.model.kid, 2, factor=1e3),
-            "SSIM": write_metric(point.model.ssim, 3),
-            "latency": "–" if (ms := point.costs.first(FINETUNED).median_ms) is None else f"{ms:.2f} ms",
-            "front": "●" if point.name in front else "",
-            "MLflow run": point.note.mlflow_run,
+            **{key: str(setting.overrides.get(key)) for key in keys},
+            "MACs": f"{write_count(setting.macs)} ({setting.share:.1%})",
+            "params": f"{fmean(model.params for model in setting.models) / 1e6:.3f} M",
+            "FID": _write_fid(setting),
+            **_write_difference(setting, sweep, "fid", 3),
+            "FID to dense": _write(setting.measured(FID_DENSE), 3),
+            "KID × 10³": _write(setting.measured("kid"), 2, factor=1e3),
+            "SSIM": _write(setting.measured("ssim"), 3),
+            **_write_difference(setting, sweep, "ssim", 4),
+            "latency": _write_latency(setting),
+            "front": "●" if setting in front else "",
+            **({"seeds": str(len(setting.cells))} if repeated else {"MLflow run": setting.first.note.mlflow_run}),
         }
-        for point in points
+        for setting in settings
     ]
 
 
-def to_markdown(points: Sequence[Point]) -> str:
-    """Write the table, followed by the overrides that all cells share, the dense model and the protocol."""
-    rows = to_rows(points)
+def _write_fid(setting: Setting) -> str:
+    text = _write(setting.fid, 3)
+    return f"{text} {ALIKE}" if setting.is_over_seeds and setting.is_like_dense else text
+
+
+def _write_difference(setting: Setting, sweep: Sweep, name: str, digits: int) -> dict[str, str]:
+    """Write the column of a difference from the baseline; none where nothing is compared with it."""
+    if sweep.baseline is None or not _compares(sweep):
+        return {}
+    return {f"{name.upper()} difference": write_difference(setting.difference(sweep.baseline, name), digits)}
+
+
+def _compares(sweep: Sweep) -> bool:
+    return sweep.is_over_seeds and sweep.baseline is not None and len(sweep.settings) > 1
+
+
+def _write(found: Metric | Estimate | None, digits: int, factor: float = 1) -> str:
+    if found is None:
+        return "–"
+    write = write_metric if isinstance(found, Metric) else write_estimate
+    return write(found, digits, factor)  # type: ignore[arg-type]  # each with its own
+
+
+def _write_latency(setting: Setting) -> str:
+    """Write the latency; a mean over different machines or modes would mean nothing."""
+    found = [cell.costs.first(FINETUNED).median_ms for cell in setting.cells]
+    times = [ms for ms in found if ms is not None]
+    ways = {latency_to_text(cell.costs) for cell in setting.cells}
+    return f"{write_estimate(estimate(times), 2)} ms" if len(times) == len(found) and len(ways) == 1 else "–"
+
+
+def to_markdown(sweep: Sweep, records: Mapping[str, VariantsRecord] | None = None) -> str:
+    """Write the table, followed by the overrides that all cells share, the dense model, the protocol and variants."""
+    rows, settings, cells = to_rows(sweep), sweep.settings, sweep.cells
     table = markdown_table(list(rows[0]), [row.values() for row in rows], text_columns=len(rows[0]))
-    record = points[0].record
-    dense = record.models[DENSE]
-    same = {key: value for key, value in points[0].note.overrides.items() if key not in _swept_keys(points)}
-    latency = " ".join(dict.fromkeys(latency_to_text(point.costs) for point in points))
+    dense, keys = cells[0].record.models[DENSE], swept_keys(settings)
+    same = {key: value for key, value in settings[0].overrides.items() if key not in keys}
+    latency = " ".join(dict.fromkeys(latency_to_text(cell.costs) for cell in cells))
     common = f"All cells: {write_overrides(same)}. " if same else ""
+    note = (
+        f"{common}● no other row has both fewer MACs and a lower FID. Dense: {write_count(dense.macs)} MACs, FID "
+        f"{_write(sweep.dense_fid, 3)}. {_explain(sweep)} {latency}"
+    )
+    return "\n\n".join([table, note, *_variants_to_parts(sweep, records or {})]) + "\n"
+
+
+def _explain(sweep: Sweep) -> str:
+    """Explain the intervals, and name the protocols."""
+    record = sweep.cells[0].record
+    if not sweep.is_over_seeds:
+        note = "Each cell is one training, so the intervals do not cover the variation between seeds."
+        return f"{note} {protocol_to_text(record)}"
+    protocols = {seed_of(cell): cell.record.protocol_id for cell in sorted(sweep.cells, key=seed_of)}
+    conditions = conditions_to_text(record.protocol, f"seeds {', '.join(map(str, protocols))}")
+    apart = f"Differences are from {sweep.label(sweep.baseline)}. " if sweep.baseline and _compares(sweep) else ""
     return (
-        f"{table}\n\n{common}● no other cell has both fewer MACs and a lower FID. Dense: {write_count(dense.macs)} "
-        f"MACs, FID {write_metric(dense.fid, 3)}. Each cell is one training, so the intervals do not cover the "
-        f"variation between seeds. {protocol_to_text(record)} {latency}\n"
+        f"± is half of the 95 % interval over the seeds; it covers neither the choice of data nor the bias of FID with "
+        f"few images. {ALIKE} beside a FID: its difference from dense has an interval that contains zero; beside a "
+        f"difference: that interval does. All differences are paired by seed. {apart}{fid_dense_to_text(record)} "
+        f"Protocols, which differ only in the seed ({', '.join(protocols.values())}): {conditions}"
     )
 
 
-def to_json(points: Sequence[Point]) -> dict[str, Any]:
-    """Make the content of sweep_table.json: the table's texts, and the names of the front's cells, the best first."""
-    rows = to_rows(points)
+def _variants_to_parts(sweep: Sweep, records: Mapping[str, VariantsRecord]) -> list[str]:
+    """Write heading, table and explanation of the variants; nothing without variants."""
+    if sweep.is_over_seeds:
+        groups = {sweep.label(setting): setting.cells for setting in sweep.settings}
+        return variants_to_parts(variants_of_groups(groups, records))
+    rows = _variant_rows(sweep, records)
+    if not rows:
+        return []
+    table = markdown_table(list(rows[0]), [row.values() for row in rows], text_columns=len(rows[0]))
+    return ["## Variants", table, "Under the protocol of the models above, from the same noise."]
+
+
+def _variant_rows(sweep: Sweep, records: Mapping[str, VariantsRecord]) -> list[dict[str, str]]:
+    """Write the texts of all variants of single cells: column -> text; those of the dense model stand once, first."""
+    found = [(cell, name, it) for cell in sweep.cells if cell.name in records for name, it in _variants(cell, records)]
+    dense = {name: (cell, it) for cell, name, it in reversed(found) if it.model == DENSE}
+    others = [(cell, it) for cell, _, it in found if it.model != DENSE]
+    keys = swept_keys(sweep.settings)
+    return [
+        {
+            **{key: "–" if it.model == DENSE else str(cell.note.overrides.get(key)) for key in keys},
+            "variant": f"{it.model} + {it.kind.title}",
+            "on disk": f"{it.size_bytes / 1e6:.2f} MB",
+            "FID": write_metric(it.metrics["fid"], 3),
+            "FID to dense": write_metric(it.metrics[FID_DENSE], 3),
+            "KID × 10³": write_metric(it.metrics["kid"], 2, factor=1e3),
+            "SSIM": write_metric(it.metrics["ssim"], 3),
+        }
+        for cell, it in [*dense.values(), *others]
+    ]
+
+
+def _variants(cell: FinishedCell, records: Mapping[str, VariantsRecord]) -> Iterable[tuple[str, Variant]]:
+    return records[cell.name].variants.items()
+
+
+def to_json(sweep: Sweep) -> dict[str, Any]:
+    """Make the content of sweep_table.json: the table's texts, and the names of the front's cells, the best first.
+
+    Of a setting with several seeds the cell of the lowest one stands for it.
+    """
+    rows = to_rows(sweep)
     return {
         "header": list(rows[0]),
         "rows": [list(row.values()) for row in rows],
-        "best": [point.name for point in rank(find_front(points))],
+        "best": [setting.first.name for setting in rank(find_front(sweep.settings))],
     }
 
 
-def _numbers(point: Point) -> dict[str, Any]:
-    metrics = point.model.metrics()
-    latency = point.costs.first(FINETUNED)
+def _numbers(cell: FinishedCell, variants: VariantsRecord | None) -> dict[str, Any]:
+    model, latency = cell.record.models[FINETUNED], cell.costs.first(FINETUNED)
+    metrics = model.metrics()
     return {
-        **point.note.overrides,
-        "macs": point.model.macs,
-        "macs_share": point.share,
-        "params": point.model.params,
+        **cell.note.overrides,
+        "macs": model.macs,
+        "macs_share": 1 / cell.record.macs_ratio(FINETUNED),
+        "params": model.params,
         **{name: metric.mean for name, metric in metrics.items()},
         **{f"{name}_interval": metric.half_width for name, metric in metrics.items()},
         "latency_ms": latency.median_ms,
         "latency_precision": latency.precision,
         "latency_deterministic": latency.deterministic,
-        "ran": " ".join(point.note.ran),
-        "mlflow_run": point.note.mlflow_run,
-        "protocol": point.record.protocol_id,
+        **(variants_to_numbers(variants) if variants else {}),
+        "ran": " ".join(cell.note.ran),
+        "mlflow_run": cell.note.mlflow_run,
+        "protocol": cell.record.protocol_id,
     }
 
 
-def draw(axis: Axes, points: Sequence[Point]) -> None:
+def draw(axis: Axes, sweep: Sweep) -> None:
     """Draw FID over MACs with the front as a dotted line; each value of the first swept key has one colour."""
-    dense = points[0].record.models[DENSE]
+    settings, fid = sweep.settings, sweep.dense_fid
+    dense = settings[0].first.record.models[DENSE]
     style: dict[str, Any] = {"fmt": "o", "capsize": 3, "markersize": 6}
-    axis.errorbar(
-        dense.macs / 1e6, dense.fid.mean, yerr=dense.fid.half_width, color=COLOURS[DENSE], label="dense", **style
-    )
-    first_key = next(iter(_swept_keys(points)), "")
-    groups: dict[str, list[Point]] = {}
-    for point in points:
-        groups.setdefault(str(point.note.overrides.get(first_key)), []).append(point)
+    axis.errorbar(dense.macs / 1e6, fid.mean, yerr=fid.half_width or 0, color=COLOURS[DENSE], label="dense", **style)
+    first_key = next(iter(swept_keys(settings)), "")
+    groups: dict[str, list[Setting]] = {}
+    for setting in settings:
+        groups.setdefault(str(setting.overrides.get(first_key, FINETUNED)), []).append(setting)
     palette = mpl.color_sequences["Dark2"]
     for index, (name, members) in enumerate(groups.items()):
         offset = (index - (len(groups) - 1) / 2) * DODGE * dense.macs / 1e6
         axis.errorbar(
-            [point.model.macs / 1e6 + offset for point in members],
-            [point.model.fid.mean for point in members],
-            yerr=[point.model.fid.half_width or 0 for point in members],
+            [setting.macs / 1e6 + offset for setting in members],
+            [setting.fid.mean for setting in members],
+            yerr=[setting.fid.half_width or 0 for setting in members],
             color=palette[index % len(palette)],
             label=name,
             **style,
         )
-    edge, front = mpl.rcParams["axes.edgecolor"], [_macs_and_fid(point) for point in find_front(points)]
-    axis.plot([macs / 1e6 for macs, _ in front], [fid for _, fid in front], ":", color=edge, zorder=0)
+    front = find_front(settings)
+    edge, line = mpl.rcParams["axes.edgecolor"], [setting.fid.mean for setting in front]
+    axis.plot([setting.macs / 1e6 for setting in front], line, ":", color=edge, zorder=0)
     axis.set(xlabel="million MACs a pass", ylabel="FID (logarithmic)", xlim=(0, None))
     plain_log(axis)
     legend_above(axis)
 
 
-def make_lead(points: Sequence[Point]) -> Lead:
-    """Make what the page begins with: the verdict on the best cell, and those on all cells as reasons."""
-    best = rank(find_front(points))[0]
-    verdict = judge(best.record, best.costs, FINETUNED)
-    reasons = [f"{point.label()}: {judge(point.record, point.costs, FINETUNED).sentence}" for point in points]
-    sentence = f"Best of {len(points)}, {best.label()}: {verdict.sentence}" if len(points) > 1 else verdict.sentence
-    found = Verdict(level=verdict.level, sentence=sentence, reasons=tuple(reasons))
-    return Lead("Sweep: quality against cost", found, {"pareto": "FID over MACs of each cell, with 95 % intervals"})
+def make_lead(sweep: Sweep) -> Lead:
+    """Make what the page begins with: the verdict on the best setting, and that on each cell as reasons."""
+    best, count = rank(find_front(sweep.settings))[0], len(sweep.settings)
+    verdicts = {cell.name: judge(cell.record, cell.costs, FINETUNED) for cell in sweep.cells}
+    found = verdicts[best.first.name].sentence
+    if sweep.is_over_seeds:
+        seeds = count_text(len(best.cells), "seed")
+        fids = f"FID {_write(best.fid, 3)} over {seeds}, dense {_write(sweep.dense_fid, 3)}"
+        found = f"{fids}; seed {seed_of(best.first)}: {found}"
+    sentence = f"Best of {count}, {sweep.label(best)}: {found}" if count > 1 else found
+    reasons = [
+        f"{_name(sweep, it, cell)}: {verdicts[cell.name].sentence}" for it in sweep.settings for cell in it.cells
+    ]
+    level = worst_level([verdicts[cell.name] for cell in best.cells])
+    verdict = Verdict(level=level, sentence=sentence, reasons=tuple(reasons))
+    caption = {"pareto": "FID over MACs of each setting, with 95 % intervals"}
+    return Lead("Sweep: quality against cost", verdict, caption)
 
 
-def write_sweep_table(cells: Path, out: Path) -> None:
+def _name(sweep: Sweep, setting: Setting, cell: FinishedCell) -> str:
+    label = sweep.label(setting)
+    return f"{label}, seed {seed_of(cell)}" if sweep.is_over_seeds else label
+
+
+def write_sweep_table(folder: Path, out: Path, baseline: str = "") -> None:
     """Write index.html, table.md, table.csv, sweep_table.json, pareto.svg and pareto.png.
+
+    Args:
+        folder: One subfolder per finished cell.
+        out: Output folder.
+        baseline: Name of the cell whose setting the others are compared with, where the seed is swept.
 
     Raises:
         InputError: The cells cannot be read or compared, or `out` cannot be written.
     """
-    points = read_points(cells)
-    numbers = [_numbers(point) for point in points]
-    plots = {"pareto": lambda axis: draw(axis, points)}
-    write_table_files(out, "sweep_table", make_lead(points), to_markdown(points), numbers, to_json(points), plots)
+    sweep = read_sweep(folder, baseline)
+    records = read_variants_of_cells(folder, sweep.cells)
+    numbers = [_numbers(cell, records.get(cell.name)) for cell in sweep.cells]
+    plots = {"pareto": lambda axis: draw(axis, sweep)}
+    write_table_files(out, "sweep_table", make_lead(sweep), to_markdown(sweep, records), numbers, to_json(sweep), plots)

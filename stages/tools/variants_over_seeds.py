@@ -1,6 +1,6 @@
-"""The variants in a comparison's cells -> a table with a row for each form of a model, and intervals over the seeds."""
+"""The variants in the cells of a comparison -> a table with a row for each form of a model, over the seeds."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,12 @@ from typing import Any
 from stages.protocol.evaluation import DENSE, FID_DENSE, Metric
 from stages.protocol.intervals import Estimate, estimate, paired_difference
 from stages.protocol.variants import MEASURED, VARIANTS_FILE, VariantsRecord, read_variants
+from stages.report.markdown import markdown_table
+from stages.report.table import ALIKE
 from stages.runtime.errors import InputError
 from stages.tools.cells import FinishedCell
 from stages.tools.estimates import write_difference, write_estimate
-from stages.tools.methods import ONE_SHOT, RESULT, Comparison, seed_of
+from stages.tools.methods import DENSE_TITLE, ONE_SHOT, RESULT, seed_of
 
 Metrics = Mapping[str, Metric]
 
@@ -43,23 +45,50 @@ class VariantOfMethod:
         return paired_difference(*zip(*pairs, strict=True)) if pairs else None
 
 
-def read_variants_of_cells(folder: Path, comparison: Comparison) -> dict[str, VariantsRecord]:
+def read_variants_of_cells(folder: Path, cells: Iterable[FinishedCell]) -> dict[str, VariantsRecord]:
     """Read the variants of all cells below a folder: cell -> record; cells without variants are left out.
 
     Raises:
         InputError: A file is damaged, or variants were measured under another protocol than their models.
     """
-    return {cell.name: found for cell in comparison.cells if (found := _read(folder, cell))}
+    return {cell.name: found for cell in cells if (found := _read(folder, cell))}
 
 
-def variants_over_seeds(comparison: Comparison, records: Mapping[str, VariantsRecord]) -> list[VariantOfMethod]:
-    """Sort the variants into forms and seeds, in the order of the comparison's rows."""
-    cells = [cell for cell in comparison.cells if cell.name in records]
-    found = list(_made_of(comparison.dense.title, DENSE, {seed_of(cell): cell for cell in cells}, records))
-    for row, method in comparison.methods.items():
-        own = {seed_of(cell): cell for cell in cells if cell.note.row == row}
-        found += _made_of(f"{method.title}, not finetuned", ONE_SHOT, own, records)
-        found += _made_of(method.title, RESULT, own, records)
+def variants_over_seeds(
+    cells: Sequence[FinishedCell], titles: Mapping[str, str], records: Mapping[str, VariantsRecord]
+) -> list[VariantOfMethod]:
+    """Sort the variants into forms and seeds: those of the dense model, then those of each row.
+
+    Args:
+        cells: The cells of a comparison.
+        titles: Row -> title, in the order of the table.
+        records: Cell -> its variants; cells without are left out.
+    """
+    groups = {title: [cell for cell in cells if cell.note.row == row] for row, title in titles.items()}
+    return variants_of_groups(groups, records)
+
+
+def variants_of_groups(
+    groups: Mapping[str, Sequence[FinishedCell]], records: Mapping[str, VariantsRecord]
+) -> list[VariantOfMethod]:
+    """Sort the variants of groups of cells, each with one cell a seed: those of the dense model, then of each group.
+
+    Args:
+        groups: Title -> cells.
+        records: Cell -> its variants; cells without are left out.
+    """
+    by_seed = {
+        title: {seed_of(cell): cell for cell in group if cell.name in records} for title, group in groups.items()
+    }
+    everywhere = {seed: cell for own in by_seed.values() for seed, cell in own.items()}
+    dense: dict[str, VariantOfMethod] = {}
+    for own in (everywhere, *by_seed.values()):  # groups differ in it only if they ask for other variants
+        for variant in _made_of(DENSE_TITLE, DENSE, own, records):
+            dense.setdefault(variant.title, variant)
+    found = list(dense.values())
+    for title, own in by_seed.items():
+        found += _made_of(f"{title}, not finetuned", ONE_SHOT, own, records)
+        found += _made_of(title, RESULT, own, records)
     return found
 
 
@@ -85,11 +114,23 @@ def _made_of(
     for name, first in next(iter(by_seed.values()), {}).items():
         having = [seed for seed, variants in by_seed.items() if name in variants]
         yield VariantOfMethod(
-            f"{title} + {name.replace('+', ' + ')}",
+            f"{title} + {first.kind.title}",
             first.size_bytes,
             {seed: by_seed[seed][name].metrics for seed in having},
             {seed: cells[seed].record.models[model].metrics() for seed in having},
         )
+
+
+def variants_to_parts(variants: Sequence[VariantOfMethod]) -> list[str]:
+    """Write heading, table and explanation as Markdown; nothing without variants."""
+    if not variants:
+        return []
+    rows = variants_to_rows(variants)
+    note = (
+        f"Under the protocol of the rows above, from the same noise. Differences are from the model that a variant was "
+        f"made of, paired by seed; {ALIKE} marks those whose interval contains zero."
+    )
+    return ["## Variants", markdown_table(list(rows[0]), [row.values() for row in rows]), note]
 
 
 def variants_to_rows(variants: Sequence[VariantOfMethod]) -> list[dict[str, str]]:

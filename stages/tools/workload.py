@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from stages.evaluate.evaluation import STRIP_FRAMES, STRIP_IMAGES
 from stages.importance.calibration import choose_timesteps
 from stages.importance.criteria import CRITERIA
 from stages.params import Params
@@ -72,6 +73,8 @@ class Work:
     images: int = 0
     """Images that are drawn, measured or trained on in a step."""
     disk_bytes: float = 0
+    alone: Mapping[Pass, float] = field(default_factory=dict)
+    """Those of the passes that one process computes while the others wait."""
 
 
 def count_work(params: Params, size: ModelSize, num_images: int | None, sampler_calls: int) -> dict[str, Work]:
@@ -235,7 +238,11 @@ def _evaluate(params: Params, size: ModelSize, num_images: int | None, sampler_c
     models = 2 + len(params.finetune.snapshots)
     one = _draw(params, size, num_images, sampler_calls, "pruned")
     passes: Counter[Pass] = Counter({name: models * number for name, number in one.passes.items()})
-    return Work(passes, f"{models} models × {one.text}", one.steps, models * one.images, models * one.disk_bytes)
+    strip = STRIP_IMAGES * _calls(params, sampler_calls)
+    frames = (models + 1) * STRIP_IMAGES * STRIP_FRAMES if size.is_latent else 0
+    alone: Counter[Pass] = Counter({"dense": strip, "pruned": models * strip, "decode": frames})
+    text, images = f"{models} models × {one.text}", models * one.images
+    return Work(passes + alone, text, one.steps, images, models * one.disk_bytes, alone)
 
 
 def _variants(params: Params, size: ModelSize, num_images: int | None, sampler_calls: int) -> Work:

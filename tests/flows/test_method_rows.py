@@ -16,7 +16,7 @@ from tests.servers import ROOT
 
 PRESETS = sorted(path.stem for path in (ROOT / "recipes" / "presets").glob("*.yaml"))
 
-OTHERS = ("digits", "mnist", "photos", "imagenet-dit")
+OTHERS = ("digits", "digits-dit", "mnist", "photos", "imagenet-dit")
 """Presets of which the paper published nothing."""
 
 

@@ -1,6 +1,7 @@
 """What recovery costs: curves over seeds, and when a recipe reaches what another has at its end."""
 
 import csv
+import json
 from io import BytesIO
 from math import sqrt
 
@@ -9,16 +10,17 @@ from click.testing import CliRunner
 from matplotlib.figure import Figure
 from PIL import Image
 
-from stages.protocol.evaluation import Metric
+from stages.protocol.evaluation import Metric, read_evaluation
 from stages.runtime.errors import InputError
 from stages.storage.files import write_json
 from stages.tools.__main__ import main
 from stages.tools.cells import CELL, CellRecord
 from stages.tools.curve_figure import draw_curves
-from stages.tools.curve_table import to_json, to_markdown
+from stages.tools.curve_table import to_json, to_markdown, write_curve_table
 from stages.tools.curves import Curve, reach, read_curves, seconds_ratio
-from tests.records import make_costs, make_evaluation
-from tests.tools.test_method_table import T_OF_THREE, tables
+from tests.markdown import tables
+from tests.records import make_costs, make_evaluation, write_variants
+from tests.tools.test_method_table import T_OF_THREE
 from tests.tools.test_sweep_table import DENSE_MACS, make_point
 
 STEPS, ROWS = (10, 20, 40), ("noise", "output")
@@ -89,6 +91,22 @@ def test_criteria_begin_with_pruned_models_of_their_own(write_cell, tmp_path):
     write_cell(ROWS[0], 0, title="output", pruned="d" * 64)
     with pytest.raises(InputError, match="noise-0 and output-0, both of seed 0, recovered two pruned models"):
         read_curves(tmp_path / "cells", ["random", "taylor", "noise", "output"])
+
+
+def test_variants_of_the_last_step_have_a_table(write_cell, tmp_path):
+    """Those of the dense model and of each recipe, paired by seed with the model that they are made of."""
+    for row in ROWS:
+        for seed in range(3):
+            folder = write_cell(row, seed, shift=0.1 * seed)
+            fid = FIDS[row][-1] + 0.1 * seed
+            write_variants(folder, read_evaluation(folder), {"dense": 0.5, "finetuned": fid + 0.1 * (seed + 1)})
+    write_curve_table(tmp_path / "cells", tmp_path / "out", ROWS, "digits", "")
+    rows = {row["variant"]: row for row in tables((tmp_path / "out" / "table.md").read_text())[-1]}
+    summary = json.loads((tmp_path / "out" / "curve_table.json").read_text())["variants"]
+
+    assert list(rows) == ["pretrained + int8", "noise + int8", "output + int8"]
+    assert (rows["output + int8"]["difference"], rows["output + int8"]["seeds"]) == ("+0.200 ± 0.248 ≈", "3")
+    assert summary["noise + int8"]["fid"]["mean"] == pytest.approx(1.3)
 
 
 def test_a_recipe_is_reached_from_where_it_is_nowhere_worse_beyond_the_interval():

@@ -11,7 +11,6 @@ from click.testing import CliRunner
 from PIL import Image
 
 from stages.protocol.evaluation import Metric, read_evaluation
-from stages.protocol.variants import MEASURED, VARIANTS_FILE, Variant, VariantsRecord
 from stages.runtime.errors import InputError
 from stages.storage.files import write_json
 from stages.tools.__main__ import main
@@ -19,7 +18,8 @@ from stages.tools.cells import CELL, CellRecord
 from stages.tools.method_table import write_method_table
 from stages.tools.methods import read_comparison
 from stages.tools.published import ABLATION, BASELINE, read_published
-from tests.records import make_costs, make_evaluation
+from tests.markdown import tables
+from tests.records import make_costs, make_evaluation, write_variants
 from tests.servers import ROOT
 from tests.tools.test_sweep_table import DENSE_MACS, make_point
 
@@ -117,23 +117,6 @@ def test_variants_are_compared_with_the_model_that_they_are_made_of(write_cell, 
         write_method_table(tmp_path / "cells", tmp_path / "out", "digits", "")
 
 
-def write_variants(folder, record, fids, protocol_id=None):
-    """Write the variants of a cell: an int8 one of each model in `fids`, with that FID."""
-    variants = {
-        f"{model}+int8": Variant(
-            model=model,
-            form="int8",
-            interval=1,
-            size_bytes=1_250_000,
-            sha256="e" * 64,
-            metrics={name: Metric(sets=[fid, fid], mean=fid, half_width=0.0) for name in MEASURED},
-        )
-        for model, fid in fids.items()
-    }
-    found = VariantsRecord(protocol_id=protocol_id or record.protocol_id, variants=variants)
-    write_json(folder / VARIANTS_FILE, found.model_dump(mode="json"))
-
-
 def test_fid_to_dense_is_compared_like_fid(write_cell, tmp_path):
     """A mean over seeds, a difference paired by seed, and in the dense model's row the floor over the seeds."""
     for row, values in ((BASELINE, (0.1, 0.2, 0.3)), ("ours", (0.05, 0.16, 0.24))):
@@ -226,17 +209,6 @@ def written(cells, tmp_path):
     result = CliRunner().invoke(main, ["method-table", "--cells", str(cells), "--out", str(tmp_path / "out"), *options])
     assert result.exit_code == 0, result.output
     return tmp_path / "out", result.output
-
-
-def tables(text):
-    """Read the tables of a Markdown text, each as a list of rows: column -> text."""
-    read = []
-    for block in text.split("\n\n"):
-        if block.startswith("|"):
-            lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()]
-            assert {len(line) for line in lines} == {len(lines[0])}
-            read.append([dict(zip(lines[0], line, strict=True)) for line in lines[2:]])
-    return read
 
 
 def test_the_table_has_one_row_a_method(written):

@@ -10,14 +10,16 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings, strategies
 from PIL import Image
 
-from stages.protocol.evaluation import METRICS, Difference, Metric
+from stages.protocol.evaluation import METRICS, Difference, Metric, read_evaluation
 from stages.protocol.protocol import Protocol
 from stages.runtime.errors import InputError
 from stages.storage.files import write_json
 from stages.tools.__main__ import main
-from stages.tools.cells import CELL, CellRecord
-from stages.tools.sweep_table import Point, find_front, rank, read_points, write_sweep_table
-from tests.records import make_costs, make_evaluation, make_model
+from stages.tools.cells import CELL, CellRecord, FinishedCell
+from stages.tools.sweep_settings import Setting, find_front, rank, read_sweep
+from stages.tools.sweep_table import make_lead, write_sweep_table
+from tests.markdown import tables
+from tests.records import make_costs, make_evaluation, make_model, write_variants
 
 DENSE_MACS = 1_000_000
 FILES = {"index.html", "table.md", "table.csv", "pareto.svg", "pareto.png", "sweep_table.json", "run.json"}
@@ -93,7 +95,7 @@ def to_points(protocol, values):
     """Make points from (MACs, FID, whether FID differs from dense)."""
     note = CellRecord(overrides={}, mlflow_run="")
     return [
-        Point(str(index), note, record, make_costs(record))
+        Setting((FinishedCell(str(index), note, record, make_costs(record)),), {})
         for index, (macs, fid, is_distinct) in enumerate(values)
         for record in [make_record(protocol, macs, fid, is_distinct=is_distinct)]
     ]
@@ -101,7 +103,7 @@ def to_points(protocol, values):
 
 def macs_and_fid(point):
     """Return both coordinates of a point."""
-    return point.model.macs, point.model.fid.mean
+    return point.macs, point.fid.mean
 
 
 def dominates(one, other):
@@ -142,9 +144,9 @@ def test_the_best_is_the_smallest_like_dense(a_protocol, values):
 
     ranked = rank(front)
 
-    assert sorted(point.name for point in ranked) == sorted(point.name for point in front)
+    assert sorted(it.first.name for it in ranked) == sorted(it.first.name for it in front)
     alike = [point for point in front if point.is_like_dense]
-    best = min(alike or front, key=lambda point: point.model.macs if alike else point.model.fid.mean)
+    best = min(alike or front, key=lambda point: point.macs if alike else point.fid.mean)
     assert ranked[0] is best
     is_like_dense = [point.is_like_dense for point in ranked]
     assert is_like_dense == sorted(is_like_dense, reverse=True)
@@ -159,7 +161,7 @@ def test_a_single_set_is_never_like_dense(a_protocol):
 
 def test_cells_are_ordered_by_cost(cells):
     """The order is by MACs, then by FID, and not by the names of the folders."""
-    assert [point.name for point in read_points(cells)] == ["a", "b", "d", "c"]
+    assert [it.first.name for it in read_sweep(cells).settings] == ["a", "b", "d", "c"]
 
 
 def test_different_protocols_are_refused(write_cell, a_protocol, tmp_path):
@@ -169,7 +171,7 @@ def test_different_protocols_are_refused(write_cell, a_protocol, tmp_path):
     write_cell("b", overrides={"importance.criterion": "taylor"}, protocol=other)
 
     with pytest.raises(InputError, match="num_images is 4 and 5; measure both under one protocol") as caught:
-        read_points(tmp_path / "cells")
+        read_sweep(tmp_path / "cells")
     assert "criterion random and criterion taylor" in caught.value.message
 
 
@@ -181,7 +183,7 @@ def test_a_damaged_cell_is_named(write_cell, tmp_path, file, content):
     (write_cell("bad") / file).write_text(content)
 
     with pytest.raises(InputError, match=f"bad/{file}") as caught:
-        read_points(tmp_path / "cells")
+        read_sweep(tmp_path / "cells")
     assert len(caught.value.message.splitlines()) == 1
 
 
@@ -190,7 +192,108 @@ def test_a_cell_without_its_evaluation_is_named(write_cell, tmp_path):
     (write_cell("bad") / "evaluation.json").unlink()
 
     with pytest.raises(InputError, match=r"bad/evaluation\.json: No such file"):
-        read_points(tmp_path / "cells")
+        read_sweep(tmp_path / "cells")
+
+
+@pytest.fixture
+def write_seeds(write_cell, a_protocol):
+    """Write the cells of one criterion: seed -> FID; the order of their names is not that of the seeds."""
+
+    def write(criterion, fids, macs=400_000, **options):
+        for seed, fid in fids.items():
+            overrides = {"importance.criterion": criterion, "seed": seed}
+            protocol = a_protocol.model_copy(update={"seed": seed})
+            write_cell(f"{criterion}-{9 - seed}", macs + 1000 * seed, fid, overrides, protocol, **options)
+
+    return write
+
+
+def test_a_swept_seed_becomes_intervals(write_seeds, tmp_path):
+    """Settings are rows; differences from the baseline are paired by seed, of the seeds of both: .4 and .6."""
+    write_seeds("taylor", {0: 1.0, 1: 2.0, 2: 3.0})
+    write_seeds("random", {1: 2.4, 2: 3.6})
+    write_sweep_table(tmp_path / "cells", tmp_path / "out", "taylor-8")
+    text = (tmp_path / "out" / "table.md").read_text()
+    taylor, random = tables(text)[0]
+
+    assert (taylor["importance.criterion"], taylor["seeds"], taylor["MACs"]) == ("taylor", "3", "0.4 M (40.1%)")
+    assert taylor["FID"] == "2.000 ± 2.484 ≈"
+    assert (taylor["FID difference"], random["FID difference"]) == ("–", "+0.500 ± 1.271 ≈")
+    assert random["SSIM difference"] == "+0.0000 ± 0.0000 ≈"
+    assert "Dense: 1.0 M MACs, FID 0.500 ± 0.000. ± is half of the 95 % interval over the seeds" in text
+    assert "Differences are from criterion taylor. " in text
+    assert "seeds 0, 1, 2" in text
+    assert json.loads((tmp_path / "out" / "sweep_table.json").read_text())["best"] == ["taylor-9"]
+    assert len((tmp_path / "out" / "table.csv").read_text().splitlines()) == 6
+
+
+def test_a_setting_with_one_seed_left_has_no_interval(write_seeds, tmp_path):
+    """And is not like dense, whatever its sets say: beside others its interval would be another kind of number."""
+    write_seeds("taylor", {0: 3.0, 1: 4.0})
+    write_seeds("random", {0: 2.9}, macs=500_000, is_distinct=False)
+    sweep = read_sweep(tmp_path / "cells")
+    write_sweep_table(tmp_path / "cells", tmp_path / "out")
+    taylor, random = tables((tmp_path / "out" / "table.md").read_text())[0]
+
+    assert [setting.is_like_dense for setting in sweep.settings] == [True, False]
+    assert (taylor["seeds"], random["seeds"], random["FID"]) == ("2", "1", "2.900")
+    assert "FID difference" not in random
+
+
+def test_two_settings_with_one_seed_each_show_the_seeds(write_seeds, tmp_path):
+    """What is left of a sweep over seeds of which the others failed."""
+    write_seeds("taylor", {0: 3.0})
+    write_seeds("random", {1: 2.9})
+    write_sweep_table(tmp_path / "cells", tmp_path / "out", "taylor-9")
+    text = (tmp_path / "out" / "table.md").read_text()
+    rows = {row["importance.criterion"]: row["FID difference"] for row in tables(text)[0]}
+
+    assert rows == {"taylor": "–", "random": "–"}
+    assert "seeds 0, 1" in text
+
+
+def test_the_seed_alone_can_be_swept(write_cell, a_protocol, tmp_path):
+    """One row without differences, and a name for it on the page."""
+    for seed, fid in enumerate((0.5, 9.0)):
+        write_cell(f"s{seed}", 400_000, fid, {"seed": seed}, a_protocol.model_copy(update={"seed": seed}))
+    write_sweep_table(tmp_path / "cells", tmp_path / "out", "s0")
+    (row,) = tables((tmp_path / "out" / "table.md").read_text())[0]
+    lead = make_lead(read_sweep(tmp_path / "cells"))
+
+    assert "FID difference" not in row
+    assert row["FID"].startswith("4.750 ± ")
+    assert lead.verdict.sentence.startswith("FID 4.750 ± ")
+    assert [reason.partition(":")[0] for reason in lead.verdict.reasons] == [f"finetuned, seed {it}" for it in (0, 1)]
+
+
+def test_a_baseline_that_is_no_cell_is_refused(cells, tmp_path):
+    """One line, and nothing is written."""
+    with pytest.raises(InputError, match="has no finished cell 'z' to compare with; it has 4 others"):
+        write_sweep_table(cells, tmp_path / "out", "z")
+    assert not (tmp_path / "out").exists()
+
+
+def test_variants_of_a_sweep_over_seeds_are_joined(write_seeds, tmp_path):
+    """Like the models that they are made of: mean, interval and difference over the seeds."""
+    write_seeds("taylor", {0: 1.0, 1: 2.0})
+    for name, fid in (("taylor-9", 1.5), ("taylor-8", 2.7)):
+        folder = tmp_path / "cells" / name
+        write_variants(folder, read_evaluation(folder), {"dense": 0.75, "finetuned": fid})
+    write_sweep_table(tmp_path / "cells", tmp_path / "out")
+    dense, result = tables((tmp_path / "out" / "table.md").read_text())[1]
+
+    assert (dense["variant"], dense["FID"]) == ("pretrained + int8", "0.750 ± 0.000")
+    assert (result["variant"], result["difference"]) == ("finetuned + int8", "+0.600 ± 1.271 ≈")
+
+
+def test_dense_variants_that_one_cell_lacks_come_from_another(cells, tmp_path):
+    """Where the block variants itself is swept."""
+    for name, models in (("a", {"finetuned": 2.5}), ("b", {"dense": 0.75})):
+        write_variants(cells / name, read_evaluation(cells / name), models)
+    write_sweep_table(cells, tmp_path / "out")
+    rows = tables((tmp_path / "out" / "table.md").read_text())[1]
+
+    assert [row["variant"] for row in rows] == ["dense + int8", "finetuned + int8"]
 
 
 def test_an_unfinished_cell_is_ignored(write_cell, tmp_path):
@@ -198,7 +301,7 @@ def test_an_unfinished_cell_is_ignored(write_cell, tmp_path):
     write_cell("good")
     (write_cell("unfinished") / CELL).unlink()
 
-    assert [point.name for point in read_points(tmp_path / "cells")] == ["good"]
+    assert [it.first.name for it in read_sweep(tmp_path / "cells").settings] == ["good"]
 
 
 @pytest.mark.parametrize("exists", [True, False])
@@ -299,6 +402,21 @@ def test_fid_to_dense_has_a_column(write_cell, tmp_path):
     assert [row[header.index("FID to dense")] for row in rows] == ["0.070 ± 0.010", "–"]
     assert numbers == [("0.07", "0.01"), ("", "")]
     assert "floor: two dense sets from different noise" in text
+
+
+def test_variants_have_a_table_of_their_own(cells, tmp_path):
+    """Each with its cell's values; those of the dense model, which all cells share, stand once."""
+    for name, fid in (("a", 2.5), ("b", 3.5)):
+        write_variants(cells / name, read_evaluation(cells / name), {"dense": 0.75, "finetuned": fid})
+    write_sweep_table(cells, tmp_path / "out")
+    text = (tmp_path / "out" / "table.md").read_text()
+    with (tmp_path / "out" / "table.csv").open(newline="") as file:
+        fids = [row["finetuned+int8.fid"] for row in csv.DictReader(file)]
+
+    assert "| – | – | dense + int8 | 1.25 MB | 0.750 | 0.750 |" in text
+    assert "| taylor | 40% | finetuned + int8 | 1.25 MB | 2.500 | 2.500 |" in text
+    assert text.count("dense + int8") == 1
+    assert fids == ["2.5", "3.5", "", ""]
 
 
 def test_equal_cells_make_equal_files(cells, tmp_path):

@@ -69,7 +69,7 @@ def test_a_sweep_begins_with_its_best_cell(write_cell, tmp_path):
     page, level, verdict = read_page(tmp_path / "out")
 
     assert level == "good"
-    assert verdict.startswith("Good. Best of 2, steps 10, macs 50%: Half the size and 1.20× as fast (cpu, batch 1);")
+    assert verdict.startswith("Good. Best of 2, macs 50%: Half the size and 1.20× as fast (cpu, batch 1);")
     assert "macs 20%: Worse than the dense model: " in page
 
 

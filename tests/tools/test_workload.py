@@ -1,5 +1,7 @@
 """Params and sizes -> counted passes: closed forms of what each stage computes."""
 
+from dataclasses import replace
+
 import pytest
 
 from flows.workspaces.overrides import apply
@@ -26,14 +28,23 @@ def works(root):
 
 
 def test_the_default_run_draws_five_sets_with_three_models(works):
-    """5 × 500 images of 50 steps each; the dense ones once, those of the pruned and the finetuned model later."""
+    """5 × 500 images of 50 steps each, the dense ones once; and of each model three images with all steps."""
     _, found = works()
 
     assert found["reference"].passes["dense"] == 5 * 500 * 50
     assert found["reference"].passes["features"] == 5 * 500 + 1797
-    assert found["evaluate"].passes["pruned"] == 2 * 5 * 500 * 50
+    assert found["evaluate"].passes["pruned"] == 2 * (5 * 500 + 3) * 50
+    assert (found["evaluate"].passes["dense"], found["evaluate"].passes["decode"]) == (3 * 50, 0)
     assert found["evaluate"].passes["similarity"] == 2 * 5 * 500
     assert found["finetune"].passes["step"] == 450 * 64
+
+
+def test_steps_of_sampling_that_are_shown_are_decoded(works):
+    """Of three images ten steps each, by all three models, beside the images themselves of the two that draw."""
+    params, _ = works()
+    found = count_work(params, replace(SIZE, is_latent=True), 1797, 50)
+
+    assert found["evaluate"].passes["decode"] == 2 * 5 * 500 + 3 * 3 * 10
 
 
 def test_guidance_doubles_the_predictions_and_snapshots_are_models_of_their_own(works):
@@ -41,7 +52,7 @@ def test_guidance_doubles_the_predictions_and_snapshots_are_models_of_their_own(
     _, found = works(reference__guidance=1.5, finetune__snapshots=[100, 200])
 
     assert found["reference"].passes["dense"] == 2 * 5 * 500 * 50
-    assert found["evaluate"].passes["pruned"] == 4 * 2 * 5 * 500 * 50
+    assert found["evaluate"].passes["pruned"] == 4 * 2 * (5 * 500 + 3) * 50
     assert found["finetune"].disk_bytes > works()[1]["finetune"].disk_bytes
 
 
@@ -133,8 +144,10 @@ def test_a_forecast_is_passes_times_seconds(works):
     )
 
     assert one["reference"].seconds == pytest.approx(2 * 125_000 * 64e6 / 1e12)
-    for other in (fast, two):
-        assert other["evaluate"].seconds == pytest.approx(one["evaluate"].seconds / 2)
+    alone = 2 * 3 * 50 * (64e6 + 2 * 36e6) / 1e12  # the steps of sampling that are shown, which one process draws
+    assert fast["evaluate"].seconds == pytest.approx(one["evaluate"].seconds / 2)
+    assert two["evaluate"].seconds == pytest.approx((one["evaluate"].seconds + alone) / 2)
+    assert two["reference"].seconds == pytest.approx(one["reference"].seconds / 2)
     assert one["reference"].unmeasured == ("features",)
     assert {stage.seconds for stage in forecast_stages(params, found, Rates({}, startup_s=10))} == {10, 4, 18}
 

@@ -39,6 +39,11 @@ class Kind:
         return "+".join([*parts, *([f"cache-{self.interval}"] if self.interval > 1 else [])])
 
     @property
+    def title(self) -> str:
+        """The name as tables write it, such as int8 + cache-2."""
+        return self.name.replace("+", " + ")
+
+    @property
     def is_graph(self) -> bool:
         """Whether ONNX Runtime runs it."""
         return self.form in GRAPHS
