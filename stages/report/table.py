@@ -142,8 +142,12 @@ def conditions_to_text(protocol: Protocol, seeds: str) -> str:
 
 def latency_to_text(costs: CostsRecord) -> str:
     """Describe the setting of the latency column."""
-    row = costs.costs[0]
-    return f"Latency: median of a pass, batch {row.batch}, {row.precision}, {row.mode}, {row.kernels}, {row.device}."
+    return f"Latency: median of a pass, {setting_to_text(costs.costs[0])}."
+
+
+def setting_to_text(cost: Cost) -> str:
+    """Describe how a pass was timed."""
+    return f"batch {cost.batch}, {cost.precision}, {cost.mode}, {cost.kernels}, {cost.device}"
 
 
 def to_markdown(record: EvaluationRecord, costs: CostsRecord) -> str:

@@ -8,7 +8,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 
 from stages.protocol.evaluation import DENSE, FID_DENSE, Metric
-from stages.protocol.intervals import Estimate, estimate
+from stages.protocol.intervals import Estimate
 from stages.protocol.verdict import FINETUNED, Verdict, judge
 from stages.report.figures import COLOURS, plain_log
 from stages.report.legend import legend_above
@@ -26,7 +26,7 @@ from stages.report.table import (
 from stages.report.table_page import worst_level
 from stages.runtime.wording import count as count_text
 from stages.tools.cells import FinishedCell
-from stages.tools.estimates import write_difference, write_estimate
+from stages.tools.estimates import estimate_time, write_difference, write_estimate, write_speed_up_over_seeds
 from stages.tools.methods import seed_of
 from stages.tools.sweep_settings import Setting, Sweep, find_front, rank, read_sweep, swept_keys, write_overrides
 from stages.tools.table_files import Lead, write_table_files
@@ -52,6 +52,7 @@ def to_rows(sweep: Sweep) -> list[dict[str, str]]:
             "SSIM": _write(setting.measured("ssim"), 3),
             **_write_difference(setting, sweep, "ssim", 4),
             "latency": _write_latency(setting),
+            "speed-up": write_speed_up_over_seeds(setting.costs),
             "front": "●" if setting in front else "",
             **({"seeds": str(len(setting.cells))} if repeated else {"MLflow run": setting.first.note.mlflow_run}),
         }
@@ -84,10 +85,8 @@ def _write(found: Metric | Estimate | None, digits: int, factor: float = 1) -> s
 
 def _write_latency(setting: Setting) -> str:
     """Write the latency; a mean over different machines or modes would mean nothing."""
-    found = [cell.costs.first(FINETUNED).median_ms for cell in setting.cells]
-    times = [ms for ms in found if ms is not None]
-    ways = {latency_to_text(cell.costs) for cell in setting.cells}
-    return f"{write_estimate(estimate(times), 2)} ms" if len(times) == len(found) and len(ways) == 1 else "–"
+    found = estimate_time(setting.costs, "median_ms")
+    return f"{write_estimate(found, 2)} ms" if found else "–"
 
 
 def to_markdown(sweep: Sweep) -> str:
@@ -179,6 +178,7 @@ def _numbers(cell: FinishedCell) -> dict[str, Any]:
         **{name: metric.mean for name, metric in metrics.items()},
         **{f"{name}_interval": metric.half_width for name, metric in metrics.items()},
         "latency_ms": latency.median_ms,
+        "speed_up": latency.speed_up,
         "latency_precision": latency.precision,
         "latency_deterministic": latency.deterministic,
         **variants_to_numbers(cell),

@@ -9,9 +9,9 @@ from stages.protocol.evaluation import DENSE, FID_DENSE, Metric
 from stages.protocol.intervals import Estimate, estimate, paired_difference
 from stages.protocol.variants import MEASURED
 from stages.report.markdown import markdown_table
-from stages.report.table import ALIKE
+from stages.report.table import ALIKE, setting_to_text
 from stages.tools.cells import FinishedCell
-from stages.tools.estimates import write_difference, write_estimate
+from stages.tools.estimates import estimate_time, write_difference, write_estimate, write_speed_up_over_seeds
 from stages.tools.methods import DENSE_TITLE, ONE_SHOT, RESULT, seed_of
 
 Metrics = Mapping[str, Metric]
@@ -29,8 +29,8 @@ class VariantOfMethod:
     """Seed -> its metrics."""
     model: Mapping[int, Metrics]
     """Seed -> the metrics of the model that it was made from."""
-    costs: Mapping[int, Cost]
-    """Seed -> the time of its pass at the first batch size, if it was measured."""
+    costs: Sequence[Cost]
+    """Time of a pass of each seed at the first batch size; empty unless all seeds have times."""
 
     def estimate(self, metric: str) -> Estimate:
         """Estimate a metric's mean over the seeds."""
@@ -44,12 +44,6 @@ class VariantOfMethod:
             if metric in self.model[seed]
         ]
         return paired_difference(*zip(*pairs, strict=True)) if pairs else None
-
-    def speed_up(self) -> Estimate | None:
-        """Estimate the speed-up over the dense model; None unless every seed was timed, all in one setting."""
-        found = [cost.speed_up for cost in self.costs.values() if cost.speed_up is not None]
-        settings = {setting_to_text(cost) for cost in self.costs.values()}
-        return estimate(found) if len(found) == len(self.metrics) and len(settings) == 1 else None
 
 
 def variants_over_seeds(cells: Sequence[FinishedCell], titles: Mapping[str, str]) -> list[VariantOfMethod]:
@@ -91,12 +85,13 @@ def _made_of(title: str, model: str, cells: Mapping[int, FinishedCell]) -> Itera
     }
     for name, first in next(iter(by_seed.values()), {}).items():
         having = [seed for seed, variants in by_seed.items() if name in variants]
+        timed = [cells[seed].variant_costs for seed in having]
         yield VariantOfMethod(
             f"{title} + {first.kind.title}",
             first.size_bytes,
             {seed: by_seed[seed][name].metrics for seed in having},
             {seed: cells[seed].record.models[model].metrics() for seed in having},
-            {seed: times.first(f"{model}+{name}") for seed in having if (times := cells[seed].variant_costs)},
+            [times.first(f"{model}+{name}") for times in timed if times] if all(timed) else [],
         )
 
 
@@ -114,20 +109,10 @@ def variants_to_parts(variants: Sequence[VariantOfMethod]) -> list[str]:
 
 def _explain_speed_up(variants: Sequence[VariantOfMethod]) -> str:
     """Describe the setting of the speed-up; nothing where none is shown."""
-    settings = {setting_to_text(cost) for it in variants if it.speed_up() for cost in it.costs.values()}
+    settings = {setting_to_text(cost) for it in variants for cost in it.costs}
     if not settings:
         return ""
     return f" Speed-up: relative to the dense model, passes timed in turn, {'; '.join(sorted(settings))}."
-
-
-def setting_to_text(cost: Cost) -> str:
-    """Describe how a variant was timed."""
-    return f"batch {cost.batch}, {cost.precision}, {cost.mode}, {cost.kernels}, {cost.device}"
-
-
-def _write_speed_up(variant: VariantOfMethod) -> str:
-    found = variant.speed_up()
-    return f"{write_estimate(found, 2)}×" if found else "–"
 
 
 def variants_to_rows(variants: Sequence[VariantOfMethod]) -> list[dict[str, str]]:
@@ -143,7 +128,7 @@ def variants_to_rows(variants: Sequence[VariantOfMethod]) -> list[dict[str, str]
             "KID × 10³": write_estimate(it.estimate("kid"), 2, factor=1e3),
             "SSIM": write_estimate(it.estimate("ssim"), 4),
             "SSIM difference": write_difference(it.difference("ssim"), 4),
-            "speed-up": _write_speed_up(it),
+            "speed-up": write_speed_up_over_seeds(it.costs) if it.costs else "–",
             "seeds": str(len(it.metrics)),
         }
         for it in variants
@@ -157,7 +142,7 @@ def variants_to_json(variants: Sequence[VariantOfMethod]) -> dict[str, Any]:
             "size_bytes": it.size_bytes,
             **{name: asdict(it.estimate(name)) for name in MEASURED},
             **{f"{name}_difference": asdict(found) for name in MEASURED if (found := it.difference(name))},
-            **({"speed_up": asdict(found)} if (found := it.speed_up()) else {}),
+            **({"speed_up": asdict(found)} if (found := estimate_time(it.costs, "speed_up")) else {}),
         }
         for it in variants
     }
