@@ -8,10 +8,11 @@ from typing import Annotated
 from pydantic import BaseModel, Field
 
 from stages.protocol.evaluation import SNAPSHOT, Model, read_snapshots
-from stages.protocol.intervals import Estimate, estimate, paired_difference
+from stages.protocol.intervals import Estimate, estimate
 from stages.runtime.errors import InputError
 from stages.storage.files import read_record
 from stages.tools.cells import FinishedCell, read_cells
+from stages.tools.estimates import difference_by_seed
 from stages.tools.methods import ONE_SHOT, RESULT, check_comparable, check_sizes, seed_of
 from stages.tools.published import PRUNES_ITSELF
 
@@ -150,9 +151,7 @@ def difference(curve: Curve, other: Curve, metric: str, step: int) -> Estimate |
     """Estimate metric(curve) − metric(other) at one step, paired by seed; None without a common step and seed."""
     if step not in other.points:
         return None
-    ours, theirs = curve.values(step, metric), other.values(step, metric)
-    seeds = [seed for seed in ours if seed in theirs]
-    return paired_difference([ours[it] for it in seeds], [theirs[it] for it in seeds]) if seeds else None
+    return difference_by_seed(curve.values(step, metric), other.values(step, metric))
 
 
 def seconds_ratio(curve: Curve, step: int, other: Curve) -> Estimate | None:

@@ -1,7 +1,15 @@
-"""Estimates over seeds -> the texts of tables."""
+"""One value per seed -> the estimate of a difference; estimates over seeds -> the texts of tables."""
 
-from stages.protocol.intervals import Estimate
+from collections.abc import Mapping
+
+from stages.protocol.intervals import Estimate, paired_difference
 from stages.report.table import ALIKE
+
+
+def difference_by_seed(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Estimate | None:
+    """Estimate the mean of ours − theirs, paired by seed; None without a common seed."""
+    seeds = [seed for seed in ours if seed in theirs]
+    return paired_difference([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]) if seeds else None
 
 
 def write_estimate(estimate: Estimate, digits: int, factor: float = 1, sign: str = "") -> str:

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.protocol.evaluation import DENSE, Model
-from stages.protocol.intervals import Estimate, estimate, paired_difference
+from stages.protocol.intervals import Estimate, estimate
 from stages.protocol.protocol import check_same
 from stages.runtime.errors import InputError
 from stages.tools.cells import FinishedCell, read_cells
+from stages.tools.estimates import difference_by_seed
 from stages.tools.published import ABLATION, BASELINE, METHODS
 
 RESULT, ONE_SHOT = "finetuned", "pruned"
@@ -68,8 +69,7 @@ class Comparison:
             {seed: found[metric].mean for seed, model in row.models.items() if metric in (found := model.metrics())}
             for row in (method, baseline)
         )
-        seeds = [seed for seed in ours if seed in theirs]
-        return paired_difference([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]) if seeds else None
+        return difference_by_seed(ours, theirs)
 
     @property
     def fid_dense_floor(self) -> Estimate | None:

@@ -11,6 +11,7 @@ from stages.protocol.intervals import Estimate, estimate, paired_difference
 from stages.protocol.verdict import FINETUNED
 from stages.runtime.errors import InputError
 from stages.tools.cells import FinishedCell, read_cells
+from stages.tools.estimates import difference_by_seed
 from stages.tools.methods import check_protocols, seed_of
 
 SEED = "seed"
@@ -73,14 +74,13 @@ class Setting:
 
     def difference(self, other: "Setting", name: str) -> Estimate | None:
         """Estimate metric(self) − metric(other), paired by seed; None for itself and without a common seed."""
+        if other is self:
+            return None
         ours, theirs = (
             {seed_of(cell): cell.record.models[FINETUNED].metrics()[name].mean for cell in it.cells}
             for it in (self, other)
         )
-        seeds = [seed for seed in ours if seed in theirs]
-        if other is self or not seeds:
-            return None
-        return paired_difference([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
+        return difference_by_seed(ours, theirs)
 
 
 @dataclass(frozen=True)

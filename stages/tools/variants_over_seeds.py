@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from stages.protocol.evaluation import DENSE, FID_DENSE, Metric
-from stages.protocol.intervals import Estimate, estimate, paired_difference
+from stages.protocol.intervals import Estimate, estimate
 from stages.protocol.variants import MEASURED, VARIANTS_FILE, VariantsRecord, read_variants
 from stages.report.markdown import markdown_table
 from stages.report.table import ALIKE
 from stages.runtime.errors import InputError
 from stages.tools.cells import FinishedCell
-from stages.tools.estimates import write_difference, write_estimate
+from stages.tools.estimates import difference_by_seed, write_difference, write_estimate
 from stages.tools.methods import DENSE_TITLE, ONE_SHOT, RESULT, seed_of
 
 Metrics = Mapping[str, Metric]
@@ -37,12 +37,11 @@ class VariantOfMethod:
 
     def difference(self, metric: str) -> Estimate | None:
         """Estimate metric(variant) − metric(its model), paired by seed; None if the models lack the metric."""
-        pairs = [
-            (it[metric].mean, self.model[seed][metric].mean)
-            for seed, it in self.metrics.items()
-            if metric in self.model[seed]
-        ]
-        return paired_difference(*zip(*pairs, strict=True)) if pairs else None
+        ours, theirs = (
+            {seed: found[metric].mean for seed, found in metrics.items() if metric in found}
+            for metrics in (self.metrics, self.model)
+        )
+        return difference_by_seed(ours, theirs)
 
 
 def read_variants_of_cells(folder: Path, cells: Iterable[FinishedCell]) -> dict[str, VariantsRecord]:
