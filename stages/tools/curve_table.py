@@ -7,7 +7,7 @@ from typing import Any
 
 from stages.protocol.intervals import Estimate
 from stages.protocol.verdict import Verdict, judge
-from stages.report.markdown import markdown_table
+from stages.report.markdown import markdown_table, rows_to_markdown
 from stages.report.table import ALIKE, conditions_to_text
 from stages.report.table_page import LEVELS, worst_level
 from stages.tools.curve_figure import draw_curves
@@ -69,9 +69,7 @@ def _parts(curves: Curves, command: str) -> Iterator[str]:
     yield _explain(curves, command)
     yield f"## When a recipe reaches what {curves.baseline.title} has at its end"
     found = list(reach_rows(curves))
-    yield (
-        markdown_table(list(found[0]), [row.values() for row in found], text_columns=2) if found else "No other recipe."
-    )
+    yield rows_to_markdown(found, text_columns=2) if found else "No other recipe."
     yield _explain_reach(curves)
     yield from _seconds_parts(curves)
 

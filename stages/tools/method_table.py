@@ -14,7 +14,7 @@ from stages.protocol.variants import VariantsRecord
 from stages.protocol.verdict import Verdict, judge
 from stages.report.figures import COLOURS, plain_log
 from stages.report.legend import legend_above
-from stages.report.markdown import markdown_table
+from stages.report.markdown import rows_to_markdown
 from stages.report.table import ALIKE, conditions_to_text, fid_dense_to_text, write_count
 from stages.report.table_page import worst_level
 from stages.tools.cells import FinishedCell
@@ -74,17 +74,13 @@ def to_markdown(comparison: Comparison, preset: str, command: str, variants: Seq
     """Write all tables, each followed by its explanation; the published ones come last."""
     parts = [
         f"# {preset}: {TITLE}",
-        _to_table(to_rows(comparison)),
+        rows_to_markdown(to_rows(comparison)),
         _explain(comparison, command),
         *variants_to_parts(variants),
         *_ablation_to_parts(comparison.ablation),
         *_published_to_parts(read_published().get(preset, ()), comparison),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _to_table(rows: Sequence[Mapping[str, str]]) -> str:
-    return markdown_table(list(rows[0]), [row.values() for row in rows])
 
 
 def _explain(comparison: Comparison, command: str) -> str:
@@ -119,7 +115,7 @@ def _ablation_to_parts(ablation: Mapping[int, Estimate]) -> list[str]:
         return []
     rows = [{"timesteps used": str(count), "SSIM": write_estimate(ssim, 4)} for count, ssim in ablation.items()]
     note = "Taylor importance summed over the first timesteps only, ratio .15, pruned model without finetuning."
-    return ["## SSIM by the number of timesteps used", _to_table(rows), note]
+    return ["## SSIM by the number of timesteps used", rows_to_markdown(rows), note]
 
 
 def _published_to_parts(tables: Sequence[PublishedTable], comparison: Comparison) -> list[str]:
@@ -136,12 +132,12 @@ def _published_to_parts(tables: Sequence[PublishedTable], comparison: Comparison
 def _published_table_to_parts(table: PublishedTable, comparison: Comparison) -> list[str]:
     caveat = " These numbers are recalled and were not checked again." if table.source == "recalled" else ""
     parts = [
-        _to_table([_published_row(row, comparison) for row in table.rows]),
+        rows_to_markdown([_published_row(row, comparison) for row in table.rows]),
         f"{table.paper}; {table.protocol}.{caveat}",
     ]
     if table.ablation:
         ablation = [{"timesteps used": str(count), "SSIM": f"{ssim:.3f}"} for count, ssim in table.ablation.items()]
-        parts += [_to_table(ablation), "As published: ratio .15, no finetuning."]
+        parts += [rows_to_markdown(ablation), "As published: ratio .15, no finetuning."]
     return parts
 
 

@@ -14,7 +14,7 @@ from stages.protocol.variants import Variant, VariantsRecord
 from stages.protocol.verdict import FINETUNED, Verdict, judge
 from stages.report.figures import COLOURS, plain_log
 from stages.report.legend import legend_above
-from stages.report.markdown import markdown_table
+from stages.report.markdown import rows_to_markdown
 from stages.report.table import (
     ALIKE,
     conditions_to_text,
@@ -99,7 +99,7 @@ def _write_latency(setting: Setting) -> str:
 def to_markdown(sweep: Sweep, records: Mapping[str, VariantsRecord] | None = None) -> str:
     """Write the table, followed by the overrides that all cells share, the dense model, the protocol and variants."""
     rows, settings, cells = to_rows(sweep), sweep.settings, sweep.cells
-    table = markdown_table(list(rows[0]), [row.values() for row in rows], text_columns=len(rows[0]))
+    table = rows_to_markdown(rows, text_columns=len(rows[0]))
     dense, keys = cells[0].record.models[DENSE], swept_keys(settings)
     same = {key: value for key, value in settings[0].overrides.items() if key not in keys}
     latency = " ".join(dict.fromkeys(latency_to_text(cell.costs) for cell in cells))
@@ -136,7 +136,7 @@ def _variants_to_parts(sweep: Sweep, records: Mapping[str, VariantsRecord]) -> l
     rows = _variant_rows(sweep, records)
     if not rows:
         return []
-    table = markdown_table(list(rows[0]), [row.values() for row in rows], text_columns=len(rows[0]))
+    table = rows_to_markdown(rows, text_columns=len(rows[0]))
     return ["## Variants", table, "Under the protocol of the models above, from the same noise."]
 
 

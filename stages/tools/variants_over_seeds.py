@@ -8,7 +8,7 @@ from typing import Any
 from stages.protocol.evaluation import DENSE, FID_DENSE, Metric
 from stages.protocol.intervals import Estimate, estimate
 from stages.protocol.variants import MEASURED, VARIANTS_FILE, VariantsRecord, read_variants
-from stages.report.markdown import markdown_table
+from stages.report.markdown import rows_to_markdown
 from stages.report.table import ALIKE
 from stages.runtime.errors import InputError
 from stages.tools.cells import FinishedCell
@@ -129,7 +129,7 @@ def variants_to_parts(variants: Sequence[VariantOfMethod]) -> list[str]:
         f"Under the protocol of the rows above, from the same noise. Differences are from the model that a variant was "
         f"made of, paired by seed; {ALIKE} marks those whose interval contains zero."
     )
-    return ["## Variants", markdown_table(list(rows[0]), [row.values() for row in rows]), note]
+    return ["## Variants", rows_to_markdown(rows), note]
 
 
 def variants_to_rows(variants: Sequence[VariantOfMethod]) -> list[dict[str, str]]:
