@@ -13,7 +13,6 @@ from stages.report.table_page import LEVELS, worst_level
 from stages.tools.curve_figure import draw_curves
 from stages.tools.curves import SECONDS, SHOWN, Curve, Curves, Reach, difference, reach, read_curves, seconds_ratio
 from stages.tools.estimates import write_estimate
-from stages.tools.methods import seed_of
 from stages.tools.table_files import Lead, write_table_files
 from stages.tools.variants_over_seeds import (
     VariantOfMethod,
@@ -117,7 +116,7 @@ def _write_range(steps: Sequence[int | None]) -> str:
 
 
 def _explain(curves: Curves, command: str) -> str:
-    records = {seed_of(cell): cell.record for cell in curves.cells}
+    records = {cell.seed: cell.record for cell in curves.cells}
     protocol = next(iter(records.values())).protocol
     names = ", ".join(record.protocol_id for record in records.values())
     intervals = (
@@ -237,7 +236,7 @@ def make_lead(curves: Curves, preset: str) -> Lead:
     else:
         sentence = f"No other recipe reaches in fewer steps {what}." if found else f"{other.title} alone was measured."
     verdicts = {cell.name: judge(cell.record, cell.costs) for cell in curves.cells}
-    reasons = [f"{cell.note.row}, seed {seed_of(cell)}: {verdicts[cell.name].sentence}" for cell in curves.cells]
+    reasons = [f"{cell.note.row}, seed {cell.seed}: {verdicts[cell.name].sentence}" for cell in curves.cells]
     rows = [[verdicts[cell.name] for cell in curves.cells if cell.note.row == row] for row in curves.rows]
     level = min((worst_level(row) for row in rows), key=LEVELS.index)
     verdict = Verdict(level=level, sentence=sentence, reasons=tuple(reasons))

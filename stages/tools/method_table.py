@@ -19,7 +19,7 @@ from stages.report.table import ALIKE, conditions_to_text, fid_dense_to_text, wr
 from stages.report.table_page import worst_level
 from stages.tools.cells import FinishedCell
 from stages.tools.estimates import write_difference, write_estimate
-from stages.tools.methods import ONE_SHOT, Comparison, Method, read_comparison, seed_of
+from stages.tools.methods import ONE_SHOT, Comparison, Method, read_comparison
 from stages.tools.published import BASELINE, METHODS, SIZE_TOLERANCE, PublishedRow, PublishedTable, read_published
 from stages.tools.table_files import Lead, write_table_files
 from stages.tools.variants_over_seeds import (
@@ -84,7 +84,7 @@ def to_markdown(comparison: Comparison, preset: str, command: str, variants: Seq
 
 
 def _explain(comparison: Comparison, command: str) -> str:
-    records = {seed_of(cell): cell.record for cell in comparison.cells}
+    records = {cell.seed: cell.record for cell in comparison.cells}
     protocol = next(iter(records.values())).protocol
     names = ", ".join(record.protocol_id for record in records.values())
     intervals = (
@@ -157,7 +157,7 @@ def _published_row(row: PublishedRow, comparison: Comparison) -> dict[str, str]:
 
 
 def _numbers(cell: FinishedCell, variants: VariantsRecord | None) -> dict[str, Any]:
-    numbers: dict[str, Any] = {"row": cell.note.row, "seed": seed_of(cell)}
+    numbers: dict[str, Any] = {"row": cell.note.row, "seed": cell.seed}
     for name, model in cell.record.models.items():
         numbers |= {f"{name}.params": model.params, f"{name}.macs": model.macs, f"{name}.fid_pooled": model.fid_pooled}
         for metric, found in model.metrics().items():
@@ -240,7 +240,7 @@ def make_lead(comparison: Comparison, preset: str) -> Lead:
     found = comparison.difference(best, "fid")
     apart = f", {write_difference(found, 3)} from {METHODS[BASELINE]}" if found else ""
     cells = [cell for cell in comparison.cells if METHODS.get(cell.note.row) == best.title]
-    verdicts = {seed_of(cell): judge(cell.record, cell.costs) for cell in cells}
+    verdicts = {cell.seed: judge(cell.record, cell.costs) for cell in cells}
     count = len(comparison.methods)
     lowest = f"lowest FID of {count} methods" if count > 1 else "only method"
     sentence = f"{best.title} has the {lowest}: {write_estimate(best.estimate('fid'), 3)}{apart}."

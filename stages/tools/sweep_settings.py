@@ -12,7 +12,7 @@ from stages.protocol.verdict import FINETUNED
 from stages.runtime.errors import InputError
 from stages.tools.cells import FinishedCell, read_cells
 from stages.tools.estimates import difference_by_seed
-from stages.tools.methods import check_protocols, seed_of
+from stages.tools.methods import check_protocols
 
 SEED = "seed"
 
@@ -77,8 +77,7 @@ class Setting:
         if other is self:
             return None
         ours, theirs = (
-            {seed_of(cell): cell.record.models[FINETUNED].metrics()[name].mean for cell in it.cells}
-            for it in (self, other)
+            {cell.seed: cell.record.models[FINETUNED].metrics()[name].mean for cell in it.cells} for it in (self, other)
         )
         return difference_by_seed(ours, theirs)
 
@@ -109,7 +108,7 @@ class Sweep:
     @property
     def dense_fid(self) -> Metric | Estimate:
         """FID of the dense model: over the sets, or over the seeds."""
-        found = {seed_of(cell): cell.record.models[DENSE].fid for cell in self.cells}
+        found = {cell.seed: cell.record.models[DENSE].fid for cell in self.cells}
         return estimate([it.mean for it in found.values()]) if self.is_over_seeds else next(iter(found.values()))
 
 
@@ -124,11 +123,11 @@ def read_sweep(folder: Path, baseline: str = "") -> Sweep:
         InputError: The folder holds no cell, a cell is damaged, protocols differ in more than the seed, or the baseline
             is not among the cells.
     """
-    cells = sorted(read_cells(folder), key=seed_of)
+    cells = read_cells(folder)
     check_protocols(cells, {cell.name: write_overrides(cell.note.overrides) for cell in cells})
     if baseline and baseline not in [cell.name for cell in cells]:
         raise InputError(f"{folder} has no finished cell {baseline!r} to compare with; it has {len(cells)} others")
-    is_over_seeds = len({seed_of(cell) for cell in cells}) > 1
+    is_over_seeds = len({cell.seed for cell in cells}) > 1
     groups: dict[str, Setting] = {}
     for cell in cells:
         own = {key: value for key, value in cell.note.overrides.items() if key != SEED or not is_over_seeds}

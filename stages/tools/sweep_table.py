@@ -28,7 +28,6 @@ from stages.report.table_page import worst_level
 from stages.runtime.wording import count as count_text
 from stages.tools.cells import FinishedCell
 from stages.tools.estimates import write_difference, write_estimate
-from stages.tools.methods import seed_of
 from stages.tools.sweep_settings import Setting, Sweep, find_front, rank, read_sweep, swept_keys, write_overrides
 from stages.tools.table_files import Lead, write_table_files
 from stages.tools.variants_over_seeds import (
@@ -117,7 +116,7 @@ def _explain(sweep: Sweep) -> str:
     if not sweep.is_over_seeds:
         note = "Each cell is one training, so the intervals do not cover the variation between seeds."
         return f"{note} {protocol_to_text(record)}"
-    protocols = {seed_of(cell): cell.record.protocol_id for cell in sorted(sweep.cells, key=seed_of)}
+    protocols = {cell.seed: cell.record.protocol_id for cell in sorted(sweep.cells, key=lambda cell: cell.seed)}
     conditions = conditions_to_text(record.protocol, f"seeds {', '.join(map(str, protocols))}")
     apart = f"Differences are from {sweep.label(sweep.baseline)}. " if sweep.baseline and _compares(sweep) else ""
     return (
@@ -234,7 +233,7 @@ def make_lead(sweep: Sweep) -> Lead:
     if sweep.is_over_seeds:
         seeds = count_text(len(best.cells), "seed")
         fids = f"FID {_write(best.fid, 3)} over {seeds}, dense {_write(sweep.dense_fid, 3)}"
-        found = f"{fids}; seed {seed_of(best.first)}: {found}"
+        found = f"{fids}; seed {best.first.seed}: {found}"
     sentence = f"Best of {count}, {sweep.label(best)}: {found}" if count > 1 else found
     reasons = [
         f"{_name(sweep, it, cell)}: {verdicts[cell.name].sentence}" for it in sweep.settings for cell in it.cells
@@ -247,7 +246,7 @@ def make_lead(sweep: Sweep) -> Lead:
 
 def _name(sweep: Sweep, setting: Setting, cell: FinishedCell) -> str:
     label = sweep.label(setting)
-    return f"{label}, seed {seed_of(cell)}" if sweep.is_over_seeds else label
+    return f"{label}, seed {cell.seed}" if sweep.is_over_seeds else label
 
 
 def write_sweep_table(folder: Path, out: Path, baseline: str = "") -> None:

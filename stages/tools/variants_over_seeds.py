@@ -11,9 +11,9 @@ from stages.protocol.variants import MEASURED, VARIANTS_FILE, VariantsRecord, re
 from stages.report.markdown import rows_to_markdown
 from stages.report.table import ALIKE
 from stages.runtime.errors import InputError
-from stages.tools.cells import FinishedCell
+from stages.tools.cells import FinishedCell, in_row
 from stages.tools.estimates import difference_by_seed, write_difference, write_estimate
-from stages.tools.methods import DENSE_TITLE, ONE_SHOT, RESULT, seed_of
+from stages.tools.methods import DENSE_TITLE, ONE_SHOT, RESULT
 
 Metrics = Mapping[str, Metric]
 
@@ -63,7 +63,7 @@ def variants_over_seeds(
         titles: Row -> title, in the order of the table.
         records: Cell -> its variants; cells without are left out.
     """
-    groups = {title: [cell for cell in cells if cell.note.row == row] for row, title in titles.items()}
+    groups = {title: in_row(cells, row) for row, title in titles.items()}
     return variants_of_groups(groups, records)
 
 
@@ -76,9 +76,7 @@ def variants_of_groups(
         groups: Title -> cells.
         records: Cell -> its variants; cells without are left out.
     """
-    by_seed = {
-        title: {seed_of(cell): cell for cell in group if cell.name in records} for title, group in groups.items()
-    }
+    by_seed = {title: {cell.seed: cell for cell in group if cell.name in records} for title, group in groups.items()}
     everywhere = {seed: cell for own in by_seed.values() for seed, cell in own.items()}
     dense: dict[str, VariantOfMethod] = {}
     for own in (everywhere, *by_seed.values()):  # groups differ in it only if they ask for other variants
