@@ -8,11 +8,11 @@ from typing import Any
 from stages.protocol.intervals import Estimate
 from stages.protocol.verdict import Verdict, judge
 from stages.report.markdown import markdown_table, rows_to_markdown
-from stages.report.table import ALIKE, conditions_to_text
+from stages.report.table import ALIKE
 from stages.report.table_page import LEVELS, worst_level
 from stages.tools.curve_figure import draw_curves
 from stages.tools.curves import SECONDS, SHOWN, Curve, Curves, Reach, difference, reach, read_curves, seconds_ratio
-from stages.tools.estimates import write_estimate
+from stages.tools.estimates import ONE_SEED, protocols_to_text, write_estimate
 from stages.tools.table_files import Lead, write_table_files
 from stages.tools.variants_over_seeds import (
     VariantOfMethod,
@@ -116,19 +116,15 @@ def _write_range(steps: Sequence[int | None]) -> str:
 
 
 def _explain(curves: Curves, command: str) -> str:
-    records = {cell.seed: cell.record for cell in curves.cells}
-    protocol = next(iter(records.values())).protocol
-    names = ", ".join(record.protocol_id for record in records.values())
     intervals = (
         f"± is half of the 95 % interval over the seeds. {ALIKE} marks a value whose difference from "
         f"{curves.baseline.title} at the same step, paired by seed, has an interval that contains zero."
-        if len(records) > 1
-        else "One seed, so no intervals: the numbers do not show how much another seed would change."
+        if len({cell.seed for cell in curves.cells}) > 1
+        else ONE_SEED
     )
     schedule = "Each recipe was trained once a seed; its earlier columns are snapshots of that training."
-    conditions = conditions_to_text(protocol, f"seeds {', '.join(map(str, records))}")
     made_by = f"\n\nMade by `{command}`" if command else ""
-    return f"{intervals} {schedule} Protocols, which differ only in the seed ({names}): {conditions}{made_by}"
+    return f"{intervals} {schedule} {protocols_to_text(curves.cells)}{made_by}"
 
 
 def _explain_reach(curves: Curves) -> str:

@@ -1,9 +1,12 @@
 """One value per seed -> the estimate of a difference; estimates over seeds -> the texts of tables."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from stages.protocol.intervals import Estimate, paired_difference
-from stages.report.table import ALIKE
+from stages.report.table import ALIKE, conditions_to_text
+from stages.tools.cells import FinishedCell
+
+ONE_SEED = "One seed, so no intervals: the numbers do not show how much another seed would change."
 
 
 def difference_by_seed(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Estimate | None:
@@ -18,9 +21,17 @@ def write_estimate(estimate: Estimate, digits: int, factor: float = 1, sign: str
     return text if estimate.half_width is None else f"{text} ± {estimate.half_width * factor:.{digits}f}"
 
 
-def write_difference(difference: Estimate | None, digits: int) -> str:
-    """Write a difference with its interval, and a mark if the interval contains zero."""
+def write_difference(difference: Estimate | None, digits: int, factor: float = 1, alone: str = "one seed") -> str:
+    """Write a difference with its interval and a mark if that contains zero; `alone` says why there is no interval."""
     if difference is None:
         return "–"
-    marks = {None: " (one seed)", False: f" {ALIKE}", True: ""}
-    return f"{write_estimate(difference, digits, sign='+')}{marks[difference.is_distinct]}"
+    marks = {None: f" ({alone})", False: f" {ALIKE}", True: ""}
+    return f"{write_estimate(difference, digits, factor, '+')}{marks[difference.is_distinct]}"
+
+
+def protocols_to_text(cells: Iterable[FinishedCell]) -> str:
+    """Name the protocols of some cells, one for each seed, and describe what they have in common."""
+    protocols = {cell.seed: cell.record.protocol for cell in sorted(cells, key=lambda cell: cell.seed)}
+    conditions = conditions_to_text(next(iter(protocols.values())), f"seeds {', '.join(map(str, protocols))}")
+    names = ", ".join(protocol.id for protocol in protocols.values())
+    return f"Protocols, which differ only in the seed ({names}): {conditions}"

@@ -15,10 +15,10 @@ from stages.protocol.verdict import Verdict, judge
 from stages.report.figures import COLOURS, plain_log
 from stages.report.legend import legend_above
 from stages.report.markdown import rows_to_markdown
-from stages.report.table import ALIKE, conditions_to_text, fid_dense_to_text, write_count
+from stages.report.table import ALIKE, fid_dense_to_text, write_count
 from stages.report.table_page import worst_level
 from stages.tools.cells import FinishedCell
-from stages.tools.estimates import write_difference, write_estimate
+from stages.tools.estimates import ONE_SEED, protocols_to_text, write_difference, write_estimate
 from stages.tools.methods import ONE_SHOT, Comparison, Method, read_comparison
 from stages.tools.published import BASELINE, METHODS, SIZE_TOLERANCE, PublishedRow, PublishedTable, read_published
 from stages.tools.table_files import Lead, write_table_files
@@ -84,21 +84,17 @@ def to_markdown(comparison: Comparison, preset: str, command: str, variants: Seq
 
 
 def _explain(comparison: Comparison, command: str) -> str:
-    records = {cell.seed: cell.record for cell in comparison.cells}
-    protocol = next(iter(records.values())).protocol
-    names = ", ".join(record.protocol_id for record in records.values())
     intervals = (
         f"± is half of the 95 % interval over the seeds. Each seed repeats calibration, training and sampling, so the "
         f"interval covers their variation; it covers neither the choice of data nor the bias of FID with few images. "
         f"{_explain_differences(comparison)}"
         f"Intervals are not corrected for multiple comparisons, so among this many one may miss by chance."
-        if len(records) > 1
-        else "One seed, so no intervals: the numbers do not show how much another seed would change."
+        if len(comparison.dense.models) > 1
+        else ONE_SEED
     )
-    conditions = conditions_to_text(protocol, f"seeds {', '.join(map(str, records))}")
     made_by = f"\n\nMade by `{command}`" if command else ""
     fid_dense = fid_dense_to_text(comparison.cells[0].record)
-    return f"{intervals} {fid_dense} Protocols, which differ only in the seed ({names}): {conditions}{made_by}"
+    return f"{intervals} {fid_dense} {protocols_to_text(comparison.cells)}{made_by}"
 
 
 def _explain_differences(comparison: Comparison) -> str:

@@ -17,7 +17,6 @@ from stages.report.legend import legend_above
 from stages.report.markdown import rows_to_markdown
 from stages.report.table import (
     ALIKE,
-    conditions_to_text,
     fid_dense_to_text,
     latency_to_text,
     protocol_to_text,
@@ -27,7 +26,7 @@ from stages.report.table import (
 from stages.report.table_page import worst_level
 from stages.runtime.wording import count as count_text
 from stages.tools.cells import FinishedCell
-from stages.tools.estimates import write_difference, write_estimate
+from stages.tools.estimates import protocols_to_text, write_difference, write_estimate
 from stages.tools.sweep_settings import Setting, Sweep, find_front, rank, read_sweep, swept_keys, write_overrides
 from stages.tools.table_files import Lead, write_table_files
 from stages.tools.variants_over_seeds import (
@@ -116,14 +115,12 @@ def _explain(sweep: Sweep) -> str:
     if not sweep.is_over_seeds:
         note = "Each cell is one training, so the intervals do not cover the variation between seeds."
         return f"{note} {protocol_to_text(record)}"
-    protocols = {cell.seed: cell.record.protocol_id for cell in sorted(sweep.cells, key=lambda cell: cell.seed)}
-    conditions = conditions_to_text(record.protocol, f"seeds {', '.join(map(str, protocols))}")
     apart = f"Differences are from {sweep.label(sweep.baseline)}. " if sweep.baseline and _compares(sweep) else ""
     return (
         f"± is half of the 95 % interval over the seeds; it covers neither the choice of data nor the bias of FID with "
         f"few images. {ALIKE} beside a FID: its difference from dense has an interval that contains zero; beside a "
         f"difference: that interval does. All differences are paired by seed. {apart}{fid_dense_to_text(record)} "
-        f"Protocols, which differ only in the seed ({', '.join(protocols.values())}): {conditions}"
+        f"{protocols_to_text(sweep.cells)}"
     )
 
 
