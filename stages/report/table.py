@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from stages.protocol.costs import CostsRecord
+from stages.protocol.costs import Cost, CostsRecord
 from stages.protocol.evaluation import DENSE, EvaluationRecord, Metric
 from stages.protocol.protocol import Protocol
 from stages.report.markdown import markdown_table
@@ -60,8 +60,11 @@ def write_fid_dense(name: str, record: EvaluationRecord) -> str:
     return write_metric(found, 3)
 
 
-def write_speed_up(speed_up: float, low: float, high: float) -> str:
-    """Format a speed-up with its interval."""
+def write_speed_up(cost: Cost) -> str | None:
+    """Format a speed-up with its interval; None where none was measured."""
+    speed_up, low, high = cost.speed_up, cost.speed_up_low, cost.speed_up_high
+    if speed_up is None or low is None or high is None:
+        return None
     return f"{speed_up:.2f}× ({low:.2f}–{high:.2f})" if low < high else f"{speed_up:.2f}×"
 
 

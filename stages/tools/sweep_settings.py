@@ -9,6 +9,7 @@ from typing import Any
 from stages.protocol.evaluation import DENSE, Metric, Model
 from stages.protocol.intervals import Estimate, estimate, paired_difference
 from stages.protocol.verdict import FINETUNED
+from stages.report.variants import pareto_front
 from stages.runtime.errors import InputError
 from stages.tools.cells import FinishedCell, read_cells
 from stages.tools.estimates import difference_by_seed
@@ -154,11 +155,7 @@ def swept_keys(settings: Sequence[Setting]) -> list[str]:
 
 def find_front(settings: Sequence[Setting]) -> list[Setting]:
     """Find the Pareto front of MACs and FID, ordered by MACs."""
-    front: list[Setting] = []
-    for setting in sorted(settings, key=_macs_and_fid):
-        if not front or setting.fid.mean < front[-1].fid.mean:
-            front.append(setting)
-    return front
+    return pareto_front(settings, _macs_and_fid)
 
 
 def rank(front: Sequence[Setting]) -> list[Setting]:
