@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from stages.runtime.errors import InputError
+from stages.runtime.wording import format_table
 
 if TYPE_CHECKING:
     from stages.tools.leftovers import Leftover
@@ -97,9 +98,7 @@ def table(leftovers: "Sequence[Leftover]", now: datetime) -> list[str]:
         (it.kind, it.name, format_bytes(it.size_bytes), f"{(now - it.modified) / UNITS['d']:.0f} d", it.why)
         for it in leftovers
     ]
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows))
-    return [line.rstrip() for line in lines] if rows else []
+    return format_table(header, rows) if rows else []
 
 
 def format_bytes(count: int) -> str:

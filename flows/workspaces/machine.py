@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flows.workspaces.commands import Log, pause
-from flows.workspaces.repository import HOME_VARIABLE, POLL_S, make_folder
+from flows.workspaces.repository import HOME_VARIABLE, POLL_S, make_folder, try_lock
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 """Names a running kernel: the containers of one machine have it in common, machines on one file system have not."""
@@ -40,18 +40,10 @@ def at_work(lock: Path, log: Log, *, alone: bool) -> Iterator[None]:
     make_folder(lock.parent)
     how = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
     with lock.open("a") as file:
-        if not _try_lock(file.fileno(), how):
+        if not try_lock(file, how):
             log(
                 "waiting until no other run computes on this machine" if alone else "waiting for a run that takes times"
             )
-            while not _try_lock(file.fileno(), how):  # a call that blocks could not be cancelled
+            while not try_lock(file, how):  # a call that blocks could not be cancelled
                 pause(POLL_S)
         yield
-
-
-def _try_lock(descriptor: int, how: int) -> bool:
-    try:
-        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

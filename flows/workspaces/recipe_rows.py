@@ -73,11 +73,9 @@ def parse_steps(text: str) -> list[int]:
         InputError: It is not a list of two or more rising numbers from 1.
     """
     parts = text.split(",")
-    steps = [int(part) for part in parts if part.strip().isdecimal() and len(part) <= 9]  # noqa: PLR2004
-    if len(steps) < len(parts):
-        raise InputError(
-            f"--steps {text}: give two or more rising numbers from 1, for example --steps 25,50,100,200,450"
-        )
+    if not all(part.strip().isdecimal() and len(part) <= 9 for part in parts):  # noqa: PLR2004
+        raise _wrong_steps(text)
+    steps = [int(part) for part in parts]
     check_steps(steps)
     return steps
 
@@ -89,10 +87,11 @@ def check_steps(steps: Sequence[int]) -> None:
         InputError: They do not.
     """
     if len(steps) < 2 or list(steps) != sorted(set(steps)) or steps[0] < 1:  # noqa: PLR2004
-        found = ",".join(map(str, steps))
-        raise InputError(
-            f"--steps {found}: give two or more rising numbers from 1, for example --steps 25,50,100,200,450"
-        )
+        raise _wrong_steps(",".join(map(str, steps)))
+
+
+def _wrong_steps(found: str) -> InputError:
+    return InputError(f"--steps {found}: give two or more rising numbers from 1, for example --steps 25,50,100,200,450")
 
 
 def default_steps(params: Params) -> list[int]:

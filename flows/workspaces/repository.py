@@ -207,9 +207,9 @@ def hash_json(content: Any) -> str:  # noqa: ANN401  # whatever JSON takes
 
 
 @contextmanager
-def locked(path: Path, log: Log, what: str = "does the same work") -> Iterator[None]:
-    """Hold a lock file against other processes; the system releases it when this process ends."""
-    with hold_lock(path, log, what):
+def locked(path: Path, log: Log) -> Iterator[None]:
+    """Hold a lock file against processes that do the same work; the system releases it when this process ends."""
+    with hold_lock(path, log, "does the same work"):
         yield
 
 
@@ -233,10 +233,10 @@ def hold_lock(path: Path, log: Log, what: str) -> IO[str]:
     return file
 
 
-def try_lock(file: IO[str]) -> bool:
-    """Take the lock of an open file if no other process has it; returns whether it did."""
+def try_lock(file: IO[str], how: int = fcntl.LOCK_EX) -> bool:
+    """Take the lock of an open file, alone or with LOCK_SH beside others, if it is free; returns whether it did."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, how | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

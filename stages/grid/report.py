@@ -11,10 +11,10 @@ from stages.protocol.evaluation import DENSE, Metric
 from stages.protocol.grid import SSIM, SSIM_PROTOCOL, GridCell, GridRecord, fid_apart
 from stages.protocol.verdict import Verdict
 from stages.report.figures import draw_figure
-from stages.report.grid_figure import ALIKE, CAPTIONS, PLOTS, draw_grid_figures
+from stages.report.grid_figure import CAPTIONS, PLOTS, draw_grid_figures
 from stages.report.grid_text import explain, summarise
 from stages.report.markdown import markdown_table
-from stages.report.table import write_count, write_metric
+from stages.report.table import ALIKE, write_count, write_metric
 from stages.report.table_page import write_table_page
 from stages.storage.files import write_csv, write_json
 from stages.storage.provenance import write_run_record

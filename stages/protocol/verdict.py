@@ -36,13 +36,13 @@ class Verdict(Frozen):
     """What was found, with the limit that it was compared with."""
 
 
-def read_verdict(reports: Path, name: str = FINETUNED) -> Verdict:
-    """Read the evaluation and costs below a folder of reports, and judge one of their models.
+def read_verdict(reports: Path) -> Verdict:
+    """Read the evaluation and costs below a folder of reports, and judge the finetuned model.
 
     Raises:
         InputError: A record is missing or damaged.
     """
-    return judge(read_evaluation(reports / "evaluate"), read_costs(reports / "costs"), name)
+    return judge(read_evaluation(reports / "evaluate"), read_costs(reports / "costs"))
 
 
 def judge(record: EvaluationRecord, costs: CostsRecord, name: str = FINETUNED) -> Verdict:

@@ -15,12 +15,12 @@ from matplotlib.patches import Rectangle
 from stages.protocol.evaluation import DENSE
 from stages.protocol.grid import SSIM, SSIM_PROTOCOL, GridCell, GridRecord, fid_apart
 from stages.report.figures import THEMES, draw_figure
+from stages.report.table import ALIKE
 
 CELL_INCHES, AROUND_INCHES = (0.8, 0.5), (2.2, 1.3)
 """Width and height of a cell, and of what stands around the panels."""
 LIGHT = 0.5
 """Brightness of a cell from which on its number is black."""
-ALIKE = "≈"
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from stages.protocol.grid import SSIM, GridRecord, fid_apart
 from stages.protocol.intervals import Estimate
 
 
-def write_value(found: Estimate | Metric, digits: int = 3) -> str:
+def write_value(found: Estimate | Metric) -> str:
     """Format a mean, with its interval if it has one."""
-    return f"{found.mean:.{digits}f}" + (f" ± {found.half_width:.{digits}f}" if found.half_width is not None else "")
+    return f"{found.mean:.3f}" + (f" ± {found.half_width:.3f}" if found.half_width is not None else "")
 
 
 def summarise(record: GridRecord) -> str:

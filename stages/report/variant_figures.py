@@ -44,7 +44,8 @@ def _draw(
         if len(rows) <= NAMED and not is_model:
             name = row.name.partition(" + ")[2]
             axis.annotate(name, (cost(row), fid.mean), (4, 3), textcoords="offset points", fontsize=6)
-    front = pareto_front([(cost(row), row.metrics["fid"].mean) for row in rows])
-    axis.plot(*zip(*front, strict=True), drawstyle="steps-post", color=mpl.rcParams["axes.edgecolor"], linewidth=0.8)
+    front = pareto_front(rows, lambda row: (cost(row), row.metrics["fid"].mean))
+    steps = [cost(row) for row in front], [row.metrics["fid"].mean for row in front]
+    axis.plot(*steps, drawstyle="steps-post", color=mpl.rcParams["axes.edgecolor"], linewidth=0.8)
     axis.set(ylabel="FID (logarithmic)", xlim=(0, None))
     legend_above(axis)

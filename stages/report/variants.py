@@ -1,7 +1,8 @@
 """Models, their variants and the times of both -> one table."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from stages.protocol.costs import Cost, CostsRecord
 from stages.protocol.evaluation import EvaluationRecord, Metric
@@ -9,6 +10,8 @@ from stages.protocol.variants import VariantsRecord
 from stages.report.markdown import markdown_table
 from stages.report.table import write_metric, write_speed_up
 from stages.runtime.errors import InputError
+
+Item = TypeVar("Item")
 
 VARIANTS_HEADER = [
     "variant",
@@ -125,10 +128,10 @@ def variants_to_markdown(rows: Sequence[VariantRow]) -> str:
     return f"{markdown_table(VARIANTS_HEADER, variants_to_rows(rows))}\n\n{variants_to_text(rows)}\n"
 
 
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the points of which no other one is lower in one coordinate and not higher in the other, in order."""
-    front: list[tuple[float, float]] = []
-    for point in sorted(points):
-        if not front or point[1] < front[-1][1]:
-            front.append(point)
+def pareto_front(items: Iterable[Item], costs: Callable[[Item], tuple[float, float]]) -> list[Item]:
+    """Return the items of which no other one is lower in one cost and not higher in the other, in order."""
+    front: list[Item] = []
+    for item in sorted(items, key=costs):
+        if not front or costs(item)[1] < costs(front[-1])[1]:
+            front.append(item)
     return front

@@ -10,6 +10,7 @@ from stages.protocol.verdict import FINETUNED, read_verdict
 from stages.report.markdown import markdown_table
 from stages.report.table import ALIKE, write_count, write_metric, write_speed_up
 from stages.tools.diff import diff_evaluations, version_warning
+from stages.tools.estimates import write_difference
 
 SHOWN = {
     "fid": ("FID", 3, 1.0),
@@ -58,8 +59,7 @@ def _size_rows(one: Model, other: Model) -> Iterator[list[str]]:
 def _metric_rows(one: Model, other: Model, differences: dict[str, Estimate]) -> Iterator[list[str]]:
     for name, (title, digits, factor) in SHOWN.items():
         found = [model.metrics().get(name) for model in (one, other)]
-        difference = differences.get(name)
-        text = "–" if difference is None else _write_difference(difference, digits, factor)
+        text = write_difference(differences.get(name), digits, factor, alone="one set")
         yield [title, *(_write(metric, digits, factor) for metric in found), text]
 
 
@@ -67,13 +67,6 @@ def _write(metric: Metric | None, digits: int, factor: float) -> str:
     if metric is None:
         return "–"
     return write_metric(metric.model_copy(update={"above_dense": None}), digits, factor)
-
-
-def _write_difference(difference: Estimate, digits: int, factor: float) -> str:
-    text = f"{difference.mean * factor:+.{digits}f}"
-    if difference.half_width is None:
-        return f"{text} (one set)"
-    return f"{text} ± {difference.half_width * factor:.{digits}f}{'' if difference.is_distinct else f' {ALIKE}'}"
 
 
 def _speed_row(one: Cost, other: Cost) -> list[str]:

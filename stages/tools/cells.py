@@ -1,5 +1,6 @@
 """A folder of finished cells, one subfolder each -> their overrides and evaluations."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,19 @@ class FinishedCell:
     variant_costs: CostsRecord | None = None
     """Times of models and variants; None without variants, and in cells of before December 2026."""
 
+    @property
+    def seed(self) -> int:
+        """The seed of its protocol."""
+        return self.record.protocol.seed
+
+
+def in_row(cells: Iterable[FinishedCell], row: str) -> list[FinishedCell]:
+    """Return the cells of one row of a comparison."""
+    return [cell for cell in cells if cell.note.row == row]
+
 
 def read_cells(folder: Path) -> list[FinishedCell]:
-    """Read all cells below a folder, ordered by name.
+    """Read all cells below a folder, ordered by seed, then by name.
 
     Raises:
         InputError: The folder holds no finished cell, or a cell is damaged.
@@ -52,7 +63,7 @@ def read_cells(folder: Path) -> list[FinishedCell]:
     cells = [_read_cell(path.parent) for path in sorted(folder.glob(f"*/{CELL}"))]
     if not cells:
         raise InputError(f"{folder} holds no finished cell; run the flow sweep or compare first")
-    return cells
+    return sorted(cells, key=lambda cell: cell.seed)
 
 
 def _read_cell(folder: Path) -> FinishedCell:

@@ -7,13 +7,12 @@ from typing import Any
 
 from stages.protocol.intervals import Estimate
 from stages.protocol.verdict import Verdict, judge
-from stages.report.markdown import markdown_table
-from stages.report.table import ALIKE, conditions_to_text
+from stages.report.markdown import markdown_table, rows_to_markdown
+from stages.report.table import ALIKE
 from stages.report.table_page import LEVELS, worst_level
 from stages.tools.curve_figure import draw_curves
 from stages.tools.curves import SECONDS, SHOWN, Curve, Curves, Reach, difference, reach, read_curves, seconds_ratio
-from stages.tools.estimates import write_estimate
-from stages.tools.methods import seed_of
+from stages.tools.estimates import ONE_SEED, protocols_to_text, write_estimate
 from stages.tools.table_files import Lead, write_table_files
 from stages.tools.variants_over_seeds import (
     VariantOfMethod,
@@ -68,9 +67,7 @@ def _parts(curves: Curves, command: str) -> Iterator[str]:
     yield _explain(curves, command)
     yield f"## When a recipe reaches what {curves.baseline.title} has at its end"
     found = list(reach_rows(curves))
-    yield (
-        markdown_table(list(found[0]), [row.values() for row in found], text_columns=2) if found else "No other recipe."
-    )
+    yield rows_to_markdown(found, text_columns=2) if found else "No other recipe."
     yield _explain_reach(curves)
     yield from _seconds_parts(curves)
 
@@ -118,19 +115,15 @@ def _write_range(steps: Sequence[int | None]) -> str:
 
 
 def _explain(curves: Curves, command: str) -> str:
-    records = {seed_of(cell): cell.record for cell in curves.cells}
-    protocol = next(iter(records.values())).protocol
-    names = ", ".join(record.protocol_id for record in records.values())
     intervals = (
         f"± is half of the 95 % interval over the seeds. {ALIKE} marks a value whose difference from "
         f"{curves.baseline.title} at the same step, paired by seed, has an interval that contains zero."
-        if len(records) > 1
-        else "One seed, so no intervals: the numbers do not show how much another seed would change."
+        if len({cell.seed for cell in curves.cells}) > 1
+        else ONE_SEED
     )
     schedule = "Each recipe was trained once a seed; its earlier columns are snapshots of that training."
-    conditions = conditions_to_text(protocol, f"seeds {', '.join(map(str, records))}")
     made_by = f"\n\nMade by `{command}`" if command else ""
-    return f"{intervals} {schedule} Protocols, which differ only in the seed ({names}): {conditions}{made_by}"
+    return f"{intervals} {schedule} {protocols_to_text(curves.cells)}{made_by}"
 
 
 def _explain_reach(curves: Curves) -> str:
@@ -238,7 +231,7 @@ def make_lead(curves: Curves, preset: str) -> Lead:
     else:
         sentence = f"No other recipe reaches in fewer steps {what}." if found else f"{other.title} alone was measured."
     verdicts = {cell.name: judge(cell.record, cell.costs) for cell in curves.cells}
-    reasons = [f"{cell.note.row}, seed {seed_of(cell)}: {verdicts[cell.name].sentence}" for cell in curves.cells]
+    reasons = [f"{cell.note.row}, seed {cell.seed}: {verdicts[cell.name].sentence}" for cell in curves.cells]
     rows = [[verdicts[cell.name] for cell in curves.cells if cell.note.row == row] for row in curves.rows]
     level = min((worst_level(row) for row in rows), key=LEVELS.index)
     verdict = Verdict(level=level, sentence=sentence, reasons=tuple(reasons))

@@ -8,11 +8,12 @@ from typing import Annotated
 from pydantic import BaseModel, Field
 
 from stages.protocol.evaluation import SNAPSHOT, Model, read_snapshots
-from stages.protocol.intervals import Estimate, estimate, paired_difference
+from stages.protocol.intervals import Estimate, estimate
 from stages.runtime.errors import InputError
 from stages.storage.files import read_record
-from stages.tools.cells import FinishedCell, read_cells
-from stages.tools.methods import ONE_SHOT, RESULT, check_comparable, check_sizes, seed_of
+from stages.tools.cells import FinishedCell, in_row, read_cells
+from stages.tools.estimates import difference_by_seed
+from stages.tools.methods import ONE_SHOT, RESULT, check_comparable, check_sizes
 from stages.tools.published import PRUNES_ITSELF
 
 PROVENANCE = "finetune.provenance.json"
@@ -150,9 +151,7 @@ def difference(curve: Curve, other: Curve, metric: str, step: int) -> Estimate |
     """Estimate metric(curve) − metric(other) at one step, paired by seed; None without a common step and seed."""
     if step not in other.points:
         return None
-    ours, theirs = curve.values(step, metric), other.values(step, metric)
-    seeds = [seed for seed in ours if seed in theirs]
-    return paired_difference([ours[it] for it in seeds], [theirs[it] for it in seeds]) if seeds else None
+    return difference_by_seed(curve.values(step, metric), other.values(step, metric))
 
 
 def seconds_ratio(curve: Curve, step: int, other: Curve) -> Estimate | None:
@@ -169,7 +168,7 @@ def read_curves(folder: Path, rows: Sequence[str]) -> Curves:
         InputError: The folder holds no cell, a cell is damaged or in no row, or cells differ in more than seed and
             recipe: in protocol, dense model, size, steps, or the pruned weights that the recipes of a seed began with.
     """
-    cells = sorted(read_cells(folder), key=seed_of)
+    cells = read_cells(folder)
     if odd := [cell for cell in cells if cell.note.row not in rows]:
         found = f"{folder / odd[0].name} is in row {odd[0].note.row!r}, the rows are {', '.join(rows)}"
         raise InputError(f"{found}; give the folder of cells that compare --curve wrote, and all rows")
@@ -180,13 +179,12 @@ def read_curves(folder: Path, rows: Sequence[str]) -> Curves:
     machines = sorted({it.machine for it in times.values() if it})
     points = {cell.name: _read_points(folder / cell.name, cell, times[cell.name], machines) for cell in cells}
     _check_steps(points)
-    curves = {row: [cell for cell in cells if cell.note.row == row] for row in rows}
     return Curves(
         cells,
         {
-            row: Curve(row, _by_step({seed_of(cell): points[cell.name] for cell in members}))
-            for row, members in curves.items()
-            if members
+            row: Curve(row, _by_step({cell.seed: points[cell.name] for cell in members}))
+            for row in rows
+            if (members := in_row(cells, row))
         },
         machines,
         sum(it is None for it in times.values()),
@@ -197,10 +195,10 @@ def _check_pruned(cells: Sequence[FinishedCell]) -> None:
     """Refuse recipes that recovered different pruned models of one seed; a method's row prunes by its own criterion."""
     first: dict[int, FinishedCell] = {}
     for cell in (it for it in cells if it.note.row not in PRUNES_ITSELF):
-        other = first.setdefault(seed_of(cell), cell)
+        other = first.setdefault(cell.seed, cell)
         one, two = (it.record.models[ONE_SHOT].weights_sha256 for it in (other, cell))
         if one != two:
-            found = f"{other.name} and {cell.name}, both of seed {seed_of(cell)}, recovered two pruned models"
+            found = f"{other.name} and {cell.name}, both of seed {cell.seed}, recovered two pruned models"
             raise InputError(f"{found}; compare recipes that begin with the same one")
 
 

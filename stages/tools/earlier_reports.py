@@ -1,6 +1,5 @@
 """A commit -> the reports that its dvc.lock names, from DVC's cache or remote."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from stages.runtime.errors import InputError, first_line
@@ -9,14 +8,13 @@ FILES = ("evaluate/evaluation.json", "evaluate/run.json", "costs/costs.json")
 """What a comparison reads, below the folder of reports."""
 
 
-def fetch_reports(commit: str, reports: Path, folder: Path, files: Sequence[str] = FILES) -> None:
+def fetch_reports(commit: str, reports: Path, folder: Path) -> None:
     """Write the reports of a commit below a folder.
 
     Args:
         commit: A branch, tag or hash of the repository in the current folder.
         reports: The folder of reports in it.
         folder: Where the files go, each below its stage's name.
-        files: Files below the folder of reports.
 
     Raises:
         InputError: There is no such commit, it has no reports, or they are neither in the cache nor in a remote.
@@ -27,7 +25,7 @@ def fetch_reports(commit: str, reports: Path, folder: Path, files: Sequence[str]
 
     try:
         source = DVCFileSystem(".", rev=commit)
-        contents = {name: source.read_bytes((reports / name).as_posix()) for name in files}
+        contents = {name: source.read_bytes((reports / name).as_posix()) for name in FILES}
     except (DvcException, OSError) as error:
         found = f"the reports of {commit} could not be read ({first_line(error)})"
         advice = "give a commit whose dvc.lock has them, and run `dvc push` where they were computed"

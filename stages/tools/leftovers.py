@@ -67,8 +67,14 @@ class Needed:
     since: datetime
     """What was written later stays."""
 
-    def reason_to_keep(self, modified: datetime, training: str | None, *, is_held: bool) -> str | None:
-        """Return why the checkpoints of a training must stay; None if they may go."""
+    def reason_to_keep(self, modified: datetime, training: str | None = "", *, is_held: bool = False) -> str | None:
+        """Return why something must stay; None if it may go.
+
+        Args:
+            modified: When it was last written.
+            training: Key of the training that it belongs to; empty for none, None where it is unknown.
+            is_held: Whether a process works with it.
+        """
         if is_held:
             return IN_USE
         if modified > self.since:
@@ -117,11 +123,9 @@ def _locked_params(tree: Any) -> Any:  # noqa: ANN401  # whatever a file holds
 def find_checkpoints(checkout: Path, needed: Needed) -> Iterator[Leftover]:
     """List the trainings whose checkpoints are in a checkout."""
     for folder in sorted(folder for place in (FOLDER, ROUNDS) for folder in (checkout / place).glob("[0-9a-f]*/")):
-        with reserved(folder) as is_free:
-            pass
         size_bytes, modified = measure(folder)
-        keep = needed.reason_to_keep(modified, _read_training(folder), is_held=not is_free)
-        remove = partial(_remove_folder, folder)
+        keep = needed.reason_to_keep(modified, _read_training(folder), is_held=_is_held(folder))
+        remove = partial(_remove_folder, folder, folder)
         yield Leftover(
             "checkpoints", str(folder.relative_to(checkout)), size_bytes, modified, "other params", keep, remove
         )
@@ -132,7 +136,7 @@ def find_sums(checkout: Path, needed: Needed) -> Iterator[Leftover]:
     for path in sorted((checkout / SUMS).glob("[0-9a-f]*.safetensors")):
         file = path.stat()
         modified = datetime.fromtimestamp(file.st_mtime, UTC)
-        keep = YOUNG if modified > needed.since else None
+        keep = needed.reason_to_keep(modified)
         name = str(path.relative_to(checkout))
         yield Leftover(
             "importance", name, file.st_size, modified, "stopped half-way", keep, partial(_remove_file, path)
@@ -142,20 +146,12 @@ def find_sums(checkout: Path, needed: Needed) -> Iterator[Leftover]:
 def find_cells(checkout: Path, needed: Needed) -> Iterator[Leftover]:
     """List the cells of grids in a checkout, and what a stopped one left; a grid that needs them measures them anew."""
     folder = checkout / CELLS
-    with reserved(folder) as is_free:
-        pass
+    is_held = _is_held(folder)
     for path in sorted(path for path in folder.glob("*") if path.is_dir()):
         size_bytes, modified = measure(path)
-        keep = None if is_free and modified <= needed.since else YOUNG if is_free else IN_USE
-        name = str(path.relative_to(checkout))
-        yield Leftover("grid cell", name, size_bytes, modified, "of a grid", keep, partial(_remove_cell, path))
-
-
-def _remove_cell(path: Path) -> bool:
-    with reserved(path.parent) as is_free:
-        if is_free:
-            shutil.rmtree(path, ignore_errors=True)
-    return not path.exists()
+        keep = needed.reason_to_keep(modified, is_held=is_held)
+        name, remove = str(path.relative_to(checkout)), partial(_remove_folder, path, folder)
+        yield Leftover("grid cell", name, size_bytes, modified, "of a grid", keep, remove)
 
 
 def _remove_file(path: Path) -> bool:
@@ -165,12 +161,12 @@ def _remove_file(path: Path) -> bool:
 
 def held_trainings(checkout: Path) -> set[str]:
     """Return the first 16 digits of the trainings that run in a checkout."""
-    held = set()
-    for folder in (checkout / FOLDER).glob("[0-9a-f]*/"):
-        with reserved(folder) as is_free:
-            if not is_free:
-                held.add(folder.name)
-    return held
+    return {folder.name for folder in (checkout / FOLDER).glob("[0-9a-f]*/") if _is_held(folder)}
+
+
+def _is_held(folder: Path) -> bool:
+    with reserved(folder) as is_free:
+        return not is_free
 
 
 def _read_training(folder: Path) -> str | None:
@@ -180,8 +176,9 @@ def _read_training(folder: Path) -> str | None:
         return None
 
 
-def _remove_folder(folder: Path) -> bool:
-    with reserved(folder) as is_free:
+def _remove_folder(folder: Path, lock: Path) -> bool:
+    """Remove a folder unless a process works in the folder that has the lock: itself, or that of all cells."""
+    with reserved(lock) as is_free:
         if is_free:
             shutil.rmtree(folder, ignore_errors=True)
     return not folder.exists()
@@ -251,7 +248,7 @@ def _named(folders: Mapping[str, Folder]) -> set[str]:
 
 
 def _torn(item: Item, needed: Needed, name: str, why: str, remove: Callable[[], bool]) -> Leftover:
-    keep = YOUNG if item.modified > needed.since else None
+    keep = needed.reason_to_keep(item.modified)
     return Leftover("torn upload", name, item.size_bytes, item.modified, why, keep, remove)
 
 

@@ -13,12 +13,12 @@ from stages.protocol.intervals import Estimate
 from stages.protocol.verdict import Verdict, judge
 from stages.report.figures import COLOURS, plain_log
 from stages.report.legend import legend_above
-from stages.report.markdown import markdown_table
-from stages.report.table import ALIKE, conditions_to_text, fid_dense_to_text, write_count
+from stages.report.markdown import rows_to_markdown
+from stages.report.table import ALIKE, fid_dense_to_text, write_count
 from stages.report.table_page import worst_level
 from stages.tools.cells import FinishedCell
-from stages.tools.estimates import write_difference, write_estimate
-from stages.tools.methods import ONE_SHOT, Comparison, Method, read_comparison, seed_of
+from stages.tools.estimates import ONE_SEED, protocols_to_text, write_difference, write_estimate
+from stages.tools.methods import ONE_SHOT, Comparison, Method, read_comparison
 from stages.tools.published import BASELINE, METHODS, SIZE_TOLERANCE, PublishedRow, PublishedTable, read_published
 from stages.tools.table_files import Lead, write_table_files
 from stages.tools.variants_over_seeds import (
@@ -72,7 +72,7 @@ def to_markdown(comparison: Comparison, preset: str, command: str, variants: Seq
     """Write all tables, each followed by its explanation; the published ones come last."""
     parts = [
         f"# {preset}: {TITLE}",
-        _to_table(to_rows(comparison)),
+        rows_to_markdown(to_rows(comparison)),
         _explain(comparison, command),
         *variants_to_parts(variants),
         *_ablation_to_parts(comparison.ablation),
@@ -81,26 +81,18 @@ def to_markdown(comparison: Comparison, preset: str, command: str, variants: Seq
     return "\n\n".join(parts) + "\n"
 
 
-def _to_table(rows: Sequence[Mapping[str, str]]) -> str:
-    return markdown_table(list(rows[0]), [row.values() for row in rows])
-
-
 def _explain(comparison: Comparison, command: str) -> str:
-    records = {seed_of(cell): cell.record for cell in comparison.cells}
-    protocol = next(iter(records.values())).protocol
-    names = ", ".join(record.protocol_id for record in records.values())
     intervals = (
         f"± is half of the 95 % interval over the seeds. Each seed repeats calibration, training and sampling, so the "
         f"interval covers their variation; it covers neither the choice of data nor the bias of FID with few images. "
         f"{_explain_differences(comparison)}"
         f"Intervals are not corrected for multiple comparisons, so among this many one may miss by chance."
-        if len(records) > 1
-        else "One seed, so no intervals: the numbers do not show how much another seed would change."
+        if len(comparison.dense.models) > 1
+        else ONE_SEED
     )
-    conditions = conditions_to_text(protocol, f"seeds {', '.join(map(str, records))}")
     made_by = f"\n\nMade by `{command}`" if command else ""
     fid_dense = fid_dense_to_text(comparison.cells[0].record)
-    return f"{intervals} {fid_dense} Protocols, which differ only in the seed ({names}): {conditions}{made_by}"
+    return f"{intervals} {fid_dense} {protocols_to_text(comparison.cells)}{made_by}"
 
 
 def _explain_differences(comparison: Comparison) -> str:
@@ -117,7 +109,7 @@ def _ablation_to_parts(ablation: Mapping[int, Estimate]) -> list[str]:
         return []
     rows = [{"timesteps used": str(count), "SSIM": write_estimate(ssim, 4)} for count, ssim in ablation.items()]
     note = "Taylor importance summed over the first timesteps only, ratio .15, pruned model without finetuning."
-    return ["## SSIM by the number of timesteps used", _to_table(rows), note]
+    return ["## SSIM by the number of timesteps used", rows_to_markdown(rows), note]
 
 
 def _published_to_parts(tables: Sequence[PublishedTable], comparison: Comparison) -> list[str]:
@@ -134,12 +126,12 @@ def _published_to_parts(tables: Sequence[PublishedTable], comparison: Comparison
 def _published_table_to_parts(table: PublishedTable, comparison: Comparison) -> list[str]:
     caveat = " These numbers are recalled and were not checked again." if table.source == "recalled" else ""
     parts = [
-        _to_table([_published_row(row, comparison) for row in table.rows]),
+        rows_to_markdown([_published_row(row, comparison) for row in table.rows]),
         f"{table.paper}; {table.protocol}.{caveat}",
     ]
     if table.ablation:
         ablation = [{"timesteps used": str(count), "SSIM": f"{ssim:.3f}"} for count, ssim in table.ablation.items()]
-        parts += [_to_table(ablation), "As published: ratio .15, no finetuning."]
+        parts += [rows_to_markdown(ablation), "As published: ratio .15, no finetuning."]
     return parts
 
 
@@ -159,7 +151,7 @@ def _published_row(row: PublishedRow, comparison: Comparison) -> dict[str, str]:
 
 
 def _numbers(cell: FinishedCell) -> dict[str, Any]:
-    numbers: dict[str, Any] = {"row": cell.note.row, "seed": seed_of(cell)}
+    numbers: dict[str, Any] = {"row": cell.note.row, "seed": cell.seed}
     for name, model in cell.record.models.items():
         numbers |= {f"{name}.params": model.params, f"{name}.macs": model.macs, f"{name}.fid_pooled": model.fid_pooled}
         for metric, found in model.metrics().items():
@@ -242,7 +234,7 @@ def make_lead(comparison: Comparison, preset: str) -> Lead:
     found = comparison.difference(best, "fid")
     apart = f", {write_difference(found, 3)} from {METHODS[BASELINE]}" if found else ""
     cells = [cell for cell in comparison.cells if METHODS.get(cell.note.row) == best.title]
-    verdicts = {seed_of(cell): judge(cell.record, cell.costs) for cell in cells}
+    verdicts = {cell.seed: judge(cell.record, cell.costs) for cell in cells}
     count = len(comparison.methods)
     lowest = f"lowest FID of {count} methods" if count > 1 else "only method"
     sentence = f"{best.title} has the {lowest}: {write_estimate(best.estimate('fid'), 3)}{apart}."

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.protocol.evaluation import DENSE, Model
-from stages.protocol.intervals import Estimate, estimate, paired_difference
+from stages.protocol.intervals import Estimate, estimate
 from stages.protocol.protocol import check_same
 from stages.runtime.errors import InputError
-from stages.tools.cells import FinishedCell, read_cells
+from stages.tools.cells import FinishedCell, in_row, read_cells
+from stages.tools.estimates import difference_by_seed
 from stages.tools.published import ABLATION, BASELINE, METHODS
 
 RESULT, ONE_SHOT = "finetuned", "pruned"
@@ -68,8 +69,7 @@ class Comparison:
             {seed: found[metric].mean for seed, model in row.models.items() if metric in (found := model.metrics())}
             for row in (method, baseline)
         )
-        seeds = [seed for seed in ours if seed in theirs]
-        return paired_difference([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]) if seeds else None
+        return difference_by_seed(ours, theirs)
 
     @property
     def fid_dense_floor(self) -> Estimate | None:
@@ -86,7 +86,7 @@ def read_comparison(folder: Path) -> Comparison:
         InputError: The folder holds no cell, a cell is damaged or belongs to no row, protocols differ in more than the
             seed, there are two dense models, or finetuned models differ in size.
     """
-    cells = sorted(read_cells(folder), key=seed_of)
+    cells = read_cells(folder)
     for cell in cells:
         if cell.note.row not in (*METHODS, ABLATION):
             raise InputError(
@@ -97,9 +97,9 @@ def read_comparison(folder: Path) -> Comparison:
     check_sizes([cell for cell in cells if cell.note.row != ABLATION])
     return Comparison(
         cells,
-        Method(DENSE_TITLE, {seed_of(cell): cell.record.models[DENSE] for cell in cells}),
-        {row: _to_method(row, members) for row in METHODS if (members := _in_row(cells, row))},
-        _to_ablation(_in_row(cells, ABLATION)),
+        Method(DENSE_TITLE, {cell.seed: cell.record.models[DENSE] for cell in cells}),
+        {row: _to_method(row, members) for row in METHODS if (members := in_row(cells, row))},
+        _to_ablation(in_row(cells, ABLATION)),
     )
 
 
@@ -134,10 +134,6 @@ def check_protocols(cells: Sequence[FinishedCell], titles: Mapping[str, str]) ->
         check_same(first.record.protocol, protocol, (titles[first.name], titles[cell.name]))
 
 
-def _in_row(cells: Iterable[FinishedCell], row: str) -> list[FinishedCell]:
-    return [cell for cell in cells if cell.note.row == row]
-
-
 def check_sizes(cells: Sequence[FinishedCell]) -> None:
     """Refuse finetuned models of unequal size, which a target in milliseconds can lead to.
 
@@ -153,14 +149,9 @@ def check_sizes(cells: Sequence[FinishedCell]) -> None:
         )
 
 
-def seed_of(cell: FinishedCell) -> int:
-    """Return the seed of a cell's protocol."""
-    return cell.record.protocol.seed
-
-
 def _to_method(row: str, cells: Sequence[FinishedCell]) -> Method:
     steps = cells[0].note.overrides.get("finetune.steps")
-    return Method(METHODS[row], {seed_of(cell): cell.record.models[RESULT] for cell in cells}, steps)
+    return Method(METHODS[row], {cell.seed: cell.record.models[RESULT] for cell in cells}, steps)
 
 
 def _to_ablation(cells: Iterable[FinishedCell]) -> dict[int, Estimate]:

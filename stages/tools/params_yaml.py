@@ -33,10 +33,6 @@ def _flow(value: object) -> str:
         return f"{{{', '.join(f'{key}: {_flow(inner)}' for key, inner in value.items())}}}"
     if isinstance(value, list):
         return f"[{', '.join(map(_flow, value))}]"
-    if (
-        isinstance(value, str)
-        and re.fullmatch(r"[\w./~%][\w./~%@+-]*", value)
-        and parse_yaml(value, "a value") == value
-    ):
+    if isinstance(value, str) and PLAIN.fullmatch(value) and parse_yaml(value, "a value") == value:
         return value
     return json.dumps(value)

@@ -3,7 +3,6 @@
 import math
 import time
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -21,7 +20,7 @@ from stages.protocol.params import ExtractorParams
 from stages.prune.surgery import cut
 from stages.runtime.device import select_device
 from stages.runtime.errors import InputError, UnavailableError
-from stages.tools.forecast import Rates, StageForecast, forecast_stages, rates_at
+from stages.tools.forecast import StageForecast, forecast_stages, rates_at
 from stages.tools.grid_workload import count_grid
 from stages.tools.planned_model import PlannedModel, open_model
 from stages.tools.preflight import FoundImages, Refusals, check_model, check_params, find_images, plan_cut
@@ -87,8 +86,18 @@ def _preview(
         cut_s = time.perf_counter() - begin
         size = measure_size(model, subject)
         works = _count_works(params, model, size, images, refusals)
-        timed = partial(_timed, subject, params, size, images, startup_s=startup_s, cut_s=cut_s)
-        rates = rates_at(tflops, params, size) if tflops else timed()
+        if tflops:
+            rates = rates_at(tflops, params, size)
+        else:
+            rates = measure_rates(
+                subject,
+                params,
+                size,
+                startup_s=startup_s,
+                cut_s=cut_s,
+                extractor=_present_extractor(params),
+                pack_s=images.pack_s if images else None,
+            )
         stages = forecast_stages(params, works, rates, gpus)
     except UnavailableError:
         raise
@@ -109,21 +118,6 @@ def _count_works(
             settings = make_settings(grid, params.reference, model.scheduler, model.table, model.origin)
             works["grid"] = count_grid(params, grid, size, settings)
     return works
-
-
-def _timed(
-    subject: Subject,
-    params: Params,
-    size: ModelSize,
-    images: FoundImages | None,
-    *,
-    startup_s: float,
-    cut_s: float,
-) -> Rates:
-    """Time the passes on this device, with the extractor if its weights are here."""
-    pack_s = images.pack_s if images else None
-    extractor = _present_extractor(params)
-    return measure_rates(subject, params, size, startup_s=startup_s, cut_s=cut_s, extractor=extractor, pack_s=pack_s)
 
 
 def _cut(model: PlannedModel, params: Params) -> Subject:

@@ -10,9 +10,11 @@ from stages.protocol.costs import Cost
 from stages.protocol.evaluation import DENSE, Metric, Model
 from stages.protocol.intervals import Estimate, estimate, paired_difference
 from stages.protocol.verdict import FINETUNED
+from stages.report.variants import pareto_front
 from stages.runtime.errors import InputError
 from stages.tools.cells import FinishedCell, read_cells
-from stages.tools.methods import check_protocols, seed_of
+from stages.tools.estimates import difference_by_seed
+from stages.tools.methods import check_protocols
 
 SEED = "seed"
 
@@ -79,14 +81,12 @@ class Setting:
 
     def difference(self, other: "Setting", name: str) -> Estimate | None:
         """Estimate metric(self) − metric(other), paired by seed; None for itself and without a common seed."""
-        ours, theirs = (
-            {seed_of(cell): cell.record.models[FINETUNED].metrics()[name].mean for cell in it.cells}
-            for it in (self, other)
-        )
-        seeds = [seed for seed in ours if seed in theirs]
-        if other is self or not seeds:
+        if other is self:
             return None
-        return paired_difference([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
+        ours, theirs = (
+            {cell.seed: cell.record.models[FINETUNED].metrics()[name].mean for cell in it.cells} for it in (self, other)
+        )
+        return difference_by_seed(ours, theirs)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Sweep:
     @property
     def dense_fid(self) -> Metric | Estimate:
         """FID of the dense model: over the sets, or over the seeds."""
-        found = {seed_of(cell): cell.record.models[DENSE].fid for cell in self.cells}
+        found = {cell.seed: cell.record.models[DENSE].fid for cell in self.cells}
         return estimate([it.mean for it in found.values()]) if self.is_over_seeds else next(iter(found.values()))
 
 
@@ -130,11 +130,11 @@ def read_sweep(folder: Path, baseline: str = "") -> Sweep:
         InputError: The folder holds no cell, a cell is damaged, protocols differ in more than the seed, or the baseline
             is not among the cells.
     """
-    cells = sorted(read_cells(folder), key=seed_of)
+    cells = read_cells(folder)
     check_protocols(cells, {cell.name: write_overrides(cell.note.overrides) for cell in cells})
     if baseline and baseline not in [cell.name for cell in cells]:
         raise InputError(f"{folder} has no finished cell {baseline!r} to compare with; it has {len(cells)} others")
-    is_over_seeds = len({seed_of(cell) for cell in cells}) > 1
+    is_over_seeds = len({cell.seed for cell in cells}) > 1
     groups: dict[str, Setting] = {}
     for cell in cells:
         own = {key: value for key, value in cell.note.overrides.items() if key != SEED or not is_over_seeds}
@@ -161,11 +161,7 @@ def swept_keys(settings: Sequence[Setting]) -> list[str]:
 
 def find_front(settings: Sequence[Setting]) -> list[Setting]:
     """Find the Pareto front of MACs and FID, ordered by MACs."""
-    front: list[Setting] = []
-    for setting in sorted(settings, key=_macs_and_fid):
-        if not front or setting.fid.mean < front[-1].fid.mean:
-            front.append(setting)
-    return front
+    return pareto_front(settings, _macs_and_fid)
 
 
 def rank(front: Sequence[Setting]) -> list[Setting]:

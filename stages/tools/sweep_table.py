@@ -12,10 +12,9 @@ from stages.protocol.intervals import Estimate
 from stages.protocol.verdict import FINETUNED, Verdict, judge
 from stages.report.figures import COLOURS, plain_log
 from stages.report.legend import legend_above
-from stages.report.markdown import markdown_table
+from stages.report.markdown import rows_to_markdown
 from stages.report.table import (
     ALIKE,
-    conditions_to_text,
     fid_dense_to_text,
     latency_to_text,
     protocol_to_text,
@@ -26,8 +25,13 @@ from stages.report.table import (
 from stages.report.table_page import worst_level
 from stages.runtime.wording import count as count_text
 from stages.tools.cells import FinishedCell
-from stages.tools.estimates import estimate_time, write_difference, write_estimate, write_speed_up_over_seeds
-from stages.tools.methods import seed_of
+from stages.tools.estimates import (
+    estimate_time,
+    protocols_to_text,
+    write_difference,
+    write_estimate,
+    write_speed_up_over_seeds,
+)
 from stages.tools.sweep_settings import Setting, Sweep, find_front, rank, read_sweep, swept_keys, write_overrides
 from stages.tools.table_files import Lead, write_table_files
 from stages.tools.variants_over_seeds import variants_of_groups, variants_to_numbers, variants_to_parts
@@ -92,7 +96,7 @@ def _write_latency(setting: Setting) -> str:
 def to_markdown(sweep: Sweep) -> str:
     """Write the table, followed by the overrides that all cells share, the dense model, the protocol and variants."""
     rows, settings, cells = to_rows(sweep), sweep.settings, sweep.cells
-    table = markdown_table(list(rows[0]), [row.values() for row in rows], text_columns=len(rows[0]))
+    table = rows_to_markdown(rows, text_columns=len(rows[0]))
     dense, keys = cells[0].record.models[DENSE], swept_keys(settings)
     same = {key: value for key, value in settings[0].overrides.items() if key not in keys}
     latency = " ".join(dict.fromkeys(latency_to_text(cell.costs) for cell in cells))
@@ -110,14 +114,12 @@ def _explain(sweep: Sweep) -> str:
     if not sweep.is_over_seeds:
         note = "Each cell is one training, so the intervals do not cover the variation between seeds."
         return f"{note} {protocol_to_text(record)}"
-    protocols = {seed_of(cell): cell.record.protocol_id for cell in sorted(sweep.cells, key=seed_of)}
-    conditions = conditions_to_text(record.protocol, f"seeds {', '.join(map(str, protocols))}")
     apart = f"Differences are from {sweep.label(sweep.baseline)}. " if sweep.baseline and _compares(sweep) else ""
     return (
         f"± is half of the 95 % interval over the seeds; it covers neither the choice of data nor the bias of FID with "
         f"few images. {ALIKE} beside a FID: its difference from dense has an interval that contains zero; beside a "
         f"difference: that interval does. All differences are paired by seed. {apart}{fid_dense_to_text(record)} "
-        f"Protocols, which differ only in the seed ({', '.join(protocols.values())}): {conditions}"
+        f"{protocols_to_text(sweep.cells)}"
     )
 
 
@@ -129,7 +131,7 @@ def _variants_to_parts(sweep: Sweep) -> list[str]:
     rows = _variant_rows(sweep)
     if not rows:
         return []
-    table = markdown_table(list(rows[0]), [row.values() for row in rows], text_columns=len(rows[0]))
+    table = rows_to_markdown(rows, text_columns=len(rows[0]))
     return ["## Variants", table, "Under the protocol of the models above, from the same noise."]
 
 
@@ -225,7 +227,7 @@ def make_lead(sweep: Sweep) -> Lead:
     if sweep.is_over_seeds:
         seeds = count_text(len(best.cells), "seed")
         fids = f"FID {_write(best.fid, 3)} over {seeds}, dense {_write(sweep.dense_fid, 3)}"
-        found = f"{fids}; seed {seed_of(best.first)}: {found}"
+        found = f"{fids}; seed {best.first.seed}: {found}"
     sentence = f"Best of {count}, {sweep.label(best)}: {found}" if count > 1 else found
     reasons = [
         f"{_name(sweep, it, cell)}: {verdicts[cell.name].sentence}" for it in sweep.settings for cell in it.cells
@@ -238,7 +240,7 @@ def make_lead(sweep: Sweep) -> Lead:
 
 def _name(sweep: Sweep, setting: Setting, cell: FinishedCell) -> str:
     label = sweep.label(setting)
-    return f"{label}, seed {seed_of(cell)}" if sweep.is_over_seeds else label
+    return f"{label}, seed {cell.seed}" if sweep.is_over_seeds else label
 
 
 def write_sweep_table(folder: Path, out: Path, baseline: str = "") -> None:

@@ -6,13 +6,19 @@ from typing import Any
 
 from stages.protocol.costs import Cost
 from stages.protocol.evaluation import DENSE, FID_DENSE, Metric
-from stages.protocol.intervals import Estimate, estimate, paired_difference
+from stages.protocol.intervals import Estimate, estimate
 from stages.protocol.variants import MEASURED
-from stages.report.markdown import markdown_table
+from stages.report.markdown import rows_to_markdown
 from stages.report.table import ALIKE, setting_to_text
-from stages.tools.cells import FinishedCell
-from stages.tools.estimates import estimate_time, write_difference, write_estimate, write_speed_up_over_seeds
-from stages.tools.methods import DENSE_TITLE, ONE_SHOT, RESULT, seed_of
+from stages.tools.cells import FinishedCell, in_row
+from stages.tools.estimates import (
+    difference_by_seed,
+    estimate_time,
+    write_difference,
+    write_estimate,
+    write_speed_up_over_seeds,
+)
+from stages.tools.methods import DENSE_TITLE, ONE_SHOT, RESULT
 
 Metrics = Mapping[str, Metric]
 
@@ -38,12 +44,11 @@ class VariantOfMethod:
 
     def difference(self, metric: str) -> Estimate | None:
         """Estimate metric(variant) − metric(its model), paired by seed; None if the models lack the metric."""
-        pairs = [
-            (it[metric].mean, self.model[seed][metric].mean)
-            for seed, it in self.metrics.items()
-            if metric in self.model[seed]
-        ]
-        return paired_difference(*zip(*pairs, strict=True)) if pairs else None
+        ours, theirs = (
+            {seed: found[metric].mean for seed, found in metrics.items() if metric in found}
+            for metrics in (self.metrics, self.model)
+        )
+        return difference_by_seed(ours, theirs)
 
 
 def variants_over_seeds(cells: Sequence[FinishedCell], titles: Mapping[str, str]) -> list[VariantOfMethod]:
@@ -53,8 +58,7 @@ def variants_over_seeds(cells: Sequence[FinishedCell], titles: Mapping[str, str]
         cells: The cells of a comparison.
         titles: Row -> title, in the order of the table.
     """
-    groups = {title: [cell for cell in cells if cell.note.row == row] for row, title in titles.items()}
-    return variants_of_groups(groups)
+    return variants_of_groups({title: in_row(cells, row) for row, title in titles.items()})
 
 
 def variants_of_groups(groups: Mapping[str, Sequence[FinishedCell]]) -> list[VariantOfMethod]:
@@ -63,7 +67,7 @@ def variants_of_groups(groups: Mapping[str, Sequence[FinishedCell]]) -> list[Var
     Args:
         groups: Title -> cells; those without variants are left out.
     """
-    by_seed = {title: {seed_of(cell): cell for cell in group if cell.variants} for title, group in groups.items()}
+    by_seed = {title: {cell.seed: cell for cell in group if cell.variants} for title, group in groups.items()}
     everywhere = {seed: cell for own in by_seed.values() for seed, cell in own.items()}
     dense: dict[str, VariantOfMethod] = {}
     for own in (everywhere, *by_seed.values()):  # groups differ in it only if they ask for other variants
@@ -104,7 +108,7 @@ def variants_to_parts(variants: Sequence[VariantOfMethod]) -> list[str]:
         f"Under the protocol of the rows above, from the same noise. Differences are from the model that a variant was "
         f"made of, paired by seed; {ALIKE} marks those whose interval contains zero.{_explain_speed_up(variants)}"
     )
-    return ["## Variants", markdown_table(list(rows[0]), [row.values() for row in rows]), note]
+    return ["## Variants", rows_to_markdown(rows), note]
 
 
 def _explain_speed_up(variants: Sequence[VariantOfMethod]) -> str:

@@ -89,17 +89,18 @@ def count_work(params: Params, size: ModelSize, num_images: int | None, sampler_
     Raises:
         InputError: The timesteps of the importance do not fit the model.
     """
+    calls = _guided(sampler_calls, params.reference.guidance)
     works = {
         "code": Work(),
         "fetch": _fetch(size, num_images),
-        "reference": _draw(params, size, num_images, sampler_calls, "dense"),
+        "reference": _draw(params, size, num_images, calls, "dense"),
         "importance": _importance(params, size),
         "prune": _prune(params, size),
         "rounds": _rounds(params, size),
         "finetune": _finetune(params, size, num_images),
-        "evaluate": _evaluate(params, size, num_images, sampler_calls),
-        "variants": _variants(params, size, num_images, sampler_calls),
-        "costs": Work(text=_costs_text(params)),
+        "evaluate": _evaluate(params, size, num_images, calls),
+        "variants": _variants(params, size, num_images, calls),
+        "costs": Work(text=f"{count(len(params.costs.settings), 'setting')}, at most {params.costs.seconds:g} s each"),
         "report": Work(disk_bytes=2 * size.pruned_params * BYTES),
     }
     handled = _count_weights(params, size)
@@ -134,17 +135,17 @@ def _fetch(size: ModelSize, num_images: int | None) -> Work:
     return Work(passes, text, images=images, disk_bytes=size.dense_params * BYTES + images * each)
 
 
-def _calls(params: Params, sampler_calls: int) -> int:
-    """Return the predictions for one image; guidance needs two for each step."""
-    return sampler_calls * (2 if params.reference.guidance not in (None, 1) else 1)
+def _guided(calls: int, guidance: float | None) -> int:
+    """Return the predictions for one image; guidance needs two in place of each."""
+    return calls if guidance in (None, 1) else 2 * calls
 
 
-def _draw(params: Params, size: ModelSize, num_images: int | None, sampler_calls: int, model: Pass) -> Work:
+def _draw(params: Params, size: ModelSize, num_images: int | None, calls: int, model: Pass) -> Work:
     """Count the images of the protocol, drawn by one model, and for the dense one the features of the real images."""
     protocol = params.reference
     drawn = protocol.num_images * protocol.sets
     real = min(num_images or 0, protocol.real_images or math.inf) if model == "dense" else 0
-    passes: Counter[Pass] = Counter({model: drawn * _calls(params, sampler_calls), "features": drawn + real})
+    passes: Counter[Pass] = Counter({model: drawn * calls, "features": drawn + real})
     passes["decode"] = drawn if size.is_latent else 0
     passes["similarity"] = 0 if model == "dense" else drawn
     text = f"{count(drawn, 'image')} × {count(protocol.sampler.steps, 'step')}"
@@ -170,8 +171,7 @@ def _importance(params: Params, size: ModelSize, *, with_report: bool = True) ->
         pairs += min(importance.report.timesteps, used) * (1 + importance.report.draws)
     passes: Counter[Pass] = Counter({"gradient": pairs * importance.num_images})
     if importance.draw:
-        guided = 2 if importance.draw.guidance not in (None, 1) else 1
-        passes["dense"] = passes["gradient"] * importance.draw.steps * guided
+        passes["dense"] = passes["gradient"] * _guided(importance.draw.steps, importance.draw.guidance)
     most = len(choose_timesteps(size.num_timesteps, importance.stride, importance.num_timesteps))
     timesteps = count(round(used), "timestep")
     text = f"about {timesteps}, at most {most}," if used < most else timesteps
@@ -211,8 +211,7 @@ def _training(params: Params, steps: int, heldout: int, available: int | None = 
     with_jacobian = steps // jacobian.every if jacobian else 0
     images = min(finetune.heldout_images, available or finetune.heldout_images)
     measured = heldout * images * len(finetune.ema_decays)
-    plain = steps - with_jacobian
-    batch = finetune.batch_size
+    plain, batch = steps - with_jacobian, finetune.batch_size
     return Counter({"step": plain * batch, "jacobian step": with_jacobian * batch, "heldout": measured})
 
 
@@ -234,18 +233,18 @@ def _finetune(params: Params, size: ModelSize, num_images: int | None) -> Work:
     return Work(passes, text, finetune.steps, finetune.batch_size, disk)
 
 
-def _evaluate(params: Params, size: ModelSize, num_images: int | None, sampler_calls: int) -> Work:
+def _evaluate(params: Params, size: ModelSize, num_images: int | None, calls: int) -> Work:
     models = 2 + len(params.finetune.snapshots)
-    one = _draw(params, size, num_images, sampler_calls, "pruned")
+    one = _draw(params, size, num_images, calls, "pruned")
     passes: Counter[Pass] = Counter({name: models * number for name, number in one.passes.items()})
-    strip = STRIP_IMAGES * _calls(params, sampler_calls)
+    strip = STRIP_IMAGES * calls
     frames = (models + 1) * STRIP_IMAGES * STRIP_FRAMES if size.is_latent else 0
     alone: Counter[Pass] = Counter({"dense": strip, "pruned": models * strip, "decode": frames})
     text, images = f"{models} models × {one.text}", models * one.images
     return Work(passes + alone, text, one.steps, images, models * one.disk_bytes, alone)
 
 
-def _variants(params: Params, size: ModelSize, num_images: int | None, sampler_calls: int) -> Work:
+def _variants(params: Params, size: ModelSize, num_images: int | None, calls: int) -> Work:
     """Count the images that each variant draws, as if each took as long as its model.
 
     The models of which there are variants draw once more, to compare with, but the dense one.
@@ -255,17 +254,13 @@ def _variants(params: Params, size: ModelSize, num_images: int | None, sampler_c
     kinds, passes, disk_bytes = len(params.variants.kinds), Counter[Pass](), 0.0
     for name in params.variants.models:
         model: Pass = "dense" if name == "dense" else "pruned"
-        one = _draw(params, size, num_images, sampler_calls, "pruned")
+        one = _draw(params, size, num_images, calls, "pruned")
         times = kinds + (name != "dense")
         passes.update({model if key == "pruned" else key: times * number for key, number in one.passes.items()})
         passes["similarity"] += kinds * one.images * (name != "dense")
         disk_bytes += kinds * (size.dense_params if name == "dense" else size.pruned_params) * BYTES
     number = kinds * len(params.variants.models)
     return Work(passes, f"{count(number, 'variant')} × {one.text}", one.steps, number * one.images, disk_bytes)
-
-
-def _costs_text(params: Params) -> str:
-    return f"{count(len(params.costs.settings), 'setting')}, at most {params.costs.seconds:g} s each"
 
 
 def costs_seconds(params: Params, seconds_each: float) -> float:

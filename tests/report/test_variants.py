@@ -87,7 +87,7 @@ def test_what_does_not_belong_together_is_refused(records):
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1))
 def test_no_point_beats_one_of_the_front(points):
     """And every other point is beaten by one of it, or is equal to one."""
-    front = pareto_front(points)
+    front = pareto_front(points, tuple)
 
     def beats(one, other):
         return one != other and one[0] <= other[0] and one[1] <= other[1]
