@@ -101,14 +101,11 @@ def write_page(report: ReportData, figures: Mapping[str, Mapping[str, bytes]], r
         tiles=list(headline_tiles(record, report.costs, report.recovered)),
         header=HEADER,
         rows=to_rows(record, report.costs),
-        protocol_text=describe_protocol(record),
-        latency_text=latency_to_text(report.costs),
-        shares_text=shares_to_text(record),
+        texts=_write_texts(report),
         figures=embed_figures({**figures, **(grid.figures if grid else {})}),
         images=_embed_images(report, reports),
         variants_header=VARIANTS_HEADER,
         variants=variants_to_rows(report.variants),
-        variants_text=variants_to_text(report.variants) if report.variants else "",
         others=others,
         worst={name: write_worst(record.models[name]) for name in others},
         costs=list(rows_by_setting(report.costs)),
@@ -119,6 +116,16 @@ def write_page(report: ReportData, figures: Mapping[str, Mapping[str, bytes]], r
         protocol=[(key, "–" if it is None else it) for key, it in flatten(record.protocol.model_dump(mode="json"))],
         lineage=list(lineage(report)),
     )
+
+
+def _write_texts(report: ReportData) -> dict[str, str]:
+    """Write the sentences below the tables."""
+    return {
+        "protocol": describe_protocol(report.record),
+        "latency": latency_to_text(report.costs),
+        "shares": shares_to_text(report.record),
+        "variants": variants_to_text(report.variants) if report.variants else "",
+    }
 
 
 def list_contents(optional: Mapping[str, object]) -> list[tuple[str, str]]:
