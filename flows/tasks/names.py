@@ -1,4 +1,4 @@
-"""Names of runs as Prefect takes them."""
+"""The name of a cell, or the params of a comparison -> the name of a run, as Prefect takes it."""
 
 from prefect.runtime import flow_run
 
