@@ -19,6 +19,7 @@ from stages.report.table import (
     shares_to_text,
     to_rows,
     write_count,
+    write_size,
     write_speed_up,
     write_target,
 )
@@ -112,7 +113,7 @@ def write_page(report: ReportData, figures: Mapping[str, Mapping[str, bytes]], r
         speed_up=_write_speed_up,
         write_energy=write_energy,
         with_attention=_each(record, lambda model: write_count(model.macs + model.attention_macs)),
-        on_disk=_each(record, lambda model: f"{model.size_bytes / 1e6:.2f} MB"),
+        on_disk=_each(record, lambda model: write_size(model.size_bytes)),
         protocol=[(key, "–" if it is None else it) for key, it in flatten(record.protocol.model_dump(mode="json"))],
         lineage=list(lineage(report)),
     )
