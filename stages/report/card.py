@@ -182,9 +182,8 @@ def _head(report: ReportData, name: str) -> ModelCardData:
 
 def _speed(report: ReportData, name: str) -> str:
     cost = report.costs.first(name)
-    speed_up = write_speed_up(cost)
-    if speed_up is None:
+    if cost.speed_up is None:
         return "no time was measured"
     ratio = report.record.macs_ratio(name)
     setting = f"at batch {cost.batch}, {cost.precision}, {cost.mode}, {cost.kernels}, on {cost.device}"
-    return f"{ratio:.2f}× fewer MACs gave {speed_up} the speed {setting}"
+    return f"{ratio:.2f}× fewer MACs gave {write_speed_up(cost)} the speed {setting}"

@@ -159,7 +159,7 @@ def _each(record: EvaluationRecord, write: Callable[[Model], str]) -> str:
 
 
 def _write_speed_up(cost: Cost) -> str:
-    """Format a speed-up that was measured, and the mark `ALIKE` if it is none that can be told."""
+    """Format a speed-up with its interval, and the mark `ALIKE` if the interval contains 1."""
     low, high = cost.speed_up_low or 0.0, cost.speed_up_high or 0.0
     return f"{write_speed_up(cost)}{f' {ALIKE}' if low <= 1 <= high and low < high else ''}"
 

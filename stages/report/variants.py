@@ -105,7 +105,7 @@ def _format(row: VariantRow) -> list[str]:
         "–" if first.median_ms is None else f"{first.median_ms:.2f} ms",
         "–" if largest.images_per_s is None else f"{largest.images_per_s:.0f}",
         f"{first.peak_bytes / 2**20:.1f} MiB" if first.peak_bytes else "–",
-        write_speed_up(first) or "–",
+        write_speed_up(first),
     ]
 
 

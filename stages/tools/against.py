@@ -71,7 +71,7 @@ def _write(metric: Metric | None, digits: int, factor: float) -> str:
 
 def _speed_row(one: Cost, other: Cost) -> list[str]:
     setting = f"speed-up, batch {other.batch}, {other.precision}"
-    return [setting, *(write_speed_up(cost) or "–" for cost in (one, other)), _compare_speed(one, other)]
+    return [setting, write_speed_up(one), write_speed_up(other), _compare_speed(one, other)]
 
 
 def _compare_speed(one: Cost, other: Cost) -> str:

@@ -1,9 +1,11 @@
-"""One value per seed -> the estimate of a difference; estimates over seeds -> the texts of tables."""
+"""Times and values per seed -> estimates over seeds and of differences; those -> the texts of tables."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
-from stages.protocol.intervals import Estimate, paired_difference
-from stages.report.table import ALIKE, conditions_to_text
+from stages.protocol.costs import Cost
+from stages.protocol.intervals import Estimate, estimate, paired_difference
+from stages.report.table import ALIKE, conditions_to_text, setting_to_text, write_speed_up
 from stages.tools.cells import FinishedCell
 
 ONE_SEED = "One seed, so no intervals: the numbers do not show how much another seed would change."
@@ -13,6 +15,13 @@ def difference_by_seed(ours: Mapping[int, float], theirs: Mapping[int, float]) -
     """Estimate the mean of ours − theirs, paired by seed; None without a common seed."""
     seeds = [seed for seed in ours if seed in theirs]
     return paired_difference([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]) if seeds else None
+
+
+def estimate_time(costs: Sequence[Cost], name: Literal["median_ms", "speed_up"]) -> Estimate | None:
+    """Estimate a time over seeds; None unless all were timed, and in one setting on one kind of device."""
+    found = [value for cost in costs if (value := getattr(cost, name)) is not None]
+    is_alike = len({setting_to_text(cost) for cost in costs}) == 1
+    return estimate(found) if is_alike and len(found) == len(costs) else None
 
 
 def write_estimate(estimate: Estimate, digits: int, factor: float = 1, sign: str = "") -> str:
@@ -35,3 +44,11 @@ def protocols_to_text(cells: Iterable[FinishedCell]) -> str:
     conditions = conditions_to_text(next(iter(protocols.values())), f"seeds {', '.join(map(str, protocols))}")
     names = ", ".join(protocol.id for protocol in protocols.values())
     return f"Protocols, which differ only in the seed ({names}): {conditions}"
+
+
+def write_speed_up_over_seeds(costs: Sequence[Cost]) -> str:
+    """Write the mean speed-up over the dense model, or of a single seed the interval of its passes."""
+    if len(costs) == 1:
+        return write_speed_up(costs[0])
+    found = estimate_time(costs, "speed_up")
+    return f"{write_estimate(found, 2)}×" if found else "–"
