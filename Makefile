@@ -91,7 +91,7 @@ lock: ## Resolve requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile --universal --python-version 3.11 --group dev --extra server --extra deploy --generate-hashes --no-header --no-emit-index-url --output-file requirements.lock pyproject.toml --upgrade
 
 base: $(READY) ## Retrain the bundled digits model and classifier (about ten minutes)
-	$(BIN)/python recipes/digits.py
+	$(BIN)/python -m recipes.digits
 
 results: $(READY) ## Copy the pipeline's results table into README.md
 	$(BIN)/python docs/results.py

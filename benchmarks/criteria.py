@@ -12,6 +12,7 @@ import torch
 from stages.data.images import read_images
 from stages.evaluate.consistency import images_to_ssim
 from stages.evaluate.quality import QualityMetrics
+from stages.fetch.model import BUNDLED
 from stages.finetune.batches import heldout_batch
 from stages.importance.calibration import calibrate
 from stages.importance.params import ImportanceParams
@@ -29,7 +30,7 @@ from stages.prune.selection import plan_pruning
 from stages.runtime.errors import InputError
 from stages.runtime.seeds import derive_seed
 
-MODEL = Path(__file__).parents[1] / "stages" / "fetch" / "bundled" / "digits"
+MODEL = BUNDLED / "digits"
 CRITERIA = (
     ("random", "paper"),
     ("magnitude", "paper"),

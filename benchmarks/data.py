@@ -23,6 +23,7 @@ from torchvision.datasets import ImageFolder
 
 from stages.data.images import Images, read_images
 from stages.fetch.data import bundled_digits, fetch_data
+from stages.fetch.model import BUNDLED
 from stages.fetch.params import FolderData
 from stages.fetch.split import split
 from stages.finetune.batches import Batches
@@ -32,7 +33,7 @@ from stages.models.pipeline import read_scheduler, read_unet
 from stages.params import load_params
 
 ROOT = Path(__file__).parents[1]
-MODEL = ROOT / "stages" / "fetch" / "bundled" / "digits"
+MODEL = BUNDLED / "digits"
 CHANNELS, WORKERS = 3, (0, 2)
 STEPS = 5
 """Training steps of the digits model per turn."""

@@ -2,7 +2,6 @@
 
 import tempfile
 import time
-from pathlib import Path
 from statistics import median
 
 import click
@@ -11,11 +10,12 @@ from stages.drawing.labels import Labels
 from stages.drawing.request import Request, make_job
 from stages.drawing.source import Settings, Source
 from stages.drawing.worker import draw_pending, load_drawer
+from stages.fetch.model import BUNDLED
 from stages.models.params import SamplerParams
 from stages.models.sampling import draw
 from stages.storage.places import open_place
 
-MODEL = Path(__file__).parents[1] / "stages" / "fetch" / "bundled" / "digits"
+MODEL = BUNDLED / "digits"
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""The time that Prefect adds to DVC: seconds on a finished pipeline, and a share of real work."""
+"""DVC and the flow on the same work -> what Prefect adds: seconds on a finished pipeline, and a share of real work."""
 
 import os
 import secrets

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler
 
+from stages.fetch.model import BUNDLED
 from stages.models.families import Denoiser
 from stages.models.params import SamplerParams
 from stages.models.pipeline import read_scheduler, read_unet
 from stages.models.sampling import cast_model, draw, image_seeds
 from stages.runtime.device import has_tf32, kernels, select_device
 
-MODEL = Path(__file__).parents[1] / "stages" / "fetch" / "bundled" / "digits"
+MODEL = BUNDLED / "digits"
 Draw = Callable[[], np.ndarray]
 DIFFUSERS = "diffusers, float32"
 """What the variants are compared with."""

@@ -15,6 +15,7 @@ import click
 
 from stages.data.images import Images
 from stages.fetch.data import bundled_digits
+from stages.fetch.model import BUNDLED
 from stages.fetch.split import split
 from stages.finetune.checkpoint import Checkpoints
 from stages.finetune.params import FinetuneParams, LossParams
@@ -28,7 +29,7 @@ from stages.storage.s3 import Store
 MIB = 1024 * 1024
 ROOT = Path(__file__).parents[1]
 SERVER = ROOT / "tests" / "swift.py"
-MODEL = ROOT / "stages" / "fetch" / "bundled" / "digits"
+MODEL = BUNDLED / "digits"
 WARM_UP_STEPS = 10
 RUN = "0" * 64
 

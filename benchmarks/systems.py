@@ -1,4 +1,4 @@
-"""Systems with initialised models of their exact configs, through all stages on few steps and images."""
+"""The exact configs of the systems, with random weights -> time and memory of each stage on few steps and images."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-r"""The CPU time of a pass of each variant of a run, all in turn: on a busy machine, ratios that waiting does not blur.
+r"""The variants of a run -> the CPU time of a pass of each, in turn: ratios that waiting for a busy CPU does not blur.
 
     python -m benchmarks.variants --dense artifacts/pretrained --pruned artifacts/pruned \
         --finetuned artifacts/finetuned --variants artifacts/variants --batch 1 --batch 16

@@ -7,10 +7,10 @@ from typing import Any
 
 from prefect import State, flow
 from prefect.logging import get_run_logger
-from prefect.runtime import flow_run
 from pydantic import PositiveInt
 
 from flows.tasks.errors import fail_on_input_error
+from flows.tasks.names import name_comparison
 from flows.tasks.notifications import HOOKS
 from flows.tasks.runners import RunnerName
 from flows.tasks.series import Series, compress_and_publish, open_executor
@@ -25,12 +25,7 @@ PICTURES = {
 }
 
 
-def _name_run() -> str:
-    given = flow_run.parameters
-    return f"{given.get('preset')}, {len(given.get('seeds') or ())} seeds"
-
-
-@flow(flow_run_name=_name_run, persist_result=False, **HOOKS)
+@flow(flow_run_name=name_comparison, persist_result=False, **HOOKS)
 @fail_on_input_error
 def compare(
     preset: str,

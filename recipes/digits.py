@@ -5,30 +5,23 @@ stages/fetch/model.py. recipes/README.md has the results.
 """
 
 import sys
-from hashlib import sha256
 from pathlib import Path
 
 import torch
-from diffusers.models.unets.unet_2d import UNet2DModel
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from sklearn.datasets import load_digits
 from torch.nn.functional import cross_entropy
 
+from recipes.training import train_unet
 from stages.data.images import Images, to_model_range
 from stages.fetch.data import bundled_digits
 from stages.fetch.model import BUNDLED
 from stages.fetch.split import split
-from stages.finetune.checkpoint import Checkpoints
 from stages.finetune.params import FinetuneParams
-from stages.finetune.trainer import Trainer
 from stages.models.layout import WEIGHTS
-from stages.models.pipeline import write_pipeline
 from stages.protocol.digits import DIGITS_WEIGHTS, DigitsClassifier
-from stages.runtime.device import select_device
 from stages.runtime.progress import track
 from stages.runtime.seeds import derive_seed, generator
-from stages.storage.files import file_sha256, writing
-from stages.storage.provenance import fingerprint, write_run_record
+from stages.storage.files import file_sha256
 from stages.storage.tensors import write_tensors
 
 SEED = 0
@@ -68,20 +61,7 @@ MAX_SHIFT_PX = 1
 
 def train_model(images: Images) -> None:
     """Train the DDPM and write it to the bundled model of the fetch stage."""
-    torch.manual_seed(derive_seed(SEED, "base"))
-    unet, scheduler = UNet2DModel(**UNET).to(select_device()), DDPMScheduler()
-    record = {"seed": SEED, "finetune": TRAINING}
-    trainer = Trainer(unet, scheduler, images, TRAINING, SEED)
-    checkpoints = Checkpoints(
-        Path("checkpoints/base"), sha256(f"{fingerprint('finetune', [], **record)} {UNET}".encode()).hexdigest()
-    )
-    trainer.run(checkpoints)
-    for point in trainer.curve:
-        print(point)
-    with writing(BUNDLED / "digits") as folder:
-        write_pipeline(folder, trainer.best_ema, scheduler)
-        write_run_record(folder, "finetune", **record)
-    checkpoints.clear()
+    train_unet(UNET, images, TRAINING, SEED, inputs=[], checkpoints=Path("checkpoints/base"), out=BUNDLED / "digits")
     print("sha256 of the weights:", file_sha256(BUNDLED / "digits" / "unet" / WEIGHTS))
 
 

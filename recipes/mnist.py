@@ -1,25 +1,17 @@
 """mnist.npz -> a pretrained DDPM and packed images, for experiments; they do not ship with the repository."""
 
-from hashlib import sha256
 from pathlib import Path
 
 import click
 import numpy as np
-import torch
-from diffusers.models.unets.unet_2d import UNet2DModel
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from recipes import digits
+from recipes.training import train_unet
 from stages.data.images import Images, write_images
-from stages.finetune.checkpoint import Checkpoints
-from stages.finetune.trainer import Trainer
-from stages.models.pipeline import write_pipeline
-from stages.runtime.device import select_device
 from stages.runtime.errors import InputError
-from stages.runtime.seeds import derive_seed
 from stages.runtime.stage_outputs import beside_the_pipeline
 from stages.storage.files import check_free, file_sha256, writing
-from stages.storage.provenance import fingerprint, write_run_record
+from stages.storage.provenance import write_run_record
 
 SEED = 0
 UNET = {**digits.UNET, "sample_size": 28, "block_out_channels": (32, 64, 128)}
@@ -54,23 +46,11 @@ def read_mnist(path: Path) -> Images:
 def main(npz: Path, model_out: Path, data_out: Path, checkpoints: Path) -> None:
     """Pack the images and train the model, in about twenty minutes on two cores."""
     images = read_mnist(npz)
-    record = {"seed": SEED, "finetune": TRAINING}
     check_free(model_out, data_out)
     with writing(data_out) as folder:
         write_images(folder, images, {"sha256": file_sha256(npz)})
-        write_run_record(folder, "fetch", **record)
-    torch.manual_seed(derive_seed(SEED, "base"))
-    trainer = Trainer(UNet2DModel(**UNET).to(select_device()), DDPMScheduler(), images, TRAINING, SEED)
-    saved = Checkpoints(
-        checkpoints, sha256(f"{fingerprint('finetune', [data_out], **record)} {UNET}".encode()).hexdigest()
-    )
-    trainer.run(saved)
-    for point in trainer.curve:
-        print(point)
-    with writing(model_out) as folder:
-        write_pipeline(folder, trainer.best_ema, trainer.scheduler)
-        write_run_record(folder, "finetune", **record)
-    saved.clear()
+        write_run_record(folder, "fetch", seed=SEED, finetune=TRAINING)
+    train_unet(UNET, images, TRAINING, SEED, inputs=[data_out], checkpoints=checkpoints, out=model_out)
 
 
 if __name__ == "__main__":

@@ -4,30 +4,23 @@ It prints the hash that belongs into stages/fetch/model.py. recipes/README.md sa
 has the results.
 """
 
-from hashlib import sha256
 from pathlib import Path
 
 import click
-import torch
-from diffusers.models.unets.unet_2d import UNet2DModel
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from recipes import digits
+from recipes.training import train_unet
 from stages.data.images import read_images
 from stages.fetch.data import fetch_data
 from stages.fetch.model import BUNDLED, CARD
 from stages.fetch.params import FolderData
 from stages.fetch.weights import STEM
-from stages.finetune.checkpoint import Checkpoints
 from stages.finetune.params import EngineParams, FinetuneParams
-from stages.finetune.trainer import Trainer
 from stages.models.layout import WEIGHTS
 from stages.models.pipeline import read_scheduler, read_unet, write_pipeline
-from stages.runtime.device import select_device
-from stages.runtime.seeds import derive_seed
 from stages.runtime.stage_outputs import beside_the_pipeline
 from stages.storage.files import RUN_RECORD, copy_file, file_sha256, write_atomically, writing
-from stages.storage.provenance import fingerprint, write_run_record
+from stages.storage.provenance import write_run_record
 from stages.storage.tensors import write_tensors
 
 SEED = 0
@@ -73,19 +66,6 @@ try Espalier out; no figure on it compares with published ones.
 """
 
 
-def train(data: Path, model_out: Path, checkpoints: Path) -> None:
-    """Train the model on packed images and write it in float32."""
-    record = {"seed": SEED, "finetune": TRAINING}
-    torch.manual_seed(derive_seed(SEED, "base"))
-    trainer = Trainer(UNet2DModel(**UNET).to(select_device()), DDPMScheduler(), read_images(data), TRAINING, SEED)
-    saved = Checkpoints(checkpoints, sha256(f"{fingerprint('finetune', [data], **record)} {UNET}".encode()).hexdigest())
-    trainer.run(saved, lambda point, _: click.echo(str(point)))
-    with writing(model_out) as folder:
-        write_pipeline(folder, trainer.best_ema, trainer.scheduler)
-        write_run_record(folder, "finetune", **record)
-    saved.clear()
-
-
 def write_bundled(model: Path) -> str:
     """Write a trained model as the bundled one, with weights in float16, and return the sha256 of these."""
     unet = read_unet(model)
@@ -124,7 +104,8 @@ def main(images: Path, data_out: Path, model_out: Path, checkpoints: Path) -> No
             fetch_data(FolderData(source="folder", path=images.absolute()), SHAPE, HELDOUT, folder)
             write_run_record(folder, "fetch", seed=SEED)
     if not model_out.exists():
-        train(data_out, model_out, checkpoints)
+        packed = read_images(data_out)
+        train_unet(UNET, packed, TRAINING, SEED, inputs=[data_out], checkpoints=checkpoints, out=model_out)
     click.echo(f"sha256 of the weights: {write_bundled(model_out)}")
 
 

@@ -4,7 +4,7 @@ from stages.protocol.costs import VARIANT_COSTS, Cost, CostsRecord
 from stages.protocol.evaluation import METRICS, EvaluationRecord, Metric, Model, Pair
 from stages.protocol.variants import MEASURED, VARIANTS_FILE, Variant, VariantsRecord
 from stages.storage.files import write_json
-from stages.tools.cells import COSTS_FOLDER
+from stages.tools.cells import CELL, COSTS_FOLDER, CellRecord
 
 STAGES = [
     "code",
@@ -48,6 +48,14 @@ def make_costs(evaluation, speed_up=1.2, device="cpu", *, deterministic=False):
         rows.append(Cost(model=name, **setting, passes=30, median_ms=2.5, speed_up=ratio, **interval))
     hashes = {name: model.weights_sha256 for name, model in evaluation.models.items()}
     return CostsRecord(weights_sha256=hashes, costs=rows)
+
+
+def write_cell_files(folder, record, **note):
+    """Write a finished cell with this evaluation and the fields of its cell.json, and return its folder."""
+    write_json(folder / "evaluation.json", record.model_dump(mode="json"))
+    write_json(folder / "costs.json", make_costs(record).model_dump(mode="json"))
+    write_json(folder / CELL, CellRecord(**note).model_dump(mode="json"))
+    return folder
 
 
 def write_variants(folder, record, fids, protocol_id=None, costs=None):

@@ -1,6 +1,5 @@
 """This machine -> findings about Python, packages, device, disk and the variables of the network."""
 
-import os
 import shutil
 import sys
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 from packaging.requirements import InvalidRequirement, Requirement
 
 from flows.doctor.finding import Finding
+from stages.runtime.cores import count_cores
 from stages.runtime.environment import check_credentials, check_hub, check_network, check_numbers
 from stages.runtime.wording import count
 
@@ -92,8 +92,7 @@ def check_device() -> Iterator[Finding]:
     elif shutil.which("nvidia-smi"):
         advice = "install the driver, or the CUDA build of PyTorch (docs/scaling.md)"
         yield Finding("warn", f"an NVIDIA driver is here, but PyTorch {build} finds no GPU; {advice}")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = torch.get_num_threads()
+    cores, threads = count_cores(), torch.get_num_threads()
     text = f"{count(threads, 'thread')} on {count(cores, 'core')} (PyTorch {build})"
     if threads > cores:
         yield Finding("warn", f"{text}: they hinder each other; set OMP_NUM_THREADS={cores}")

@@ -26,6 +26,7 @@ from flows.tasks.outcome import Outcome, read_outcome
 from flows.workspaces.commands import allow_commands, pause, stop_commands
 from flows.workspaces.overrides import Overrides
 from flows.workspaces.workspace import open_workspace
+from stages.runtime.cores import count_cores
 from stages.runtime.environment import SHARED_VARIABLE
 from stages.runtime.errors import InputError
 
@@ -67,8 +68,7 @@ def open_runner(name: RunnerName, jobs: int) -> Iterator[tuple[TaskRunner[Any], 
 
 def _slots(jobs: int) -> Slots:
     """Divide the cores and GPUs of this machine: two processes that each use all cores slow each other down."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    gpus = _gpus()
+    cores, gpus = count_cores(), _gpus()
     slots: Slots = queue.Queue()
     for index in range(jobs):
         slot = {} if jobs == 1 else {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // jobs)))}

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from configobj import ConfigObj, ConfigObjError
 from ruamel.yaml import YAML
 
+from flows.workspaces.dvc_config import read_dvc_config
 from stages.runtime.code_hash import STAGES, code_record
-from stages.runtime.errors import InputError, first_line
+from stages.runtime.errors import InputError
 from stages.runtime.schema import flatten, read_tree
 from stages.storage.files import json_bytes
 
@@ -48,12 +48,8 @@ class Cache:
             InputError: A config cannot be read.
         """
         place = Path("cache")
-        try:
-            for name in ("config", "config.local"):
-                config = ConfigObj(str(project / ".dvc" / name), list_values=False, encoding="utf-8")
-                place = Path(config.get("cache", {}).get("dir", place))
-        except (ConfigObjError, UnicodeDecodeError) as error:
-            raise InputError(f"DVC's config cannot be read ({first_line(error)}); correct .dvc/config") from None
+        for name in ("config", "config.local"):
+            place = Path(read_dvc_config(project / ".dvc" / name).get("cache", {}).get("dir", place))
         return cls(project / ".dvc" / place)
 
     def holds(self, md5: str) -> bool:

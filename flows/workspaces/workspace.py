@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from configobj import ConfigObj, ConfigObjError
 from ruamel.yaml import YAML
 
 from flows.workspaces.commands import Log
+from flows.workspaces.dvc_config import read_dvc_config
 from flows.workspaces.machine import machine_lock
 from flows.workspaces.mending import mend
 from flows.workspaces.overrides import Overrides
@@ -203,16 +203,8 @@ def _configure(repository: Repository, path: Path) -> bool:
     origin = (Path(repository.origin) if repository.is_local else path).resolve() / ".dvc"
     if not (path / ".dvc").is_dir():
         raise InputError("the commit has no .dvc folder; set DVC up first: dvc init")
-    try:
-        settings = ConfigObj(str(path / ".dvc" / "config"), list_values=False, encoding="utf-8")
-        local = ConfigObj(
-            str(origin / "config.local") if repository.is_local else None, list_values=False, encoding="utf-8"
-        )
-        odd = [name for config in (settings, local) for name in config.scalars]
-    except (ConfigObjError, UnicodeDecodeError) as error:
-        raise InputError(f"DVC's config cannot be read ({first_line(error)}); correct .dvc/config") from None
-    if odd:
-        raise InputError(f"DVC's config cannot be read ({odd[0]} is in no section); correct .dvc/config")
+    settings = read_dvc_config(path / ".dvc" / "config")
+    local = read_dvc_config(origin / "config.local" if repository.is_local else None)
     settings.merge(local)
     cache = settings.get("cache", {})
     shared = (

@@ -14,6 +14,7 @@ from stages.drawing.job import MANIFEST, Job
 from stages.drawing.request import Request, choose_numbers, make_job
 from stages.drawing.source import opened
 from stages.drawing.worker_reports import BATCH, DONE, FOUND, READY, WorkerReport
+from stages.runtime.cores import count_cores
 from stages.runtime.errors import InputError, warn
 from stages.runtime.progress import track
 from stages.runtime.result import write_result
@@ -87,8 +88,7 @@ def _environments(jobs: int | None, num_shards: int, job: Job) -> list[dict[str,
         gpus = [it for it in given.split(",") if it] if given else list(map(str, range(torch.cuda.device_count())))
         wanted = min(jobs or len(gpus), num_shards)
         return [{"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]} for index in range(wanted)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = min(jobs or max(1, cores // job.threads), num_shards)
+    wanted = min(jobs or max(1, count_cores() // job.threads), num_shards)
     return [{"OMP_NUM_THREADS": str(job.threads), "CUDA_VISIBLE_DEVICES": ""}] * wanted
 
 

@@ -1,4 +1,4 @@
-"""What a worker tells its caller, one line of JSON each: kind, number of a shard, number of images."""
+"""The progress of a worker -> lines of JSON for its caller: kind, number of a shard, number of images."""
 
 from typing import Any
 

@@ -25,8 +25,9 @@ from stages.register.lineage import read_lineage
 from stages.register.package import check_files, check_formats
 from stages.register.policy import Check, LatencyLimit, Policy
 from stages.register.registry import CONTENT, EVIDENCE, MODEL, OURS, WITHDRAWN
-from stages.register.variant_canary import check_runtime, check_variant_canary, held_kinds
+from stages.register.variant_canary import check_runtime, check_variant_canary
 from stages.register.variant_checks import run_variant_checks
+from stages.register.variants import held_kinds
 from stages.runtime.errors import InputError
 from stages.storage.files import file_sha256
 

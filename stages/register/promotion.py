@@ -10,7 +10,7 @@ from stages.register.gate import VersionFiles, run_checks
 from stages.register.ledger import Ledger, PlannedChange
 from stages.register.package import check_files
 from stages.register.policy import Check, Policy
-from stages.register.registry import CHALLENGER, CHAMPION, CONTENT, PASSED, PREVIOUS, REFUSED, Registry
+from stages.register.registry import CHALLENGER, CHAMPION, CONTENT, PASSED, PREVIOUS, REFUSED, Registry, uri_of
 from stages.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def promote(name: str, uri: str | None, policy: Policy, why: str | None) -> Deci
     if candidate.name != name:
         raise InputError(f"{uri} is a version of {candidate.name}, not of {name}")
     if champion is not None and champion.version == candidate.version:
-        raise InputError(f"{_uri(candidate)} is the champion already")
+        raise InputError(f"{uri_of(candidate)} is the champion already")
     checks = _run_gate(registry, candidate, champion, policy)
     failed = "; ".join(f"{check.name}: {check.reason}" for check in checks if not check.passed)
     change = PlannedChange(
@@ -78,7 +78,7 @@ def promote(name: str, uri: str | None, policy: Policy, why: str | None) -> Deci
     else:
         ledger.execute(change)
     registry.tag(candidate, gate=REFUSED if failed else PASSED, gate_reason=failed or "every check passed")
-    return Decision(_uri(candidate), _uri(champion) if champion else None, checks)
+    return Decision(uri_of(candidate), uri_of(champion) if champion else None, checks)
 
 
 def roll_back(name: str, policy: Policy | None, why: str) -> Decision:
@@ -114,7 +114,7 @@ def roll_back(name: str, policy: Policy | None, why: str) -> Decision:
         policy=policy.model_dump_json() if policy else "",
     )
     ledger.execute(change)
-    return Decision(_uri(previous), _uri(champion), checks)
+    return Decision(uri_of(previous), uri_of(champion), checks)
 
 
 def _check_samples(registry: Registry, version: "ModelVersion", levels: float) -> Check:
@@ -135,8 +135,4 @@ def _run_gate(
 
 def _download(registry: Registry, version: "ModelVersion", folder: Path) -> VersionFiles:
     folder.mkdir(exist_ok=True)
-    return VersionFiles(_uri(version), registry.download(version, folder), dict(version.tags))
-
-
-def _uri(version: "ModelVersion") -> str:
-    return f"models:/{version.name}/{version.version}"
+    return VersionFiles(uri_of(version), registry.download(version, folder), dict(version.tags))

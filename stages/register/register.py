@@ -16,7 +16,7 @@ from stages.storage.s3 import open_store
 from stages.tracking import recording
 from stages.tracking.compression import Compression
 from stages.tracking.mlflow_client import errors
-from stages.tracking.presentation import show_picture, verdict_line
+from stages.tracking.presentation import short_name, show_picture, verdict_line
 from stages.tracking.runs import COMPRESSION_TAG
 
 if TYPE_CHECKING:
@@ -109,14 +109,10 @@ def _push_to_store(compression: Compression, lineage: Lineage, name: str) -> Lin
 
 def _default_name(lineage: Lineage) -> str:
     try:
-        source = lineage.runs["fetch"]["params"]["fetch"]["model"]
-        base = next(str(source[key]) for key in ("repo", "name", "system", "path", "uri") if source.get(key))
-        is_version = source["source"] == "registry"
-    except (AttributeError, KeyError, StopIteration, TypeError):
+        base = short_name(lineage.runs["fetch"]["params"]["fetch"]["model"])
+    except (AttributeError, LookupError, TypeError):
         raise InputError("the base model has no name; give the version one with --name") from None
-    if is_version:
-        base = base.rpartition("/")[0]  # models:/NAME/VERSION
-    return f"espalier-{base.rstrip('/').rsplit('/')[-1].removeprefix('espalier-')}"
+    return f"espalier-{base.removeprefix('espalier-')}"
 
 
 def _tags(record: EvaluationRecord, lineage: Lineage) -> dict[str, str]:

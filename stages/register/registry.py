@@ -108,8 +108,7 @@ class Registry:
         import mlflow
 
         with errors(f"failed to download {version.name}/{version.version}"):
-            uri = f"models:/{version.name}/{version.version}"
-            files = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
+            files = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri_of(version), dst_path=str(folder)))
             for compiled in files.rglob("__pycache__"):  # left by processes that loaded the version from a local store
                 shutil.rmtree(compiled)
             return files
@@ -131,6 +130,11 @@ class Registry:
     def _describe(self, name: str) -> str:
         numbers = [str(version.version) for version in self.versions(name)]
         return f"{name} in versions {', '.join(reversed(numbers))}" if numbers else f"no model {name}"
+
+
+def uri_of(version: "ModelVersion") -> str:
+    """Return the address of a version: models:/NAME/3."""
+    return f"models:/{version.name}/{version.version}"
 
 
 def refusal_reason(version: "ModelVersion") -> str | None:

@@ -18,13 +18,8 @@ from stages.models.variants.graph import PACKAGES
 from stages.models.variants.kinds import GRAPHS, Kind
 from stages.register.canary import check_canary, compare, draw_expected, new_seeds
 from stages.register.registry import MODEL, OURS
-from stages.register.variants import VARIANTS
+from stages.register.variants import VARIANTS, held_kinds
 from stages.runtime.errors import InputError
-
-
-def held_kinds(version: Path) -> list[str]:
-    """Name the kinds of the variants that a version holds."""
-    return sorted(path.name for path in (version / VARIANTS).glob("*"))
 
 
 def check_runtime(version: Path) -> None:

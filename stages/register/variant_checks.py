@@ -14,7 +14,7 @@ from stages.register.limits import check_fid, check_speed_up, check_ssim, fid_de
 from stages.register.lineage import read_lineage
 from stages.register.policy import Check, VariantLimit
 from stages.register.registry import EVIDENCE, MODEL, OURS
-from stages.register.variants import VARIANTS
+from stages.register.variants import VARIANTS, held_kinds
 from stages.runtime.errors import InputError
 from stages.runtime.wording import count, format_bytes
 from stages.storage.files import file_sha256
@@ -70,7 +70,7 @@ def _check_held(version: Path, limit: VariantLimit) -> str:
     kind, model = limit.parsed(), version / MODEL
     folder = version / VARIANTS / kind.name
     if not folder.is_dir():
-        held = ", ".join(sorted(path.name for path in (version / VARIANTS).glob("*"))) or "none"
+        held = ", ".join(held_kinds(version)) or "none"
         raise InputError(
             f"the version holds {held}; add {kind.name} to variants.kinds, run the pipeline and register it"
         )

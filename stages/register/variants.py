@@ -22,6 +22,11 @@ def own_variants(compression: Compression) -> dict[str, Path]:
     return {record.kind.name: folder for folder, record in records.items() if record.model == OURS}
 
 
+def held_kinds(version: Path) -> list[str]:
+    """Name the kinds of the variants that a version holds."""
+    return sorted(path.name for path in (version / VARIANTS).glob("*"))
+
+
 def copy_variants(compression: Compression, variants: Path, evidence: Path) -> list[str]:
     """Copy the variants of the model and the measurements of all variants; without variants, nothing.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from stages.protocol.evaluation import read_evaluation
 from stages.protocol.protocol import Protocol
 from stages.register.package import check_files
-from stages.register.registry import CONTENT, EVIDENCE, MODEL, Registry
+from stages.register.registry import CONTENT, EVIDENCE, MODEL, Registry, uri_of
 
 
 @contextmanager
@@ -24,7 +24,7 @@ def downloaded(uri: str) -> Iterator[tuple[str, Path]]:
     with tempfile.TemporaryDirectory() as folder:
         files = registry.download(version, Path(folder))
         check_files(files, version.tags.get(CONTENT))
-        yield f"models:/{version.name}/{version.version}", files
+        yield uri_of(version), files
 
 
 def model_folder(files: Path) -> Path:

@@ -18,7 +18,7 @@ from stages.protocol.evaluation import DENSE, FID_DENSE
 from stages.report.page import lineage, write_worst
 from stages.report.report_data import LossRecord, ReportData, name_source
 from stages.report.summary import PICTURE
-from stages.report.table import to_markdown, write_count, write_speed_up, write_target
+from stages.report.table import to_markdown, write_count, write_params, write_size, write_speed_up, write_target
 from stages.report.templates import environment
 from stages.storage.files import copy_file, read_json, write_atomically
 
@@ -67,6 +67,8 @@ def write_card(report: ReportData, name: str, model: Path | None = None) -> str:
             dense=record.models[DENSE],
             model=record.models[name],
             count=write_count,
+            params=write_params,
+            size=write_size,
             target=write_target(report.prune.target),
             losses=write_losses(report.finetune.loss),
             results=to_markdown(record, report.costs),

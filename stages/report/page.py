@@ -19,6 +19,7 @@ from stages.report.table import (
     shares_to_text,
     to_rows,
     write_count,
+    write_size,
     write_speed_up,
     write_target,
 )
@@ -101,24 +102,31 @@ def write_page(report: ReportData, figures: Mapping[str, Mapping[str, bytes]], r
         tiles=list(headline_tiles(record, report.costs, report.recovered)),
         header=HEADER,
         rows=to_rows(record, report.costs),
-        protocol_text=describe_protocol(record),
-        latency_text=latency_to_text(report.costs),
-        shares_text=shares_to_text(record),
+        texts=_write_texts(report),
         figures=embed_figures({**figures, **(grid.figures if grid else {})}),
         images=_embed_images(report, reports),
         variants_header=VARIANTS_HEADER,
         variants=variants_to_rows(report.variants),
-        variants_text=variants_to_text(report.variants) if report.variants else "",
         others=others,
         worst={name: write_worst(record.models[name]) for name in others},
         costs=list(rows_by_setting(report.costs)),
         speed_up=_write_speed_up,
         write_energy=write_energy,
         with_attention=_each(record, lambda model: write_count(model.macs + model.attention_macs)),
-        on_disk=_each(record, lambda model: f"{model.size_bytes / 1e6:.2f} MB"),
+        on_disk=_each(record, lambda model: write_size(model.size_bytes)),
         protocol=[(key, "–" if it is None else it) for key, it in flatten(record.protocol.model_dump(mode="json"))],
         lineage=list(lineage(report)),
     )
+
+
+def _write_texts(report: ReportData) -> dict[str, str]:
+    """Write the sentences below the tables."""
+    return {
+        "protocol": describe_protocol(report.record),
+        "latency": latency_to_text(report.costs),
+        "shares": shares_to_text(report.record),
+        "variants": variants_to_text(report.variants) if report.variants else "",
+    }
 
 
 def list_contents(optional: Mapping[str, object]) -> list[tuple[str, str]]:

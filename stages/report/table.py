@@ -25,7 +25,7 @@ def _row(name: str, record: EvaluationRecord, costs: CostsRecord) -> list[str]:
     model, latency_ms = record.models[name], costs.first(name).median_ms
     return [
         name,
-        f"{model.params / 1e6:.3f} M",
+        write_params(model.params),
         write_count(model.macs),
         write_metric(model.fid, 3),
         write_fid_dense(name, record),
@@ -40,6 +40,16 @@ def _row(name: str, record: EvaluationRecord, costs: CostsRecord) -> list[str]:
 def write_count(macs: float) -> str:
     """Format a number of operations in millions or billions."""
     return f"{macs / 1e9:.2f} G" if macs >= 1e9 else f"{macs / 1e6:.1f} M"  # noqa: PLR2004
+
+
+def write_params(params: float) -> str:
+    """Format a number of parameters in millions."""
+    return f"{params / 1e6:.3f} M"
+
+
+def write_size(size_bytes: int) -> str:
+    """Format the size of weights or of a graph in megabytes."""
+    return f"{size_bytes / 1e6:.2f} MB"
 
 
 def write_metric(found: Metric, digits: int, factor: float = 1) -> str:

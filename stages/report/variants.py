@@ -8,7 +8,7 @@ from stages.protocol.costs import Cost, CostsRecord
 from stages.protocol.evaluation import EvaluationRecord, Metric
 from stages.protocol.variants import VariantsRecord
 from stages.report.markdown import markdown_table
-from stages.report.table import write_metric, write_speed_up
+from stages.report.table import write_metric, write_size, write_speed_up
 from stages.runtime.errors import InputError
 
 Item = TypeVar("Item")
@@ -96,7 +96,7 @@ def _format(row: VariantRow) -> list[str]:
     fid_dense = row.metrics.get("fid_dense")
     return [
         row.name,
-        f"{row.size_bytes / 1e6:.2f} MB",
+        write_size(row.size_bytes),
         write_metric(row.metrics["fid"], 3),
         write_metric(fid_dense, 3) if fid_dense else "–",
         write_metric(row.metrics["kid"], 2, factor=1e3),

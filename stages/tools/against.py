@@ -8,7 +8,7 @@ from stages.protocol.evaluation import FID_DENSE, Metric, Model, read_evaluation
 from stages.protocol.intervals import Estimate
 from stages.protocol.verdict import FINETUNED, read_verdict
 from stages.report.markdown import markdown_table
-from stages.report.table import ALIKE, write_count, write_metric, write_speed_up
+from stages.report.table import ALIKE, write_count, write_metric, write_params, write_speed_up
 from stages.tools.diff import diff_evaluations, version_warning
 from stages.tools.estimates import write_difference
 
@@ -50,7 +50,7 @@ def compare_reports(base: Path, reports: Path, name: str) -> str:
 def _size_rows(one: Model, other: Model) -> Iterator[list[str]]:
     yield [
         "params",
-        *(f"{model.params / 1e6:.3f} M" for model in (one, other)),
+        *(write_params(model.params) for model in (one, other)),
         f"{other.params / one.params - 1:+.1%}",
     ]
     yield ["MACs", *(write_count(model.macs) for model in (one, other)), f"{other.macs / one.macs - 1:+.1%}"]

@@ -1,4 +1,4 @@
-"""Times and differences over seeds, and the texts of tables for them."""
+"""Times and values per seed -> estimates over seeds and of differences; those -> the texts of tables."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
@@ -38,17 +38,17 @@ def write_difference(difference: Estimate | None, digits: int, factor: float = 1
     return f"{write_estimate(difference, digits, factor, '+')}{marks[difference.is_distinct]}"
 
 
-def write_speed_up_over_seeds(costs: Sequence[Cost]) -> str:
-    """Write the mean speed-up over the dense model, or of a single seed the interval of its passes."""
-    if len(costs) == 1:
-        return write_speed_up(costs[0])
-    found = estimate_time(costs, "speed_up")
-    return f"{write_estimate(found, 2)}×" if found else "–"
-
-
 def protocols_to_text(cells: Iterable[FinishedCell]) -> str:
     """Name the protocols of some cells, one for each seed, and describe what they have in common."""
     protocols = {cell.seed: cell.record.protocol for cell in sorted(cells, key=lambda cell: cell.seed)}
     conditions = conditions_to_text(next(iter(protocols.values())), f"seeds {', '.join(map(str, protocols))}")
     names = ", ".join(protocol.id for protocol in protocols.values())
     return f"Protocols, which differ only in the seed ({names}): {conditions}"
+
+
+def write_speed_up_over_seeds(costs: Sequence[Cost]) -> str:
+    """Write the mean speed-up over the dense model, or of a single seed the interval of its passes."""
+    if len(costs) == 1:
+        return write_speed_up(costs[0])
+    found = estimate_time(costs, "speed_up")
+    return f"{write_estimate(found, 2)}×" if found else "–"

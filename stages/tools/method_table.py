@@ -14,7 +14,7 @@ from stages.protocol.verdict import Verdict, judge
 from stages.report.figures import COLOURS, plain_log
 from stages.report.legend import legend_above
 from stages.report.markdown import rows_to_markdown
-from stages.report.table import ALIKE, fid_dense_to_text, write_count
+from stages.report.table import ALIKE, fid_dense_to_text, write_count, write_params
 from stages.report.table_page import worst_level
 from stages.tools.cells import FinishedCell
 from stages.tools.estimates import ONE_SEED, protocols_to_text, write_difference, write_estimate
@@ -43,7 +43,7 @@ def to_rows(comparison: Comparison) -> list[dict[str, str]]:
     return [
         {
             "method": method.title,
-            "params": f"{method.first.params / 1e6:.3f} M",
+            "params": write_params(method.first.params),
             "MACs": write_count(method.first.macs),
             "FID": write_estimate(method.estimate("fid"), 3),
             "FID difference": write_difference(comparison.difference(method, "fid"), 3),

@@ -20,6 +20,8 @@ from stages.report.table import (
     protocol_to_text,
     write_count,
     write_metric,
+    write_params,
+    write_size,
     write_speed_up,
 )
 from stages.report.table_page import worst_level
@@ -48,7 +50,7 @@ def to_rows(sweep: Sweep) -> list[dict[str, str]]:
         {
             **{key: str(setting.overrides.get(key)) for key in keys},
             "MACs": f"{write_count(setting.macs)} ({setting.share:.1%})",
-            "params": f"{fmean(model.params for model in setting.models) / 1e6:.3f} M",
+            "params": write_params(fmean(model.params for model in setting.models)),
             "FID": _write_fid(setting),
             **_write_difference(setting, sweep, "fid", 3),
             "FID to dense": _write(setting.measured(FID_DENSE), 3),
@@ -145,7 +147,7 @@ def _variant_rows(sweep: Sweep) -> list[dict[str, str]]:
         {
             **{key: "–" if it.model == DENSE else str(cell.note.overrides.get(key)) for key in keys},
             "variant": f"{it.model} + {it.kind.title}",
-            "on disk": f"{it.size_bytes / 1e6:.2f} MB",
+            "on disk": write_size(it.size_bytes),
             "FID": write_metric(it.metrics["fid"], 3),
             "FID to dense": write_metric(it.metrics[FID_DENSE], 3),
             "KID × 10³": write_metric(it.metrics["kid"], 2, factor=1e3),

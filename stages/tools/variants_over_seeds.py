@@ -9,7 +9,7 @@ from stages.protocol.evaluation import DENSE, FID_DENSE, Metric
 from stages.protocol.intervals import Estimate, estimate
 from stages.protocol.variants import MEASURED
 from stages.report.markdown import rows_to_markdown
-from stages.report.table import ALIKE, setting_to_text
+from stages.report.table import ALIKE, setting_to_text, write_size
 from stages.tools.cells import FinishedCell, in_row
 from stages.tools.estimates import (
     difference_by_seed,
@@ -124,7 +124,7 @@ def variants_to_rows(variants: Sequence[VariantOfMethod]) -> list[dict[str, str]
     return [
         {
             "variant": it.title,
-            "on disk": f"{it.size_bytes / 1e6:.2f} MB",
+            "on disk": write_size(it.size_bytes),
             "FID": write_estimate(it.estimate("fid"), 3),
             "difference": write_difference(it.difference("fid"), 3),
             "FID to dense": write_estimate(it.estimate(FID_DENSE), 3),

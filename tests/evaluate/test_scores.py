@@ -19,9 +19,9 @@ MEANS = np.array([[0.0, 0, 0, 0], [1, 0, 2, 0], [0, 3, 0, -1]])
 SCALE, SHIFT = np.array([1.0, 2.0, 3.0, 0.5]), np.array([0.0, 1.0, -2.0, 0.0])
 
 
-def make_features(num_images=IMAGES):
+def make_features():
     """Draw features of which each set has exactly its mean in MEANS, and covariance 1."""
-    draws = DRAWS.standard_normal((SETS, num_images, FEATURES))
+    draws = DRAWS.standard_normal((SETS, IMAGES, FEATURES))
     whitened = [(part - part.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(part.T)).T) for part in draws]
     return np.stack(whitened) + MEANS[:, None]
 

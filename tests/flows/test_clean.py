@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 
 from flows.__main__ import main
-from flows.clean import format_bytes
+from flows.clean import format_size
 from flows.workspaces.repository import HOME_VARIABLE, REPOSITORY_VARIABLE
 from flows.workspaces.workspace import open_workspace
 from stages.finetune.checkpoint import Checkpoint, Checkpoints
@@ -158,6 +158,6 @@ def test_a_folder_without_a_project_is_refused(tmp_path, monkeypatch):
 
 def test_sizes_have_three_digits():
     """The unit leaves fewer than 1000."""
-    found = [format_bytes(count) for count in (0, 999, 1000, 318_000_000, 6.4e12, 5e18)]
+    found = [format_size(count) for count in (0, 999, 1000, 318_000_000, 6.4e12, 5e18)]
 
     assert found == ["0 B", "999 B", "1.0 kB", "318.0 MB", "6.4 TB", "5000.0 PB"]

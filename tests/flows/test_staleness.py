@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 from flows.workspaces import staleness
 from flows.workspaces.staleness import find_statuses, upstream
 from stages.runtime.code_hash import code_record
+from stages.runtime.errors import InputError
 from stages.storage.files import json_bytes
 
 PIPELINE = """
@@ -142,6 +143,15 @@ def test_a_project_without_a_lock_runs_everything(project):
     """The first run of a clone."""
     (project.folder / "dvc.lock").unlink()
     assert {state for name, (state, _) in project.states().items() if name != "code"} == {"runs"}
+
+
+@pytest.mark.parametrize("content", [b"[cache\n", b"cache = x\n", b"\xff\xfe"])
+def test_a_damaged_config_is_one_line(project, content):
+    """As for a workspace, which reads the same files."""
+    (project.folder / ".dvc" / "config").write_bytes(content)
+
+    with pytest.raises(InputError, match=r"DVC's config cannot be read .*; correct \.dvc/config"):
+        project.states()
 
 
 def test_a_stage_brings_those_that_it_needs(project):

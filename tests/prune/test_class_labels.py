@@ -200,11 +200,11 @@ def test_images_that_the_model_draws_have_labels(adm, scheduler):
     assert batch.images.shape == batch.noise.shape == (3, 1, 8, 8)
 
 
-def labelled_images(empty=4):
+def labelled_images():
     """Constant images whose grey level is their class, one of four."""
     labels = np.arange(32) % 4
     pixels = np.repeat(labels * 60, 64).reshape(32, 1, 8, 8).astype(np.uint8)
-    return Images(pixels[:24], pixels[24:], Conditions(label_table(4, empty), labels[:24], labels[24:]))
+    return Images(pixels[:24], pixels[24:], Conditions(label_table(4, 4), labels[:24], labels[24:]))
 
 
 def test_compensation_lowers_the_difference_under_labels(adm, magnitude_of, scheduler):

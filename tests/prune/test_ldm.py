@@ -25,6 +25,7 @@ from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut
 from stages.runtime.errors import InputError
 from stages.storage.files import write_json
+from tests.numpy_weights import draw_weights
 
 ORACLE = Path(__file__).parents[1] / "oracle" / "ldm"
 EXCLUDE = {1: "up_blocks.1.resnets.1.conv2", 2: "up_blocks.3.resnets.2.conv2"}
@@ -58,15 +59,7 @@ class Draws:
 def rebuild(record):
     """Build the model of a record with weights of numpy's generator."""
     unet = UNet2DConditionModel.from_config(record["config"]).eval()
-    draws, parameters = np.random.RandomState(record["seed"]), dict(unet.named_parameters())
-    for name in sorted(parameters):
-        parameter = parameters[name]
-        normal = draws.standard_normal(tuple(parameter.shape))
-        if parameter.ndim > 1:
-            value = normal / np.sqrt(parameter[0].numel())
-        else:
-            value = 0.05 * normal if name.endswith("bias") else 1 + 0.2 * normal
-        parameter.data.copy_(torch.from_numpy(value))
+    draw_weights(unet, np.random.RandomState(record["seed"]))
     return unet
 
 

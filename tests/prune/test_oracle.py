@@ -16,6 +16,7 @@ from stages.prune.params import PruneParams, Target
 from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut
 from stages.tools.one_shot import plan_one_shot
+from tests.numpy_weights import draw_weights
 
 ORACLE = sorted((Path(__file__).parents[1] / "oracle").glob("*.json"))
 FORMULA = {"ddpm_exp": "paper", "ddpm_prune": "diffusers"}
@@ -27,15 +28,8 @@ def rebuild(record):
     for module in unet.modules():
         if isinstance(module, Attention):
             module.set_processor(AttnProcessor())
-    draws, parameters = np.random.RandomState(record["seed"]), dict(unet.named_parameters())
-    for name in sorted(parameters):
-        parameter = parameters[name]
-        normal = draws.standard_normal(tuple(parameter.shape))
-        if parameter.ndim > 1:
-            value = normal / np.sqrt(parameter[0].numel())
-        else:
-            value = 0.05 * normal if name.endswith("bias") else 1 + 0.2 * normal
-        parameter.data.copy_(torch.from_numpy(value))
+    draws = np.random.RandomState(record["seed"])
+    draw_weights(unet, draws)
     shape = (record["batch"], 3, unet.config["sample_size"], unet.config["sample_size"])
     images = np.clip(draws.standard_normal(shape), -1, 1)
     return unet, torch.from_numpy(images).float(), torch.from_numpy(draws.standard_normal(shape)).float()

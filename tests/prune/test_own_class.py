@@ -205,16 +205,14 @@ def test_an_unknown_class_names_the_way_and_the_code_belongs_to_the_identity(tmp
     assert architecture_sha256(one) != architecture_sha256(other)
 
 
-def test_code_runs_in_no_command_without_trust(tmp_path, root, monkeypatch):
-    """A file that leaves a mark when it runs: init, plan, the stages that open models, grid, draw, export, register."""
-    monkeypatch.chdir(tmp_path)
-    marker, model = tmp_path / "ran", tmp_path / "model"
+def write_marked_project(tmp_path, root, marker):
+    """Write a model whose code leaves a mark when it runs, as source and as fetched, and the params; return these."""
     write_own(tmp_path / "source")
     fetched(tmp_path / "source", tmp_path / "in")
     for folder in (tmp_path / "source", tmp_path / "in" / "model"):
         path = folder / "unet" / "denoiser.py"
         path.write_text(path.read_text() + MARK.format(marker=str(marker)))
-    (tmp_path / "in" / "model").rename(model)
+    (tmp_path / "in" / "model").rename(tmp_path / "model")
     text = (
         (root / "params.yaml")
         .read_text()
@@ -225,8 +223,15 @@ def test_code_runs_in_no_command_without_trust(tmp_path, root, monkeypatch):
     (tmp_path / "params.yaml").write_text(text)
     (tmp_path / "data").mkdir()
     (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "pretrained").symlink_to(model)
-    params = Params.model_validate(YAML(typ="safe").load(text))
+    (tmp_path / "models" / "pretrained").symlink_to(tmp_path / "model")
+    return Params.model_validate(YAML(typ="safe").load(text))
+
+
+def test_code_runs_in_no_command_without_trust(tmp_path, root, monkeypatch):
+    """A file that leaves a mark when it runs: init, plan, the stages that open models, grid, draw, export, register."""
+    monkeypatch.chdir(tmp_path)
+    marker = tmp_path / "ran"
+    params = write_marked_project(tmp_path, root, marker)
     folders = "--dense model --pruned model --finetuned model --report r"
     calls = {
         fetch: "--model-out o --data-out d",
@@ -253,7 +258,7 @@ def test_code_runs_in_no_command_without_trust(tmp_path, root, monkeypatch):
     assert any("set fetch.model.trust: true" in line for line in preview(params).refusals)
     for read in (read_unet, package._describe_context):  # the second is the part of register that opens the model
         with pytest.raises(InputError, match=r"set fetch\.model\.trust"):
-            read(model)
+            read(tmp_path / "model")
     assert not marker.exists()
 
 

@@ -19,7 +19,7 @@ from stages.tools.curve_figure import draw_curves
 from stages.tools.curve_table import to_json, to_markdown, write_curve_table
 from stages.tools.curves import Curve, reach, read_curves, seconds_ratio
 from tests.markdown import tables
-from tests.records import make_costs, make_evaluation, write_variants
+from tests.records import make_evaluation, write_cell_files, write_variants
 from tests.tools.test_method_table import T_OF_THREE
 from tests.tools.test_sweep_table import DENSE_MACS, make_point
 
@@ -60,15 +60,12 @@ def write_cell(protocol, tmp_path):
         models = {"dense": dense, "pruned": make_point(500_000, 9.0).model_copy(update={"weights_sha256": pruned})}
         record = make_evaluation(drawn, {**models, "finetuned": points[STEPS[-1]]})
         kept = {f"step-{step}": points[step] for step in steps[:-1]}
-        write_json(folder / "evaluation.json", record.model_dump(mode="json"))
         write_json(folder / "snapshots.json", make_evaluation(drawn, {"dense": dense, **kept}).model_dump(mode="json"))
-        write_json(folder / "costs.json", make_costs(record).model_dump(mode="json"))
         seconds = {str(step): (SECONDS[row] + shift) * step for step in steps}
         cost = {"seconds_by_step": seconds, "alone": alone, "machine": f"{device}, 2 threads"}
         write_json(folder / "finetune.provenance.json", {"cost": cost, "device": {"name": "cpu x86_64"}})
-        note = CellRecord(overrides={"finetune.steps": steps[-1], "seed": seed}, mlflow_run="run", row=title or row)
-        write_json(folder / CELL, note.model_dump(mode="json"))
-        return folder
+        given = {"finetune.steps": steps[-1], "seed": seed}
+        return write_cell_files(folder, record, overrides=given, mlflow_run="run", row=title or row)
 
     return write
 

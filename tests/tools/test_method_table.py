@@ -15,12 +15,11 @@ from stages.protocol.evaluation import Metric, read_evaluation
 from stages.runtime.errors import InputError
 from stages.storage.files import write_json
 from stages.tools.__main__ import main
-from stages.tools.cells import CELL, CellRecord
 from stages.tools.method_table import write_method_table
 from stages.tools.methods import read_comparison
 from stages.tools.published import ABLATION, BASELINE, read_published
 from tests.markdown import tables
-from tests.records import make_costs, make_evaluation, write_variants
+from tests.records import make_costs, make_evaluation, write_cell_files, write_variants
 from tests.servers import ROOT
 from tests.tools.test_sweep_table import DENSE_MACS, make_point
 
@@ -49,14 +48,11 @@ def write_cell(protocol, tmp_path):
         record = make_record(protocol.model_copy(update={"seed": seed, **(changes or {})}), fid, ssim, *fids_dense)
         if dense:
             record = record.model_copy(update={"dense_sha256": dense})
-        write_json(folder / "evaluation.json", record.model_dump(mode="json"))
-        write_json(folder / "costs.json", make_costs(record).model_dump(mode="json"))
         given = {"finetune.steps": 450, "seed": seed} | {
             key.replace("__", "."): value for key, value in overrides.items()
         }
-        note = CellRecord(overrides=given, mlflow_run=f"run-{row}-{seed}", ran=("prune",), row=row)
-        write_json(folder / CELL, note.model_dump(mode="json"))
-        return folder
+        note = {"overrides": given, "mlflow_run": f"run-{row}-{seed}", "ran": ("prune",), "row": row}
+        return write_cell_files(folder, record, **note)
 
     return write
 

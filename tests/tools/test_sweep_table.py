@@ -19,7 +19,7 @@ from stages.tools.cells import CELL, CellRecord, FinishedCell
 from stages.tools.sweep_settings import Setting, find_front, rank, read_sweep
 from stages.tools.sweep_table import make_lead, write_sweep_table
 from tests.markdown import tables
-from tests.records import make_costs, make_evaluation, make_model, write_variants
+from tests.records import make_costs, make_evaluation, make_model, write_cell_files, write_variants
 
 DENSE_MACS = 1_000_000
 FILES = {"index.html", "table.md", "table.csv", "pareto.svg", "pareto.png", "sweep_table.json", "run.json"}
@@ -68,11 +68,8 @@ def write_cell(a_protocol, tmp_path):
     def write(name, macs=500_000, fid=1.0, overrides=None, protocol=None, **options):
         folder = tmp_path / "cells" / name
         record = make_record(protocol or a_protocol, macs, fid, **options)
-        write_json(folder / "evaluation.json", record.model_dump(mode="json"))
-        write_json(folder / "costs.json", make_costs(record).model_dump(mode="json"))
-        note = CellRecord(overrides=overrides or {"prune.target.macs": macs}, mlflow_run=f"run-{name}", ran=("prune",))
-        write_json(folder / CELL, note.model_dump(mode="json"))
-        return folder
+        given = overrides or {"prune.target.macs": macs}
+        return write_cell_files(folder, record, overrides=given, mlflow_run=f"run-{name}", ran=("prune",))
 
     return write
 

@@ -6,20 +6,19 @@ import pytest
 
 from stages.protocol.evaluation import Difference, Metric
 from stages.storage.files import write_json
-from stages.tools.cells import CELL, CellRecord
 from stages.tools.curve_table import make_lead
 from stages.tools.curves import read_curves
 from stages.tools.method_table import write_method_table
 from stages.tools.published import BASELINE
 from stages.tools.sweep_table import write_sweep_table
-from tests.records import make_costs, make_evaluation, make_model
+from tests.records import make_evaluation, make_model, write_cell_files
 
 STEPS = (5, 10)
 
 
-def make_finetuned(fid, macs=50, dense=1.0):
-    """Make a model of this FID, told from the dense model's by an interval of ± .01, all pairs like the dense ones."""
-    above = Difference(mean=fid - dense, half_width=0.01, is_distinct=abs(fid - dense) > 0.01)
+def make_finetuned(fid, macs):
+    """Make a model of this FID, told from the dense one's of 1 by an interval of ± .01, all pairs like its own."""
+    above = Difference(mean=fid - 1, half_width=0.01, is_distinct=abs(fid - 1) > 0.01)
     similar = Metric(sets=[0.99] * 2, mean=0.99, half_width=0.0)
     metrics = {"fid": Metric(sets=[fid] * 2, mean=fid, half_width=0.01, above_dense=above), "ssim": similar}
     return make_model(make_two(metrics), params=macs, macs=macs, visible_pairs=0)
@@ -42,11 +41,9 @@ def write_cell(protocol, tmp_path):
         models = {"dense": dense, "pruned": make_finetuned(9.0, macs), "finetuned": make_finetuned(fid, macs)}
         record = make_evaluation(two, models)
         early = make_evaluation(two, {"dense": dense, f"step-{STEPS[0]}": make_finetuned(fid + 1, macs)})
-        write_json(folder / "evaluation.json", record.model_dump(mode="json"))
         write_json(folder / "snapshots.json", early.model_dump(mode="json"))
-        write_json(folder / "costs.json", make_costs(record).model_dump(mode="json"))
-        note = CellRecord(overrides={"finetune.steps": STEPS[-1], **overrides}, mlflow_run="run", row=row)
-        write_json(folder / CELL, note.model_dump(mode="json"))
+        given = {"finetune.steps": STEPS[-1], **overrides}
+        write_cell_files(folder, record, overrides=given, mlflow_run="run", row=row)
 
     return write
 
