@@ -61,7 +61,7 @@ def curve(
     repository = Repository.find()
     source = ParamsSource(repository.resolve(commit, get_run_logger().info), preset)
     cells = plan_curve(repository, source, rows, seeds, steps, recipes or {}, overrides or {})
-    series = Series(repository, "curve", source, cells, [*REPORTS, SNAPSHOTS], [VARIANTS, TIMES])
+    series = Series(repository, "curve", source, cells, [*REPORTS, SNAPSHOTS], [*VARIANTS, TIMES])
     names = list(dict.fromkeys(str(cell.about["row"]) for cell in cells))
     command = shlex.join(_command(source, cells, seeds, names, recipes or {}, overrides or {}))
     options = ["--preset", preset, "--rows", ",".join(names), "--command", command]

@@ -23,6 +23,7 @@ from stages.models.pipeline import write_pipeline
 from stages.runtime.device import select_device
 from stages.runtime.progress import track
 from stages.runtime.seeds import derive_seed, generator
+from stages.runtime.stage_outputs import beside_the_pipeline, check_no_stage_output
 from stages.storage.files import check_free, writing
 
 NUM_CLASSES = 10
@@ -123,11 +124,18 @@ def write_images(folder: Path, pixels: torch.Tensor, labels: torch.Tensor) -> No
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Where the model is written.")
+@click.option(
+    "--out",
+    type=Path,
+    required=True,
+    callback=beside_the_pipeline,
+    help="Folder for the model; OUT-images is for the digits.",
+)
 @click.option("--steps", type=click.IntRange(1), default=STEPS, help="Optimiser steps.")
 def main(out: Path, steps: int) -> None:
     """Train the model and write it, and the digits in the folders of their classes."""
     pictures = out.with_name(f"{out.name}-images")
+    check_no_stage_output(pictures, "--out")
     check_free(out, pictures)
     pixels, labels = bundled_digits(), load_digits().target
     images = split(pixels, HELDOUT)

@@ -17,6 +17,7 @@ from stages.models.pipeline import write_pipeline
 from stages.runtime.device import select_device
 from stages.runtime.errors import InputError
 from stages.runtime.seeds import derive_seed
+from stages.runtime.stage_outputs import beside_the_pipeline
 from stages.storage.files import check_free, file_sha256, writing
 from stages.storage.provenance import fingerprint, write_run_record
 
@@ -43,8 +44,10 @@ def read_mnist(path: Path) -> Images:
 
 @click.command()
 @click.option("--npz", type=Path, required=True, help="mnist.npz, with train_images and test_images.")
-@click.option("--model-out", type=Path, required=True, help="Folder for the model.")
-@click.option("--data-out", type=Path, required=True, help="Folder for the packed images.")
+@click.option("--model-out", type=Path, required=True, callback=beside_the_pipeline, help="Folder for the model.")
+@click.option(
+    "--data-out", type=Path, required=True, callback=beside_the_pipeline, help="Folder for the packed images."
+)
 @click.option(
     "--checkpoints", type=Path, default=Path("checkpoints/mnist"), help="Folder for the checkpoints of the training."
 )

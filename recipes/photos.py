@@ -25,6 +25,7 @@ from stages.models.layout import WEIGHTS
 from stages.models.pipeline import read_scheduler, read_unet, write_pipeline
 from stages.runtime.device import select_device
 from stages.runtime.seeds import derive_seed
+from stages.runtime.stage_outputs import beside_the_pipeline
 from stages.storage.files import RUN_RECORD, copy_file, file_sha256, write_atomically, writing
 from stages.storage.provenance import fingerprint, write_run_record
 from stages.storage.tensors import write_tensors
@@ -101,8 +102,20 @@ def write_bundled(model: Path) -> str:
 
 @click.command()
 @click.option("--images", type=Path, required=True, help="Folder with the training photographs, 32×32.")
-@click.option("--data-out", type=Path, required=True, help="Folder for the packed images; used again if it is there.")
-@click.option("--model-out", type=Path, required=True, help="Folder for the model in float32; likewise.")
+@click.option(
+    "--data-out",
+    type=Path,
+    required=True,
+    callback=beside_the_pipeline,
+    help="Folder for the packed images; used again if it is there.",
+)
+@click.option(
+    "--model-out",
+    type=Path,
+    required=True,
+    callback=beside_the_pipeline,
+    help="Folder for the model in float32; likewise.",
+)
 @click.option("--checkpoints", type=Path, default=Path("checkpoints/photos"), help="Folder for the checkpoints.")
 def main(images: Path, data_out: Path, model_out: Path, checkpoints: Path) -> None:
     """Pack the photographs, train the model in about two and a half hours on one core, and bundle it in float16."""

@@ -1,9 +1,10 @@
 """Small records of the stages, for tests of those who read them."""
 
-from stages.protocol.costs import Cost, CostsRecord
+from stages.protocol.costs import VARIANT_COSTS, Cost, CostsRecord
 from stages.protocol.evaluation import METRICS, EvaluationRecord, Metric, Model, Pair
 from stages.protocol.variants import MEASURED, VARIANTS_FILE, Variant, VariantsRecord
 from stages.storage.files import write_json
+from stages.tools.cells import COSTS_FOLDER
 
 STAGES = [
     "code",
@@ -49,8 +50,8 @@ def make_costs(evaluation, speed_up=1.2, device="cpu", *, deterministic=False):
     return CostsRecord(weights_sha256=hashes, costs=rows)
 
 
-def write_variants(folder, record, fids, protocol_id=None):
-    """Write the variants of a cell: an int8 one of each model in `fids`, with that FID."""
+def write_variants(folder, record, fids, protocol_id=None, costs=None):
+    """Write the variants of a cell: an int8 one of each model in `fids`, with that FID; and times as in `costs`."""
     variants = {
         f"{model}+int8": Variant(
             model=model,
@@ -64,3 +65,9 @@ def write_variants(folder, record, fids, protocol_id=None):
     }
     found = VariantsRecord(protocol_id=protocol_id or record.protocol_id, variants=variants)
     write_json(folder / VARIANTS_FILE, found.model_dump(mode="json"))
+    if costs:
+        timed = {name: it.sha256 for name, it in variants.items()}
+        rows = [costs.first(it.model).model_copy(update={"model": name}) for name, it in variants.items()]
+        times = CostsRecord(weights_sha256={**costs.weights_sha256, **timed}, costs=[*costs.costs, *rows])
+        (folder / COSTS_FOLDER).mkdir(exist_ok=True)
+        write_json(folder / COSTS_FOLDER / VARIANT_COSTS, times.model_dump(mode="json"))

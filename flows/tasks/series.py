@@ -27,8 +27,10 @@ from stages.runtime.errors import InputError, UnavailableError
 
 REPORTS = ("evaluate/evaluation.json", "costs/costs.json")
 """Report files of a cell that the tables compare."""
-VARIANTS = "variants/variants.json"
-"""Report of a cell that holds its variants; commits from before that stage have none."""
+VARIANTS = ("variants/variants.json", "costs/variants.json")
+"""Reports of a cell on the quality and the times of its variants; commits from before that stage have none."""
+SUBFOLDERS = {VARIANTS[1]: "costs"}
+"""Report -> the subfolder of a cell that it is kept in, for its name is that of another one."""
 
 
 class Series:
@@ -50,7 +52,7 @@ class Series:
         source: ParamsSource,
         cells: Sequence[PlannedCell],
         reports: Sequence[str] = REPORTS,
-        extras: Sequence[str] = (VARIANTS,),
+        extras: Sequence[str] = VARIANTS,
     ) -> None:
         names = [hash_json([source.commit, source.preset, cell.overrides, cell.about]) for cell in cells]
         self.kind, self.source, self.reports, self.extras = kind, source, reports, extras
@@ -82,7 +84,9 @@ class Series:
             folder.mkdir()
             for report in [*self.reports, *recording.list_reports(outcome.mlflow_run, self.extras)]:
                 found = recording.fetch_report(outcome.mlflow_run, report, Path(temporary))
-                found.rename(folder / found.name)
+                place = folder / SUBFOLDERS.get(report, ".") / found.name
+                place.parent.mkdir(exist_ok=True)
+                found.rename(place)
             (folder / "cell.json").write_text(json.dumps(about, indent=2))
             folder.rename(cells / name)
 

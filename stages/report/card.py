@@ -180,9 +180,8 @@ def _head(report: ReportData, name: str) -> ModelCardData:
 
 def _speed(report: ReportData, name: str) -> str:
     cost = report.costs.first(name)
-    if cost.speed_up is None or cost.speed_up_low is None or cost.speed_up_high is None:
+    if cost.speed_up is None:
         return "no time was measured"
-    speed_up = write_speed_up(cost.speed_up, cost.speed_up_low, cost.speed_up_high)
     ratio = report.record.macs_ratio(name)
     setting = f"at batch {cost.batch}, {cost.precision}, {cost.mode}, {cost.kernels}, on {cost.device}"
-    return f"{ratio:.2f}× fewer MACs gave {speed_up} the speed {setting}"
+    return f"{ratio:.2f}× fewer MACs gave {write_speed_up(cost)} the speed {setting}"

@@ -32,6 +32,8 @@ LINES = {"float32": "-", "tf32": "-.", "bfloat16": "--"}
 SIZE_INCHES = (4.8, 3.1)
 WIDE_INCHES, ROW_INCHES = 9.6, 0.22
 """Width of the heatmap, and height of each of its rows."""
+LABELLED = (1, 2, 5)
+"""Digits at which a logarithmic axis has labels."""
 MAX_TICKS = 14
 """Labels on its horizontal axis, at most."""
 
@@ -201,7 +203,7 @@ def _variants(
 def plain_log(axis: Axes) -> None:
     """Make the vertical axis logarithmic, with plain numbers as labels."""
     axis.set_yscale("log")
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_locator(LogLocator(subs=LABELLED))
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_formatter(NullFormatter())
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stages.protocol.costs import Cost
 from stages.protocol.evaluation import DENSE, EvaluationRecord, Model
 from stages.report.by_class import describe_classes
 from stages.report.grid_section import read_section
@@ -149,9 +150,10 @@ def _each(record: EvaluationRecord, write: Callable[[Model], str]) -> str:
     return ", ".join(f"{name} {write(model)}" for name, model in record.models.items())
 
 
-def _write_speed_up(speed_up: float, low: float, high: float) -> str:
-    """Format a speed-up with its interval, and the mark `ALIKE` if it is none that can be told."""
-    return f"{write_speed_up(speed_up, low, high)}{f' {ALIKE}' if low <= 1 <= high and low < high else ''}"
+def _write_speed_up(cost: Cost) -> str:
+    """Format a speed-up with its interval, and the mark `ALIKE` if the interval contains 1."""
+    low, high = cost.speed_up_low or 0.0, cost.speed_up_high or 0.0
+    return f"{write_speed_up(cost)}{f' {ALIKE}' if low <= 1 <= high and low < high else ''}"
 
 
 def lineage(report: ReportData) -> Iterator[tuple[str, str]]:

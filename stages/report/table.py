@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from stages.protocol.costs import CostsRecord
+from stages.protocol.costs import Cost, CostsRecord
 from stages.protocol.evaluation import DENSE, EvaluationRecord, Metric
 from stages.protocol.protocol import Protocol
 from stages.report.markdown import markdown_table
@@ -60,9 +60,12 @@ def write_fid_dense(name: str, record: EvaluationRecord) -> str:
     return write_metric(found, 3)
 
 
-def write_speed_up(speed_up: float, low: float, high: float) -> str:
-    """Format a speed-up with its interval."""
-    return f"{speed_up:.2f}× ({low:.2f}–{high:.2f})" if low < high else f"{speed_up:.2f}×"
+def write_speed_up(cost: Cost) -> str:
+    """Format the speed-up over the dense model with its interval; a dash if it was not measured."""
+    if cost.speed_up is None or cost.speed_up_low is None or cost.speed_up_high is None:
+        return "–"
+    low, high = cost.speed_up_low, cost.speed_up_high
+    return f"{cost.speed_up:.2f}× ({low:.2f}–{high:.2f})" if low < high else f"{cost.speed_up:.2f}×"
 
 
 def write_target(target: Mapping[str, float | str | None]) -> str:
@@ -139,8 +142,12 @@ def conditions_to_text(protocol: Protocol, seeds: str) -> str:
 
 def latency_to_text(costs: CostsRecord) -> str:
     """Describe the setting of the latency column."""
-    row = costs.costs[0]
-    return f"Latency: median of a pass, batch {row.batch}, {row.precision}, {row.mode}, {row.kernels}, {row.device}."
+    return f"Latency: median of a pass, {setting_to_text(costs.costs[0])}."
+
+
+def setting_to_text(cost: Cost) -> str:
+    """Describe how a pass was timed."""
+    return f"batch {cost.batch}, {cost.precision}, {cost.mode}, {cost.kernels}, {cost.device}"
 
 
 def to_markdown(record: EvaluationRecord, costs: CostsRecord) -> str:

@@ -91,7 +91,6 @@ def variants_to_rows(rows: Sequence[VariantRow]) -> list[list[str]]:
 def _format(row: VariantRow) -> list[str]:
     first, largest = row.first, row.largest
     fid_dense = row.metrics.get("fid_dense")
-    speed = (first.speed_up, first.speed_up_low, first.speed_up_high)
     return [
         row.name,
         f"{row.size_bytes / 1e6:.2f} MB",
@@ -103,7 +102,7 @@ def _format(row: VariantRow) -> list[str]:
         "–" if first.median_ms is None else f"{first.median_ms:.2f} ms",
         "–" if largest.images_per_s is None else f"{largest.images_per_s:.0f}",
         f"{first.peak_bytes / 2**20:.1f} MiB" if first.peak_bytes else "–",
-        "–" if None in speed else write_speed_up(*speed),  # type: ignore[arg-type]  # none of them is None
+        write_speed_up(first),
     ]
 
 

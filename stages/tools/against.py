@@ -78,13 +78,7 @@ def _write_difference(difference: Estimate, digits: int, factor: float) -> str:
 
 def _speed_row(one: Cost, other: Cost) -> list[str]:
     setting = f"speed-up, batch {other.batch}, {other.precision}"
-    return [setting, _write_speed(one), _write_speed(other), _compare_speed(one, other)]
-
-
-def _write_speed(cost: Cost) -> str:
-    if cost.speed_up is None or cost.speed_up_low is None or cost.speed_up_high is None:
-        return "–"
-    return write_speed_up(cost.speed_up, cost.speed_up_low, cost.speed_up_high)
+    return [setting, write_speed_up(one), write_speed_up(other), _compare_speed(one, other)]
 
 
 def _compare_speed(one: Cost, other: Cost) -> str:

@@ -4,13 +4,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.protocol.costs import CostsRecord, read_costs
+from stages.protocol.costs import CostsRecord, read_costs, read_variant_costs
 from stages.protocol.evaluation import EvaluationRecord, read_evaluation
+from stages.protocol.variants import VARIANTS_FILE, VariantsRecord, read_variants
 from stages.runtime.errors import InputError
 from stages.runtime.schema import Frozen
 from stages.storage.files import read_record
 
 CELL = "cell.json"
+COSTS_FOLDER = "costs"
+"""Subfolder of a cell with the times of its variants, whose file has the name of that of their quality."""
 
 
 class CellRecord(Frozen):
@@ -34,6 +37,10 @@ class FinishedCell:
     note: CellRecord
     record: EvaluationRecord
     costs: CostsRecord
+    variants: VariantsRecord | None = None
+    """Their quality; None if the cell has none."""
+    variant_costs: CostsRecord | None = None
+    """Times of models and variants; None without variants, and in cells of before December 2026."""
 
 
 def read_cells(folder: Path) -> list[FinishedCell]:
@@ -42,15 +49,23 @@ def read_cells(folder: Path) -> list[FinishedCell]:
     Raises:
         InputError: The folder holds no finished cell, or a cell is damaged.
     """
-    cells = [
-        FinishedCell(
-            path.parent.name,
-            read_record(path, CellRecord, "remove its folder and run the flow again"),
-            read_evaluation(path.parent),
-            read_costs(path.parent),
-        )
-        for path in sorted(folder.glob(f"*/{CELL}"))
-    ]
+    cells = [_read_cell(path.parent) for path in sorted(folder.glob(f"*/{CELL}"))]
     if not cells:
         raise InputError(f"{folder} holds no finished cell; run the flow sweep or compare first")
     return cells
+
+
+def _read_cell(folder: Path) -> FinishedCell:
+    note = read_record(folder / CELL, CellRecord, "remove its folder and run the flow again")
+    record = read_evaluation(folder)
+    variants = _read_variants(folder, record) if (folder / VARIANTS_FILE).is_file() else None
+    times = read_variant_costs(folder / COSTS_FOLDER)
+    return FinishedCell(folder.name, note, record, read_costs(folder), variants, times)
+
+
+def _read_variants(folder: Path, evaluation: EvaluationRecord) -> VariantsRecord | None:
+    record = read_variants(folder)
+    if record.variants and record.protocol_id != evaluation.protocol_id:
+        found = f"{folder.name} has variants of protocol {record.protocol_id} and models of {evaluation.protocol_id}"
+        raise InputError(f"{found}; remove its folder and run the flow again")
+    return record if record.variants else None

@@ -7,9 +7,9 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, NullLocator
+from matplotlib.ticker import NullFormatter, NullLocator, SymmetricalLogLocator
 
-from stages.report.figures import plain_log
+from stages.report.figures import LABELLED, plain_log
 from stages.report.legend import legend_above
 from stages.tools.curves import SECONDS, SHOWN, Curve, Curves
 
@@ -44,6 +44,7 @@ def _draw_panel(panel: Axes, curves: Curves, name: str, column: str) -> None:
         plain_log(panel)
     else:
         panel.set_yscale("symlog", linthresh=LINEAR_KID)
+        panel.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=LINEAR_KID, subs=LABELLED))
         panel.yaxis.set_major_formatter("{x:g}")
     for colour, curve in zip(_palette(len(curves.rows)), curves.rows.values(), strict=True):
         places, means, widths = _line(curve, name, column)

@@ -17,7 +17,6 @@ from stages.tools.methods import seed_of
 from stages.tools.table_files import Lead, write_table_files
 from stages.tools.variants_over_seeds import (
     VariantOfMethod,
-    read_variants_of_cells,
     variants_over_seeds,
     variants_to_json,
     variants_to_parts,
@@ -255,8 +254,7 @@ def write_curve_table(cells: Path, out: Path, rows: Sequence[str], preset: str, 
         InputError: The cells cannot be read or compared, or `out` cannot be written.
     """
     curves = read_curves(cells, rows)
-    records = read_variants_of_cells(cells, curves.cells)
-    variants = variants_over_seeds(curves.cells, {row: curve.title for row, curve in curves.rows.items()}, records)
+    variants = variants_over_seeds(curves.cells, {row: curve.title for row, curve in curves.rows.items()})
     markdown, summary = to_markdown(curves, preset, command, variants), to_json(curves, preset, command, variants)
     plots = {"curve": lambda axis: draw_curves(axis, curves)}
     write_table_files(out, "curve_table", make_lead(curves, preset), markdown, _numbers(curves), summary, plots)

@@ -1,7 +1,18 @@
-"""Estimates over seeds -> the texts of tables."""
+"""Times and estimates over seeds -> the texts of tables."""
 
-from stages.protocol.intervals import Estimate
-from stages.report.table import ALIKE
+from collections.abc import Sequence
+from typing import Literal
+
+from stages.protocol.costs import Cost
+from stages.protocol.intervals import Estimate, estimate
+from stages.report.table import ALIKE, setting_to_text, write_speed_up
+
+
+def estimate_time(costs: Sequence[Cost], name: Literal["median_ms", "speed_up"]) -> Estimate | None:
+    """Estimate a time over seeds; None unless all were timed, and in one setting on one kind of device."""
+    found = [value for cost in costs if (value := getattr(cost, name)) is not None]
+    is_alike = len({setting_to_text(cost) for cost in costs}) == 1
+    return estimate(found) if is_alike and len(found) == len(costs) else None
 
 
 def write_estimate(estimate: Estimate, digits: int, factor: float = 1, sign: str = "") -> str:
@@ -16,3 +27,11 @@ def write_difference(difference: Estimate | None, digits: int) -> str:
         return "–"
     marks = {None: " (one seed)", False: f" {ALIKE}", True: ""}
     return f"{write_estimate(difference, digits, sign='+')}{marks[difference.is_distinct]}"
+
+
+def write_speed_up_over_seeds(costs: Sequence[Cost]) -> str:
+    """Write the mean speed-up over the dense model, or of a single seed the interval of its passes."""
+    if len(costs) == 1:
+        return write_speed_up(costs[0])
+    found = estimate_time(costs, "speed_up")
+    return f"{write_estimate(found, 2)}×" if found else "–"

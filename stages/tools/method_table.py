@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 
 from stages.protocol.evaluation import DENSE, FID_DENSE, METRICS
 from stages.protocol.intervals import Estimate
-from stages.protocol.variants import VariantsRecord
 from stages.protocol.verdict import Verdict, judge
 from stages.report.figures import COLOURS, plain_log
 from stages.report.legend import legend_above
@@ -24,7 +23,6 @@ from stages.tools.published import BASELINE, METHODS, SIZE_TOLERANCE, PublishedR
 from stages.tools.table_files import Lead, write_table_files
 from stages.tools.variants_over_seeds import (
     VariantOfMethod,
-    read_variants_of_cells,
     variants_over_seeds,
     variants_to_json,
     variants_to_numbers,
@@ -160,14 +158,14 @@ def _published_row(row: PublishedRow, comparison: Comparison) -> dict[str, str]:
     }
 
 
-def _numbers(cell: FinishedCell, variants: VariantsRecord | None) -> dict[str, Any]:
+def _numbers(cell: FinishedCell) -> dict[str, Any]:
     numbers: dict[str, Any] = {"row": cell.note.row, "seed": seed_of(cell)}
     for name, model in cell.record.models.items():
         numbers |= {f"{name}.params": model.params, f"{name}.macs": model.macs, f"{name}.fid_pooled": model.fid_pooled}
         for metric, found in model.metrics().items():
             numbers |= {f"{name}.{metric}": found.mean, f"{name}.{metric}_interval": found.half_width}
     origin = {"ran": " ".join(cell.note.ran), "mlflow_run": cell.note.mlflow_run, "protocol": cell.record.protocol_id}
-    return {**numbers, **(variants_to_numbers(variants) if variants else {}), **origin, **cell.note.overrides}
+    return {**numbers, **variants_to_numbers(cell), **origin, **cell.note.overrides}
 
 
 def to_json(
@@ -260,10 +258,9 @@ def write_method_table(cells: Path, out: Path, preset: str, command: str) -> Non
         InputError: The cells cannot be read or compared, or `out` cannot be written.
     """
     comparison = read_comparison(cells)
-    records = read_variants_of_cells(cells, comparison.cells)
     titles = {row: method.title for row, method in comparison.methods.items()}
-    variants = variants_over_seeds(comparison.cells, titles, records)
-    numbers = [_numbers(cell, records.get(cell.name)) for cell in comparison.cells]
+    variants = variants_over_seeds(comparison.cells, titles)
+    numbers = [_numbers(cell) for cell in comparison.cells]
     plots = {"pareto": lambda axis: draw_pareto(axis, comparison)} if comparison.methods else {}
     if comparison.ablation:
         plots["ablation"] = lambda axis: draw_ablation(axis, comparison.ablation)

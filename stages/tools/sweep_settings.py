@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from stages.protocol.costs import Cost
 from stages.protocol.evaluation import DENSE, Metric, Model
 from stages.protocol.intervals import Estimate, estimate, paired_difference
 from stages.protocol.verdict import FINETUNED
@@ -36,6 +37,11 @@ class Setting:
     def models(self) -> list[Model]:
         """The finetuned models, one a seed."""
         return [cell.record.models[FINETUNED] for cell in self.cells]
+
+    @property
+    def costs(self) -> list[Cost]:
+        """Times of the finetuned models at the first batch size, one a seed."""
+        return [cell.costs.first(FINETUNED) for cell in self.cells]
 
     @property
     def macs(self) -> float:

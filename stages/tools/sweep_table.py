@@ -1,6 +1,5 @@
 """Compressions of one dense model -> a table and a plot of quality against cost, with the best settings named."""
 
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -9,8 +8,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 
 from stages.protocol.evaluation import DENSE, FID_DENSE, Metric
-from stages.protocol.intervals import Estimate, estimate
-from stages.protocol.variants import Variant, VariantsRecord
+from stages.protocol.intervals import Estimate
 from stages.protocol.verdict import FINETUNED, Verdict, judge
 from stages.report.figures import COLOURS, plain_log
 from stages.report.legend import legend_above
@@ -23,20 +21,16 @@ from stages.report.table import (
     protocol_to_text,
     write_count,
     write_metric,
+    write_speed_up,
 )
 from stages.report.table_page import worst_level
 from stages.runtime.wording import count as count_text
 from stages.tools.cells import FinishedCell
-from stages.tools.estimates import write_difference, write_estimate
+from stages.tools.estimates import estimate_time, write_difference, write_estimate, write_speed_up_over_seeds
 from stages.tools.methods import seed_of
 from stages.tools.sweep_settings import Setting, Sweep, find_front, rank, read_sweep, swept_keys, write_overrides
 from stages.tools.table_files import Lead, write_table_files
-from stages.tools.variants_over_seeds import (
-    read_variants_of_cells,
-    variants_of_groups,
-    variants_to_numbers,
-    variants_to_parts,
-)
+from stages.tools.variants_over_seeds import variants_of_groups, variants_to_numbers, variants_to_parts
 
 DODGE = 0.01
 """Horizontal distance between points of two colours at one budget, as a share of the dense model's MACs."""
@@ -58,6 +52,7 @@ def to_rows(sweep: Sweep) -> list[dict[str, str]]:
             "SSIM": _write(setting.measured("ssim"), 3),
             **_write_difference(setting, sweep, "ssim", 4),
             "latency": _write_latency(setting),
+            "speed-up": write_speed_up_over_seeds(setting.costs),
             "front": "●" if setting in front else "",
             **({"seeds": str(len(setting.cells))} if repeated else {"MLflow run": setting.first.note.mlflow_run}),
         }
@@ -90,13 +85,11 @@ def _write(found: Metric | Estimate | None, digits: int, factor: float = 1) -> s
 
 def _write_latency(setting: Setting) -> str:
     """Write the latency; a mean over different machines or modes would mean nothing."""
-    found = [cell.costs.first(FINETUNED).median_ms for cell in setting.cells]
-    times = [ms for ms in found if ms is not None]
-    ways = {latency_to_text(cell.costs) for cell in setting.cells}
-    return f"{write_estimate(estimate(times), 2)} ms" if len(times) == len(found) and len(ways) == 1 else "–"
+    found = estimate_time(setting.costs, "median_ms")
+    return f"{write_estimate(found, 2)} ms" if found else "–"
 
 
-def to_markdown(sweep: Sweep, records: Mapping[str, VariantsRecord] | None = None) -> str:
+def to_markdown(sweep: Sweep) -> str:
     """Write the table, followed by the overrides that all cells share, the dense model, the protocol and variants."""
     rows, settings, cells = to_rows(sweep), sweep.settings, sweep.cells
     table = markdown_table(list(rows[0]), [row.values() for row in rows], text_columns=len(rows[0]))
@@ -108,7 +101,7 @@ def to_markdown(sweep: Sweep, records: Mapping[str, VariantsRecord] | None = Non
         f"{common}● no other row has both fewer MACs and a lower FID. Dense: {write_count(dense.macs)} MACs, FID "
         f"{_write(sweep.dense_fid, 3)}. {_explain(sweep)} {latency}"
     )
-    return "\n\n".join([table, note, *_variants_to_parts(sweep, records or {})]) + "\n"
+    return "\n\n".join([table, note, *_variants_to_parts(sweep)]) + "\n"
 
 
 def _explain(sweep: Sweep) -> str:
@@ -128,23 +121,23 @@ def _explain(sweep: Sweep) -> str:
     )
 
 
-def _variants_to_parts(sweep: Sweep, records: Mapping[str, VariantsRecord]) -> list[str]:
+def _variants_to_parts(sweep: Sweep) -> list[str]:
     """Write heading, table and explanation of the variants; nothing without variants."""
     if sweep.is_over_seeds:
         groups = {sweep.label(setting): setting.cells for setting in sweep.settings}
-        return variants_to_parts(variants_of_groups(groups, records))
-    rows = _variant_rows(sweep, records)
+        return variants_to_parts(variants_of_groups(groups))
+    rows = _variant_rows(sweep)
     if not rows:
         return []
     table = markdown_table(list(rows[0]), [row.values() for row in rows], text_columns=len(rows[0]))
     return ["## Variants", table, "Under the protocol of the models above, from the same noise."]
 
 
-def _variant_rows(sweep: Sweep, records: Mapping[str, VariantsRecord]) -> list[dict[str, str]]:
+def _variant_rows(sweep: Sweep) -> list[dict[str, str]]:
     """Write the texts of all variants of single cells: column -> text; those of the dense model stand once, first."""
-    found = [(cell, name, it) for cell in sweep.cells if cell.name in records for name, it in _variants(cell, records)]
-    dense = {name: (cell, it) for cell, name, it in reversed(found) if it.model == DENSE}
-    others = [(cell, it) for cell, _, it in found if it.model != DENSE]
+    found = [(cell, name, it) for cell in sweep.cells if cell.variants for name, it in cell.variants.variants.items()]
+    dense = {name: (cell, name, it) for cell, name, it in reversed(found) if it.model == DENSE}
+    others = [(cell, name, it) for cell, name, it in found if it.model != DENSE]
     keys = swept_keys(sweep.settings)
     return [
         {
@@ -155,13 +148,10 @@ def _variant_rows(sweep: Sweep, records: Mapping[str, VariantsRecord]) -> list[d
             "FID to dense": write_metric(it.metrics[FID_DENSE], 3),
             "KID × 10³": write_metric(it.metrics["kid"], 2, factor=1e3),
             "SSIM": write_metric(it.metrics["ssim"], 3),
+            "speed-up": write_speed_up(cell.variant_costs.first(name)) if cell.variant_costs else "–",
         }
-        for cell, it in [*dense.values(), *others]
+        for cell, name, it in [*dense.values(), *others]
     ]
-
-
-def _variants(cell: FinishedCell, records: Mapping[str, VariantsRecord]) -> Iterable[tuple[str, Variant]]:
-    return records[cell.name].variants.items()
 
 
 def to_json(sweep: Sweep) -> dict[str, Any]:
@@ -177,7 +167,7 @@ def to_json(sweep: Sweep) -> dict[str, Any]:
     }
 
 
-def _numbers(cell: FinishedCell, variants: VariantsRecord | None) -> dict[str, Any]:
+def _numbers(cell: FinishedCell) -> dict[str, Any]:
     model, latency = cell.record.models[FINETUNED], cell.costs.first(FINETUNED)
     metrics = model.metrics()
     return {
@@ -188,9 +178,10 @@ def _numbers(cell: FinishedCell, variants: VariantsRecord | None) -> dict[str, A
         **{name: metric.mean for name, metric in metrics.items()},
         **{f"{name}_interval": metric.half_width for name, metric in metrics.items()},
         "latency_ms": latency.median_ms,
+        "speed_up": latency.speed_up,
         "latency_precision": latency.precision,
         "latency_deterministic": latency.deterministic,
-        **(variants_to_numbers(variants) if variants else {}),
+        **variants_to_numbers(cell),
         "ran": " ".join(cell.note.ran),
         "mlflow_run": cell.note.mlflow_run,
         "protocol": cell.record.protocol_id,
@@ -262,7 +253,6 @@ def write_sweep_table(folder: Path, out: Path, baseline: str = "") -> None:
         InputError: The cells cannot be read or compared, or `out` cannot be written.
     """
     sweep = read_sweep(folder, baseline)
-    records = read_variants_of_cells(folder, sweep.cells)
-    numbers = [_numbers(cell, records.get(cell.name)) for cell in sweep.cells]
+    numbers = [_numbers(cell) for cell in sweep.cells]
     plots = {"pareto": lambda axis: draw(axis, sweep)}
-    write_table_files(out, "sweep_table", make_lead(sweep), to_markdown(sweep, records), numbers, to_json(sweep), plots)
+    write_table_files(out, "sweep_table", make_lead(sweep), to_markdown(sweep), numbers, to_json(sweep), plots)

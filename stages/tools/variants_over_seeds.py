@@ -1,18 +1,17 @@
 """The variants in the cells of a comparison -> a table with a row for each form of a model, over the seeds."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+from stages.protocol.costs import Cost
 from stages.protocol.evaluation import DENSE, FID_DENSE, Metric
 from stages.protocol.intervals import Estimate, estimate, paired_difference
-from stages.protocol.variants import MEASURED, VARIANTS_FILE, VariantsRecord, read_variants
+from stages.protocol.variants import MEASURED
 from stages.report.markdown import markdown_table
-from stages.report.table import ALIKE
-from stages.runtime.errors import InputError
+from stages.report.table import ALIKE, setting_to_text
 from stages.tools.cells import FinishedCell
-from stages.tools.estimates import write_difference, write_estimate
+from stages.tools.estimates import estimate_time, write_difference, write_estimate, write_speed_up_over_seeds
 from stages.tools.methods import DENSE_TITLE, ONE_SHOT, RESULT, seed_of
 
 Metrics = Mapping[str, Metric]
@@ -30,6 +29,8 @@ class VariantOfMethod:
     """Seed -> its metrics."""
     model: Mapping[int, Metrics]
     """Seed -> the metrics of the model that it was made from."""
+    costs: Sequence[Cost]
+    """Time of a pass of each seed at the first batch size; empty unless all seeds have times."""
 
     def estimate(self, metric: str) -> Estimate:
         """Estimate a metric's mean over the seeds."""
@@ -45,79 +46,52 @@ class VariantOfMethod:
         return paired_difference(*zip(*pairs, strict=True)) if pairs else None
 
 
-def read_variants_of_cells(folder: Path, cells: Iterable[FinishedCell]) -> dict[str, VariantsRecord]:
-    """Read the variants of all cells below a folder: cell -> record; cells without variants are left out.
-
-    Raises:
-        InputError: A file is damaged, or variants were measured under another protocol than their models.
-    """
-    return {cell.name: found for cell in cells if (found := _read(folder, cell))}
-
-
-def variants_over_seeds(
-    cells: Sequence[FinishedCell], titles: Mapping[str, str], records: Mapping[str, VariantsRecord]
-) -> list[VariantOfMethod]:
+def variants_over_seeds(cells: Sequence[FinishedCell], titles: Mapping[str, str]) -> list[VariantOfMethod]:
     """Sort the variants into forms and seeds: those of the dense model, then those of each row.
 
     Args:
         cells: The cells of a comparison.
         titles: Row -> title, in the order of the table.
-        records: Cell -> its variants; cells without are left out.
     """
     groups = {title: [cell for cell in cells if cell.note.row == row] for row, title in titles.items()}
-    return variants_of_groups(groups, records)
+    return variants_of_groups(groups)
 
 
-def variants_of_groups(
-    groups: Mapping[str, Sequence[FinishedCell]], records: Mapping[str, VariantsRecord]
-) -> list[VariantOfMethod]:
+def variants_of_groups(groups: Mapping[str, Sequence[FinishedCell]]) -> list[VariantOfMethod]:
     """Sort the variants of groups of cells, each with one cell a seed: those of the dense model, then of each group.
 
     Args:
-        groups: Title -> cells.
-        records: Cell -> its variants; cells without are left out.
+        groups: Title -> cells; those without variants are left out.
     """
-    by_seed = {
-        title: {seed_of(cell): cell for cell in group if cell.name in records} for title, group in groups.items()
-    }
+    by_seed = {title: {seed_of(cell): cell for cell in group if cell.variants} for title, group in groups.items()}
     everywhere = {seed: cell for own in by_seed.values() for seed, cell in own.items()}
     dense: dict[str, VariantOfMethod] = {}
     for own in (everywhere, *by_seed.values()):  # groups differ in it only if they ask for other variants
-        for variant in _made_of(DENSE_TITLE, DENSE, own, records):
+        for variant in _made_of(DENSE_TITLE, DENSE, own):
             dense.setdefault(variant.title, variant)
     found = list(dense.values())
     for title, own in by_seed.items():
-        found += _made_of(f"{title}, not finetuned", ONE_SHOT, own, records)
-        found += _made_of(title, RESULT, own, records)
+        found += _made_of(f"{title}, not finetuned", ONE_SHOT, own)
+        found += _made_of(title, RESULT, own)
     return found
 
 
-def _read(folder: Path, cell: FinishedCell) -> VariantsRecord | None:
-    """Read the variants of a cell; None where it has none."""
-    if not (folder / cell.name / VARIANTS_FILE).is_file():
-        return None
-    record = read_variants(folder / cell.name)
-    if record.variants and record.protocol_id != cell.record.protocol_id:
-        found = f"{cell.name} has variants of protocol {record.protocol_id} and models of {cell.record.protocol_id}"
-        raise InputError(f"{found}; remove its folder and run the flow again")
-    return record if record.variants else None
-
-
-def _made_of(
-    title: str, model: str, cells: Mapping[int, FinishedCell], records: Mapping[str, VariantsRecord]
-) -> Iterator[VariantOfMethod]:
+def _made_of(title: str, model: str, cells: Mapping[int, FinishedCell]) -> Iterator[VariantOfMethod]:
     """Yield each form of one model; all seeds of a comparison have the same ones."""
     by_seed = {
-        seed: {it.kind.name: it for it in records[cell.name].variants.values() if it.model == model}
+        seed: {it.kind.name: it for it in cell.variants.variants.values() if it.model == model}
         for seed, cell in cells.items()
+        if cell.variants
     }
     for name, first in next(iter(by_seed.values()), {}).items():
         having = [seed for seed, variants in by_seed.items() if name in variants]
+        timed = [cells[seed].variant_costs for seed in having]
         yield VariantOfMethod(
             f"{title} + {first.kind.title}",
             first.size_bytes,
             {seed: by_seed[seed][name].metrics for seed in having},
             {seed: cells[seed].record.models[model].metrics() for seed in having},
+            [times.first(f"{model}+{name}") for times in timed if times] if all(timed) else [],
         )
 
 
@@ -128,9 +102,17 @@ def variants_to_parts(variants: Sequence[VariantOfMethod]) -> list[str]:
     rows = variants_to_rows(variants)
     note = (
         f"Under the protocol of the rows above, from the same noise. Differences are from the model that a variant was "
-        f"made of, paired by seed; {ALIKE} marks those whose interval contains zero."
+        f"made of, paired by seed; {ALIKE} marks those whose interval contains zero.{_explain_speed_up(variants)}"
     )
     return ["## Variants", markdown_table(list(rows[0]), [row.values() for row in rows]), note]
+
+
+def _explain_speed_up(variants: Sequence[VariantOfMethod]) -> str:
+    """Describe the setting of the speed-up; nothing where none is shown."""
+    settings = {setting_to_text(cost) for it in variants for cost in it.costs}
+    if not settings:
+        return ""
+    return f" Speed-up: relative to the dense model, passes timed in turn, {'; '.join(sorted(settings))}."
 
 
 def variants_to_rows(variants: Sequence[VariantOfMethod]) -> list[dict[str, str]]:
@@ -146,6 +128,7 @@ def variants_to_rows(variants: Sequence[VariantOfMethod]) -> list[dict[str, str]
             "KID × 10³": write_estimate(it.estimate("kid"), 2, factor=1e3),
             "SSIM": write_estimate(it.estimate("ssim"), 4),
             "SSIM difference": write_difference(it.difference("ssim"), 4),
+            "speed-up": write_speed_up_over_seeds(it.costs) if it.costs else "–",
             "seeds": str(len(it.metrics)),
         }
         for it in variants
@@ -159,13 +142,18 @@ def variants_to_json(variants: Sequence[VariantOfMethod]) -> dict[str, Any]:
             "size_bytes": it.size_bytes,
             **{name: asdict(it.estimate(name)) for name in MEASURED},
             **{f"{name}_difference": asdict(found) for name in MEASURED if (found := it.difference(name))},
+            **({"speed_up": asdict(found)} if (found := estimate_time(it.costs, "speed_up")) else {}),
         }
         for it in variants
     }
 
 
-def variants_to_numbers(record: VariantsRecord) -> dict[str, float]:
+def variants_to_numbers(cell: FinishedCell) -> dict[str, float | None]:
     """Return the columns of table.csv that the variants of a cell add."""
-    return {
-        f"{name}.{metric}": found.mean for name, it in record.variants.items() for metric, found in it.metrics.items()
-    }
+    variants = cell.variants.variants if cell.variants else {}
+    numbers: dict[str, float | None] = {}
+    for name, it in variants.items():
+        numbers |= {f"{name}.{metric}": found.mean for metric, found in it.metrics.items()}
+        if cell.variant_costs:
+            numbers[f"{name}.speed_up"] = cell.variant_costs.first(name).speed_up
+    return numbers

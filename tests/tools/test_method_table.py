@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from io import BytesIO
 from math import sqrt
 from xml.etree import ElementTree as ET
@@ -106,6 +107,7 @@ def test_variants_are_compared_with_the_model_that_they_are_made_of(write_cell, 
         numbers = {(row["row"], row["seed"]): float(row["finetuned+int8.fid"]) for row in csv.DictReader(file)}
 
     assert list(rows) == ["pretrained + int8", "random + int8", "ours + int8"]
+    assert rows["ours + int8"]["speed-up"] == "–"
     assert (rows["ours + int8"]["difference"], rows["ours + int8"]["seeds"]) == ("+0.200 ± 0.248 ≈", "3")
     assert rows["ours + int8"]["on disk"] == "1.25 MB"
     assert summary["pretrained + int8"]["fid"]["mean"] == pytest.approx(0.6)
@@ -115,6 +117,44 @@ def test_variants_are_compared_with_the_model_that_they_are_made_of(write_cell, 
     write_variants(folder, record, {"dense": 1.0}, protocol_id="0" * 12)
     with pytest.raises(InputError, match=r"ours-2-.* has variants of protocol 000000000000 and models of"):
         write_method_table(tmp_path / "cells", tmp_path / "out", "digits", "")
+
+
+def test_the_speed_up_of_a_variant_is_a_mean_over_the_seeds(write_cell, tmp_path):
+    """Mean and interval of what each seed measured; none if a seed was not timed, or was on another device."""
+
+    def write(seed, speed_up, device="cpu", *, timed=True):
+        folder = write_cell("ours", seed, 2.0)
+        record = read_evaluation(folder)
+        costs = make_costs(record, speed_up, device) if timed else None
+        write_variants(folder, record, {"dense": 0.5, "finetuned": 2.5}, costs=costs)
+        return folder
+
+    def read():
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        write_method_table(tmp_path / "cells", tmp_path / "out", "digits", "")
+        text = (tmp_path / "out" / "table.md").read_text()
+        return {row["variant"]: row["speed-up"] for row in tables(text)[1]}, text
+
+    folders = [write(seed, speed_up) for seed, speed_up in enumerate((1.1, 1.2, 1.3))]
+    found, text = read()
+    summary = json.loads((tmp_path / "out" / "method_table.json").read_text())["variants"]
+    with (tmp_path / "out" / "table.csv").open(newline="") as file:
+        numbers = {row["seed"]: float(row["finetuned+int8.speed_up"]) for row in csv.DictReader(file)}
+
+    assert found == {"pretrained + int8": "1.00 ± 0.00×", "ours + int8": "1.20 ± 0.25×"}
+    assert summary["ours + int8"]["speed_up"]["mean"] == pytest.approx(1.2)
+    assert numbers == {"0": 1.1, "1": 1.2, "2": 1.3}
+    assert "Speed-up: relative to the dense model, passes timed in turn, batch 1, float32, eager" in text
+
+    shutil.rmtree(folders[2])
+    write(2, 1.3, "another cpu")
+    assert set(read()[0].values()) == {"–"}
+
+    shutil.rmtree(folders[2])
+    write(2, 1.3, timed=False)
+    found, text = read()
+    assert set(found.values()) == {"–"}
+    assert "Speed-up" not in text
 
 
 def test_fid_to_dense_is_compared_like_fid(write_cell, tmp_path):

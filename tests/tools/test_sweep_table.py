@@ -280,8 +280,9 @@ def test_variants_of_a_sweep_over_seeds_are_joined(write_seeds, tmp_path):
         folder = tmp_path / "cells" / name
         write_variants(folder, read_evaluation(folder), {"dense": 0.75, "finetuned": fid})
     write_sweep_table(tmp_path / "cells", tmp_path / "out")
-    dense, result = tables((tmp_path / "out" / "table.md").read_text())[1]
+    (row,), (dense, result) = tables((tmp_path / "out" / "table.md").read_text())
 
+    assert (row["latency"], row["speed-up"]) == ("2.50 ± 0.00 ms", "1.20 ± 0.00×")
     assert (dense["variant"], dense["FID"]) == ("pretrained + int8", "0.750 ± 0.000")
     assert (result["variant"], result["difference"]) == ("finetuned + int8", "+0.600 ± 1.271 ≈")
 
@@ -407,12 +408,19 @@ def test_fid_to_dense_has_a_column(write_cell, tmp_path):
 def test_variants_have_a_table_of_their_own(cells, tmp_path):
     """Each with its cell's values; those of the dense model, which all cells share, stand once."""
     for name, fid in (("a", 2.5), ("b", 3.5)):
-        write_variants(cells / name, read_evaluation(cells / name), {"dense": 0.75, "finetuned": fid})
+        record = read_evaluation(cells / name)
+        write_variants(cells / name, record, {"dense": 0.75, "finetuned": fid}, costs=make_costs(record, 1.5))
     write_sweep_table(cells, tmp_path / "out")
     text = (tmp_path / "out" / "table.md").read_text()
     with (tmp_path / "out" / "table.csv").open(newline="") as file:
         fids = [row["finetuned+int8.fid"] for row in csv.DictReader(file)]
 
+    rows = {(row["importance.criterion"], row["variant"]): row["speed-up"] for row in tables(text)[1]}
+
+    assert {row["speed-up"] for row in tables(text)[0]} == {"1.20× (1.15–1.25)"}
+
+    assert rows["–", "dense + int8"] == "1.00× (0.95–1.05)"
+    assert rows["taylor", "finetuned + int8"] == "1.50× (1.45–1.55)"
     assert "| – | – | dense + int8 | 1.25 MB | 0.750 | 0.750 |" in text
     assert "| taylor | 40% | finetuned + int8 | 1.25 MB | 2.500 | 2.500 |" in text
     assert text.count("dense + int8") == 1
