@@ -13,7 +13,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from flows.doctor.finding import Finding
 from stages.runtime.cores import count_cores
 from stages.runtime.environment import check_credentials, check_hub, check_network, check_numbers
-from stages.runtime.wording import count
+from stages.runtime.wording import count, first_names
 
 LOCK, PROJECT = Path("requirements.lock"), Path("pyproject.toml")
 OLDEST, NEWEST = (3, 11), (3, 13)
@@ -49,9 +49,8 @@ def check_packages() -> Iterator[Finding]:
         if name not in missing and _version(name) != version
     )
     if others:
-        more = f" and {len(others) - MOST_NAMES} more" if len(others) > MOST_NAMES else ""
         advice = "results may differ from those of the lock; run: make setup"
-        yield Finding("warn", f"other versions than locked: {', '.join(others[:MOST_NAMES])}{more}; {advice}")
+        yield Finding("warn", f"other versions than locked: {first_names(others, MOST_NAMES)}; {advice}")
     if not absent and not others:
         rest = f"; {len(missing)} of the lock are for developers or servers and not installed" if missing else ""
         yield Finding("ok", f"{len(locked) - len(missing)} as in {LOCK}{rest}")

@@ -19,6 +19,7 @@ from stages.params import Params
 from stages.runtime.bounded import parse_yaml
 from stages.runtime.errors import InputError, UnavailableError, without_password
 from stages.runtime.git import git_error, git_output
+from stages.runtime.wording import first_names
 from stages.storage.files import make_private
 from stages.tracking.mlflow_client import sqlite_address
 
@@ -191,8 +192,7 @@ class Repository:
         changed = git_output(self.clone_from, "status", "--porcelain", "--untracked-files=no")
         names = [line[3:] for line in (changed or "").splitlines()]
         if names:
-            more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-            some = f"{', '.join(names[:MOST_NAMES])}{more}"
+            some = first_names(names, MOST_NAMES)
             log(f"Warning: this run uses commit {found[:12]}, since which {some} changed")
 
 

@@ -14,6 +14,7 @@ from flows.workspaces.dvc_config import read_dvc_config
 from stages.runtime.code_hash import STAGES, code_record
 from stages.runtime.errors import InputError
 from stages.runtime.schema import flatten, read_tree
+from stages.runtime.wording import first_names
 from stages.storage.files import json_bytes
 
 CODE = "artifacts/code"
@@ -169,8 +170,7 @@ def _changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator
     old, new = dict(flatten(before)), dict(flatten(now))
     changed = [key for key in {**old, **new} if old.get(key, ...) != new.get(key, ...)]
     if changed:
-        more = f" and {len(changed) - 2} more" if len(changed) > 2 else ""  # noqa: PLR2004
-        yield f"{', '.join(changed[:2])}{more} changed"
+        yield f"{first_names(changed, 2)} changed"
 
 
 def _describe(

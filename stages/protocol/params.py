@@ -16,9 +16,8 @@ class ExtractorParams(Section):
     """The feature extractor of FID, KID, precision and recall."""
 
     name: str = Field(min_length=1)
-    """digits or thumbnail (bundled), one of torch-fidelity's with fixed weights, such as inception-v3-compat,
-    inception-v3-pytorch-fid, the same network behind the resizing of pytorch-fid, or cifar10-resnet56, which needs
-    weights."""
+    """digits or thumbnail, which are bundled; inception-v3-compat or another one of torch-fidelity with fixed weights;
+    inception-v3-pytorch-fid, which resizes as pytorch-fid does; or cifar10-resnet56, which needs `weights`."""
     weights: Path | None = None
     """Path of its weights; ~ and $VARIABLES are expanded when the stage runs. null takes them from PyTorch's cache or
     downloads them."""

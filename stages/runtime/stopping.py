@@ -23,9 +23,9 @@ def stop_in_one_line(numbers: Iterable[int] = (signal.SIGINT,)) -> None:
             signal.signal(number, _stop)
 
 
-def stopped_line(number: int, advice: str = ADVICE) -> str:
+def stopped_line(number: int) -> str:
     """Return what a process that a signal stopped prints."""
-    return f"Stopped by {signal.Signals(number).name}{' (Ctrl-C)' if number == signal.SIGINT else ''}: {advice}"
+    return f"Stopped by {signal.Signals(number).name}{' (Ctrl-C)' if number == signal.SIGINT else ''}: {ADVICE}"
 
 
 def _stop(number: int, _frame: FrameType | None) -> NoReturn:

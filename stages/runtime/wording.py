@@ -13,6 +13,12 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
 
 
+def first_names(names: Sequence[str], most: int) -> str:
+    """Name the first ones, and say how many more there are: a, b and 3 more."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
+
+
 def format_duration(seconds: float) -> str:
     """Format seconds as 45 s, 3 min 20 s or 2 h 5 min."""
     minutes, rest = divmod(round(seconds), SECONDS_PER_MINUTE)

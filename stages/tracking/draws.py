@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from stages.runtime.errors import first_line, warn
-from stages.tracking.mlflow_client import connect, find_experiment, set_environment
+from stages.tracking.mlflow_client import connect, open_run, set_environment
 
 EXPERIMENT = "espalier-draw"
 TAG = "espalier.draw"
@@ -53,19 +53,8 @@ class DrawRun:
             return
         try:
             client = connect()
-            self.run_id = self.run_id or self._open(client)
+            self.run_id = self.run_id or open_run(client, EXPERIMENT, (TAG, self.job), self.name, self.params)
             action(client)
         except Exception as error:  # noqa: BLE001  # whatever a server or MLflow raises
             self.is_on = False
             warn(f"MLflow does not show this job ({first_line(error)}); drawing continues without it")
-
-    def _open(self, client: Any) -> str:  # noqa: ANN401
-        """Find or create the run of the job and return its id."""
-        experiment = find_experiment(client, EXPERIMENT)
-        found = client.search_runs([experiment], f"tags.`{TAG}` = '{self.job}'", max_results=1)
-        run = found[0] if found else client.create_run(experiment, tags={TAG: self.job}, run_name=self.name)
-        run_id = str(run.info.run_id)
-        client.update_run(run_id, status="RUNNING")
-        for key, value in self.params.items() if not found else ():
-            client.log_param(run_id, key, value)
-        return run_id

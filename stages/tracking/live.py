@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from stages.data.grid import write_grid
 from stages.runtime.errors import first_line, warn
-from stages.tracking.mlflow_client import connect, find_experiment, set_environment
+from stages.tracking.mlflow_client import connect, open_run, set_environment
 
 EXPERIMENT = "espalier-live"
 """Apart from the experiment of finished compressions, which does not depend on it."""
@@ -67,7 +67,7 @@ class LiveRun:
     def _send_all(self) -> None:
         try:
             client = connect()
-            run_id = self._open(client)
+            run_id = open_run(client, EXPERIMENT, (TAG, self.run), self.run[:8], self.params)
             with _watching_machine(run_id) as watch:
                 while not isinstance(row := self.queue.get(), str):
                     _send(client, run_id, *row)
@@ -75,17 +75,6 @@ class LiveRun:
             client.set_terminated(run_id, row)
         except Exception as error:  # noqa: BLE001  # whatever a server or MLflow raises
             self._warn(first_line(error))
-
-    def _open(self, client: Any) -> str:  # noqa: ANN401  # MLflow is imported in `connect`
-        """Find or create the run of this training and return its id."""
-        experiment = find_experiment(client, EXPERIMENT)
-        found = client.search_runs([experiment], f"tags.`{TAG}` = '{self.run}'", max_results=1)
-        started = found[0] if found else client.create_run(experiment, tags={TAG: self.run}, run_name=self.run[:8])
-        run_id = str(started.info.run_id)
-        client.update_run(run_id, status="RUNNING")
-        for key, value in self.params.items() if not found else ():
-            client.log_param(run_id, key, value)
-        return run_id
 
     def _warn(self, reason: str) -> None:
         if not self.has_warned:

@@ -2,10 +2,10 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from stages.runtime import telemetry
@@ -88,6 +88,21 @@ def find_experiment(client: "MlflowClient", name: str) -> str:
             if found is None:
                 raise
     return str(found.experiment_id)
+
+
+def open_run(
+    client: "MlflowClient", experiment: str, tag: tuple[str, str], name: str, params: Mapping[str, Any]
+) -> str:
+    """Find the run with a tag in an experiment, or create it with its params, and return its id; it is running then."""
+    key, value = tag
+    found_in = find_experiment(client, experiment)
+    found = client.search_runs([found_in], f"tags.`{key}` = '{value}'", max_results=1)
+    run = found[0] if found else client.create_run(found_in, tags={key: value}, run_name=name)
+    run_id = str(run.info.run_id)
+    client.update_run(run_id, status="RUNNING")
+    for param, content in params.items() if not found else ():
+        client.log_param(run_id, param, content)
+    return run_id
 
 
 def sqlite_file() -> Path | None:
