@@ -15,6 +15,7 @@ from stages.runtime.bounded import parse_yaml
 from stages.runtime.errors import InputError
 from stages.runtime.schema import flatten, read_tree, validate_tree
 from stages.runtime.text import printable
+from stages.tools.params_yaml import write_overrides
 
 Overrides = Mapping[str, Any]
 """Dotted keys of params.yaml -> values: {"prune.target.macs": "56%"}."""
@@ -105,7 +106,7 @@ def _replaced_blocks(tree: Mapping[str, Any], overrides: Overrides) -> Iterator[
 
 def write(overrides: Overrides) -> str:
     """Describe overrides in a few words: criterion random, macs 56%."""
-    return printable(", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in overrides.items()))
+    return printable(write_overrides(overrides))
 
 
 def _set(tree: dict[str, Any], key: str, value: object) -> None:

@@ -1,4 +1,4 @@
-"""A tree of params -> short YAML for people: a comment, and few lines."""
+"""Params -> short YAML for people: a file of few lines, or a value or some overrides in one."""
 
 import json
 import re
@@ -21,18 +21,23 @@ def to_yaml(tree: Mapping[str, Any], comment: str) -> str:
     ]
     for key, value in tree.items():
         if isinstance(value, Mapping) and len(value) > MOST_IN_LINE:
-            lines += [f"{key}:", *(f"  {name}: {_flow(inner)}" for name, inner in value.items())]
+            lines += [f"{key}:", *(f"  {name}: {write_value(inner)}" for name, inner in value.items())]
         else:
-            lines.append(f"{key}: {_flow(value)}")
+            lines.append(f"{key}: {write_value(value)}")
     return "\n".join(lines) + "\n"
 
 
-def _flow(value: object) -> str:
+def write_value(value: object) -> str:
     """Write a value in one line of YAML; texts are quoted where YAML would read them as something else."""
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key}: {_flow(inner)}' for key, inner in value.items())}}}"
+        return f"{{{', '.join(f'{key}: {write_value(inner)}' for key, inner in value.items())}}}"
     if isinstance(value, list):
-        return f"[{', '.join(map(_flow, value))}]"
+        return f"[{', '.join(map(write_value, value))}]"
     if isinstance(value, str) and PLAIN.fullmatch(value) and parse_yaml(value, "a value") == value:
         return value
     return json.dumps(value)
+
+
+def write_overrides(overrides: Mapping[str, Any]) -> str:
+    """Write overrides, each key by its last word: criterion random, macs 56%."""
+    return ", ".join(f"{key.rpartition('.')[2]} {write_value(value)}" for key, value in overrides.items())

@@ -15,6 +15,7 @@ from stages.runtime.errors import InputError
 from stages.tools.cells import FinishedCell, read_cells
 from stages.tools.estimates import difference_by_seed
 from stages.tools.methods import check_protocols
+from stages.tools.params_yaml import write_overrides
 
 SEED = "seed"
 
@@ -146,11 +147,6 @@ def read_sweep(folder: Path, baseline: str = "") -> Sweep:
 
 def _macs_and_fid(setting: Setting) -> tuple[float, float]:
     return setting.macs, setting.fid.mean
-
-
-def write_overrides(overrides: Mapping[str, Any]) -> str:
-    """Write overrides, each key by its last word: criterion random, macs 56%."""
-    return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in overrides.items())
 
 
 def swept_keys(settings: Sequence[Setting]) -> list[str]:

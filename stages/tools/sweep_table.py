@@ -34,7 +34,8 @@ from stages.tools.estimates import (
     write_estimate,
     write_speed_up_over_seeds,
 )
-from stages.tools.sweep_settings import Setting, Sweep, find_front, rank, read_sweep, swept_keys, write_overrides
+from stages.tools.params_yaml import write_overrides, write_value
+from stages.tools.sweep_settings import Setting, Sweep, find_front, rank, read_sweep, swept_keys
 from stages.tools.table_files import Lead, write_table_files
 from stages.tools.variants_over_seeds import variants_of_groups, variants_to_numbers, variants_to_parts
 
@@ -48,7 +49,7 @@ def to_rows(sweep: Sweep) -> list[dict[str, str]]:
     keys, repeated = swept_keys(settings), sweep.is_over_seeds
     return [
         {
-            **{key: str(setting.overrides.get(key)) for key in keys},
+            **{key: write_value(setting.overrides.get(key)) for key in keys},
             "MACs": f"{write_count(setting.macs)} ({setting.share:.1%})",
             "params": write_params(fmean(model.params for model in setting.models)),
             "FID": _write_fid(setting),
@@ -145,7 +146,7 @@ def _variant_rows(sweep: Sweep) -> list[dict[str, str]]:
     keys = swept_keys(sweep.settings)
     return [
         {
-            **{key: "–" if it.model == DENSE else str(cell.note.overrides.get(key)) for key in keys},
+            **{key: "–" if it.model == DENSE else write_value(cell.note.overrides.get(key)) for key in keys},
             "variant": f"{it.model} + {it.kind.title}",
             "on disk": write_size(it.size_bytes),
             "FID": write_metric(it.metrics["fid"], 3),
@@ -201,7 +202,7 @@ def draw(axis: Axes, sweep: Sweep) -> None:
     first_key = next(iter(swept_keys(settings)), "")
     groups: dict[str, list[Setting]] = {}
     for setting in settings:
-        groups.setdefault(str(setting.overrides.get(first_key, FINETUNED)), []).append(setting)
+        groups.setdefault(write_value(setting.overrides.get(first_key, FINETUNED)), []).append(setting)
     palette = mpl.color_sequences["Dark2"]
     for index, (name, members) in enumerate(groups.items()):
         offset = (index - (len(groups) - 1) / 2) * DODGE * dense.macs / 1e6

@@ -464,3 +464,15 @@ def test_any_value_can_be_swept(write_cell, cells, tmp_path, overrides):
     header, line, *body = [text for text in (tmp_path / "out" / "table.md").read_text().splitlines() if text[:1] == "|"]
     assert {text.replace("\\|", "").count("|") for text in (header, line, *body)} == {header.count("|")}
     assert len(body) == 2
+
+
+def test_values_are_written_as_they_are_typed(write_cell, tmp_path):
+    """Blocks, lists and null as YAML in one line, in table and label."""
+    loss = {"min_snr": None, "noise": 1.0}
+    write_cell("one", 400_000, overrides={"prune.depth": None, "finetune.loss": loss})
+    write_cell("two", 700_000, overrides={"prune.depth": {"names": ["a", "b"], "remove": 2}, "finetune.loss": loss})
+    write_sweep_table(tmp_path / "cells", tmp_path / "out")
+    text = (tmp_path / "out" / "table.md").read_text()
+
+    assert [row["prune.depth"] for row in tables(text)[0]] == ["null", "{names: [a, b], remove: 2}"]
+    assert "All cells: loss {min_snr: null, noise: 1.0}." in text
