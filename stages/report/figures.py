@@ -32,10 +32,10 @@ LINES = {"float32": "-", "tf32": "-.", "bfloat16": "--"}
 SIZE_INCHES = (4.8, 3.1)
 WIDE_INCHES, ROW_INCHES = 9.6, 0.22
 """Width of the heatmap, and height of each of its rows."""
-LABELLED = (1, 2, 5)
-"""Digits at which a logarithmic axis has labels."""
 MAX_TICKS = 14
 """Labels on its horizontal axis, at most."""
+LABELLED = (1, 2, 5)
+"""Digits at which a logarithmic axis has labels."""
 
 
 def draw_figures(report: ReportData) -> dict[str, dict[str, bytes]]:

@@ -71,6 +71,8 @@ def _read_cell(folder: Path) -> FinishedCell:
     record = read_evaluation(folder)
     variants = _read_variants(folder, record) if (folder / VARIANTS_FILE).is_file() else None
     times = read_variant_costs(folder / COSTS_FOLDER)
+    if variants and times and not variants.variants.keys() <= times.weights_sha256.keys():
+        raise InputError(f"{folder.name} lacks times of some of its variants; remove its folder and run the flow again")
     return FinishedCell(folder.name, note, record, read_costs(folder), variants, times)
 
 

@@ -38,6 +38,7 @@ class DrawRun:
         """End the run with a status of MLflow; the manifest, if the job is finished, becomes an artifact."""
 
         def end(client: Any) -> None:  # noqa: ANN401  # MLflow is imported in `connect`
+            """Send the manifest, if there is one, and the status."""
             if manifest is not None:
                 client.log_text(self.run_id, manifest.decode(), "manifest.json")
             client.set_terminated(self.run_id, status)

@@ -11,10 +11,12 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from stages.protocol.costs import VARIANT_COSTS
 from stages.protocol.evaluation import Metric, read_evaluation
 from stages.runtime.errors import InputError
 from stages.storage.files import write_json
 from stages.tools.__main__ import main
+from stages.tools.cells import COSTS_FOLDER
 from stages.tools.method_table import write_method_table
 from stages.tools.methods import read_comparison
 from stages.tools.published import ABLATION, BASELINE, read_published
@@ -141,6 +143,16 @@ def test_the_speed_up_of_a_variant_is_a_mean_over_the_seeds(write_cell, tmp_path
     assert summary["ours + int8"]["speed_up"]["mean"] == pytest.approx(1.2)
     assert numbers == {"0": 1.1, "1": 1.2, "2": 1.3}
     assert "Speed-up: relative to the dense model, passes timed in turn, batch 1, float32, eager" in text
+
+    times = folders[2] / COSTS_FOLDER / VARIANT_COSTS
+    whole = times.read_text()
+    write_json(times, make_costs(read_evaluation(folders[2])).model_dump(mode="json"))
+    with pytest.raises(InputError, match=r"ours-2-.* lacks times of some of its variants; remove its folder"):
+        read()
+    times.write_text(whole[:40])
+    with pytest.raises(InputError, match=r"variants.json"):
+        read()
+    assert not (tmp_path / "out").exists()
 
     shutil.rmtree(folders[2])
     write(2, 1.3, "another cpu")
