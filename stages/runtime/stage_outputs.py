@@ -2,14 +2,17 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
-from stages.runtime.errors import InputError
+from stages.runtime.errors import InputError, first_line
 
 DVC_FILE = "dvc.yaml"
 WRITTEN = ("outs", "metrics", "plots")
 """Keys of a stage in dvc.yaml whose entries are its outputs."""
+TEMPLATES = ("${", "'foreach'", "'matrix'")
+"""What a dvc.yaml holds, as Python prints it, if DVC makes its stages from templates."""
 
 
 def beside_the_pipeline(_context: click.Context, parameter: click.Parameter, value: Path | str) -> Path | str:
@@ -57,6 +60,8 @@ def _outputs(file: Path, option: str) -> Iterator[tuple[str, Path, Path]]:
 
     try:
         tree = read_tree(file, YAML(typ="safe"))
+        if isinstance(tree, dict) and any(template in str(tree) for template in TEMPLATES):
+            tree = _resolve_templates(tree, file)
     except InputError as error:
         found = f"{option} cannot be compared with the outputs of a pipeline ({error.message})"
         raise InputError(f"{found}; correct or shorten that file, or move it away") from None
@@ -64,6 +69,25 @@ def _outputs(file: Path, option: str) -> Iterator[tuple[str, Path, Path]]:
     for stage, entry in (stages if isinstance(stages, dict) else {}).items():
         for name in _written(entry) if isinstance(entry, dict) else ():
             yield str(stage), file.parent / str(entry.get("wdir", ".")) / name, file
+
+
+def _resolve_templates(tree: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Make the stages of a dvc.yaml from its templates and variables, as DVC does.
+
+    Raises:
+        InputError: A variable has no value, or a template is invalid.
+    """
+    from dvc.exceptions import DvcException  # noqa: PLC0415  # half a second that only such a file needs
+    from dvc.parsing import DataResolver  # noqa: PLC0415
+    from dvc.repo import Repo  # noqa: PLC0415
+
+    folder = str(file.resolve().parent)
+    try:
+        with Repo(folder, uninitialized=True) as repo:
+            resolved: dict[str, Any] = DataResolver(repo, folder, tree).resolve()
+    except (AssertionError, AttributeError, DvcException, TypeError, ValueError) as error:
+        raise InputError(f"DVC cannot resolve the templates in {file}: {first_line(error)}") from None
+    return resolved
 
 
 def _written(stage: dict[str, object]) -> Iterator[str]:

@@ -108,3 +108,31 @@ def test_outputs_with_options_and_in_another_folder_count(tmp_path, monkeypatch)
 
     with pytest.raises(InputError, match="is model, an output of the stage a"):
         check_no_stage_output(Path("sub/model"), "--out")
+
+
+@pytest.mark.parametrize("path", ["artifacts/small/model", "artifacts/large", "cut-0.3-8", "plain"])
+def test_stages_made_from_templates_have_outputs(tmp_path, monkeypatch, path):
+    """DVC makes them by foreach, matrix and variables, also from a params.yaml beside the file."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text("folder: artifacts")
+    (tmp_path / "dvc.yaml").write_text(
+        "stages: {each: {foreach: [small, large], do: {cmd: x, outs: ['${folder}/${item}']}}, "
+        "grid: {matrix: {ratio: [0.3], round: [8]}, cmd: x, outs: ['cut-${item.ratio}-${item.round}']}, "
+        "a: {cmd: x, outs: [plain]}}"
+    )
+
+    with pytest.raises(InputError, match=r"an output of the stage (each@(small|large)|grid@0\.3-8|a) in"):
+        check_no_stage_output(Path(path), "--out")
+    check_no_stage_output(Path("artifacts/medium"), "--out")
+
+
+@pytest.mark.parametrize("entry", ["{outs: ['${nowhere}']}", "{matrix: 3, outs: [a]}", "{foreach: [a], do: 4}"])
+def test_templates_that_cannot_be_resolved_are_named(tmp_path, monkeypatch, entry):
+    """As a file that cannot be read: nobody knows its outputs."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.yaml").write_text(f"stages: {{a: {entry}}}")
+
+    with pytest.raises(
+        InputError, match=r"--out cannot be compared with .*DVC cannot resolve the templates in .*dvc\.yaml"
+    ):
+        check_no_stage_output(Path("model"), "--out")
