@@ -36,7 +36,7 @@ def parse_age(_context: click.Context, _param: click.Parameter, text: str) -> ti
 @click.option("--older-than", "age", default="7d", callback=parse_age, help="Keep what is younger; at least 1d.")
 @click.option("--delete", is_flag=True, help="Remove what the table lists; without it nothing is removed.")
 def clean(age: timedelta, *, delete: bool) -> None:
-    """List checkpoints, cells of grids, torn uploads and workspaces that nothing needs, here and in ESPALIER_STORE.
+    """List checkpoints, grid cells, incomplete uploads and workspaces that nothing needs, here and in ESPALIER_STORE.
 
     What a running training, a lock or the current params.yaml or dvc.lock may need stays, and so does every version.
     """

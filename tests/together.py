@@ -8,7 +8,7 @@ from torch.distributed import HashStore, ProcessGroupGloo
 
 from stages.runtime.processes import Processes
 
-PATIENCE = timedelta(seconds=60)
+TIMEOUT = timedelta(seconds=60)
 
 
 def run_together(count, work, device="cpu"):
@@ -16,7 +16,7 @@ def run_together(count, work, device="cpu"):
     store = HashStore()
 
     def run(index):
-        group = ProcessGroupGloo(store, index, count, PATIENCE) if count > 1 else None
+        group = ProcessGroupGloo(store, index, count, TIMEOUT) if count > 1 else None
         return work(Processes(torch.device(device), group))
 
     with ThreadPoolExecutor(count) as threads:

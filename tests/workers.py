@@ -35,7 +35,7 @@ SLOW = [
     "pipeline/test_pipeline.py",
     *PREFECT,
     *STORES,
-    "register/test_cage.py",
+    "register/test_sandbox.py",
     "finetune/test_stage.py",
     "prune/test_families.py",
     "pipeline/test_registry.py",

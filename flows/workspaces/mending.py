@@ -11,7 +11,7 @@ from flows.workspaces.commands import Log
 from stages.runtime.git import git_output
 
 LOCKFILE, RWLOCK, CUT = "dvc.lock", ".dvc/tmp/rwlock", ".dvc/tmp/dvc.lock.cut"
-PATIENCE_S = 0.5
+WAIT_S = 0.5
 """How long another DVC may take to write a file: DVC empties it first and then writes it."""
 CONFLICT = "<<<<<<<"
 """Git's mark of a conflict, which somebody has to solve."""
@@ -41,7 +41,7 @@ def _is_cut(file: Path) -> bool:
     """Whether a file exists that DVC cannot read, and that nobody is writing or has to edit."""
     if _is_whole(file):
         return False
-    time.sleep(PATIENCE_S)
+    time.sleep(WAIT_S)
     return not _is_whole(file)
 
 

@@ -8,11 +8,11 @@ from dataclasses import asdict
 
 import torch
 
-from stages.drawing.crew import Crew
 from stages.drawing.finished import find_finished, write_manifest
 from stages.drawing.job import MANIFEST, Job
 from stages.drawing.request import Request, choose_numbers, make_job
 from stages.drawing.source import opened
+from stages.drawing.worker_pool import WorkerPool
 from stages.drawing.worker_reports import BATCH, DONE, FOUND, READY, WorkerReport
 from stages.runtime.cores import count_cores
 from stages.runtime.errors import InputError, warn
@@ -55,7 +55,7 @@ def draw_many(request: Request) -> str:
                 "pending": pending,
             }
             with _recorded(job, progress) as run:
-                progress.follow(Crew(task, _environments(request.jobs, len(pending), job)), job.model, run)
+                progress.follow(WorkerPool(task, _environments(request.jobs, len(pending), job)), job.model, run)
                 manifest = write_manifest(place, job)
                 run.close("FINISHED", manifest)
         else:
@@ -115,26 +115,26 @@ class Progress:
         """Images that the workers of this call drew in a second, from the begin of the first."""
         return self.drawn / max(self.end - self.begin, 1e-9)
 
-    def follow(self, crew: Crew, label: str, run: DrawRun) -> None:
-        """Show and record the work of a crew until it is done; whatever ends this ends the crew.
+    def follow(self, pool: WorkerPool, label: str, run: DrawRun) -> None:
+        """Show and record the work of a pool until it is done; whatever ends this ends the pool.
 
         Raises:
             InputError: A worker found a mistake, or all workers ended before the work was done.
         """
         try:
-            reports = crew.reports()
+            reports = pool.reports()
             next(reports, None)  # a worker is ready: its start does not count
             self.begin = time.monotonic()
             for _ in track(self._images(reports, run), f"draw {label}, image", self.total, done=self.before):
                 pass
         finally:
-            crew.close()
+            pool.close()
         run.log(self.counted, self.rate)
         if self.counted - sum(self._partial.values()) < self.total:
-            reason = crew.killed[0] if crew.killed else "ended early"
+            reason = pool.killed[0] if pool.killed else "ended early"
             raise InputError(f"all workers have ended before the last shard (one {reason}); run the same command again")
-        if crew.killed:
-            warn(f"{count(len(crew.killed), 'worker')} {crew.killed[0]}; others drew in its place")
+        if pool.killed:
+            warn(f"{count(len(pool.killed), 'worker')} {pool.killed[0]}; others drew in its place")
 
     def _images(self, reports: Iterator[WorkerReport], run: DrawRun) -> Iterator[None]:
         """Yield once for each further image; what a killed worker had drawn of a shard counts once."""

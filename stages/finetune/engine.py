@@ -16,7 +16,7 @@ from stages.runtime.errors import InputError
 from stages.runtime.processes import Processes
 
 BATCH_SIZE = "finetune.batch_size"
-PATIENCE = timedelta(hours=6)
+TIMEOUT = timedelta(hours=6)
 """Longest time that processes wait for one that hashes the images, downloads a checkpoint or draws samples."""
 
 
@@ -64,7 +64,7 @@ class Engine:
             cpu=device.type == "cpu",
             mixed_precision="bf16" if params.precision == "bfloat16" else "no",
             dynamo_plugin=TorchDynamoPlugin(backend="inductor" if params.compile else "no"),
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
         )
         self.device, self.index = self.accelerator.device, self.accelerator.process_index
         self.num_processes, self.is_main = self.accelerator.num_processes, self.accelerator.is_main_process

@@ -41,7 +41,7 @@ def main(params_path: Path, artifacts: Path, out: Path, store: Path, **options: 
     grid = validate_tree(tree, OptionalGrid, "the grid").grid or GridParams()
 
     with importing():
-        from stages.grid.grid import hold_store, open_workbench, run_grid
+        from stages.grid.grid import hold_store, open_grid_context, run_grid
         from stages.grid.report import write_report
         from stages.report.grid_text import summarise
         from stages.runtime.device import check_precision, select_device
@@ -54,9 +54,9 @@ def main(params_path: Path, artifacts: Path, out: Path, store: Path, **options: 
     check_store(store, inputs)
     device = select_device()
     check_precision(reference.precision, "reference.precision", device)
-    bench, base = open_workbench(folders, artifacts / "reference", grid, reference, seed, device, store)
+    context, base = open_grid_context(folders, artifacts / "reference", grid, reference, seed, device, store)
     with hold_store(store):
-        record = run_grid(bench, base, grid, reference, folders["dense"])
+        record = run_grid(context, base, grid, reference, folders["dense"])
         with writing(out) as folder:
             write_report(record, grid, folder)
         write_provenance(out)

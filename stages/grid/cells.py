@@ -54,7 +54,7 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class Workbench:
+class GridContext:
     """What all cells share."""
 
     models: Mapping[str, Denoiser]
@@ -114,7 +114,7 @@ def _is_of(path: str, closure: Collection[str]) -> bool:
     return (module if path.endswith(".py") else module.rpartition("/")[0]) in closure
 
 
-def measure_cell(bench: Workbench, name: str, protocol: Protocol, label: str) -> dict[str, list[float]]:
+def measure_cell(grid: GridContext, name: str, protocol: Protocol, label: str) -> dict[str, list[float]]:
     """Measure one cell, or read what an earlier call has measured; that of the dense model comes before the others.
 
     Returns:
@@ -123,27 +123,27 @@ def measure_cell(bench: Workbench, name: str, protocol: Protocol, label: str) ->
     Raises:
         InputError: Images are not finite, the disk is full, or a finished cell is damaged.
     """
-    folder, key = bench.folder(name, protocol), bench.key(name, protocol)
+    folder, key = grid.folder(name, protocol), grid.key(name, protocol)
     if not (folder / CELL).is_file():
-        dense = None if name == DENSE else read_dense(bench, protocol)
+        dense = None if name == DENSE else read_dense(grid, protocol)
         with writing(folder) as made:
-            sets = _draw_and_measure(bench, name, protocol, dense, made, label)
+            sets = _draw_and_measure(grid, name, protocol, dense, made, label)
             write_json(made / CELL, CellValues(key=key, sets=sets).model_dump(mode="json"))
             write_run_record(made, "grid")
     return read_record(folder / CELL, CellValues, f"remove {folder}").sets
 
 
-def read_dense(bench: Workbench, protocol: Protocol) -> Drawn:
+def read_dense(grid: GridContext, protocol: Protocol) -> Drawn:
     """Read the images of the dense model's finished cell, memory-mapped."""
-    if bench.is_own(protocol):
-        return bench.own(protocol)
-    samples, features = _files(bench, protocol, bench.folder(DENSE, protocol))
+    if grid.is_own(protocol):
+        return grid.own(protocol)
+    samples, features = _files(grid, protocol, grid.folder(DENSE, protocol))
     return Drawn(samples.read(), torch.from_numpy(np.array(features.read())))
 
 
-def _files(bench: Workbench, protocol: Protocol, folder: Path) -> tuple[RowFile, RowFile]:
+def _files(grid: GridContext, protocol: Protocol, folder: Path) -> tuple[RowFile, RowFile]:
     """Describe the files of the images and features of a cell."""
-    shape, width = bench.reference.samples.shape[2:], bench.reference.features.shape[-1]
+    shape, width = grid.reference.samples.shape[2:], grid.reference.features.shape[-1]
     sets = (protocol.sets, protocol.num_images)
     return (
         array_file(folder / SAMPLES, np.uint8, (*sets, *shape)),
@@ -152,20 +152,20 @@ def _files(bench: Workbench, protocol: Protocol, folder: Path) -> tuple[RowFile,
 
 
 def _draw_and_measure(
-    bench: Workbench, name: str, protocol: Protocol, dense: Drawn | None, folder: Path, label: str
+    grid: GridContext, name: str, protocol: Protocol, dense: Drawn | None, folder: Path, label: str
 ) -> dict[str, list[float]]:
     """Draw a cell and measure it; of the dense model, without `dense`, the images stay in the folder."""
-    if name == DENSE and bench.is_own(protocol):
-        drawn = bench.own(protocol)
+    if name == DENSE and grid.is_own(protocol):
+        drawn = grid.own(protocol)
     else:
-        drawn = _draw(bench, name, protocol, folder, label)
-    own = bench.own(protocol).samples
+        drawn = _draw(grid, name, protocol, folder, label)
+    own = grid.own(protocol).samples
     others = {SSIM_PROTOCOL: own} if dense is None else {SSIM_PROTOCOL: own, SSIM: dense.samples}
     found: dict[str, list[float]] = {field.name: [] for field in fields(Quality)}
     found |= {metric: [] for metric in others}
     for index, features in enumerate(drawn.features):
         statistics = features_to_statistics(features)
-        for metric, value in zip(fields(Quality), astuple(bench.metrics(features, index, statistics)), strict=True):
+        for metric, value in zip(fields(Quality), astuple(grid.metrics(features, index, statistics)), strict=True):
             found[metric.name].append(float(value))
         for compared, images in others.items():
             found[compared].append(float(images_to_ssim(drawn.samples[index], images[index]).mean()))
@@ -178,17 +178,17 @@ def _draw_and_measure(
     return found
 
 
-def _draw(bench: Workbench, name: str, protocol: Protocol, folder: Path, label: str) -> Drawn:
+def _draw(grid: GridContext, name: str, protocol: Protocol, folder: Path, label: str) -> Drawn:
     """Draw all sets of a cell into files of a folder."""
-    samples, features = _files(bench, protocol, folder)
+    samples, features = _files(grid, protocol, folder)
     for file in (samples, features):
         file.create()
-    context = SamplingContext(bench.autoencoder, bench.reference.table, protocol.guidance)
-    size = bench.extractor.batch_size
+    context = SamplingContext(grid.autoencoder, grid.reference.table, protocol.guidance)
+    size = grid.extractor.batch_size
     for index in range(protocol.sets):
         first = index * protocol.num_images
-        batches = draw_set(bench.models[name], bench.scheduler, protocol, index, size, label, context)
+        batches = draw_set(grid.models[name], grid.scheduler, protocol, index, size, label, context)
         for start, pixels in batches:
             samples.write(first + start, pixels)
-            features.write(first + start, bench.extractor.features(pixels).numpy())
+            features.write(first + start, grid.extractor.features(pixels).numpy())
     return Drawn(samples.read(), torch.from_numpy(np.array(features.read())))

@@ -10,7 +10,7 @@ import click
 import torch
 
 from stages.evaluate.quality import QualityMetrics
-from stages.grid.cells import Workbench, measure_cell
+from stages.grid.cells import GridContext, measure_cell
 from stages.grid.params import GridParams
 from stages.grid.settings import Setting, make_settings, shrink
 from stages.models.autoencoder import image_shape, read_autoencoder
@@ -36,7 +36,7 @@ TURN = "turn"
 """File that the grid at work has locked."""
 
 
-def open_workbench(
+def open_grid_context(
     folders: Mapping[str, Path],
     reference_path: Path,
     grid: GridParams,
@@ -44,7 +44,7 @@ def open_workbench(
     seed: int,
     device: torch.device,
     store: Path,
-) -> tuple[Workbench, Protocol]:
+) -> tuple[GridContext, Protocol]:
     """Read models and reference, check that they belong together, and return what the cells share and the protocol.
 
     Raises:
@@ -63,8 +63,8 @@ def open_workbench(
     base = shrink(reference.protocol, grid)
     weights = {name: file_sha256(weights_file(folder)) for name, folder in folders.items()}
     metrics = QualityMetrics(reference.real_features, base, device)
-    bench = Workbench(models, weights, scheduler, reference, extractor, autoencoder, metrics, store)
-    return bench, base
+    context = GridContext(models, weights, scheduler, reference, extractor, autoencoder, metrics, store)
+    return context, base
 
 
 @contextmanager
@@ -84,12 +84,12 @@ def hold_store(store: Path) -> Iterator[None]:
 
 
 def run_grid(
-    bench: Workbench, base: Protocol, grid: GridParams, params: ReferenceParams, model: Path | str
+    context: GridContext, base: Protocol, grid: GridParams, params: ReferenceParams, model: Path | str
 ) -> GridRecord:
     """Measure every model at every setting; cells that were finished before are read.
 
     Args:
-        bench: What the cells share.
+        context: What the cells share.
         base: The protocol of the reference, with the images and sets of the grid.
         grid: The block grid.
         params: The block reference.
@@ -98,25 +98,27 @@ def run_grid(
     Raises:
         InputError: A setting does not fit the model, images are not finite, or the disk is full.
     """
-    settings = make_settings(grid, params, bench.scheduler, bench.reference.table, model)
-    protocols = [setting.protocol(base, bench.scheduler) for setting in settings]
-    macs = {name: count_macs(unet) for name, unet in bench.models.items()}
-    plan = [(name, *pair) for pair in zip(settings, protocols, strict=True) for name in bench.models]
+    settings = make_settings(grid, params, context.scheduler, context.reference.table, model)
+    protocols = [setting.protocol(base, context.scheduler) for setting in settings]
+    macs = {name: count_macs(unet) for name, unet in context.models.items()}
+    plan = [(name, *pair) for pair in zip(settings, protocols, strict=True) for name in context.models]
     work = [float(setting.calls * macs[name]) for name, setting, _ in plan]
     cells: list[GridCell] = []
-    for place in _announce(bench, plan, work):
+    for place in _announce(context, plan, work):
         name, setting, protocol = plan[place]
         label = f"{name}, {describe(setting)}, cell {place + 1} of {len(plan)}"
-        sets = measure_cell(bench, name, protocol, label)
+        sets = measure_cell(context, name, protocol, label)
         dense = next((it for it in reversed(cells) if it.model == DENSE), None) if name != DENSE else None
         cells.append(_make_cell(name, setting, protocol, macs[name], sets, dense))
-    weights = dict(bench.weights)
-    return GridRecord(protocol_id=bench.reference.protocol.id, protocol=base, weights_sha256=weights, cells=cells)
+    weights = dict(context.weights)
+    return GridRecord(protocol_id=context.reference.protocol.id, protocol=base, weights_sha256=weights, cells=cells)
 
 
-def _announce(bench: Workbench, plan: Sequence[tuple[str, Setting, Protocol]], work: Sequence[float]) -> Iterator[int]:
+def _announce(
+    context: GridContext, plan: Sequence[tuple[str, Setting, Protocol]], work: Sequence[float]
+) -> Iterator[int]:
     """Yield the places of all cells; after each that is measured now, print how many are done and the time left."""
-    missing = [not bench.is_finished(name, protocol) for name, _, protocol in plan]
+    missing = [not context.is_finished(name, protocol) for name, _, protocol in plan]
     kept = len(plan) - sum(missing)
     click.echo(f"grid: {count(len(plan), 'cell')}, {kept} of them measured before", err=True)
     begin, done, images = time.monotonic(), 0.0, 0

@@ -1,8 +1,8 @@
 """A downloaded version -> whether its own code draws the images that its weights draw.
 
-A version contains code that nobody has reviewed. It runs in a cage; the images that it should draw are made here from
-its safetensors and configs by Espalier's classes, after the cage has ended. Only a version with its own class is drawn
-in a second cage: that class could print the same false pictures in both.
+A version contains code that nobody has reviewed. It runs in a sandbox; the images that it should draw are made here,
+after the sandbox has ended, from its safetensors and configs by Espalier's classes. Only a version with its own class
+is drawn in a second sandbox: that class could print the same false pictures in both.
 """
 
 import base64
@@ -29,9 +29,9 @@ from stages.models.samplers import make_sampler
 from stages.models.sampling import SamplingContext, to_pixels, trajectory
 from stages.models.variants.folder import read_model
 from stages.protocol.evaluation import read_evaluation
-from stages.register.cage.run import Limits, run_caged
 from stages.register.package import replace_quadratic
 from stages.register.registry import EVIDENCE, MODEL
+from stages.register.sandbox.run import Limits, run_in_sandbox
 from stages.runtime.errors import InputError, first_line
 from stages.runtime.wording import count
 from stages.storage.files import read_json
@@ -43,7 +43,7 @@ BASE_MEMORY_BYTES = 8 << 30
 """Address space of Python with PyTorch, diffusers and MLflow."""
 MEMORY_PER_BYTE = 8
 """Memory for the weights and activations of a model, per byte of its files."""
-PROGRAM, EXPECTED = Path(__file__).with_name("caged_draw.py"), Path(__file__).with_name("caged_expected.py")
+PROGRAM, EXPECTED = Path(__file__).with_name("sandboxed_draw.py"), Path(__file__).with_name("sandboxed_expected.py")
 PACKAGE = Path(__file__).parents[1]
 """The code of Espalier's stages."""
 
@@ -61,8 +61,8 @@ def check_canary(
         folder: The downloaded version.
         levels: Largest mean absolute difference of an image, in grey levels from 0 to 255.
         seeds: Seeds of an earlier check, to repeat it; empty draws new ones, which nobody could know beforehand.
-        variant: Kind of the graph with which the code draws; None for the model. A graph is opened in the cage only.
-        expect: Draws the images that are expected, after the cage has ended; None draws those of the weights.
+        variant: Kind of the graph with which the code draws; None for the model. A graph is opened in the sandbox only.
+        expect: Draws the images that are expected, after the sandbox has ended; None draws those of the weights.
 
     Returns:
         The reason of the check, with the seeds.
@@ -74,7 +74,7 @@ def check_canary(
     drawn = draw_isolated(folder, seeds, variant)
     if set(drawn) != set(seeds):
         raise InputError(f"it drew images for the seeds {_join(sorted(drawn)) or 'none'}, expected {_join(seeds)}")
-    expected = list((expect or _expected)(folder, seeds))  # of a shape that no cage chose
+    expected = list((expect or _expected)(folder, seeds))  # of a shape that no sandbox chose
     images = [_decode_png(drawn[seed], image.shape) for seed, image in zip(seeds, expected, strict=True)]
     return compare(seeds, images, expected, levels)
 
@@ -113,7 +113,7 @@ def _join(seeds: Sequence[int]) -> str:
 
 
 def _expected(folder: Path, seeds: Sequence[int]) -> Iterable[NDArray[Any]]:
-    """Draw with the classes of Espalier, outside of cages; a version with its own class is drawn in a cage.
+    """Draw with the classes of Espalier, outside of sandboxes; a version with its own class is drawn in a sandbox.
 
     The class could print any pictures there, so their shape is that of the configs.
     """
@@ -133,7 +133,7 @@ def _expected(folder: Path, seeds: Sequence[int]) -> Iterable[NDArray[Any]]:
 
 
 def draw_isolated(folder: Path, seeds: Sequence[int], variant: str | None = None) -> dict[int, bytes]:
-    """Draw one image per seed with the code of a version, in a cage: seed -> PNG.
+    """Draw one image per seed with the code of a version, in a sandbox: seed -> PNG.
 
     Raises:
         InputError: The version cannot be loaded, does not draw, or exceeds a limit.
@@ -144,11 +144,11 @@ def draw_isolated(folder: Path, seeds: Sequence[int], variant: str | None = None
 def _run(
     folder: Path, program: Path, arguments: Sequence[str], seeds: Sequence[int], more: Mapping[str, Path]
 ) -> dict[int, bytes]:
-    """Run a program that draws with a version, in a cage; `more` are the files that it reads besides."""
+    """Run a program that draws with a version, in a sandbox; `more` are the files that it reads besides."""
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     limits = Limits(memory_bytes=BASE_MEMORY_BYTES + MEMORY_PER_BYTE * size, timeout_s=TIMEOUT_S)
     try:
-        output = run_caged(program, [*arguments, *map(str, seeds)], {"version": folder, **more}, limits)
+        output = run_in_sandbox(program, [*arguments, *map(str, seeds)], {"version": folder, **more}, limits)
     except InputError as error:
         raise InputError(f"the version does not draw ({error.message})") from None
     lines = [re.fullmatch(rb"(\d{1,10}) ([A-Za-z0-9+/]+=*)", line) for line in output.splitlines()]

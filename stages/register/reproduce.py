@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 from stages.models.layout import PLAN, WEIGHTS, denoiser_name
 from stages.protocol.evaluation import EvaluationRecord, read_evaluation
-from stages.register.cage.environment import make_environment
-from stages.register.cage.run import one_line
 from stages.register.ledger import describe_user
 from stages.register.lineage import ARRAYS, Lineage, hash_outputs, read_lineage, read_runs
 from stages.register.registry import EVIDENCE, MODEL, OURS, Registry
+from stages.register.sandbox.environment import make_environment
+from stages.register.sandbox.run import one_line
 from stages.register.versions import downloaded
 from stages.runtime import supervisor
 from stages.runtime.errors import InputError, first_line, without_password
@@ -41,7 +41,7 @@ PASSED = (
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),  # a model or images on the Hub
     *("HF_ENDPOINT", "HF_HUB_OFFLINE", "CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG"),
 )
-"""Variables that the commands of a reproduction read besides those of every cage."""
+"""Variables that the commands of a reproduction read besides those of every sandbox."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A downloaded version -> whether its variants draw what they should, each in the runtime that it is for.
 
-A graph draws in a cage, by the version's code. Integers and caches are safetensors, which Espalier alone opens, and
+A graph draws in a sandbox, by the version's code. Integers and caches are safetensors, which Espalier alone opens, and
 draw here. What is expected is drawn by the same kind of variant, made anew from the weights of the version.
 """
 

@@ -13,7 +13,7 @@ from stages.runtime.device import keep_freed_memory
 
 Item = TypeVar("Item")
 
-PATIENCE = timedelta(days=30)
+TIMEOUT = timedelta(days=30)
 """How long a process waits for the others; the launcher ends all of them once one has failed."""
 
 
@@ -94,7 +94,7 @@ def join(device: torch.device) -> Processes:
         return Processes(device)
     from accelerate import PartialState  # noqa: PLC0415  # takes a second, and most stages run alone
 
-    state = PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
+    state = PartialState(cpu=device.type == "cpu", timeout=TIMEOUT)
     return Processes(state.device, torch.distributed.group.WORLD)
 
 

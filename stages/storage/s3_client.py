@@ -8,7 +8,7 @@ from typing import Any
 
 from stages.runtime.environment import ENDPOINTS, REGIONS, check_credentials
 from stages.runtime.errors import InputError, first_line
-from stages.storage.s3_patience import bound_waiting
+from stages.storage.s3_deadlines import bound_waiting
 
 MIB = 1024 * 1024
 PART_BYTES, CONCURRENCY = 16 * MIB, 4

@@ -218,11 +218,11 @@ def find_in_store(store: StoreContents, needed: Needed, held: set[str]) -> Itera
     named = cache(lambda: _named(store.folders()))  # read once more, before the first is removed
     for sha256 in sorted(set(objects) - _named(folders)):
         remove = partial(_remove_object, store, objects[sha256], sha256, named)
-        yield _torn(objects[sha256], needed, sha256[:12], "no manifest names it", remove)
+        yield _incomplete(objects[sha256], needed, sha256[:12], "no manifest names it", remove)
     for upload in uploads:
         sha256 = Path(upload.item.key).name
         remove = partial(_abort, store, upload)
-        yield _torn(upload.item, needed, sha256[:12], "its parts were never put together", remove)
+        yield _incomplete(upload.item, needed, sha256[:12], "its parts were never put together", remove)
 
 
 def _find_runs(
@@ -247,9 +247,9 @@ def _named(folders: Mapping[str, Folder]) -> set[str]:
     return {entry.sha256 for folder in folders.values() for entry in folder.manifest.files}
 
 
-def _torn(item: Item, needed: Needed, name: str, why: str, remove: Callable[[], bool]) -> Leftover:
+def _incomplete(item: Item, needed: Needed, name: str, why: str, remove: Callable[[], bool]) -> Leftover:
     keep = needed.reason_to_keep(item.modified)
-    return Leftover("torn upload", name, item.size_bytes, item.modified, why, keep, remove)
+    return Leftover("incomplete upload", name, item.size_bytes, item.modified, why, keep, remove)
 
 
 def _remove_run(store: StoreContents, run: str, names: list[str]) -> bool:

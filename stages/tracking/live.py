@@ -20,7 +20,7 @@ from stages.tracking.mlflow_client import connect, open_run, set_environment
 EXPERIMENT = "espalier-live"
 """Apart from the experiment of finished compressions, which does not depend on it."""
 TAG = "espalier.run"
-PATIENCE_S = 20.0
+WAIT_S = 20.0
 """Longest time that the end of a training waits for the server."""
 Row = tuple[int, Mapping[str, float], NDArray[np.uint8] | None]
 """Step, metrics and samples."""
@@ -60,9 +60,9 @@ class LiveRun:
         """End the run with a status of MLflow: FINISHED, FAILED or KILLED."""
         if self.thread.is_alive():
             self.queue.put(status)
-            self.thread.join(PATIENCE_S)
+            self.thread.join(WAIT_S)
             if self.thread.is_alive():
-                self._warn(f"no answer within {PATIENCE_S:g} s")
+                self._warn(f"no answer within {WAIT_S:g} s")
 
     def _send_all(self) -> None:
         try:

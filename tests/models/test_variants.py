@@ -225,7 +225,7 @@ def break_integers(folder, end, change):
 
 
 def test_a_damaged_folder_of_integers_is_refused(unet, scheduler, tmp_path):
-    """In one line, whatever its config or tensors hold; the gate opens it outside of the cage."""
+    """In one line, whatever its config or tensors hold; the gate opens it outside of the sandbox."""
     write_pipeline(tmp_path / "model", unet, scheduler)
     (tmp_path / "int8").mkdir()
     write_variant("dense", tmp_path / "model", Kind("int8"), tmp_path / "int8")

@@ -78,7 +78,7 @@ def test_an_own_class_goes_through_every_stage(project):
     assert "fetch.model.trust" in drawn.output
     assert trusted.exit_code == 0, trusted.output
     check_version(released, read_reference(project / "artifacts" / "reference").protocol, project / "evidence")
-    check_cages(released, project)
+    check_sandboxes(released, project)
 
 
 def check_version(released, protocol, evidence):
@@ -107,8 +107,8 @@ def check_version(released, protocol, evidence):
         assert np.abs(found - image[0]).max() <= 1  # another layout in memory rounds otherwise
 
 
-def check_cages(released, project):
-    """A promotion draws with the version's code and with Espalier, each in a cage; outside its class does not run."""
+def check_sandboxes(released, project):
+    """A promotion draws with the version's code and Espalier's, each in a sandbox; outside its class does not run."""
     shutil.copytree(project / "reports" / "evaluate", project / "evidence" / "evaluation")
     shutil.copytree(released, project / "in" / "model")
     folders = {"model": project / "in" / "model", "evidence": project / "evidence"}

@@ -1,6 +1,6 @@
 """What code of others would try, on a machine that is named in JSON: attempt -> what it got, empty for nothing.
 
-It runs in the cage, alone or at the end of a version's draw.py, so it needs the standard library only.
+It runs in the sandbox, alone or at the end of a version's draw.py, so it needs the standard library only.
 """
 
 import ctypes

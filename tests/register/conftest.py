@@ -9,7 +9,7 @@ import pytest
 from stages.models.pipeline import write_pipeline
 from stages.protocol.evaluation import Metric
 from stages.protocol.intervals import estimate
-from stages.register import caged_draw
+from stages.register import sandboxed_draw
 from stages.register.lineage import FILES, Lineage
 from stages.register.package import FILES_LIST, hash_list, list_files, write_package
 from stages.register.policy import Policy
@@ -105,8 +105,8 @@ def write(folder, tmp_path, unet, scheduler, protocol, pipeline=None):
 
 
 def draw_in_process(folder, seeds, variant=None):
-    """Draw the canary in this process and not in a cage; the function is the same."""
-    rows = (line.split() for line in caged_draw.draw(str(folder), seeds, variant))
+    """Draw the canary in this process and not in a sandbox; the function is the same."""
+    rows = (line.split() for line in sandboxed_draw.draw(str(folder), seeds, variant))
     return {int(seed): base64.b64decode(png) for seed, png in rows}
 
 

@@ -1,4 +1,4 @@
-"""The canary of a version with its own class: what either cage prints is checked before it is decoded."""
+"""The canary of a version with its own class: what either sandbox prints is checked before it is decoded."""
 
 import io
 import zlib
@@ -38,7 +38,7 @@ FALSE = {
 
 @pytest.fixture
 def check(tmp_path, monkeypatch):
-    """Check the canary of a version whose cages print the given pictures."""
+    """Check the canary of a version whose sandboxes print the given pictures."""
     config = {"_class_name": "PrunedDenoiser", "sample_size": 8, "in_channels": 1}
     write_json(tmp_path / MODEL / "unet" / "config.json", config)
 
@@ -51,7 +51,7 @@ def check(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", FALSE)
-def test_a_false_picture_of_either_cage_is_refused_in_one_line(check, kind):
+def test_a_false_picture_of_either_sandbox_is_refused_in_one_line(check, kind):
     """The size is that of the configs, whatever the class prints: equal pictures of another size do not pass."""
     png, reason = FALSE[kind]
     for drawn, expected in ((SOUND, png), (png, SOUND), (png, png)):
@@ -59,7 +59,7 @@ def test_a_false_picture_of_either_cage_is_refused_in_one_line(check, kind):
             check(drawn, expected)
 
 
-def test_pictures_of_both_cages_are_compared(check):
+def test_pictures_of_both_sandboxes_are_compared(check):
     """Equal ones pass, others do not."""
     assert "off by 0 levels" in check(SOUND, SOUND)
     with pytest.raises(InputError, match="off by 2 levels"):

@@ -23,7 +23,7 @@ from ruamel.yaml import YAML
 from flows.__main__ import main
 from stages.models.sampling import draw
 from stages.protocol.protocol import Protocol
-from stages.register import caged_draw, canary, promotion
+from stages.register import canary, promotion, sandboxed_draw
 from stages.register import ledger as ledger_module
 from stages.register.gate import VersionFiles, run_checks
 from stages.register.ledger import Ledger
@@ -43,7 +43,7 @@ NAME, WEIGHTS = "tiny", "unet/diffusion_pytorch_model.safetensors"
 
 @pytest.fixture
 def real_canary():
-    """Draw the canary in its cage, as outside the tests."""
+    """Draw the canary in its sandbox, as outside the tests."""
 
 
 @pytest.fixture(autouse=True)
@@ -354,7 +354,7 @@ def test_a_version_registered_by_hand_is_refused(registry, publish, policy):
 
 
 @pytest.mark.usefixtures("real_canary")
-@pytest.mark.e2e  # test_cage draws
+@pytest.mark.e2e  # test_sandbox draws
 def test_a_version_that_draws_other_images_is_refused(publish, policy):
     """The canary fails although every other check passes; so it does for code that raises an exception."""
 
@@ -373,7 +373,7 @@ def test_pictures_that_were_drawn_before_are_refused(publish, policy, registry):
     """Code cannot keep the right ones ready, since the seeds are drawn at each decision; the ledger holds them."""
 
     def keep_pictures(folder):
-        (folder / "kept.txt").write_text("".join(caged_draw.draw(str(folder), range(4))))
+        (folder / "kept.txt").write_text("".join(sandboxed_draw.draw(str(folder), range(4))))
         kept = "Path(__file__).with_name('kept.txt').read_text().split()[1::2][seed % 4]"
         path = folder / "draw.py"
         path.write_text(path.read_text().replace("_to_base64(image)}", f"{kept}}}"))

@@ -1,4 +1,4 @@
-"""Versions whose graphs the exporter made: served by MLflow, drawn with in the cage and under conditions."""
+"""Versions whose graphs the exporter made: served by MLflow, drawn with in the sandbox and under conditions."""
 
 import json
 import os
@@ -75,7 +75,7 @@ def write_package(folder, tmp_path, unet, scheduler, protocol):
 
 @pytest.mark.e2e
 def test_mlflow_serves_the_graph(registry, tmp_path, unet, scheduler, magnitude, protocol):
-    """Within one level of 255 of the model, at odd widths; the cage draws with it, too; a refusal is one line."""
+    """Within one level of 255 of the model, at odd widths; the sandbox draws with it, too; a refusal is one line."""
     pruned = cut(unet, plan_pruning(unet, magnitude, PruneParams(target={"ratio": 0.3}, round_to=1, ranking="global")))
     write_pipeline(tmp_path / "released", pruned, scheduler)
     write_package(tmp_path / "version", tmp_path, pruned, scheduler, protocol)

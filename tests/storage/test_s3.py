@@ -13,7 +13,7 @@ from botocore.awsrequest import AWSResponse
 from botocore.retries.standard import ExponentialBackoff
 
 from stages.runtime.errors import InputError, UnavailableError
-from stages.storage import s3_patience
+from stages.storage import s3_deadlines
 from stages.storage.manifest import MAX_BYTES, Manifest, parse_manifest
 from stages.storage.s3 import Store
 
@@ -370,8 +370,8 @@ def test_a_server_that_never_finishes_is_an_outage(monkeypatch, tmp_path, head):
     server.daemon_threads, server.head = True, head
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.server_address[1]}")
-    monkeypatch.setattr(s3_patience, "ANSWER_S", 0.06)
-    monkeypatch.setattr(s3_patience, "GRACE_S", 0.05)
+    monkeypatch.setattr(s3_deadlines, "ANSWER_S", 0.06)
+    monkeypatch.setattr(s3_deadlines, "GRACE_S", 0.05)
     monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0)
     store = Store("s3://bucket")
 

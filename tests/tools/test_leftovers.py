@@ -214,8 +214,8 @@ def test_only_what_nothing_needs_leaves_the_store(connect, small, checkout, curr
     for run, training in ((RUN, current), (OTHER, given_up), ("c" * 64, given_up)):
         stop(train(checkout, run, training, store))
     store.push(small, f"checkpoints/{'d' * 64}/step-00000001")  # of an unknown training, which shares its files
-    torn, foreign = hashlib.sha256(b"torn").hexdigest(), store._key("objects/files/md5/aa/bb")
-    put(store, store._object(torn), b"torn")
+    incomplete, foreign = hashlib.sha256(b"half").hexdigest(), store._key("objects/files/md5/aa/bb")
+    put(store, store._object(incomplete), b"half")
     put(store, foreign)
     put(store, "outside/objects/aa/" + "a" * 64)
     begun = store.client.create_multipart_upload(Bucket=store.bucket, Key=store._object("f" * 64))
@@ -228,10 +228,10 @@ def test_only_what_nothing_needs_leaves_the_store(connect, small, checkout, curr
     kept = {it.name[0]: it.reason_to_keep for it in found if it.reason_to_keep}
 
     assert {name: it.kind for name, it in removable.items()} == {
-        OTHER[:16]: "stored checkpoints", torn[:12]: "torn upload", "f" * 12: "torn upload",
+        OTHER[:16]: "stored checkpoints", incomplete[:12]: "incomplete upload", "f" * 12: "incomplete upload",
     }  # fmt: skip
     assert kept == {"a": CURRENT, "c": IN_USE, "d": UNKNOWN}
-    assert (removable[torn[:12]].size_bytes, removable["f" * 12].size_bytes) == (4, 100)
+    assert (removable[incomplete[:12]].size_bytes, removable["f" * 12].size_bytes) == (4, 100)
     assert all(it.remove() for it in removable.values())
     assert set(store.names()) == {name for name in before if OTHER not in name}
     again = list(find_in_store(contents, needed, held={"c" * 16}))
@@ -255,7 +255,7 @@ def test_a_file_that_gets_a_manifest_meanwhile_stays(connect, small, needed, tmp
 
 
 def test_a_damaged_manifest_ends_the_search(connect, small, needed):
-    """The files that it names are unknown, so none is taken for torn."""
+    """The files that it names are unknown, so none is taken for incomplete."""
     store = connect()
     store.push(small, "models/digits/1")
     put(store, store._key("manifests/models/digits/1.json"), b"{")
@@ -294,7 +294,7 @@ def test_a_killed_upload_leaves_nothing_that_is_not_found(connect, folder, neede
     process.wait()
     found = list(find_in_store(contents, needed, set()))
 
-    assert {it.kind for it in found} == {"torn upload"}
+    assert {it.kind for it in found} == {"incomplete upload"}
     assert max(it.size_bytes for it in found) >= 2 * 2**20  # the last part, the smallest
     assert all(it.remove() for it in found)
     assert (contents.unfinished_uploads(), contents.objects()) == ([], {})

@@ -149,7 +149,7 @@ from stages.tracking import live
 run = live.LiveRun("e" * 64, {})
 run.log(1, {"loss": 0.5}, np.zeros((1, 1, 8, 8), np.uint8))
 input()
-live.PATIENCE_S = 0.5
+live.WAIT_S = 0.5
 run.close("FINISHED")
 """
 
@@ -177,7 +177,7 @@ def test_only_the_pools_of_a_daemon_thread_are_let_go_at_the_exit(root):
 
 @pytest.mark.parametrize("silent", ["tracking server", pytest.param("store of artifacts", marks=pytest.mark.e2e)])
 def test_a_server_that_never_answers_does_not_delay_the_exit(root, mlflow_database, monkeypatch, silent):
-    """The end of a training waits PATIENCE_S and warns once; no pending request keeps the process alive."""
+    """The end of a training waits WAIT_S and warns once; no pending request keeps the process alive."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
         if silent == "tracking server":

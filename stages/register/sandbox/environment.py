@@ -34,8 +34,8 @@ def make_environment(home: Path, extra: Iterable[str] = ()) -> dict[str, str]:
         **OFFLINE,
         "HOME": str(home),
         "TMPDIR": str(home),
-        "LOGNAME": "cage",
-        "USER": "cage",
+        "LOGNAME": "sandbox",
+        "USER": "sandbox",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), "/usr/local/bin", "/usr/bin", "/bin"]),
         "MLFLOW_TRACKING_URI": f"sqlite:///{home}/mlflow.db",
     }

@@ -1,4 +1,4 @@
-"""Settings of a cage on the command line -> the caged program; it needs nothing but the standard library.
+"""Settings of a sandbox on the command line -> the sandboxed program; it needs nothing but the standard library.
 
 The caller reads from the descriptor `status` what could not be set up. It closes without a word when the program
 starts, so that the program cannot write there.
@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from stages.register.cage import kernel_rules, linux, namespaces
+from stages.register.sandbox import kernel_rules, linux, namespaces
 
 
 def _nothing(settings: dict[str, Any]) -> None:
@@ -30,7 +30,7 @@ ISOLATIONS: dict[str, tuple[Callable[[dict[str, Any]], None], Callable[[dict[str
 
 
 def main() -> NoReturn:
-    """Start the program in the cage, wait for it, and end every process that it leaves."""
+    """Start the program in the sandbox, wait for it, and end every process that it leaves."""
     settings = json.loads(sys.argv[1])
     status = settings["status"]
     os.set_inheritable(status, False)  # noqa: FBT003  # the standard library's signature
@@ -66,7 +66,7 @@ def _start(settings: dict[str, Any]) -> NoReturn:
 
 
 def _wait(child: int) -> int:
-    """Return the exit code of the program, after every other process of the cage has ended."""
+    """Return the exit code of the program, after every other process of the sandbox has ended."""
     _, found = os.waitpid(child, 0)
     with suppress(ChildProcessError):
         while True:

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from stages.register.cage import linux
+from stages.register.sandbox import linux
 
 NEW_MOUNTS, NEW_IPC, NEW_USER, NEW_PIDS, NEW_NETWORK = 0x20000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
 """Flags of unshare(2)."""

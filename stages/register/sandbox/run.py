@@ -1,4 +1,4 @@
-"""A Python program and the files that it may read -> what it prints, from a cage with limits."""
+"""A Python program and the files that it may read -> what it prints, from a sandbox with limits."""
 
 import json
 import math
@@ -19,8 +19,8 @@ from typing import IO, Any
 import click
 import psutil
 
-from stages.register.cage import linux
-from stages.register.cage.environment import make_environment
+from stages.register.sandbox import linux
+from stages.register.sandbox.environment import make_environment
 from stages.runtime.errors import InputError
 
 ISOLATIONS = ("namespaces", "landlock", "limits")
@@ -33,11 +33,11 @@ OPEN = {
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/etc/alternatives", "/etc/ld.so.cache")
 """Programs and libraries of the machine."""
 USERS = range(61184, 65520)
-"""Numbers of users without files; a cage that root starts runs as one of them."""
+"""Numbers of users without files; a sandbox that root starts runs as one of them."""
 PROCESSES = 256
-"""Processes and threads of a cage."""
+"""Processes and threads of a sandbox."""
 OUTPUT_BYTES = 64 << 20
-"""Size of each file that a cage writes, its output and messages included."""
+"""Size of each file that a sandbox writes, its output and messages included."""
 MAX_MESSAGE = 300
 """Longest message of a program that is shown, in characters."""
 POLL_S = 0.1
@@ -54,12 +54,12 @@ class Limits:
     """Time until it is ended."""
 
 
-def run_caged(program: Path, arguments: Sequence[str], files: Mapping[str, Path], limits: Limits) -> bytes:
-    """Run a Python program in a cage and return what it prints.
+def run_in_sandbox(program: Path, arguments: Sequence[str], files: Mapping[str, Path], limits: Limits) -> bytes:
+    """Run a Python program in a sandbox and return what it prints.
 
     Args:
         program: The program; it can import the installed packages and nothing of this project.
-        arguments: Its arguments; the name of a file is replaced by its path in the cage.
+        arguments: Its arguments; the name of a file is replaced by its path in the sandbox.
         files: Name -> file or folder that it may read.
         limits: What it may use.
 
@@ -69,7 +69,7 @@ def run_caged(program: Path, arguments: Sequence[str], files: Mapping[str, Path]
     with (
         _ALONE,
         _not_dumpable(),
-        tempfile.TemporaryDirectory(prefix="espalier-cage-", ignore_cleanup_errors=True) as folder,
+        tempfile.TemporaryDirectory(prefix="espalier-sandbox-", ignore_cleanup_errors=True) as folder,
         tempfile.TemporaryFile() as output,
         tempfile.TemporaryFile() as messages,
     ):
@@ -116,7 +116,7 @@ def _start(
 def _settings(
     isolation: str, folder: Path, command: Sequence[str], files: Mapping[str, Path], limits: Limits
 ) -> dict[str, Any]:
-    """Describe a cage to the launcher; its paths are the same inside and outside."""
+    """Describe a sandbox to the launcher; its paths are the same inside and outside."""
     home, root, shown = (folder / name for name in ("home", "root", "files"))
     for place in (home, root, shown):
         place.mkdir(parents=True)
@@ -158,7 +158,7 @@ def _system_files() -> list[str]:
 
 
 def _make_readable(path: Path) -> None:
-    """Let every user read a private copy, since the cage runs as another user; links are not followed."""
+    """Let every user read a private copy, since the sandbox runs as another user; links are not followed."""
     path.chmod(0o755 if path.is_dir() else 0o644)
     for folder, folders, names in os.walk(path):
         for place in (Path(folder) / name for name in (*folders, *names)):
@@ -167,7 +167,7 @@ def _make_readable(path: Path) -> None:
 
 
 def _count_processes() -> int:
-    """Count the processes and threads of this user, which the system counts together with those of the cage."""
+    """Count the processes and threads of this user, which the system counts together with those of the sandbox."""
     user, found = os.getuid(), psutil.process_iter(["uids", "num_threads"])
     return sum(it.info["num_threads"] or 1 for it in found if it.info["uids"] and it.info["uids"].real == user)
 
@@ -175,7 +175,7 @@ def _count_processes() -> int:
 def _launch(settings: dict[str, Any], output: IO[bytes], messages: IO[bytes]) -> tuple[subprocess.Popen[bytes], str]:
     """Start the launcher and wait until the program starts; returns what could not be set up, if anything."""
     receiver, sender = os.pipe()
-    command = [sys.executable, "-E", "-s", "-S", "-B", "-m", "stages.register.cage.launcher"]
+    command = [sys.executable, "-E", "-s", "-S", "-B", "-m", "stages.register.sandbox.launcher"]
     try:
         launcher = subprocess.Popen(  # noqa: S603
             [*command, json.dumps({**settings, "status": sender})],
@@ -197,7 +197,7 @@ def _launch(settings: dict[str, Any], output: IO[bytes], messages: IO[bytes]) ->
 
 
 def _wait(launcher: "subprocess.Popen[bytes]", limits: Limits) -> str:
-    """Wait for the end of the program; returns the limit that it exceeded, if any. No process of the cage is left."""
+    """Wait for the end of the program; returns the limit that it exceeded, if any. No process of it is left."""
     deadline, reason = time.monotonic() + limits.timeout_s, ""
     try:
         while launcher.poll() is None and not reason:
@@ -215,7 +215,7 @@ def _wait(launcher: "subprocess.Popen[bytes]", limits: Limits) -> str:
 
 
 def _measure(launcher: int) -> tuple[int, int]:
-    """Return memory in bytes and number of all processes of a cage."""
+    """Return memory in bytes and number of all processes of a sandbox."""
     memory = count = 0
     with suppress(psutil.NoSuchProcess):
         for process in psutil.Process(launcher).children(recursive=True):
@@ -226,7 +226,7 @@ def _measure(launcher: int) -> tuple[int, int]:
 
 
 def _end(launcher: "subprocess.Popen[bytes]") -> None:
-    """End every process of a cage; the launcher, to which orphans fall, is the last."""
+    """End every process of a sandbox; the launcher, to which orphans fall, is the last."""
     with suppress(psutil.NoSuchProcess):
         while launcher.poll() is None and (left := psutil.Process(launcher.pid).children(recursive=True)):
             for process in left:
@@ -239,7 +239,7 @@ def _end(launcher: "subprocess.Popen[bytes]") -> None:
 
 
 def _read(file: IO[bytes]) -> bytes:
-    """Read what a cage wrote; it can write no more than the limit."""
+    """Read what a sandbox wrote; it can write no more than the limit."""
     file.seek(0)
     return file.read(OUTPUT_BYTES)
 

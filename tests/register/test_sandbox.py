@@ -1,4 +1,4 @@
-"""The cage of code that nobody has reviewed, from inside: what it gets of the machine."""
+"""The sandbox of code that nobody has reviewed, from inside: what it gets of the machine."""
 
 import ctypes
 import json
@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from stages.register import canary
-from stages.register.cage import kernel_rules, linux, run
-from stages.register.cage.run import PROCESSES, Limits, run_caged
 from stages.register.registry import EVIDENCE
+from stages.register.sandbox import kernel_rules, linux, run
+from stages.register.sandbox.run import PROCESSES, Limits, run_in_sandbox
 from stages.runtime.errors import InputError
 from tests.register import attack
 
@@ -77,7 +77,7 @@ def isolate(monkeypatch, tmp_path):
         (tmp_path / "nothing.py").touch()
         monkeypatch.setattr(run, "ISOLATIONS", (isolation,))
         try:
-            run_caged(tmp_path / "nothing.py", [], {}, LIMITS)
+            run_in_sandbox(tmp_path / "nothing.py", [], {}, LIMITS)
         except InputError as error:
             pytest.skip(error.message)
 
@@ -96,7 +96,7 @@ def is_left(target):
 
 @linux_only
 def test_the_code_of_a_version_gets_nothing(publish, target, tmp_path, isolate):
-    """No file, variable, memory, server or process of the machine; what it writes and starts ends with the cage."""
+    """No file, variable, memory, server or process of the machine; what it writes and starts ends with the sandbox."""
     isolate("namespaces")
     target["files"] += [str(tmp_path / "published-1" / EVIDENCE), str(tmp_path)]
 
@@ -137,7 +137,7 @@ def test_the_code_of_a_sound_version_draws_what_its_weights_draw(package, monkey
 def test_without_namespaces_landlock_closes_the_same(target, isolate, capsys):
     """The kernel's own rules take their place, and a warning names what they leave open."""
     isolate("landlock")
-    found = json.loads(run_caged(ATTACK, [json.dumps(target)], {}, LIMITS))
+    found = json.loads(run_in_sandbox(ATTACK, [json.dumps(target)], {}, LIMITS))
 
     is_old = linux.syscall("Landlock", kernel_rules.CREATE_RULESET, None, 0, kernel_rules.VERSION) < 6
     assert loot(found) == ({"signal": "allowed"} if is_old else {})
@@ -148,7 +148,7 @@ def test_without_namespaces_landlock_closes_the_same(target, isolate, capsys):
 def test_without_both_the_limits_remain(target, isolate, capsys):
     """Files and servers of this user are open, as the warning says; variables, processes and memory are bounded."""
     isolate("limits")
-    found = json.loads(run_caged(ATTACK, [json.dumps({**target, "write": []})], {}, LIMITS))
+    found = json.loads(run_in_sandbox(ATTACK, [json.dumps({**target, "write": []})], {}, LIMITS))
 
     assert found[f"file {target['files'][1]}"] == SECRET
     assert (found["tcp"], found["permissions"]) == ("connected", "changed")
@@ -163,8 +163,8 @@ def test_without_both_the_limits_remain(target, isolate, capsys):
 def test_a_machine_that_refuses_namespaces_is_named_in_the_warning():
     """A container refuses unshare; the code runs under the next isolation, and the line says why."""
     code = (
-        "from pathlib import Path; from stages.register.cage import kernel_rules, run; kernel_rules.refuse_calls();"
-        "print(run.run_caged(Path('hello.py'), [], {}, run.Limits(1 << 30, 60)))"
+        "from pathlib import Path; from stages.register.sandbox import kernel_rules, run; kernel_rules.refuse_calls();"
+        "print(run.run_in_sandbox(Path('hello.py'), [], {}, run.Limits(1 << 30, 60)))"
     )
     folder = Path(run.__file__).parents[3]
     program = folder / "hello.py"
@@ -203,26 +203,26 @@ def test_a_program_that_fails_is_one_line(tmp_path, code, reason):
     (tmp_path / "program.py").write_text(code)
     timeout_s = 2 if "longer" in reason else 60
     with pytest.raises(InputError, match=re.escape(reason)):
-        run_caged(tmp_path / "program.py", [], {}, Limits(memory_bytes=1 << 30, timeout_s=timeout_s))
+        run_in_sandbox(tmp_path / "program.py", [], {}, Limits(memory_bytes=1 << 30, timeout_s=timeout_s))
 
 
 @linux_only
-def test_a_fork_bomb_stays_in_the_cage(tmp_path, isolate):
-    """The system refuses further processes, and ends them all with the cage."""
+def test_a_fork_bomb_stays_in_the_sandbox(tmp_path, isolate):
+    """The system refuses further processes, and ends them all with the sandbox."""
     isolate("namespaces")
     (tmp_path / "program.py").write_text(ATTACK.read_text().partition("if __name__")[0] + "print(fork_many(1000))")
-    found = int(run_caged(tmp_path / "program.py", [], {}, LIMITS))
+    found = int(run_in_sandbox(tmp_path / "program.py", [], {}, LIMITS))
 
     assert 10 < found < PROCESSES
 
 
-def test_the_cage_ends_with_its_caller(tmp_path):
+def test_the_sandbox_ends_with_its_caller(tmp_path):
     """A kill -9 of the process that promotes leaves no process of the version."""
     seconds = f"601.{os.getpid()}"
     (tmp_path / "program.py").write_text(f"import subprocess; subprocess.run(['sleep', '{seconds}'])")
     code = (
-        "from pathlib import Path; from stages.register.cage.run import Limits, run_caged;"
-        f"run_caged(Path({str(tmp_path / 'program.py')!r}), [], {{}}, Limits(1 << 30, 60))"
+        "from pathlib import Path; from stages.register.sandbox.run import Limits, run_in_sandbox;"
+        f"run_in_sandbox(Path({str(tmp_path / 'program.py')!r}), [], {{}}, Limits(1 << 30, 60))"
     )
     caller = subprocess.Popen([sys.executable, "-c", code], cwd=Path(run.__file__).parents[3])
     _wait_until(lambda: is_left({"seconds": seconds}))

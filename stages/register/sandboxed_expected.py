@@ -1,6 +1,6 @@
 """A model version with an own class and seeds -> the images that Espalier draws with it, one line each.
 
-Espalier runs the class to draw, so it does that in a cage as well, with a copy of its own code.
+Espalier runs the class to draw, so it does that in a sandbox as well, with a copy of its own code.
 """
 
 import base64

@@ -1,6 +1,6 @@
 """A model version, a graph or none, and seeds -> the images that its own code draws, a line each: seed, PNG in base64.
 
-It runs in a cage, where Espalier is not.
+It runs in a sandbox, where Espalier is not.
 """
 
 import os

@@ -18,8 +18,8 @@ END_S = 10.0
 """Longest wait for a worker that was let go."""
 
 
-class Crew:
-    """Workers that draw one job.
+class WorkerPool:
+    """Worker processes that draw one job.
 
     Args:
         task: What all workers get; `worker` and `workers` are added.

@@ -8,7 +8,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from stages.register.cage import linux
+from stages.register.sandbox import linux
 
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 """Numbers of Landlock's system calls."""
@@ -49,7 +49,7 @@ FILTER_MODE = 2
 
 
 def restrict_files(settings: dict[str, Any]) -> None:
-    """Allow only to read the files of the cage and to write its home; sockets, signals and /proc are closed as well."""
+    """Allow only to read the files of the sandbox and to write its home; close sockets, signals and /proc as well."""
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
     version = linux.syscall("Landlock", CREATE_RULESET, None, 0, VERSION)
     if version < MIN_VERSION or platform.machine() not in REFUSED_CALLS:
