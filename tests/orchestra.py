@@ -280,13 +280,15 @@ class Worker(Program):
         pool: Name of the pool.
         name: Its own name.
         cwd: Folder in which it starts; flows without a working folder of their own run in temporary folders.
+        limit: Runs at once; None for any number.
         environment: Variables for the flows; they also override any setting.
     """
 
-    def __init__(self, root, server, pool, name, cwd, **environment):
+    def __init__(self, root, server, pool, name, cwd, limit=None, **environment):
         root.mkdir(parents=True, exist_ok=True)
         settings = {**server.client_environment(), **WORKER, "PREFECT_HOME": str(root / "home")}
         command = [PREFECT, "worker", "start", "--type", "process", "--pool", pool, "--name", name]
+        command += ["--limit", str(limit)] if limit else []
         super().__init__(command, cwd, root / f"{name}.log", bare_environment(**settings) | environment)
         self.name = name
 

@@ -58,8 +58,9 @@ class Production:
         }
 
     def start_worker(self, name, **changes):
-        """Start a worker of the pool."""
-        worker = Worker(self.root / "workers", self.prefect, POOL, name, self.root, **self.environment, **changes)
+        """Start a worker of the pool, with room for a sweep and one cell: it cannot take all cells at once."""
+        folder, environment = self.root / "workers", {**self.environment, **changes}
+        worker = Worker(folder, self.prefect, POOL, name, self.root, limit=2, **environment)
         worker.start()
         self.workers.append(worker)
         return worker
