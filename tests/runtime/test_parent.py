@@ -21,8 +21,14 @@ end_with_dvc()
 pathlib.Path("up").write_text(str(os.getpid()))
 time.sleep(120)
 """
-DVC = "import subprocess, sys; subprocess.run([*sys.argv[2:], '-c', sys.argv[1]], env={**__import__('os').environ, %s})"
-"""Starts a command as DVC does: a shell in its own session, with DVC_STAGE for the command alone."""
+DVC = """
+import os, signal, subprocess, sys
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+subprocess.run([*sys.argv[2:], "-c", sys.argv[1]], env={**os.environ, %s})
+"""
+"""Starts a command as DVC does: a shell in its own session, with DVC_STAGE for the command alone. SIGHUP ends it, also
+where the tests run under nohup."""
 WRAPPER = '#!/bin/sh\n/bin/sh "$@"\nexit $?\n'
 
 
