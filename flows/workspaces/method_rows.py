@@ -6,6 +6,7 @@ from typing import Any
 from flows.workspaces.grid import PlannedCell
 from flows.workspaces.overrides import Overrides
 from flows.workspaces.repository import ParamsSource, Repository
+from stages.finetune.params import MuonParams
 from stages.params import Params
 from stages.runtime.errors import InputError
 from stages.tools.published import ABLATION, METHODS
@@ -56,11 +57,13 @@ def plan_rows(params: Params) -> dict[str, dict[str, Any]]:
     theirs = {
         **recovery,
         **_loss(noise=1.0, output=0.0, feature=0.0),
+        "finetune.muon": None,
         "finetune.ema_decays": [slowest],
     }
     ours = {
         **recovery,
         **_loss(noise=0.0, output=1.0, feature=0.1),
+        "finetune.muon": our_muon(params),
         "finetune.ema_decays": sorted({*OUR_DECAYS, slowest}),
     }
     return {
@@ -70,6 +73,11 @@ def plan_rows(params: Params) -> dict[str, dict[str, Any]]:
         "no-cancel-taylor": {**theirs, "importance.criterion": "no-cancel-taylor"},
         "ours": {**ours, **_diff_pruning(params.importance.threshold)},
     }
+
+
+def our_muon(params: Params) -> dict[str, float]:
+    """Return the settings of Muon in our recovery: the preset's, or the defaults if it uses Adam alone."""
+    return (params.finetune.muon or MuonParams()).model_dump()
 
 
 def _loss(**weights: float) -> dict[str, float | None]:

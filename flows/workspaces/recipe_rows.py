@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flows.workspaces.grid import PlannedCell
-from flows.workspaces.method_rows import OUR_DECAYS, check_plan, plan_rows
+from flows.workspaces.method_rows import OUR_DECAYS, check_plan, our_muon, plan_rows
 from flows.workspaces.overrides import Overrides, parse_pairs
 from flows.workspaces.repository import ParamsSource, Repository
 from stages.params import Params
@@ -18,11 +18,14 @@ RECIPES: Recipes = {
     "noise+output": {"finetune.loss": {"noise": 1.0, "output": 1.0}},
     "output": {"finetune.loss": {"noise": 0.0, "output": 1.0}},
     "output+feature": {"finetune.loss": {"noise": 0.0, "output": 1.0, "feature": 0.1}},
+    "output+feature+muon": {"finetune.loss": {"noise": 0.0, "output": 1.0, "feature": 0.1}},
     "scratch": {"finetune.loss": {"noise": 1.0}, "finetune.init": "scratch"},
 }
 """The rows by default, in the order of the tables; keys of `loss` that are left out have their defaults."""
 PAPERS = ("noise", "scratch")
 """Recipes that keep one EMA, as the paper does; the others have ours beside it."""
+WITH_MUON = ("output+feature+muon",)
+"""Recipes that step with Muon, at the preset's rate for it if there is one; the others with Adam alone."""
 NO_LOSS = {"finetune.loss": {"noise": 0.0}}
 """What a recipe from the command line begins with, so that it names every loss that it has."""
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
@@ -106,7 +109,12 @@ def plan_recipes(params: Params, recipes: Recipes, steps: Sequence[int]) -> dict
     ends = {"finetune.steps": steps[-1], "finetune.snapshots": list(steps[:-1])}
     fixed = {**ends, "finetune.init": "pruned", "finetune.gate": None}  # held-out losses of two recipes do not compare
     named = {
-        name: {**fixed, "finetune.ema_decays": [slowest] if name in PAPERS else ours, **keys}
+        name: {
+            **fixed,
+            "finetune.ema_decays": [slowest] if name in PAPERS else ours,
+            "finetune.muon": our_muon(params) if name in WITH_MUON else None,
+            **keys,
+        }
         for name, keys in RECIPES.items()
     }
     given = {name: {**fixed, "finetune.ema_decays": ours, **NO_LOSS, **keys} for name, keys in recipes.items()}

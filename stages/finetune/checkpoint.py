@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field
 
 from stages.finetune.checkpoint_upload import CheckpointUploads
 from stages.finetune.curve import CurvePoint
+from stages.finetune.optimizer import Moments, WeightOptimizer
 from stages.finetune.snapshots import TrainingClock
 from stages.models.families import Denoiser
 from stages.runtime.bounded import parse_json
@@ -156,13 +157,13 @@ def _read_metadata(path: Path) -> _Metadata:
 def to_tensors(
     unet: Denoiser,
     ema_models: Mapping[float, Denoiser],
-    optimizer: torch.optim.Optimizer,
+    optimizer: WeightOptimizer,
     samples: Mapping[int, NDArray[np.uint8]],
 ) -> dict[str, torch.Tensor]:
-    """Collect weights, EMA weights, moments of the optimiser and samples under names with a prefix each."""
+    """Collect weights, EMA weights, moments of the optimizer and samples under names with a prefix each."""
     states = {"unet": unet.state_dict()}
     states |= {f"ema.{decay}": model.state_dict() for decay, model in ema_models.items()}
-    states |= {f"optimizer.{index}": state for index, state in optimizer.state_dict()["state"].items()}
+    states |= {f"optimizer.{parameter}": moments for parameter, moments in optimizer.moments().items()}
     states["samples"] = {str(step): torch.from_numpy(drawn) for step, drawn in samples.items()}
     return {f"{prefix}.{name}": tensor for prefix, state in states.items() for name, tensor in state.items()}
 
@@ -171,26 +172,18 @@ def load_tensors(
     tensors: Mapping[str, torch.Tensor],
     unet: Denoiser,
     ema_models: Mapping[float, Denoiser],
-    optimizer: torch.optim.Optimizer,
+    optimizer: WeightOptimizer,
 ) -> dict[int, NDArray[np.uint8]]:
-    """Load into models and optimiser what `to_tensors` collected, and return the samples."""
+    """Load into models and optimizer what `to_tensors` collected, and return the samples."""
     unet.load_state_dict(_with_prefix("unet.", tensors))
     for decay, model in ema_models.items():
         model.load_state_dict(_with_prefix(f"ema.{decay}.", tensors))
-    moments: dict[int, dict[str, torch.Tensor]] = {}
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    moments: dict[str, Moments] = {}
     for name, tensor in _with_prefix("optimizer.", tensors).items():
-        index, key = name.split(".")
-        moments.setdefault(int(index), {})[key] = _in_layout(tensor, parameters[int(index)])
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+        parameter, key = name.rsplit(".", 1)
+        moments.setdefault(parameter, {})[key] = tensor
+    optimizer.load_moments(moments)
     return {int(step): drawn.numpy() for step, drawn in _with_prefix("samples.", tensors).items()}
-
-
-def _in_layout(moment: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """Return a moment in the memory layout of its parameter; the fused optimiser reads both by position in memory."""
-    if moment.shape != parameter.shape:
-        return moment  # the number of steps
-    return torch.empty_like(parameter, dtype=moment.dtype, device=moment.device).copy_(moment)
 
 
 def _with_prefix(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

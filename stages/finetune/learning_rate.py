@@ -11,9 +11,10 @@ SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "
 """finetune.schedule -> its name in diffusers."""
 
 
-def rate_schedule(optimizer: torch.optim.Optimizer, params: FinetuneParams) -> Callable[[int], float]:
+def rate_schedule(params: FinetuneParams) -> Callable[[int], float]:
     """Return the learning rate of a step relative to its highest."""
     name, steps = SCHEDULES[params.schedule], params.steps
-    schedule = get_scheduler(name, optimizer, num_warmup_steps=params.warmup_steps, num_training_steps=steps)
+    any_optimizer = torch.optim.SGD([torch.zeros(1)])  # the schedule is a function of the step alone
+    schedule = get_scheduler(name, any_optimizer, num_warmup_steps=params.warmup_steps, num_training_steps=steps)
     factor: Callable[[int], float] = schedule.lr_lambdas[0]
     return factor

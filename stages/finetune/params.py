@@ -35,6 +35,13 @@ class JacobianParams(Section):
         return self.weight * self.every * min(1.0, done / max(self.ramp_steps, 1))
 
 
+class MuonParams(Section):
+    """Muon, for the weights of linear layers and convolutions."""
+
+    learning_rate: float = Field(1e-3, gt=0)
+    """Its highest learning rate; at the same rate its steps have the size of Adam's."""
+
+
 class LossParams(Section):
     """Weights of the losses that are summed; a loss of weight 0 is not computed."""
 
@@ -107,6 +114,9 @@ class FinetuneParams(Section):
     """Whether half of a batch uses the timesteps T - 1 - t of the other half, as in the original."""
     learning_rate: float = Field(2e-4, gt=0)
     """Highest learning rate of Adam."""
+    muon: MuonParams | None = None
+    """Muon, which then takes the weights of linear layers and convolutions, and leaves biases, norms, embeddings and
+    other parameters to Adam; null, as in the paper, gives Adam all."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Learning rate after the warm-up; linear and cosine end at 0."""
     warmup_steps: int = Field(0, ge=0)
@@ -176,6 +186,11 @@ class FinetuneParams(Section):
         if jacobian.ramp_steps >= self.steps:
             raise ValueError(f"loss.jacobian.ramp_steps {jacobian.ramp_steps} must be less than steps {self.steps}")
         return self
+
+    @property
+    def num_moments(self) -> int:
+        """Moments that the optimizer keeps of a weight."""
+        return 2 if self.muon is None else 1
 
     @property
     def divided(self) -> tuple[str, int]:

@@ -24,6 +24,7 @@ from stages.finetune.jacobian import JacobianMatching
 from stages.finetune.learning_rate import rate_schedule
 from stages.finetune.loss import Objective
 from stages.finetune.measurement import HeldoutLoss, draw_samples
+from stages.finetune.optimizer import WeightOptimizer
 from stages.finetune.params import FinetuneParams
 from stages.finetune.snapshots import Snapshots, TrainingClock
 from stages.finetune.step_losses import StepLosses
@@ -37,7 +38,7 @@ CurveCallback = Callable[[CurvePoint, NDArray[np.uint8] | None], None]
 
 
 class Trainer:
-    """Adam with gradient clipping on the losses of `params`, and exponential moving averages of the weights.
+    """Adam or Muon with gradient clipping on the losses of `params`, and exponential moving averages of the weights.
 
     Every step has its own seed, so an interrupted training that resumes gives the same bits as an uninterrupted one.
 
@@ -85,8 +86,8 @@ class Trainer:
         objective = Objective(scheduler, params.loss.without_features())
         heldout = heldout_batch(images, params.heldout_images, num_timesteps)
         self.heldout_loss = HeldoutLoss(heldout, self.part_size, objective, self.distillation)
-        self.optimizer = torch.optim.Adam(unet.parameters(), lr=params.learning_rate, fused=True)
-        self.relative_rate = rate_schedule(self.optimizer, params)
+        self.optimizer = WeightOptimizer(unet, params)
+        self.relative_rate = rate_schedule(params)
         self.steps_done = 0
         self.step_losses = StepLosses()
         self.curve: list[CurvePoint] = []
@@ -185,9 +186,7 @@ class Trainer:
         """
         loss = self._accumulate(self.steps_done)
         norm = nn.utils.clip_grad_norm_(self.unet.parameters(), self.params.clip_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.params.learning_rate * self.relative_rate(self.steps_done)
-        self.optimizer.step()
+        self.optimizer.step(self.relative_rate(self.steps_done))
         self.ema_models.update(self.unet, self.steps_done + 1)
         self.step_losses.add(self.steps_done, loss, norm)
         self.steps_done += 1

@@ -69,6 +69,8 @@ class FinetuneRecord(BaseModel, frozen=True, extra="ignore"):
     steps: int
     batch_size: int
     learning_rate: float
+    muon: dict[str, float] | None = None
+    """None in reports from before there was a choice."""
     schedule: str
     loss: LossRecord
     ema_decays: list[float]

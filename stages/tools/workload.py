@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from stages.evaluate.evaluation import STRIP_FRAMES, STRIP_IMAGES
+from stages.finetune.params import FinetuneParams
 from stages.importance.calibration import choose_timesteps
 from stages.importance.criteria import CRITERIA
 from stages.params import Params
@@ -113,7 +114,7 @@ def _count_weights(params: Params, size: ModelSize) -> dict[str, Counter[Pass]]:
     """Count the parameters that each stage reads and writes: models, saliency, checkpoints."""
     dense, pruned = size.dense_params, size.pruned_params
     finetune, models = params.finetune, 2 + len(params.finetune.snapshots)
-    checkpoints = finetune.steps // finetune.checkpoint_every * (4 + len(finetune.ema_decays))
+    checkpoints = finetune.steps // finetune.checkpoint_every * _models_of_checkpoint(finetune)
     teacher = dense if finetune.loss.needs_teacher else 0
     return {
         "fetch": Counter({"read": dense, "write": dense}),
@@ -228,7 +229,7 @@ def _finetune(params: Params, size: ModelSize, num_images: int | None) -> Work:
         passes["decode"] = (len(sampled) + 1) * samples.num_images if size.is_latent else 0
     weights = size.pruned_params * BYTES
     checkpoints = min(finetune.keep_checkpoints, finetune.steps // finetune.checkpoint_every) + 1
-    disk = weights * (1 + len(finetune.snapshots)) + checkpoints * weights * (4 + len(finetune.ema_decays))
+    disk = weights * (1 + len(finetune.snapshots)) + checkpoints * weights * _models_of_checkpoint(finetune)
     text = f"{count(finetune.steps, 'step')} × {count(finetune.batch_size, 'image')}"
     return Work(passes, text, finetune.steps, finetune.batch_size, disk)
 
@@ -275,9 +276,14 @@ def costs_seconds(params: Params, seconds_each: float) -> float:
 
 
 def training_bytes(params: Params, size: ModelSize) -> float:
-    """Return the bytes of weights, gradients, Adam's two moments, EMA and teacher, without activations."""
+    """Return the bytes of weights, gradients, the optimizer's moments, EMA and teacher, without activations."""
     teacher = size.dense_params if params.finetune.loss.needs_teacher else 0
-    return BYTES * ((4 + len(params.finetune.ema_decays)) * size.pruned_params + teacher)
+    return BYTES * ((1 + _models_of_checkpoint(params.finetune)) * size.pruned_params + teacher)
+
+
+def _models_of_checkpoint(finetune: FinetuneParams) -> int:
+    """Count the sizes of the model in a checkpoint: weights, the optimizer's moments, each EMA and snapshot."""
+    return 1 + finetune.num_moments + len(finetune.ema_decays) + len(finetune.snapshots)
 
 
 def pass_macs(params: Params, size: ModelSize) -> dict[Pass, float]:

@@ -18,7 +18,7 @@ from stages.finetune import engine
 from stages.finetune.batches import Batches, Prefetcher, draw_timesteps
 from stages.finetune.checkpoint import Checkpoints
 from stages.finetune.interrupt import StoppedError
-from stages.finetune.params import EngineParams, FinetuneParams, JacobianParams, LossParams, SamplesParams
+from stages.finetune.params import EngineParams, FinetuneParams, JacobianParams, LossParams, MuonParams, SamplesParams
 from stages.finetune.recovery import with_fresh_weights
 from stages.finetune.trainer import Trainer
 from stages.prune.params import PruneParams, Target
@@ -97,6 +97,7 @@ def test_the_heldout_loss_is_that_of_the_models_own_target(unet, images, tmp_pat
 CHOICES = {
     "killed_at": [1, 4, 5],
     "schedule": ["constant", "linear", "cosine"],
+    "muon": [None, MuonParams()],
     "loss": [
         LossParams(),
         LossParams(output=1, min_snr=5, jacobian=JacobianParams(weight=0.1, every=2, images=4, ramp_steps=3)),
@@ -360,7 +361,7 @@ def test_the_learning_rate_follows_its_schedule(trainer):
     rates = []
     for _ in range(6):
         run.step()
-        rates.append(run.optimizer.param_groups[0]["lr"] / PARAMS.learning_rate)
+        rates.append(run.optimizer.parts["adam"].param_groups[0]["lr"] / PARAMS.learning_rate)
 
     assert rates == pytest.approx([0, 0.5, *[0.5 * (1 + math.cos(math.pi * part / 4)) for part in range(4)]])
 

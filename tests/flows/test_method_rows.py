@@ -81,6 +81,8 @@ def test_rows_differ_in_what_their_names_state(plan, params):
     ours = rows.pop("ours").finetune
     assert (ours.loss.noise, ours.loss.output, ours.loss.feature) == (0, 1, 0.1)
     assert ours.ema_decays == (0.9, 0.95, 0.9999)
+    assert ours.muon
+    assert not any(it.finetune.muon for it in rows.values())
     theirs = {(str(it.finetune.loss), it.finetune.ema_decays) for it in rows.values()}
     assert theirs == {("noise=1.0 output=0.0 feature=0.0 jacobian=None min_snr=None", (0.9999,))}
 

@@ -5,6 +5,7 @@ from ruamel.yaml import YAML
 
 from flows.workspaces.recipe_rows import RECIPES, parse_recipes, parse_steps, plan_curve
 from flows.workspaces.repository import ParamsSource
+from stages.finetune.params import MuonParams
 from stages.params import Params, load_params
 from stages.runtime.errors import InputError
 from tests.flows.test_method_rows import PRESETS, repository
@@ -51,11 +52,21 @@ def test_recipes_are_what_their_names_state(plan):
         "noise+output": (1, 1, 0),
         "output": (0, 1, 0),
         "output+feature": (0, 1, 0.1),
+        "output+feature+muon": (0, 1, 0.1),
         "scratch": (1, 0, 0),
     }
     assert [name for name, it in found.items() if it.init == "scratch"] == ["scratch"]
     assert [name for name, it in found.items() if it.ema_decays == (0.9999,)] == ["noise", "scratch"]
     assert {it.ema_decays for name, it in found.items() if "output" in name} == {(0.9, 0.95, 0.9999)}
+    assert [name for name, it in found.items() if it.muon] == ["output+feature+muon"]
+
+
+def test_muon_has_the_presets_rate(plan):
+    """Or the default one beside a preset that uses Adam alone."""
+    (_, (given,)), (_, (default,)) = (plan(it, ["output+feature+muon"], [0]) for it in ("digits", "cifar10"))
+
+    assert given.finetune.muon == load_params(PRESET / "digits.yaml").finetune.muon
+    assert default.finetune.muon == MuonParams()
 
 
 def test_rows_steps_and_recipes_are_those_given(plan):

@@ -187,7 +187,7 @@ def test_finetune(system, scheduler, magnitude_of, engine):
 
     assert first.engine.device.type == "cuda"
     assert (second.steps_done, len(second.curve), list(second.samples)) == (2, 2, [2])
-    assert {value.device.type for state in second.optimizer.state.values() for value in state.values()} == {"cuda"}
+    assert {it.device.type for moments in second.optimizer.moments().values() for it in moments.values()} == {"cuda"}
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda it: f"{it.scheduler}-{it.spacing}-{it.eta}")

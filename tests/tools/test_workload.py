@@ -110,12 +110,12 @@ def test_an_assumed_end_of_the_importance_is_named_with_the_most_that_it_can_be(
 
 def test_weights_are_read_and_written_by_every_stage_that_has_a_model(works):
     """1000 dense and 600 pruned parameters: models, saliency, and checkpoints as large as on disk."""
-    _, found = works(finetune__snapshots=[100])
+    _, found = works(finetune__snapshots=[100], finetune__muon=None)
 
     assert found["prune"].passes == {"read": 2 * 1000, "write": 600, "cut": 1}
     assert found["evaluate"].passes["read"] == 1000 + 3 * 600
     assert found["finetune"].passes["read"] == 1000 + 600
-    assert found["finetune"].passes["write"] == 600 * (2 + 450 // 50 * (4 + 3))
+    assert found["finetune"].passes["write"] == 600 * (2 + 450 // 50 * (1 + 2 + 3 + 1))
     assert found["importance"].passes["write"] == 1000
     assert works(finetune__loss={"noise": 1.0})[1]["finetune"].passes["read"] == 600
 
@@ -163,8 +163,9 @@ def test_recorded_passes_forecast_the_recorded_stages(works):
         assert 1 / 1.5 < forecast[name] / seconds < 1.5, name
 
 
-def test_training_holds_four_copies_the_averages_and_the_teacher(works):
-    """Weights, gradients, two moments and three averages of the pruned model, and the dense one, in float32."""
-    params, _ = works()
+@pytest.mark.parametrize(("muon", "moments"), [(None, 2), ({"learning_rate": 0.001}, 1)])
+def test_training_holds_weights_gradients_moments_averages_and_the_teacher(works, muon, moments):
+    """Adam's two moments or Muon's one, and three averages of the pruned model, and the dense one, in float32."""
+    params, _ = works(finetune__muon=muon)
 
-    assert training_bytes(params, SIZE) == 4 * (7 * 600 + 1000)
+    assert training_bytes(params, SIZE) == 4 * ((2 + moments + 3) * 600 + 1000)
