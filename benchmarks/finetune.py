@@ -1,6 +1,7 @@
 """The pruned digits model -> time of a step of `Trainer`, of a minimal loop and of one like diffusers' example.
 
-With `--losses` time and memory of a step by its losses: noise alone, distillation, and the Jacobian loss beside it.
+With `--losses` time and memory of a step by its losses, noise alone, distillation, and the Jacobian loss beside it, and
+by Adam or Muon.
 
 The loops alternate step by step in one process, so that other load on the machine affects them equally. The example's
 loop is written from its description: PIL images through torchvision's transforms and a DataLoader, accelerate, AdamW
@@ -28,7 +29,7 @@ from torchvision import transforms
 from stages.data.images import read_images, to_model_range
 from stages.finetune.distillation import read_teacher
 from stages.finetune.forecast import peak_memory_bytes
-from stages.finetune.params import EngineParams, FinetuneParams, JacobianParams, LossParams
+from stages.finetune.params import EngineParams, FinetuneParams, JacobianParams, LossParams, MuonParams
 from stages.finetune.trainer import Trainer
 from stages.models.pipeline import read_scheduler, read_unet
 from stages.runtime.device import computing, has_tf32, kernels, select_device
@@ -63,6 +64,9 @@ LOSSES = {
     },
 }
 """Row -> its losses; the Jacobian loss takes the share of its row in `JACOBIANS`."""
+WITH_MUON = {f"{row}, Muon": row for row in ("noise", "output, feature")}
+"""Row that steps with Muon -> the row of `LOSSES` whose losses it has."""
+ROWS = [*LOSSES, *WITH_MUON]
 
 
 class TrainingLoops:
@@ -72,13 +76,20 @@ class TrainingLoops:
         self.model, self.device, self.batch_size = model, device or select_device(), batch_size
         self.images, self.scheduler = read_images(data), read_scheduler(model)
 
-    def ours(self, engine: EngineParams, loss: LossParams = DEFAULT_LOSS, teacher: Path | None = None) -> Step:
+    def ours(
+        self,
+        engine: EngineParams,
+        loss: LossParams = DEFAULT_LOSS,
+        teacher: Path | None = None,
+        muon: MuonParams | None = None,
+    ) -> Step:
         """Build the step of `Trainer`, with one EMA as in the example."""
         AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001  # accelerate sets the precision once per process
         params = FinetuneParams(
             steps=10**6,
             batch_size=self.batch_size,
             learning_rate=1e-4,
+            muon=muon,
             schedule="cosine",
             ema_decays=(0.9999,),
             clip_norm=1.0,
@@ -94,12 +105,12 @@ class TrainingLoops:
         return kernels(deterministic=engine.deterministic)(trainer.step)
 
     def with_losses(self, row: str, teacher: Path) -> Step:
-        """Build `PERIOD` steps with the losses of a row of `LOSSES`."""
-        loss = LOSSES[row]
+        """Build `PERIOD` steps of a row of `ROWS`."""
+        loss = LOSSES[WITH_MUON.get(row, row)]
         if loss.jacobian:
             images = self.batch_size // JACOBIANS[row][1]
             loss = loss.model_copy(update={"jacobian": loss.jacobian.model_copy(update={"images": images})})
-        step = self.ours(EngineParams(), loss, teacher)
+        step = self.ours(EngineParams(), loss, teacher, MuonParams() if row in WITH_MUON else None)
 
         def steps() -> None:
             """Take the steps."""
@@ -237,8 +248,8 @@ def loss_table(model: Path, data: Path, batch_size: int, rounds: int, teacher: P
     loops = TrainingLoops(model, data, batch_size)
     lines = ["| losses | ms per step | ratio to noise | peak memory in MiB |", "| --- | ---: | ---: | ---: |"]
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
-        peaks = {row: pool.submit(peak_memory, model, data, batch_size, row, teacher).result() for row in LOSSES}
-    timings = measure({row: loops.with_losses(row, teacher) for row in LOSSES}, rounds)
+        peaks = {row: pool.submit(peak_memory, model, data, batch_size, row, teacher).result() for row in ROWS}
+    timings = measure({row: loops.with_losses(row, teacher) for row in ROWS}, rounds)
     for row, seconds in timings.items():
         ratio = median(mine / other for mine, other in zip(seconds, timings["noise"], strict=True))
         lines.append(f"| {row} | {1000 * median(seconds) / PERIOD:.1f} | {ratio:.2f}× | {peaks[row] / 2**20:.0f} |")
