@@ -1,6 +1,6 @@
 """A model in training -> its optimizer: Adam, or Muon for the weights of its layers and Adam for all the rest."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -10,16 +10,57 @@ from stages.models.families import Denoiser
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """Layers whose weights are matrices from inputs to outputs, which Muon takes; an embedding's is none."""
+MOMENTUM = 0.95
+POLYNOMIAL = 3.4445, -4.7750, 2.0315
+"""a, b, c of the iteration a·X + (b·X Xᵀ + c·(X Xᵀ)²) X, after which singular values lie between .7 and 1.2."""
+ITERATIONS = 5
+RMS = 0.2
+"""Root mean square of Adam's steps, relative to the learning rate."""
 Moments = dict[str, torch.Tensor]
 """Name of a moment -> its tensor, of one parameter."""
 
 
+class Muon(torch.optim.Optimizer):
+    """Momentum, of which every direction of a weight's matrix [outputs, inputs · kernel] moves equally far.
+
+    By Jordan et al. (2024), with Nesterov's momentum and without weight decay; steps are scaled to the size of Adam's
+    at the same learning rate (Liu et al., 2025, arXiv 2502.16982). `torch.optim.Muon` takes matrices alone, and
+    computes in bfloat16, in which the order of a sum changes a step by more than its last bits.
+
+    Args:
+        weights: Weights of two or more dimensions.
+    """
+
+    def __init__(self, weights: Iterable[torch.Tensor]) -> None:
+        super().__init__(weights, {"lr": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002  # no closure
+        """Move the weights by their gradients."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    momentum = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
+                    momentum.lerp_(weight.grad, 1 - MOMENTUM)
+                    step = orthogonalise(weight.grad.lerp(momentum, MOMENTUM).flatten(1))
+                    weight.add_(step.view(weight.shape), alpha=-group["lr"] * RMS * max(step.shape) ** 0.5)
+
+
+def orthogonalise(matrix: torch.Tensor) -> torch.Tensor:
+    """U S Vᵀ -> about U Vᵀ, by Newton and Schulz's iteration; zero stays zero: [M, N] float32."""
+    a, b, c = POLYNOMIAL
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    found: torch.Tensor = (matrix.T if is_tall else matrix) / matrix.norm().clamp_min(1e-30)
+    for _ in range(ITERATIONS):
+        square = found @ found.T
+        found = torch.addmm(found, torch.addmm(square, square, square, beta=b, alpha=c), found, beta=a)
+    return found.T.contiguous() if is_tall else found
+
+
 class WeightOptimizer:
-    """Adam (Kingma and Ba, 2015) for all parameters, or Muon (Jordan et al., 2024) for the weights of some.
+    """Adam (Kingma and Ba, 2015) for all parameters, or `Muon` for the weights of some.
 
     Those are the weights of linear layers and convolutions; Adam keeps biases, norms, embeddings and other parameters.
-    Muon orthogonalises its momentum: every direction of a weight matrix [outputs, inputs · kernel] moves equally far.
-    Its steps are scaled to the size of Adam's at the same learning rate (Liu et al., 2025, eq. 4).
 
     Args:
         unet: The model, on its device and in its memory layout.
@@ -28,28 +69,23 @@ class WeightOptimizer:
 
     def __init__(self, unet: Denoiser, params: FinetuneParams) -> None:
         layers = [module for module in unet.modules() if isinstance(module, LAYERS)] if params.muon else []
-        weights = dict.fromkeys(layer.weight for layer in layers)  # once each, should layers share one
-        self.matrices = {weight: nn.Parameter(_as_matrix(weight.detach())) for weight in weights}
-        others = [parameter for parameter in unet.parameters() if parameter not in self.matrices]
+        weights = list(dict.fromkeys(layer.weight for layer in layers))  # once each, should layers share one
+        others = [parameter for parameter in unet.parameters() if parameter not in {*weights}]
         self.parts: dict[str, torch.optim.Optimizer] = {}
-        self.rates: dict[str, float] = {}
+        self.rates = {"adam": params.learning_rate}
         if others:
-            self.rates["adam"] = params.learning_rate
             self.parts["adam"] = torch.optim.Adam(others, fused=True)
-        if params.muon and self.matrices:
+        if params.muon and weights:
             self.rates["muon"] = params.muon.learning_rate
-            matrices = list(self.matrices.values())
-            self.parts["muon"] = torch.optim.Muon(matrices, weight_decay=0, adjust_lr_fn="match_rms_adamw")
+            self.parts["muon"] = Muon(weights)
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
-        for parameter in [*self.matrices, *self._parameters("adam")]:
-            parameter.grad = None
+        for part in self.parts.values():
+            part.zero_grad()
 
     def step(self, relative_rate: float) -> None:
         """Move the weights by their gradients, at a share of the highest learning rates."""
-        for weight, matrix in self.matrices.items():
-            matrix.grad = None if weight.grad is None else _as_matrix(weight.grad, like=weight)
         for name, part in self.parts.items():
             for group in part.param_groups:
                 group["lr"] = self.rates[name] * relative_rate
@@ -66,22 +102,13 @@ class WeightOptimizer:
     def load_moments(self, moments: Mapping[str, Moments]) -> None:
         """Continue from what `moments` returned."""
         for name, part in self.parts.items():
+            parameters = [parameter for group in part.param_groups for parameter in group["params"]]
             state = {
                 index: {key: _in_layout(it, parameter) for key, it in moments[f"{name}.{index}"].items()}
-                for index, parameter in enumerate(self._parameters(name))
+                for index, parameter in enumerate(parameters)
                 if f"{name}.{index}" in moments
             }
             part.load_state_dict({**part.state_dict(), "state": state})
-
-    def _parameters(self, name: str) -> Iterator[nn.Parameter]:
-        for group in self.parts[name].param_groups if name in self.parts else ():
-            yield from group["params"]
-
-
-def _as_matrix(weight: torch.Tensor, like: torch.Tensor | None = None) -> torch.Tensor:
-    """Weight [O, I, ...] -> [O, I · kernel], in the order of memory of `like`; a view, if that is its own order."""
-    is_plain = (weight if like is None else like).is_contiguous()
-    return (weight if is_plain else weight.movedim(1, -1)).flatten(1)
 
 
 def _in_layout(moment: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
