@@ -110,7 +110,7 @@ class TrainingLoops:
         if loss.jacobian:
             images = self.batch_size // JACOBIANS[row][1]
             loss = loss.model_copy(update={"jacobian": loss.jacobian.model_copy(update={"images": images})})
-        step = self.ours(EngineParams(), loss, teacher, MuonParams() if row in WITH_MUON else None)
+        step = self.ours(EngineParams(), loss, teacher, MuonParams(learning_rate=1e-4) if row in WITH_MUON else None)
 
         def steps() -> None:
             """Take the steps."""

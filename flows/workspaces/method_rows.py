@@ -6,7 +6,7 @@ from typing import Any
 from flows.workspaces.grid import PlannedCell
 from flows.workspaces.overrides import Overrides
 from flows.workspaces.repository import ParamsSource, Repository
-from stages.finetune.params import MuonParams
+from stages.finetune.params import MUON_TO_ADAM
 from stages.params import Params
 from stages.runtime.errors import InputError
 from stages.tools.published import ABLATION, METHODS
@@ -76,8 +76,9 @@ def plan_rows(params: Params) -> dict[str, dict[str, Any]]:
 
 
 def our_muon(params: Params) -> dict[str, float]:
-    """Return the settings of Muon in our recovery: the preset's, or the defaults if it uses Adam alone."""
-    return (params.finetune.muon or MuonParams()).model_dump()
+    """Return the settings of Muon in our recovery: the preset's, or twice Adam's rate if it has none."""
+    given = params.finetune.muon
+    return given.model_dump() if given else {"learning_rate": MUON_TO_ADAM * params.finetune.learning_rate}
 
 
 def _loss(**weights: float) -> dict[str, float | None]:

@@ -8,6 +8,9 @@ from stages.models.params import PrecisionName, RoundsParams, SamplesParams
 from stages.runtime.errors import InputError
 from stages.runtime.schema import Section
 
+MUON_TO_ADAM = 2
+"""Ratio of Muon's learning rate to Adam's that was good on two models (docs/adr/0035)."""
+
 
 class JacobianParams(Section):
     """Second-order Jacobian matching: what it weighs, and how much of it is computed."""
@@ -38,8 +41,8 @@ class JacobianParams(Section):
 class MuonParams(Section):
     """Muon, for the weights of linear layers and convolutions."""
 
-    learning_rate: float = Field(1e-3, gt=0)
-    """Its highest learning rate; at the same rate its steps have the size of Adam's."""
+    learning_rate: float = Field(gt=0)
+    """Its highest learning rate. At the same rate its steps have the size of Adam's; twice that was good."""
 
 
 class LossParams(Section):

@@ -97,7 +97,7 @@ def test_the_heldout_loss_is_that_of_the_models_own_target(unet, images, tmp_pat
 CHOICES = {
     "killed_at": [1, 4, 5],
     "schedule": ["constant", "linear", "cosine"],
-    "muon": [None, MuonParams()],
+    "muon": [None, MuonParams(learning_rate=1e-3)],
     "loss": [
         LossParams(),
         LossParams(output=1, min_snr=5, jacobian=JacobianParams(weight=0.1, every=2, images=4, ramp_steps=3)),

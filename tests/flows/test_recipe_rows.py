@@ -62,11 +62,11 @@ def test_recipes_are_what_their_names_state(plan):
 
 
 def test_muon_has_the_presets_rate(plan):
-    """Or the default one beside a preset that uses Adam alone."""
+    """Or twice Adam's, beside a preset that uses Adam alone."""
     (_, (given,)), (_, (default,)) = (plan(it, ["output+feature+muon"], [0]) for it in ("digits", "cifar10"))
 
     assert given.finetune.muon == load_params(PRESET / "digits.yaml").finetune.muon
-    assert default.finetune.muon == MuonParams()
+    assert default.finetune.muon == MuonParams(learning_rate=2 * default.finetune.learning_rate)
 
 
 def test_rows_steps_and_recipes_are_those_given(plan):
