@@ -40,10 +40,16 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:
-                    momentum = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
-                    momentum.lerp_(weight.grad, 1 - MOMENTUM)
-                    step = orthogonalise(weight.grad.lerp(momentum, MOMENTUM).flatten(1))
+                    step = orthogonalise(self._direction(weight, weight.grad).flatten(1))
                     weight.add_(step.view(weight.shape), alpha=-group["lr"] * RMS * max(step.shape) ** 0.5)
+
+    def _direction(self, weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """Update the momentum, and look ahead by one more of its steps."""
+        state = self.state[weight]
+        if not state:
+            state["momentum"] = torch.zeros_like(weight)
+        state["momentum"].lerp_(gradient, 1 - MOMENTUM)
+        return gradient.lerp(state["momentum"], MOMENTUM)
 
 
 def orthogonalise(matrix: torch.Tensor) -> torch.Tensor:
