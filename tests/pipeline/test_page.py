@@ -13,7 +13,6 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from stages.finetune.params import JacobianParams, LossParams
-from stages.protocol.evaluation import read_evaluation
 from stages.report.card import write_card, write_losses
 from stages.report.report_data import LossRecord, read_report_data
 from stages.report.table import shares_to_text
@@ -95,7 +94,7 @@ def test_the_page_tells_what_was_measured(opened, finished):
     assert re.search(r"Protocol [0-9a-f]{12}", text)
     for word in ("efficiency", "real_sha256", "pruning plan", "sampler.steps", "±"):
         assert word in text
-    shares = shares_to_text(read_evaluation(finished.path / "reports/evaluate"))
+    shares = shares_to_text(read_report_data(finished.path / "artifacts", finished.path / "reports").record)
     assert shares
     assert text.count(shares) == 1
 
@@ -120,7 +119,7 @@ def test_every_released_model_has_a_card_that_the_hub_reads(finished):
                 assert min(image.size) >= 60
         for word in ("fewer parameters", "Protocol ", "trust_remote_code=True", "pruning plan", "least similar"):
             assert word in card.text
-    assert "steps of Adam" in card.text
+    assert "steps of Muon at learning rate 0.001 and Adam at learning rate 0.0005" in card.text
 
 
 def test_the_card_says_how_geglu_was_cut(finished):
