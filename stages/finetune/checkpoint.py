@@ -160,7 +160,7 @@ def to_tensors(
     optimizer: WeightOptimizer,
     samples: Mapping[int, NDArray[np.uint8]],
 ) -> dict[str, torch.Tensor]:
-    """Collect weights, EMA weights, moments of the optimizer and samples under names with a prefix each."""
+    """Collect weights, EMA weights, moments of the optimiser and samples under names with a prefix each."""
     states = {"unet": unet.state_dict()}
     states |= {f"ema.{decay}": model.state_dict() for decay, model in ema_models.items()}
     states |= {f"optimizer.{parameter}": moments for parameter, moments in optimizer.moments().items()}
@@ -174,7 +174,7 @@ def load_tensors(
     ema_models: Mapping[float, Denoiser],
     optimizer: WeightOptimizer,
 ) -> dict[int, NDArray[np.uint8]]:
-    """Load into models and optimizer what `to_tensors` collected, and return the samples."""
+    """Load into models and optimiser what `to_tensors` collected, and return the samples."""
     unet.load_state_dict(_with_prefix("unet.", tensors))
     for decay, model in ema_models.items():
         model.load_state_dict(_with_prefix(f"ema.{decay}.", tensors))

@@ -1,4 +1,4 @@
-"""A model in training -> its optimizer: Adam, or Muon for the weights of its layers and Adam for all the rest."""
+"""A model in training -> its optimiser: Adam, or Muon for the weights of its layers and Adam for all the rest."""
 
 from collections.abc import Iterable, Mapping
 
@@ -98,7 +98,7 @@ class WeightOptimizer:
             part.step()
 
     def moments(self) -> dict[str, Moments]:
-        """Return the state of every parameter that has one, under the optimizer's name and the parameter's number."""
+        """Return the state of every parameter that has one, under the optimiser's name and the parameter's number."""
         return {
             f"{name}.{index}": state
             for name, part in self.parts.items()
@@ -118,7 +118,7 @@ class WeightOptimizer:
 
 
 def _in_layout(moment: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """Return a moment in the memory layout of its parameter; the fused optimizer reads both by position in memory."""
+    """Return a moment in the memory layout of its parameter; the fused optimiser reads both by position in memory."""
     if moment.shape != parameter.shape:
         return moment  # the number of steps
     return torch.empty_like(parameter, dtype=moment.dtype, device=moment.device).copy_(moment)

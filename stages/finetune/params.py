@@ -192,7 +192,7 @@ class FinetuneParams(Section):
 
     @property
     def num_moments(self) -> int:
-        """Moments that the optimizer keeps of a weight."""
+        """Moments that the optimiser keeps of a weight of a layer."""
         return 2 if self.muon is None else 1
 
     @property

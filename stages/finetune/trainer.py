@@ -38,7 +38,7 @@ CurveCallback = Callable[[CurvePoint, NDArray[np.uint8] | None], None]
 
 
 class Trainer:
-    """Adam or Muon with gradient clipping on the losses of `params`, and exponential moving averages of the weights.
+    """Adam, or Muon and Adam, with clipped gradients of the losses of `params`, and moving averages of the weights.
 
     Every step has its own seed, so an interrupted training that resumes gives the same bits as an uninterrupted one.
 

@@ -276,13 +276,13 @@ def costs_seconds(params: Params, seconds_each: float) -> float:
 
 
 def training_bytes(params: Params, size: ModelSize) -> float:
-    """Return the bytes of weights, gradients, the optimizer's moments, EMA and teacher, without activations."""
+    """Return the bytes of weights, gradients, the optimiser's moments, EMA and teacher, without activations."""
     teacher = size.dense_params if params.finetune.loss.needs_teacher else 0
     return BYTES * ((1 + _models_of_checkpoint(params.finetune)) * size.pruned_params + teacher)
 
 
 def _models_of_checkpoint(finetune: FinetuneParams) -> int:
-    """Count the sizes of the model in a checkpoint: weights, the optimizer's moments, each EMA and snapshot."""
+    """Count the sizes of the model in a checkpoint: weights, the optimiser's moments, each EMA and snapshot."""
     return 1 + finetune.num_moments + len(finetune.ema_decays) + len(finetune.snapshots)
 
 

@@ -320,19 +320,20 @@ def test_the_prefetcher_returns_the_batch_of_each_step(images):
         assert all(torch.equal(vars(found)[name], vars(expected)[name]) for name in vars(expected))
 
 
+@pytest.mark.parametrize("muon", CHOICES["muon"], ids=["adam", "muon"])
 @pytest.mark.parametrize(
     "options",
     [{"accumulate": 4}, {"gradient_checkpointing": True}, {"channels_last": True}],
     ids=str,
 )
-def test_the_engine_changes_only_the_last_bits(trainer, unet, options):
+def test_the_engine_changes_only_the_last_bits(trainer, unet, options, muon):
     """Parts, recomputed activations and another layout give the same steps within float32's rounding."""
     channels = {name: None for name, module in unet.named_modules() if isinstance(module, ResnetBlock2D)}
     loss = LossParams(output=1, feature=0.1)
     runs = []
     for changes in ({}, options):
         teacher = (copy.deepcopy(unet), channels)
-        run = trainer(loss=loss, engine=EngineParams(**changes), teacher=teacher)
+        run = trainer(loss=loss, engine=EngineParams(**changes), teacher=teacher, muon=muon)
         run.unet.conv_out.weight.data.add_(0.01)
         for _ in range(3):
             run.step()
