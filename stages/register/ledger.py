@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import psutil
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 LEASE_S = 1200
-"""Age from which an open entry of another machine counts as dead; longer than all retries of a call to the server."""
+"""Age from which an open entry of an invisible process counts as dead; longer than all retries of a call."""
 TIMEOUT_S = 300
 """An entry yields if it could not change the champion within this time."""
 NONE = "none"
@@ -79,7 +80,7 @@ class LedgerEntry:
     why: str
     checks: list[Check]
     process: str
-    """Host, process id and start time of the process; shows whether it still runs."""
+    """Where the process is visible, its id and a hash of its start; shows whether it still runs."""
     nonce: str
     """Unique for every entry; two versions with one nonce are a request that the client repeated."""
 
@@ -269,14 +270,24 @@ def _is_dead(entry: LedgerEntry, now_ms: float) -> bool:
 
 
 def _describe_process(pid: int) -> str:
-    return f"{socket.gethostname()} {pid} {psutil.Process(pid).create_time():.2f}"
+    """Name a process: where it is visible, its id, and psutil's hash of its id and start.
+
+    The hash counts the start from the boot. A start in the time of day, such as that of create_time, would change
+    whenever the clock is set, and a running process would then pass for one that has ended.
+    """
+    return f"{_visibility()} {pid} {hash(psutil.Process(pid)):x}"
+
+
+def _visibility() -> str:
+    """Name the host, the PID namespace and the user; processes of another of these may be invisible here."""
+    namespace = Path("/proc/self/ns/pid")
+    return f"{socket.gethostname()} {namespace.stat().st_ino if namespace.exists() else 0} {os.getuid()}"
 
 
 def _has_ended(process: str) -> bool:
-    """Return whether a process of this host has ended; False for another host, whose processes are unknown."""
-    host, _, rest = process.partition(" ")
-    pid = rest.split(" ")[0]
-    if host != socket.gethostname() or not pid.isdigit():
+    """Return whether a process has ended; False if it ran where this process might not see it."""
+    where, _, pid = process.rpartition(" ")[0].rpartition(" ")
+    if where != _visibility() or not pid.isdigit():
         return False
     try:
         return _describe_process(int(pid)) != process

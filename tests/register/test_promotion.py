@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
+import psutil
 import pytest
 import torch
 from click.testing import CliRunner
@@ -566,17 +568,27 @@ def test_entries_are_read_before_the_champion(publish, policy, aliases, monkeypa
     assert aliases()["champion"] == 2
 
 
-def test_a_process_has_ended_by_host_id_and_start_time(registry):
-    """A process of another host counts as running."""
+def test_a_process_has_ended_by_id_and_start(registry):
+    """A process of another host, PID namespace or user counts as running."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     name = ledger_module._describe_process(process.pid)
     assert not ledger_module._has_ended(name)
-    assert not ledger_module._has_ended("elsewhere 1 0.00")
+    host, namespace, user, pid, _ = name.split(" ")
+    for place in (f"elsewhere {namespace} {user}", f"{host} 1 {user}", f"{host} {namespace} {int(user) + 1}"):
+        assert not ledger_module._has_ended(f"{place} {pid} 0")
     process.communicate(b"")
 
     assert ledger_module._has_ended(name)
     assert ledger_module._has_ended(f"{name}1")
     assert Ledger(registry, NAME).entries() == []
+
+
+def test_a_clock_that_is_set_ends_no_process(monkeypatch):
+    """The time of the boot, which the system derives from its clock, has then changed."""
+    name, boot, began = ledger_module._describe_process(os.getpid()), psutil.boot_time(), psutil.Process().create_time()
+    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: boot + 1)
+    assert psutil.Process().create_time() == began + 1
+    assert not ledger_module._has_ended(name)
 
 
 def test_an_entry_that_was_written_twice_does_not_block_itself(publish, policy, aliases, registry, monkeypatch):
