@@ -11,8 +11,18 @@ from stages.report.markdown import markdown_table, rows_to_markdown
 from stages.report.table import ALIKE
 from stages.report.table_page import LEVELS, worst_level
 from stages.tools.curve_figure import draw_curves
-from stages.tools.curves import SECONDS, SHOWN, Curve, Curves, Reach, difference, reach, read_curves, seconds_ratio
-from stages.tools.estimates import ONE_SEED, protocols_to_text, write_estimate
+from stages.tools.curves import (
+    SECONDS,
+    SHOWN,
+    Curve,
+    Curves,
+    difference,
+    difference_from_end,
+    reach,
+    read_curves,
+    seconds_ratio,
+)
+from stages.tools.estimates import ONE_SEED, protocols_to_text, write_difference, write_estimate
 from stages.tools.table_files import Lead, write_table_files
 from stages.tools.variants_over_seeds import (
     VariantOfMethod,
@@ -52,6 +62,10 @@ def _write_metric(found: Estimate | None, name: str) -> str:
     return _write(found, SHOWN[name].digits, SHOWN[name].factor)
 
 
+def _write_difference(found: Estimate | None, name: str) -> str:
+    return write_difference(found, SHOWN[name].digits, SHOWN[name].factor)
+
+
 def to_markdown(curves: Curves, preset: str, command: str, variants: Sequence[VariantOfMethod] = ()) -> str:
     """Write all tables, each followed by its explanation."""
     parts = [f"# {preset}: {TITLE}", *_parts(curves, command), *variants_to_parts(variants)]
@@ -59,17 +73,23 @@ def to_markdown(curves: Curves, preset: str, command: str, variants: Sequence[Va
 
 
 def _parts(curves: Curves, command: str) -> Iterator[str]:
-    steps = curves.baseline.steps
-    for name in curves.metrics:
-        yield f"## {SHOWN[name].title} by steps"
-        rows = [[it.title, *(_at_equal_steps(curves, it, name, step) for step in steps)] for it in curves.rows.values()]
-        yield markdown_table(["recipe", *(f"{step:,}" for step in steps)], rows)
+    for title, rows in metric_rows(curves):
+        yield f"## {title} by steps"
+        yield markdown_table(["recipe", *(f"{step:,}" for step in curves.baseline.steps)], rows)
     yield _explain(curves, command)
     yield f"## When a recipe reaches what {curves.baseline.title} has at its end"
     found = list(reach_rows(curves))
     yield rows_to_markdown(found, text_columns=2) if found else "No other recipe."
     yield _explain_reach(curves)
     yield from _seconds_parts(curves)
+
+
+def metric_rows(curves: Curves) -> Iterator[tuple[str, list[list[str]]]]:
+    """Write each metric at equal steps: title and, for each recipe, its name and one text per step of the baseline."""
+    steps = curves.baseline.steps
+    for name in curves.metrics:
+        rows = [[it.title, *(_at_equal_steps(curves, it, name, step) for step in steps)] for it in curves.rows.values()]
+        yield SHOWN[name].title, rows
 
 
 def _at_equal_steps(curves: Curves, curve: Curve, name: str, step: int) -> str:
@@ -85,11 +105,13 @@ def reach_rows(curves: Curves) -> Iterator[dict[str, str]]:
     for curve in curves.rows.values():
         for title, metrics in [*singles, (" and ".join(SHOWN[it].title for it in BOTH), list(BOTH))]:
             if curve is not other:
-                yield _reach_row(curve, other, title, reach(curve, other, metrics))
+                yield _reach_row(curve, other, title, metrics)
 
 
-def _reach_row(curve: Curve, other: Curve, title: str, found: Reach) -> dict[str, str]:
-    last, step = other.steps[-1], found.step
+def _reach_row(curve: Curve, other: Curve, title: str, metrics: Sequence[str]) -> dict[str, str]:
+    found, last = reach(curve, other, metrics), other.steps[-1]
+    step = found.step
+    differences = [_write_difference(difference_from_end(curve, other, it, step), it) for it in metrics if step]
     seconds = curve.estimate(step, SECONDS) if step else None
     ratio = seconds_ratio(curve, step, other) if step else None
     return {
@@ -97,6 +119,7 @@ def _reach_row(curve: Curve, other: Curve, title: str, found: Reach) -> dict[str
         "by": title,
         "steps": f"{step:,}" if step else NOT_REACHED,
         "of its steps": f"{step / last:.2f}" if step else UNKNOWN,
+        "difference then": " and ".join(differences) or UNKNOWN,
         "seed by seed": _write_range(list(found.by_seed.values())),
         "seconds": _write(seconds, 1),
         "of its seconds": _write(ratio, 2),
@@ -131,7 +154,8 @@ def _explain_reach(curves: Curves) -> str:
     return (
         f"steps: the first measured step from which on the mean difference from {title} at its end, paired by seed, is "
         f"nowhere worse beyond its interval; nothing is interpolated between measured steps. A wide interval is easily "
-        f"reached: `better from` is the step from which on the difference is better beyond its interval. seed by seed: "
+        f"reached: `difference then` is the mean difference at that step, {ALIKE} if its interval contains zero, and "
+        f"`better from` is the step from which on the difference is better beyond its interval. seed by seed: "
         f"the lowest and highest step from which on the value of one seed is not worse than that of {title} at its end."
     )
 

@@ -154,6 +154,11 @@ def difference(curve: Curve, other: Curve, metric: str, step: int) -> Estimate |
     return difference_by_seed(curve.values(step, metric), other.values(step, metric))
 
 
+def difference_from_end(curve: Curve, other: Curve, metric: str, step: int) -> Estimate | None:
+    """Estimate metric(curve at a step) − metric(other at its end), paired by seed; None without a common seed."""
+    return difference_by_seed(curve.values(step, metric), other.values(other.steps[-1], metric))
+
+
 def seconds_ratio(curve: Curve, step: int, other: Curve) -> Estimate | None:
     """Estimate the seconds of a recipe until a step over those of another until its end, paired by seed."""
     ours, theirs = curve.values(step, SECONDS), other.values(other.steps[-1], SECONDS)

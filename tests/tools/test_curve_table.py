@@ -189,6 +189,7 @@ def test_the_tables_have_a_row_for_each_recipe(written):
         "by": "FID and SSIM",
         "steps": "20",
         "of its steps": "0.50",
+        "difference then": "-0.100 ± 0.000 and +0.0500 ± 0.0000",
         "seed by seed": "20",
         "seconds": "32.0 ± 5.0",
         "of its seconds": "0.73 ± 0.05",
