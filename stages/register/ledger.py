@@ -181,9 +181,10 @@ class Ledger:
         Raises:
             InputError: An entry was finished, which may be the change that the caller wants to make.
         """
-        now_ms = time.time() * 1000
-        for other in self.entries():
-            if other.outcome == "open" and _is_dead(other, now_ms) and self._settle(other):
+        unsettled = [it for it in self.entries() if it.outcome == "open"]
+        now_ms = self.registry.now_ms(f"{self.name}{SUFFIX}") if unsettled else 0
+        for other in unsettled:
+            if _is_dead(other, now_ms) and self._settle(other):
                 raise self._was_finished(other)
 
     def _settle(self, other: LedgerEntry) -> bool:

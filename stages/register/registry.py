@@ -97,6 +97,12 @@ class Registry:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
 
+    def now_ms(self, name: str) -> int:
+        """Return the server's time in ms since the epoch, which it notes as that of an update of the model."""
+        with errors(f"failed to update {name}"):
+            text = self.client.get_registered_model(name).description
+            return int(self.client.update_registered_model(name, text).last_updated_timestamp)
+
     def remove(self, version: "ModelVersion") -> None:
         """Delete a version if it still exists."""
         with errors(f"failed to delete {version.name}/{version.version}"):

@@ -7,9 +7,11 @@ import re
 import subprocess
 import sys
 import threading
+import time
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import numpy as np
@@ -543,6 +545,34 @@ def test_a_repeated_rollback_goes_back_one_version_only(publish, policy, aliases
     assert aliases() == {"champion": 2, "previous": 1}
     withdrawn = [number for number in (1, 2, 3) if WITHDRAWN in registry.find(f"models:/{NAME}/{number}").tags]
     assert withdrawn == [3]
+
+
+def test_a_lease_is_measured_by_the_clock_of_the_server(publish, policy, aliases, registry, die_at, monkeypatch):
+    """A rollback from a machine whose clock is a day ahead closes no entry that is in progress."""
+    for _ in range(2):
+        publish()
+        promote(NAME, None, policy, None)
+    publish()
+    with die_at(0), pytest.raises(KeyboardInterrupt):
+        promote(NAME, None, policy, None)
+    ahead = SimpleNamespace(time=lambda: time.time() + 86400, monotonic=time.monotonic)
+    monkeypatch.setattr(ledger_module, "time", ahead)
+
+    with pytest.raises(InputError, match="is in progress; nothing was changed"):
+        roll_back(NAME, policy, "bad")
+    assert aliases() == {"champion": 2, "previous": 1, "challenger": 3}
+    assert outcomes(registry)[2] == ("promote", "2", "3", "open")
+
+
+def test_the_time_of_the_server_keeps_what_a_model_says(registry):
+    """It is an update of the model, whose description stays."""
+    registry.create_model(NAME)
+    registry.client.update_registered_model(NAME, "ours")
+    begin = time.time()
+    now = registry.now_ms(NAME) / 1000
+
+    assert begin - 1 < now < time.time() + 1
+    assert registry.client.get_registered_model(NAME).description == "ours"
 
 
 def test_entries_are_read_before_the_champion(publish, policy, aliases, monkeypatch):
