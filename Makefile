@@ -18,7 +18,7 @@ export PREFECT_SERVER_UI_V2_ENABLED := false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: other-torch help setup run flow test e2e e2e-registry e2e-schedule preset image stack check format lock base results docs docs-test notebooks sizes systems ui server audit sbom prefect-server fuzz clean
+.PHONY: other-torch help setup run flow test e2e e2e-registry e2e-schedule preset image stack check format lock base results tables docs docs-test notebooks sizes systems ui server audit sbom prefect-server fuzz clean
 
 help: ## Print these targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -95,6 +95,9 @@ base: $(READY) ## Retrain the bundled digits model and classifier (about ten min
 
 results: $(READY) ## Copy the pipeline's results table into README.md
 	$(BIN)/python docs/results.py
+
+tables: $(READY) ## Write tables and plots of docs/compare.md anew from the measurements in docs/tables
+	$(BIN)/python docs/tables.py
 
 docs: $(READY) ## Build the documentation site into site/, strictly and offline
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build

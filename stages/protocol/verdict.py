@@ -176,7 +176,7 @@ def write_fid(record: EvaluationRecord, name: str) -> str:
         return f"FID cannot be told from dense{coarse}"
     verb = "rose" if model.fid.mean > dense.fid.mean else "fell"
     single = "" if difference and difference.is_distinct else " (one set, so no interval)"
-    return f"FID {verb} from {dense.fid.mean:.3g} to {model.fid.mean:.3g}{single}"
+    return f"FID {verb} from {dense.fid.mean:.3f} to {model.fid.mean:.3f}{single}"
 
 
 def _reasons(record: EvaluationRecord, name: str, cost: Cost) -> list[str]:

@@ -56,7 +56,7 @@ def test_a_model_that_lost_begins_with_the_loss(judged):
 
     assert verdict.level == "worse"
     assert verdict.sentence == (
-        "Worse than the dense model: pictures differ visibly in 97 of 100; FID rose from 1 to 9; half the size and "
+        "Worse than the dense model: pictures differ visibly in 97 of 100; FID rose from 1.000 to 9.000; half the size and "
         "1.20× as fast (cpu, batch 1)."
     )
 
@@ -131,7 +131,7 @@ def test_a_coarse_interval_is_named(judged):
 
 def test_one_set_has_no_interval(judged):
     """The sentence says so."""
-    assert "FID rose from 1 to 1.25 (one set, so no interval)." in judge(*judged(rise=(0.25, None))).sentence
+    assert "FID rose from 1.000 to 1.250 (one set, so no interval)." in judge(*judged(rise=(0.25, None))).sentence
 
 
 def test_the_floor_is_the_scale_of_a_better_dense_model(judged):
