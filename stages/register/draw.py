@@ -1,6 +1,7 @@
 """Seeds -> images: the code of a model version, which MLflow loads; it does not import Espalier."""
 
 import base64
+import copy
 import io
 import json
 from collections.abc import Callable
@@ -94,8 +95,11 @@ class Draw(PythonModel):
 
     @torch.inference_mode()
     def _draw(self, seeds: list[int], labels: list[int], denoiser: Denoiser) -> list[Image.Image]:
-        """Denoise a batch; each image has its own generator, so that it does not depend on the rest of the batch."""
-        unet, sampler = self.pipeline.unet, self.pipeline.scheduler
+        """Denoise a batch; each image has its own generator, so that it does not depend on the rest of the batch.
+
+        A server draws for several requests at once, each with a sampler of its own.
+        """
+        unet, sampler = self.pipeline.unet, copy.deepcopy(self.pipeline.scheduler)  # it keeps a state between its steps
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         size = unet.config["sample_size"]
         shape = (unet.config["in_channels"], *([size, size] if isinstance(size, int) else size))

@@ -2,6 +2,7 @@
 
 import base64
 import shutil
+from threading import Lock
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +20,7 @@ from tests.records import make_costs, make_evaluation, make_model
 
 NAME = "tiny"
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+LOADING = Lock()
 FIDS, SSIMS = [1.0, 1.1, 0.9], [0.95, 0.96, 0.94]
 
 
@@ -105,8 +107,12 @@ def write(folder, tmp_path, unet, scheduler, protocol, pipeline=None):
 
 
 def draw_in_process(folder, seeds, variant=None):
-    """Draw the canary in this process and not in a sandbox; the function is the same."""
-    rows = (line.split() for line in sandboxed_draw.draw(str(folder), seeds, variant))
+    """Draw the canary in this process and not in a sandbox; the function is the same.
+
+    One thread at a time, since MLflow keeps the code that it loads in a global of the process.
+    """
+    with LOADING:
+        rows = [line.split() for line in sandboxed_draw.draw(str(folder), seeds, variant)]
     return {int(seed): base64.b64decode(png) for seed, png in rows}
 
 

@@ -2,6 +2,8 @@
 
 import base64
 import io
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from types import SimpleNamespace
 
 import mlflow
@@ -80,6 +82,29 @@ def test_a_class_conditional_latent_version_draws_the_images_of_draw(
         assert np.abs(np.stack(theirs).transpose(0, 3, 1, 2).astype(int) - ours).max() <= 1
     with pytest.raises(ValueError, match="label 4 is out of range; give 0 to 3"):
         model.predict({"seed": [5], "label": [4]})
+
+
+def test_requests_at_once_draw_what_each_draws_alone(tmp_path, unet, scheduler, protocol, monkeypatch):
+    """A server answers each in a thread of its own; PNDM keeps earlier predictions between its steps."""
+    package, sampler = tmp_path / "package", SamplerParams(scheduler="PNDM", steps=4)
+    released = tmp_path / "released"
+    write_pipeline(released, unet, scheduler)
+    write(package, tmp_path, unet, scheduler, protocol.model_copy(update={"sampler": sampler, "sets": 3}), released)
+    model = mlflow.pyfunc.load_model(str(package))
+    seeds = [5, 6]
+    alone = [model.predict({"seed": [seed]}) for seed in seeds]
+    version = model.unwrap_python_model()
+    barrier, predict = Barrier(len(seeds)), version._predict
+
+    def predict_in_turn(*arguments):
+        barrier.wait(60)
+        return predict(*arguments)
+
+    monkeypatch.setattr(version, "_predict", predict_in_turn)
+    with ThreadPoolExecutor(len(seeds)) as pool:
+        together = list(pool.map(lambda seed: model.predict({"seed": [seed]}), seeds))
+
+    assert together == alone
 
 
 def test_a_version_with_labels_and_learned_variance_draws_the_images_of_draw(
