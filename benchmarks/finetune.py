@@ -9,7 +9,7 @@ with a cosine schedule, EMAModel, clipping.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -243,13 +243,14 @@ def peak_memory(model: Path, data: Path, batch_size: int, row: str, teacher: Pat
     return peak_memory_bytes()
 
 
-def loss_table(model: Path, data: Path, batch_size: int, rounds: int, teacher: Path) -> str:
+def loss_table(model: Path, data: Path, batch_size: int, rounds: int, teacher: Path, chosen: Sequence[str]) -> str:
     """Format a Markdown table of what a step costs by its losses: time, and the peak memory of a process of its own."""
+    rows = ["noise", *(row for row in chosen if row != "noise")]
     loops = TrainingLoops(model, data, batch_size)
     lines = ["| losses | ms per step | ratio to noise | peak memory in MiB |", "| --- | ---: | ---: | ---: |"]
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
-        peaks = {row: pool.submit(peak_memory, model, data, batch_size, row, teacher).result() for row in ROWS}
-    timings = measure({row: loops.with_losses(row, teacher) for row in ROWS}, rounds)
+        peaks = {row: pool.submit(peak_memory, model, data, batch_size, row, teacher).result() for row in rows}
+    timings = measure({row: loops.with_losses(row, teacher) for row in rows}, rounds)
     for row, seconds in timings.items():
         ratio = median(mine / other for mine, other in zip(seconds, timings["noise"], strict=True))
         lines.append(f"| {row} | {1000 * median(seconds) / PERIOD:.1f} | {ratio:.2f}× | {peaks[row] / 2**20:.0f} |")
@@ -270,13 +271,24 @@ def loss_table(model: Path, data: Path, batch_size: int, rounds: int, teacher: P
     help="Settings to time; tf32 is left out where the device has none.",
 )
 @click.option("--losses", is_flag=True, help="Measure the cost of the losses instead, in rounds of 4 steps.")
+@click.option(
+    "--row", "rows", multiple=True, type=click.Choice(ROWS), default=ROWS, help="Rows of --losses, beside noise."
+)
 @click.option("--teacher", type=Path, default=Path("artifacts/pretrained"), help="Dense model, for --losses.")
 def main(
-    model: Path, data: Path, batch_size: int, rounds: int, engines: tuple[str, ...], *, losses: bool, teacher: Path
+    model: Path,
+    data: Path,
+    batch_size: int,
+    rounds: int,
+    engines: tuple[str, ...],
+    rows: tuple[str, ...],
+    *,
+    losses: bool,
+    teacher: Path,
 ) -> None:
     """Time the loops and print the table."""
     if losses:
-        click.echo(loss_table(model, data, batch_size, rounds, teacher))
+        click.echo(loss_table(model, data, batch_size, rounds, teacher, rows))
         return
     loops = TrainingLoops(model, data, batch_size)
     steps = {"bare": loops.bare(), "example": loops.example()}
