@@ -75,7 +75,7 @@ def to_markdown(curves: Curves, preset: str, command: str, variants: Sequence[Va
 def _parts(curves: Curves, command: str) -> Iterator[str]:
     for title, rows in metric_rows(curves):
         yield f"## {title} by steps"
-        yield markdown_table(["recipe", *(f"{step:,}" for step in curves.baseline.steps)], rows)
+        yield markdown_table(["recipe", *(f"{step:,}" for step in curves.steps)], rows)
     yield _explain(curves, command)
     yield f"## When a recipe reaches what {curves.baseline.title} has at its end"
     found = list(reach_rows(curves))
@@ -85,14 +85,18 @@ def _parts(curves: Curves, command: str) -> Iterator[str]:
 
 
 def metric_rows(curves: Curves) -> Iterator[tuple[str, list[list[str]]]]:
-    """Write each metric at equal steps: title and, for each recipe, its name and one text per step of the baseline."""
-    steps = curves.baseline.steps
+    """Write each metric at equal steps: title and, for each recipe, its name and one text per step."""
     for name in curves.metrics:
-        rows = [[it.title, *(_at_equal_steps(curves, it, name, step) for step in steps)] for it in curves.rows.values()]
+        rows = [
+            [it.title, *(_at_equal_steps(curves, it, name, step) for step in curves.steps)]
+            for it in curves.rows.values()
+        ]
         yield SHOWN[name].title, rows
 
 
 def _at_equal_steps(curves: Curves, curve: Curve, name: str, step: int) -> str:
+    if step not in curve.points:
+        return UNKNOWN
     text = _write_metric(curve.estimate(step, name), name)
     apart = None if curve is curves.baseline else difference(curve, curves.baseline, name, step)
     return f"{text} {ALIKE}" if apart and apart.is_distinct is False else text

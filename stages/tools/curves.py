@@ -103,6 +103,11 @@ class Curves:
         return [name for name in SHOWN if all(name in point for point in found)]
 
     @property
+    def steps(self) -> list[int]:
+        """Every measured step, in order."""
+        return sorted({step for row in self.rows.values() for step in row.points})
+
+    @property
     def baseline(self) -> Curve:
         """The first recipe, with which the others are compared."""
         return next(iter(self.rows.values()))
