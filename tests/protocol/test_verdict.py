@@ -56,8 +56,8 @@ def test_a_model_that_lost_begins_with_the_loss(judged):
 
     assert verdict.level == "worse"
     assert verdict.sentence == (
-        "Worse than the dense model: pictures differ visibly in 97 of 100; FID rose from 1.000 to 9.000; half the size and "
-        "1.20× as fast (cpu, batch 1)."
+        "Worse than the dense model: pictures differ visibly in 97 of 100; FID rose from 1.000 to 9.000; half the size "
+        "and 1.20× as fast (cpu, batch 1)."
     )
 
 
