@@ -272,7 +272,7 @@ def loss_table(model: Path, data: Path, batch_size: int, rounds: int, teacher: P
 )
 @click.option("--losses", is_flag=True, help="Measure the cost of the losses instead, in rounds of 4 steps.")
 @click.option(
-    "--row", "rows", multiple=True, type=click.Choice(ROWS), default=ROWS, help="Rows of --losses, beside noise."
+    "--row", "rows", multiple=True, type=click.Choice(ROWS), help="Rows of --losses, beside noise; by default all."
 )
 @click.option("--teacher", type=Path, default=Path("artifacts/pretrained"), help="Dense model, for --losses.")
 def main(
@@ -287,8 +287,10 @@ def main(
     teacher: Path,
 ) -> None:
     """Time the loops and print the table."""
+    if rows and not losses:
+        raise click.UsageError("--row names rows of --losses; give --losses, too, or leave --row out")
     if losses:
-        click.echo(loss_table(model, data, batch_size, rounds, teacher, rows))
+        click.echo(loss_table(model, data, batch_size, rounds, teacher, rows or ROWS))
         return
     loops = TrainingLoops(model, data, batch_size)
     steps = {"bare": loops.bare(), "example": loops.example()}

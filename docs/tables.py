@@ -5,8 +5,11 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import click
+
 from stages.report.figures import draw_figure
 from stages.report.markdown import markdown_table, rows_to_markdown
+from stages.runtime.errors import InputError
 from stages.tools.curve_figure import draw_curves
 from stages.tools.curve_table import metric_rows, reach_rows
 from stages.tools.curves import Curve, Curves
@@ -21,15 +24,20 @@ def read_curves(path: Path) -> Curves:
     A step that was not measured with every seed of its recipe is left out.
     """
     points: dict[str, dict[int, dict[int, dict[str, float]]]] = {}
-    with path.open() as file:
-        for row in csv.DictReader(file):
-            recipe, seed, step = row.pop("recipe"), int(row.pop("seed")), int(row.pop("step"))
-            points.setdefault(recipe, {}).setdefault(step, {})[seed] = {key: float(row[key]) for key in row}
-    whole = {
-        recipe: {step: it for step, it in found.items() if len(it) == len(found[min(found)])}
-        for recipe, found in points.items()
-    }
-    return Curves((), {recipe: Curve(recipe, found) for recipe, found in whole.items()}, (), 0)
+    try:
+        with path.open() as file:
+            for row in csv.DictReader(file):
+                recipe, seed, step = row.pop("recipe"), int(row.pop("seed")), int(row.pop("step"))
+                points.setdefault(recipe, {}).setdefault(step, {})[seed] = {key: float(row[key]) for key in row}
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path.name} is damaged ({error}); every row needs recipe, seed, step and numbers") from None
+    return Curves((), {recipe: Curve(recipe, _of_every_seed(found)) for recipe, found in points.items()}, (), 0)
+
+
+def _of_every_seed(points: dict[int, dict[int, dict[str, float]]]) -> dict[int, dict[int, dict[str, float]]]:
+    """Keep the steps that were measured with every seed: step -> seed -> numbers."""
+    seeds = {seed for by_seed in points.values() for seed in by_seed}
+    return {step: by_seed for step, by_seed in points.items() if by_seed.keys() == seeds}
 
 
 def curves_to_markdown(curves: Curves) -> str:
@@ -46,11 +54,14 @@ def replace_tables(page: str) -> Iterator[str]:
         before, begin, rest = page.partition(f"<!-- {path.name}: written by `make tables` -->\n")
         _, end, page = rest.partition(f"<!-- end of {path.name} -->")
         if not (begin and end):
-            raise ValueError(f"{PAGE.name} lacks a mark of {path.name}")
+            raise InputError(
+                f"{PAGE.name} lacks a mark of {path.name}, or has it above those of another; add both marks"
+            )
         yield f"{before}{begin}\n{curves_to_markdown(read_curves(path))}\n\n{end}"
     yield page
 
 
+@click.command()
 def main() -> None:
     """Replace the tables of compare.md and draw their plots."""
     PAGE.write_text("".join(replace_tables(PAGE.read_text())))

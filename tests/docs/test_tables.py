@@ -3,6 +3,7 @@
 import pytest
 
 from docs.tables import PAGE, TABLES, read_curves, replace_tables
+from stages.runtime.errors import InputError
 
 
 def test_the_page_has_the_tables_of_the_measurements():
@@ -12,7 +13,7 @@ def test_the_page_has_the_tables_of_the_measurements():
 
 def test_a_page_without_the_marks_of_a_file_is_refused():
     """Its table would be missing otherwise."""
-    with pytest.raises(ValueError, match=r"lacks a mark of curve-\w+\.csv"):
+    with pytest.raises(InputError, match=r"lacks a mark of curve-\w+\.csv"):
         list(replace_tables(PAGE.read_text().replace("<!-- end of curve-", "<!-- end of ")))
 
 
@@ -23,8 +24,17 @@ def test_every_recipe_was_measured_with_the_same_seeds(path):
     assert len({tuple(by_seed) for curve in curves.rows.values() for by_seed in curve.points.values()}) == 1
 
 
-def test_a_step_that_a_seed_lacks_is_left_out(tmp_path):
+@pytest.mark.parametrize("step", [5, 20])
+def test_a_step_that_a_seed_lacks_is_left_out(tmp_path, step):
     """Its mean would be over other seeds than those of the rest."""
     path = tmp_path / "curve.csv"
-    path.write_text("recipe,seed,step,fid\na,0,10,1.5\na,1,10,2.5\na,0,20,1.0\n")
+    path.write_text(f"recipe,seed,step,fid\na,0,10,1.5\na,1,10,2.5\na,0,{step},1.0\n")
     assert read_curves(path).rows["a"].points == {10: {0: {"fid": 1.5}, 1: {"fid": 2.5}}}
+
+
+def test_a_damaged_file_is_one_line(tmp_path):
+    """Its table would be of other numbers than those that were measured."""
+    path = tmp_path / "curve.csv"
+    path.write_text("recipe,seed,step,fid\na,0,10,high\n")
+    with pytest.raises(InputError, match=r"curve\.csv is damaged \(could not convert string to float: 'high'\)"):
+        read_curves(path)
