@@ -98,7 +98,10 @@ class Registry:
                     raise
 
     def now_ms(self, name: str) -> int:
-        """Return the server's time in ms since the epoch, which it notes as that of an update of the model."""
+        """Ask the server for its time, in ms since the epoch.
+
+        MLflow has no call for that: the model's description is written again, unchanged, and the answer says when.
+        """
         with errors(f"failed to update {name}"):
             text = self.client.get_registered_model(name).description
             return int(self.client.update_registered_model(name, text).last_updated_timestamp)

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from stages.protocol.intervals import Estimate
+from stages.protocol.intervals import Estimate, estimate
 from stages.protocol.verdict import Verdict, judge
 from stages.report.markdown import markdown_table, rows_to_markdown
 from stages.report.table import ALIKE
@@ -17,7 +17,7 @@ from stages.tools.curves import (
     Curve,
     Curves,
     difference,
-    difference_from_end,
+    differences_from_end,
     reach,
     read_curves,
     seconds_ratio,
@@ -115,7 +115,7 @@ def reach_rows(curves: Curves) -> Iterator[dict[str, str]]:
 def _reach_row(curve: Curve, other: Curve, title: str, metrics: Sequence[str]) -> dict[str, str]:
     found, last = reach(curve, other, metrics), other.steps[-1]
     step = found.step
-    differences = [_write_difference(difference_from_end(curve, other, it, step), it) for it in metrics if step]
+    differences = [_write_from_end(curve, other, name, step) for name in metrics] if step else []
     seconds = curve.estimate(step, SECONDS) if step else None
     ratio = seconds_ratio(curve, step, other) if step else None
     return {
@@ -129,6 +129,10 @@ def _reach_row(curve: Curve, other: Curve, title: str, metrics: Sequence[str]) -
         "of its seconds": _write(ratio, 2),
         "better from": f"{found.better:,}" if found.better else UNKNOWN,
     }
+
+
+def _write_from_end(curve: Curve, other: Curve, name: str, step: int) -> str:
+    return _write_difference(estimate(list(differences_from_end(curve, other, name, step).values())), name)
 
 
 def _write_range(steps: Sequence[int | None]) -> str:

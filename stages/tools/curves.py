@@ -125,16 +125,21 @@ class Reach:
     """Seed -> first measured step from which on this seed's value is not worse."""
 
 
-def worse_by(curve: Curve, other: Curve, metric: str, step: int) -> dict[int, float]:
-    """How much worse a recipe is at a step than another at its end, by the sign of `SHOWN`: seed -> difference."""
+def differences_from_end(curve: Curve, other: Curve, metric: str, step: int) -> dict[int, float]:
+    """Subtract a metric of another recipe at its end from that of one at a step: seed -> difference."""
     ours, theirs = curve.values(step, metric), other.values(other.steps[-1], metric)
+    return {seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs}
+
+
+def _worse_by(curve: Curve, other: Curve, metric: str, step: int) -> dict[int, float]:
+    """Compute how much worse a recipe is at a step than another at its end, by the sign of `SHOWN`."""
     sign = 1 if SHOWN[metric].lower_is_better else -1
-    return {seed: sign * (ours[seed] - theirs[seed]) for seed in ours if seed in theirs}
+    return {seed: sign * it for seed, it in differences_from_end(curve, other, metric, step).items()}
 
 
 def reach(curve: Curve, other: Curve, metrics: Iterable[str]) -> Reach:
     """Find when a recipe reaches what another has at its end, by all of some metrics; steps are not interpolated."""
-    worse = {step: [worse_by(curve, other, name, step) for name in metrics] for step in curve.steps}
+    worse = {step: [_worse_by(curve, other, name, step) for name in metrics] for step in curve.steps}
     seeds = [seed for seed in curve.seeds if seed in other.seeds]
     if not seeds:
         return Reach(None, None)
@@ -157,11 +162,6 @@ def difference(curve: Curve, other: Curve, metric: str, step: int) -> Estimate |
     if step not in other.points:
         return None
     return difference_by_seed(curve.values(step, metric), other.values(step, metric))
-
-
-def difference_from_end(curve: Curve, other: Curve, metric: str, step: int) -> Estimate | None:
-    """Estimate metric(curve at a step) − metric(other at its end), paired by seed; None without a common seed."""
-    return difference_by_seed(curve.values(step, metric), other.values(other.steps[-1], metric))
 
 
 def seconds_ratio(curve: Curve, step: int, other: Curve) -> Estimate | None:

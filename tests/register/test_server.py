@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 from ruamel.yaml import YAML
 
+from stages.register.registry import Registry
 from tests.servers import Mlflow, s3_client
 from tests.swift import SECRET
 
@@ -101,6 +103,19 @@ def test_users_read_and_do_not_change_what_others_created(bare_mlflow_server, as
     with pytest.raises(MlflowException, match="Permission denied"):
         MlflowClient(server.uri).create_run(experiment)
     assert server.request_status("users/create", reader, body={"username": "another", "password": WORD}) == 403
+
+
+def test_it_says_its_time(bare_mlflow_server, as_client):
+    """Leases are measured by its clock; to ask changes no model."""
+    as_client(bare_mlflow_server)
+    registry = Registry()
+    registry.create_model("asked")
+    registry.client.update_registered_model("asked", "what it is")
+    begin = time.time()
+    now = registry.now_ms("asked") / 1000
+
+    assert begin - 1 < now < time.time() + 1
+    assert registry.client.get_registered_model("asked").description == "what it is"
 
 
 @pytest.mark.e2e
