@@ -4,8 +4,10 @@ import pytest
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
+from stages.models.params import CALL_TWICE
 from stages.params import load_params
 from stages.runtime.errors import InputError
+from stages.variants.params import VariantsParams
 
 
 @pytest.fixture
@@ -142,6 +144,15 @@ def test_a_cache_without_a_second_full_pass_is_refused(changed):
     assert load_params(changed("variants", {"kinds": ["cache-50"]})).variants
     with pytest.raises(InputError, match=r"cache-51, and reference\.sampler\.steps is 50"):
         load_params(changed("variants", {"kinds": ["cache-51"]}))
+
+
+@pytest.mark.parametrize("scheduler", CALL_TWICE)
+def test_a_cache_of_a_sampler_that_repeats_timesteps_is_the_shortest(changed, scheduler):
+    """The second pass at a timestep is full, so that a longer cache would draw as cache-2 and be timed as longer."""
+    reference = load_params(changed("reference.sampler.scheduler", scheduler)).reference
+    VariantsParams(kinds=("cache-2",)).check_protocol(reference)
+    with pytest.raises(InputError, match=f"has cache-3, and {scheduler} calls the model twice at .* choose cache-2"):
+        VariantsParams(kinds=("cache-3",)).check_protocol(reference)
 
 
 def test_a_graph_under_another_precision_is_refused(changed):

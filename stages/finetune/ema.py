@@ -25,8 +25,10 @@ class EmaModels:
         }
 
     def update(self, unet: Denoiser, step: int) -> None:
-        """Update every EMA with the weights after `step`, counted from 1."""
+        """Update every EMA with the weights after `step`, counted from 1; buffers are copied, such as a norm's."""
         weights = list(unet.parameters())
         for decay, model in self.models.items():
             ramped = min(decay, (1 + step) / (RAMP + step))
             get_ema_multi_avg_fn(ramped)(list(model.parameters()), weights, step)
+            for buffer, current in zip(model.buffers(), unet.buffers(), strict=True):
+                buffer.copy_(current)

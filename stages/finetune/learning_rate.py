@@ -12,9 +12,12 @@ SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "
 
 
 def rate_schedule(params: FinetuneParams) -> Callable[[int], float]:
-    """Return the learning rate of a step relative to its highest."""
-    name, steps = SCHEDULES[params.schedule], params.steps
+    """Return the learning rate of a step, counted from 0, relative to its highest, which the last warm-up step has.
+
+    diffusers' own warm-up begins with a step of rate 0, which changes nothing.
+    """
+    name, steps, warmup = SCHEDULES[params.schedule], params.steps, params.warmup_steps
     any_optimizer = torch.optim.SGD([torch.zeros(1)])  # the schedule is a function of the step alone
-    schedule = get_scheduler(name, any_optimizer, num_warmup_steps=params.warmup_steps, num_training_steps=steps)
+    schedule = get_scheduler(name, any_optimizer, num_warmup_steps=warmup, num_training_steps=steps)
     factor: Callable[[int], float] = schedule.lr_lambdas[0]
-    return factor
+    return lambda step: (step + 1) / warmup if step < warmup else factor(step)

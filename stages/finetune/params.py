@@ -123,14 +123,15 @@ class FinetuneParams(Section):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Learning rate after the warm-up; linear and cosine end at 0."""
     warmup_steps: int = Field(0, ge=0)
-    """Steps in which the learning rate rises linearly from 0."""
+    """Steps in which the learning rate rises linearly; the last of them has the highest rate."""
     ema_decays: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(
         (0.99, 0.999, 0.9999), min_length=1, max_length=8
     )
     """Decays of the exponential moving averages of the weights; each ramps up as (1 + step) / (10 + step). The EMA
     with the lowest held-out loss at the end, by the weights of noise and output in `loss`, is the result."""
     dropout: float | None = Field(None, ge=0, lt=1)
-    """Dropout probability; null keeps that of the model's config."""
+    """Dropout probability of all dropout layers, those of attention included, as in the original's code for diffusers
+    (the UNet of its own code has none there); null keeps those of the model."""
     clip_norm: float = Field(1.0, gt=0)
     """Largest norm of the gradient."""
     flip: bool = False

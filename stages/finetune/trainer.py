@@ -250,7 +250,11 @@ class Trainer:
         return Forecast(len(steps), step_s, heldouts, heldout_s, samples, self.draw_s)
 
     def mean_step_s(self) -> float:
-        """Time a step without and one with the Jacobian loss, and average over how many of each remain."""
+        """Time a step without and one with the Jacobian loss, and average over how many of each remain.
+
+        No weight and no buffer changes.
+        """
+        buffers = [(buffer, buffer.clone()) for buffer in self.unet.buffers()]
         steps = range(self.steps_done, max(self.params.steps, self.steps_done + 1))
         with_jacobian = [step for step in steps if self.jacobian and self.jacobian.params.weight_at(step)]
         without = sorted({*steps} - {*with_jacobian})
@@ -259,6 +263,8 @@ class Trainer:
             for alike in (without, with_jacobian)
             if alike
         ]
+        for buffer, before in buffers:
+            buffer.copy_(before)
         return sum(seconds) / len(steps)
 
     def _save(self, checkpoints: Checkpoints) -> None:

@@ -10,7 +10,7 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from stages.models.params import SamplerParams
+from stages.models.params import STEP_EVENLY, SamplerParams
 from stages.models.prediction_types import PREDICTION_TYPES
 from stages.runtime.errors import InputError, first_line
 
@@ -131,16 +131,20 @@ def takes_variance(sampler: Sampler) -> bool:
 
 
 def _check_steps(scheduler: DDPMScheduler, params: SamplerParams, block: str) -> None:
-    """Check the number of steps against the number of timesteps.
+    """Check the number of steps against the number of timesteps T.
 
     Raises:
-        InputError: There are more steps than timesteps, or leading steps do not divide them.
+        InputError: There are more steps than timesteps; or they do not divide T, and are leading or of a sampler that
+            goes from t to t − T // steps, wherever the next timestep is.
     """
     num_timesteps: int = scheduler.config["num_train_timesteps"]
     if params.spacing == "leading" and num_timesteps % params.steps:
         found = f"{block}.steps {params.steps} does not divide the {num_timesteps} timesteps of the model"
         other = " or another spacing" if block == BLOCK else ""
         raise InputError(f"{found}, so sampling would not begin at full noise; use a divisor{other}")
+    if params.spacing == "trailing" and params.scheduler in STEP_EVENLY and num_timesteps % params.steps:
+        found = f"{block}.steps {params.steps} does not divide the {num_timesteps} timesteps of the model"
+        raise InputError(f"{found}, and {params.scheduler} would miss trailing ones; use a divisor")
     if params.steps > num_timesteps:
         found = f"{block}.steps {params.steps} is more than the model's {num_timesteps} timesteps"
         raise InputError(f"{found}; lower it")

@@ -68,11 +68,14 @@ def compensate(
 
 @torch.no_grad()
 def difference(dense: Denoiser, pruned: Denoiser, batches: Iterable[NoisyBatch], weigh: Weigh = weigh_alike) -> float:
-    """Compute the mean square difference of the predictions of two models, with a weight for each timestep."""
+    """Compute the mean square difference of the predictions of two models, with a weight for each timestep.
+
+    Every image of a timestep counts alike, also those of a short last batch.
+    """
     found = []
     for batch in batches:
         predicted, wanted = (prediction(unet(*batch).sample, unet) for unet in (pruned, dense))
-        found.append((float((wanted - predicted).square().mean()), weigh(_timestep(batch))))
+        found.append((float((wanted - predicted).square().mean()), len(wanted) * weigh(_timestep(batch))))
     return fmean(*zip(*found, strict=True))
 
 

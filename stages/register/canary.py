@@ -171,11 +171,12 @@ def draw_expected(folder: Path, seeds: Sequence[int], model: Path | None = None)
         InputError: A file of the model or of its evaluation is missing or damaged.
     """
     model, protocol = model or folder / MODEL, read_evaluation(folder / EVIDENCE / "evaluation").protocol
-    unet, params = read_model(model), replace_quadratic(protocol.sampler)
+    unet, scheduler = read_model(model), read_scheduler(model)
+    params = replace_quadratic(protocol.sampler, scheduler)
     table = read_class_embedding(unet, model)
     context = SamplingContext(read_autoencoder(model, CPU), table, protocol.guidance)
     labels = [] if table is None else [seed % (len(table) - 1) for seed in seeds]
-    sampler = make_sampler(read_scheduler(model), params)
+    sampler = make_sampler(scheduler, params)
     try:
         *_, samples = trajectory(unet, sampler, seeds, params.eta, context, labels)
         pixels = to_pixels(context.decode(samples))

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePath
 from typing import Any
 
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
@@ -163,8 +164,9 @@ def _write_evidence(compression: Compression, lineage: Lineage, folder: Path) ->
 
 def _describe_sampler(params: SamplerParams, model: Path) -> dict[str, Any]:
     """Describe the sampler by its diffusers class and config, so that a version draws without Espalier."""
-    params = replace_quadratic(params)
-    sampler = make_sampler(read_scheduler(model), params)
+    scheduler = read_scheduler(model)
+    params = replace_quadratic(params, scheduler)
+    sampler = make_sampler(scheduler, params)
     accepted = inspect.signature(type(sampler)).parameters
     config = {key: value for key, value in sampler.config.items() if key in accepted}
     return {
@@ -176,9 +178,13 @@ def _describe_sampler(params: SamplerParams, model: Path) -> dict[str, Any]:
     }
 
 
-def replace_quadratic(params: SamplerParams) -> SamplerParams:
-    """Replace quadratic spacing, which diffusers' DDIM does not have, by trailing spacing."""
-    return params.model_copy(update={"spacing": "trailing"}) if params.spacing == "quadratic" else params
+def replace_quadratic(params: SamplerParams, scheduler: DDPMScheduler) -> SamplerParams:
+    """Replace quadratic spacing, which diffusers' DDIM does not have, by as many trailing steps or the next divisor."""
+    if params.spacing != "quadratic":
+        return params
+    num_timesteps: int = scheduler.config["num_train_timesteps"]
+    steps = next(count for count in range(params.steps, num_timesteps + 1) if num_timesteps % count == 0)
+    return params.model_copy(update={"spacing": "trailing", "steps": steps})
 
 
 def _describe_context(model: Path) -> dict[str, Any]:

@@ -6,12 +6,15 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from stages.models.params import CALL_TWICE
 from stages.models.variants.kinds import Kind, parse_kind
 from stages.protocol.params import ReferenceParams
 from stages.runtime.errors import InputError
 from stages.runtime.schema import Section, load_block, load_seed
 
 ModelName = Literal["dense", "pruned", "finetuned"]
+LONGEST_OF_TWICE = 2
+"""Interval of the longest cache of a sampler that repeats timesteps, at which a pass is full."""
 
 
 class VariantsParams(Section):
@@ -48,7 +51,7 @@ class VariantsParams(Section):
 
         Raises:
             InputError: A graph would have to compute in another precision than float32, or a cache has no second full
-                pass.
+                pass or would be another cache.
         """
         graphs = [kind.name for kind in self.parsed() if kind.is_graph]
         if graphs and reference.precision != "float32":
@@ -59,6 +62,9 @@ class VariantsParams(Section):
             if kind.interval > steps:
                 found = f"variants.kinds has {kind.name}, and reference.sampler.steps is {steps}"
                 raise InputError(f"{found}: one full pass would serve the whole image; choose at most cache-{steps}")
+            if kind.interval > LONGEST_OF_TWICE and reference.sampler.scheduler in CALL_TWICE:
+                found = f"variants.kinds has {kind.name}, and {reference.sampler.scheduler} calls the model twice at"
+                raise InputError(f"{found} some timesteps, the second time in full; choose cache-{LONGEST_OF_TWICE}")
 
 
 @dataclass(frozen=True)

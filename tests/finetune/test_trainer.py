@@ -364,7 +364,7 @@ def test_the_learning_rate_follows_its_schedule(trainer):
         run.step()
         rates.append(run.optimizer.parts["adam"].param_groups[0]["lr"] / PARAMS.learning_rate)
 
-    assert rates == pytest.approx([0, 0.5, *[0.5 * (1 + math.cos(math.pi * part / 4)) for part in range(4)]])
+    assert rates == pytest.approx([0.5, 1, *[0.5 * (1 + math.cos(math.pi * part / 4)) for part in range(4)]])
 
 
 def test_dropout_overrides_the_models_config(trainer):
@@ -374,6 +374,36 @@ def test_dropout_overrides_the_models_config(trainer):
 
     assert set(changed) == {0.3}
     assert set(kept) == {0.0}
+
+
+def test_buffers_follow_the_steps_alone(unet, scheduler, images, tmp_path):
+    """The forecast changes none, so that a resumed training ends with the same; every EMA has the model's."""
+
+    def count(module, _inputs, _output):
+        if module.training:
+            module.passes += 1
+
+    def make():
+        model = copy.deepcopy(unet)
+        model.register_buffer("passes", torch.zeros(()))
+        model.register_forward_hook(count)
+        return Trainer(model, scheduler, images, PARAMS, 0)
+
+    killed = make()
+    step = killed.step
+
+    def step_or_die():
+        if killed.steps_done == 5:
+            raise KilledError
+        step()
+
+    killed.step = step_or_die
+    with pytest.raises(KilledError):
+        killed.run(Checkpoints(tmp_path, "run"))
+    resumed = make()
+    resumed.run(Checkpoints(tmp_path, "run"))
+
+    assert [int(model.passes) for model in (resumed.unet, *resumed.ema_models.models.values())] == [7, 7, 7]
 
 
 def test_samples_are_drawn_at_regular_steps(trainer, tmp_path):

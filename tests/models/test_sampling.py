@@ -8,9 +8,10 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler
 from pydantic import ValidationError
 
-from stages.models.params import SamplerParams, SchedulerName
-from stages.models.samplers import QuadraticDdim, make_sampler
+from stages.models.params import STEP_EVENLY, SamplerParams, SchedulerName
+from stages.models.samplers import QuadraticDdim, check_sampler, make_sampler
 from stages.models.sampling import draw, draw_strip, image_seeds, initial_noise
+from stages.register.package import replace_quadratic
 from stages.runtime.errors import InputError
 
 FOUR = SamplerParams(steps=4)
@@ -25,7 +26,7 @@ def draw_images(unet, scheduler, seeds, sampler=FOUR, batch_size=8, **options):
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
 def test_the_batch_size_does_not_change_an_image(unet, scheduler, scheduler_name, spacing):
     """Initial and step noise come from each image's own seed; kernels may round by one level of 255."""
-    if (scheduler_name, spacing) == ("DDIM", "linspace"):
+    if scheduler_name in STEP_EVENLY and spacing == "linspace":
         with pytest.raises(ValidationError, match="misses the timesteps of linspace"):
             SamplerParams(scheduler=scheduler_name, spacing=spacing, steps=4)
         return
@@ -153,6 +154,26 @@ def test_spacing_of_params_overrides_the_scheduler(scheduler, spacing, timesteps
         make_sampler(scheduler, SamplerParams(scheduler="DDPM", steps=4, spacing=spacing)).timesteps.tolist()
         == timesteps
     )
+
+
+@pytest.mark.parametrize("scheduler_name", get_args(SchedulerName))
+def test_trailing_steps_are_those_that_the_sampler_takes(scheduler, scheduler_name):
+    """DDIM and PNDM would go from 966 to 933, 33 a step, where 932 is next; others look at the next timestep."""
+    sampler = SamplerParams(scheduler=scheduler_name, spacing="trailing", steps=30)
+    if scheduler_name in STEP_EVENLY:
+        with pytest.raises(InputError, match=f"1000 timesteps of the model, and {scheduler_name} would miss trailing"):
+            make_sampler(scheduler, sampler)
+    else:
+        check_sampler(scheduler, sampler)
+
+
+@pytest.mark.parametrize(("steps", "taken"), [(100, 100), (75, 100), (1, 1), (501, 1000), (1000, 1000)])
+def test_quadratic_steps_are_replaced_by_trailing_ones_that_divide(scheduler, steps, taken):
+    """Diffusers draws a version with at least as many steps as the protocol."""
+    params = replace_quadratic(SamplerParams(spacing="quadratic", steps=steps), scheduler)
+
+    assert params == SamplerParams(spacing="trailing", steps=taken)
+    make_sampler(scheduler, params)
 
 
 def test_clip_null_uses_the_models_setting(scheduler):

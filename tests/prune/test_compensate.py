@@ -65,6 +65,15 @@ def test_duplicate_channels_are_compensated_exactly(make_unet, magnitude_of, sch
     assert difference(unet, compensated, batches) < 1e-3 * difference(unet, plain, batches)
 
 
+def test_the_difference_is_the_mean_over_the_images(unet, plan, batches):
+    """A short last batch counts by its images."""
+    pruned, (sample, *others) = cut(unet, plan), batches[0]
+    parts = [(sample[rows], *(it[rows] for it in others)) for rows in (slice(0, 3), slice(3, 4), slice(4, None))]
+
+    assert len(sample) > 4
+    assert difference(unet, pruned, parts) == pytest.approx(difference(unet, pruned, [batches[0]]), rel=1e-5)
+
+
 def test_compensation_reduces_the_difference(unet, plan, batches):
     """On the batches that it was fitted to."""
     plain, compensated = cut(unet, plan), cut(unet, plan)
