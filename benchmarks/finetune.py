@@ -260,15 +260,14 @@ def loss_table(model: Path, data: Path, batch_size: int, rounds: int, teacher: P
 @click.command()
 @click.option("--model", type=Path, default=Path("artifacts/pruned"), help="Model folder.")
 @click.option("--data", type=Path, default=Path("artifacts/data"), help="Packed images.")
-@click.option("--batch-size", default=64, help="Images per step.")
+@click.option("--batch-size", type=click.IntRange(1), default=64, help="Images per step.")
 @click.option("--rounds", type=click.IntRange(1), default=60, help="Timed steps of each loop.")
 @click.option(
     "--engine",
     "engines",
     multiple=True,
     type=click.Choice(list(ENGINES)),
-    default=list(ENGINES),
-    help="Settings to time; tf32 is left out where the device has none.",
+    help="Settings to time, by default all; tf32 is left out where the device has none.",
 )
 @click.option("--losses", is_flag=True, help="Measure the cost of the losses instead, in rounds of 4 steps.")
 @click.option(
@@ -289,12 +288,17 @@ def main(
     """Time the loops and print the table."""
     if rows and not losses:
         raise click.UsageError("--row names rows of --losses; give --losses, too, or leave --row out")
+    if losses and engines:
+        raise click.UsageError("--losses times the default engine; leave --engine out")
+    parts = {JACOBIANS[row][1] for row in (rows or ROWS) if row in JACOBIANS}
+    if losses and any(batch_size % count for count in parts):
+        raise click.UsageError(f"--batch-size {batch_size} has no quarter, which rows take; choose a multiple of 4")
     if losses:
         click.echo(loss_table(model, data, batch_size, rounds, teacher, rows or ROWS))
         return
     loops = TrainingLoops(model, data, batch_size)
     steps = {"bare": loops.bare(), "example": loops.example()}
-    chosen = [name for name in engines if ENGINES[name].precision != "tf32" or has_tf32(loops.device)]
+    chosen = [name for name in engines or ENGINES if ENGINES[name].precision != "tf32" or has_tf32(loops.device)]
     steps |= {name: loops.ours(ENGINES[name]) for name in chosen}
     click.echo(table(measure(steps, rounds), batch_size))
 

@@ -26,7 +26,12 @@ def hours(name: str, params: Params, tflops: float, gpus: int = 1) -> dict[str, 
 
 @click.command()
 @click.option("--preset", "names", multiple=True, type=click.Choice(list(SYSTEM_OF)), default=list(SYSTEM_OF))
-@click.option("--tflops", default=40.0, help="Sustained rate of one GPU, in 10¹² operations per second.")
+@click.option(
+    "--tflops",
+    type=click.FloatRange(0, min_open=True),
+    default=40.0,
+    help="Sustained rate of one GPU, in 10¹² operations per second.",
+)
 @click.option("--gpus", type=click.IntRange(1), default=1, help="GPUs that share each stage.")
 @click.option("--params", "path", type=click.Path(path_type=Path), help="Params file instead of the preset's own.")
 def main(names: tuple[str, ...], tflops: float, gpus: int, path: Path | None) -> None:

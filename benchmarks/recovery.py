@@ -217,7 +217,9 @@ def interval(values: list[float], digits: int) -> str:
 )
 @click.option("--steps", type=click.IntRange(1), default=450, help="Steps of each training.")
 @click.option("--batch-size", type=click.IntRange(1), default=64, help="Images per step.")
-@click.option("--learning-rate", default=5e-4, help="Highest learning rate of Adam.")
+@click.option(
+    "--learning-rate", type=click.FloatRange(0, min_open=True), default=5e-4, help="Highest learning rate of Adam."
+)
 @click.option(
     "--seed", "seeds", type=int, multiple=True, default=range(5), help="Seeds of pruning, training and drawing."
 )

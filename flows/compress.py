@@ -50,7 +50,7 @@ def compress(
         to_register: Whether the result becomes a version in MLflow's registry, the challenger.
     """
     if commit is None:
-        if overrides or preset:
+        if overrides or preset is not None:
             raise InputError("overrides and presets need a commit, since the checkout's params.yaml stays; give HEAD")
         checkout = current_checkout()
         with lock_checkout(checkout.path, get_run_logger().info):

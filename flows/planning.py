@@ -156,10 +156,10 @@ def make_plan(texts: Sequence[str], preset: str | None, tflops: float | None = N
     from stages.tools.preset import find_preset
 
     overrides = parse_overrides(texts)
-    path = find_preset(preset) if preset else PARAMS
+    path = PARAMS if preset is None else find_preset(preset)
     tree = parse_yaml(apply(overrides, path).decode(), str(path))
     params = Params.model_validate(tree)
-    in_place = not (overrides or preset)
+    in_place = not overrides and preset is None
     statuses = find_statuses(Path(), tree, in_place=in_place)
     click.echo("timing a few passes …" if tflops is None else "counting …", err=True)
 

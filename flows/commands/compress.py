@@ -9,7 +9,11 @@ from stages.runtime.imports import importing
 @click.command()
 @options.set_option
 @options.preset_option
-@click.option("--commit", default=None, help="A branch, tag or hash; by default the current folder as it stands.")
+@click.option(
+    "--commit",
+    default=None,
+    help="A branch, tag or hash; by default HEAD with --set or --preset, else the current folder as it stands.",
+)
 @options.limit_option
 @click.option("--register", "to_register", is_flag=True, help="Make the result a version in MLflow's registry.")
 def compress(
@@ -22,7 +26,7 @@ def compress(
         from flows.workspaces.overrides import parse_limits, parse_overrides
 
     overrides, minutes = parse_overrides(texts), parse_limits(limits)
-    if commit is None and (overrides or preset):
+    if commit is None and (overrides or preset is not None):
         commit = "HEAD"
     if commit is None:
         from flows.workspaces.workspace import current_checkout

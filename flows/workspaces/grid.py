@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flows.workspaces.overrides import Overrides, write
+from flows.workspaces.overrides import Overrides, check_apart, write
 from flows.workspaces.repository import ParamsSource, Repository
 from stages.runtime.errors import InputError
 
@@ -58,11 +58,11 @@ def plan_sweep(repository: Repository, source: ParamsSource, grid: Grid, overrid
 
 
 def check_disjoint(grid: Grid, overrides: Overrides) -> None:
-    """Check that no key is in both.
+    """Check that what is varied and what is fixed are different, and so are the keys that are varied.
 
     Raises:
-        InputError: A key is.
+        InputError: Two keys overlap.
     """
-    both = sorted(set(grid) & set(overrides))
-    if both:
-        raise InputError(f"{', '.join(both)} is given in --grid and in --set; give it once")
+    check_apart(overrides, grid, "--set", "--grid")
+    for one, other in itertools.combinations(grid, 2):
+        check_apart([other], [one], "--grid", "--grid")

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from flows.workspaces.grid import PlannedCell
-from flows.workspaces.overrides import Overrides
+from flows.workspaces.overrides import Overrides, overlap
 from flows.workspaces.repository import ParamsSource, Repository
 from stages.finetune.params import MUON_TO_ADAM
 from stages.params import Params
@@ -13,6 +13,8 @@ from stages.tools.published import ABLATION, METHODS
 
 TIMESTEPS = (50, 100, 250, 300, 350, 1000)
 """Numbers of timesteps in the paper's ablation."""
+LONGEST = 18
+"""Most digits of a seed or of a number of steps."""
 OUR_DECAYS = (0.9, 0.95)
 """EMA decays of our recovery, in addition to the preset's slowest."""
 ONE_SHOT = {
@@ -21,6 +23,8 @@ ONE_SHOT = {
     "prune.target": {"ratio": 0.15},
     "prune.ranking": "uniform",
     "prune.compensate": None,
+    "prune.depth": None,
+    "rounds.count": 1,
     "finetune.init": "pruned",
     "finetune.steps": 1,
     "finetune.snapshots": [],
@@ -42,8 +46,9 @@ def parse_seeds(text: str) -> list[int]:
         InputError: A seed is not a number from 0, or occurs twice.
     """
     parts = text.split(",")
-    if not all(part.strip().isdecimal() for part in parts) or len({int(part) for part in parts}) < len(parts):
-        raise InputError(f"--seeds {text}: give different numbers from 0, for example --seeds 0,1,2,3,4")
+    are_numbers = all(part.strip().isdecimal() and len(part) <= LONGEST for part in parts)
+    if not are_numbers or len({int(part) for part in parts}) < len(parts):
+        raise InputError(f"--seeds {text[:60]}: give different numbers from 0, for example --seeds 0,1,2,3,4")
     return [int(part) for part in parts]
 
 
@@ -117,7 +122,7 @@ def plan_comparison(
     params = repository.params(source)
     rows = plan_rows(params)
     check_plan(rows, names, seeds, overrides)
-    common = {"finetune.steps": params.finetune.steps, **overrides}
+    common = {**overrides, "finetune.steps": repository.params(source, overrides).finetune.steps}
     cells = [
         PlannedCell(f"{title}, seed {seed}", {**given, "seed": seed}, {"row": row})
         for seed in seeds
@@ -151,12 +156,8 @@ def check_plan(rows: Mapping[str, Overrides], names: Sequence[str], seeds: Seque
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise InputError(f"seeds are {', '.join(map(str, seeds)) or 'missing'}; give one or more from 0, each once")
     fixed = {"seed", *(key for name in names or rows for key in rows[name])}
-    taken = [key for key in overrides if any(_overlap(key, other) for other in fixed)]
+    taken = [key for key in overrides if any(overlap(key, other) for other in fixed)]
     if taken:
         raise InputError(
             f"{', '.join(taken)} is set by rows and seeds; leave it out of --set, choose --rows or --seeds"
         )
-
-
-def _overlap(one: str, other: str) -> bool:
-    return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.")

@@ -1,6 +1,7 @@
 """KEY=VALUE from a command line or a deployment -> checked changes of params.yaml."""
 
 import io
+import itertools
 import json
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -56,15 +57,14 @@ def parse_pairs(texts: Iterable[str], option: str, example: str, *, as_list: boo
     Raises:
         InputError: A text has another form, or a key occurs twice; the message names the option.
     """
-    seen: set[str] = set()
+    seen: list[str] = []
     for text in texts:
         key, equals, value = text.partition("=")
         key = key.strip()
         if not equals or not key:
             raise InputError(f"{option} {text} is not KEY=VALUE; write for example {option} {example}")
-        if key in seen:
-            raise InputError(f"{option} {key} is given twice; give it once")
-        seen.add(key)
+        check_apart([key], seen, option, option)
+        seen.append(key)
         if as_list and not value.lstrip().startswith("["):
             value = f"[{value}]"
         tree = parse_yaml(value, f"{option} {key}")
@@ -73,6 +73,24 @@ def parse_pairs(texts: Iterable[str], option: str, example: str, *, as_list: boo
         except (TypeError, ValueError):  # such as a date, a set or bytes
             raise InputError(f"{option} {key} is not a number, text, switch, list or block of these") from None
         yield key, tree
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether two dotted keys are equal, or one is a block that holds the other."""
+    return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.")
+
+
+def check_apart(keys: Iterable[str], others: Iterable[str], option: str, other_option: str) -> None:
+    """Check that the keys of two options set different things; of an overlapping pair only the later one would count.
+
+    Raises:
+        InputError: Two keys overlap.
+    """
+    for one, other in itertools.product(keys, others):
+        if overlap(one, other):
+            is_twice = (option, one) == (other_option, other)
+            found = "is given twice" if is_twice else f"overlaps with {other_option} {other}"
+            raise InputError(f"{option} {one} {found}; give it once")
 
 
 def apply(overrides: Overrides, params_path: Path) -> bytes:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flows.workspaces.grid import PlannedCell
-from flows.workspaces.method_rows import OUR_DECAYS, check_plan, our_muon, plan_rows
+from flows.workspaces.method_rows import LONGEST, OUR_DECAYS, check_plan, our_muon, plan_rows
 from flows.workspaces.overrides import Overrides, parse_pairs
 from flows.workspaces.repository import ParamsSource, Repository
 from stages.params import Params
@@ -76,7 +76,7 @@ def parse_steps(text: str) -> list[int]:
         InputError: It is not a list of two or more rising numbers from 1.
     """
     parts = text.split(",")
-    if not all(part.strip().isdecimal() and len(part) <= 9 for part in parts):  # noqa: PLR2004
+    if not all(part.strip().isdecimal() and len(part) <= LONGEST for part in parts):
         raise _wrong_steps(text)
     steps = [int(part) for part in parts]
     check_steps(steps)
@@ -117,7 +117,8 @@ def plan_recipes(params: Params, recipes: Recipes, steps: Sequence[int]) -> dict
         }
         for name, keys in RECIPES.items()
     }
-    given = {name: {**fixed, "finetune.ema_decays": ours, **NO_LOSS, **keys} for name, keys in recipes.items()}
+    off = {"finetune.muon": None, **NO_LOSS}
+    given = {name: {**fixed, "finetune.ema_decays": ours, **off, **keys} for name, keys in recipes.items()}
     methods = {name: {**fixed, **keys} for name, keys in plan_rows(params).items() if name not in named}
     return {**named, **given, **methods}
 

@@ -126,13 +126,13 @@ class Repository:
             path.write_text(f"{params}\n")
             return [apply(overrides, path) for overrides in cells]
 
-    def params(self, source: ParamsSource) -> Params:
-        """Read a params file.
+    def params(self, source: ParamsSource, overrides: Overrides | None = None) -> Params:
+        """Read a params file, with overrides if there are some.
 
         Raises:
             InputError: The commit lacks the file, or a value is not allowed.
         """
-        (text,) = self.render(source, [{}])
+        (text,) = self.render(source, [overrides or {}])
         return Params.model_validate(parse_yaml(text.decode(), "params.yaml"))
 
     def _read_params(self, source: ParamsSource) -> tuple[str, str]:

@@ -182,7 +182,7 @@ def read_curves(folder: Path, rows: Sequence[str]) -> Curves:
     if odd := [cell for cell in cells if cell.note.row not in rows]:
         found = f"{folder / odd[0].name} is in row {odd[0].note.row!r}, the rows are {', '.join(rows)}"
         raise InputError(f"{found}; give the folder of cells that compare --curve wrote, and all rows")
-    check_comparable(cells)
+    check_comparable(cells, {cell.name: cell.name for cell in cells})
     check_sizes(cells)
     _check_pruned(cells)
     times = {cell.name: _read_times(folder / cell.name) for cell in cells}

@@ -13,7 +13,7 @@ def fetch_reports(commit: str, reports: Path, folder: Path) -> None:
 
     Args:
         commit: A branch, tag or hash of the repository in the current folder.
-        reports: The folder of reports in it.
+        reports: The folder of reports in it, absolute or below the current folder.
         folder: Where the files go, each below its stage's name.
 
     Raises:
@@ -23,9 +23,12 @@ def fetch_reports(commit: str, reports: Path, folder: Path) -> None:
     from dvc.api import DVCFileSystem  # noqa: PLC0415
     from dvc.exceptions import DvcException  # noqa: PLC0415
 
+    below = reports.resolve()
+    if not below.is_relative_to(Path.cwd()):
+        raise InputError(f"{reports} is outside the current folder, and --against reads the same one of {commit}")
     try:
         source = DVCFileSystem(".", rev=commit)
-        contents = {name: source.read_bytes((reports / name).as_posix()) for name in FILES}
+        contents = {name: source.read_bytes((below.relative_to(Path.cwd()) / name).as_posix()) for name in FILES}
     except (DvcException, OSError) as error:
         found = f"the reports of {commit} could not be read ({first_line(error)})"
         advice = "give a commit whose dvc.lock has them, and run `dvc push` where they were computed"

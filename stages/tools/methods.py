@@ -93,7 +93,7 @@ def read_comparison(folder: Path) -> Comparison:
                 f"{folder / cell.name} is in row {cell.note.row!r}, which is not a row of a method comparison; "
                 f"give the folder of cells that the flow compare wrote"
             )
-    check_comparable(cells)
+    check_comparable(cells, {cell.name: cell.name for cell in cells})
     check_sizes([cell for cell in cells if cell.note.row != ABLATION])
     return Comparison(
         cells,
@@ -103,35 +103,25 @@ def read_comparison(folder: Path) -> Comparison:
     )
 
 
-def check_comparable(cells: Sequence[FinishedCell]) -> None:
+def check_comparable(cells: Sequence[FinishedCell], titles: Mapping[str, str]) -> None:
     """Check that protocols differ in the seed alone, and that all cells were pruned from one dense model.
-
-    Raises:
-        InputError: They are not comparable.
-    """
-    check_protocols(cells, {cell.name: cell.name for cell in cells})
-    first = cells[0].record
-    for cell in cells:
-        if cell.record.dense_sha256 != first.dense_sha256:
-            raise InputError(
-                f"{cells[0].name} and {cell.name} were pruned from two dense models; compare cells of one dense model"
-            )
-
-
-def check_protocols(cells: Sequence[FinishedCell], titles: Mapping[str, str]) -> None:
-    """Check that protocols differ in the seed alone.
 
     Args:
         cells: At least one.
         titles: Cell -> how a message names it.
 
     Raises:
-        InputError: They differ in more.
+        InputError: They are not comparable.
     """
     first = cells[0]
     for cell in cells[1:]:
+        names = titles[first.name], titles[cell.name]
         protocol = cell.record.protocol.model_copy(update={"seed": first.record.protocol.seed})
-        check_same(first.record.protocol, protocol, (titles[first.name], titles[cell.name]))
+        check_same(first.record.protocol, protocol, names)
+        if cell.record.dense_sha256 != first.record.dense_sha256:
+            raise InputError(
+                f"{' and '.join(names)} were pruned from two dense models; compare cells of one dense model"
+            )
 
 
 def check_sizes(cells: Sequence[FinishedCell]) -> None:

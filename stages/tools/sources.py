@@ -93,6 +93,8 @@ def data_source(text: str, column: str | None = None) -> DataSource:
         UnavailableError: The Hub does not answer.
     """
     path = Path(text).expanduser()
+    if column is not None and (text.startswith(BUNDLED) or path.exists()):
+        raise InputError(f"--column names a column of a dataset on the Hub, and {text} is none; leave it out")
     if text.startswith(BUNDLED):
         return validate_tree({"source": "bundled", "name": text.removeprefix(BUNDLED)}, BundledData, "--data")
     if path.is_dir():
@@ -100,7 +102,7 @@ def data_source(text: str, column: str | None = None) -> DataSource:
     if path.is_file():
         return NpzData(source="npz", path=path.resolve(), images=_image_key(path))
     repo, revision = _on_the_hub(text, "--data", IMAGES)
-    chosen = {"column": column} if column else {}
+    chosen = {} if column is None else {"column": column}
     return HubData(source="hub", repo=repo, revision=_commit(repo, revision, "dataset"), **chosen)
 
 

@@ -14,7 +14,7 @@ from stages.report.variants import pareto_front
 from stages.runtime.errors import InputError
 from stages.tools.cells import FinishedCell, read_cells
 from stages.tools.estimates import difference_by_seed
-from stages.tools.methods import check_protocols
+from stages.tools.methods import check_comparable
 from stages.tools.params_yaml import write_overrides
 
 SEED = "seed"
@@ -128,11 +128,11 @@ def read_sweep(folder: Path, baseline: str = "") -> Sweep:
         baseline: Name of a cell whose setting the others are compared with; empty for none.
 
     Raises:
-        InputError: The folder holds no cell, a cell is damaged, protocols differ in more than the seed, or the baseline
-            is not among the cells.
+        InputError: The folder holds no cell, a cell is damaged, protocols differ in more than the seed, there are two
+            dense models, or the baseline is not among the cells.
     """
     cells = read_cells(folder)
-    check_protocols(cells, {cell.name: write_overrides(cell.note.overrides) for cell in cells})
+    check_comparable(cells, {cell.name: write_overrides(cell.note.overrides) for cell in cells})
     if baseline and baseline not in [cell.name for cell in cells]:
         raise InputError(f"{folder} has no finished cell {baseline!r} to compare with; it has {len(cells)} others")
     is_over_seeds = len({cell.seed for cell in cells}) > 1

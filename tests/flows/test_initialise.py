@@ -9,6 +9,7 @@ from ruamel.yaml import YAML
 from flows.initialise import init
 from stages.models.pipeline import write_pipeline
 from stages.params import load_params
+from stages.runtime.errors import InputError
 from stages.tools.sources import data_source, model_sources
 
 
@@ -98,3 +99,6 @@ def test_each_kind_of_source_is_known_by_how_it_is_written(tmp_path):
     assert {source.system for source in model_sources(str(tmp_path / "a.ckpt"))} >= {"cifar10", "imagenet-ldm"}
     assert data_source(str(tmp_path / "a.npz")).images == "pictures"
     assert data_source(f"uoft-cs/cifar10@{commit}", "image").column == "image"
+    for text in (str(tmp_path), str(tmp_path / "a.npz"), "bundled:digits"):
+        with pytest.raises(InputError, match=r"--column names a column of a dataset on the Hub, and .* is none"):
+            data_source(text, "image")

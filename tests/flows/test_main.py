@@ -117,8 +117,22 @@ def test_a_mistake_ends_the_process_with_one_line(project, tmp_path):
             "limit finetune=inf: give minutes",
         ),
         (["compress", "--set", " seed=1", "--set", "seed=2", "--commit", "nowhere"], "seed is given twice"),
-        ([*GRID, "--set", "seed=x", "--commit", "nowhere"], "seed is given in --grid and in --set"),
+        ([*GRID, "--set", "seed=x", "--commit", "nowhere"], "--set seed overlaps with --grid seed; give it once"),
         (["compress", "--commit", ""], "has no commit ''"),
+        (["compress", "--preset", ""], "has no preset ''; it has digits"),
+        (
+            ["compress", "--set", "prune.target.macs=44%", "--set", "prune.target={ratio: 0.3}"],
+            "--set prune.target overlaps with --set prune.target.macs; give it once",
+        ),
+        (
+            ["sweep", "--grid", "prune.target.macs=44%", "--grid", "prune.target=[{ratio: 0.3}]"],
+            "--grid prune.target overlaps with --grid prune.target.macs; give it once",
+        ),
+        (
+            ["sweep", "--grid", "finetune.loss=[{noise: 1.0}]", "--set", "finetune.loss.output=0.5"],
+            "--set finetune.loss.output overlaps with --grid finetune.loss; give it once",
+        ),
+        ([*COMPARE, "--seeds", "1" * 5000], "1: give different numbers from 0"),
         (["compress", "--limit", "finetune="], "limit finetune=None: give minutes above 0"),
         (["compress", "--limit", "fintune=5"], "fintune"),
         (["compress", "--set", "seed=1", "--limit", "fintune=5"], "fintune"),

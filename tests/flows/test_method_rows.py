@@ -100,6 +100,23 @@ def test_the_ablation_varies_the_number_of_timesteps_alone(plan):
 
 
 @pytest.mark.parametrize(
+    "changes", [{"prune.depth": {"remove": 1, "order": "score"}}, {"rounds": {"count": 2, "steps": 1}}]
+)
+def test_the_ablation_cuts_widths_alone_and_once(plan, changes):
+    """Its table says ratio .15, whatever the comparison removes besides."""
+    _, params = plan("digits", names=[], seeds=[0], overrides=changes, ablation=True)
+
+    assert {(it.prune.depth, it.rounds.count) for it in params} == {(None, 1)}
+
+
+def test_the_steps_of_a_row_are_those_that_are_taken(plan):
+    """As a number, which the table writes, also if they are given as text."""
+    cells, found = plan("digits", names=["taylor"], seeds=[0], overrides={"finetune.steps": "45"}, ablation=False)
+
+    assert cells[0].overrides["finetune.steps"] == found[0].finetune.steps == 45
+
+
+@pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"overrides": {"seed": 1}}, "seed is set by rows and seeds"),

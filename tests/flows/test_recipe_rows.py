@@ -70,7 +70,7 @@ def test_muon_has_the_presets_rate(plan):
 
 
 def test_rows_steps_and_recipes_are_those_given(plan):
-    """In the order of the rows, which decides what is compared with; a new recipe has no loss but its own."""
+    """In the order of the rows, which decides what is compared with; a new recipe has its own losses and Muon alone."""
     recipes = parse_recipes(["mine={finetune.loss.output: 2, finetune.learning_rate: 0.001}"])
     cells, params = plan(
         names=["output", "mine"], seeds=[5], steps=[10, 30], recipes=recipes, overrides={"fetch.heldout": 0.3}
@@ -80,6 +80,7 @@ def test_rows_steps_and_recipes_are_those_given(plan):
     assert [cell.label for cell in cells] == ["output, seed 5", "mine, seed 5"]
     assert {(it.steps, it.snapshots) for it in (output, mine)} == {(30, (10,))}
     assert (mine.loss.noise, mine.loss.output, mine.loss.feature, mine.learning_rate) == (0, 2, 0, 0.001)
+    assert mine.muon is None
     assert {it.fetch.heldout for it in params} == {0.3}
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from stages.protocol.evaluation import METRICS, Difference, Metric, read_evaluation
 from stages.protocol.protocol import Protocol
 from stages.runtime.errors import InputError
-from stages.storage.files import write_json
+from stages.storage.files import read_json, write_json
 from stages.tools.__main__ import main
 from stages.tools.cells import CELL, CellRecord, FinishedCell
 from stages.tools.sweep_settings import Setting, find_front, rank, read_sweep
@@ -170,6 +170,16 @@ def test_different_protocols_are_refused(write_cell, a_protocol, tmp_path):
     with pytest.raises(InputError, match="num_images is 4 and 5; measure both under one protocol") as caught:
         read_sweep(tmp_path / "cells")
     assert "criterion random and criterion taylor" in caught.value.message
+
+
+def test_two_dense_models_are_refused(write_cell, tmp_path):
+    """The line of the dense model, the front and the best setting would mix both."""
+    write_cell("a", overrides={"fetch.model.name": "one"})
+    other = write_cell("b", overrides={"fetch.model.name": "other"}) / "evaluation.json"
+    other.write_text(other.read_text().replace(read_json(other)["dense_sha256"], "b" * 64))
+
+    with pytest.raises(InputError, match="name one and name other were pruned from two dense models"):
+        read_sweep(tmp_path / "cells")
 
 
 @pytest.mark.parametrize("file", [CELL, "evaluation.json"])

@@ -78,6 +78,16 @@ def earlier(project, monkeypatch, tmp_path):
     return lambda **changes: project("before", **changes)
 
 
+def test_reports_outside_the_project_have_no_earlier_ones(project, reported, tmp_path, monkeypatch):
+    """A commit has the reports of its own folder alone."""
+    project("elsewhere/reports")
+    monkeypatch.chdir(tmp_path / "elsewhere" / "reports")
+
+    code, output = reported("--reports", str(tmp_path / "reports"), "--against", "HEAD")
+    assert (code, len(output.splitlines())) == (1, 1)
+    assert "reports is outside the current folder, and --against reads the same one of HEAD" in output
+
+
 def test_the_report_begins_with_the_verdict(reported):
     """In a terminal as in a pull request; the table has the models in their order."""
     code, output = reported()
