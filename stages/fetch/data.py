@@ -23,7 +23,7 @@ from sklearn.datasets import load_digits
 
 from stages.data.images import Conditions, Table, write_stream
 from stages.fetch.classes import check_labels, with_classes
-from stages.fetch.listing import Listing, list_folder, sort_names
+from stages.fetch.listing import Listing, escape_name, list_folder, sort_names
 from stages.fetch.omissions import passed_over_line, shown_line
 from stages.fetch.params import BundledData, DataSource, FitParams, FolderData, HubData, NpzData, S3Data
 from stages.fetch.source_images import (
@@ -170,9 +170,9 @@ class BlockReader:
             about["shown"] = dict(self.remarks)
             click.echo(shown_line(images, self.remarks, self.params), err=True)
         if images.classes:
-            about["classes"] = list(images.classes)
+            about["classes"] = list(map(escape_name, images.classes))
         if self.corrupt:
-            about["left_out"] = [images.names[index] for index in self.corrupt]
+            about["left_out"] = [escape_name(images.names[index]) for index in self.corrupt]
             more = f", of which {MAX_LISTED} are named here" * (len(self.corrupt) > MAX_LISTED)
             warn(f"{len(self.corrupt)} of {len(images)} images are corrupt and left out{more}")
             for reason in list(self.corrupt.values())[:MAX_LISTED]:

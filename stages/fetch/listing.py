@@ -73,7 +73,7 @@ def sort_names(names: Iterable[str], more: dict[str, list[str]] | None = None, f
             images.append(name)
         elif name and not name.endswith("/"):
             kinds.setdefault("not_images", set()).add(name)
-    left_out = {kind: sorted(map(_printable, found), key=_order) for kind, found in kinds.items() if found}
+    left_out = {kind: sorted(map(escape_name, found), key=_order) for kind, found in kinds.items() if found}
     return Listing(sorted(images, key=_order), left_out, [name for name in folders if not is_hidden(name)])
 
 
@@ -93,7 +93,7 @@ def _order(name: str) -> list[str]:
     return name.split("/")
 
 
-def _printable(name: str) -> str:
+def escape_name(name: str) -> str:
     """Escape what is not UTF-8 in a file name, since JSON and terminals do not take it."""
     return os.fsencode(name).decode(errors="backslashreplace")
 

@@ -214,9 +214,10 @@ def _download(source: HubModel) -> Path:
 
 def _missing_weights(folder: Path) -> list[Path]:
     """List the shards, or the .bin, of the components that have no single safetensors file."""
-    indices = {path: path / f"{WEIGHTS}.index.json" for path in components(folder) if not (path / WEIGHTS).is_file()}
-    missing = [weights_files(index) if index.is_file() else [path / BIN] for path, index in indices.items()]
-    return [file for files in missing for file in files]
+    parts = [path for path in components(folder) if not (path / WEIGHTS).is_file()]
+    indices = [[path / f"{name}.index.json" for name in (WEIGHTS, BIN)] for path in parts]
+    found = [next((index for index in pair if index.is_file()), pair[0].with_name(BIN)) for pair in indices]
+    return [file for path in found for file in weights_files(path)]
 
 
 def _missing_variants(folder: Path) -> list[Path]:

@@ -33,7 +33,7 @@ class Setting:
     def protocol(self, base: Protocol, scheduler: DDPMScheduler) -> Protocol:
         """Return the protocol of a reference with this setting in place of its own."""
         config = make_sampler(scheduler, self.sampler, BLOCK).config
-        resolved = {key: value for key, value in config.items() if key[0] != "_"}
+        resolved = {key: value for key, value in config.items() if not key.startswith("_")}
         can_clip = self.sampler.scheduler in CLIPPING
         clip = None if can_clip and config["thresholding"] else can_clip and bool(config["clip_sample"])
         changes = {

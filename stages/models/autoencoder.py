@@ -45,12 +45,20 @@ class Autoencoder:
 
     @torch.inference_mode()
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float16]:
-        """[N, C, H, W] uint8 -> scaled latents [N, c, h, w]; for AutoencoderKL the mode of the latent distribution."""
+        """[N, C, H, W] uint8 -> scaled latents [N, c, h, w]; for AutoencoderKL the mode of the latent distribution.
+
+        Raises:
+            InputError: A latent is beyond the range of float16, or not a number.
+        """
         images = torch.from_numpy(pixels.astype(np.float32)).to(self.network.device) / 127.5 - 1
         encoded = self.network.encode(images)
         latents = encoded.latent_dist.mode() if isinstance(self.network, AutoencoderKL) else encoded.latents
         scaled: torch.Tensor = (latents - self.mean) * self.scale / self.std
-        return scaled.half().cpu().numpy()
+        half = scaled.half()
+        if not half.isfinite().all():
+            found = f"a latent of the images is {float(scaled[~half.isfinite()][0]):.3g}, beyond the range of float16"
+            raise InputError(f"{found}; correct the autoencoder or its scaling_factor")
+        return half.cpu().numpy()
 
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:

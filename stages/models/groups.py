@@ -116,6 +116,8 @@ def _check_layers(found: torch_pruning.Group, names: dict[nn.Module, str]) -> No
         is_grouped = isinstance(layer, nn.Conv2d) and layer.groups > 1
         if isinstance(layer, nn.Parameter):
             other = f"a parameter {tuple(layer.shape)} of no layer"
+        elif isinstance(layer, Layers) and layer.weight is None:
+            other = f"{names[layer]}, a {type(layer).__name__} without weights"
         elif is_grouped or (not isinstance(layer, Layers) and any(True for _ in layer.parameters())):
             other = f"{names[layer]}, a {type(layer).__name__}{' with groups' if is_grouped else ''}"
         else:

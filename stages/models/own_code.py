@@ -112,7 +112,7 @@ def _check_config(code: type[nn.Module], config: Mapping[str, Any], origin: Path
         InputError: It does not.
     """
     read_sample_shape(config, origin)
-    settings = {key: value for key, value in config.items() if key[0] != "_" and key not in KEYS}
+    settings = {key: value for key, value in config.items() if not key.startswith("_") and key not in KEYS}
     try:
         inspect.signature(code).bind(**accepted(code, settings))
     except TypeError as error:

@@ -66,7 +66,7 @@ def make_class(code: type[nn.Module]) -> Any:  # noqa: ANN401  # a class that is
             **_kwargs: Any,  # noqa: ANN401
         ) -> Any:  # noqa: ANN401
             """Build a model of a config: the class with its own keys, then the widths of what was pruned."""
-            own = {key: value for key, value in config.items() if key[0] != "_" and key not in KEYS}
+            own = {key: value for key, value in config.items() if not key.startswith("_") and key not in KEYS}
             model = cls(**accepted(code, own))
             pruned = {key: dict(config.get(key) or {}) for key in PRUNED_KEYS}
             more = {key: config.get(key) for key in KEYS} | pruned

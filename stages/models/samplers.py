@@ -120,7 +120,9 @@ def _build(scheduler: DDPMScheduler, params: SamplerParams) -> Sampler:
     if cls is not DDPMScheduler and scheduler.config["variance_type"] == LEARNED_RANGE:
         changes["variance_type"] = None  # DPMSolverMultistep would take three channels, whatever the model has
     # diffusers keeps a list of the keys that were left at their defaults, and ignores them when they are passed.
-    known = {key: value for key, value in scheduler.config.items() if key[0] != "_" and key != "timestep_spacing"}
+    known = {
+        key: value for key, value in scheduler.config.items() if not key.startswith("_") and key != "timestep_spacing"
+    }
     sampler: Sampler = cls.from_config({**known, **changes})
     return sampler
 

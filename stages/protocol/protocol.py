@@ -123,7 +123,7 @@ def _settings(params: ReferenceParams, seed: int, scheduler: DDPMScheduler, extr
     """Return the fields that params, noise schedule and extractor determine; the real images determine the others."""
     check_sampler(scheduler, params.sampler)
     config = make_sampler(scheduler, params.sampler).config
-    resolved = {key: value for key, value in config.items() if key[0] != "_"}
+    resolved = {key: value for key, value in config.items() if not key.startswith("_")}
     can_clip = params.sampler.scheduler in CLIPPING
     clip = None if can_clip and config["thresholding"] else can_clip and bool(config["clip_sample"])
     return {

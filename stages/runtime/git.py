@@ -39,7 +39,12 @@ def _run(folder: Path | None, *arguments: str) -> tuple[int, str, str]:
     command = ["git", *(["-C", str(folder)] if folder else []), *arguments]
     try:
         result = subprocess.run(  # noqa: S603
-            command, capture_output=True, text=True, check=False, env=without_git_variables()
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="surrogateescape",  # a file or name may be in any encoding
+            check=False,
+            env=without_git_variables(),
         )
     except OSError:
         return 1, "", "git is not installed"

@@ -186,17 +186,19 @@ def copy_file(source: Path, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
     except OSError as error:
+        if str(error.filename) == str(source):
+            raise InputError(f"cannot read {source}: {error.strerror}; complete the folder") from None
         raise cannot_write(target, error) from None
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
     """Read a file.
 
     Raises:
-        InputError: The file is missing, cannot be read, or is larger than 64 MiB.
+        InputError: The file is missing, cannot be read, or is larger than `max_bytes`, by default 64 MiB.
     """
     try:
-        return read_bounded(path, MAX_JSON_BYTES)
+        return read_bounded(path, max_bytes)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; run the stage that writes it again") from None
 

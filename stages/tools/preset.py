@@ -39,7 +39,7 @@ def choose_preset(name: str, *, force: bool = False) -> None:
     known_texts = {path.read_bytes().strip() for path in PRESETS.glob("*.yaml") if path.is_file()}
     committed = git_output(Path(), "show", f"HEAD:{PARAMS}")
     if committed is not None:
-        known_texts.add(committed.encode().strip())
+        known_texts.add(committed.encode(errors="surrogateescape").strip())
     if PARAMS.is_dir():
         raise InputError(f"{PARAMS} is a folder; remove it")
     if PARAMS.exists() and PARAMS.read_bytes().strip() not in known_texts and not force:

@@ -1,5 +1,7 @@
 """Image sources with classes, .npz files, and latents."""
 
+import os
+
 import datasets
 import numpy as np
 import pytest
@@ -79,6 +81,18 @@ def test_folders_are_classes(folder, out):
     assert_labels_fit(out)
     assert read_json(out / "dataset.json")["classes"] == ["ant", "bee", "cat"]
     assert sum(len(part) for part in (read_images(out).train, read_images(out).heldout)) == 11
+
+
+def test_names_that_are_not_utf8_are_escaped(folder, out):
+    """In dataset.json, which later stages read; file systems hold any bytes."""
+    (folder / "ant").rename(folder / os.fsdecode(b"caf\xe9"))
+    (folder / "bee" / "0.png").rename(folder / "bee" / os.fsdecode(b"\xe9.png"))
+    (folder / "bee" / os.fsdecode(b"\xe9.png")).write_bytes(b"not an image")
+    fetch_data(from_folder(folder, max_corrupt=1), SHAPE, 0.5, out, table=TABLE)
+
+    about = read_json(out / "dataset.json")
+    assert about["classes"] == ["bee", "caf\\xe9", "cat"]
+    assert about["left_out"] == ["bee/\\xe9.png"]
 
 
 def test_an_image_outside_all_class_folders_is_refused(folder, out):

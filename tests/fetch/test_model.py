@@ -10,7 +10,7 @@ from diffusers import DDPMScheduler, UNet2DModel, VQModel
 
 from recipes.photos import UNET, write_bundled
 from stages.fetch.class_embedding import read_class_embedding
-from stages.fetch.model import BUNDLED, BUNDLED_SHA256, fetch_model
+from stages.fetch.model import BUNDLED, BUNDLED_SHA256, _missing_weights, fetch_model
 from stages.fetch.params import BundledModel, FolderModel, HubModel
 from stages.fetch.pickles import BIN
 from stages.models.complexity import count_macs, count_params
@@ -279,6 +279,16 @@ def test_a_hub_model_with_only_a_bin_is_fetched(tmp_path, unet):
 
     assert tensors_sha256(fetched.unet.state_dict()) == tensors_sha256(unet.state_dict())
     assert (tmp_path / "out" / "unet" / WEIGHTS).is_file()
+
+
+def test_the_shards_of_a_bin_are_downloaded(tmp_path):
+    """Which its index names, as those of safetensors are."""
+    names = [f"diffusion_pytorch_model-{index:05}-of-00002.bin" for index in (1, 2)]
+    (tmp_path / "unet").mkdir()
+    write_json(tmp_path / "unet" / "config.json", {})
+    write_json(tmp_path / "unet" / f"{BIN}.index.json", {"weight_map": dict(zip("ab", names, strict=True))})
+
+    assert [path.name for path in _missing_weights(tmp_path)] == names
 
 
 @pytest.mark.usefixtures("hub_cache")

@@ -1,5 +1,7 @@
 """Whatever fetch accepts can be drawn, scored and cut; anything else is refused in one line."""
 
+import json
+
 import pytest
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
@@ -171,6 +173,26 @@ def test_a_block_that_no_list_names_is_found_by_the_trial(tmp_path, monkeypatch)
         with pytest.raises(InputError, match=r"cannot be pruned|such layers are not supported") as caught:
             fetch_model(source, tmp_path / "out")
         assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"down_block_types": 5}, "has down_block_types 5; supported: names of blocks"),
+        ({"mid_block_type": 7}, "has mid_block_type 7; supported: names of blocks"),
+        ({"in_channels": "3"}, "a model with '3' input and 3 output channels"),
+    ],
+    ids=str,
+)
+def test_values_of_other_types_are_refused(tmp_path, changes, message):
+    """In one line with the key."""
+    source = save(tmp_path / "model")
+    path = tmp_path / "model" / "unet" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    with pytest.raises(InputError, match=message) as caught:
+        fetch_model(source, tmp_path / "out")
+    assert "\n" not in caught.value.message
 
 
 def test_a_model_that_fails_at_its_last_timestep_only_is_refused(tmp_path):

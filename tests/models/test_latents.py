@@ -142,6 +142,15 @@ LATENT_SCALES = {
 """Keys of an autoencoder's config, and how the pipelines of diffusers make the model's latents of its own."""
 
 
+def test_latents_beyond_float16_are_refused(tmp_path):
+    """They would be packed as infinite."""
+    AutoencoderKL(**AUTOENCODER, scaling_factor=900_000).save_pretrained(tmp_path / "vae")
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 16, 16)).astype(np.uint8)
+
+    with pytest.raises(InputError, match=r"a latent of the images is -?[\d.e+]+, beyond the range of float16; correct"):
+        read_autoencoder(tmp_path, CPU).encode(pixels)
+
+
 @pytest.mark.parametrize("kind", LATENT_SCALES)
 def test_shift_mean_and_std_of_latents_are_those_of_diffusers(tmp_path, make_unet, scheduler, kind):
     """Encoded, decoded again to the same image, drawn by a version, and copied with the released model."""

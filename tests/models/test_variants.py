@@ -48,6 +48,7 @@ from stages.models.variants.rounding import (
 from stages.prune.params import PruneParams, Target
 from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut
+from stages.runtime.bounded import MAX_JSON_BYTES
 from stages.runtime.errors import InputError
 
 SAMPLER = SamplerParams(steps=5)
@@ -219,8 +220,13 @@ def break_integers(folder, end, change):
     tensors = load_file(path)
     name = f"conv_in.weight.{end}"
     save_file(tensors | {name: change(tensors[name]).contiguous()}, path)
+    note_hash(folder, "unet/integers.safetensors")
+
+
+def note_hash(folder, name):
+    """Write the hash of a changed file into the record of a variant."""
     record = json.loads((folder / "variant.json").read_text())
-    record["files"]["unet/integers.safetensors"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    record["files"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
     (folder / "variant.json").write_text(json.dumps(record))
 
 
@@ -236,9 +242,11 @@ def test_a_damaged_folder_of_integers_is_refused(unet, scheduler, tmp_path):
         ({"layers_per_block": 200}, "the config describes .* layers or more"),
     ):
         (tmp_path / "int8/unet/config.json").write_text(json.dumps(config | change))
+        note_hash(tmp_path / "int8", "unet/config.json")
         with pytest.raises(InputError, match=rf"integers\.safetensors: .*({reason})"):
             read_variant(tmp_path / "int8")
     (tmp_path / "int8/unet/config.json").write_text(json.dumps(config))
+    note_hash(tmp_path / "int8", "unet/config.json")
     for end in ("integers", "scales"):
         shutil.copytree(tmp_path / "int8", tmp_path / end)
         break_integers(tmp_path / end, end, torch.flatten)
@@ -391,12 +399,25 @@ def test_a_damaged_variant_is_refused(tmp_path, model_folder):
     file = variant_file(tmp_path / "variant")
     file.write_bytes(file.read_bytes()[:-1] + b"x")
 
-    with pytest.raises(InputError, match=r"is not the file that variant\.json beside it names; run the variants stage"):
+    with pytest.raises(InputError, match=r"is not the file that .*variant\.json names; run the variants stage"):
         read_variant(tmp_path / "variant")
 
     record = json.loads((tmp_path / "variant/variant.json").read_text())
     (tmp_path / "variant/variant.json").write_text(json.dumps({**record, "form": "int3"}))
     with pytest.raises(InputError, match=r"variant\.json"):
+        read_variant(tmp_path / "variant")
+
+
+@pytest.mark.parametrize("name", ["unet/config.json", "scheduler/scheduler_config.json"])
+def test_another_config_than_that_of_the_variant_is_refused(tmp_path, model_folder, name):
+    """It would draw other images; its card may be edited."""
+    (tmp_path / "variant").mkdir()
+    write_variant("dense", model_folder, Kind("int8"), tmp_path / "variant")
+    (tmp_path / "variant/README.md").write_text("mine")
+    read_variant(tmp_path / "variant")
+    (tmp_path / "variant" / name).write_text((tmp_path / "variant" / name).read_text() + " ")
+
+    with pytest.raises(InputError, match=rf"{name} is not the file that .*variant\.json names"):
         read_variant(tmp_path / "variant")
 
 
@@ -431,6 +452,21 @@ def test_a_graph_stands_in_for_a_model(doubling, unet):
     assert (doubling.dtype, doubling.device) == (unet.dtype, unet.device)
     assert type(doubling) is type(unet)
     assert not [*doubling.parameters(), *doubling.children()]
+
+
+def test_a_graph_may_be_larger_than_a_json_file(doubling, unet, tmp_path):
+    """Those of CIFAR-10 and all larger systems are; ONNX itself ends at 2 GB."""
+    import onnx
+
+    graph = onnx.load(tmp_path / "doubling.onnx")
+    weights = np.zeros(MAX_JSON_BYTES // 4, np.float32)
+    graph.graph.initializer.append(onnx.numpy_helper.from_array(weights, "weights"))
+    onnx.save(graph, tmp_path / "large.onnx")
+    sample = torch.randn(1, 1, 8, 8)
+
+    assert (tmp_path / "large.onnx").stat().st_size > MAX_JSON_BYTES
+    large = graph_model(copy.deepcopy(unet), tmp_path / "large.onnx")
+    assert torch.equal(large(sample, 7).sample, doubling(sample, 7).sample)
 
 
 def test_a_graph_is_timed_in_its_own_runtime(doubling, unet, tmp_path):
@@ -483,6 +519,7 @@ def test_a_config_beside_a_graph_that_cannot_be_built_is_refused(tmp_path, unet,
     write_variant("dense", tmp_path / "model", Kind("onnx"), tmp_path / "onnx")
     path = tmp_path / "onnx" / "unet" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"norm_num_groups": 0}))
+    note_hash(tmp_path / "onnx", "unet/config.json")
     with pytest.raises(InputError, match=r"model\.onnx: the config beside it cannot be built .*zero"):
         read_variant(tmp_path / "onnx")
 

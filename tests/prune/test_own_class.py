@@ -160,6 +160,16 @@ WRONG = {
         "also those of a parameter (1, 16, 1, 1) of no layer",
         "protected",
     ),
+    "a norm without weights": (
+        {
+            "code": {
+                "self.stem(x), embedding)": "self.plain(self.stem(x)), embedding)",
+                "self.stem = nn": "self.plain = nn.GroupNorm(4, width, affine=False)\n        self.stem = nn",
+            }
+        },
+        "also those of plain, a GroupNorm without weights",
+        "to protected",
+    ),
     "a name of diffusers": (
         {"code": {"    def forward(self, x: torch.Tensor, t:": WITH_CONFIG}},
         "config", "rename",

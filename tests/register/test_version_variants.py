@@ -274,7 +274,11 @@ def without_a_scale(folder):
 
 def without_groups(folder):
     """Let the config of the integers divide by zero as soon as a model is built of it."""
-    edit_json(folder / VARIANTS / "int8/unet/config.json", lambda it: it.update(norm_num_groups=0))
+    path = folder / VARIANTS / "int8/unet/config.json"
+    edit_json(path, lambda it: it.update(norm_num_groups=0))
+    edit_json(
+        folder / VARIANTS / "int8/variant.json", lambda it: it["files"].update({"unet/config.json": file_sha256(path)})
+    )
 
 
 def under_another_name(folder):

@@ -14,7 +14,7 @@ from stages.data.images import RowSelection, evenly_spaced, read_images, write_i
 from stages.models.saliency import read_importance, write_importance
 from stages.runtime.code_hash import hash_code
 from stages.runtime.errors import InputError
-from stages.storage.files import check_free, read_json, write_json, writing
+from stages.storage.files import check_free, copy_file, read_json, write_json, writing
 from stages.storage.provenance import fingerprint, write_provenance, write_run_record
 from stages.storage.run_record import read_provenance
 from stages.storage.tensors import read_tensors, tensors_sha256, write_tensors
@@ -30,6 +30,16 @@ def test_a_folder_is_replaced_at_the_end(tmp_path):
         assert (tmp_path / "out" / "run.json").exists()
 
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "new"]
+
+
+def test_a_copy_of_what_is_missing_names_the_source(tmp_path):
+    """Room on the disk and another folder would not help."""
+    with pytest.raises(InputError, match=r"cannot read .*/source: No such file or directory; complete the folder"):
+        copy_file(tmp_path / "source", tmp_path / "target")
+    (tmp_path / "source").touch()
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"cannot write .*/file/target: "):
+        copy_file(tmp_path / "source", tmp_path / "file" / "target")
 
 
 def test_files_that_no_stage_wrote_are_never_replaced(tmp_path):

@@ -37,6 +37,17 @@ def test_the_default_preset_is_digits():
     assert (ROOT / "params.yaml").read_bytes() == (ROOT / "recipes" / "presets" / "digits.yaml").read_bytes()
 
 
+def test_committed_params_may_be_in_any_encoding(project):
+    """They are compared byte for byte, and replaced."""
+    author = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    (project / "params.yaml").write_bytes("# für uns\nseed: 1\n".encode("latin-1"))
+    subprocess.run(["git", *author, "commit", "-qam", "x"], cwd=project, check=True)
+
+    result = CliRunner().invoke(main, ["preset", "digits"])
+    assert result.exit_code == 0, result.output
+    assert (project / "params.yaml").read_bytes() == (ROOT / "params.yaml").read_bytes()
+
+
 def test_a_preset_replaces_params(project):
     """A committed file and another preset are both replaced."""
     for name in ("cifar10", "mnist", "digits"):

@@ -223,7 +223,7 @@ def config_defaults(cls: type[Any]) -> dict[str, Any]:
 def plain_config(config: Config) -> dict[str, Any]:
     """Convert a config to plain JSON types, without the private entries of diffusers."""
     plain: dict[str, Any] = json.loads(json.dumps(dict(config)))
-    return {key: value for key, value in plain.items() if key in META_KEYS or key[0] != "_"}
+    return {key: value for key, value in plain.items() if key in META_KEYS or not key.startswith("_")}
 
 
 def check_sample_size(config: Config, origin: Path) -> None:

@@ -138,7 +138,8 @@ def _check_channels(inputs: object, outputs: object, origin: Path) -> None:
     reason = "no others"
     if is_pair and inputs > outputs:  # type: ignore[operator]
         reason = "no fixed condition, as the further in_channels of inpainting or super-resolution are"
-    sides, found = f"{inputs} input and {outputs} output channels", f"in_channels is {inputs}, out_channels {outputs}"
+    sides = f"{inputs!r} input and {outputs!r} output channels"
+    found = f"in_channels is {inputs!r}, out_channels {outputs!r}"
     allowed = "equal numbers, or twice as many outputs with a learned variance"
     raise InputError(f"{origin} describes a model with {sides}; supported: {allowed} ({found}; {reason})")
 
@@ -150,7 +151,10 @@ def _check_blocks(config: Config, origin: Path) -> None:
         InputError: A type is not supported; its key is named.
     """
     for key in ("down_block_types", "mid_block_type", "up_block_types"):
-        for block in [config[key]] if isinstance(config[key], str) else config[key] or ():
+        value = config[key]
+        if not isinstance(value, str | list | tuple | None):
+            raise InputError(f"{origin} has {key} {value!r}; supported: names of blocks")
+        for block in [value] if isinstance(value, str) else value or ():
             for kind, content in UNSUPPORTED_BLOCKS.items():
                 if re.match(rf"(UNetMidBlock2D)?{kind}[A-Z]", str(block)):
                     raise InputError(f"{origin} has {key} {block}, which holds {content}; use a model without it")

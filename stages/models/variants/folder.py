@@ -30,6 +30,7 @@ from stages.storage.tensors import read_tensors, write_tensors
 
 RECORD = "variant.json"
 GRAPH_FILE = "model.onnx"
+CARD = "README.md"
 ROUNDED_FILES = {**dict.fromkeys(INTEGERS, "integers.safetensors"), FLOAT8: "float8.safetensors"}
 """Form -> file of its rounded weights."""
 
@@ -99,7 +100,7 @@ def write_variant(name: str, source: Path, kind: Kind, folder: Path) -> None:
         write_tensors(weights.with_name(ROUNDED_FILES[kind.form]), tensors, metadata={"format": "pt"})
     elif kind.is_graph:
         export_graph(unet, kind, weights.with_name(GRAPH_FILE))
-    write_card(name, kind, folder / "README.md")
+    write_card(name, kind, folder / CARD)
     files = {
         path.relative_to(folder).as_posix(): file_sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()
     }
@@ -142,8 +143,7 @@ def read_variant(folder: Path, device: torch.device = CPU) -> Denoiser:
         InputError: A file is missing, damaged or not the one that was written.
     """
     record, file = read_variant_record(folder), variant_file(folder)
-    if record.files.get(file.relative_to(folder).as_posix()) != file_sha256(file):
-        raise InputError(f"{file} is not the file that {RECORD} beside it names; run the variants stage again")
+    _check_files(record, folder, file)
     config = read_json(file.with_name("config.json"))
     check_supported(config, file.with_name("config.json"))
     if record.kind.is_graph:
@@ -151,6 +151,16 @@ def read_variant(folder: Path, device: torch.device = CPU) -> Denoiser:
     unet = _read_rounded(file, config, record.form) if record.form in ROUNDED else read_unet(folder)
     unet.to(device)  # type: ignore[arg-type]  # diffusers wraps away the types
     return cache(unet, record.interval) if record.interval > 1 else unet
+
+
+def _check_files(record: VariantRecord, folder: Path, file: Path) -> None:
+    """Compare all files but the card with the hashes of the record, which must name the weights or graph."""
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    named = {file.relative_to(folder).as_posix(): "", **record.files}
+    for name, expected in named.items():
+        if name != CARD and (name not in found or file_sha256(found[name]) != expected):
+            wrong = folder / name
+            raise InputError(f"{wrong} is not the file that {folder / RECORD} names; run the variants stage again")
 
 
 def _read_rounded(file: Path, config: dict[str, Any], form: Form) -> Denoiser:

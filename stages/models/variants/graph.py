@@ -22,8 +22,10 @@ from stages.storage.files import cannot_write, read_bytes, write_atomically
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 OPSET = 20
 """Version of the operators of ONNX."""
-MAX_BYTES = 2**31 - 2**20
-"""Largest weights of a graph: protobuf allows 2 GiB in one file."""
+MAX_FILE_BYTES = 2**31
+"""Largest file of a graph, which is that of protobuf."""
+MAX_BYTES = MAX_FILE_BYTES - 2**20
+"""Largest weights of a graph."""
 OUTPUT = "prediction"
 SEQUENCE = "encoder_hidden_states"
 """The input whose second dimension may vary as well."""
@@ -134,7 +136,7 @@ def _to_integers(content: bytes) -> bytes:
             quantize_dynamic(source, target, weight_type=QuantType.QInt8, per_channel=True)
         except OSError as error:
             raise cannot_write(source, error) from None
-        return read_bytes(target)
+        return read_bytes(target, MAX_FILE_BYTES)
 
 
 @contextmanager
@@ -172,7 +174,7 @@ class GraphForward:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
-        content = read_bytes(path)
+        content = read_bytes(path, MAX_FILE_BYTES)
         try:
             self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # noqa: BLE001  # its exceptions have no common class
