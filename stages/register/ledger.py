@@ -162,7 +162,7 @@ class Ledger:
         if champion != entry.start:
             found = f"the champion of {self.name} became version {champion}, and the checks compared with {entry.start}"
             raise InputError(f"{found}; nothing was changed, retry")
-        if entry.kind == "promote" and WITHDRAWN in self.registry.find(f"models:/{self.name}/{entry.to}").tags:
+        if WITHDRAWN in self.registry.find(f"models:/{self.name}/{entry.to}").tags:
             raise InputError(f"version {entry.to} of {self.name} was rolled back meanwhile; nothing was changed")
         if time.monotonic() - begin > TIMEOUT_S:
             raise InputError(f"the registry took longer than {TIMEOUT_S} s to answer; nothing was changed, retry")
@@ -221,12 +221,22 @@ class Ledger:
         found = f"{self._describe(entry)} was interrupted; it is finished now"
         return InputError(f"{found}; check the ledger, and retry if another change is still wanted")
 
-    def champion_before(self, number: str) -> str | None:
-        """Find the champion that a version replaced; None if there was none, or it was deleted or withdrawn."""
-        promotions = (it for it in self.entries() if (it.kind, it.outcome, it.to) == ("promote", "done", number))
-        earlier = next((entry.start for entry in promotions), NONE)
-        known = {str(version.version): version for version in self.registry.versions(self.name)}
-        return earlier if earlier in known and WITHDRAWN not in known[earlier].tags else None
+    def champion_before(self, number: str, withdrawn: str) -> str | None:
+        """Find the latest champion before a version that is neither that version, withdrawn nor deleted.
+
+        Args:
+            number: Number of the version, which a rollback makes the champion.
+            withdrawn: Number of the version that the rollback withdraws.
+        """
+        versions = {str(version.version): version for version in self.registry.versions(self.name)}
+        usable = {it for it, version in versions.items() if WITHDRAWN not in version.tags} - {number, withdrawn}
+        replaced = number
+        for entry in self.entries():
+            if (entry.kind, entry.outcome, entry.to) == ("promote", "done", replaced):
+                replaced = entry.start
+                if replaced in usable:
+                    return replaced
+        return None
 
 
 def describe_user() -> str:

@@ -10,8 +10,19 @@ from stages.register.gate import VersionFiles, run_checks
 from stages.register.ledger import Ledger, PlannedChange
 from stages.register.package import check_files
 from stages.register.policy import Check, Policy
-from stages.register.registry import CHALLENGER, CHAMPION, CONTENT, PASSED, PREVIOUS, REFUSED, Registry, uri_of
+from stages.register.registry import (
+    CHALLENGER,
+    CHAMPION,
+    CONTENT,
+    PASSED,
+    PREVIOUS,
+    REFUSED,
+    WITHDRAWN,
+    Registry,
+    uri_of,
+)
 from stages.runtime.errors import InputError
+from stages.runtime.text import printable
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -90,8 +101,8 @@ def roll_back(name: str, policy: Policy | None, why: str) -> Decision:
         why: The user's reason.
 
     Raises:
-        InputError: There is no previous champion, its files or samples have changed, or another promotion or rollback
-            of the model is in progress.
+        InputError: There is no previous champion, it is withdrawn, its files or samples have changed, or another
+            promotion or rollback of the model is in progress.
         UnavailableError: The server does not answer.
     """
     if not why.strip():
@@ -103,12 +114,15 @@ def roll_back(name: str, policy: Policy | None, why: str) -> Decision:
     if champion is None or previous is None or champion.version == previous.version:
         missing = CHAMPION if champion is None else PREVIOUS
         raise InputError(f"{name} has no version with the alias {missing}, so there is nothing to roll back to")
+    if withdrawn := previous.tags.get(WITHDRAWN):
+        found = f"{uri_of(previous)}, the previous champion, was itself rolled back {printable(withdrawn)}"
+        raise InputError(f"{found}; promote another version, or delete its tag {WITHDRAWN} to go back to it")
     checks = [_check_samples(registry, previous, policy.canary.levels)] if policy else []
     change = PlannedChange(
         kind="rollback",
         start=champion,
         to=previous,
-        previous=ledger.champion_before(str(previous.version)),
+        previous=ledger.champion_before(str(previous.version), str(champion.version)),
         why=why,
         checks=checks,
         policy=policy.model_dump_json() if policy else "",

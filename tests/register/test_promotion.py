@@ -434,6 +434,63 @@ def test_rollback_restores_the_previous_champion(publish, policy, aliases, regis
     ]
 
 
+@pytest.mark.parametrize(
+    ("promoted", "previous"), [([1, 2, 1], None), ([1, 2, 3, 2], 1), ([1, 2, 1, 2], None), ([1, 2, 3, 1, 3], 2)]
+)
+def test_no_rollback_leads_to_a_withdrawn_version(publish, policy, aliases, registry, promoted, previous):
+    """The new previous champion is the latest before it that is neither withdrawn nor the champion itself."""
+    for number in range(1, max(promoted) + 1):
+        publish()
+        assert int(registry.find(f"models:/{NAME}@challenger").version) == number
+    for number in promoted:
+        assert promote(NAME, f"models:/{NAME}/{number}", policy, None).passed
+    roll_back(NAME, None, "bad")
+
+    expected = {"champion": promoted[-2]} | ({"previous": previous} if previous else {})
+    assert {name: number for name, number in aliases().items() if name != "challenger"} == expected
+    if previous is None:
+        with pytest.raises(InputError, match="has no version with the alias previous"):
+            roll_back(NAME, None, "worse still")
+
+
+def test_a_rollback_to_a_withdrawn_version_is_refused(publish, policy, aliases, registry):
+    """The line names the tag, which somebody has to delete first; no alias is changed and no entry written."""
+    for _ in range(2):
+        publish()
+        promote(NAME, None, policy, None)
+    version = registry.find(f"models:/{NAME}/1")
+    registry.tag(version, withdrawn="by me at noon: it draws sevens\nas ones")
+    with pytest.raises(InputError) as refused:
+        roll_back(NAME, policy, "bad")
+
+    assert refused.value.message == (
+        f"models:/{NAME}/1, the previous champion, was itself rolled back by me at noon: it draws sevens\\nas ones; "
+        "promote another version, or delete its tag espalier.withdrawn to go back to it"
+    )
+    assert aliases() == {"champion": 2, "previous": 1}
+    assert len(outcomes(registry)) == 2
+    registry.client.delete_model_version_tag(NAME, version.version, WITHDRAWN)
+    roll_back(NAME, policy, "bad")
+    assert aliases() == {"champion": 1}
+
+
+def test_a_version_that_is_withdrawn_during_a_rollback_stays_so(publish, policy, aliases, registry, monkeypatch):
+    """The tag is read again once the entry is written."""
+    for _ in range(2):
+        publish()
+        promote(NAME, None, policy, None)
+    check_samples = promotion._check_samples
+
+    def check_slowly(*arguments):
+        registry.tag(registry.find(f"models:/{NAME}/1"), withdrawn="by another")
+        return check_samples(*arguments)
+
+    monkeypatch.setattr(promotion, "_check_samples", check_slowly)
+    with pytest.raises(InputError, match="version 1 of tiny was rolled back meanwhile; nothing was changed"):
+        roll_back(NAME, policy, "bad")
+    assert aliases() == {"champion": 2, "previous": 1}
+
+
 @pytest.mark.parametrize("registry", ["sqlite", "postgresql"], indirect=True)
 def test_of_two_concurrent_promotions_one_yields(publish, policy, aliases, registry, monkeypatch):
     """Both passed the gate against the same champion; one yields in one line, and the ledger holds both."""
