@@ -32,7 +32,7 @@ from stages.protocol.evaluation import read_evaluation
 from stages.register.package import replace_quadratic
 from stages.register.registry import EVIDENCE, MODEL
 from stages.register.sandbox.run import Limits, run_in_sandbox
-from stages.runtime.errors import InputError, first_line
+from stages.runtime.errors import InputError, MachineError, first_line
 from stages.runtime.wording import count
 from stages.storage.files import read_json
 
@@ -149,6 +149,8 @@ def _run(
     limits = Limits(memory_bytes=BASE_MEMORY_BYTES + MEMORY_PER_BYTE * size, timeout_s=TIMEOUT_S)
     try:
         output = run_in_sandbox(program, [*arguments, *map(str, seeds)], {"version": folder, **more}, limits)
+    except MachineError:
+        raise
     except InputError as error:
         raise InputError(f"the version does not draw ({error.message})") from None
     lines = [re.fullmatch(rb"(\d{1,10}) ([A-Za-z0-9+/]+=*)", line) for line in output.splitlines()]

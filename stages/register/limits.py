@@ -6,14 +6,23 @@ from dataclasses import dataclass
 from stages.protocol.costs import Cost
 from stages.protocol.evaluation import DENSE, EvaluationRecord
 from stages.protocol.intervals import Estimate
+from stages.register.machine_faults import raising_machine_faults
 from stages.register.policy import Check, resolve_tolerance
-from stages.runtime.errors import InputError, first_line
+from stages.runtime.errors import InputError, MachineError, UnavailableError, first_line
 
 
 def run_check(name: str, check: Callable[[], str]) -> Check:
-    """Run a check, which returns its reason or raises InputError."""
+    """Run a check, which returns its reason or raises InputError.
+
+    Raises:
+        MachineError: This machine failed, which says nothing about the version.
+        UnavailableError: A server does not answer, likewise.
+    """
     try:
-        return Check(name, passed=True, reason=check())
+        with raising_machine_faults():
+            return Check(name, passed=True, reason=check())
+    except (MachineError, UnavailableError):
+        raise
     except InputError as error:
         return Check(name, passed=False, reason=error.message)
     except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:

@@ -1,6 +1,5 @@
 """A version and a policy -> a decision with reasons, an entry in the ledger, and changed aliases."""
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING
 from stages.register.canary import check_canary
 from stages.register.gate import VersionFiles, run_checks
 from stages.register.ledger import Ledger, PlannedChange
+from stages.register.machine_faults import temporary_folder
 from stages.register.package import check_files
 from stages.register.policy import Check, Policy
 from stages.register.registry import (
@@ -63,6 +63,7 @@ def promote(name: str, uri: str | None, policy: Policy, why: str | None) -> Deci
     Raises:
         InputError: The version does not exist or is the champion already, or another promotion or rollback of the model
             is in progress.
+        MachineError: This machine cannot check the version; nothing is recorded.
         UnavailableError: The server does not answer.
     """
     registry = Registry()
@@ -103,6 +104,7 @@ def roll_back(name: str, policy: Policy | None, why: str) -> Decision:
     Raises:
         InputError: There is no previous champion, it is withdrawn, its files or samples have changed, or another
             promotion or rollback of the model is in progress.
+        MachineError: This machine cannot check the samples; nothing is recorded.
         UnavailableError: The server does not answer.
     """
     if not why.strip():
@@ -132,8 +134,8 @@ def roll_back(name: str, policy: Policy | None, why: str) -> Decision:
 
 
 def _check_samples(registry: Registry, version: "ModelVersion", levels: float) -> Check:
-    with tempfile.TemporaryDirectory() as temporary:
-        previous = _download(registry, version, Path(temporary))
+    with temporary_folder() as temporary:
+        previous = _download(registry, version, temporary)
         check_files(previous.folder, previous.tags.get(CONTENT))
         return Check("canary", passed=True, reason=check_canary(previous.folder, levels))
 
@@ -141,9 +143,9 @@ def _check_samples(registry: Registry, version: "ModelVersion", levels: float) -
 def _run_gate(
     registry: Registry, candidate: "ModelVersion", champion: "ModelVersion | None", policy: Policy
 ) -> list[Check]:
-    with tempfile.TemporaryDirectory() as temporary:
-        ours = _download(registry, candidate, Path(temporary) / "candidate")
-        theirs = _download(registry, champion, Path(temporary) / "champion") if champion else None
+    with temporary_folder() as temporary:
+        ours = _download(registry, candidate, temporary / "candidate")
+        theirs = _download(registry, champion, temporary / "champion") if champion else None
         return run_checks(ours, theirs, policy)
 
 

@@ -56,6 +56,10 @@ class UnavailableError(InputError):
     exit_code = 75
 
 
+class MachineError(InputError):
+    """This machine cannot do the work, such as for a full disk: no fault of what it works on, so nothing is decided."""
+
+
 def shown(text: str) -> str:
     """Return a text as terminals and logs may show it: in one line of at most 300 characters.
 

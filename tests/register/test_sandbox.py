@@ -18,7 +18,7 @@ from stages.register import canary
 from stages.register.registry import EVIDENCE
 from stages.register.sandbox import kernel_rules, linux, run
 from stages.register.sandbox.run import PROCESSES, Limits, run_in_sandbox
-from stages.runtime.errors import InputError
+from stages.runtime.errors import InputError, MachineError
 from tests.register import attack
 
 ATTACK, SECRET = Path(attack.__file__), "hush-hush-hush"
@@ -204,6 +204,16 @@ def test_a_program_that_fails_is_one_line(tmp_path, code, reason):
     timeout_s = 2 if "longer" in reason else 60
     with pytest.raises(InputError, match=re.escape(reason)):
         run_in_sandbox(tmp_path / "program.py", [], {}, Limits(memory_bytes=1 << 30, timeout_s=timeout_s))
+
+
+def test_a_program_that_fails_on_a_full_disk_is_not_blamed(tmp_path, monkeypatch):
+    """It may have had no space for what it writes; with space, its own message stands."""
+    (tmp_path / "program.py").write_text("raise SystemExit('no ink left')")
+    with pytest.raises(InputError, match="no ink left"):
+        run_in_sandbox(tmp_path / "program.py", [], {}, LIMITS)
+    monkeypatch.setattr(run, "FREE_BYTES", 1 << 62)
+    with pytest.raises(MachineError, match="No space left on device"):
+        run_in_sandbox(tmp_path / "program.py", [], {}, LIMITS)
 
 
 @linux_only

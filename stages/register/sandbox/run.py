@@ -1,5 +1,6 @@
 """A Python program and the files that it may read -> what it prints, from a sandbox with limits."""
 
+import errno
 import json
 import math
 import os
@@ -19,9 +20,10 @@ from typing import IO, Any
 import click
 import psutil
 
+from stages.register.machine_faults import raising_machine_faults
 from stages.register.sandbox import linux
 from stages.register.sandbox.environment import make_environment
-from stages.runtime.errors import InputError
+from stages.runtime.errors import InputError, MachineError
 
 ISOLATIONS = ("namespaces", "landlock", "limits")
 """Ways to isolate a program, the closest first; the first that this machine allows is taken."""
@@ -40,6 +42,8 @@ OUTPUT_BYTES = 64 << 20
 """Size of each file that a sandbox writes, its output and messages included."""
 MAX_MESSAGE = 300
 """Longest message of a program that is shown, in characters."""
+FREE_BYTES = 1 << 20
+"""Space on the disk below which a program may have failed for lack of it."""
 POLL_S = 0.1
 _ALONE = threading.Lock()
 
@@ -65,8 +69,10 @@ def run_in_sandbox(program: Path, arguments: Sequence[str], files: Mapping[str, 
 
     Raises:
         InputError: It fails or exceeds a limit; the line holds the last one that it printed to standard error.
+        MachineError: This machine cannot start it, or has no space for what it writes.
     """
     with (
+        raising_machine_faults(excused=()),
         _ALONE,
         _not_dumpable(),
         tempfile.TemporaryDirectory(prefix="espalier-sandbox-", ignore_cleanup_errors=True) as folder,
@@ -81,9 +87,16 @@ def run_in_sandbox(program: Path, arguments: Sequence[str], files: Mapping[str, 
         if exceeded:
             raise InputError(exceeded)
         if launcher.returncode:
+            _check_space(folder)
             last = (_read(messages).decode(errors="replace").strip().splitlines() or [""])[-1]
             raise InputError(one_line(last) or f"exit code {launcher.returncode}")
         return _read(output)
+
+
+def _check_space(folder: str) -> None:
+    """Raise an OSError if the disk is full, since the program that failed may have written there."""
+    if shutil.disk_usage(folder).free < FREE_BYTES:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), folder)
 
 
 def one_line(text: str) -> str:
@@ -110,7 +123,8 @@ def _start(
                 click.echo(f"Warning: {found}; {OPEN[isolation]}", err=True)
             return launcher
         obstacles.append(f"{isolation}: {obstacle}")
-    raise InputError(f"this machine cannot start the code of a version ({'; '.join(obstacles)})")
+    found = f"this machine cannot start the code of a version ({'; '.join(obstacles) or 'no isolation is allowed'})"
+    raise MachineError(f"{found}, so nothing was decided or changed; promote on another machine")
 
 
 def _settings(
