@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 import psutil
 
 from stages.register.policy import Check
-from stages.register.registry import CHALLENGER, CHAMPION, PREVIOUS, WITHDRAWN, Registry
+from stages.register.registry import CHALLENGER, CHAMPION, PASSED, PREVIOUS, WITHDRAWN, Registry
 from stages.runtime.bounded import parse_json
 from stages.runtime.errors import InputError
 from stages.runtime.text import printable
@@ -40,6 +40,8 @@ Outcome = Literal["open", "done", "refused", "yielded", "broken off"]
 FIELDS = ("act", "outcome", "from", "to", "previous", "by", "at", "why", "checks", "policy", "process", "nonce")
 MAX_DESCRIPTION = 5000
 """Longest description that MLflow accepts, in characters."""
+_left_open: set[str] = set()
+"""Nonces of this process's entries whose change ended without closing them; adding to a set is safe for threads."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,8 @@ class Ledger:
         """List all entries, the newest first."""
         return [_read_entry(version) for version in self.registry.versions(f"{self.name}{SUFFIX}")]
 
-    def write(self, change: PlannedChange, outcome: Outcome) -> LedgerEntry:
-        """Write an entry, without changing any alias."""
+    def write(self, change: PlannedChange, outcome: Outcome, nonce: str | None = None) -> LedgerEntry:
+        """Write an entry, without changing any alias; None gives it a new nonce."""
         values = {
             "act": change.kind,
             "outcome": outcome,
@@ -124,7 +126,7 @@ class Ledger:
             "checks": json.dumps([asdict(check) for check in change.checks]),
             "policy": change.policy,
             "process": _describe_process(os.getpid()),
-            "nonce": uuid.uuid4().hex,
+            "nonce": nonce or uuid.uuid4().hex,
         }
         text = "\n".join(f"- {'✓' if check.passed else '✗'} {check.name}: {check.reason}" for check in change.checks)
         tags = {f"espalier.{key}": values[key] for key in FIELDS}
@@ -139,15 +141,27 @@ class Ledger:
                 back since; then no alias is changed and the entry is closed as yielded.
             UnavailableError: The server does not answer; then the next entry finishes or closes this one.
         """
+        nonce = uuid.uuid4().hex
+        try:
+            obstacle = self._proceed(change, nonce)
+        except BaseException:
+            _left_open.add(nonce)
+            raise
+        if obstacle:
+            raise obstacle
+
+    def _proceed(self, change: PlannedChange, nonce: str) -> InputError | None:
+        """Write an entry, change the aliases and close it; returns why it yielded, if it did."""
         begin = time.monotonic()
-        entry = self.write(change, "open")
+        entry = self.write(change, "open", nonce)
         try:
             self._check_current(entry, begin)
-        except InputError:
+        except InputError as error:
             self._close(entry, "yielded")
-            raise
+            return error
         self.registry.set_alias(self.name, CHAMPION, entry.to)
         self._finish(entry)
+        return None
 
     def _check_current(self, entry: LedgerEntry, begin: float) -> None:
         """Settle dead older entries, and yield if one is alive or if the entry's premises no longer hold."""
@@ -173,19 +187,16 @@ class Ledger:
             found = f"{self._describe(other)} is in progress"
             raise InputError(f"{found}; nothing was changed, check its outcome and retry")
         if self._settle(other) and entry.kind == "rollback":
-            raise self._was_finished(other)
+            raise self.was_finished(other)
 
-    def settle_dead(self) -> None:
-        """Finish or close every dead entry, so that a rollback starts from settled aliases.
+    def settle_dead(self) -> list[LedgerEntry]:
+        """Finish or close every dead entry, so that a change starts from settled aliases; returns the finished ones.
 
-        Raises:
-            InputError: An entry was finished, which may be the change that the caller wants to make.
+        A finished entry may be the change that the caller wants to make.
         """
         unsettled = [it for it in self.entries() if it.outcome == "open"]
         now_ms = self.registry.now_ms(f"{self.name}{SUFFIX}") if unsettled else 0
-        for other in unsettled:
-            if _is_dead(other, now_ms) and self._settle(other):
-                raise self._was_finished(other)
+        return [other for other in unsettled if _is_dead(other, now_ms) and self._settle(other)]
 
     def _settle(self, other: LedgerEntry) -> bool:
         """Finish an entry that had changed the champion, close any other; returns whether it was finished."""
@@ -205,6 +216,9 @@ class Ledger:
         if entry.kind == "rollback":
             withdrawn = self.registry.find(f"models:/{self.name}/{entry.start}")
             self.registry.tag(withdrawn, withdrawn=f"by {entry.by} at {entry.at}: {entry.why}")
+        else:
+            promoted = self.registry.find(f"models:/{self.name}/{entry.to}")
+            self.registry.tag(promoted, gate=PASSED, gate_reason="every check passed")
         self._close(entry, "done")
 
     def _close(self, entry: LedgerEntry, outcome: Outcome) -> None:
@@ -217,7 +231,8 @@ class Ledger:
     def _describe(self, entry: LedgerEntry) -> str:
         return f"entry {entry.number} of {self.name} ({entry.kind} to version {entry.to}, by {entry.by} at {entry.at})"
 
-    def _was_finished(self, entry: LedgerEntry) -> InputError:
+    def was_finished(self, entry: LedgerEntry) -> InputError:
+        """Make the error for a rollback that found an interrupted entry and finished it."""
         found = f"{self._describe(entry)} was interrupted; it is finished now"
         return InputError(f"{found}; check the ledger, and retry if another change is still wanted")
 
@@ -277,6 +292,9 @@ def _read_check(name: str, *, passed: bool, reason: str) -> Check:
 
 
 def _is_dead(entry: LedgerEntry, now_ms: float) -> bool:
+    """Return whether no process works on an open entry any more, as far as this one can know."""
+    if entry.nonce in _left_open:
+        return True
     return now_ms - entry.version.creation_timestamp > 1000 * LEASE_S or _has_ended(entry.process)
 
 

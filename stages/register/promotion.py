@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from stages.register.canary import check_canary
 from stages.register.gate import VersionFiles, run_checks
-from stages.register.ledger import Ledger, PlannedChange
+from stages.register.ledger import NONE, Ledger, PlannedChange
 from stages.register.machine_faults import temporary_folder
 from stages.register.package import check_files
 from stages.register.policy import Check, Policy
@@ -14,7 +14,6 @@ from stages.register.registry import (
     CHALLENGER,
     CHAMPION,
     CONTENT,
-    PASSED,
     PREVIOUS,
     REFUSED,
     WITHDRAWN,
@@ -54,6 +53,8 @@ class Decision:
 def promote(name: str, uri: str | None, policy: Policy, why: str | None) -> Decision:
     """Check a version against the policy, record the decision in the ledger, and make it the champion if it passes.
 
+    A promotion of the version that was interrupted after its checks had made it the champion is finished instead.
+
     Args:
         name: Name of the model.
         uri: The version, models:/NAME/3; None takes the challenger.
@@ -67,10 +68,12 @@ def promote(name: str, uri: str | None, policy: Policy, why: str | None) -> Deci
         UnavailableError: The server does not answer.
     """
     registry = Registry()
-    candidate = registry.find(uri or f"models:/{name}@{CHALLENGER}")
+    ledger = Ledger(registry, name)
+    named = _look_up(registry, name, uri)
+    if finished := _finish_interrupted(ledger, named, uri):
+        return finished
+    candidate = registry.find(uri_of(named) if named else _address(name, uri))  # settling may have changed its tags
     champion = registry.by_alias(name, CHAMPION)
-    if candidate.name != name:
-        raise InputError(f"{uri} is a version of {candidate.name}, not of {name}")
     if champion is not None and champion.version == candidate.version:
         raise InputError(f"{uri_of(candidate)} is the champion already")
     checks = _run_gate(registry, candidate, champion, policy)
@@ -84,12 +87,11 @@ def promote(name: str, uri: str | None, policy: Policy, why: str | None) -> Deci
         checks=checks,
         policy=policy.model_dump_json(),
     )
-    ledger = Ledger(registry, name)
     if failed:
         ledger.write(change, "refused")
+        registry.tag(candidate, gate=REFUSED, gate_reason=failed)
     else:
         ledger.execute(change)
-    registry.tag(candidate, gate=REFUSED if failed else PASSED, gate_reason=failed or "every check passed")
     return Decision(uri_of(candidate), uri_of(champion) if champion else None, checks)
 
 
@@ -111,7 +113,8 @@ def roll_back(name: str, policy: Policy | None, why: str) -> Decision:
         raise InputError("a rollback needs a reason for the ledger; give it with --why")
     registry = Registry()
     ledger = Ledger(registry, name)
-    ledger.settle_dead()
+    if finished := ledger.settle_dead():
+        raise ledger.was_finished(finished[0])
     champion, previous = (registry.by_alias(name, alias) for alias in (CHAMPION, PREVIOUS))
     if champion is None or previous is None or champion.version == previous.version:
         missing = CHAMPION if champion is None else PREVIOUS
@@ -131,6 +134,29 @@ def roll_back(name: str, policy: Policy | None, why: str) -> Decision:
     )
     ledger.execute(change)
     return Decision(uri_of(previous), uri_of(champion), checks)
+
+
+def _address(name: str, uri: str | None) -> str:
+    return uri or f"models:/{name}@{CHALLENGER}"
+
+
+def _look_up(registry: Registry, name: str, uri: str | None) -> "ModelVersion | None":
+    version = registry.look_up(_address(name, uri))
+    if version is not None and version.name != name:
+        raise InputError(f"{uri} is a version of {version.name}, not of {name}")
+    return version
+
+
+def _finish_interrupted(ledger: Ledger, named: "ModelVersion | None", uri: str | None) -> Decision | None:
+    """Settle dead entries; returns the decision of an interrupted promotion of this version if one was finished.
+
+    An interrupted promotion may have deleted the alias challenger already, so that it names no version.
+    """
+    for entry in ledger.settle_dead():
+        if entry.kind == "promote" and (entry.to == str(named.version) if named else uri is None):
+            replaced = None if entry.start == NONE else f"models:/{ledger.name}/{entry.start}"
+            return Decision(f"models:/{ledger.name}/{entry.to}", replaced, entry.checks)
+    return None
 
 
 def _check_samples(registry: Registry, version: "ModelVersion", levels: float) -> Check:

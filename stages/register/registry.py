@@ -41,15 +41,15 @@ class Registry:
 
     def find(self, uri: str) -> "ModelVersion":
         """Find models:/NAME/3 or models:/NAME@champion."""
-        match = re.fullmatch(URI, uri)
-        if not match:
-            raise InputError(f"invalid version {uri!r}: expected models:/NAME/3 or models:/NAME@champion")
-        name, number, alias = match.groups()
-        _check_name(name)
-        version = self.by_alias(name, alias) if alias else self._by_number(name, number)
+        version = self.look_up(uri)
         if version is None:
-            raise InputError(f"the registry has no {uri}; it has {self._describe(name)}")
+            raise InputError(f"the registry has no {uri}; it has {self._describe(_split(uri)[0])}")
         return version
+
+    def look_up(self, uri: str) -> "ModelVersion | None":
+        """Find models:/NAME/3 or models:/NAME@champion; None if it does not exist."""
+        name, number, alias = _split(uri)
+        return self.by_alias(name, alias) if alias else self._by_number(name, number)
 
     def by_alias(self, name: str, alias: str) -> "ModelVersion | None":
         """Find the version that an alias points to; None if the model or the alias does not exist."""
@@ -162,6 +162,16 @@ def _get(what: str, request: "Callable[[], ModelVersion]") -> "ModelVersion | No
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
             raise
+
+
+def _split(uri: str) -> tuple[str, str, str]:
+    """Split the address of a version into name, number and alias, one of which is empty."""
+    match = re.fullmatch(URI, uri)
+    if not match:
+        raise InputError(f"invalid version {uri!r}: expected models:/NAME/3 or models:/NAME@champion")
+    name, number, alias = match.groups(default="")
+    _check_name(name)
+    return name, number, alias
 
 
 def _check_name(name: str) -> None:

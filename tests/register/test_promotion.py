@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -651,11 +651,26 @@ def die_at(monkeypatch):
     return die
 
 
-def test_an_open_entry_makes_later_ones_yield(publish, policy, aliases, registry, die_at, monkeypatch):
+@pytest.fixture
+def leave_open(die_at, policy, registry, monkeypatch):
+    """Interrupt a promotion before it sets the first alias, as if another process that still runs had begun it."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+
+    def leave():
+        with die_at(0), pytest.raises(KeyboardInterrupt):
+            promote(NAME, None, policy, None)
+        entry = Ledger(registry, NAME).entries()[0]
+        registry.tag(entry.version, process=ledger_module._describe_process(process.pid))
+        monkeypatch.setattr(ledger_module, "_left_open", set())
+
+    yield leave
+    process.communicate(b"")
+
+
+def test_an_open_entry_makes_later_ones_yield(publish, policy, aliases, registry, leave_open, monkeypatch):
     """Once its process has ended or its lease is over, the next entry closes it and proceeds."""
     publish()
-    with die_at(0), pytest.raises(KeyboardInterrupt):
-        promote(NAME, None, policy, None)
+    leave_open()
     assert aliases() == {"challenger": 1}
     with pytest.raises(InputError, match=r"^entry 1 of tiny \(promote to version 1, by .*\) is in progress;"):
         promote(NAME, None, policy, None)
@@ -705,14 +720,69 @@ def test_a_repeated_rollback_goes_back_one_version_only(publish, policy, aliases
     assert withdrawn == [3]
 
 
-def test_a_lease_is_measured_by_the_clock_of_the_server(publish, policy, aliases, registry, die_at, monkeypatch):
+@pytest.mark.parametrize("uri", [None, f"models:/{NAME}/2"])
+@pytest.mark.parametrize("moved", [0, 1, 2, 3])
+def test_a_promotion_is_repeated_in_the_same_process(publish, policy, aliases, registry, die_at, moved, uri):
+    """A flow does so after an outage: it is finished if the champion had changed, and done anew otherwise."""
+    publish()
+    promote(NAME, None, policy, None)
+    publish()
+    with die_at(moved), suppress(KeyboardInterrupt):
+        promote(NAME, uri, policy, None)
+    if moved == 3:  # the aliases were set, and the process ended before the tags
+        reopen(registry)
+    decision = promote(NAME, uri, policy, None)
+
+    assert decision.passed
+    assert decision.message() == f"models:/{NAME}/2 is the champion, replacing models:/{NAME}/1"
+    assert "canary" in [check.name for check in decision.checks]
+    assert aliases() == {"champion": 2, "previous": 1}
+    assert registry.find(f"models:/{NAME}/2").tags["espalier.gate"] == "passed"
+    assert [outcome for *_, outcome in outcomes(registry)[1:]] == (["done"] if moved else ["broken off", "done"])
+    with pytest.raises(InputError, match="2 is the champion already"):
+        promote(NAME, f"models:/{NAME}/2", policy, None)
+
+
+def reopen(registry):
+    """Take back the end of the latest change, as if it had been interrupted before its tags."""
+    entry = Ledger(registry, NAME).entries()[0]
+    registry.tag(entry.version, outcome="open")
+    registry.client.delete_model_version_tag(NAME, entry.to, "espalier.gate")
+    ledger_module._left_open.add(entry.nonce)
+
+
+def test_an_outage_between_the_aliases_leaves_a_rollback_that_is_finished(publish, policy, aliases, registry, die_at):
+    """The same process repeats it; no other version is withdrawn."""
+    for _ in range(3):
+        publish()
+        promote(NAME, None, policy, None)
+    with die_at(1), pytest.raises(KeyboardInterrupt):
+        roll_back(NAME, policy, "bad")
+    with pytest.raises(InputError, match="was interrupted; it is finished now; check the ledger"):
+        roll_back(NAME, policy, "bad")
+
+    assert aliases() == {"champion": 2, "previous": 1}
+    assert outcomes(registry)[-1] == ("rollback", "3", "2", "done")
+
+
+def test_a_promotion_that_yielded_is_not_left_open(publish, policy, registry, leave_open):
+    """It closes its entry itself, so that no other may take it for dead."""
+    publish()
+    leave_open()
+    with pytest.raises(InputError, match="is in progress"):
+        promote(NAME, None, policy, None)
+
+    assert ledger_module._left_open == set()
+    assert [outcome for *_, outcome in outcomes(registry)] == ["open", "yielded"]
+
+
+def test_a_lease_is_measured_by_the_clock_of_the_server(publish, policy, aliases, registry, leave_open, monkeypatch):
     """A rollback from a machine whose clock is a day ahead closes no entry that is in progress."""
     for _ in range(2):
         publish()
         promote(NAME, None, policy, None)
     publish()
-    with die_at(0), pytest.raises(KeyboardInterrupt):
-        promote(NAME, None, policy, None)
+    leave_open()
     ahead = SimpleNamespace(time=lambda: time.time() + 86400, monotonic=time.monotonic)
     monkeypatch.setattr(ledger_module, "time", ahead)
 
@@ -743,8 +813,8 @@ def test_entries_are_read_before_the_champion(publish, policy, aliases, monkeypa
 
     def be_overtaken(self):
         found = entries(self)
-        if not calls:
-            calls.append(None)
+        calls.append(None)
+        if len(calls) == 2:  # the first call settles dead entries, before the checks
             promote(NAME, f"models:/{NAME}/2", policy, None)
         return found
 
