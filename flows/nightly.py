@@ -1,6 +1,6 @@
 """The current base -> a version, which becomes the champion if it is better."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import State, flow
 from prefect.logging import get_run_logger
@@ -14,6 +14,11 @@ from flows.tasks.notifications import HOOKS, REFUSED
 from flows.tasks.stages import bring_up_to_date
 from flows.workspaces.overrides import write
 from flows.workspaces.workspace import open_workspace
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+    from stages.register.ledger import Ledger
 
 
 @flow(flow_run_name="{commit}", persist_result=False, on_failure=HOOKS["on_failure"], on_crashed=HOOKS["on_crashed"])
@@ -52,15 +57,36 @@ def nightly(
 
 
 def find_decision(uri: str) -> tuple[str, str] | None:
-    """Find what an earlier run decided on a version: state name and message; None where it is still to be decided."""
-    from stages.register.registry import CHAMPION, Registry, refusal_reason
+    """Find what an earlier run decided on a version: state name and message; None where it is still to be decided.
+
+    A decision that was interrupted after it had moved the champion is finished first.
+    """
+    from stages.register.ledger import Ledger
+    from stages.register.registry import CHAMPION, WITHDRAWN, Registry, refusal_reason
 
     registry = Registry()
     version = registry.find(uri)
+    ledger = Ledger(registry, version.name)
+    if ledger.settle_dead():
+        version = registry.find(uri)  # with its new tags
     champion = registry.by_alias(version.name, CHAMPION)
     if champion is not None and champion.version == version.version:
         return "Completed", f"nothing has changed, {uri} is the champion already"
     reason = refusal_reason(version)
     if reason is not None:
         return REFUSED, f"nothing has changed since {uri} was refused: {reason}"
+    successor = _find_successor(ledger, version, champion)
+    if successor is not None and WITHDRAWN not in version.tags:  # the gate refuses a withdrawn one, with its reason
+        found = f"{uri} was the champion and was replaced by models:/{version.name}/{successor}"
+        return "Completed", f"nothing has changed; {found}"
     return None
+
+
+def _find_successor(ledger: "Ledger", version: "ModelVersion", champion: "ModelVersion | None") -> str | None:
+    """Find the number of the version that replaced an earlier champion; an alias moved by hand leaves no entry."""
+    from stages.register.registry import GATE, PASSED
+
+    successor = ledger.successor(str(version.version))
+    if successor is None and champion is not None and version.tags.get(GATE) == PASSED:
+        return str(champion.version)
+    return successor

@@ -236,6 +236,10 @@ class Ledger:
         found = f"{self._describe(entry)} was interrupted; it is finished now"
         return InputError(f"{found}; check the ledger, and retry if another change is still wanted")
 
+    def successor(self, number: str) -> str | None:
+        """Find the version that last replaced a version as champion; None if the version was never replaced."""
+        return next((it.to for it in self.entries() if (it.outcome, it.start) == ("done", number)), None)
+
     def champion_before(self, number: str, withdrawn: str) -> str | None:
         """Find the latest champion before a version that is neither that version, withdrawn nor deleted.
 
