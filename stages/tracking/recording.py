@@ -8,6 +8,7 @@ import csv
 import re
 import shutil
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,14 +101,31 @@ def send_record(folder: Path) -> tuple[str, bool]:
         client = connect()
         if not folder.exists() and (run_id := find_run(client, folder.name)):
             return run_id, False  # another process sent it while this one waited for the lock
-        record = read_record(folder / RECORD, RunRecord, f"remove {folder} and record again")
+        record = _read_saved(folder)
         run_id = find_run(client, record.compression)
         new = run_id is None
         if run_id is None:
             run_id = create_run(client, record, folder)
-        sent = folder.rename(folder.with_name(f".{folder.name}.sent"))
-        shutil.rmtree(sent, ignore_errors=True)
+        _remove_sent(folder)
     return run_id, new
+
+
+def _read_saved(folder: Path) -> RunRecord:
+    remedy = f"remove {folder} and record again"
+    record = read_record(folder / RECORD, RunRecord, remedy)
+    if not (folder / "reports").is_dir():
+        raise InputError(f"{folder} is damaged (it has no reports); {remedy}")
+    return record
+
+
+def _remove_sent(folder: Path) -> None:
+    """Remove a record that the server has, and what an earlier removal left; a part of it is never sent again."""
+    try:
+        folder.rename(folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.sent"))
+    except OSError as error:
+        warn(f"{folder} was sent and cannot be removed ({first_line(error)}); remove it")
+    for sent in folder.parent.glob(".*.sent"):
+        shutil.rmtree(sent, ignore_errors=True)
 
 
 def record_compression(compression: Compression, unsent: Path) -> tuple[str, bool]:
@@ -194,7 +212,7 @@ def record_all(compression: Compression, unsent: Path, *, allow_offline: bool) -
         The id of the compression's run, and whether it is new; None if the server does not answer.
 
     Raises:
-        InputError: The compression is not finished, or a record is damaged.
+        InputError: The compression is not finished, or its record is damaged; another damaged one causes a warning.
         UnavailableError: The server does not answer, and `allow_offline` is False.
     """
     record = _make_record(compression)
@@ -214,8 +232,11 @@ def record_all(compression: Compression, unsent: Path, *, allow_offline: bool) -
     for folder in [latest, *(other for other in waiting if other != latest)]:
         try:
             sent[folder] = run_id, new = send_record(folder)
-        except InputError:
-            raise
+        except InputError as error:
+            if folder == latest:
+                raise
+            warn(error.message)
+            continue
         except Exception as error:  # noqa: BLE001  # whatever a server or MLflow raises
             _report_unsent(folder, error, allow_offline=allow_offline)
             return None

@@ -1,6 +1,8 @@
 """The record of a compression in MLflow."""
 
+import errno
 import os
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -18,7 +20,7 @@ from stages.storage.provenance import write_run_record
 from stages.storage.tensors import write_tensors
 from stages.tracking.__main__ import main
 from stages.tracking.compression import Compression
-from stages.tracking.recording import list_reports, record_compression, send_record
+from stages.tracking.recording import _make_record, list_reports, record_compression, save_record, send_record
 
 DATASET = {"sha256": "d" * 64, "train": 9, "source": {"source": "folder", "path": "/home/me/cats", "classes": None}}
 
@@ -249,6 +251,53 @@ def test_a_damaged_saved_record_is_named(compression):
 
     with pytest.raises(InputError, match=r"record\.json is damaged"):
         send_record(folder)
+
+
+@pytest.mark.parametrize("damage", ["text", "reports"])
+def test_another_damaged_record_does_not_stop_the_latest(compression, damage):
+    """The compression's own run is stored, a warning names the other record, and that one stays."""
+    other = compression.reports.parent / "unsent" / ("0" * 64)
+    saved = save_record(_make_record(compression), compression.reports, other.parent)
+    content = read_json(saved / "record.json")
+    saved.rename(other)
+    write_json(other / "record.json", {} if damage == "text" else {**content, "compression": other.name})
+    if damage == "reports":
+        shutil.rmtree(other / "reports")
+    result = CliRunner().invoke(main, [])
+
+    assert result.exit_code == 0, result.output
+    assert result.stdout.endswith(": recorded\n")
+    assert result.stderr.startswith("Warning: ")
+    assert f"remove {other.relative_to(Path.cwd())} and record again" in result.stderr
+    assert waiting(other.parent) == [other.name]
+
+
+@pytest.mark.parametrize("name", [".{}.sent", ".{}.old.sent"])
+def test_what_a_kill_left_of_a_sent_record_does_not_stop_it(compression, name):
+    """A removal that was interrupted leaves a folder that is not empty: the same record is sent again and removed."""
+    unsent = compression.reports.parent / "unsent"
+    write_json(unsent / name.format(compression.id()) / "reports" / "left.json", {})
+    run_id, new = record(compression)
+
+    assert new
+    assert MlflowClient().get_run(run_id).info.status == "FINISHED"
+    assert not waiting(unsent)
+
+
+def test_a_sent_record_that_cannot_be_removed_is_a_warning(compression, monkeypatch, capsys):
+    """Its run is stored; the warning names what to remove."""
+    folder = save_record(_make_record(compression), compression.reports, compression.reports.parent / "unsent")
+
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "rename", refuse)  # the tests may run as a user whom nothing is denied
+    run_id, new = send_record(folder)
+
+    assert new
+    assert MlflowClient().get_run(run_id).info.status == "FINISHED"
+    warning = f"Warning: {folder} was sent and cannot be removed ([Errno 13] Permission denied); remove it\n"
+    assert capsys.readouterr().err == warning
 
 
 @pytest.mark.parametrize("text", ["{", "{}"])
