@@ -176,7 +176,7 @@ class Repository:
         make_folder(self.clone_from.parent)
         with locked(self.clone_from.with_suffix(".lock"), log):
             if self.clone_from.is_dir():
-                complaint = git_error(self.clone_from, "remote", "update", "--prune")
+                complaint = git_error(self.clone_from, "remote", "update", "--prune") or self._follow_head()
             else:
                 temporary = Path(tempfile.mkdtemp(dir=self.clone_from.parent))
                 complaint = git_error(None, "clone", "--quiet", "--mirror", "--", self.origin, str(temporary))
@@ -186,6 +186,19 @@ class Repository:
                     temporary.rename(self.clone_from)
         if complaint:
             raise UnavailableError(f"{without_password(self.origin)} cannot be cloned: {complaint}")
+
+    def _follow_head(self) -> str:
+        """Set HEAD of the mirror to what HEAD of the repository is now; returns git's complaint, if any.
+
+        An update changes branches and tags only: HEAD would stay what it was when the mirror was cloned.
+        """
+        listed = git_output(self.clone_from, "ls-remote", "--symref", "origin", "HEAD") or ""
+        if branch := re.match(r"ref: (refs/heads/\S+)\s+HEAD$", listed, re.MULTILINE):
+            return git_error(self.clone_from, "symbolic-ref", "HEAD", branch[1])
+        if not listed:  # the repository is empty
+            return ""
+        complaint = git_error(self.clone_from, "fetch", "--quiet", "origin", "HEAD")  # of no branch
+        return complaint or git_error(self.clone_from, "update-ref", "--no-deref", "HEAD", "FETCH_HEAD")
 
     def _warn_of_changes(self, found: str, log: Log) -> None:
         """Log a warning if the checkout has changes that are not committed."""

@@ -442,6 +442,22 @@ def test_a_branch_that_was_rewritten_is_the_new_one(elsewhere, enter):
         enter("work")
 
 
+def test_head_of_an_address_is_what_it_is_now(elsewhere, enter):
+    """A mirror follows when the repository gets another default branch, loses the first, or has no branch as HEAD."""
+    old = git(elsewhere.origin, "symbolic-ref", "--short", "HEAD")
+    first = enter().workspace.commit
+    for number, command in enumerate((["-B", "other"], ["-B", "third"], ["--detach"])):
+        git(elsewhere.origin, "checkout", "-q", *command)
+        (elsewhere.origin / "new").write_text(str(number))
+        head = commit(elsewhere.origin)
+
+        assert enter().workspace.commit == head != first
+        if command[-1] == "third":
+            git(elsewhere.origin, "branch", "-q", "-D", old, "other")
+    git(elsewhere.origin, "checkout", "-q", "third")
+    assert enter().workspace.commit == git(elsewhere.origin, "rev-parse", "third") != head
+
+
 def test_a_bare_repository_is_cloned_from(project, tmp_path, enter, monkeypatch):
     """A folder with no checkout; the user's own settings of DVC are not its own, and nothing is put into it."""
     bare = tmp_path / "bare.git"
