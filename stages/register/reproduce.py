@@ -20,7 +20,7 @@ from stages.register.sandbox.environment import make_environment
 from stages.register.sandbox.run import one_line
 from stages.register.versions import downloaded
 from stages.runtime import supervisor
-from stages.runtime.errors import InputError, first_line, without_password
+from stages.runtime.errors import InputError, first_line, warn, without_password
 from stages.runtime.git import git_error, git_output
 from stages.storage.files import copy_file, file_sha256
 from stages.storage.tensors import read_tensors
@@ -98,6 +98,8 @@ class Reproduction:
 def reproduce(uri: str, repository: str | None, workspace: Path | None) -> Reproduction:
     """Run a version's commit with its params, without any cache, compare the results, and tag the version with them.
 
+    A tag that cannot be written causes a warning.
+
     Args:
         uri: models:/NAME/3 or models:/NAME@champion.
         repository: Folder or address to clone from; None takes this checkout if it has the commit, else the version's
@@ -117,10 +119,18 @@ def reproduce(uri: str, repository: str | None, workspace: Path | None) -> Repro
         result = Reproduction(name, obstacle=_run_pipeline(folder))
         if not result.obstacle:
             result = _compare(name, files, lineage, folder)
-    record = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "by": describe_user(), **asdict(result)}
-    registry = Registry()
-    registry.tag(registry.find(name), reproduced=result.verdict, reproduction=json.dumps(record))
+    _tag_version(result)
     return result
+
+
+def _tag_version(result: Reproduction) -> None:
+    """Write a result onto its version; if that fails, the result of hours of work is still returned."""
+    record = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "by": describe_user(), **asdict(result)}
+    try:
+        registry = Registry()
+        registry.tag(registry.find(result.uri), reproduced=result.verdict, reproduction=json.dumps(record))
+    except InputError as error:
+        warn(f"{result.uri} is {result.verdict}, which its tags do not say: {error.message}")
 
 
 def _check_empty(folder: Path) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 from click.testing import CliRunner
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from flows.__main__ import main
 from stages.register.lineage import FILES, Lineage, hash_outputs
@@ -247,6 +249,29 @@ def test_the_commands_of_an_allowed_remote_see_the_listed_variables(foreign, tmp
     assert result.output.splitlines()[-1].startswith("models:/tiny/1 is different: ")
     assert f"✗ artifacts/finetuned/{WEIGHTS}: missing" in result.output
     assert registry.find("models:/tiny/1").tags["espalier.reproduced"] == "different"
+
+
+@pytest.mark.parametrize(
+    ("refusal", "line"),
+    [
+        (MlflowException("Permission denied"), "the MLflow registry failed to tag tiny/1: Permission denied"),
+        (ConnectionError("gone"), "the MLflow registry failed to tag tiny/1: gone"),
+    ],
+)
+def test_a_verdict_is_not_lost_if_the_version_cannot_be_tagged(foreign, tmp_path, monkeypatch, registry, refusal, line):
+    """The user may only read, or the server is away when the work has ended: one warning, and the verdict is given."""
+
+    def refuse(*_, **__):
+        raise refusal
+
+    monkeypatch.setenv("ESPALIER_REMOTES", foreign)
+    monkeypatch.setattr(MlflowClient, "set_model_version_tag", refuse)
+    result = CliRunner().invoke(main, ["reproduce", "models:/tiny/1"])
+
+    assert (tmp_path / "variables").exists()
+    assert f"Warning: models:/tiny/1 is different, which its tags do not say: {line}" in result.stderr.splitlines()
+    assert result.output.splitlines()[-1].startswith("models:/tiny/1 is different: ")
+    assert "espalier.reproduced" not in registry.find("models:/tiny/1").tags
 
 
 @pytest.mark.parametrize("name", ["evaluation.json", "run.json", WEIGHTS])
