@@ -2,12 +2,12 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
 from flows.workspaces.checkout import find_stage
-from flows.workspaces.repository import Repository, try_lock
+from flows.workspaces.repository import Repository, lock_errors, try_lock
 from flows.workspaces.workspace import Workspace
 from stages.runtime.bounded import parse_yaml
 from stages.runtime.errors import InputError
@@ -39,8 +39,19 @@ def _training(workspace: Path) -> str | None:
 @contextmanager
 def _reserved(repository: Repository, name: str, path: Path) -> Iterator[bool]:
     """Yield whether no run works in a workspace; while the block lasts, no flow begins to."""
-    with (repository.root / "locks" / f"{name}.lock").open("a") as lock:
-        yield try_lock(lock) and not held_trainings(path) and find_stage(str(path.resolve())) is None
+    lock = repository.root / "locks" / f"{name}.lock"
+    with ExitStack() as opened:
+        with lock_errors(lock):
+            is_own = _try(lock, opened)
+        yield is_own and not held_trainings(path) and find_stage(str(path.resolve())) is None
+
+
+def _try(lock: Path, opened: ExitStack) -> bool:
+    """Take a lock until `opened` ends, if it is free; a file of another user, which cannot be opened, is not."""
+    try:
+        return try_lock(opened.enter_context(lock.open("a")))
+    except PermissionError:
+        return False
 
 
 def _remove(repository: Repository, name: str, path: Path) -> bool:

@@ -4,11 +4,12 @@ import fcntl
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import IO
 
 from flows.workspaces.commands import Log, pause
-from flows.workspaces.repository import HOME_VARIABLE, POLL_S, make_folder, try_lock
+from flows.workspaces.repository import HOME_VARIABLE, POLL_S, lock_errors, make_folder, try_lock
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 """Names a running kernel: the containers of one machine have it in common, machines on one file system have not."""
@@ -36,14 +37,20 @@ def at_work(lock: Path, log: Log, *, alone: bool) -> Iterator[None]:
         lock: The lock file of this machine.
         log: Called with a line that says what is waited for.
         alone: Whether times are taken.
+
+    Raises:
+        InputError: The file cannot be written or locked.
     """
     make_folder(lock.parent)
-    how = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
-    with lock.open("a") as file:
-        if not try_lock(file, how):
-            log(
-                "waiting until no other run computes on this machine" if alone else "waiting for a run that takes times"
-            )
-            while not try_lock(file, how):  # a call that blocks could not be cancelled
-                pause(POLL_S)
+    with ExitStack() as opened:
+        with lock_errors(lock):
+            _wait(opened.enter_context(lock.open("a")), log, alone=alone)
         yield
+
+
+def _wait(file: IO[str], log: Log, *, alone: bool) -> None:
+    how = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
+    if not try_lock(file, how):
+        log("waiting until no other run computes on this machine" if alone else "waiting for a run that takes times")
+        while not try_lock(file, how):  # a call that blocks could not be cancelled
+            pause(POLL_S)

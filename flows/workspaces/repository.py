@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -20,7 +20,7 @@ from stages.runtime.bounded import parse_yaml
 from stages.runtime.errors import InputError, UnavailableError, without_password
 from stages.runtime.git import git_error, git_output
 from stages.runtime.wording import first_names
-from stages.storage.files import make_private
+from stages.storage.files import cannot_lock, make_private
 from stages.tracking.mlflow_client import sqlite_address
 
 REPOSITORY_VARIABLE = "ESPALIER_REPOSITORY"
@@ -221,9 +221,29 @@ def hash_json(content: Any) -> str:  # noqa: ANN401  # whatever JSON takes
 
 @contextmanager
 def locked(path: Path, log: Log) -> Iterator[None]:
-    """Hold a lock file against processes that do the same work; the system releases it when this process ends."""
-    with hold_lock(path, log, "does the same work"):
+    """Hold a lock file against processes that do the same work; the system releases it when this process ends.
+
+    Raises:
+        InputError: The file cannot be written or locked.
+    """
+    with lock_errors(path):
+        file = hold_lock(path, log, "does the same work")
+    with file:
         yield
+
+
+@contextmanager
+def lock_errors(path: Path) -> Iterator[None]:
+    """Turn an error of the system, while a lock file is opened and locked, into one line that names the file.
+
+    Raises:
+        InputError: The file is another user's, or the file system has no locks.
+    """
+    try:
+        yield
+    except OSError as error:
+        remedy = f"set {HOME_VARIABLE} to a folder of your own, on a file system that has locks"
+        raise cannot_lock(path, error, remedy) from None
 
 
 def hold_lock(path: Path, log: Log, what: str) -> IO[str]:
@@ -233,21 +253,30 @@ def hold_lock(path: Path, log: Log, what: str) -> IO[str]:
         path: The lock file, which stays.
         log: Called with a line that names the process that is waited for.
         what: What the other process does, for the line.
+
+    Raises:
+        OSError: The file cannot be written or locked.
     """
-    file = path.open("a+")
-    if not try_lock(file):
-        file.seek(0)
-        log(f"waiting for another run that {what} (process {file.read().strip()}, {path.stem[:25]})")
-        while not try_lock(file):  # a call that blocks could not be cancelled
-            pause(POLL_S)
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
+    with ExitStack() as opened:
+        file = opened.enter_context(path.open("a+"))
+        if not try_lock(file):
+            file.seek(0)
+            log(f"waiting for another run that {what} (process {file.read().strip()}, {path.stem[:25]})")
+            while not try_lock(file):  # a call that blocks could not be cancelled
+                pause(POLL_S)
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        opened.pop_all()
     return file
 
 
 def try_lock(file: IO[str], how: int = fcntl.LOCK_EX) -> bool:
-    """Take the lock of an open file, alone or with LOCK_SH beside others, if it is free; returns whether it did."""
+    """Take the lock of an open file, alone or with LOCK_SH beside others, if it is free; returns whether it did.
+
+    Raises:
+        OSError: The file system has no locks.
+    """
     try:
         fcntl.flock(file, how | fcntl.LOCK_NB)
     except BlockingIOError:

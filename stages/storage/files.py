@@ -156,6 +156,17 @@ def cannot_write(path: Path, error: OSError) -> InputError:
     return InputError(f"cannot write {path}: {error.strerror or error}; free some space or choose another folder")
 
 
+def cannot_lock(path: Path, error: OSError, remedy: str) -> InputError:
+    """Make the error for a file that the system does not lock for a reason other than that somebody else has the lock.
+
+    Args:
+        path: The file.
+        error: What the system says.
+        remedy: What the user can do.
+    """
+    return InputError(f"cannot lock {path}: {error.strerror or error}; {remedy}")
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file under a temporary name, flush it to the disk and rename it, so that no reader sees a part of it.
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from stages.storage.files import cannot_write
+from stages.storage.files import cannot_lock, cannot_write
 
 LOCK = "lock"
 
@@ -35,7 +35,11 @@ def hold_folder(folder: Path) -> IO[str]:
 
 @contextmanager
 def reserved(folder: Path) -> Iterator[bool]:
-    """Yield whether no process works in a folder, as far as this user can tell; while the block lasts, none begins."""
+    """Yield whether no process works in a folder, as far as this user can tell; while the block lasts, none begins.
+
+    Raises:
+        InputError: The file system has no locks.
+    """
     try:
         file = (folder / LOCK).open("r+")
     except OSError as error:
@@ -46,5 +50,7 @@ def reserved(folder: Path) -> Iterator[bool]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield False
+        except OSError as error:
+            raise cannot_lock(folder / LOCK, error, "move the folder to a file system that has locks") from None
         else:
             yield True

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Protocol
 
 from stages.runtime.errors import InputError, without_password
-from stages.storage.files import cannot_write, file_sha256, write_atomically
+from stages.storage.files import cannot_lock, cannot_write, file_sha256, write_atomically
 from stages.storage.s3_place import CONTROL, BucketPlace
+
+CLAIMS = f"{CONTROL}/claims"
+"""File of a folder whose bytes are locked."""
 
 
 class Place(Protocol):
@@ -119,9 +122,12 @@ class FolderPlace:
         file, byte = self._open_claims(), int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big")
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
-        except OSError:
+        except (BlockingIOError, PermissionError):  # a system may name either where another process has the lock
             yield False
             return
+        except OSError as error:
+            remedy = "choose a folder on a file system that has locks, or s3://BUCKET/PREFIX"
+            raise cannot_lock(self.root / CLAIMS, error, remedy) from None
         try:
             yield True
         finally:
@@ -130,7 +136,7 @@ class FolderPlace:
     def _open_claims(self) -> int:
         """Open the file of claims once: a process that closes it a second time would lose all of its locks."""
         if self._claims is None:
-            path = self.root / CONTROL / "claims"
+            path = self.root / CLAIMS
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._claims = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

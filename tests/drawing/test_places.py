@@ -1,5 +1,8 @@
 """Places: files are whole, a claim excludes other workers and ends with its owner; progress, and the run in MLflow."""
 
+import errno
+import fcntl
+import os
 import subprocess
 import sys
 
@@ -59,6 +62,27 @@ def test_a_killed_process_loses_its_claim(tmp_path):
         other.wait()
     with place.claim("shard-00000") as is_own:
         assert is_own
+
+
+@pytest.mark.parametrize(
+    ("code", "is_held"), [(errno.ENOLCK, False), (errno.EIO, False), (errno.EAGAIN, True), (errno.EACCES, True)]
+)
+def test_a_folder_without_locks_is_one_line(make, source, tmp_path, monkeypatch, code, is_held):
+    """A worker that took it for another's claim would wait for ever; two errors do mean a claim."""
+
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    place = open_place(str(tmp_path), "--out")
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    if is_held:
+        with place.claim("shard-00000") as is_own:
+            assert not is_own
+        return
+    job = make()
+    found = f"cannot lock {tmp_path}/.job/claims: {os.strerror(code)}; choose a folder on a file system that has locks"
+    with pytest.raises(InputError, match=found):
+        draw_pending(load_drawer(job, source.folder, Labels()), place, job.shards(), lambda *_: None)
 
 
 def test_a_claim_in_a_bucket_lapses(connect, monkeypatch):

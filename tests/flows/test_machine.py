@@ -1,10 +1,14 @@
 """Times are taken while no other run of the machine computes; everything else runs side by side."""
 
+import errno
+import fcntl
 import json
+import os
 import subprocess
 import sys
 import threading
 import time
+from functools import partial
 
 import pytest
 from prefect import flow
@@ -13,9 +17,10 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 from flows.tasks.runners import compress_here, open_runner
 from flows.workspaces.machine import at_work, machine_lock
 from flows.workspaces.overrides import apply
-from flows.workspaces.repository import HOME_VARIABLE, REPOSITORY_VARIABLE
+from flows.workspaces.repository import HOME_VARIABLE, REPOSITORY_VARIABLE, locked
 from flows.workspaces.workspace import Workspace
 from stages.runtime.environment import SHARED_VARIABLE
+from stages.runtime.errors import InputError
 from tests.records import STAGES
 from tests.servers import ROOT
 
@@ -102,6 +107,27 @@ def test_another_process_waits_until_the_first_ends_or_is_killed(tmp_path, first
     holder.communicate()
     alone = "waiting until no other run computes on this machine"
     assert log == [alone if second == "alone" else "waiting for a run that takes times"]
+
+
+@pytest.mark.parametrize("take", [partial(at_work, alone=True), locked])
+@pytest.mark.parametrize("reason", ["Is a directory", "No locks available"])
+def test_a_lock_that_the_system_refuses_is_one_line(tmp_path, monkeypatch, take, reason):
+    """It names the file and what to do: not every lock that cannot be had is somebody else's, for whom to wait."""
+    lock = tmp_path / "machine.lock"
+    if reason == "Is a directory":
+        lock.mkdir()
+    else:
+        monkeypatch.setattr(fcntl, "flock", refuse)  # as NFS without its lock service
+
+    with pytest.raises(InputError) as caught, take(lock, print):
+        pass
+    remedy = "set ESPALIER_HOME to a folder of your own, on a file system that has locks"
+    assert caught.value.message == f"cannot lock {lock}: {reason}; {remedy}"
+
+
+def refuse(*_):
+    """Refuse a lock as a file system without locks."""
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
 
 @pytest.mark.parametrize(

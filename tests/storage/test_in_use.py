@@ -1,5 +1,8 @@
 """Folders that processes work in."""
 
+import errno
+import fcntl
+import os
 import shutil
 import threading
 
@@ -24,6 +27,18 @@ def test_a_folder_is_in_use_until_the_last_process_ends(tmp_path):
         assert not is_free(folder)
 
     assert is_free(folder)
+
+
+def test_a_folder_on_a_file_system_without_locks_is_one_line(tmp_path, monkeypatch):
+    """Nobody can tell whether it is in use."""
+    hold_folder(tmp_path).close()
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(InputError, match=rf"^cannot lock {tmp_path}/lock: No locks available; move the folder to a "):
+        is_free(tmp_path)
 
 
 def test_a_folder_that_is_removed_meanwhile_is_made_again(tmp_path):
