@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, NoReturn
+from uuid import UUID
 
 import click
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -52,16 +53,16 @@ def follow(run: FlowRun) -> NoReturn:
     Raises:
         UnavailableError: The server does not answer any more; the run itself goes on.
     """
-    seen: dict[str, str] = {}
+    seen: dict[UUID, str] = {}
     with server_errors(), get_client(sync_client=True) as client:
         while True:
             run = client.read_flow_run(run.id)
             tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
             for task in sorted(tasks, key=lambda it: str(it.created)):
-                _print_new(seen, task.name, task.state_name or "")
+                _print_new(seen, task.id, task.name, task.state_name or "")
             state = run.state
             message = f": {state.message}" if state and state.message else ""
-            _print_new(seen, run.name, f"{run.state_name or ''}{message}")
+            _print_new(seen, run.id, run.name, f"{run.state_name or ''}{message}")
             if state is not None and state.is_final():
                 sys.exit(0 if state.is_completed() and state.name == "Completed" else 1)
             time.sleep(POLL_S)
@@ -128,8 +129,8 @@ def _warn_without_worker(client: SyncPrefectClient, deployment: DeploymentRespon
         )
 
 
-def _print_new(seen: dict[str, str], name: str, state: str) -> None:
-    """Print a state that was not printed yet."""
-    if state and seen.get(name) != state:
-        seen[name] = state
+def _print_new(seen: dict[UUID, str], key: UUID, name: str, state: str) -> None:
+    """Print a state that was not printed yet; two tasks of a run may have one name, but not one id."""
+    if state and seen.get(key) != state:
+        seen[key] = state
         click.echo(f"{printable(name)}: {printable(state)}")

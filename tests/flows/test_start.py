@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -155,6 +156,33 @@ def test_a_run_is_followed_to_its_end(start, prefect_server, deployments, monkey
     assert found.code == code
     assert found.lines[-1] == rf"{run['name']}: {state.title()}: seen\nby the test"
     assert len(set(found.lines)) == len(found.lines)
+
+
+def test_tasks_of_one_name_are_told_apart(start, prefect_server, deployments, monkeypatch):
+    """A sweep has two for its best cell, in different states: each state of each is printed once."""
+    monkeypatch.setattr(start_module, "POLL_S", 0.05)
+    query = {
+        "deployments": {"id": {"any_": [deployments["compress/twice-start"]]}},
+        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
+    }
+
+    def end():
+        (run,) = until(lambda: prefect_server.request("flow_runs/filter", query), every=0.05)
+        for number, kind in enumerate(("COMPLETED", "RUNNING")):
+            body = {"flow_run_id": run["id"], "name": "cell", "task_key": "cell", "dynamic_key": str(number)}
+            task = prefect_server.request("task_runs/", body)
+            state = {"state": {"type": kind, "name": kind.title()}, "force": True}
+            prefect_server.request(f"task_runs/{task['id']}/set_state", state)
+        time.sleep(1)
+        body = {"state": {"type": "COMPLETED", "name": "Completed"}, "force": True}
+        prefect_server.request(f"flow_runs/{run['id']}/set_state", body)
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    lines = start("compress/twice-start", "--wait").lines
+    thread.join()
+
+    assert [lines.count(f"cell: {state}") for state in ("Completed", "Running")] == [1, 1]
 
 
 def test_a_server_must_be_set(monkeypatch, root):
