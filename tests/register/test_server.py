@@ -45,6 +45,15 @@ def test_a_missing_or_known_password_is_refused(root, tmp_path, name, value):
     assert not value or value not in result.stderr.replace(name, "")
 
 
+@pytest.mark.parametrize("name", [name for name, value in EXAMPLE.items() if value.startswith("change-me")])
+def test_no_value_of_the_example_is_taken(root, tmp_path, name):
+    """The example says that what begins with change-me is refused."""
+    result = serve(root, {**Mlflow(tmp_path).environment, name: EXAMPLE[name]})
+
+    assert result.returncode == 1
+    assert result.stderr == f"mlflow/serve: {name} is a well-known value; make another: openssl rand -hex 32\n"
+
+
 @pytest.mark.parametrize("name", ["MLFLOW_BACKEND_STORE_URI", "ESPALIER_AUTH_DATABASE_URI"])
 @pytest.mark.parametrize(
     "uri", [f"postgresql://me:{WORD}/@127.0.0.1/x", f"postgresql://127.0.0.1/x?user=me&password={WORD}"]
