@@ -3,6 +3,7 @@
 import os
 import re
 import secrets
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -96,7 +97,7 @@ def _keep_password(address: str) -> str:
     with os.fdopen(descriptor, "w") as file:
         file.write(f"PREFECT_API_URL={address}\nPREFECT_API_AUTH_STRING={auth}\n")
     Path(temporary).replace(path)
-    click.echo(f"Clients need a password; in their shell: set -a && . {path} && set +a")
+    click.echo(f"Clients need a password; in their shell: set -a && . {shlex.quote(str(path))} && set +a")
     return auth
 
 

@@ -250,6 +250,18 @@ def test_a_password_is_made_once_and_kept_from_others(bare):
     assert first["PREFECT_SERVER_API_HOST"] == "127.0.0.1"
 
 
+def test_the_printed_command_can_be_pasted(bare, tmp_path, monkeypatch, capsys):
+    """Also where the path has what a shell takes apart."""
+    folder = tmp_path / "my runs; $HOME"
+    monkeypatch.setenv("ESPALIER_HOME", str(folder))
+    auth = server_environment()["PREFECT_SERVER_API_AUTH_STRING"]
+    command = capsys.readouterr().out.strip().partition("in their shell: ")[2]
+    shell = ["bash", "-c", f'{command} && echo "$PREFECT_API_AUTH_STRING"']
+
+    assert not bare.exists()
+    assert subprocess.run(shell, capture_output=True, text=True, check=False).stdout == f"{auth}\n"
+
+
 def test_a_file_that_others_can_read_is_refused(bare):
     """Its password may be known."""
     server_environment()
