@@ -89,13 +89,14 @@ def _check_free(port: int) -> None:
 def _start(port: int) -> "subprocess.Popen[bytes]":
     """Start MLflow's server on loopback below a supervisor; its files are closed to other users."""
     os.umask(0o077)
-    store = os.environ["MLFLOW_TRACKING_URI"]
-    options = ["--host", HOST, "--port", str(port), "--backend-store-uri", store]
+    environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": os.environ["MLFLOW_TRACKING_URI"]}
+    options = ["--host", HOST, "--port", str(port)]
     return subprocess.Popen(
         [sys.executable, "-I", supervisor.__file__, sys.executable, "-m", "mlflow", "ui", *options],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        env=environment,  # the store's address may hold a password, which an argument would show to every user
         start_new_session=True,
     )
 

@@ -4,8 +4,10 @@ import socket
 import subprocess
 import sys
 
+import psutil
 import pytest
 from click.testing import CliRunner
+from mlflow import MlflowClient
 
 from flows import ui as module
 from flows.ui import ui
@@ -45,6 +47,22 @@ def test_the_address_leads_to_the_runs(experiment, opened, monkeypatch, options)
     assert result.exit_code == 0, result.output
     assert result.output.splitlines() == [address, "Ctrl-C ends it"]
     assert opened == ([] if options else [address])
+
+
+def test_the_stores_address_is_in_no_command_line(mlflow_database):
+    """It may hold a password, and every user of the machine can list the arguments of all processes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with module._start(port) as process:
+        module._wait(port, process)
+        started = [process.pid, *(it.pid for it in psutil.Process(process.pid).children(recursive=True))]
+        lines = [" ".join(psutil.Process(pid).cmdline()) for pid in started]
+        answer = MlflowClient(f"http://127.0.0.1:{port}").get_experiment_by_name("Default")
+        module._stop(process)
+
+    assert answer.name == "Default"
+    assert any("uvicorn" in line for line in lines)
+    assert [line for line in lines if mlflow_database in line] == []
 
 
 def test_a_store_without_runs_is_one_line(mlflow_database, opened):  # noqa: ARG001
