@@ -56,7 +56,7 @@ def _try(lock: Path, opened: ExitStack) -> bool:
 
 def _remove(repository: Repository, name: str, path: Path) -> bool:
     with _reserved(repository, name, path) as is_free:
-        if is_free and path.name == name:
+        if is_free and path.name == name and path.exists():
             Workspace(path, repository.root / "unsent", commit=name).remove()
         elif is_free:
             shutil.rmtree(path, ignore_errors=True)

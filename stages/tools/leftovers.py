@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -187,7 +188,8 @@ def _remove_folder(folder: Path, lock: Path) -> bool:
 def measure(folder: Path) -> tuple[int, datetime]:
     """Return the bytes that the removal of a folder frees, and when something in it was last written.
 
-    A file that has links from elsewhere, such as from DVC's cache, frees nothing. Files that vanish are left out.
+    A file that has links from elsewhere, such as from DVC's cache, frees nothing. Files that vanish are left out; a
+    folder that vanishes as a whole has no size and was written now.
     """
     files = []
     for place, folders, names in os.walk(folder):
@@ -196,7 +198,8 @@ def measure(folder: Path) -> tuple[int, datetime]:
                 files.append((Path(place) / name).lstat())
     links = Counter(file.st_ino for file in files)
     inside = {file.st_ino: file.st_size for file in files if links[file.st_ino] == file.st_nlink}
-    return sum(inside.values()), datetime.fromtimestamp(max(file.st_mtime for file in files), UTC)
+    modified = max((file.st_mtime for file in files), default=time.time())
+    return sum(inside.values()), datetime.fromtimestamp(modified, UTC)
 
 
 def find_in_store(store: StoreContents, needed: Needed, held: set[str]) -> Iterator[Leftover]:

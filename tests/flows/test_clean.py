@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import time
+from datetime import UTC, datetime
 
 import pytest
 import torch
@@ -11,10 +12,12 @@ from click.testing import CliRunner
 
 from flows.__main__ import main
 from flows.clean import format_size
-from flows.workspaces.repository import HOME_VARIABLE, REPOSITORY_VARIABLE
+from flows.workspaces.leftovers import find_workspaces
+from flows.workspaces.repository import HOME_VARIABLE, REPOSITORY_VARIABLE, Repository
 from flows.workspaces.workspace import open_workspace
 from stages.finetune.checkpoint import Checkpoint, Checkpoints
 from stages.params import load_params
+from stages.tools.leftovers import Needed
 
 OLD_S = 30 * 24 * 3600
 FOLDER = "checkpoints/finetune"
@@ -115,6 +118,17 @@ def test_remains_of_clones_and_removals_go_too():
     clean("--delete")
 
     assert [path.name for path in found.path.parent.iterdir()] == [found.path.name]
+
+
+@pytest.mark.usefixtures("project")
+def test_a_workspace_that_vanishes_before_its_removal_is_no_error():
+    """A run that ended meanwhile has removed it."""
+    with open_workspace("HEAD", {}, print) as found:
+        workspace = found.path
+    (leftover,) = find_workspaces(Repository.find(), Needed(frozenset(), datetime.now(UTC)))
+    shutil.rmtree(workspace)
+
+    assert leftover.remove()
 
 
 @pytest.mark.usefixtures("project")

@@ -37,6 +37,7 @@ from stages.tools.leftovers import (
     find_in_store,
     find_sums,
     held_trainings,
+    measure,
     training_key,
 )
 
@@ -300,3 +301,11 @@ def test_a_killed_upload_leaves_nothing_that_is_not_found(connect, folder, neede
     assert (contents.unfinished_uploads(), contents.objects()) == ([], {})
     store.push(folder, f"checkpoints/{RUN}/step-00000002")
     assert contents.names() == [f"checkpoints/{RUN}/step-00000002"]
+
+
+def test_what_vanishes_before_it_is_measured_has_no_size(tmp_path):
+    """A run that ends meanwhile removes its workspace: that is no error, and nothing is older than what is gone."""
+    size_bytes, modified = measure(tmp_path / "gone")
+
+    assert size_bytes == 0
+    assert datetime.now(UTC) - HOUR < modified <= datetime.now(UTC)
