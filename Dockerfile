@@ -69,6 +69,10 @@ USER 1000:1000
 # The worker reports unhealthy if it has not polled its server for a while. For other commands: --no-healthcheck.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=90s --retries=3 \
     CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8080/health', timeout=8)"]
+# The docker pool passes a variable that its worker lacks as an empty one, which would replace a default above.
+ENTRYPOINT ["sh", "-c", ": \"${ESPALIER_REPOSITORY:=/repository}\" \
+\"${MLFLOW_TRACKING_URI:=sqlite:////var/lib/espalier/mlflow.db}\"; \
+export ESPALIER_REPOSITORY MLFLOW_TRACKING_URI; exec \"$@\"", "espalier"]
 # Without an address Prefect would start a server of its own and wait there for runs that cannot arrive.
 CMD ["sh", "-c", ": \"${PREFECT_API_URL:?name the Prefect server to work for}\"; \
 exec prefect worker start --type process --pool \"${ESPALIER_POOL:-espalier}\" \

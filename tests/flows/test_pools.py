@@ -1,6 +1,10 @@
 """The base job templates of the work pools: complete, checked by Prefect's own means, and without secrets."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 from prefect.server.schemas.actions import WorkPoolCreate
@@ -129,6 +133,31 @@ def test_a_container_gets_secrets_from_the_worker(template, monkeypatch):
 
     found = [env[name] for name in ("MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY")]
     assert found == ["of the worker", ""]
+
+
+def test_a_container_gets_what_the_docs_promise_of_the_worker(template, monkeypatch):
+    """Whom to notify, what to clone, and what a reproduction may clone and read."""
+    promised = [f"ESPALIER_{name}" for name in ("NOTIFY", "REMOTES", "EXTRA_VARIABLES", "REPOSITORY", "STORE")]
+    for name in promised:
+        monkeypatch.setenv(name, f"{name} of the worker")
+    env = apply_values(defaults(template("docker"))["env"], {})
+
+    assert {name: env.get(name) for name in promised} == {name: f"{name} of the worker" for name in promised}
+
+
+@pytest.mark.parametrize("given", [None, "", "of the worker"])
+def test_an_empty_variable_keeps_the_images_default(root, given):
+    """The image's entry point sets it before the command starts, whose arguments stay as they are."""
+    text = (root / "Dockerfile").read_text().replace("\\\n", "")
+    expected = dict(re.findall(r" (ESPALIER_REPOSITORY|MLFLOW_TRACKING_URI)=(\S+)", text))
+    (entry,) = re.findall(r"^ENTRYPOINT (.*)$", text, re.MULTILINE)
+    environment = {"PATH": os.environ["PATH"], **({} if given is None else dict.fromkeys(expected, given))}
+    code = "import json, os, sys; print(json.dumps([dict(os.environ), sys.argv[1:]]))"
+    command = [*json.loads(entry), sys.executable, "-c", code, "two words", "$HOME"]
+    variables, arguments = json.loads(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
+
+    assert {name: variables[name] for name in expected} == (dict.fromkeys(expected, given) if given else expected)
+    assert arguments == ["two words", "$HOME"]
 
 
 def test_a_container_gets_gpus(render):
