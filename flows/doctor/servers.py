@@ -8,6 +8,7 @@ from pathlib import Path
 
 from flows.doctor import probes
 from flows.doctor.finding import Finding, Status
+from stages.runtime.environment import HOME_VARIABLE
 from stages.runtime.errors import without_password
 
 LIMIT_S = 30.0
@@ -36,7 +37,8 @@ def check_mlflow() -> Iterator[Finding]:
     if os.environ.get("MLFLOW_TRACKING_URI"):
         yield _ask("mlflow", "warn")
     else:
-        yield Finding("ok", "MLFLOW_TRACKING_URI is not set: the record goes to mlflow.db here")
+        place = f"in {HOME_VARIABLE}" if os.environ.get(HOME_VARIABLE) else "here"
+        yield Finding("ok", f"MLFLOW_TRACKING_URI is not set: the record goes to mlflow.db {place}")
 
 
 def check_prefect() -> Iterator[Finding]:

@@ -16,6 +16,7 @@ from typing import IO, Any
 from flows.workspaces.commands import Log, pause
 from flows.workspaces.overrides import Overrides, apply
 from stages.params import Params
+from stages.runtime import environment
 from stages.runtime.bounded import parse_yaml
 from stages.runtime.errors import InputError, UnavailableError, without_password
 from stages.runtime.git import git_error, git_output
@@ -25,7 +26,7 @@ from stages.tracking.mlflow_client import sqlite_address
 
 REPOSITORY_VARIABLE = "ESPALIER_REPOSITORY"
 """Environment variable: folder or address that runs are cloned from; by default the current folder."""
-HOME_VARIABLE = "ESPALIER_HOME"
+HOME_VARIABLE = environment.HOME_VARIABLE
 """Environment variable: folder of workspaces, locks, sweeps, unsent records; by default .espalier in the repository."""
 PRESETS = "recipes/presets"
 """Folder of a commit with whole params files, which a run may take in place of params.yaml."""

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from stages.runtime.errors import InputError
 
+HOME_VARIABLE = "ESPALIER_HOME"
+"""Environment variable: folder that all runs of a machine share; by default each checkout has its own."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
 DEFAULTS = ("AWS_DEFAULT_PROFILE",)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from stages.runtime import telemetry
-from stages.runtime.environment import bypass_proxies, check_tracking
+from stages.runtime.environment import HOME_VARIABLE, bypass_proxies, check_tracking
 from stages.runtime.errors import InputError, UnavailableError, first_line
 from stages.runtime.network import is_outage
 from stages.storage.files import make_private
@@ -28,10 +28,10 @@ MODEL = "artifacts/model"
 
 
 def connect() -> "MlflowClient":
-    """Return a client of the tracking server in MLFLOW_TRACKING_URI; by default of mlflow.db in the current folder.
+    """Return a client of the tracking server in MLFLOW_TRACKING_URI; by default of mlflow.db.
 
     Raises:
-        InputError: MLFLOW_TRACKING_URI is not an address.
+        InputError: As of set_environment.
     """
     set_environment()
     from filelock import FileLock
@@ -52,22 +52,32 @@ def connect() -> "MlflowClient":
 
 
 def set_environment() -> None:
-    """Check the address of the server, by default mlflow.db in the current folder, and set what MLflow reads.
+    """Check the address of the server, and set what MLflow reads.
+
+    The default is mlflow.db in ESPALIER_HOME, where runs in workspaces record, too, or else in the current folder.
 
     Raises:
-        InputError: MLFLOW_TRACKING_URI is not an address, or names an SQLite file in a folder that does not exist.
+        InputError: MLFLOW_TRACKING_URI is not an address, or names an SQLite file in a folder that does not exist, or
+            ESPALIER_HOME cannot be made.
     """
     telemetry.switch_off()
     bypass_proxies()
     check_tracking()
     # MLflow's own default writes the path percent-encoded, which names another folder.
     if not os.environ.get("MLFLOW_TRACKING_URI"):
-        os.environ["MLFLOW_TRACKING_URI"] = sqlite_address(Path.cwd() / "mlflow.db")
+        os.environ["MLFLOW_TRACKING_URI"] = sqlite_address(_default_folder() / "mlflow.db")
     if (file := sqlite_file()) and not file.parent.is_dir():  # MLflow would create the folder of a mistyped address
         found = f"MLFLOW_TRACKING_URI names a file in {file.parent}, which is no folder"
         raise InputError(f"{found}; create it, or correct the address")
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
+
+
+def _default_folder() -> Path:
+    home = Path(os.environ.get(HOME_VARIABLE, "")).resolve()  # the current folder where the variable is not set
+    if not home.exists():
+        make_private(home)
+    return home
 
 
 def find_experiment(client: "MlflowClient", name: str) -> str:

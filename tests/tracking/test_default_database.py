@@ -44,6 +44,27 @@ def test_the_default_database_lies_in_the_project(tmp_path, monkeypatch, name):
     assert [path.name for path in project.rglob("note.txt")] == ["note.txt"]
 
 
+@pytest.mark.parametrize("exists", [True, False])
+def test_all_commands_share_the_registry_of_a_home(tmp_path, monkeypatch, exists):
+    """With ESPALIER_HOME, a command in a checkout and a run in a workspace find the same database."""
+    home, addresses = tmp_path / "a home", []
+    if exists:
+        home.mkdir()
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("ESPALIER_HOME", str(home))
+    monkeypatch.delenv("ESPALIER_REPOSITORY", raising=False)
+    for checkout, ask in (("one", connect), ("other", connect), ("one", Repository.find)):
+        monkeypatch.chdir(tmp_path / checkout)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+        ask()
+        addresses.append(os.environ["MLFLOW_TRACKING_URI"])
+
+    assert addresses == [f"sqlite:///{home}/mlflow.db"] * 3
+    assert not [path for path in tmp_path.glob("o*/*") if "mlflow" in path.name]
+    assert exists or stat.S_IMODE(home.stat().st_mode) == 0o700
+
+
 def test_only_the_owner_may_read_what_is_recorded(tmp_path, monkeypatch):
     """The default database, its artifacts, Prefect's database, records that wait, and the folder of workspaces."""
     monkeypatch.chdir(tmp_path)
