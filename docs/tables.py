@@ -61,6 +61,7 @@ def differences_to_markdown(curves: Curves) -> str:
         {"importance": curve.title, "steps": f"{step:,}", **_with_differences(curves, curve, step)}
         for step in curves.steps
         for curve in curves.rows.values()
+        if step in curve.points
     ]
     return rows_to_markdown(rows)
 

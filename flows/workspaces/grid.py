@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flows.workspaces.overrides import Overrides, check_apart, write
+from flows.workspaces.overrides import Overrides, check_order, check_replaced, overlap, write
 from flows.workspaces.repository import ParamsSource, Repository
 from stages.runtime.errors import InputError
 
+MODEL = "fetch.model"
 Grid = Mapping[str, Sequence[Any]]
 """Dotted keys of params.yaml -> the values of each."""
 
@@ -52,17 +53,28 @@ def plan_sweep(repository: Repository, source: ParamsSource, grid: Grid, overrid
     Raises:
         InputError: The grid has no cells, or a value is not allowed.
     """
+    _check_model(grid)
     cells = [PlannedCell(write(cell), {**overrides, **cell}) for cell in combine(grid)]
     repository.render(source, [cell.overrides for cell in cells])
     return cells
 
 
-def check_disjoint(grid: Grid, overrides: Overrides) -> None:
-    """Check that what is varied and what is fixed are different, and so are the keys that are varied.
+def _check_model(grid: Grid) -> None:
+    """Check that all cells have one dense model, against which they are measured.
 
     Raises:
-        InputError: Two keys overlap.
+        InputError: The model is varied.
     """
-    check_apart(overrides, grid, "--set", "--grid")
-    for one, other in itertools.combinations(grid, 2):
-        check_apart([other], [one], "--grid", "--grid")
+    if varied := [key for key, values in grid.items() if overlap(key, MODEL) and len(values) > 1]:
+        found = f"--grid {varied[0]} varies the dense model, with which the cells of a sweep are compared"
+        raise InputError(f"{found}; make a sweep of each")
+
+
+def check_disjoint(grid: Grid, overrides: Overrides) -> None:
+    """Check that every key of a sweep has an effect: what is varied is set after what is fixed.
+
+    Raises:
+        InputError: A varied key replaces a fixed one, or a varied one before it.
+    """
+    check_replaced(grid, overrides, "--grid", "--set")
+    check_order(grid, "--grid")

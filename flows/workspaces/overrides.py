@@ -30,7 +30,7 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
     Raises:
         InputError: A text has another form, or a key occurs twice.
     """
-    return dict(parse_pairs(texts, "--set", "prune.target.macs=56%"))
+    return _none_replaced("--set", dict(parse_pairs(texts, "--set", "prune.target.macs=56%")))
 
 
 def parse_limits(texts: Iterable[str]) -> dict[str, float]:
@@ -48,7 +48,8 @@ def parse_grid(texts: Iterable[str]) -> dict[str, list[Any]]:
     Raises:
         InputError: A text has another form, or a key occurs twice.
     """
-    return dict(parse_pairs(texts, "--grid", "importance.criterion=random,magnitude", as_list=True))
+    pairs = parse_pairs(texts, "--grid", "importance.criterion=random,magnitude", as_list=True)
+    return _none_replaced("--grid", dict(pairs))
 
 
 def parse_pairs(texts: Iterable[str], option: str, example: str, *, as_list: bool = False) -> Iterator[tuple[str, Any]]:
@@ -57,14 +58,15 @@ def parse_pairs(texts: Iterable[str], option: str, example: str, *, as_list: boo
     Raises:
         InputError: A text has another form, or a key occurs twice; the message names the option.
     """
-    seen: list[str] = []
+    seen: set[str] = set()
     for text in texts:
         key, equals, value = text.partition("=")
         key = key.strip()
         if not equals or not key:
             raise InputError(f"{option} {text} is not KEY=VALUE; write for example {option} {example}")
-        check_apart([key], seen, option, option)
-        seen.append(key)
+        if key in seen:
+            raise InputError(f"{option} {key} is given twice; give it once")
+        seen.add(key)
         if as_list and not value.lstrip().startswith("["):
             value = f"[{value}]"
         tree = parse_yaml(value, f"{option} {key}")
@@ -80,17 +82,31 @@ def overlap(one: str, other: str) -> bool:
     return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.")
 
 
-def check_apart(keys: Iterable[str], others: Iterable[str], option: str, other_option: str) -> None:
-    """Check that the keys of two options set different things; of an overlapping pair only the later one would count.
+def check_replaced(keys: Iterable[str], earlier: Iterable[str], option: str, earlier_option: str) -> None:
+    """Check that no key, which is set later, replaces an earlier one: that would have no effect.
 
     Raises:
-        InputError: Two keys overlap.
+        InputError: A key equals an earlier one, or is a block that holds it.
     """
-    for one, other in itertools.product(keys, others):
-        if overlap(one, other):
-            is_twice = (option, one) == (other_option, other)
-            found = "is given twice" if is_twice else f"overlaps with {other_option} {other}"
-            raise InputError(f"{option} {one} {found}; give it once")
+    for key, other in itertools.product(keys, earlier):
+        if f"{other}.".startswith(f"{key}."):
+            found = f"{option} {key} would replace {earlier_option} {other}"
+            raise InputError(f"{found}; leave one of them out, or name keys within the block after it")
+
+
+def check_order(keys: Iterable[str], option: str) -> None:
+    """Check that none of some keys, set in this order, replaces one before it.
+
+    Raises:
+        InputError: One does.
+    """
+    for one, other in itertools.combinations(keys, 2):
+        check_replaced([other], [one], option, option)
+
+
+def _none_replaced(option: str, given: dict[str, Any]) -> dict[str, Any]:
+    check_order(given, option)
+    return given
 
 
 def apply(overrides: Overrides, params_path: Path) -> bytes:

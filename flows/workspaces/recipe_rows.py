@@ -5,7 +5,7 @@ from typing import Any
 
 from flows.workspaces.grid import PlannedCell
 from flows.workspaces.method_rows import LONGEST, OUR_DECAYS, check_plan, our_muon, plan_rows
-from flows.workspaces.overrides import Overrides, parse_pairs
+from flows.workspaces.overrides import Overrides, check_order, parse_pairs
 from flows.workspaces.repository import ParamsSource, Repository
 from stages.params import Params
 from stages.runtime.errors import InputError
@@ -60,6 +60,7 @@ def _check_recipe(name: str, keys: object) -> None:
             f"--recipe {name} has no keys; write for example --recipe '{name}={{finetune.loss.output: 1}}'"
         )
     fixed = [key for key in keys if not str(key).startswith("finetune.") or _decides_steps(str(key))]
+    check_order(map(str, keys), f"--recipe {name}:")
     if fixed:
         advice = "a recipe sets keys of finetune alone, and --steps its steps, so that all begin and are measured alike"
         raise InputError(f"--recipe {name} sets {', '.join(map(str, fixed))}; {advice}")

@@ -124,7 +124,7 @@ class Repository:
         name, params = self._read_params(source)
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary) / name
-            path.write_text(f"{params}\n")
+            path.write_bytes(f"{params}\n".encode(errors="surrogateescape"))
             return [apply(overrides, path) for overrides in cells]
 
     def params(self, source: ParamsSource, overrides: Overrides | None = None) -> Params:
@@ -193,7 +193,9 @@ class Repository:
 
         An update changes branches and tags only: HEAD would stay what it was when the mirror was cloned.
         """
-        listed = git_output(self.clone_from, "ls-remote", "--symref", "origin", "HEAD") or ""
+        listed = git_output(self.clone_from, "ls-remote", "--symref", "origin", "HEAD")
+        if listed is None:
+            return git_error(self.clone_from, "ls-remote", "--symref", "origin", "HEAD") or "HEAD was not listed"
         if branch := re.match(r"ref: (refs/heads/\S+)\s+HEAD$", listed, re.MULTILINE):
             return git_error(self.clone_from, "symbolic-ref", "HEAD", branch[1])
         if not listed:  # the repository is empty

@@ -65,9 +65,10 @@ class SamplerParams(Section):
             raise ValueError(f"scheduler {self.scheduler} has neither eta nor spacing quadratic; use scheduler DDIM")
         if self.scheduler not in ("DDIM", "DDPM") and self.clip:
             raise ValueError(f"scheduler {self.scheduler} does not clip; use DDIM or DDPM, or set clip to null")
-        if self.scheduler in STEP_EVENLY and self.spacing == "linspace":
-            found = f"scheduler {self.scheduler} steps by T / steps and misses the timesteps of linspace"
-            raise ValueError(f"{found}; use leading or trailing")
+        if self.scheduler == "DDIM" and self.spacing == "linspace":
+            raise ValueError(
+                "scheduler DDIM steps by T / steps and misses the timesteps of linspace; use leading or trailing"
+            )
         return self
 
 

@@ -136,8 +136,8 @@ def _check_steps(scheduler: DDPMScheduler, params: SamplerParams, block: str) ->
     """Check the number of steps against the number of timesteps T.
 
     Raises:
-        InputError: There are more steps than timesteps; or they do not divide T, and are leading or of a sampler that
-            goes from t to t − T // steps, wherever the next timestep is.
+        InputError: There are more steps than timesteps; or they do not divide T, and are leading; or the sampler goes
+            from t to t − T // steps, where the next timestep is not.
     """
     num_timesteps: int = scheduler.config["num_train_timesteps"]
     if params.spacing == "leading" and num_timesteps % params.steps:
@@ -147,6 +147,9 @@ def _check_steps(scheduler: DDPMScheduler, params: SamplerParams, block: str) ->
     if params.spacing == "trailing" and params.scheduler in STEP_EVENLY and num_timesteps % params.steps:
         found = f"{block}.steps {params.steps} does not divide the {num_timesteps} timesteps of the model"
         raise InputError(f"{found}, and {params.scheduler} would miss trailing ones; use a divisor")
+    if params.spacing == "linspace" and params.scheduler in STEP_EVENLY:
+        found = f"{block}: {params.scheduler} steps by T / steps and misses the timesteps of linspace"
+        raise InputError(f"{found}; use leading or trailing")
     if params.steps > num_timesteps:
         found = f"{block}.steps {params.steps} is more than the model's {num_timesteps} timesteps"
         raise InputError(f"{found}; lower it")

@@ -155,7 +155,8 @@ def _finish_interrupted(ledger: Ledger, named: "ModelVersion | None", uri: str |
     for entry in ledger.settle_dead():
         if entry.kind == "promote" and (entry.to == str(named.version) if named else uri is None):
             replaced = None if entry.start == NONE else f"models:/{ledger.name}/{entry.start}"
-            return Decision(f"models:/{ledger.name}/{entry.to}", replaced, entry.checks)
+            passed = [check for check in entry.checks if check.passed]  # a failed one says that they cannot be read
+            return Decision(f"models:/{ledger.name}/{entry.to}", replaced, passed)
     return None
 
 

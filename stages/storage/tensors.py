@@ -50,6 +50,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 def _safetensors_errors(path: Path) -> Iterator[None]:
     check_regular(path)
     try:
+        path.open("rb").close()  # safetensors reports every file that it cannot open as one that does not exist
         yield
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None

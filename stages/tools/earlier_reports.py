@@ -1,5 +1,6 @@
 """A commit -> the reports that its dvc.lock names, from DVC's cache or remote."""
 
+import os
 from pathlib import Path
 
 from stages.runtime.errors import InputError, first_line
@@ -23,7 +24,7 @@ def fetch_reports(commit: str, reports: Path, folder: Path) -> None:
     from dvc.api import DVCFileSystem  # noqa: PLC0415
     from dvc.exceptions import DvcException  # noqa: PLC0415
 
-    below = reports.resolve()
+    below = Path(os.path.normpath(Path.cwd() / reports))  # a link stays what it is called
     if not below.is_relative_to(Path.cwd()):
         raise InputError(f"{reports} is outside the current folder, and --against reads the same one of {commit}")
     try:

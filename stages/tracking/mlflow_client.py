@@ -75,6 +75,8 @@ def set_environment() -> None:
 
 def _default_folder() -> Path:
     home = Path(os.environ.get(HOME_VARIABLE, "")).resolve()  # the current folder where the variable is not set
+    if home.exists() and not home.is_dir():
+        raise InputError(f"{HOME_VARIABLE} is {home}, which is no folder; correct it")
     if not home.exists():
         make_private(home)
     return home

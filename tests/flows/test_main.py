@@ -117,20 +117,31 @@ def test_a_mistake_ends_the_process_with_one_line(project, tmp_path):
             "limit finetune=inf: give minutes",
         ),
         (["compress", "--set", " seed=1", "--set", "seed=2", "--commit", "nowhere"], "seed is given twice"),
-        ([*GRID, "--set", "seed=x", "--commit", "nowhere"], "--set seed overlaps with --grid seed; give it once"),
+        (
+            [*GRID, "--set", "seed=x", "--commit", "nowhere"],
+            "--grid seed would replace --set seed; leave one of them out",
+        ),
         (["compress", "--commit", ""], "has no commit ''"),
         (["compress", "--preset", ""], "has no preset ''; it has digits"),
         (
             ["compress", "--set", "prune.target.macs=44%", "--set", "prune.target={ratio: 0.3}"],
-            "--set prune.target overlaps with --set prune.target.macs; give it once",
+            "--set prune.target would replace --set prune.target.macs; leave one of them out",
         ),
         (
             ["sweep", "--grid", "prune.target.macs=44%", "--grid", "prune.target=[{ratio: 0.3}]"],
-            "--grid prune.target overlaps with --grid prune.target.macs; give it once",
+            "--grid prune.target would replace --grid prune.target.macs; leave one of them out",
         ),
         (
             ["sweep", "--grid", "finetune.loss=[{noise: 1.0}]", "--set", "finetune.loss.output=0.5"],
-            "--set finetune.loss.output overlaps with --grid finetune.loss; give it once",
+            "--grid finetune.loss would replace --set finetune.loss.output; leave one of them out",
+        ),
+        (
+            ["sweep", "--grid", "fetch.model=[{source: bundled, name: digits}, {source: bundled, name: photos}]"],
+            "--grid fetch.model varies the dense model, with which the cells of a sweep are compared",
+        ),
+        (
+            [*COMPARE, "--curve", "--recipe", "a={finetune.loss.output: 1, finetune.loss: {noise: 1}}"],
+            "--recipe a: finetune.loss would replace --recipe a: finetune.loss.output",
         ),
         ([*COMPARE, "--seeds", "1" * 5000], "1: give different numbers from 0"),
         (["compress", "--limit", "finetune="], "limit finetune=None: give minutes above 0"),

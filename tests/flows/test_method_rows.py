@@ -136,6 +136,16 @@ def test_what_cannot_be_compared_is_one_line(plan, given, message):
     assert len(caught.value.message.splitlines()) == 1
 
 
+def test_committed_params_that_are_not_utf8_are_one_line(repository):
+    """As those of a checkout."""
+    path = repository.clone_from / "params.yaml"
+    path.write_bytes(path.read_bytes() + "# für uns\n".encode("latin-1"))
+    commit(repository.clone_from)
+    with pytest.raises(InputError, match=r"params\.yaml .*UTF-8|params\.yaml .*utf-8") as caught:
+        repository.params(ParamsSource(repository.resolve("HEAD", print), None))
+    assert len(caught.value.message.splitlines()) == 1
+
+
 def test_an_unknown_preset_is_reported_with_the_known_ones(plan):
     """The message lists the presets of the commit, not of the checkout."""
     with pytest.raises(InputError, match=r"commit [0-9a-f]{12} has no preset 'nonsense'; it has ") as caught:

@@ -136,8 +136,8 @@ def test_a_container_gets_secrets_from_the_worker(template, monkeypatch):
 
 
 def test_a_container_gets_what_the_docs_promise_of_the_worker(template, monkeypatch):
-    """Whom to notify, what to clone, and what a reproduction may clone and read."""
-    promised = [f"ESPALIER_{name}" for name in ("NOTIFY", "REMOTES", "EXTRA_VARIABLES", "REPOSITORY", "STORE")]
+    """Whom to notify, and what a reproduction may clone and read."""
+    promised = [f"ESPALIER_{name}" for name in ("NOTIFY", "REMOTES", "EXTRA_VARIABLES", "STORE")]
     for name in promised:
         monkeypatch.setenv(name, f"{name} of the worker")
     env = apply_values(defaults(template("docker"))["env"], {})

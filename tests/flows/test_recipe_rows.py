@@ -84,6 +84,12 @@ def test_rows_steps_and_recipes_are_those_given(plan):
     assert {it.fetch.heldout for it in params} == {0.3}
 
 
+def test_names_of_recipes_are_no_keys():
+    """One may be the beginning of another."""
+    texts = ["v1={finetune.loss.output: 1}", "v1.5={finetune.loss: {output: 1}, finetune.loss.feature: 2}"]
+    assert list(parse_recipes(texts)) == ["v1", "v1.5"]
+
+
 def test_methods_are_rows_like_those_of_the_table(plan):
     """Criteria after few steps, from one training each; a key that no chosen row sets is free."""
     names = ["diff-pruning-0.05", "random", "no-cancel-taylor", "ours"]

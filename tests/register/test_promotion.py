@@ -420,14 +420,28 @@ def copy_to_a_full_disk(*_):
     shutil.copyfile(__file__, "/dev/full")
 
 
-def open_too_many_files(*_):
-    """Open more files than this process may."""
+@contextmanager
+def without_free_files():
+    """Let this process open no more files."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
     try:
-        write_json(Path("one-more.json"), {})
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def open_too_many_files(*_):
+    """Open more files than this process may."""
+    with without_free_files():
+        write_json(Path("one-more.json"), {})
+
+
+def read_too_many_weights(*_):
+    """Open more files of weights than this process may, of which safetensors says that they do not exist."""
+    write_tensors(Path("one-more.safetensors"), {"a": torch.zeros(1)})
+    with without_free_files():
+        read_tensors(Path("one-more.safetensors"))
 
 
 def start_nothing(folder, seeds, *_):
@@ -440,6 +454,7 @@ def start_nothing(folder, seeds, *_):
 FAULTS = [
     (copy_to_a_full_disk, "this machine failed ([Errno 28] No space left on device"),
     (open_too_many_files, "this machine failed ([Errno 24] Too many open files"),
+    (read_too_many_weights, "this machine failed ([Errno 24] Too many open files"),
     (start_nothing, "this machine cannot start the code of a version (no isolation is allowed)"),
 ]
 
