@@ -11,6 +11,7 @@ from flows.workspaces.repository import ParamsSource, Repository
 from stages.runtime.errors import InputError
 
 MODEL = "fetch.model"
+"""The block that chooses the dense model."""
 Grid = Mapping[str, Sequence[Any]]
 """Dotted keys of params.yaml -> the values of each."""
 
@@ -51,10 +52,11 @@ def plan_sweep(repository: Repository, source: ParamsSource, grid: Grid, overrid
         overrides: Dotted keys -> one value, for all cells.
 
     Raises:
-        InputError: The grid has no cells, or a value is not allowed.
+        InputError: The grid has no cells or varies the dense model, or a value is not allowed.
     """
+    combined = combine(grid)
     _check_model(grid)
-    cells = [PlannedCell(write(cell), {**overrides, **cell}) for cell in combine(grid)]
+    cells = [PlannedCell(write(cell), {**overrides, **cell}) for cell in combined]
     repository.render(source, [cell.overrides for cell in cells])
     return cells
 
@@ -70,7 +72,7 @@ def _check_model(grid: Grid) -> None:
         raise InputError(f"{found}; make a sweep of each")
 
 
-def check_disjoint(grid: Grid, overrides: Overrides) -> None:
+def check_sweep_keys(grid: Grid, overrides: Overrides) -> None:
     """Check that every key of a sweep has an effect: what is varied is set after what is fixed.
 
     Raises:

@@ -24,12 +24,14 @@ def fetch_reports(commit: str, reports: Path, folder: Path) -> None:
     from dvc.api import DVCFileSystem  # noqa: PLC0415
     from dvc.exceptions import DvcException  # noqa: PLC0415
 
-    below = Path(os.path.normpath(Path.cwd() / reports))  # a link stays what it is called
-    if not below.is_relative_to(Path.cwd()):
+    here = Path.cwd()
+    places = Path(os.path.normpath(here / reports)), reports.resolve()  # by its name, or where links lead
+    below = next((place.relative_to(here) for place in places if place.is_relative_to(here)), None)
+    if below is None:
         raise InputError(f"{reports} is outside the current folder, and --against reads the same one of {commit}")
     try:
         source = DVCFileSystem(".", rev=commit)
-        contents = {name: source.read_bytes((below.relative_to(Path.cwd()) / name).as_posix()) for name in FILES}
+        contents = {name: source.read_bytes((below / name).as_posix()) for name in FILES}
     except (DvcException, OSError) as error:
         found = f"the reports of {commit} could not be read ({first_line(error)})"
         advice = "give a commit whose dvc.lock has them, and run `dvc push` where they were computed"

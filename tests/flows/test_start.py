@@ -132,17 +132,23 @@ def test_what_cannot_start_is_one_line(start, arguments, message):
     assert message in found.lines[0]
 
 
+def scheduled_run(server, deployment):
+    """Wait until a run of a deployment is scheduled, and return it."""
+    query = {
+        "deployments": {"id": {"any_": [deployment]}},
+        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
+    }
+    (run,) = until(lambda: server.request("flow_runs/filter", query), every=0.05)
+    return run
+
+
 @pytest.mark.parametrize(("state", "code"), [("COMPLETED", 0), ("FAILED", 1), ("CANCELLED", 1)])
 def test_a_run_is_followed_to_its_end(start, prefect_server, deployments, monkeypatch, state, code):
     """Each state is printed once, and the exit code is 0 only if the run completed."""
     monkeypatch.setattr(start_module, "POLL_S", 0.05)
-    query = {
-        "deployments": {"id": {"any_": [deployments["compress/twice-start"]]}},
-        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
-    }
 
     def end():
-        (run,) = until(lambda: prefect_server.request("flow_runs/filter", query), every=0.05)
+        run = scheduled_run(prefect_server, deployments["compress/twice-start"])
         for kind, message in (("RUNNING", None), (state, "seen\nby the test")):
             body = {"state": {"type": kind, "name": kind.title(), "message": message}, "force": True}
             prefect_server.request(f"flow_runs/{run['id']}/set_state", body)
@@ -161,13 +167,9 @@ def test_a_run_is_followed_to_its_end(start, prefect_server, deployments, monkey
 def test_tasks_of_one_name_are_told_apart(start, prefect_server, deployments, monkeypatch):
     """A sweep has two for its best cell, in different states: each state of each is printed once."""
     monkeypatch.setattr(start_module, "POLL_S", 0.05)
-    query = {
-        "deployments": {"id": {"any_": [deployments["compress/twice-start"]]}},
-        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
-    }
 
     def end():
-        (run,) = until(lambda: prefect_server.request("flow_runs/filter", query), every=0.05)
+        run = scheduled_run(prefect_server, deployments["compress/twice-start"])
         for number, kind in enumerate(("COMPLETED", "RUNNING")):
             body = {"flow_run_id": run["id"], "name": "cell", "task_key": "cell", "dynamic_key": str(number)}
             task = prefect_server.request("task_runs/", body)
