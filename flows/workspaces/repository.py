@@ -22,7 +22,7 @@ from stages.runtime.errors import InputError, UnavailableError, without_password
 from stages.runtime.git import git_error, git_output
 from stages.runtime.wording import first_names
 from stages.storage.files import cannot_lock, make_private
-from stages.tracking.mlflow_client import sqlite_address
+from stages.tracking.mlflow_client import absolute_address
 
 REPOSITORY_VARIABLE = "ESPALIER_REPOSITORY"
 """Environment variable: folder or address that runs are cloned from; by default the current folder."""
@@ -67,12 +67,13 @@ class Repository:
             raise InputError(
                 f"{REPOSITORY_VARIABLE} is {place}, no folder here; set {HOME_VARIABLE} to one for workspaces and cache"
             )
-        repository = cls(origin, Path(root).resolve() if root else Path(origin).resolve() / ".espalier")
+        home = Path(root or origin).resolve()
+        repository = cls(origin, home if root else home / ".espalier")
         is_shared = bool(root) and os.path.exists(repository.root)  # noqa: PTH110  # whoever made it chose who may enter
         make_folder(repository.root / "locks")
         if not is_shared:
             make_private(repository.root)
-        os.environ["MLFLOW_TRACKING_URI"] = repository._tracking_uri()
+        os.environ["MLFLOW_TRACKING_URI"] = absolute_address(home)
         return repository
 
     @property
@@ -84,13 +85,6 @@ class Repository:
     def clone_from(self) -> Path:
         """The folder to clone from: the origin, or its mirror."""
         return Path(self.origin).resolve() if self.is_local else self.root / "mirrors" / hash_json(self.origin)
-
-    def _tracking_uri(self) -> str:
-        """Return MLflow's address with an absolute path, since a relative one would differ in every workspace."""
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-        relative = re.fullmatch(r"sqlite:///(?!file:)([^/].*)", uri)
-        base = Path(self.origin).resolve() if self.is_local and not os.environ.get(HOME_VARIABLE) else self.root
-        return sqlite_address(base / relative[1]) if relative else uri
 
     def resolve(self, commit: str, log: Log) -> str:
         """Return the full hash of a branch, tag or hash in the repository as it is now.

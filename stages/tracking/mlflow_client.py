@@ -54,7 +54,8 @@ def connect() -> "MlflowClient":
 def set_environment() -> None:
     """Check the address of the server, and set what MLflow reads.
 
-    The default is mlflow.db in ESPALIER_HOME, where runs in workspaces record, too, or else in the current folder.
+    The default is mlflow.db. It and any other relative file lie in ESPALIER_HOME, where runs in workspaces record, too,
+    or else in the current folder.
 
     Raises:
         InputError: MLFLOW_TRACKING_URI is not an address, or names an SQLite file in a folder that does not exist, or
@@ -63,23 +64,23 @@ def set_environment() -> None:
     telemetry.switch_off()
     bypass_proxies()
     check_tracking()
-    # MLflow's own default writes the path percent-encoded, which names another folder.
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
-        os.environ["MLFLOW_TRACKING_URI"] = sqlite_address(_default_folder() / "mlflow.db")
-    if (file := sqlite_file()) and not file.parent.is_dir():  # MLflow would create the folder of a mistyped address
+    home = Path(os.environ.get(HOME_VARIABLE, "")).resolve()  # the current folder where the variable is not set
+    os.environ["MLFLOW_TRACKING_URI"] = absolute_address(home)
+    file = sqlite_file()
+    if file and file.parent == home:
+        _make_home(home)
+    if file and not file.parent.is_dir():  # MLflow would create the folder of a mistyped address
         found = f"MLFLOW_TRACKING_URI names a file in {file.parent}, which is no folder"
         raise InputError(f"{found}; create it, or correct the address")
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
 
 
-def _default_folder() -> Path:
-    home = Path(os.environ.get(HOME_VARIABLE, "")).resolve()  # the current folder where the variable is not set
+def _make_home(home: Path) -> None:
     if home.exists() and not home.is_dir():
         raise InputError(f"{HOME_VARIABLE} is {home}, which is no folder; correct it")
     if not home.exists():
         make_private(home)
-    return home
 
 
 def find_experiment(client: "MlflowClient", name: str) -> str:
@@ -126,9 +127,17 @@ def sqlite_file() -> Path | None:
     return Path(found[1]).absolute() if found else None
 
 
-def sqlite_address(file: Path) -> str:
-    """Return the address of an SQLite file; a path with a question mark, which would end it, is encoded."""
-    return f"sqlite:///file:{quote(str(file))}?uri=true" if "?" in str(file) else f"sqlite:///{file}"
+def absolute_address(base: Path) -> str:
+    """Return MLFLOW_TRACKING_URI, by default sqlite:///mlflow.db, with the path of a relative SQLite file below `base`.
+
+    MLflow would look for a relative file in the current folder, which is another one in each workspace.
+    """
+    address = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    relative = re.fullmatch(r"sqlite:///(?!file:|:memory:)([^/?][^?]*)", address)
+    if not relative:
+        return address
+    file = str(base / relative[1])  # a question mark in it would end the path
+    return f"sqlite:///file:{quote(file)}?uri=true" if "?" in file else f"sqlite:///{file}"
 
 
 def download_model(uri: str, folder: Path) -> Path:

@@ -17,6 +17,7 @@ from stages.data.images import Images
 from stages.finetune import engine
 from stages.finetune.batches import Batches, Prefetcher, draw_timesteps
 from stages.finetune.checkpoint import Checkpoints
+from stages.finetune.ema import EmaModels
 from stages.finetune.interrupt import StoppedError
 from stages.finetune.params import EngineParams, FinetuneParams, JacobianParams, LossParams, MuonParams, SamplesParams
 from stages.finetune.recovery import with_fresh_weights
@@ -404,6 +405,17 @@ def test_buffers_follow_the_steps_alone(unet, scheduler, images, tmp_path):
     resumed.run(Checkpoints(tmp_path, "run"))
 
     assert [int(model.passes) for model in (resumed.unet, *resumed.ema_models.models.values())] == [7, 7, 7]
+
+
+def test_an_ema_follows_an_expanded_buffer(unet):
+    """Such a tensor has fewer numbers than elements and cannot be written to."""
+    model = copy.deepcopy(unet)
+    model.register_buffer("mean", torch.zeros(1).expand(3))
+    averages = EmaModels(model, [0.9])
+    model.mean = torch.arange(3.0)
+    averages.update(model, 1)
+
+    assert averages.models[0.9].mean.tolist() == [0, 1, 2]
 
 
 def test_samples_are_drawn_at_regular_steps(trainer, tmp_path):

@@ -44,8 +44,8 @@ def test_the_default_database_lies_in_the_project(tmp_path, monkeypatch, name):
     assert [path.name for path in project.rglob("note.txt")] == ["note.txt"]
 
 
-@pytest.mark.parametrize("exists", [True, False])
-def test_all_commands_share_the_registry_of_a_home(tmp_path, monkeypatch, exists):
+@pytest.mark.parametrize(("exists", "given_"), [(True, ""), (False, ""), (False, "sqlite:///mlflow.db")])
+def test_all_commands_share_the_registry_of_a_home(tmp_path, monkeypatch, exists, given_):
     """With ESPALIER_HOME, a command in a checkout and a run in a workspace find the same database."""
     home, addresses = tmp_path / "a home", []
     if exists:
@@ -56,7 +56,7 @@ def test_all_commands_share_the_registry_of_a_home(tmp_path, monkeypatch, exists
     monkeypatch.delenv("ESPALIER_REPOSITORY", raising=False)
     for checkout, ask in (("one", connect), ("other", connect), ("one", Repository.find)):
         monkeypatch.chdir(tmp_path / checkout)
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", given_)
         ask()
         addresses.append(os.environ["MLFLOW_TRACKING_URI"])
 
