@@ -43,7 +43,8 @@ SLOW = [
     "prune/test_oracle.py",
     "pipeline/test_bad_input.py",
     "pipeline/test_page.py",
-    "register/test_promotion.py",
+    "register/test_gate.py",
+    "register/test_ledger.py",
 ]
 """Workers take files in this order, so that one builds the finished workspace while others run other tests."""
 

@@ -10,7 +10,8 @@ import pytest
 from stages.models.pipeline import write_pipeline
 from stages.protocol.evaluation import Metric
 from stages.protocol.intervals import estimate
-from stages.register import sandboxed_draw
+from stages.register import canary, sandboxed_draw
+from stages.register.ledger import Ledger
 from stages.register.lineage import FILES, Lineage
 from stages.register.package import FILES_LIST, hash_list, list_files, write_package
 from stages.register.policy import Policy
@@ -114,6 +115,28 @@ def draw_in_process(folder, seeds, variant=None):
     with LOADING:
         rows = [line.split() for line in sandboxed_draw.draw(str(folder), seeds, variant)]
     return {int(seed): base64.b64decode(png) for seed, png in rows}
+
+
+@pytest.fixture
+def real_canary():
+    """Draw the canary in its sandbox although `quick_canary` is in use."""
+
+
+@pytest.fixture
+def quick_canary(request, monkeypatch):
+    """Draw the canary in this process unless the test requests `real_canary`."""
+    if "real_canary" not in request.fixturenames:
+        monkeypatch.setattr(canary, "draw_isolated", draw_in_process)
+
+
+def outcomes(registry):
+    """List (kind, from, to, outcome) of every entry, the oldest first."""
+    return [(it.kind, it.start, it.to, it.outcome) for it in reversed(Ledger(registry, NAME).entries())]
+
+
+def refusals(decision):
+    """Map the failed checks to their reasons."""
+    return {check.name: check.reason for check in decision.checks if not check.passed}
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from stages.models.pipeline import write_pipeline
 from stages.models.variants import folder as variant_folder
 from stages.models.variants.kinds import Kind
 from stages.protocol.variants import read_variants
-from stages.register import canary
 from stages.register.canary import check_canary, compare
 from stages.register.gate import VersionFiles, run_checks
 from stages.register.package import check_formats, list_files
@@ -27,7 +26,7 @@ from stages.register.variants import VARIANTS
 from stages.runtime.errors import InputError
 from stages.storage.files import file_sha256, read_json, write_json
 from stages.storage.tensors import read_tensors, write_tensors
-from tests.register.conftest import draw_in_process, write
+from tests.register.conftest import write
 from tests.register.held_variants import measure, pictures, write_graph, write_variants
 
 pytest.importorskip("onnx")
@@ -58,12 +57,6 @@ def package(registry, tmp_path, silent, scheduler, protocol, make_once, monkeypa
         write(folder, tmp_path, silent, scheduler, protocol)
 
     return make_once("package-with-variants", make)
-
-
-@pytest.fixture
-def quick_canary(monkeypatch):
-    """Draw the canary in this process."""
-    monkeypatch.setattr(canary, "draw_isolated", draw_in_process)
 
 
 def asking(policy, **changes):
