@@ -1,4 +1,8 @@
-"""The measurements in docs/tables, one row for each recipe, seed and step -> the tables and plots of compare.md."""
+"""The measurements in docs/tables -> the tables and plots of compare.md.
+
+A file has one row for each recipe, seed and step. `curve-NAME.csv` compares recoveries, also when one reaches another;
+other files compare importances at equal steps.
+"""
 
 import csv
 from collections.abc import Iterator
@@ -7,15 +11,18 @@ from pathlib import Path
 
 import click
 
+from stages.protocol.intervals import estimate
 from stages.report.figures import draw_figure
 from stages.report.markdown import markdown_table, rows_to_markdown
 from stages.runtime.errors import InputError
 from stages.tools.curve_figure import draw_curves
 from stages.tools.curve_table import metric_rows, reach_rows
-from stages.tools.curves import Curve, Curves
+from stages.tools.curves import SHOWN, Curve, Curves, difference
+from stages.tools.estimates import write_difference, write_estimate
 
 DOCS = Path(__file__).parent
 PAGE, TABLES = DOCS / "compare.md", DOCS / "tables"
+CURVE = "curve-"
 
 
 def read_curves(path: Path) -> Curves:
@@ -48,6 +55,35 @@ def curves_to_markdown(curves: Curves) -> str:
     return f"{markdown_table(header, by_steps, text_columns=2)}\n\n{rows_to_markdown(reached, text_columns=2)}"
 
 
+def differences_to_markdown(curves: Curves) -> str:
+    """Write a table of every row at each step, with its differences from the first row, paired by seed."""
+    rows = [
+        {"importance": curve.title, "steps": f"{step:,}", **_with_differences(curves, curve, step)}
+        for step in curves.steps
+        for curve in curves.rows.values()
+        if step in curve.points
+    ]
+    return rows_to_markdown(rows)
+
+
+def _with_differences(curves: Curves, curve: Curve, step: int) -> dict[str, str]:
+    """Write each metric of a row at a step, and beside it the difference: column -> text."""
+    texts = {}
+    for name in curves.metrics:
+        shown, is_first = SHOWN[name], curve is curves.baseline
+        apart = None if is_first else difference(curve, curves.baseline, name, step)
+        values = estimate(list(curve.values(step, name).values()))
+        texts[shown.title] = write_estimate(values, shown.digits, shown.factor)
+        texts[f"{shown.title} difference"] = write_difference(apart, shown.digits, shown.factor)
+    return texts
+
+
+def to_markdown(path: Path) -> str:
+    """Write the tables of a file."""
+    curves = read_curves(path)
+    return curves_to_markdown(curves) if path.name.startswith(CURVE) else differences_to_markdown(curves)
+
+
 def replace_tables(page: str) -> Iterator[str]:
     """Write the tables anew between the marks of each file; yields the page in parts."""
     for path in sorted(TABLES.glob("*.csv")):
@@ -57,7 +93,7 @@ def replace_tables(page: str) -> Iterator[str]:
             raise InputError(
                 f"{PAGE.name} lacks a mark of {path.name}, or has it above those of another; add both marks"
             )
-        yield f"{before}{begin}\n{curves_to_markdown(read_curves(path))}\n\n{end}"
+        yield f"{before}{begin}\n{to_markdown(path)}\n\n{end}"
     yield page
 
 
@@ -65,7 +101,7 @@ def replace_tables(page: str) -> Iterator[str]:
 def main() -> None:
     """Replace the tables of compare.md and draw their plots."""
     PAGE.write_text("".join(replace_tables(PAGE.read_text())))
-    for path in TABLES.glob("*.csv"):
+    for path in TABLES.glob(f"{CURVE}*.csv"):
         plot = draw_figure(partial(draw_curves, curves=read_curves(path)), "light", "png")
         (DOCS / f"{path.stem}.png").write_bytes(plot)
 

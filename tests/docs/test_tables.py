@@ -2,7 +2,7 @@
 
 import pytest
 
-from docs.tables import PAGE, TABLES, read_curves, replace_tables
+from docs.tables import PAGE, TABLES, read_curves, replace_tables, to_markdown
 from stages.runtime.errors import InputError
 
 
@@ -30,6 +30,15 @@ def test_a_step_that_a_seed_lacks_is_left_out(tmp_path, step):
     path = tmp_path / "curve.csv"
     path.write_text(f"recipe,seed,step,fid\na,0,10,1.5\na,1,10,2.5\na,0,{step},1.0\n")
     assert read_curves(path).rows["a"].points == {10: {0: {"fid": 1.5}, 1: {"fid": 2.5}}}
+
+
+def test_importances_are_compared_at_equal_steps(tmp_path):
+    """Each beside the first one, paired by seed: differences of .5 and .7, so .6 ± 12.706 · .1414 / √2."""
+    path = tmp_path / "criteria.csv"
+    path.write_text("recipe,seed,step,fid\ntaylor,0,5,1.0\ntaylor,1,5,2.0\nrandom,0,5,1.5\nrandom,1,5,2.7\n")
+    *_, taylor, random = to_markdown(path).splitlines()
+    assert taylor == "| taylor | 5 | 1.500 ± 6.353 | – |"
+    assert random == "| random | 5 | 2.100 ± 7.624 | +0.600 ± 1.271 ≈ |"
 
 
 def test_a_damaged_file_is_one_line(tmp_path):
