@@ -6,8 +6,8 @@ import click
 
 from benchmarks.systems import PRESETS, SYSTEM_OF
 from stages.params import Params, load_params
-from stages.tools.forecast import SHARED, forecast_stages, rates_at
-from stages.tools.workload import ModelSize, count_work, training_bytes
+from stages.tools.planning.forecast import SHARED, forecast_stages, rates_at
+from stages.tools.planning.workload import ModelSize, count_work, training_bytes
 
 
 def size_of(name: str) -> ModelSize:

@@ -15,10 +15,10 @@ from stages.protocol.intervals import estimate
 from stages.report.figures import draw_figure
 from stages.report.markdown import markdown_table, rows_to_markdown
 from stages.runtime.errors import InputError
-from stages.tools.curve_figure import draw_curves
-from stages.tools.curve_table import metric_rows, reach_rows
-from stages.tools.curves import SHOWN, Curve, Curves, difference
-from stages.tools.estimates import write_difference, write_estimate
+from stages.tools.comparison.curve_figure import draw_curves
+from stages.tools.comparison.curve_table import metric_rows, reach_rows
+from stages.tools.comparison.curves import SHOWN, Curve, Curves, difference
+from stages.tools.comparison.estimates import write_difference, write_estimate
 
 DOCS = Path(__file__).parent
 PAGE, TABLES = DOCS / "compare.md", DOCS / "tables"

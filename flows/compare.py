@@ -17,7 +17,7 @@ from flows.tasks.series import Series, compress_and_publish, open_executor
 from flows.workspaces.method_rows import plan_comparison
 from flows.workspaces.overrides import Overrides
 from flows.workspaces.repository import ParamsSource, Repository
-from stages.tools.published import METHODS
+from stages.tools.comparison.published import METHODS
 
 PICTURES = {
     "pareto.png": "Quality against cost, with intervals over seeds",

@@ -12,7 +12,7 @@ from stages.runtime.imports import importing
 def _show_keys(context: click.Context, _: click.Parameter, key: str | None) -> None:
     """Print the keys of a block and end, before the other options are asked for."""
     if key is not None:
-        from stages.tools.keys import list_keys
+        from stages.tools.initialise.keys import list_keys
 
         click.echo(list_keys(key))
         context.exit()
@@ -96,9 +96,9 @@ def init(
 
     with importing():
         from stages.storage.files import write_atomically
+        from stages.tools.initialise.sources import data_source, model_sources
+        from stages.tools.initialise.starter import HELDOUT, Chosen, describe, make_params, open_first
         from stages.tools.params_yaml import to_yaml
-        from stages.tools.sources import data_source, model_sources
-        from stages.tools.starter import HELDOUT, Chosen, describe, make_params, open_first
 
     share = HELDOUT if heldout is None else heldout
     start, model = open_first(model_sources(model_text, system, trust=trust), data_source(data_text, column), share)

@@ -17,8 +17,8 @@ from stages.runtime.wording import count, format_bytes, format_duration, format_
 
 if TYPE_CHECKING:
     from flows.workspaces.staleness import StageStatus
-    from stages.tools.forecast import StageForecast
-    from stages.tools.preview import Preview
+    from stages.tools.planning.forecast import StageForecast
+    from stages.tools.planning.preview import Preview
 
 PARAMS = Path("params.yaml")
 FETCHED, PACKED = Path("artifacts/pretrained"), Path("artifacts/data")
@@ -165,7 +165,7 @@ def make_plan(texts: Sequence[str], preset: str | None, tflops: float | None = N
 
     with importing():
         from stages.runtime.device import device_name
-        from stages.tools.preview import preview
+        from stages.tools.planning.preview import preview
 
     is_fetched = in_place and next((it.state == "up to date" for it in statuses if it.name == "fetch"), False)
     fetched, packed = (FETCHED, PACKED) if is_fetched else (None, None)

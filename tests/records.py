@@ -4,7 +4,7 @@ from stages.protocol.costs import VARIANT_COSTS, Cost, CostsRecord
 from stages.protocol.evaluation import METRICS, EvaluationRecord, Metric, Model, Pair
 from stages.protocol.variants import MEASURED, VARIANTS_FILE, Variant, VariantsRecord
 from stages.storage.files import write_json
-from stages.tools.cells import CELL, COSTS_FOLDER, CellRecord
+from stages.tools.comparison.cells import CELL, COSTS_FOLDER, CellRecord
 
 STAGES = [
     "code",

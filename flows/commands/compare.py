@@ -48,7 +48,7 @@ def _compare_methods(
         from flows.tasks.temporary_server import ensure_server
         from flows.workspaces.method_rows import parse_seeds, plan_comparison
         from flows.workspaces.overrides import parse_limits, parse_overrides
-        from stages.tools.published import METHODS
+        from stages.tools.comparison.published import METHODS
 
     overrides, minutes, numbers = parse_overrides(texts), parse_limits(limits), parse_seeds(seeds)
     names = list(METHODS) if rows is None else rows.split(",") if rows else []

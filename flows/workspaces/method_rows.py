@@ -9,7 +9,7 @@ from flows.workspaces.repository import ParamsSource, Repository
 from stages.finetune.params import MUON_TO_ADAM
 from stages.params import Params
 from stages.runtime.errors import InputError
-from stages.tools.published import ABLATION, METHODS
+from stages.tools.comparison.published import ABLATION, METHODS
 
 TIMESTEPS = (50, 100, 250, 300, 350, 1000)
 """Numbers of timesteps in the paper's ablation."""

@@ -9,7 +9,7 @@ from flows.workspaces.overrides import Overrides, check_order, parse_pairs
 from flows.workspaces.repository import ParamsSource, Repository
 from stages.params import Params
 from stages.runtime.errors import InputError
-from stages.tools.published import METHODS, PRUNES_ITSELF
+from stages.tools.comparison.published import METHODS, PRUNES_ITSELF
 
 Recipes = Mapping[str, Overrides]
 """Name of a recipe -> keys of the block finetune."""

@@ -60,7 +60,7 @@ def export(model: Path, out: Path) -> None:
 )
 def lora(adapter: Path, plan: Path, model: Path | None, out: Path) -> None:
     """Slice a LoRA that was made for the dense model by the channels that a pruning plan keeps."""
-    from stages.tools.lora import describe, slice_adapter_file
+    from stages.tools.lora.adapter import describe, slice_adapter_file
 
     click.echo(describe(slice_adapter_file(adapter, plan, model, out)))
 
@@ -119,8 +119,8 @@ def push(model: str, repo: str, *, public: bool, dry_run: bool) -> None:
 
     The token is that of HF_TOKEN or of `hf auth login`.
     """
-    from stages.tools.hub_errors import check_repository
-    from stages.tools.push import check_token, opened, push
+    from stages.tools.hub.errors import check_repository
+    from stages.tools.hub.push import check_token, opened, push
 
     check_repository(repo)  # before files are hashed or a version is downloaded
     if not dry_run:
@@ -142,7 +142,7 @@ def push(model: str, repo: str, *, public: bool, dry_run: bool) -> None:
 @click.option("--out", type=Path, required=True, callback=beside_the_pipeline, help="Output folder of the model.")
 def pull(repo: str, revision: str, sha256: str | None, out: Path) -> None:
     """Pull a model that `espalier push` sent to the Hugging Face Hub, and check the hash of every file."""
-    from stages.tools.pull import pull
+    from stages.tools.hub.pull import pull
 
     found = pull(repo, revision, sha256, out)
     click.echo(f"{found.num_files} files of {repo} at {found.commit} are as listed; files.json has {found.sha256}")
@@ -167,7 +167,7 @@ def preset(name: str, *, force: bool) -> None:
 @click.option("--baseline", default="", help="Cell whose setting the others are compared with, seed by seed.")
 def sweep_table(cells: Path, out: Path, baseline: str) -> None:
     """Compare the finished cells of a sweep; protocols may differ in the seed alone."""
-    from stages.tools.sweep_table import write_sweep_table
+    from stages.tools.comparison.sweep_table import write_sweep_table
 
     write_sweep_table(cells, out, baseline)
     click.echo((out / "table.md").read_text(), nl=False)
@@ -182,7 +182,7 @@ def sweep_table(cells: Path, out: Path, baseline: str) -> None:
 @click.option("--command", default="", help="Command that made the cells; printed below the table.")
 def method_table(cells: Path, out: Path, preset: str, command: str) -> None:
     """Compare pruning methods over several seeds, with differences paired by seed."""
-    from stages.tools.method_table import write_method_table
+    from stages.tools.comparison.method_table import write_method_table
 
     write_method_table(cells, out, preset, command)
     click.echo((out / "table.md").read_text(), nl=False)
@@ -200,7 +200,7 @@ def method_table(cells: Path, out: Path, preset: str, command: str) -> None:
 @click.option("--command", default="", help="Command that made the cells; printed below the tables.")
 def curve_table(cells: Path, out: Path, rows: str, preset: str, command: str) -> None:
     """Compare what recovery costs by several recipes: quality over steps and seconds, with intervals over seeds."""
-    from stages.tools.curve_table import write_curve_table
+    from stages.tools.comparison.curve_table import write_curve_table
 
     write_curve_table(cells, out, rows.split(","), preset, command)
     click.echo((out / "table.md").read_text(), nl=False)

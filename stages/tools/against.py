@@ -9,8 +9,8 @@ from stages.protocol.intervals import Estimate
 from stages.protocol.verdict import FINETUNED, read_verdict
 from stages.report.markdown import markdown_table
 from stages.report.table import ALIKE, write_count, write_metric, write_params, write_speed_up
+from stages.tools.comparison.estimates import write_difference
 from stages.tools.diff import diff_evaluations, version_warning
-from stages.tools.estimates import write_difference
 
 SHOWN = {
     "fid": ("FID", 3, 1.0),

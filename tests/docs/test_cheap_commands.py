@@ -33,7 +33,7 @@ def clone(tmp_path, monkeypatch):
     for name in ("ESPALIER_STORE", "PREFECT_API_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
-    monkeypatch.setattr("stages.tools.probe.SECONDS", 0.01)
+    monkeypatch.setattr("stages.tools.planning.probe.SECONDS", 0.01)
     monkeypatch.chdir(project)
     return project
 

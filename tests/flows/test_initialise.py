@@ -10,7 +10,7 @@ from flows.initialise import init
 from stages.models.pipeline import write_pipeline
 from stages.params import load_params
 from stages.runtime.errors import InputError
-from stages.tools.sources import data_source, model_sources
+from stages.tools.initialise.sources import data_source, model_sources
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def own(tmp_path, make_unet, scheduler, monkeypatch):
         side = 16 if index % 2 else 20
         Image.fromarray(np.full((side, side), index, np.uint8)).save(tmp_path / f"images/{index}.png")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("stages.tools.probe.SECONDS", 0.02)
+    monkeypatch.setattr("stages.tools.planning.probe.SECONDS", 0.02)
     return tmp_path
 
 

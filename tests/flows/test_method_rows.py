@@ -10,7 +10,7 @@ from flows.workspaces.repository import HOME_VARIABLE, REPOSITORY_VARIABLE, Para
 from flows.workspaces.workspace import open_workspace
 from stages.params import Params, load_params
 from stages.runtime.errors import InputError
-from stages.tools.published import ABLATION, BASELINE, METHODS, read_published
+from stages.tools.comparison.published import ABLATION, BASELINE, METHODS, read_published
 from tests.flows.test_workspace import commit, git
 from tests.servers import ROOT
 

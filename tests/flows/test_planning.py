@@ -10,15 +10,15 @@ from flows.planning import RunPlan, plan
 from flows.workspaces.staleness import StageStatus
 from stages.fetch.params import FolderModel
 from stages.models.pipeline import write_pipeline
-from stages.tools.planned_model import open_model
-from stages.tools.preview import Preview
+from stages.tools.planning.planned_model import open_model
+from stages.tools.planning.preview import Preview
 
 
 @pytest.fixture(autouse=True)
 def _in_the_checkout(root, monkeypatch):
     """Plan the checkout, with passes that take little time."""
     monkeypatch.chdir(root)
-    monkeypatch.setattr("stages.tools.probe.SECONDS", 0.01)
+    monkeypatch.setattr("stages.tools.planning.probe.SECONDS", 0.01)
 
 
 def run(*arguments):

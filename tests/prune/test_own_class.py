@@ -31,7 +31,7 @@ from stages.register import package
 from stages.rounds.__main__ import main as rounds
 from stages.runtime.errors import InputError
 from stages.tools.__main__ import main as tools
-from stages.tools.preview import preview
+from stages.tools.planning.preview import preview
 from stages.variants.__main__ import main as variants
 from tests.own_class import EXAMPLE, LABELS, MARK, fetched, refusal_of, write_own
 

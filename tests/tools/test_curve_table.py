@@ -14,10 +14,10 @@ from stages.protocol.evaluation import Metric, read_evaluation
 from stages.runtime.errors import InputError
 from stages.storage.files import write_json
 from stages.tools.__main__ import main
-from stages.tools.cells import CELL, CellRecord
-from stages.tools.curve_figure import draw_curves
-from stages.tools.curve_table import to_json, to_markdown, write_curve_table
-from stages.tools.curves import Curve, reach, read_curves, seconds_ratio
+from stages.tools.comparison.cells import CELL, CellRecord
+from stages.tools.comparison.curve_figure import draw_curves
+from stages.tools.comparison.curve_table import to_json, to_markdown, write_curve_table
+from stages.tools.comparison.curves import Curve, reach, read_curves, seconds_ratio
 from tests.markdown import tables
 from tests.records import make_evaluation, write_cell_files, write_variants
 from tests.tools.test_method_table import T_OF_THREE

@@ -3,7 +3,7 @@
 import pytest
 
 from stages.models.groups import find_groups
-from stages.tools.default_target import choose_ratio
+from stages.tools.initialise.default_target import choose_ratio
 
 PLAIN = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, "add_attention": False}
 

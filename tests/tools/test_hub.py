@@ -163,7 +163,7 @@ def go_offline(_hub, _released, monkeypatch):
 
 def change_weights(hub, released, _monkeypatch):
     """The weights change after they were listed."""
-    from stages.tools import push
+    from stages.tools.hub import push
 
     _monkeypatch.setattr(push, "IN_MEMORY", 100)
     hub.on_preupload = lambda: (released / WEIGHTS).write_bytes(b"changed" * 100)

@@ -7,7 +7,7 @@ from flows.initialise import init
 from stages.params import Params
 from stages.runtime.errors import InputError
 from stages.runtime.suggest import known_keys
-from stages.tools.keys import list_keys
+from stages.tools.initialise.keys import list_keys
 
 
 def test_every_key_is_listed_with_a_meaning():

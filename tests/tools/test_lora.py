@@ -22,7 +22,7 @@ from stages.runtime.errors import InputError
 from stages.storage.files import read_json, write_json
 from stages.storage.tensors import read_metadata, read_tensors
 from stages.tools.__main__ import main
-from stages.tools.lora_slicing import ADAPTED, slice_adapter
+from stages.tools.lora.slicing import ADAPTED, slice_adapter
 from tests.loras import LAYOUTS, PEFT, SCALE, make_lora, merge, product
 
 MODELS = {

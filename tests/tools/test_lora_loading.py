@@ -17,7 +17,7 @@ from stages.models.pipeline import write_pipeline
 from stages.prune.params import PruneParams
 from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut
-from stages.tools.lora_slicing import ADAPTED, slice_adapter
+from stages.tools.lora.slicing import ADAPTED, slice_adapter
 from tests.loras import SCALE, make_lora, merge
 
 LOAD_SCRIPT = """

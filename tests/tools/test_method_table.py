@@ -16,10 +16,10 @@ from stages.protocol.evaluation import Metric, read_evaluation
 from stages.runtime.errors import InputError
 from stages.storage.files import write_json
 from stages.tools.__main__ import main
-from stages.tools.cells import COSTS_FOLDER
-from stages.tools.method_table import write_method_table
-from stages.tools.methods import read_comparison
-from stages.tools.published import ABLATION, BASELINE, read_published
+from stages.tools.comparison.cells import COSTS_FOLDER
+from stages.tools.comparison.method_table import write_method_table
+from stages.tools.comparison.methods import read_comparison
+from stages.tools.comparison.published import ABLATION, BASELINE, read_published
 from tests.markdown import tables
 from tests.records import make_costs, make_evaluation, write_cell_files, write_variants
 from tests.servers import ROOT

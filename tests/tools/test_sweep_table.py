@@ -15,9 +15,9 @@ from stages.protocol.protocol import Protocol
 from stages.runtime.errors import InputError
 from stages.storage.files import read_json, write_json
 from stages.tools.__main__ import main
-from stages.tools.cells import CELL, CellRecord, FinishedCell
-from stages.tools.sweep_settings import Setting, find_front, rank, read_sweep
-from stages.tools.sweep_table import make_lead, write_sweep_table
+from stages.tools.comparison.cells import CELL, CellRecord, FinishedCell
+from stages.tools.comparison.sweep_settings import Setting, find_front, rank, read_sweep
+from stages.tools.comparison.sweep_table import make_lead, write_sweep_table
 from tests.markdown import tables
 from tests.records import make_costs, make_evaluation, make_model, write_cell_files, write_variants
 

@@ -6,11 +6,11 @@ import pytest
 
 from stages.protocol.evaluation import Difference, Metric
 from stages.storage.files import write_json
-from stages.tools.curve_table import make_lead
-from stages.tools.curves import read_curves
-from stages.tools.method_table import write_method_table
-from stages.tools.published import BASELINE
-from stages.tools.sweep_table import write_sweep_table
+from stages.tools.comparison.curve_table import make_lead
+from stages.tools.comparison.curves import read_curves
+from stages.tools.comparison.method_table import write_method_table
+from stages.tools.comparison.published import BASELINE
+from stages.tools.comparison.sweep_table import write_sweep_table
 from tests.records import make_evaluation, make_model, write_cell_files
 
 STEPS = (5, 10)

@@ -20,12 +20,12 @@ from stages.protocol.params import ExtractorParams
 from stages.prune.surgery import cut
 from stages.runtime.device import select_device
 from stages.runtime.errors import InputError, UnavailableError
-from stages.tools.forecast import StageForecast, forecast_stages, rates_at
-from stages.tools.grid_workload import count_grid
-from stages.tools.planned_model import PlannedModel, open_model
-from stages.tools.preflight import FoundImages, Refusals, check_model, check_params, find_images, plan_cut
-from stages.tools.probe import Subject, measure_rates
-from stages.tools.workload import ModelSize, Work, count_work
+from stages.tools.planning.forecast import StageForecast, forecast_stages, rates_at
+from stages.tools.planning.grid_workload import count_grid
+from stages.tools.planning.planned_model import PlannedModel, open_model
+from stages.tools.planning.preflight import FoundImages, Refusals, check_model, check_params, find_images, plan_cut
+from stages.tools.planning.probe import Subject, measure_rates
+from stages.tools.planning.workload import ModelSize, Work, count_work
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from stages.protocol.verdict import Verdict, judge
 from stages.report.markdown import markdown_table, rows_to_markdown
 from stages.report.table import ALIKE
 from stages.report.table_page import LEVELS, worst_level
-from stages.tools.curve_figure import draw_curves
-from stages.tools.curves import (
+from stages.tools.comparison.curve_figure import draw_curves
+from stages.tools.comparison.curves import (
     SECONDS,
     SHOWN,
     Curve,
@@ -22,9 +22,9 @@ from stages.tools.curves import (
     read_curves,
     seconds_ratio,
 )
-from stages.tools.estimates import ONE_SEED, protocols_to_text, write_difference, write_estimate
-from stages.tools.table_files import Lead, write_table_files
-from stages.tools.variants_over_seeds import (
+from stages.tools.comparison.estimates import ONE_SEED, protocols_to_text, write_difference, write_estimate
+from stages.tools.comparison.table_files import Lead, write_table_files
+from stages.tools.comparison.variants_over_seeds import (
     VariantOfMethod,
     variants_over_seeds,
     variants_to_json,

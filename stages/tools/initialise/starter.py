@@ -34,11 +34,11 @@ from stages.runtime.device import device_name, select_device
 from stages.runtime.errors import InputError, UnavailableError
 from stages.runtime.schema import validate_tree
 from stages.runtime.wording import count
-from stages.tools.default_target import choose_ratio
-from stages.tools.planned_model import PlannedModel, read_model
-from stages.tools.preflight import Refusals, check_model, check_params, plan_cut, spread
-from stages.tools.probe import activation_bytes, seconds_each
-from stages.tools.workload import BACKWARD, STOPS_AT
+from stages.tools.initialise.default_target import choose_ratio
+from stages.tools.planning.planned_model import PlannedModel, read_model
+from stages.tools.planning.preflight import Refusals, check_model, check_params, plan_cut, spread
+from stages.tools.planning.probe import activation_bytes, seconds_each
+from stages.tools.planning.workload import BACKWARD, STOPS_AT
 
 MINUTES = {"reference": 5, "importance": 3, "finetune": 10}
 """Minutes that a stage should take on this machine with the values that are chosen."""

@@ -21,7 +21,7 @@ from stages.runtime.errors import InputError
 from stages.runtime.wording import count, format_bytes, format_table
 from stages.storage.files import json_bytes, read_json
 from stages.storage.manifest import Entry, Manifest, check_inside, parse_manifest
-from stages.tools.hub_errors import hub_errors
+from stages.tools.hub.errors import hub_errors
 
 CARD = "README.md"
 IN_MEMORY = 8 * MIB

@@ -12,9 +12,9 @@ from stages.protocol.intervals import Estimate, estimate, paired_difference
 from stages.protocol.verdict import FINETUNED
 from stages.report.variants import pareto_front
 from stages.runtime.errors import InputError
-from stages.tools.cells import FinishedCell, read_cells
-from stages.tools.estimates import difference_by_seed
-from stages.tools.methods import check_comparable
+from stages.tools.comparison.cells import FinishedCell, read_cells
+from stages.tools.comparison.estimates import difference_by_seed
+from stages.tools.comparison.methods import check_comparable
 from stages.tools.params_yaml import write_overrides
 
 SEED = "seed"

@@ -10,7 +10,7 @@ from stages.models.families import Denoiser, family_name
 from stages.models.plan import KeptChannels, Plan
 from stages.models.shortcuts import without_branches
 from stages.runtime.errors import InputError
-from stages.tools.lora_names import LayerNames, Part, Role, parse_name
+from stages.tools.lora.names import LayerNames, Part, Role, parse_name
 
 ADAPTED = nn.Linear, nn.Conv2d, nn.Embedding
 FACTORS: list[tuple[Role, Role]] = [("down", "up"), ("embedding down", "embedding up")]

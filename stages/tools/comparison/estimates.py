@@ -6,7 +6,7 @@ from typing import Literal
 from stages.protocol.costs import Cost
 from stages.protocol.intervals import Estimate, estimate, paired_difference
 from stages.report.table import ALIKE, conditions_to_text, setting_to_text, write_speed_up
-from stages.tools.cells import FinishedCell
+from stages.tools.comparison.cells import FinishedCell
 
 ONE_SEED = "One seed, so no intervals: the numbers do not show how much another seed would change."
 

@@ -16,12 +16,19 @@ from stages.report.legend import legend_above
 from stages.report.markdown import rows_to_markdown
 from stages.report.table import ALIKE, fid_dense_to_text, write_count, write_params
 from stages.report.table_page import worst_level
-from stages.tools.cells import FinishedCell
-from stages.tools.estimates import ONE_SEED, protocols_to_text, write_difference, write_estimate
-from stages.tools.methods import ONE_SHOT, Comparison, Method, read_comparison
-from stages.tools.published import BASELINE, METHODS, SIZE_TOLERANCE, PublishedRow, PublishedTable, read_published
-from stages.tools.table_files import Lead, write_table_files
-from stages.tools.variants_over_seeds import (
+from stages.tools.comparison.cells import FinishedCell
+from stages.tools.comparison.estimates import ONE_SEED, protocols_to_text, write_difference, write_estimate
+from stages.tools.comparison.methods import ONE_SHOT, Comparison, Method, read_comparison
+from stages.tools.comparison.published import (
+    BASELINE,
+    METHODS,
+    SIZE_TOLERANCE,
+    PublishedRow,
+    PublishedTable,
+    read_published,
+)
+from stages.tools.comparison.table_files import Lead, write_table_files
+from stages.tools.comparison.variants_over_seeds import (
     VariantOfMethod,
     variants_over_seeds,
     variants_to_json,

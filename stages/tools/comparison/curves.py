@@ -11,10 +11,10 @@ from stages.protocol.evaluation import SNAPSHOT, Model, read_snapshots
 from stages.protocol.intervals import Estimate, estimate
 from stages.runtime.errors import InputError
 from stages.storage.files import read_record
-from stages.tools.cells import FinishedCell, in_row, read_cells
-from stages.tools.estimates import difference_by_seed
-from stages.tools.methods import ONE_SHOT, RESULT, check_comparable, check_sizes
-from stages.tools.published import PRUNES_ITSELF
+from stages.tools.comparison.cells import FinishedCell, in_row, read_cells
+from stages.tools.comparison.estimates import difference_by_seed
+from stages.tools.comparison.methods import ONE_SHOT, RESULT, check_comparable, check_sizes
+from stages.tools.comparison.published import PRUNES_ITSELF
 
 PROVENANCE = "finetune.provenance.json"
 SECONDS = "seconds"

@@ -10,15 +10,15 @@ from stages.protocol.intervals import Estimate, estimate
 from stages.protocol.variants import MEASURED
 from stages.report.markdown import rows_to_markdown
 from stages.report.table import ALIKE, setting_to_text, write_size
-from stages.tools.cells import FinishedCell, in_row
-from stages.tools.estimates import (
+from stages.tools.comparison.cells import FinishedCell, in_row
+from stages.tools.comparison.estimates import (
     difference_by_seed,
     estimate_time,
     write_difference,
     write_estimate,
     write_speed_up_over_seeds,
 )
-from stages.tools.methods import DENSE_TITLE, ONE_SHOT, RESULT
+from stages.tools.comparison.methods import DENSE_TITLE, ONE_SHOT, RESULT
 
 Metrics = Mapping[str, Metric]
 

@@ -13,7 +13,7 @@ from stages.register.package import ALLOWED, is_model_file
 from stages.runtime.errors import InputError
 from stages.storage.files import check_free, file_sha256, writing
 from stages.storage.manifest import Manifest, check_space, describe, parse_manifest
-from stages.tools.hub_errors import hub_errors
+from stages.tools.hub.errors import hub_errors
 
 
 class Pulled(NamedTuple):

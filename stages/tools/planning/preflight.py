@@ -38,7 +38,7 @@ from stages.rounds.targets import find_targets
 from stages.runtime.device import check_precision
 from stages.runtime.errors import InputError
 from stages.storage.tensors import tensors_sha256
-from stages.tools.planned_model import PlannedModel
+from stages.tools.planning.planned_model import PlannedModel
 
 TRIED = 8
 """Images that are looked at in place of all."""

@@ -11,7 +11,7 @@ from matplotlib.ticker import NullFormatter, NullLocator, SymmetricalLogLocator
 
 from stages.report.figures import LABELLED, plain_log
 from stages.report.legend import legend_above
-from stages.tools.curves import SECONDS, SHOWN, Curve, Curves
+from stages.tools.comparison.curves import SECONDS, SHOWN, Curve, Curves
 
 COLUMNS, WIDTH_INCHES, ROW_INCHES = 2, 4.4, 2.8
 LOGARITHMIC = ("fid", "fid_dense", "ssim")

@@ -8,9 +8,9 @@ from stages.protocol.evaluation import DENSE, Model
 from stages.protocol.intervals import Estimate, estimate
 from stages.protocol.protocol import check_same
 from stages.runtime.errors import InputError
-from stages.tools.cells import FinishedCell, in_row, read_cells
-from stages.tools.estimates import difference_by_seed
-from stages.tools.published import ABLATION, BASELINE, METHODS
+from stages.tools.comparison.cells import FinishedCell, in_row, read_cells
+from stages.tools.comparison.estimates import difference_by_seed
+from stages.tools.comparison.published import ABLATION, BASELINE, METHODS
 
 RESULT, ONE_SHOT = "finetuned", "pruned"
 """The models that the methods' rows and the ablation are about."""

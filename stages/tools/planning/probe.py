@@ -28,8 +28,8 @@ from stages.params import Params
 from stages.protocol.extractors import Extractor
 from stages.runtime.device import computing
 from stages.storage.tensors import tensors_sha256
-from stages.tools.forecast import Rates
-from stages.tools.workload import ModelSize, Pass, training_bytes
+from stages.tools.planning.forecast import Rates
+from stages.tools.planning.workload import ModelSize, Pass, training_bytes
 
 SECONDS = 1.5
 """A batch is doubled until it takes as long, or is as large as the stage's."""

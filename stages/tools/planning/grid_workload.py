@@ -7,7 +7,7 @@ from stages.grid.params import GridParams
 from stages.grid.settings import Setting
 from stages.params import Params
 from stages.runtime.wording import count
-from stages.tools.workload import ModelSize, Pass, Work
+from stages.tools.planning.workload import ModelSize, Pass, Work
 
 
 def count_grid(params: Params, grid: GridParams, size: ModelSize, settings: Sequence[Setting]) -> Work:

@@ -26,18 +26,18 @@ from stages.report.table import (
 )
 from stages.report.table_page import worst_level
 from stages.runtime.wording import count as count_text
-from stages.tools.cells import FinishedCell
-from stages.tools.estimates import (
+from stages.tools.comparison.cells import FinishedCell
+from stages.tools.comparison.estimates import (
     estimate_time,
     protocols_to_text,
     write_difference,
     write_estimate,
     write_speed_up_over_seeds,
 )
+from stages.tools.comparison.sweep_settings import Setting, Sweep, find_front, rank, read_sweep, swept_keys
+from stages.tools.comparison.table_files import Lead, write_table_files
+from stages.tools.comparison.variants_over_seeds import variants_of_groups, variants_to_numbers, variants_to_parts
 from stages.tools.params_yaml import write_overrides, write_value
-from stages.tools.sweep_settings import Setting, Sweep, find_front, rank, read_sweep, swept_keys
-from stages.tools.table_files import Lead, write_table_files
-from stages.tools.variants_over_seeds import variants_of_groups, variants_to_numbers, variants_to_parts
 
 DODGE = 0.01
 """Horizontal distance between points of two colours at one budget, as a share of the dense model's MACs."""

@@ -14,7 +14,7 @@ from stages.runtime.wording import count
 from stages.storage.files import check_free, copy_file, file_sha256, read_json, writing
 from stages.storage.provenance import write_run_record
 from stages.storage.tensors import read_metadata, read_tensors, write_tensors
-from stages.tools.lora_slicing import SlicedAdapter, slice_adapter
+from stages.tools.lora.slicing import SlicedAdapter, slice_adapter
 
 CONFIG = "adapter_config.json"
 NAMES = "adapter_model.safetensors", "pytorch_lora_weights.safetensors"

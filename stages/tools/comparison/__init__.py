@@ -1,0 +1,1 @@
+"""Finished cells with several settings, methods or recipes -> tables and plots with intervals over the seeds."""

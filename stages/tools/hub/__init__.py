@@ -1,0 +1,1 @@
+"""Released models to and from the Hugging Face Hub."""

@@ -1,0 +1,1 @@
+"""A LoRA adapter of the dense model -> one of the pruned model."""

@@ -1,0 +1,1 @@
+"""params.yaml and this machine -> what the stages would compute, refuse and cost, before any of them runs."""
