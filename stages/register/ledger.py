@@ -5,96 +5,23 @@ gives every entry another number, so of several concurrent entries the oldest pr
 is written before the aliases change and holds their new values, so that a later entry can finish an interrupted one.
 """
 
-import getpass
-import json
-import os
-import socket
 import time
 import uuid
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
-import psutil
-
-from stages.register.policy import Check
+from stages.register.ledger_entry import NONE, LedgerEntry, Outcome, PlannedChange, entry_tags, read_entry
 from stages.register.registry import CHALLENGER, CHAMPION, PASSED, PREVIOUS, WITHDRAWN, Registry
-from stages.runtime.bounded import parse_json
 from stages.runtime.errors import InputError
-from stages.runtime.text import printable
-
-if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
+from stages.runtime.process_identity import has_ended
 
 LEASE_S = 1200
 """Age from which an open entry of an invisible process counts as dead; longer than all retries of a call."""
 TIMEOUT_S = 300
 """An entry yields if it could not change the champion within this time."""
-NONE = "none"
-"""Stands for the number of a version where there is none."""
 SUFFIX = ".promotions"
-Kind = Literal["promote", "rollback"]
-Outcome = Literal["open", "done", "refused", "yielded", "broken off"]
-FIELDS = ("act", "outcome", "from", "to", "previous", "by", "at", "why", "checks", "policy", "process", "nonce")
 MAX_DESCRIPTION = 5000
 """Longest description that MLflow accepts, in characters."""
 _left_open: set[str] = set()
 """Nonces of this process's entries whose change ended without closing them; adding to a set is safe for threads."""
-
-
-@dataclass(frozen=True)
-class PlannedChange:
-    """A promotion or rollback before it happens."""
-
-    kind: Kind
-    start: "ModelVersion | None"
-    """The champion that it replaces."""
-    to: "ModelVersion"
-    """The new champion."""
-    previous: str | None
-    """Number of the version that the alias previous gets; None deletes the alias."""
-    why: str
-    checks: Sequence[Check]
-    policy: str
-    """The policy of the checks, as JSON; empty without one."""
-
-
-@dataclass(frozen=True)
-class LedgerEntry:
-    """One promotion or rollback in the ledger."""
-
-    version: "ModelVersion"
-    """The version of NAME.promotions that holds the entry."""
-    kind: str
-    outcome: str
-    start: str
-    """Number of the champion that it replaces, or none."""
-    to: str
-    """Number of the new champion; it became the champion if the outcome is done."""
-    previous: str
-    """Number of the version that the alias previous gets, or none."""
-    by: str
-    """User and host, as the client reports them."""
-    at: str
-    """Time of the entry in ISO 8601, by the client's clock."""
-    why: str
-    checks: list[Check]
-    process: str
-    """Where the process is visible, its id and a hash of its start; shows whether it still runs."""
-    nonce: str
-    """Unique for every entry; two versions with one nonce are a request that the client repeated."""
-
-    @property
-    def number(self) -> int:
-        """Position in the ledger."""
-        return int(self.version.version)
-
-    def line(self) -> str:
-        """Describe the entry in one line: when, what, by whom and why."""
-        what = f"{self.kind} {self.start} -> {self.to}: {self.outcome}"
-        return f"{self.number:>4}  {self.at}  {what}, by {self.by}: {self.why}"
 
 
 class Ledger:
@@ -110,28 +37,14 @@ class Ledger:
 
     def entries(self) -> list[LedgerEntry]:
         """List all entries, the newest first."""
-        return [_read_entry(version) for version in self.registry.versions(f"{self.name}{SUFFIX}")]
+        return [read_entry(version) for version in self.registry.versions(f"{self.name}{SUFFIX}")]
 
     def write(self, change: PlannedChange, outcome: Outcome, nonce: str | None = None) -> LedgerEntry:
         """Write an entry, without changing any alias; None gives it a new nonce."""
-        values = {
-            "act": change.kind,
-            "outcome": outcome,
-            "from": str(change.start.version) if change.start else NONE,
-            "to": str(change.to.version),
-            "previous": change.previous or NONE,
-            "by": describe_user(),
-            "at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "why": printable(change.why),
-            "checks": json.dumps([asdict(check) for check in change.checks]),
-            "policy": change.policy,
-            "process": _describe_process(os.getpid()),
-            "nonce": nonce or uuid.uuid4().hex,
-        }
         text = "\n".join(f"- {'✓' if check.passed else '✗'} {check.name}: {check.reason}" for check in change.checks)
-        tags = {f"espalier.{key}": values[key] for key in FIELDS}
+        tags = entry_tags(change, outcome, nonce or uuid.uuid4().hex)
         source = f"models:/{self.name}/{change.to.version}"
-        return _read_entry(self.registry.create(f"{self.name}{SUFFIX}", source, None, tags, text[:MAX_DESCRIPTION]))
+        return read_entry(self.registry.create(f"{self.name}{SUFFIX}", source, None, tags, text[:MAX_DESCRIPTION]))
 
     def execute(self, change: PlannedChange) -> None:
         """Write an entry, make the version the champion, set the other aliases, and close the entry.
@@ -258,71 +171,8 @@ class Ledger:
         return None
 
 
-def describe_user() -> str:
-    """Name the user: MLflow user name if set, login and host."""
-    try:
-        login = getpass.getuser()
-    except (KeyError, OSError):  # the user of a container may have no name
-        login = str(os.getuid())
-    account = f"{login}@{socket.gethostname()}"
-    user = os.environ.get("MLFLOW_TRACKING_USERNAME")
-    return printable(f"{user} ({account})" if user else account)
-
-
-def _read_entry(version: "ModelVersion") -> LedgerEntry:
-    tags = {key: printable(version.tags.get(f"espalier.{key}", "")) for key in FIELDS}  # others may have written them
-    try:
-        checks = [_read_check(**check) for check in parse_json((tags["checks"] or "[]").encode())]
-    except (TypeError, ValueError):
-        checks = [Check("the ledger", passed=False, reason="the checks of this entry are damaged")]
-    return LedgerEntry(
-        version=version,
-        kind=tags["act"],
-        outcome=tags["outcome"],
-        start=tags["from"],
-        to=tags["to"],
-        previous=tags["previous"],
-        by=tags["by"],
-        at=tags["at"],
-        why=tags["why"],
-        checks=checks,
-        process=tags["process"],
-        nonce=tags["nonce"],
-    )
-
-
-def _read_check(name: str, *, passed: bool, reason: str) -> Check:
-    return Check(printable(name), passed=passed is True, reason=printable(reason))
-
-
 def _is_dead(entry: LedgerEntry, now_ms: float) -> bool:
     """Return whether no process works on an open entry any more, as far as this one can know."""
     if entry.nonce in _left_open:
         return True
-    return now_ms - entry.version.creation_timestamp > 1000 * LEASE_S or _has_ended(entry.process)
-
-
-def _describe_process(pid: int) -> str:
-    """Name a process: where it is visible, its id, and psutil's hash of its id and start.
-
-    The hash counts the start from the boot. A start in the time of day, such as that of create_time, would change
-    whenever the clock is set, and a running process would then pass for one that has ended.
-    """
-    return f"{_visibility()} {pid} {hash(psutil.Process(pid)):x}"
-
-
-def _visibility() -> str:
-    """Name the host, the PID namespace and the user; processes of another of these may be invisible here."""
-    namespace = Path("/proc/self/ns/pid")
-    return f"{socket.gethostname()} {namespace.stat().st_ino if namespace.exists() else 0} {os.getuid()}"
-
-
-def _has_ended(process: str) -> bool:
-    """Return whether a process has ended; False if it ran where this process might not see it."""
-    where, _, pid = process.rpartition(" ")[0].rpartition(" ")
-    if where != _visibility() or not pid.isdigit():
-        return False
-    try:
-        return _describe_process(int(pid)) != process
-    except psutil.NoSuchProcess:
-        return True
+    return now_ms - entry.version.creation_timestamp > 1000 * LEASE_S or has_ended(entry.process)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from stages.register.canary import check_canary
 from stages.register.gate import VersionFiles, run_checks
-from stages.register.ledger import NONE, Ledger, PlannedChange
+from stages.register.ledger import Ledger
+from stages.register.ledger_entry import NONE, PlannedChange
 from stages.register.machine_faults import temporary_folder
 from stages.register.package import check_files
 from stages.register.policy import Check, Policy

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from stages.models.layout import PLAN, WEIGHTS, denoiser_name
 from stages.protocol.evaluation import EvaluationRecord, read_evaluation
-from stages.register.ledger import describe_user
+from stages.register.ledger_entry import describe_user
 from stages.register.lineage import ARRAYS, Lineage, hash_outputs, read_lineage, read_runs
 from stages.register.registry import EVIDENCE, MODEL, OURS, Registry
 from stages.register.sandbox.environment import make_environment

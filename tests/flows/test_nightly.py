@@ -4,7 +4,8 @@ import pytest
 
 from flows.nightly import find_decision
 from flows.tasks.notifications import REFUSED
-from stages.register.ledger import Ledger, PlannedChange
+from stages.register.ledger import Ledger
+from stages.register.ledger_entry import PlannedChange
 from stages.register.registry import CHAMPION, PREVIOUS, Registry
 
 NAME, URI = "a", "models:/a/3"

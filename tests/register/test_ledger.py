@@ -19,6 +19,7 @@ from stages.register.ledger import Ledger
 from stages.register.promotion import promote, roll_back
 from stages.register.registry import WITHDRAWN, Registry
 from stages.runtime.errors import InputError
+from stages.runtime.process_identity import describe_process, has_ended
 from tests.register.conftest import NAME, outcomes
 
 pytestmark = pytest.mark.usefixtures("quick_canary")
@@ -107,7 +108,7 @@ def leave_open(die_at, policy, registry, monkeypatch):
         with die_at(0), pytest.raises(KeyboardInterrupt):
             promote(NAME, None, policy, None)
         entry = Ledger(registry, NAME).entries()[0]
-        registry.tag(entry.version, process=ledger_module._describe_process(process.pid))
+        registry.tag(entry.version, process=describe_process(process.pid))
         monkeypatch.setattr(ledger_module, "_left_open", set())
 
     yield leave
@@ -267,7 +268,7 @@ def test_entries_are_read_before_the_champion(publish, policy, aliases, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(Ledger, "entries", be_overtaken)
-        patch.setattr(ledger_module, "_has_ended", lambda _: True)
+        patch.setattr(ledger_module, "has_ended", lambda _: True)
         with pytest.raises(InputError, match="became version 2, and the checks compared with 1"):
             promote(NAME, f"models:/{NAME}/3", policy, None)
     assert aliases()["champion"] == 2
@@ -276,24 +277,24 @@ def test_entries_are_read_before_the_champion(publish, policy, aliases, monkeypa
 def test_a_process_has_ended_by_id_and_start(registry):
     """A process of another host, PID namespace or user counts as running."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    name = ledger_module._describe_process(process.pid)
-    assert not ledger_module._has_ended(name)
+    name = describe_process(process.pid)
+    assert not has_ended(name)
     host, namespace, user, pid, _ = name.split(" ")
     for place in (f"elsewhere {namespace} {user}", f"{host} 1 {user}", f"{host} {namespace} {int(user) + 1}"):
-        assert not ledger_module._has_ended(f"{place} {pid} 0")
+        assert not has_ended(f"{place} {pid} 0")
     process.communicate(b"")
 
-    assert ledger_module._has_ended(name)
-    assert ledger_module._has_ended(f"{name}1")
+    assert has_ended(name)
+    assert has_ended(f"{name}1")
     assert Ledger(registry, NAME).entries() == []
 
 
 def test_a_clock_that_is_set_ends_no_process(monkeypatch):
     """The time of the boot, which the system derives from its clock, has then changed."""
-    name, boot, began = ledger_module._describe_process(os.getpid()), psutil.boot_time(), psutil.Process().create_time()
+    name, boot, began = describe_process(os.getpid()), psutil.boot_time(), psutil.Process().create_time()
     monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: boot + 1)
     assert psutil.Process().create_time() == began + 1
-    assert not ledger_module._has_ended(name)
+    assert not has_ended(name)
 
 
 def test_an_entry_that_was_written_twice_does_not_block_itself(publish, policy, aliases, registry, monkeypatch):
