@@ -23,9 +23,6 @@ class EmaModels:
         self.models: Mapping[float, Denoiser] = {
             decay: copy.deepcopy(unet).eval().requires_grad_(requires_grad=False) for decay in decays
         }
-        for model in self.models.values():
-            for buffer in model.buffers():
-                buffer.data = buffer.contiguous()  # an expanded tensor could not be written to
 
     def update(self, unet: Denoiser, step: int) -> None:
         """Update every EMA with the weights after `step`, counted from 1; buffers are copied, such as a norm's."""

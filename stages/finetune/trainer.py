@@ -99,6 +99,8 @@ class Trainer:
     def _prepare_models(self, images: Images, teacher: tuple[Denoiser, Channels] | None) -> None:
         """Place the models on the device, and build what computes with them."""
         _set_dropout(self.unet.train(), self.params.dropout)
+        for buffer in self.unet.buffers():
+            buffer.data = buffer.contiguous()  # an expanded tensor cannot be written to
         self.engine.place(self.unet)
         if teacher:
             self.engine.place(teacher[0])
@@ -254,7 +256,7 @@ class Trainer:
 
         No weight and no buffer changes.
         """
-        buffers = [(buffer, buffer.clone()) for buffer in self.unet.buffers()]
+        buffers = {name: buffer.clone() for name, buffer in self.unet.named_buffers()}
         steps = range(self.steps_done, max(self.params.steps, self.steps_done + 1))
         with_jacobian = [step for step in steps if self.jacobian and self.jacobian.params.weight_at(step)]
         without = sorted({*steps} - {*with_jacobian})
@@ -263,8 +265,8 @@ class Trainer:
             for alike in (without, with_jacobian)
             if alike
         ]
-        for buffer, before in buffers:
-            buffer.copy_(before)
+        for name, buffer in self.unet.named_buffers():
+            buffer.copy_(buffers[name])
         return sum(seconds) / len(steps)
 
     def _save(self, checkpoints: Checkpoints) -> None:
