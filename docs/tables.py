@@ -1,15 +1,15 @@
 """The measurements in docs/tables -> the tables and plots of compare.md.
 
 A file has one row for each recipe, seed and step. `curve-NAME.csv` compares recoveries, also when one reaches another;
-other files compare importances at equal steps.
+other files compare importances at equal steps, and those of `ablation-NAME.csv` are numbers of timesteps.
 """
 
 import csv
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import click
+from matplotlib.axes import Axes
 
 from stages.protocol.intervals import estimate
 from stages.report.figures import draw_figure
@@ -19,10 +19,11 @@ from stages.tools.comparison.curve_figure import draw_curves
 from stages.tools.comparison.curve_table import metric_rows, reach_rows
 from stages.tools.comparison.curves import SHOWN, Curve, Curves, difference
 from stages.tools.comparison.estimates import write_difference, write_estimate
+from stages.tools.comparison.method_table import draw_ablation
 
 DOCS = Path(__file__).parent
 PAGE, TABLES = DOCS / "compare.md", DOCS / "tables"
-CURVE = "curve-"
+CURVE, ABLATION = "curve-", "ablation-"
 
 
 def read_curves(path: Path) -> Curves:
@@ -58,7 +59,11 @@ def curves_to_markdown(curves: Curves) -> str:
 def differences_to_markdown(curves: Curves) -> str:
     """Write a table of every row at each step, with its differences from the first row, paired by seed."""
     rows = [
-        {"importance": curve.title, "steps": f"{step:,}", **_with_differences(curves, curve, step)}
+        {
+            "importance": curve.title,
+            **({"steps": f"{step:,}"} if len(curves.steps) > 1 else {}),
+            **_with_differences(curves, curve, step),
+        }
         for step in curves.steps
         for curve in curves.rows.values()
         if step in curve.points
@@ -84,26 +89,36 @@ def to_markdown(path: Path) -> str:
     return curves_to_markdown(curves) if path.name.startswith(CURVE) else differences_to_markdown(curves)
 
 
-def replace_tables(page: str) -> Iterator[str]:
-    """Write the tables anew between the marks of each file; yields the page in parts."""
+def draw_plot(axis: Axes, path: Path) -> None:
+    """Draw the plot of a file of recoveries or of numbers of timesteps."""
+    curves = read_curves(path)
+    if path.name.startswith(CURVE):
+        draw_curves(axis, curves)
+        return
+    (step,) = curves.steps
+    ssims = {
+        int(title.split()[0]): estimate([*curve.values(step, "ssim").values()]) for title, curve in curves.rows.items()
+    }
+    draw_ablation(axis, dict(sorted(ssims.items())))
+
+
+def replace_tables(page: str) -> str:
+    """Write the tables anew between the marks of each file."""
     for path in sorted(TABLES.glob("*.csv")):
         before, begin, rest = page.partition(f"<!-- {path.name}: written by `make tables` -->\n")
-        _, end, page = rest.partition(f"<!-- end of {path.name} -->")
+        _, end, after = rest.partition(f"<!-- end of {path.name} -->")
         if not (begin and end):
-            raise InputError(
-                f"{PAGE.name} lacks a mark of {path.name}, or has it above those of another; add both marks"
-            )
-        yield f"{before}{begin}\n{to_markdown(path)}\n\n{end}"
-    yield page
+            raise InputError(f"{PAGE.name} lacks the first or the last mark of {path.name}; add both")
+        page = f"{before}{begin}\n{to_markdown(path)}\n\n{end}{after}"
+    return page
 
 
 @click.command()
 def main() -> None:
     """Replace the tables of compare.md and draw their plots."""
-    PAGE.write_text("".join(replace_tables(PAGE.read_text())))
-    for path in TABLES.glob(f"{CURVE}*.csv"):
-        plot = draw_figure(partial(draw_curves, curves=read_curves(path)), "light", "png")
-        (DOCS / f"{path.stem}.png").write_bytes(plot)
+    PAGE.write_text(replace_tables(PAGE.read_text()))
+    for path in (*TABLES.glob(f"{CURVE}*.csv"), *TABLES.glob(f"{ABLATION}*.csv")):
+        (DOCS / f"{path.stem}.png").write_bytes(draw_figure(partial(draw_plot, path=path), "light", "png"))
 
 
 if __name__ == "__main__":
