@@ -88,7 +88,6 @@ def _check_free(port: int) -> None:
 
 def _start(port: int) -> "subprocess.Popen[bytes]":
     """Start MLflow's server on loopback below a supervisor; its files are closed to other users."""
-    os.umask(0o077)
     environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": os.environ["MLFLOW_TRACKING_URI"]}
     options = ["--host", HOST, "--port", str(port)]
     return subprocess.Popen(
@@ -98,6 +97,7 @@ def _start(port: int) -> "subprocess.Popen[bytes]":
         stderr=subprocess.DEVNULL,
         env=environment,  # the store's address may hold a password, which an argument would show to every user
         start_new_session=True,
+        umask=0o077,
     )
 
 

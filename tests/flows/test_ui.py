@@ -1,8 +1,11 @@
 """`espalier ui`: the page on which the runs are, whatever MLflow opens on."""
 
+import os
+import re
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -49,20 +52,32 @@ def test_the_address_leads_to_the_runs(experiment, opened, monkeypatch, options)
     assert opened == ([] if options else [address])
 
 
+def umask_of(pid):
+    """Return the permissions that a process withholds from the files that it makes."""
+    return re.search(r"^Umask:\s+(\d+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)[1]
+
+
 def test_the_stores_address_is_in_no_command_line(mlflow_database):
-    """It may hold a password, and every user of the machine can list the arguments of all processes."""
+    """It may hold a password, and every user of the machine can list the arguments of all processes.
+
+    Files of the server are closed to other users, and those of this process are made as before.
+    """
+    own = umask_of(os.getpid())
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     with module._start(port) as process:
         module._wait(port, process)
         started = [process.pid, *(it.pid for it in psutil.Process(process.pid).children(recursive=True))]
         lines = [" ".join(psutil.Process(pid).cmdline()) for pid in started]
+        masks = {umask_of(pid) for pid in started}
         answer = MlflowClient(f"http://127.0.0.1:{port}").get_experiment_by_name("Default")
         module._stop(process)
 
     assert answer.name == "Default"
     assert any("uvicorn" in line for line in lines)
     assert [line for line in lines if mlflow_database in line] == []
+    assert masks == {"0077"} != {own}
+    assert umask_of(os.getpid()) == own
 
 
 def test_a_store_without_runs_is_one_line(mlflow_database, opened):  # noqa: ARG001
