@@ -22,7 +22,7 @@ from stages.models.sampling import draw, image_seeds
 from stages.protocol.extractors import Extractor
 from stages.protocol.intervals import estimate
 from stages.protocol.params import ExtractorParams, ReferenceParams
-from stages.protocol.protocol import make_protocol
+from stages.protocol.resolve import make_protocol
 from stages.prune.compensate import NoisyBatches
 from stages.prune.params import CompensateParams, PruneParams, Target
 from stages.prune.pruning import prune_unet

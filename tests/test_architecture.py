@@ -84,15 +84,25 @@ def test_only_families_know_the_classes_of_models():
         assert not [node.module for node in imports if str(node.module).startswith(known)], path
 
 
+def heavy_imports(modules):
+    """List what is heavy of all that these modules import."""
+    code = f"import sys, {modules}; print(*(name for name in {sorted(HEAVY)!r} if name in sys.modules))"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+
 @pytest.mark.parametrize(
     "module", [*(f"stages.{stage}.__main__" for stage in DVC), "stages.tracking.__main__", "flows.__main__"]
 )
 def test_the_command_lines_import_nothing_heavy(module):
     """--help answers at once, because arguments are parsed before anything heavy is imported."""
-    code = f"import sys, {module}; print(*(name for name in {sorted(HEAVY)!r} if name in sys.modules))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert heavy_imports(module).split() == []
 
-    assert result.stdout.split() == []
+
+def test_records_are_read_without_pytorch():
+    """What compares or writes records, or has nothing to compute, then starts at once."""
+    protocol = "stages.protocol.evaluation, stages.protocol.variants, stages.protocol.costs, stages.protocol.verdict"
+    others = "stages.storage.provenance, stages.variants.outputs, stages.tools.diff, stages.tools.comparison.methods"
+    assert heavy_imports(f"{protocol}, {others}").split() == []
 
 
 def test_the_lock_names_no_registry():

@@ -12,8 +12,8 @@ from stages.models.pipeline import read_scheduler, read_unet, weights_file
 from stages.protocol.evaluation import DENSE, SNAPSHOT
 from stages.protocol.extractors import Extractor
 from stages.protocol.params import ReferenceParams
-from stages.protocol.protocol import check_current
 from stages.protocol.reference import read_reference
+from stages.protocol.resolve import check_current
 from stages.runtime.processes import Processes
 from stages.storage.provenance import write_provenance, write_run_record
 from stages.storage.rows import scratch_folder, writing_together

@@ -21,8 +21,9 @@ from stages.protocol.evaluation import DENSE
 from stages.protocol.extractors import Extractor
 from stages.protocol.grid import SSIM, GridCell, GridRecord, make_metric
 from stages.protocol.params import ReferenceParams
-from stages.protocol.protocol import Protocol, check_current
+from stages.protocol.protocol import Protocol
 from stages.protocol.reference import read_reference
+from stages.protocol.resolve import check_current
 from stages.runtime.errors import InputError
 from stages.runtime.wording import count, format_duration
 from stages.storage.files import file_sha256

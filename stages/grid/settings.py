@@ -15,7 +15,8 @@ from stages.models.params import SamplerParams
 from stages.models.samplers import check_sampler, make_sampler
 from stages.models.sampling import check_guidance
 from stages.protocol.params import ReferenceParams
-from stages.protocol.protocol import CLIPPING, Protocol
+from stages.protocol.protocol import Protocol
+from stages.protocol.resolve import CLIPPING
 from stages.runtime.errors import InputError
 
 BLOCK = "grid"

@@ -11,7 +11,8 @@ from stages.models.pipeline import read_scheduler, read_unet
 from stages.models.steps import check_drawing
 from stages.protocol.extractors import Extractor
 from stages.protocol.params import ReferenceParams
-from stages.protocol.protocol import bias_warning, make_protocol
+from stages.protocol.protocol import bias_warning
+from stages.protocol.resolve import make_protocol
 from stages.reference.reference import load_context, make_reference
 from stages.runtime.processes import Processes
 from stages.storage.provenance import write_provenance, write_run_record

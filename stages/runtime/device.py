@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 
+from stages.runtime.environment import WORKSPACE_VARIABLE
 from stages.runtime.errors import InputError
 from stages.runtime.wording import count
 
 TF32_CAPABILITY = (8, 0)
 """Compute capability of the first GPUs with TF32, Ampere."""
-WORKSPACE_VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
 WORKSPACES = (":4096:8", ":16:8")
-"""The values of this variable under which cuBLAS repeats its results."""
+"""The values of CUBLAS_WORKSPACE_CONFIG under which cuBLAS repeats its results."""
 OVERRIDE_VARIABLE = "NVIDIA_TF32_OVERRIDE"
 """Environment variable by which NVIDIA's libraries ignore the precision that a program sets."""
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4

@@ -33,6 +33,8 @@ TRACKING = (*WEB, "sqlite", "postgresql", "mysql", "mssql", "file", "databricks"
 """Schemes of MLFLOW_TRACKING_URI; a database's may name a driver, as in postgresql+psycopg2."""
 
 
+WORKSPACE_VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
+"""Environment variable of the memory that cuBLAS computes in, on which the order of its sums depends."""
 KERNELS = (
     "ATEN_CPU_CAPABILITY",
     "MKL_CBWR",

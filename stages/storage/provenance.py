@@ -17,11 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
 from stages.runtime.code_hash import STAGES, hash_code
-from stages.runtime.device import WORKSPACE_VARIABLE
-from stages.runtime.environment import KERNELS
+from stages.runtime.environment import KERNELS, WORKSPACE_VARIABLE
 from stages.runtime.git import git_output
 from stages.runtime.schema import Section
 from stages.storage.files import RUN_RECORD, file_sha256, read_json, write_json
@@ -85,6 +83,8 @@ def _decisive(params: dict[str, Params]) -> dict[str, Any]:
 
 
 def _device() -> dict[str, Any]:
+    import torch  # noqa: PLC0415  # heavy, and a record of decisive params needs none
+
     cuda = torch.cuda.is_available()
     name = torch.cuda.get_device_name() if cuda else f"cpu {platform.machine()}"
     found = {"name": name, "cuda": cuda, "threads": torch.get_num_threads()}

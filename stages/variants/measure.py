@@ -17,8 +17,8 @@ from stages.protocol.evaluation import DENSE, TO_DENSE, Difference, Metric
 from stages.protocol.extractors import Extractor
 from stages.protocol.intervals import estimate, paired_difference
 from stages.protocol.params import ReferenceParams
-from stages.protocol.protocol import check_current
 from stages.protocol.reference import read_reference
+from stages.protocol.resolve import check_current
 from stages.protocol.variants import MEASURED, Variant, VariantsRecord
 from stages.runtime.processes import Processes
 from stages.storage.files import file_sha256

@@ -9,7 +9,7 @@ import torch
 from stages.finetune.checkpoint import Checkpoints
 from stages.finetune.trainer import Trainer
 from stages.protocol.extractors import Extractor
-from stages.protocol.protocol import make_protocol
+from stages.protocol.resolve import make_protocol
 from stages.reference.reference import make_reference
 from stages.runtime.device import select_device
 from tests.gpu.commands import CHANGES, SHARED, UPDATES, contents, gap, steps_between

@@ -9,7 +9,8 @@ from diffusers import DDPMScheduler
 
 from stages.models.params import SamplerParams, SchedulerName
 from stages.protocol.extractors import Extractor
-from stages.protocol.protocol import Protocol, bias_warning, check_current, check_same, make_protocol
+from stages.protocol.protocol import Protocol, bias_warning, check_same
+from stages.protocol.resolve import check_current, make_protocol
 from stages.runtime.errors import InputError
 
 REAL = np.zeros((600, 1, 16, 16), np.uint8)

@@ -26,7 +26,7 @@ from stages.models.trust import trusting
 from stages.params import Params
 from stages.protocol.extractors import SOURCES, find_extractor
 from stages.protocol.params import MOST_PER_SUBSET, ExtractorParams
-from stages.protocol.protocol import check_real_images
+from stages.protocol.resolve import check_real_images
 from stages.prune.params import PruneParams, Target
 from stages.prune.path import cuts_after, find_path
 from stages.prune.width_cost import WidthCost

@@ -31,7 +31,7 @@ from stages.models.steps import SAMPLES
 from stages.models.variants.folder import check_variant
 from stages.params import Params
 from stages.protocol.extractors import check_image_shape, find_extractor
-from stages.protocol.protocol import check_real_images
+from stages.protocol.resolve import check_real_images
 from stages.prune.depth import plan_depth
 from stages.prune.selection import plan_pruning
 from stages.rounds.targets import find_targets
