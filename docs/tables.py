@@ -1,7 +1,7 @@
 """The measurements in docs/tables -> the tables and plots of compare.md.
 
 A file has one row for each recipe, seed and step. `curve-NAME.csv` compares recoveries, also when one reaches another;
-other files compare importances at equal steps, and those of `ablation-NAME.csv` are numbers of timesteps.
+other files compare importances at equal steps, and each row of `ablation-NAME.csv` is a number of timesteps.
 """
 
 import csv
@@ -27,7 +27,7 @@ CURVE, ABLATION = "curve-", "ablation-"
 
 
 def read_curves(path: Path) -> Curves:
-    """Read what `compare --curve` writes into table.csv; the first recipe is the baseline.
+    """Read a file; its first recipe is the baseline.
 
     A step that was not measured with every seed of its recipe is left out.
     """

@@ -24,9 +24,7 @@ from stages.runtime.wording import first_names
 from stages.storage.files import cannot_lock, make_private
 from stages.tracking.mlflow_client import absolute_address
 
-REPOSITORY_VARIABLE = "ESPALIER_REPOSITORY"
-"""Environment variable: folder or address that runs are cloned from; by default the current folder."""
-HOME_VARIABLE = environment.HOME_VARIABLE
+REPOSITORY_VARIABLE, HOME_VARIABLE = environment.REPOSITORY_VARIABLE, environment.HOME_VARIABLE
 """Environment variable: folder of workspaces, locks, sweeps, unsent records; by default .espalier in the repository."""
 PRESETS = "recipes/presets"
 """Folder of a commit with whole params files, which a run may take in place of params.yaml."""
@@ -67,13 +65,12 @@ class Repository:
             raise InputError(
                 f"{REPOSITORY_VARIABLE} is {place}, no folder here; set {HOME_VARIABLE} to one for workspaces and cache"
             )
-        home = Path(root or origin).resolve()
-        repository = cls(origin, home if root else home / ".espalier")
+        repository = cls(origin, Path(root).resolve() if root else Path(origin).resolve() / ".espalier")
         is_shared = bool(root) and os.path.exists(repository.root)  # noqa: PTH110  # whoever made it chose who may enter
         make_folder(repository.root / "locks")
         if not is_shared:
             make_private(repository.root)
-        os.environ["MLFLOW_TRACKING_URI"] = absolute_address(home)
+        os.environ["MLFLOW_TRACKING_URI"] = absolute_address()
         return repository
 
     @property

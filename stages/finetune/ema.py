@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from stages.finetune.buffers import copy_buffers
 from stages.models.families import Denoiser
 
 RAMP = 10
@@ -30,5 +31,4 @@ class EmaModels:
         for decay, model in self.models.items():
             ramped = min(decay, (1 + step) / (RAMP + step))
             get_ema_multi_avg_fn(ramped)(list(model.parameters()), weights, step)
-            for buffer, current in zip(model.buffers(), unet.buffers(), strict=True):
-                buffer.copy_(current)
+            copy_buffers(unet, model)

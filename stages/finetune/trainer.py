@@ -13,6 +13,7 @@ from torch import nn
 
 from stages.data.images import Images
 from stages.finetune.batches import Batches, Prefetcher, heldout_batch
+from stages.finetune.buffers import make_writable, unchanged_buffers
 from stages.finetune.checkpoint import Checkpoint, Checkpoints, load_tensors, to_tensors
 from stages.finetune.curve import CurvePoint, check_gate
 from stages.finetune.distillation import Channels, Distillation
@@ -99,8 +100,7 @@ class Trainer:
     def _prepare_models(self, images: Images, teacher: tuple[Denoiser, Channels] | None) -> None:
         """Place the models on the device, and build what computes with them."""
         _set_dropout(self.unet.train(), self.params.dropout)
-        for buffer in self.unet.buffers():
-            buffer.data = buffer.contiguous()  # an expanded tensor cannot be written to
+        make_writable(self.unet)
         self.engine.place(self.unet)
         if teacher:
             self.engine.place(teacher[0])
@@ -256,17 +256,15 @@ class Trainer:
 
         No weight and no buffer changes.
         """
-        buffers = {name: buffer.clone() for name, buffer in self.unet.named_buffers()}
         steps = range(self.steps_done, max(self.params.steps, self.steps_done + 1))
         with_jacobian = [step for step in steps if self.jacobian and self.jacobian.params.weight_at(step)]
         without = sorted({*steps} - {*with_jacobian})
-        seconds = [
-            len(alike) * min(elapsed_s(lambda step=alike[0]: self._accumulate(step)) for _ in range(2))  # type: ignore[misc]
-            for alike in (without, with_jacobian)
-            if alike
-        ]
-        for name, buffer in self.unet.named_buffers():
-            buffer.copy_(buffers[name])
+        with unchanged_buffers(self.unet):
+            seconds = [
+                len(alike) * min(elapsed_s(lambda step=alike[0]: self._accumulate(step)) for _ in range(2))  # type: ignore[misc]
+                for alike in (without, with_jacobian)
+                if alike
+            ]
         return sum(seconds) / len(steps)
 
     def _save(self, checkpoints: Checkpoints) -> None:

@@ -10,6 +10,8 @@ from stages.runtime.errors import InputError
 
 HOME_VARIABLE = "ESPALIER_HOME"
 """Environment variable: folder that all runs of a machine share; by default each checkout has its own."""
+REPOSITORY_VARIABLE = "ESPALIER_REPOSITORY"
+"""Environment variable: folder or address that runs are cloned from; by default the current folder."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
 DEFAULTS = ("AWS_DEFAULT_PROFILE",)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from stages.runtime import telemetry
-from stages.runtime.environment import HOME_VARIABLE, bypass_proxies, check_tracking
+from stages.runtime.environment import HOME_VARIABLE, REPOSITORY_VARIABLE, bypass_proxies, check_tracking
 from stages.runtime.errors import InputError, UnavailableError, first_line
 from stages.runtime.network import is_outage
 from stages.storage.files import make_private
@@ -54,8 +54,7 @@ def connect() -> "MlflowClient":
 def set_environment() -> None:
     """Check the address of the server, and set what MLflow reads.
 
-    The default is mlflow.db. It and any other relative file lie in ESPALIER_HOME, where runs in workspaces record, too,
-    or else in the current folder.
+    The default is mlflow.db. It and any other relative file lie in `records_folder`, as for runs in workspaces.
 
     Raises:
         InputError: MLFLOW_TRACKING_URI is not an address, or names an SQLite file in a folder that does not exist, or
@@ -64,11 +63,10 @@ def set_environment() -> None:
     telemetry.switch_off()
     bypass_proxies()
     check_tracking()
-    home = Path(os.environ.get(HOME_VARIABLE, "")).resolve()  # the current folder where the variable is not set
-    os.environ["MLFLOW_TRACKING_URI"] = absolute_address(home)
+    os.environ["MLFLOW_TRACKING_URI"] = absolute_address()
     file = sqlite_file()
-    if file and file.parent == home:
-        _make_home(home)
+    if file and file.parent == records_folder():
+        _make_home(file.parent)
     if file and not file.parent.is_dir():  # MLflow would create the folder of a mistyped address
         found = f"MLFLOW_TRACKING_URI names a file in {file.parent}, which is no folder"
         raise InputError(f"{found}; create it, or correct the address")
@@ -121,23 +119,31 @@ def open_run(
 def sqlite_file() -> Path | None:
     """Return the path of the SQLite file in MLFLOW_TRACKING_URI, if it is one."""
     address = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if found := re.fullmatch(r"sqlite:///file:(/[^?]+)\?uri=true", address):
+    if found := re.fullmatch(r"sqlite:///file:(/[^?]+)\?.*", address):
         return Path(unquote(found[1]))
-    found = re.fullmatch(r"sqlite:///(?!:memory:)([^?]+)", address)
+    found = re.fullmatch(r"sqlite:///(?!file:|:memory:)([^?]+)(\?.*)?", address)
     return Path(found[1]).absolute() if found else None
 
 
-def absolute_address(base: Path) -> str:
-    """Return MLFLOW_TRACKING_URI, by default sqlite:///mlflow.db, with the path of a relative SQLite file below `base`.
+def records_folder() -> Path:
+    """Return the folder of mlflow.db: ESPALIER_HOME, the repository that runs are cloned from, or the current one."""
+    repository = os.environ.get(REPOSITORY_VARIABLE, "")
+    return Path(os.environ.get(HOME_VARIABLE) or (repository if Path(repository).is_dir() else "")).resolve()
+
+
+def absolute_address() -> str:
+    """Return MLFLOW_TRACKING_URI, by default sqlite:///mlflow.db, with the absolute path of a relative SQLite file.
 
     MLflow would look for a relative file in the current folder, which is another one in each workspace.
     """
     address = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    relative = re.fullmatch(r"sqlite:///(?!file:|:memory:)([^/?][^?]*)", address)
+    relative = re.fullmatch(r"sqlite:///(?!file:|:memory:)([^/?][^?]*)(?:\?(.*))?", address)
     if not relative:
         return address
-    file = str(base / relative[1])  # a question mark in it would end the path
-    return f"sqlite:///file:{quote(file)}?uri=true" if "?" in file else f"sqlite:///{file}"
+    file, query = str(records_folder() / relative[1]), relative[2]
+    if "?" in file:  # it would end the path
+        return f"sqlite:///file:{quote(file)}?uri=true{f'&{query}' if query else ''}"
+    return f"sqlite:///{file}{f'?{query}' if query else ''}"
 
 
 def download_model(uri: str, folder: Path) -> Path:

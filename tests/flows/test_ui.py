@@ -62,7 +62,7 @@ def test_the_stores_address_is_in_no_command_line(mlflow_database):
 
     Files of the server are closed to other users, and those of this process are made as before.
     """
-    own = umask_of(os.getpid())
+    previous = os.umask(0o022)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     with module._start(port) as process:
@@ -76,8 +76,8 @@ def test_the_stores_address_is_in_no_command_line(mlflow_database):
     assert answer.name == "Default"
     assert any("uvicorn" in line for line in lines)
     assert [line for line in lines if mlflow_database in line] == []
-    assert masks == {"0077"} != {own}
-    assert umask_of(os.getpid()) == own
+    assert masks == {"0077"}
+    assert os.umask(previous) == 0o022
 
 
 def test_a_store_without_runs_is_one_line(mlflow_database, opened):  # noqa: ARG001

@@ -736,6 +736,8 @@ def test_only_a_workspace_can_be_removed(project, enter):
         ("sqlite:///mlflow.db", "sqlite:///{base}/mlflow.db"),
         ("sqlite:///below/it.db", "sqlite:///{base}/below/it.db"),
         ("sqlite:////var/mlflow.db", "sqlite:////var/mlflow.db"),
+        ("sqlite:///below/it.db?timeout=30", "sqlite:///{base}/below/it.db?timeout=30"),
+        ("sqlite:////var/it.db?timeout=30", "sqlite:////var/it.db?timeout=30"),
         ("sqlite:///:memory:", "sqlite:///:memory:"),
         ("sqlite:///file:/why%3F/mlflow.db?uri=true", "sqlite:///file:/why%3F/mlflow.db?uri=true"),
         ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),

@@ -79,7 +79,7 @@ def test_a_pipeline_that_is_not_up_to_date_is_not_registered(registered, registe
     assert "the pipeline is not up to date" in result.stderr
 
 
-@pytest.mark.e2e  # test_gate has every rule of it, and test_end_to_end the way of a user
+@pytest.mark.e2e  # test_gate and test_promotion have every rule of it, and test_end_to_end the way of a user
 def test_the_champion_draws_from_seeds(registered):
     """The promoted version, loaded by its alias, returns PNGs of the model's size."""
     workspace, _ = registered

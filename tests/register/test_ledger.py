@@ -1,6 +1,5 @@
 """Entries of promotions and rollbacks: concurrent, interrupted and repeated ones."""
 
-import os
 import subprocess
 import sys
 import threading
@@ -8,7 +7,6 @@ import time
 from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 
-import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -19,7 +17,7 @@ from stages.register.ledger import Ledger
 from stages.register.promotion import promote, roll_back
 from stages.register.registry import WITHDRAWN, Registry
 from stages.runtime.errors import InputError
-from stages.runtime.process_identity import describe_process, has_ended
+from stages.runtime.process_identity import describe_process
 from tests.register.conftest import NAME, outcomes
 
 pytestmark = pytest.mark.usefixtures("quick_canary")
@@ -272,29 +270,6 @@ def test_entries_are_read_before_the_champion(publish, policy, aliases, monkeypa
         with pytest.raises(InputError, match="became version 2, and the checks compared with 1"):
             promote(NAME, f"models:/{NAME}/3", policy, None)
     assert aliases()["champion"] == 2
-
-
-def test_a_process_has_ended_by_id_and_start(registry):
-    """A process of another host, PID namespace or user counts as running."""
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    name = describe_process(process.pid)
-    assert not has_ended(name)
-    host, namespace, user, pid, _ = name.split(" ")
-    for place in (f"elsewhere {namespace} {user}", f"{host} 1 {user}", f"{host} {namespace} {int(user) + 1}"):
-        assert not has_ended(f"{place} {pid} 0")
-    process.communicate(b"")
-
-    assert has_ended(name)
-    assert has_ended(f"{name}1")
-    assert Ledger(registry, NAME).entries() == []
-
-
-def test_a_clock_that_is_set_ends_no_process(monkeypatch):
-    """The time of the boot, which the system derives from its clock, has then changed."""
-    name, boot, began = describe_process(os.getpid()), psutil.boot_time(), psutil.Process().create_time()
-    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: boot + 1)
-    assert psutil.Process().create_time() == began + 1
-    assert not has_ended(name)
 
 
 def test_an_entry_that_was_written_twice_does_not_block_itself(publish, policy, aliases, registry, monkeypatch):

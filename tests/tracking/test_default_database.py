@@ -3,6 +3,7 @@
 import os
 import stat
 import threading
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
@@ -63,6 +64,38 @@ def test_all_commands_share_the_registry_of_a_home(tmp_path, monkeypatch, exists
     assert addresses == [f"sqlite:///{home}/mlflow.db"] * 3
     assert not [path for path in tmp_path.glob("o*/*") if "mlflow" in path.name]
     assert exists or stat.S_IMODE(home.stat().st_mode) == 0o700
+
+
+def test_all_commands_share_the_registry_of_a_repository(tmp_path, monkeypatch):
+    """Runs are cloned from one folder and record there; a command in another one finds them."""
+    for name in ("repository", "elsewhere"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("ESPALIER_REPOSITORY", str(tmp_path / "repository"))
+    monkeypatch.delenv("ESPALIER_HOME", raising=False)
+    addresses = []
+    for ask in (connect, Repository.find):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+        ask()
+        addresses.append(os.environ["MLFLOW_TRACKING_URI"])
+
+    assert addresses == [f"sqlite:///{tmp_path}/repository/mlflow.db"] * 2
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("address", "path"),
+    [
+        ("sqlite:////var/it.db?timeout=30", "/var/it.db"),
+        ("sqlite:///file:/var/why%3F.db?uri=true&timeout=30", "/var/why?.db"),
+        ("sqlite:///:memory:", None),
+        ("postgresql://host/it.db", None),
+    ],
+)
+def test_options_do_not_hide_the_file_of_an_address(monkeypatch, address, path):
+    """Its lock and its permissions depend on the path alone."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    assert sqlite_file() == (path and Path(path))
 
 
 def test_only_the_owner_may_read_what_is_recorded(tmp_path, monkeypatch):
