@@ -90,16 +90,22 @@ def to_markdown(path: Path) -> str:
 
 
 def draw_plot(axis: Axes, path: Path) -> None:
-    """Draw the plot of a file of recoveries or of numbers of timesteps."""
+    """Draw the plot of a file of recoveries or of numbers of timesteps.
+
+    Raises:
+        InputError: A row of an ablation is no number of timesteps, or it has several steps or no SSIM.
+    """
     curves = read_curves(path)
     if path.name.startswith(CURVE):
         draw_curves(axis, curves)
         return
-    (step,) = curves.steps
-    ssims = {
-        int(title.split()[0]): estimate([*curve.values(step, "ssim").values()]) for title, curve in curves.rows.items()
-    }
-    draw_ablation(axis, dict(sorted(ssims.items())))
+    try:
+        (step,) = curves.steps
+        values = {int(title.split()[0]): curve.values(step, "ssim") for title, curve in curves.rows.items()}
+    except (KeyError, ValueError):
+        found = f"{path.name} is no ablation"
+        raise InputError(f"{found}; it needs rows such as 50 timesteps, all at one step, with ssim") from None
+    draw_ablation(axis, {count: estimate([*values[count].values()]) for count in sorted(values)})
 
 
 def replace_tables(page: str) -> str:
@@ -116,9 +122,11 @@ def replace_tables(page: str) -> str:
 @click.command()
 def main() -> None:
     """Replace the tables of compare.md and draw their plots."""
-    PAGE.write_text(replace_tables(PAGE.read_text()))
-    for path in (*TABLES.glob(f"{CURVE}*.csv"), *TABLES.glob(f"{ABLATION}*.csv")):
-        (DOCS / f"{path.stem}.png").write_bytes(draw_figure(partial(draw_plot, path=path), "light", "png"))
+    page, paths = replace_tables(PAGE.read_text()), [*TABLES.glob(f"{CURVE}*.csv"), *TABLES.glob(f"{ABLATION}*.csv")]
+    plots = {path.stem: draw_figure(partial(draw_plot, path=path), "light", "png") for path in paths}
+    PAGE.write_text(page)
+    for name, plot in plots.items():
+        (DOCS / f"{name}.png").write_bytes(plot)
 
 
 if __name__ == "__main__":

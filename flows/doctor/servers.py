@@ -8,8 +8,8 @@ from pathlib import Path
 
 from flows.doctor import probes
 from flows.doctor.finding import Finding, Status
-from stages.runtime.environment import HOME_VARIABLE
 from stages.runtime.errors import without_password
+from stages.tracking.mlflow_client import records_folder
 
 LIMIT_S = 30.0
 """Longest wait for a probe, most of which its imports take on a busy machine."""
@@ -37,8 +37,7 @@ def check_mlflow() -> Iterator[Finding]:
     if os.environ.get("MLFLOW_TRACKING_URI"):
         yield _ask("mlflow", "warn")
     else:
-        place = f"in {HOME_VARIABLE}" if os.environ.get(HOME_VARIABLE) else "here"
-        yield Finding("ok", f"MLFLOW_TRACKING_URI is not set: the record goes to mlflow.db {place}")
+        yield Finding("ok", f"MLFLOW_TRACKING_URI is not set: the record goes to {records_folder() / 'mlflow.db'}")
 
 
 def check_prefect() -> Iterator[Finding]:

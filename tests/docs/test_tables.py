@@ -1,8 +1,9 @@
 """The tables of compare.md are those of the measurements in docs/tables."""
 
 import pytest
+from matplotlib.figure import Figure
 
-from docs.tables import PAGE, TABLES, read_curves, replace_tables, to_markdown
+from docs.tables import PAGE, TABLES, draw_plot, read_curves, replace_tables, to_markdown
 from stages.runtime.errors import InputError
 
 
@@ -39,6 +40,15 @@ def test_importances_are_compared_at_equal_steps(tmp_path):
     *_, taylor, random = to_markdown(path).splitlines()
     assert taylor == "| taylor | 1.500 ± 6.353 | – |"
     assert random == "| random | 2.100 ± 7.624 | +0.600 ± 1.271 ≈ |"
+
+
+@pytest.mark.parametrize("rows", ["all,0,0,.9", "50 timesteps,0,0,.8\n50 timesteps,0,9,.9"])
+def test_another_table_has_no_plot_of_timesteps(tmp_path, rows):
+    """One line says what an ablation needs."""
+    path = tmp_path / "ablation-x.csv"
+    path.write_text(f"recipe,seed,step,ssim\n{rows}\n")
+    with pytest.raises(InputError, match=r"^ablation-x\.csv is no ablation; it needs rows such as 50 timesteps"):
+        draw_plot(Figure().subplots(), path)
 
 
 def test_a_damaged_file_is_one_line(tmp_path):

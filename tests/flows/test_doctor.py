@@ -275,6 +275,20 @@ def test_a_tracking_server_that_is_away_is_one_line(here, monkeypatch):
     assert time.monotonic() - begin < 60
 
 
+def test_the_database_is_named_where_the_record_goes(here, monkeypatch):
+    """The current folder, the repository that runs are cloned from, or ESPALIER_HOME."""
+    for name in ("ESPALIER_REPOSITORY", "ESPALIER_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    lines = [found(servers.check_mlflow)]
+    for name in ("ESPALIER_REPOSITORY", "ESPALIER_HOME"):
+        (here / name).mkdir()
+        monkeypatch.setenv(name, str(here / name))
+        lines.append(found(servers.check_mlflow))
+
+    places = (here, here / "ESPALIER_REPOSITORY", here / "ESPALIER_HOME")
+    assert lines == [[f"ok: MLFLOW_TRACKING_URI is not set: the record goes to {it}/mlflow.db"] for it in places]
+
+
 @pytest.mark.e2e
 def test_real_servers_answer(here, monkeypatch, swift, prefect_server, bare_mlflow_server):
     """MLflow, Prefect, the store and the remote of DVC, all in S3 or on loopback; no line holds a password."""
