@@ -22,7 +22,7 @@ from stages.runtime.errors import InputError, UnavailableError, without_password
 from stages.runtime.git import git_error, git_output
 from stages.runtime.wording import first_names
 from stages.storage.files import cannot_lock, make_private
-from stages.tracking.mlflow_client import absolute_address
+from stages.tracking.mlflow_client import absolute_address, find_origin
 
 REPOSITORY_VARIABLE, HOME_VARIABLE = environment.REPOSITORY_VARIABLE, environment.HOME_VARIABLE
 """Environment variable: folder of workspaces, locks, sweeps, unsent records; by default .espalier in the repository."""
@@ -59,12 +59,7 @@ class Repository:
         Raises:
             InputError: The repository is an address, and no folder of this machine is named.
         """
-        origin, root = os.environ.get(REPOSITORY_VARIABLE) or str(Path.cwd()), os.environ.get(HOME_VARIABLE)
-        if not root and not Path(origin).is_dir():
-            place = without_password(origin)
-            raise InputError(
-                f"{REPOSITORY_VARIABLE} is {place}, no folder here; set {HOME_VARIABLE} to one for workspaces and cache"
-            )
+        origin, root = find_origin(), os.environ.get(HOME_VARIABLE)
         repository = cls(origin, Path(root).resolve() if root else Path(origin).resolve() / ".espalier")
         is_shared = bool(root) and os.path.exists(repository.root)  # noqa: PTH110  # whoever made it chose who may enter
         make_folder(repository.root / "locks")

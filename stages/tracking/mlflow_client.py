@@ -10,7 +10,7 @@ from urllib.parse import quote, unquote
 
 from stages.runtime import telemetry
 from stages.runtime.environment import HOME_VARIABLE, REPOSITORY_VARIABLE, bypass_proxies, check_tracking
-from stages.runtime.errors import InputError, UnavailableError, first_line
+from stages.runtime.errors import InputError, UnavailableError, first_line, without_password
 from stages.runtime.network import is_outage
 from stages.storage.files import make_private
 
@@ -58,7 +58,7 @@ def set_environment() -> None:
 
     Raises:
         InputError: MLFLOW_TRACKING_URI is not an address, or names an SQLite file in a folder that does not exist, or
-            ESPALIER_HOME cannot be made.
+            ESPALIER_HOME cannot be made; or as of records_folder.
     """
     telemetry.switch_off()
     bypass_proxies()
@@ -126,15 +126,34 @@ def sqlite_file() -> Path | None:
 
 
 def records_folder() -> Path:
-    """Return the folder of mlflow.db: ESPALIER_HOME, the repository that runs are cloned from, or the current one."""
-    repository = os.environ.get(REPOSITORY_VARIABLE, "")
-    return Path(os.environ.get(HOME_VARIABLE) or (repository if Path(repository).is_dir() else "")).resolve()
+    """Return the folder of mlflow.db: ESPALIER_HOME, the repository that runs are cloned from, or the current one.
+
+    Raises:
+        InputError: ESPALIER_REPOSITORY is an address or a missing folder, and ESPALIER_HOME is not set.
+    """
+    return Path(os.environ.get(HOME_VARIABLE) or find_origin()).resolve()
+
+
+def find_origin() -> str:
+    """Return the folder or address in ESPALIER_REPOSITORY, by default the current folder.
+
+    Raises:
+        InputError: It is no folder of this machine, and ESPALIER_HOME names none for what runs share.
+    """
+    origin = os.environ.get(REPOSITORY_VARIABLE) or str(Path.cwd())
+    if not os.environ.get(HOME_VARIABLE) and not Path(origin).is_dir():
+        found = f"{REPOSITORY_VARIABLE} is {without_password(origin)}, no folder here"
+        raise InputError(f"{found}; set {HOME_VARIABLE} to one for workspaces, cache and records")
+    return origin
 
 
 def absolute_address() -> str:
     """Return MLFLOW_TRACKING_URI, by default sqlite:///mlflow.db, with the absolute path of a relative SQLite file.
 
     MLflow would look for a relative file in the current folder, which is another one in each workspace.
+
+    Raises:
+        InputError: As of records_folder.
     """
     address = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     relative = re.fullmatch(r"sqlite:///(?!file:|:memory:)([^/?][^?]*)(?:\?(.*))?", address)

@@ -589,7 +589,9 @@ def test_an_address_needs_a_root_folder(elsewhere, enter, monkeypatch):  # noqa:
     """There is no folder of its own to put anything into."""
     monkeypatch.delenv(HOME_VARIABLE)
 
-    with pytest.raises(InputError, match=rf"no folder here; set {HOME_VARIABLE} to one for workspaces and cache"):
+    with pytest.raises(
+        InputError, match=rf"no folder here; set {HOME_VARIABLE} to one for workspaces, cache and records"
+    ):
         enter()
 
 

@@ -10,6 +10,7 @@ from filelock import FileLock
 
 from flows.tasks.database import ADDRESSES, create_database
 from flows.workspaces.repository import Repository
+from stages.runtime.errors import InputError
 from stages.tracking.mlflow_client import connect, find_experiment, sqlite_file
 from stages.tracking.recording import save_record
 from stages.tracking.runs import RunRecord
@@ -81,6 +82,22 @@ def test_all_commands_share_the_registry_of_a_repository(tmp_path, monkeypatch):
 
     assert addresses == [f"sqlite:///{tmp_path}/repository/mlflow.db"] * 2
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+@pytest.mark.parametrize("ask", [connect, Repository.find])
+def test_a_repository_that_is_missing_is_not_replaced_by_the_current_folder(tmp_path, monkeypatch, ask):
+    """Its registry would be another one; with ESPALIER_HOME it is found without the repository."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    monkeypatch.setenv("ESPALIER_REPOSITORY", str(tmp_path / "moved"))
+    monkeypatch.delenv("ESPALIER_HOME", raising=False)
+    with pytest.raises(InputError, match="moved, no folder here; set ESPALIER_HOME to one for workspaces, cache and "):
+        ask()
+
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("ESPALIER_HOME", str(tmp_path / "home"))
+    ask()
+    assert os.environ["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path}/home/mlflow.db"
 
 
 @pytest.mark.parametrize(
