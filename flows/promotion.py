@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from prefect.states import Completed, Failed
 from flows.tasks.errors import fail_on_input_error
 from flows.tasks.notifications import HOOKS, REFUSED
 from flows.tasks.stages import RETRIED, UNAVAILABLE
-from flows.workspaces.machine import at_work, machine_lock
+from flows.workspaces.machine import beside_runs
 from flows.workspaces.repository import REPOSITORY_VARIABLE
 from stages.runtime.errors import InputError, UnavailableError
 
@@ -98,18 +97,12 @@ def run_as_task(name: str, function: Callable[[], Any]) -> Any:  # noqa: ANN401 
 @task(**RETRIED)
 def _call(function: Callable[[], Any]) -> State[Any]:
     try:
-        with _at_work():
+        with beside_runs(get_run_logger().info):
             return Completed(data=function())
     except UnavailableError as error:
         return Failed(name=UNAVAILABLE, message=error.message)
     except InputError as error:
         return Failed(message=error.message)
-
-
-def _at_work() -> AbstractContextManager[None]:
-    """Wait for a run that takes times, if runs have a folder here."""
-    lock = machine_lock()
-    return at_work(lock, get_run_logger().info, alone=False) if lock.parent.is_dir() else nullcontext()
 
 
 def _show_decision(decision: "Decision", message: str) -> State[Any]:

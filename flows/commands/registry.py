@@ -1,6 +1,7 @@
 """The commands of the model registry: promote, rollback, reproduce, ledger."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ from stages.runtime.errors import InputError
 from stages.runtime.text import printable
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from prefect import State
 
     from stages.register.promotion import Decision
@@ -37,7 +40,8 @@ def promote(name: str, uri: str | None, policy: str, why: str | None) -> None:
 
         from stages.register import promotion
 
-        decision = promotion.promote(name, uri, rules, why)
+        with _beside_runs():
+            decision = promotion.promote(name, uri, rules, why)
     _print_checks(decision)
     click.echo(printable(decision.message()))
     sys.exit(0 if decision.passed else 1)
@@ -63,7 +67,8 @@ def rollback(name: str, policy: str, why: str, *, unseen: bool) -> None:
 
         from stages.register import promotion
 
-        decision = promotion.roll_back(name, rules, why)
+        with _beside_runs():
+            decision = promotion.roll_back(name, rules, why)
     _print_checks(decision)
     click.echo(f"{decision.uri} is the champion again, {decision.replaces} is withdrawn")
 
@@ -88,7 +93,8 @@ def reproduce(uri: str, repository: str | None, workspace: str | None) -> None:
     else:
         from stages.register.reproduce import reproduce as run_again
 
-        found = run_again(uri, repository, Path(workspace) if workspace else None)
+        with _beside_runs():
+            found = run_again(uri, repository, Path(workspace) if workspace else None)
     for line in found.machine:
         click.echo(f"other machine: {line}")
     for file in found.files:
@@ -111,6 +117,13 @@ def ledger(name: str) -> None:
 
     lines = [entry.line() for entry in Ledger(Registry(), name).entries()]
     click.echo("\n".join(lines) or f"model {name} has no promotions yet")
+
+
+def _beside_runs() -> "AbstractContextManager[None]":
+    """Wait for a run that takes times, as the flows do."""
+    from flows.workspaces.machine import beside_runs
+
+    return beside_runs(partial(click.echo, err=True))
 
 
 def _result(state: "State[Any]") -> Any:  # noqa: ANN401

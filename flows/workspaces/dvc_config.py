@@ -1,23 +1,88 @@
-"""A config file of DVC -> its sections, or one line that says why it cannot be read."""
+"""DVC's config of all levels -> DVC's own type, or one line that says why it cannot be read."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from configobj import ConfigObj, ConfigObjError
+from dvc.config import Config, ConfigError
+from dvc.config_schema import Invalid, RelPath
 
 from stages.runtime.errors import InputError, first_line
 
+LINKS = ["reflink", "hardlink", "copy"]
+"""DVC's cache.type, if no config has one: links where the file system has them, since data sets may be large."""
 
-def read_dvc_config(path: Path | None) -> ConfigObj:
-    """Read a config of DVC; a file that does not exist, or None, has no sections.
+
+def read_dvc_config(folder: Path) -> Config:
+    """Read the config of a .dvc folder below those of the user and of the machine; paths are absolute.
 
     Raises:
-        InputError: It is no text, has another form, or a value in no section.
+        InputError: It is no text, has another form, or a value that DVC does not allow.
+    """
+    with _errors():
+        return Config(str(folder))
+
+
+def write_local_config(folder: Path, origin: Path | None, cache: Path | None) -> bool:
+    """Write config.local of a workspace, so that DVC finds what it finds in the repository that was cloned.
+
+    Relative paths of the commit's config are those of the repository. The file may hold secrets, so that only its owner
+    may read it.
+
+    Args:
+        folder: The .dvc folder of the workspace.
+        origin: That of the repository, whose config.local applies here, too; None if it is an address.
+        cache: The cache to share; None is that of the repository.
+
+    Returns:
+        Whether there is a default remote.
+
+    Raises:
+        InputError: As of read_dvc_config.
+    """
+    own = folder / Config.CONFIG_LOCAL
+    own.unlink(missing_ok=True)
+    own.touch(mode=0o600)
+    with _errors():
+        config = Config(str(folder))
+        with config.edit("local") as local:
+            if origin:
+                _rebase(config.read("repo"), local, folder, origin)
+                _merge(local, Config(str(origin)).read("local"))
+        shared = cache or Path(config["cache"].get("dir") or (origin or folder) / "cache")
+        with config.edit("local") as local:
+            local["cache"] |= {"dir": os.path.normpath(shared), "type": config["cache"].get("type") or LINKS}
+    return bool(config["core"].get("remote"))
+
+
+def _rebase(committed: dict[str, Any], local: dict[str, Any], folder: Path, origin: Path) -> None:
+    """Copy the relative paths of a commit's config, which DVC resolved in the workspace, as those in the repository."""
+    sections = [("cache", "", committed["cache"]), *(("remote", name, it) for name, it in committed["remote"].items())]
+    for kind, name, section in sections:
+        for key, value in section.items():
+            if isinstance(value, RelPath):
+                place = local[kind].setdefault(name, {}) if name else local[kind]
+                place[key] = os.path.normpath(origin / os.path.relpath(value, folder))
+
+
+def _merge(into: dict[str, Any], other: dict[str, Any]) -> None:
+    for key, value in other.items():
+        if isinstance(value, dict):
+            _merge(into.setdefault(key, {}), value)
+        else:
+            into[key] = value
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Name the remedy of a config that cannot be read.
+
+    Raises:
+        InputError: DVC refuses it.
     """
     try:
-        config = ConfigObj(str(path) if path else None, list_values=False, encoding="utf-8")
-        loose = [f"{name} is in no section" for name in config.scalars]
-    except (ConfigObjError, UnicodeDecodeError) as error:
-        loose = [first_line(error)]
-    if loose:
-        raise InputError(f"DVC's config cannot be read ({loose[0]}); correct .dvc/config")
-    return config
+        yield
+    except (ConfigError, Invalid, UnicodeDecodeError) as error:
+        raise InputError(f"DVC's config cannot be read ({first_line(error)}); correct .dvc/config") from None

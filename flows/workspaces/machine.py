@@ -1,15 +1,22 @@
 """Runs of one machine -> their commands side by side, or one alone while it takes times."""
 
 import fcntl
-import os
 import platform
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO
 
 from flows.workspaces.commands import Log, pause
-from flows.workspaces.repository import HOME_VARIABLE, POLL_S, lock_errors, make_folder, try_lock
+from flows.workspaces.repository import (
+    POLL_S,
+    lock_errors,
+    make_folder,
+    make_shared_folder,
+    shared_folder,
+    try_lock,
+)
+from stages.runtime.errors import InputError
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 """Names a running kernel: the containers of one machine have it in common, machines on one file system have not."""
@@ -19,9 +26,12 @@ def machine_lock(root: Path | None = None) -> Path:
     """Return the lock file of this machine in the folder that runs share.
 
     Args:
-        root: The folder; None is that of runs in the current checkout: ESPALIER_HOME, or else .espalier.
+        root: The folder; None is that of shared_folder.
+
+    Raises:
+        InputError: As of shared_folder.
     """
-    root = root or Path(os.environ.get(HOME_VARIABLE) or ".espalier").resolve()
+    root = root or shared_folder()
     machine = BOOT_ID.read_text().strip() if BOOT_ID.is_file() else platform.node()
     return root / "locks" / f"machine-{machine}.lock"
 
@@ -41,11 +51,21 @@ def at_work(lock: Path, log: Log, *, alone: bool) -> Iterator[None]:
     Raises:
         InputError: The file cannot be written or locked.
     """
+    make_shared_folder(lock.parent.parent)
     make_folder(lock.parent)
     with ExitStack() as opened:
         with lock_errors(lock):
             _wait(opened.enter_context(lock.open("a")), log, alone=alone)
         yield
+
+
+def beside_runs(log: Log) -> AbstractContextManager[None]:
+    """Compute beside the runs of this machine, after one that takes times; nothing is waited for where none was run."""
+    try:
+        lock = machine_lock()
+    except InputError:  # a run would end with it
+        return nullcontext()
+    return at_work(lock, log, alone=False) if lock.parent.is_dir() else nullcontext()
 
 
 def _wait(file: IO[str], log: Log, *, alone: bool) -> None:

@@ -59,12 +59,9 @@ class Repository:
         Raises:
             InputError: The repository is an address, and no folder of this machine is named.
         """
-        origin, root = find_origin(), os.environ.get(HOME_VARIABLE)
-        repository = cls(origin, Path(root).resolve() if root else Path(origin).resolve() / ".espalier")
-        is_shared = bool(root) and os.path.exists(repository.root)  # noqa: PTH110  # whoever made it chose who may enter
+        repository = cls(find_origin(), shared_folder())
+        make_shared_folder(repository.root)
         make_folder(repository.root / "locks")
-        if not is_shared:
-            make_private(repository.root)
         os.environ["MLFLOW_TRACKING_URI"] = absolute_address()
         return repository
 
@@ -287,6 +284,28 @@ def make_folder(folder: Path) -> None:
         ) from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"{folder} cannot be written (Permission denied); set {HOME_VARIABLE} to a folder that can")
+
+
+def shared_folder() -> Path:
+    """Return the folder of workspaces and locks: ESPALIER_HOME, or else .espalier of the repository.
+
+    Raises:
+        InputError: The repository is an address, and no folder of this machine is named.
+    """
+    home = os.environ.get(HOME_VARIABLE)
+    return Path(home).resolve() if home else Path(find_origin()).resolve() / ".espalier"
+
+
+def make_shared_folder(root: Path) -> None:
+    """Make the folder that runs share, closed to other users; not one that ESPALIER_HOME names and that exists.
+
+    Raises:
+        InputError: It cannot be made or written.
+    """
+    is_chosen = bool(os.environ.get(HOME_VARIABLE)) and os.path.exists(root)  # noqa: PTH110  # also if it is closed
+    make_folder(root)
+    if not is_chosen:
+        make_private(root)
 
 
 @contextmanager

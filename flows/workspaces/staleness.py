@@ -43,15 +43,13 @@ class Cache:
 
     @classmethod
     def of_project(cls, project: Path) -> "Cache":
-        """Find the cache of a project: cache.dir of .dvc/config.local, else of .dvc/config, else .dvc/cache.
+        """Find the cache of a project: cache.dir of DVC's config, else .dvc/cache.
 
         Raises:
             InputError: A config cannot be read.
         """
-        place = Path("cache")
-        for name in ("config", "config.local"):
-            place = Path(read_dvc_config(project / ".dvc" / name).get("cache", {}).get("dir", place))
-        return cls(project / ".dvc" / place)
+        folder = project / ".dvc"
+        return cls(Path(read_dvc_config(folder)["cache"].get("dir") or folder / "cache"))
 
     def holds(self, md5: str) -> bool:
         """Whether the cache has a file, or a folder and every file in it."""

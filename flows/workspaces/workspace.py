@@ -10,7 +10,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from flows.workspaces.commands import Log
-from flows.workspaces.dvc_config import read_dvc_config
+from flows.workspaces.dvc_config import write_local_config
 from flows.workspaces.machine import machine_lock
 from flows.workspaces.mending import mend
 from flows.workspaces.overrides import Overrides
@@ -30,8 +30,6 @@ from stages.runtime.schema import read_tree
 
 LONGEST_MINUTES = 1_000_000
 """Highest limit of a stage: two years."""
-LINKS = "reflink,hardlink,copy"
-"""DVC's cache.type: links where the file system has them, since data sets may be large."""
 
 
 @dataclass(frozen=True)
@@ -200,23 +198,8 @@ def open_workspace(
 
 def _configure(repository: Repository, path: Path) -> bool:
     """Point DVC to the shared cache and the repository's remotes; returns whether it has a default remote."""
-    origin = (Path(repository.origin) if repository.is_local else path).resolve() / ".dvc"
     if not (path / ".dvc").is_dir():
         raise InputError("the commit has no .dvc folder; set DVC up first: dvc init")
-    settings = read_dvc_config(path / ".dvc" / "config")
-    local = read_dvc_config(origin / "config.local" if repository.is_local else None)
-    settings.merge(local)
-    cache = settings.get("cache", {})
-    shared = (
-        origin / cache.get("dir", "cache")
-        if repository.is_local and not os.environ.get(HOME_VARIABLE)
-        else repository.root / "cache"
-    )
-    local.setdefault("cache", {}).update({"dir": os.path.normpath(shared), "type": cache.get("type", LINKS)})
-    for name, section in settings.items():
-        url = section.get("url", "") if name.startswith(("'remote", "remote")) else ""
-        if url and "://" not in url and repository.is_local:  # relative to the config file that it stands in
-            local.setdefault(name, {})["url"] = os.path.normpath(origin / url)
-    local.filename = str(path / ".dvc" / "config.local")
-    local.write()
-    return bool(settings.get("core", {}).get("remote"))
+    origin = Path(repository.origin).resolve() / ".dvc" if repository.is_local else None
+    is_own = origin is None or os.environ.get(HOME_VARIABLE)
+    return write_local_config(path / ".dvc", origin, repository.root / "cache" if is_own else None)

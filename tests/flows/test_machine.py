@@ -4,6 +4,8 @@ import errno
 import fcntl
 import json
 import os
+import shutil
+import stat
 import subprocess
 import sys
 import threading
@@ -11,9 +13,11 @@ import time
 from functools import partial
 
 import pytest
+from click.testing import CliRunner, Result
 from prefect import flow
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
+from flows.__main__ import main
 from flows.tasks.runners import compress_here, open_runner
 from flows.workspaces.machine import at_work, machine_lock
 from flows.workspaces.overrides import apply
@@ -150,12 +154,55 @@ def test_the_stages_that_take_times_are_known(tmp_path, changes, environment, ex
 def test_runs_of_one_folder_and_machine_share_a_lock(tmp_path, monkeypatch):
     """The checkout's with those of the workspaces; without a folder of their own they have .espalier."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(HOME_VARIABLE, raising=False)
+    for name in (HOME_VARIABLE, REPOSITORY_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
     assert Workspace(tmp_path, tmp_path).machine == machine_lock(tmp_path / ".espalier")
+
+    (tmp_path / "repository").mkdir()
+    monkeypatch.setenv(REPOSITORY_VARIABLE, str(tmp_path / "repository"))
+    assert machine_lock() == machine_lock(tmp_path / "repository" / ".espalier")
 
     monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
     assert machine_lock() == machine_lock(tmp_path / "home") != machine_lock(tmp_path / ".espalier")
     assert machine_lock().parent == tmp_path / "home" / "locks"
+
+
+@pytest.mark.parametrize("command", [("promote", "m"), ("rollback", "m", "--why", "x"), ("reproduce", "models:/m/1")])
+def test_commands_of_the_registry_wait_for_a_run_that_takes_times(tmp_path, monkeypatch, command):
+    """They draw and train as runs do, also without a server of Prefect."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    monkeypatch.setenv("PREFECT_API_URL", "")
+    monkeypatch.setattr("flows.tasks.server.find_server", lambda: None)
+    shutil.copytree(ROOT / "mlflow", tmp_path / "mlflow")
+    results: list[Result] = []
+    with at_work(machine_lock(), print, alone=True):
+        thread = threading.Thread(target=lambda: results.append(CliRunner().invoke(main, [*command])))
+        thread.start()
+        thread.join(timeout=3)
+        assert thread.is_alive()
+    thread.join(timeout=60)
+
+    assert "waiting for a run that takes times" in results[0].stderr
+    assert "Error: the registry has no model" in results[0].stderr, results[0].output
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_folder_that_a_run_makes_is_closed_to_others(tmp_path, monkeypatch, exists):
+    """Whoever made the one that ESPALIER_HOME names chose who may enter."""
+    home = tmp_path / "home"
+    monkeypatch.setenv(HOME_VARIABLE, str(home))
+    previous = os.umask(0o022)
+    try:
+        if exists:
+            home.mkdir()
+        with at_work(machine_lock(), print, alone=False):
+            pass
+    finally:
+        os.umask(previous)
+
+    assert stat.S_IMODE(home.stat().st_mode) == (0o755 if exists else 0o700)
 
 
 @pytest.fixture

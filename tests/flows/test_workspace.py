@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -10,12 +11,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from configobj import ConfigObj
+from dvc.config import Config
 from hypothesis import given, strategies
 from ruamel.yaml import YAML
 
+from flows.workspaces.dvc_config import LINKS
 from flows.workspaces.repository import HOME_VARIABLE, REPOSITORY_VARIABLE, Repository, hash_overrides
-from flows.workspaces.workspace import LINKS, current_checkout, open_workspace
+from flows.workspaces.staleness import Cache
+from flows.workspaces.workspace import current_checkout, open_workspace
 from stages.runtime.errors import InputError, UnavailableError
 from tests.records import STAGES
 from tests.servers import ROOT
@@ -29,8 +32,9 @@ LOCAL = """[core]
     dir = ../shared/cache
     type = symlink
 ['remote "store"']
+    url = s3://bucket/dvc
     access_key_id = me
-    session_name = "a, b#c"
+    session_token = "a, b#c"
 """
 OPEN = """
 import sys
@@ -151,7 +155,7 @@ def enter():
 
 def config(workspace):
     """Read the settings of DVC that are a workspace's own."""
-    return ConfigObj(str(workspace.path / ".dvc" / "config.local"), list_values=False)
+    return Config(str(workspace.path / ".dvc")).read("local")
 
 
 def test_the_commit_is_cloned_and_not_the_folder(project, enter):
@@ -361,11 +365,10 @@ def test_settings_of_the_users_own_are_kept(project, enter):
     found = enter()
 
     own = config(found.workspace)
-    assert own["cache"] == {"dir": str(project / "shared" / "cache"), "type": "symlink"}
-    assert own['remote "store"'] == {"access_key_id": "me", "session_name": '"a, b#c"'}
-    printed = dvc(found.path, "config", "--list", "--local")
-    assert "remote.store.session_name=a, b#c" in printed.splitlines()
+    assert own["cache"] == {"dir": str(project / "shared" / "cache"), "type": ["symlink"]}
+    assert own["remote"]["store"] == {"url": "s3://bucket/dvc", "access_key_id": "me", "session_token": "a, b#c"}
     assert found.workspace.has_remote
+    assert stat.S_IMODE((found.path / ".dvc" / "config.local").stat().st_mode) == 0o600
     assert (project / ".dvc" / "config.local").read_bytes() == before
 
 
@@ -381,6 +384,26 @@ def test_a_relative_remote_is_the_same_folder_from_a_workspace(project, tmp_path
     printed = dvc(found.path, "remote", "list").split()  # which wraps long lines
     assert printed[:2] == ["near", str(tmp_path / "store")]
     assert printed[-2:] == ["far", "s3://bucket/dvc"]
+    assert found.workspace.has_remote
+
+
+def test_paths_mean_the_same_in_a_workspace(project, tmp_path, enter, monkeypatch):
+    """Those below the user's own folder, with characters that a config quotes, and in the configs of the user."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home of me"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
+    (tmp_path / "xdg" / "dvc").mkdir(parents=True)
+    (tmp_path / "xdg" / "dvc" / "config").write_text(
+        "[core]\n    remote = far\n['remote \"far\"']\n    url = s3://b/c\n"
+    )
+    dvc(project, "remote", "add", "near", "~/store")
+    dvc(project, "config", "cache.dir", str(tmp_path / "a, b#c"))
+    commit(project)
+
+    found = enter()
+
+    assert Config(str(found.path / ".dvc"))["remote"]["near"]["url"] == str(tmp_path / "home of me" / "store")
+    assert dvc(found.path, "cache", "dir").strip() == str(tmp_path / "a, b#c")
+    assert Cache.of_project(found.path).folder == tmp_path / "a, b#c"
     assert found.workspace.has_remote
 
 
