@@ -115,14 +115,20 @@ def _read(path: Path) -> tuple[Deployment, ...]:
 def _check(entry: Deployment, where: str) -> None:
     for schedule in entry.schedules or ():
         _check_schedule(schedule, where)
-    given = entry.parameters or {}
     schema = _schema(entry.entrypoint, where)
+    _check_parameters(entry.parameters or {}, schema, where, is_whole=False)
+    for schedule in entry.schedules or ():  # no one adds what is missing to a run that begins by itself
+        given = {**(entry.parameters or {}), **(schedule.parameters or {})}
+        _check_parameters(given, schema, f"{where}, schedule {schedule.times}", is_whole=schedule.active)
+
+
+def _check_parameters(given: dict[str, Any], schema: Mapping[str, Any], where: str, *, is_whole: bool) -> None:
     unknown = sorted(set(given) - set(schema["properties"]))
     if unknown:
         allowed = ", ".join(schema["properties"])
         raise InputError(f"{where}: unknown parameter {', '.join(unknown)}; the flow takes {allowed}")
     try:
-        validate(given, schema, raise_on_error=True, preprocess=False, ignore_required=True)
+        validate(given, schema, raise_on_error=True, preprocess=False, ignore_required=not is_whole)
     except ValidationError as error:
         raise InputError(f"{where}: {first_line(error)}") from None
     overrides, grid = given.get("overrides") or {}, given.get("grid", {})

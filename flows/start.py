@@ -105,6 +105,8 @@ def _merge(
     if overrides:
         if "overrides" not in taken:
             raise InputError(f"the flow of {name} takes no overrides of params.yaml; leave --set out")
+        if "overrides" in given:
+            raise InputError("--set and --param overrides=… both set overrides; give one of them")
         changes["overrides"] = {**(deployment.parameters.get("overrides") or {}), **overrides}
     if unknown := sorted(set(changes) - set(taken)):
         near = get_close_matches(unknown[0], taken)

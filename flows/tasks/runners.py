@@ -87,7 +87,8 @@ def _gpus() -> list[str]:
     if not shutil.which("nvidia-smi"):
         return []
     result = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)  # noqa: S607
-    return [str(index) for index in range(len(result.stdout.splitlines()))]
+    gpus = [line for line in result.stdout.splitlines() if line.startswith("GPU ")]  # below it those of MIG, indented
+    return [str(index) for index in range(len(gpus))]
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)

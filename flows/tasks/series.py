@@ -24,6 +24,7 @@ from flows.workspaces.commands import run
 from flows.workspaces.grid import PlannedCell
 from flows.workspaces.repository import ParamsSource, Repository, hash_json, locked
 from stages.runtime.errors import InputError, UnavailableError
+from stages.storage.files import cannot_write
 
 REPORTS = ("evaluate/evaluation.json", "costs/costs.json")
 """Report files of a cell that the tables compare."""
@@ -69,21 +70,27 @@ class Series:
         """Fetch a cell's reports from MLflow, to which the machine that it ran on sent them, and mark it finished.
 
         Raises:
-            InputError: MLflow is unavailable, or the cell was not recorded.
+            InputError: MLflow is unavailable, the cell was not recorded, or its reports cannot be written.
         """
-        from stages.tracking import recording
-
         if outcome.mlflow_run is None:
             raise UnavailableError(f"MLflow did not take its record; run the {self.kind} again when it is back")
         cell = self.cells[name]
         about = {**cell.about, "overrides": cell.overrides, "mlflow_run": outcome.mlflow_run, "ran": outcome.ran}
         cells = self.folder / "cells"
+        try:
+            self._fetch(name, outcome.mlflow_run, about, cells)
+        except OSError as error:
+            raise cannot_write(cells, error) from None
+
+    def _fetch(self, name: str, run: str, about: Mapping[str, Any], cells: Path) -> None:
+        from stages.tracking import recording
+
         cells.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.folder) as temporary:
             folder = Path(temporary) / name
             folder.mkdir()
-            for report in [*self.reports, *recording.list_reports(outcome.mlflow_run, self.extras)]:
-                found = recording.fetch_report(outcome.mlflow_run, report, Path(temporary))
+            for report in [*self.reports, *recording.list_reports(run, self.extras)]:
+                found = recording.fetch_report(run, report, Path(temporary))
                 place = folder / SUBFOLDERS.get(report, ".") / found.name
                 place.parent.mkdir(exist_ok=True)
                 found.rename(place)

@@ -19,9 +19,9 @@ from stages.params import Params
 from stages.runtime import environment
 from stages.runtime.bounded import parse_yaml
 from stages.runtime.errors import InputError, UnavailableError, without_password
-from stages.runtime.git import git_error, git_output
+from stages.runtime.git import git_error, git_output, without_user
 from stages.runtime.wording import first_names
-from stages.storage.files import cannot_lock, make_private
+from stages.storage.files import cannot_lock, make_private, write_atomically
 from stages.tracking.mlflow_client import absolute_address, find_origin
 
 REPOSITORY_VARIABLE, HOME_VARIABLE = environment.REPOSITORY_VARIABLE, environment.HOME_VARIABLE
@@ -107,7 +107,7 @@ class Repository:
         name, params = self._read_params(source)
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary) / name
-            path.write_bytes(f"{params}\n".encode(errors="surrogateescape"))
+            write_atomically(path, f"{params}\n".encode(errors="surrogateescape"))
             return [apply(overrides, path) for overrides in cells]
 
     def params(self, source: ParamsSource, overrides: Overrides | None = None) -> Params:
@@ -143,13 +143,16 @@ class Repository:
         make_folder(path.parent)
         for old in [path, *path.parent.glob(f".{path.name}.*")]:
             shutil.rmtree(old, ignore_errors=True)
-        origin = git_output(self.clone_from, "config", "--get", "remote.origin.url")
+        origin = without_user(git_output(self.clone_from, "config", "--get", "remote.origin.url") or "")
         with _renamed(path) as temporary:
             for place, command in (
                 (None, ["clone", "--quiet", "--no-checkout", "--", str(self.clone_from), str(temporary)]),
                 (temporary, ["checkout", "--quiet", "--detach", commit]),
                 # A version records the remote that it can be cloned from, not a folder of this machine.
-                (temporary, ["remote", *(["set-url", "origin", origin] if origin else ["remove", "origin"])]),
+                (
+                    temporary,
+                    ["remote", *(["set-url", "origin", origin] if origin else ["remove", "origin"])],
+                ),
             ):
                 if complaint := git_error(place, *command):
                     repository = without_password(self.origin)
@@ -160,10 +163,15 @@ class Repository:
         make_folder(self.clone_from.parent)
         with locked(self.clone_from.with_suffix(".lock"), log):
             if self.clone_from.is_dir():
-                complaint = git_error(self.clone_from, "remote", "update", "--prune") or self._follow_head()
+                complaint = (
+                    git_error(self.clone_from, "remote", "set-url", "origin", without_user(self.origin))
+                    or git_error(self.clone_from, "remote", "update", "--prune", address=self.origin)
+                    or self._follow_head()
+                )
             else:
                 temporary = Path(tempfile.mkdtemp(dir=self.clone_from.parent))
-                complaint = git_error(None, "clone", "--quiet", "--mirror", "--", self.origin, str(temporary))
+                command = ("clone", "--quiet", "--mirror", "--", without_user(self.origin), str(temporary))
+                complaint = git_error(None, *command, address=self.origin)
                 if complaint:
                     shutil.rmtree(temporary)
                 else:
@@ -176,14 +184,17 @@ class Repository:
 
         An update changes branches and tags only: HEAD would stay what it was when the mirror was cloned.
         """
-        listed = git_output(self.clone_from, "ls-remote", "--symref", "origin", "HEAD")
+        question = ("ls-remote", "--symref", "origin", "HEAD")
+        listed = git_output(self.clone_from, *question, address=self.origin)
         if listed is None:
-            return git_error(self.clone_from, "ls-remote", "--symref", "origin", "HEAD") or "HEAD was not listed"
+            return git_error(self.clone_from, *question, address=self.origin) or "HEAD was not listed"
         if branch := re.match(r"ref: (refs/heads/\S+)\s+HEAD$", listed, re.MULTILINE):
             return git_error(self.clone_from, "symbolic-ref", "HEAD", branch[1])
         if not listed:  # the repository is empty
             return ""
-        complaint = git_error(self.clone_from, "fetch", "--quiet", "origin", "HEAD")  # of no branch
+        complaint = git_error(
+            self.clone_from, "fetch", "--quiet", "origin", "HEAD", address=self.origin
+        )  # of no branch
         return complaint or git_error(self.clone_from, "update-ref", "--no-deref", "HEAD", "FETCH_HEAD")
 
     def _warn_of_changes(self, found: str, log: Log) -> None:

@@ -1,10 +1,12 @@
 """`dvc repro` in the current folder -> its lines, the stage that runs, the time left, and forecast beside fact."""
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -251,7 +253,11 @@ def _plan() -> dict[str, Any]:
     command = [sys.executable, "-m", "flows.planning", "--json"]
     click.echo(f"timing a few passes for a forecast, {FORECAST_LIMIT_S} s at most …", err=True)
     try:
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=FORECAST_LIMIT_S, check=False)
+        with tempfile.TemporaryDirectory() as temporary:  # what it downloads goes with it when it is killed
+            environment = {**os.environ, "TMPDIR": temporary}
+            ended = subprocess.run(
+                command, capture_output=True, text=True, timeout=FORECAST_LIMIT_S, check=False, env=environment
+            )
         found: dict[str, Any] = json.loads(ended.stdout)
     except subprocess.TimeoutExpired:
         warn(f"no forecast: a pass takes too long to time it within {FORECAST_LIMIT_S} s; {UNCHECKED}")

@@ -14,6 +14,7 @@ from flows.workspaces.dvc_config import read_dvc_config
 from stages.runtime.code_hash import STAGES, code_record
 from stages.runtime.errors import InputError
 from stages.runtime.schema import flatten, read_tree
+from stages.runtime.stage_outputs import outputs
 from stages.runtime.wording import first_names
 from stages.storage.files import json_bytes
 
@@ -108,7 +109,7 @@ class _Project:
             found, reasons = None, tuple(missing)
         if found is None and (equal := _describe(entry, deps, self.params)):
             found = self.cache.find_run(equal)
-        self.makers |= dict.fromkeys(entry.get("outs", []), name)
+        self.makers |= dict.fromkeys(outputs(entry), name)
         self.known |= found or {}
         if found is None:
             return StageStatus(name, "runs", reasons or tuple(missing))
@@ -136,7 +137,7 @@ class _Project:
         if not lock:
             yield "dvc.lock does not have it"
             return
-        if " ".join(entry["cmd"].split()) != " ".join(lock["cmd"].split()):
+        if _words(entry["cmd"]) != _words(lock["cmd"]):
             yield "the command changed"
         before = {dep["path"]: dep["md5"] for dep in lock.get("deps", [])}
         for dep, md5 in deps.items():
@@ -153,10 +154,15 @@ class _Project:
 
     def _missing(self, entry: Mapping[str, Any]) -> Iterator[str]:
         """Name the outputs that are not there; a workspace begins without any."""
-        for out in entry.get("outs", []):
+        for out in outputs(entry):
             if not self.in_place or not (self.folder / out).exists():
                 yield f"{out} is missing" if self.in_place else "a workspace begins without outputs"
                 return
+
+
+def _words(command: str | list[str]) -> list[str]:
+    """Split one command, or several; DVC keeps no line breaks."""
+    return (command if isinstance(command, str) else "\n".join(command)).split()
 
 
 def _md5(content: bytes) -> str:
@@ -182,7 +188,7 @@ def _describe(
         "cmd": entry["cmd"],
         "deps": [{"path": dep, "hash": "md5", "md5": md5} for dep, md5 in deps.items()],
         **({"params": {"params.yaml": chosen}} if chosen else {}),
-        "outs": sorted(entry.get("outs", [])),
+        "outs": sorted(outputs(entry)),
     }
 
 
@@ -211,7 +217,7 @@ def find_statuses(folder: Path, params: Mapping[str, Any], *, in_place: bool) ->
 def upstream(folder: Path, targets: Iterable[str]) -> set[str]:
     """Name some stages of dvc.yaml and all stages whose outputs they need, directly or indirectly."""
     entries = _stages(folder / "dvc.yaml")
-    makers = {out: name for name, entry in entries.items() for out in entry.get("outs", [])}
+    makers = {out: name for name, entry in entries.items() for out in outputs(entry)}
     found, waiting = set[str](), list(targets)
     while waiting:
         name = waiting.pop()
@@ -231,7 +237,7 @@ def _stages(path: Path) -> dict[str, Any]:
 
 def _statuses(project: _Project, entries: Mapping[str, Any], locks: Mapping[str, Any]) -> Iterator[StageStatus]:
     for name, entry in entries.items():
-        if CODE not in entry.get("outs", []):
+        if CODE not in outputs(entry):
             yield project.status(name, entry, locks.get(name, {}))
 
 

@@ -27,6 +27,8 @@ from stages.runtime.environment import SHARED_VARIABLE
 from stages.runtime.errors import InputError, first_line
 from stages.runtime.git import git_output
 from stages.runtime.schema import read_tree
+from stages.runtime.stage_outputs import outputs
+from stages.storage.files import write_atomically
 
 LONGEST_MINUTES = 1_000_000
 """Highest limit of a stage: two years."""
@@ -68,7 +70,7 @@ class Workspace:
         """
         try:
             entries = read_tree(self.path / "dvc.yaml", YAML(typ="safe"))["stages"]
-            makers = {out: name for name, entry in entries.items() for out in entry.get("outs", [])}
+            makers = {out: name for name, entry in entries.items() for out in outputs(entry)}
             return [
                 Stage(name, tuple(entry.get("params", [])), tuple(_needs(entry.get("deps", []), makers)))
                 for name, entry in entries.items()
@@ -185,7 +187,7 @@ def open_workspace(
         if git_output(path, "--git-dir=.git", "rev-parse", "--verify", "HEAD") != found:
             repository.clone(found, path)
         mend(path, log)
-        (path / "params.yaml").write_bytes(params)
+        write_atomically(path / "params.yaml", params)
         yield Workspace(
             path,
             repository.root / "unsent",

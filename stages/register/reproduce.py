@@ -21,7 +21,7 @@ from stages.register.sandbox.run import one_line
 from stages.register.versions import downloaded
 from stages.runtime import supervisor
 from stages.runtime.errors import InputError, first_line, warn, without_password
-from stages.runtime.git import git_error, git_output
+from stages.runtime.git import git_error, git_output, without_user
 from stages.storage.files import copy_file, file_sha256
 from stages.storage.tensors import read_tensors
 from stages.tracking.compression import Compression
@@ -146,10 +146,10 @@ def _clone(lineage: Lineage, repository: str | None, folder: Path) -> None:
     """Check the version's commit out into a folder."""
     source = repository or _find_repository(lineage)
     for cwd, command in (
-        (None, ["clone", "--quiet", "--no-checkout", "--", source, str(folder)]),
+        (None, ["clone", "--quiet", "--no-checkout", "--", without_user(source), str(folder)]),
         (folder, ["checkout", "--quiet", "--detach", lineage.git_commit]),
     ):
-        if message := git_error(cwd, *command):
+        if message := git_error(cwd, *command, address=source):
             found = f"commit {lineage.git_commit[:12]} cannot be checked out from {source}: {message}"
             raise InputError(f"{without_password(found)}; name another repository with --repository")
     (folder / "dvc.lock").unlink(missing_ok=True)  # it holds the results that DVC is to compute
@@ -203,12 +203,20 @@ def _make_environment(folder: Path, home: Path) -> dict[str, str]:
     """Return the variables for the commands of a commit, which need not be this checkout's."""
     hub, torch = os.environ.get("HF_HOME", "~/.cache/huggingface"), os.environ.get("TORCH_HOME", "~/.cache/torch")
     return {
+        **_profile_files(),
         **make_environment(home, (*PASSED, *os.environ.get(EXTRA_VARIABLE, "").split())),
         "HF_HUB_CACHE": os.environ.get("HF_HUB_CACHE") or str(Path(hub, "hub").expanduser()),  # without its token
         "TORCH_HOME": str(Path(torch).expanduser()),
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     }
+
+
+def _profile_files() -> dict[str, str]:
+    """Return the variables of the files that have AWS_PROFILE, which the home of a sandbox has not."""
+    places = {"AWS_CONFIG_FILE": "~/.aws/config", "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials"}
+    paths = {name: Path(place).expanduser() for name, place in places.items()} if os.environ.get("AWS_PROFILE") else {}
+    return {name: str(path) for name, path in paths.items() if path.is_file()}
 
 
 def _compare(uri: str, files: Path, lineage: Lineage, workspace: Path) -> Reproduction:

@@ -3,25 +3,53 @@
 import os
 import subprocess
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from stages.runtime.errors import without_password
 
+HELPER = '!f() { printf "username=%s\\npassword=%s\\n" "$ESPALIER_GIT_USER" "$ESPALIER_GIT_PASSWORD"; }; f'
+"""Git's helper for the credentials of an address, which it prints out of the environment."""
 
-def git_output(folder: Path, *arguments: str) -> str | None:
+
+def git_output(folder: Path, *arguments: str, address: str = "") -> str | None:
     """Run git in a folder and return its output without the last newlines; None if it fails or is not installed."""
-    code, output, _ = _run(folder, *arguments)
+    code, output, _ = _run(folder, *arguments, address=address)
     return None if code else output.rstrip("\n")
 
 
-def git_error(folder: Path | None, *arguments: str) -> str:
+def git_error(folder: Path | None, *arguments: str, address: str = "") -> str:
     """Run git and return its error message in one line, without passwords; empty if it succeeds.
 
     Args:
         folder: Where git runs; None for the current folder.
         arguments: The git command and its arguments.
+        address: An address whose user and password git may need; `without_user` is what an argument may show.
     """
-    code, _, message = _run(folder, *arguments)
+    code, _, message = _run(folder, *arguments, address=address)
     return without_password(" ".join(message.split()) or "git failed") if code else ""
+
+
+def without_user(address: str) -> str:
+    """Return an http address without user and password; every user of the machine sees the arguments of a command."""
+    scheme, separator, rest = address.partition("://")
+    authority, slash, path = rest.partition("/")
+    is_http = scheme.lower() in ("http", "https")
+    return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}" if is_http else address
+
+
+def credential_variables(address: str) -> dict[str, str]:
+    """Return the variables with which git sends user and password of an http address to its host, and to no other."""
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or parts.username is None:
+        return {}
+    host = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    return {
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"credential.{host}.helper",
+        "GIT_CONFIG_VALUE_0": HELPER,
+        "ESPALIER_GIT_USER": unquote(parts.username),
+        "ESPALIER_GIT_PASSWORD": unquote(parts.password or ""),
+    }
 
 
 def without_git_variables() -> dict[str, str]:
@@ -32,7 +60,7 @@ def without_git_variables() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
 
 
-def _run(folder: Path | None, *arguments: str) -> tuple[int, str, str]:
+def _run(folder: Path | None, *arguments: str, address: str) -> tuple[int, str, str]:
     """Return exit code, output and error message; code 1 if the folder or git itself is missing."""
     if folder is not None and not folder.is_dir():
         return 1, "", f"{folder} does not exist or is not a folder"
@@ -44,7 +72,7 @@ def _run(folder: Path | None, *arguments: str) -> tuple[int, str, str]:
             encoding="utf-8",
             errors="surrogateescape",  # a file or name may be in any encoding
             check=False,
-            env=without_git_variables(),
+            env={**without_git_variables(), **credential_variables(address)},
         )
     except OSError:
         return 1, "", "git is not installed"

@@ -1,6 +1,6 @@
 """dvc.yaml -> the outputs of its stages, which no command beside the pipeline replaces."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def _outputs(file: Path, option: str) -> Iterator[tuple[str, Path, Path]]:
         raise InputError(f"{found}; correct or shorten that file, or move it away") from None
     stages = tree.get("stages") if isinstance(tree, dict) else None
     for stage, entry in (stages if isinstance(stages, dict) else {}).items():
-        for name in _written(entry) if isinstance(entry, dict) else ():
+        for name in outputs(entry) if isinstance(entry, dict) else ():
             yield str(stage), file.parent / str(entry.get("wdir", ".")) / name, file
 
 
@@ -90,8 +90,8 @@ def _resolve_templates(tree: dict[str, Any], file: Path) -> dict[str, Any]:
     return resolved
 
 
-def _written(stage: dict[str, object]) -> Iterator[str]:
-    """List the paths that a stage writes; one with options is the key of a mapping."""
+def outputs(stage: Mapping[str, object]) -> Iterator[str]:
+    """List the paths that a stage of dvc.yaml writes; one with options is the key of a mapping."""
     for key in WRITTEN:
         entries = stage.get(key)
         for entry in entries if isinstance(entries, list) else []:

@@ -24,6 +24,7 @@ from stages.params import load_params
 from stages.runtime.bounded import parse_yaml
 from stages.runtime.errors import InputError
 from stages.runtime.git import git_output
+from stages.runtime.seeds import derive_seed
 from stages.storage.files import read_json
 from stages.storage.in_use import reserved
 from stages.storage.s3_bucket import Item
@@ -98,6 +99,17 @@ def training_key(content: Any) -> str | None:  # noqa: ANN401  # whatever a file
         return None
 
 
+def _round_keys(content: Any) -> set[str | None]:  # noqa: ANN401  # whatever a file holds
+    """Return `training_key` of the training after each round but the last of a params file."""
+    try:
+        rounds = RoundsParams.model_validate(content.get("rounds", {}))
+        recovery = FinetuneParams.model_validate(content["finetune"]).in_round(rounds).model_dump(mode="json")
+        seeds = [derive_seed(int(content["seed"]), "round", index) for index in range(1, rounds.count)]
+    except (AttributeError, TypeError, KeyError, ValueError, ValidationError):
+        return set()
+    return {training_key({"seed": seed, "finetune": recovery}) for seed in seeds}
+
+
 def current_trainings(checkout: Path) -> frozenset[str]:
     """Return the trainings that params.yaml and dvc.lock of a checkout ask for, as they stand and as committed.
 
@@ -105,13 +117,14 @@ def current_trainings(checkout: Path) -> frozenset[str]:
         InputError: params.yaml is invalid, so that it is unknown what it may need.
     """
     params, lockfile = checkout / "params.yaml", checkout / "dvc.lock"
-    found = {training_key(load_params(params).model_dump(mode="json"))} if params.is_file() else set()
+    trees = [load_params(params).model_dump(mode="json")] if params.is_file() else []
     texts = [git_output(checkout, "show", f"HEAD:./{name}") for name in (params.name, lockfile.name)]
     texts += [lockfile.read_text(errors="replace")] if lockfile.is_file() else []
     for text in filter(None, texts):
         tree = parse_yaml(text, f"params.yaml or dvc.lock of {checkout}")
-        found |= {training_key(tree), training_key(_locked_params(tree))}
-    return frozenset(key for key in found if key)
+        trees += [tree, _locked_params(tree)]
+    keys = (key for tree in trees for key in (training_key(tree), *_round_keys(tree)))
+    return frozenset(filter(None, keys))
 
 
 def _locked_params(tree: Any) -> Any:  # noqa: ANN401  # whatever a file holds
@@ -162,7 +175,8 @@ def _remove_file(path: Path) -> bool:
 
 def held_trainings(checkout: Path) -> set[str]:
     """Return the first 16 digits of the trainings that run in a checkout."""
-    return {folder.name for folder in (checkout / FOLDER).glob("[0-9a-f]*/") if _is_held(folder)}
+    places = [checkout / FOLDER, *(checkout / ROUNDS).glob("[0-9a-f]*/round-*/checkpoints")]
+    return {folder.name for place in places for folder in place.glob("[0-9a-f]*/") if _is_held(folder)}
 
 
 def _is_held(folder: Path) -> bool:

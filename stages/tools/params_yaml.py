@@ -35,7 +35,7 @@ def write_value(value: object) -> str:
         return f"[{', '.join(map(write_value, value))}]"
     if isinstance(value, str) and PLAIN.fullmatch(value) and parse_yaml(value, "a value") == value:
         return value
-    return json.dumps(value)
+    return json.dumps(value, ensure_ascii=False)  # YAML refuses a character that JSON writes as two
 
 
 def write_overrides(overrides: Mapping[str, Any]) -> str:

@@ -37,7 +37,7 @@ def choose_preset(name: str, *, force: bool = False) -> None:
     preset = find_preset(name)
     load_params(preset)
     known_texts = {path.read_bytes().strip() for path in PRESETS.glob("*.yaml") if path.is_file()}
-    committed = git_output(Path(), "show", f"HEAD:{PARAMS}")
+    committed = git_output(Path(), "show", f"HEAD:./{PARAMS}")
     if committed is not None:
         known_texts.add(committed.encode(errors="surrogateescape").strip())
     if PARAMS.is_dir():

@@ -33,14 +33,13 @@ class Compression:
         self.code, self.data = artifacts / "code", artifacts / "data"
 
     def id(self) -> str:
-        """Hash the params and code of the stages and the weights of the finetuned model."""
-        content = [
-            {key: record[key] for key in CONTENT}
-            for stage, record in self.records().items()
-            if stage != "costs"  # measured again, a compression is still the same
-        ]
+        """Hash the params and code of the stages, the weights of the finetuned model, and the device that was timed.
+
+        Times that are measured again on the same device leave it the same compression.
+        """
+        content = [{key: record[key] for key in CONTENT} for record in self.records().values()]
         weights = [file_sha256(path) for path in sorted(self.model.rglob("*.safetensors"))]
-        return hashlib.sha256(json.dumps([content, weights], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([content, weights, self._device()], sort_keys=True).encode()).hexdigest()
 
     def records(self) -> dict[str, dict[str, Any]]:
         """Read the run.json of each stage and the hash of the code that it ran, in the order of the stages."""
@@ -71,16 +70,19 @@ class Compression:
     def tags(self) -> dict[str, str]:
         """Return the protocol, the commit of the checkout, and the device on which the costs were measured."""
         record = _read_json(self.reports / "evaluate" / "evaluation.json", {"protocol_id"})
-        costs = _read_json(self.folders["costs"] / "costs.json", {"costs"})
-        try:
-            device = str(costs["costs"][0]["device"])
-        except (LookupError, TypeError):
-            raise _unexpected(self.folders["costs"] / "costs.json") from None
         return {
             "espalier.protocol": str(record["protocol_id"]),
-            "device": device,
+            "device": self._device(),
             **source_tags(),
         }
+
+    def _device(self) -> str:
+        """Return the device on which the costs were measured."""
+        path = self.folders["costs"] / "costs.json"
+        try:
+            return str(_read_json(path, {"costs"})["costs"][0]["device"])
+        except (LookupError, TypeError):
+            raise _unexpected(path) from None
 
     def datasets(self) -> list[DatasetRecord]:
         """Describe the images that the stages used: those of `fetch`, and those that quality was measured against."""

@@ -92,6 +92,9 @@ def create_run(client: "MlflowClient", record: RunRecord, folder: Path) -> str:
     for start in range(0, len(metrics), BATCH):
         client.log_batch(run_id, metrics=metrics[start : start + BATCH])
     client.log_artifacts(run_id, str(folder / "reports"), "reports")
+    if first := find_run(client, record.compression):  # of another machine, which may have registered it by now
+        client.delete_run(run_id)
+        return first
     client.set_terminated(run_id, "FINISHED", record.finished_ms)
     finished = _find_finished_runs(client, record.compression)
     for other in finished[1:]:

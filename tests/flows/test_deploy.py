@@ -152,6 +152,17 @@ def with_one(**changes):
         (with_one(parameters={"overrides": {"finetune.steps": "many"}}), "finetune.steps is 'many'"),
         (with_one(parameters={"preset": "nonsense"}), "two: there is no preset 'nonsense' in recipes/presets"),
         (with_one(parameters={"preset": "mnist", "overrides": {"seed": "x"}}), "mnist.yaml with seed=x: seed is 'x'"),
+        (with_one(schedules=[{"cron": "0 2 * * *", "parameters": {"comit": "x"}}]), "unknown parameter comit"),
+        (
+            with_one(schedules=[{"interval": 60, "parameters": {"overrides": {"prune.ratio": 0.3}}}]),
+            "two, schedule 60.0: params.yaml with prune.ratio=0.3: prune.ratio is not a known key",
+        ),
+        (
+            with_one(
+                entrypoint="flows/promotion.py:rollback", parameters={"name": "x"}, schedules=[{"cron": "0 2 * * *"}]
+            ),
+            "two, schedule 0 2 * * *: Validation failed",
+        ),
         (with_one(entrypoint="flows/compare.py:compare", parameters={"rows": ["best"]}), "there is no row 'best'"),
         (with_one(entrypoint="flows/compare.py:compare", parameters={"seeds": [0, 0]}), "seeds are 0, 0; give one or"),
         (

@@ -1,5 +1,7 @@
 """espalier init: a model and images of one's own -> a short params.yaml that the stages accept."""
 
+import zipfile
+
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -9,8 +11,10 @@ from ruamel.yaml import YAML
 from flows.initialise import init
 from stages.models.pipeline import write_pipeline
 from stages.params import load_params
+from stages.runtime.bounded import parse_yaml
 from stages.runtime.errors import InputError
 from stages.tools.initialise.sources import data_source, model_sources
+from stages.tools.params_yaml import write_value
 
 
 @pytest.fixture
@@ -99,6 +103,16 @@ def test_each_kind_of_source_is_known_by_how_it_is_written(tmp_path):
     assert {source.system for source in model_sources(str(tmp_path / "a.ckpt"))} >= {"cifar10", "imagenet-ldm"}
     assert data_source(str(tmp_path / "a.npz")).images == "pictures"
     assert data_source(f"uoft-cs/cifar10@{commit}", "image").column == "image"
+    with zipfile.ZipFile(tmp_path / "bad.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.npy", b"\x93NUMPY\x01\x00\x76\x00" + b"{" * 118)
+    with pytest.raises(InputError, match=r"bad\.npz is no \.npz file of arrays"):
+        data_source(str(tmp_path / "bad.npz"))
     for text in (str(tmp_path), str(tmp_path / "a.npz"), "bundled:digits"):
         with pytest.raises(InputError, match=r"--column names a column of a dataset on the Hub, and .* is none"):
             data_source(text, "image")
+
+
+@pytest.mark.parametrize("text", ["/data/📷 of me", "a\n\tb", "Ä: ö", "0x1", "ü"])
+def test_a_text_is_read_back_as_it_was(text):
+    """Whatever folder it names."""
+    assert parse_yaml(write_value(text), "a value") == text

@@ -1,5 +1,6 @@
 """Where the cells of a series run."""
 
+import os
 from typing import get_args
 
 from click.testing import CliRunner
@@ -15,6 +16,17 @@ def test_the_runners_of_the_command_are_those_that_there_are():
     assert list(get_args(RunnerName)) == RUNNERS == ["threads", "pool"]
     for command in ("sweep", "compare"):
         assert "--address" not in CliRunner().invoke(main, [command, "--help"]).output
+
+
+def test_each_gpu_is_one_slot_and_its_parts_are_none(tmp_path, monkeypatch):
+    """nvidia-smi lists the instances of a divided GPU below it, and they have no number of their own."""
+    listed = ["GPU 0: X (UUID: GPU-a)", "  MIG 1g.10gb Device 0: (UUID: MIG-b)", "GPU 1: X (UUID: GPU-c)"]
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in listed))
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with open_runner("threads", 3) as (_, slots):
+        assert [slots.get()["CUDA_VISIBLE_DEVICES"] for _ in range(3)] == ["0", "1", "0"]
 
 
 def test_threads_run_as_many_cells_as_there_are_jobs():

@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from uuid import UUID
 
 import pytest
 from prefect import flow
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
+from flows.tasks.progress import ProgressBar
 from flows.tasks.stages import CACHED, UNAVAILABLE, run_stage
 from flows.workspaces.workspace import Workspace
 
@@ -85,3 +87,29 @@ def test_a_failure_of_dvc_itself_is_retried_only_with_a_remote(states):
     """Without a remote there is no network that could be back later."""
     assert states("blocked")[0][0] == "Failed"
     assert states("blocked", has_remote=True)[0][0] == UNAVAILABLE
+
+
+def test_a_bar_that_cannot_be_moved_stops_no_stage(prefect_server, monkeypatch, caplog):
+    """Somebody deleted it, or the server is away; the next updates wait a while, and then there is a new bar."""
+    bar = ProgressBar("x")
+    progress = {"label": "x", "done": 1, "total": 2, "rate_per_s": 1.0, "left_s": 1.0}
+    found = []
+
+    @flow(persist_result=False)
+    def work():
+        bar.artifact = UUID(int=1)
+        bar.update(progress)
+        found.append(bar.artifact)
+        bar.update(progress)
+        found.append(bar.artifact)
+        monkeypatch.setattr(bar, "paused_until", 0.0)
+        bar.update(progress)
+        found.append(bar.artifact)
+
+    settings = {PREFECT_API_URL: prefect_server.uri, PREFECT_API_AUTH_STRING: prefect_server.auth}
+    with temporary_settings(settings):
+        work()
+
+    assert found[:2] == [None, None]
+    assert isinstance(found[2], UUID)
+    assert caplog.text.count("Prefect took no progress of x: ") == 1

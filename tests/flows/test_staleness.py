@@ -9,6 +9,7 @@ from ruamel.yaml import YAML
 
 from flows.workspaces import staleness
 from flows.workspaces.staleness import find_statuses, upstream
+from flows.workspaces.workspace import Workspace
 from stages.runtime.code_hash import code_record
 from stages.runtime.errors import InputError
 from stages.storage.files import json_bytes
@@ -101,6 +102,19 @@ def test_a_finished_project_is_up_to_date_and_a_workspace_takes_it_from_the_cach
     assert set(project.states().values()) == {("up to date", ())}
     states = project.states(in_place=False)
     assert {name: states[name][0] for name in OUTS} == dict.fromkeys(OUTS, "in cache")
+
+
+def test_outputs_with_options_and_several_commands_are_read(project):
+    """DVC allows both."""
+    path = project.folder / "dvc.yaml"
+    path.write_text(path.read_text().replace("outs: [reports/costs]", "outs: [{reports/costs: {cache: true}}]"))
+    path.write_text(path.read_text().replace("cmd: cut", "cmd: [cut, paste]"))
+    project.locks["prune"]["cmd"] = ["cut", "paste"]
+    project.save()
+
+    assert set(project.states().values()) == {("up to date", ())}
+    assert upstream(project.folder, ["costs"]) == {"costs", "prune", "fetch", "code"}
+    assert [stage.name for stage in Workspace(project.folder, project.folder).stages] == ["code", *OUTS]
 
 
 def test_a_changed_key_is_named_and_what_reads_the_output_waits_for_it(project):

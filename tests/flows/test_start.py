@@ -106,6 +106,7 @@ def test_images_are_drawn_or_checked_by_the_deployment_of_prefect_yaml(start):
         (["nonsense"], "the server has no deployment 'nonsense'; it has "),
         (["twice-start"], "several deployments are named twice-start; give one of compress/twice-start, sweep/twice"),
         (["one-start", "--set", "prune.ratio=0.3"], "prune.ratio is not a known key; did you mean prune.target.ratio?"),
+        (["one-start", "--set", "seed=1", "--param", "overrides={seed: 3}"], "both set overrides; give one of them"),
         (["one-start", "--param", "limits={fetch: soon}"], "limit fetch=soon: give minutes"),
         (["one-start", "--param", "comit=main"], "has no parameter 'comit'; did you mean commit?"),
         (["one-start", "--param", "limits=3"], "3 is not of type 'object'"),

@@ -15,7 +15,15 @@ from mlflow.exceptions import MlflowException
 from flows.__main__ import main
 from stages.register.lineage import FILES, Lineage, hash_outputs
 from stages.register.registry import EVIDENCE, MODEL
-from stages.register.reproduce import MetricComparison, Reproduction, _check_empty, _clone, _compare, _find_repository
+from stages.register.reproduce import (
+    MetricComparison,
+    Reproduction,
+    _check_empty,
+    _clone,
+    _compare,
+    _find_repository,
+    _make_environment,
+)
 from stages.runtime.errors import InputError, without_password
 from stages.storage.files import file_sha256, read_json, write_json
 from stages.storage.tensors import read_tensors, write_tensors
@@ -227,6 +235,21 @@ def test_a_remote_that_is_not_allowed_runs_nothing(foreign, tmp_path, monkeypatc
         in (result.output)
     )
     assert not (tmp_path / "variables").exists()
+
+
+def test_the_files_of_a_profile_are_found_from_another_home(tmp_path, monkeypatch):
+    """Without a profile they are not named, and one that is missing never is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / ".aws").mkdir()
+    (tmp_path / ".aws/credentials").touch()
+    assert "AWS_SHARED_CREDENTIALS_FILE" not in _make_environment(tmp_path, tmp_path)
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    found = _make_environment(tmp_path, tmp_path / "sandbox")
+
+    assert found["AWS_SHARED_CREDENTIALS_FILE"] == str(tmp_path / ".aws/credentials")
+    assert "AWS_CONFIG_FILE" not in found
 
 
 SECRETS = ("GITHUB_TOKEN", "HF_TOKEN", "PREFECT_API_KEY", "MLFLOW_TRACKING_PASSWORD", "DB_PASSWORD", "PYTHONPATH")

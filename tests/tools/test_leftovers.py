@@ -185,6 +185,30 @@ def test_finished_rounds_are_kept_for_the_training_after_them(checkout):
     assert found == {f"{ROUNDS}/{'a' * 16}": CURRENT, f"{ROUNDS}/{'b' * 16}": None}
 
 
+def test_checkpoints_of_rounds_are_kept_in_the_store(connect, checkout):
+    """A machine may be lost in any round; each training has a seed and steps of its own."""
+    tree = YAML(typ="safe").load((checkout / "params.yaml").read_text()) | {"rounds": {"count": 3, "steps": 20}}
+    (checkout / "params.yaml").write_text(json.dumps(tree))
+    params, store = read_params(checkout / "params.yaml"), connect()
+    folder, running = checkout / ROUNDS / ("a" * 16) / "round-2", []
+    for run, given in ((RUN, params), (OTHER, replace(params, seed=params.seed + 1))):
+        *_, (_, tree) = zip(range(2), given.trees([given.prune.target] * 2), strict=True)
+        checkpoints = Checkpoints(folder / "checkpoints", run, store)
+        checkpoints.lock = checkpoints.hold({key: tree[key] for key in ("seed", "finetune")})
+        checkpoints.save(Checkpoint(1, {"weight": torch.ones(4)}, [], []))
+        checkpoints.wait()
+        running.append(checkpoints)
+    needed = Needed(current_trainings(checkout), datetime.now(UTC) + HOUR)
+    contents = StoreContents(store.uri, "ESPALIER_STORE")
+
+    found = {it.name: it.reason_to_keep for it in find_in_store(contents, needed, held_trainings(checkout))}
+    assert found == {RUN[:16]: IN_USE, OTHER[:16]: IN_USE}
+    for checkpoints in running:
+        stop(checkpoints)
+    found = {it.name: it.reason_to_keep for it in find_in_store(contents, needed, held_trainings(checkout))}
+    assert found == {RUN[:16]: CURRENT, OTHER[:16]: None}
+
+
 @pytest.mark.parametrize("name", ["params.yaml", "dvc.lock", "committed"])
 def test_the_params_that_count_are_those_of_the_file_the_lock_and_the_commit(checkout, given_up, name):
     """Whoever goes back to them resumes."""

@@ -112,6 +112,21 @@ def test_other_weights_are_another_compression(compression):
     assert first != second
 
 
+def test_times_of_other_params_or_another_device_are_another_compression(compression):
+    """Of those of equal params on the same device the first are recorded."""
+    ids, costs = [compression.id()], compression.folders["costs"]
+    timed, ran = read_json(costs / "costs.json"), read_json(costs / "run.json")
+    rows = timed["costs"]
+    for changes in ({"latency_ms": 77.0}, {"device": "another"}):
+        write_json(costs / "costs.json", {**timed, "costs": [{**row, **changes} for row in rows]})
+        ids.append(compression.id())
+    write_json(costs / "run.json", {**ran, "params": {"costs": {"deterministic": False}}})
+    ids.append(compression.id())
+
+    assert ids[0] == ids[1]
+    assert len(set(ids[1:])) == 3
+
+
 def test_commit_and_device_do_not_change_the_id(compression):
     """Equal params, code and weights are the same compression; other code is not."""
     first = compression.id()
@@ -282,6 +297,27 @@ def test_what_a_kill_left_of_a_sent_record_does_not_stop_it(compression, name):
     assert new
     assert MlflowClient().get_run(run_id).info.status == "FINISHED"
     assert not waiting(unsent)
+
+
+def test_a_run_that_another_machine_finished_meanwhile_stays(compression, monkeypatch):
+    """It may be registered by now, even if its work began later."""
+    folder = save_record(_make_record(compression), compression.reports, compression.reports.parent / "unsent")
+    upload, others = MlflowClient.log_artifacts, []
+
+    def wait(client, *arguments):
+        """Upload slowly: another machine is quicker."""
+        monkeypatch.setattr(MlflowClient, "log_artifacts", upload)
+        shutil.copytree(folder, other := folder.parents[1] / "elsewhere" / folder.name)
+        path = other / "record.json"
+        write_json(path, {**read_json(path), "started_ms": read_json(path)["finished_ms"]})
+        others.append(send_record(other)[0])
+        upload(client, *arguments)
+
+    monkeypatch.setattr(MlflowClient, "log_artifacts", wait)
+    run_id, _ = send_record(folder)
+
+    assert [run_id] == others
+    assert MlflowClient().get_run(run_id).info.lifecycle_stage == "active"
 
 
 def test_a_sent_record_that_cannot_be_removed_is_a_warning(compression, monkeypatch, capsys):

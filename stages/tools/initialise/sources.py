@@ -26,6 +26,7 @@ from stages.fetch.params import (
     RegistryModel,
     System,
 )
+from stages.fetch.source_images import NPZ_ERRORS
 from stages.runtime.errors import InputError, UnavailableError, first_line
 from stages.runtime.schema import validate_tree
 from stages.storage.files import read_json
@@ -119,7 +120,7 @@ def _image_key(path: Path) -> str:
                 keys.append(name.removesuffix(".npy"))
                 if dtype == np.uint8 and len(shape) in (3, 4):
                     return keys[-1]
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
+    except NPZ_ERRORS as error:
         raise InputError(f"--data {path} is no .npz file of arrays ({first_line(error)}); give {IMAGES}") from None
     raise InputError(
         f"--data {path} has no array of uint8 images [N, H, W] or [N, H, W, C]; its keys: {', '.join(keys)}"
