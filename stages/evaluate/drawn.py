@@ -1,11 +1,14 @@
 """Models and a reference -> files of the drawn images, their features, and their similarity to the dense model's."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from torch import nn
 
 from stages.evaluate.consistency import Pairs, images_to_mse, images_to_ssim
 from stages.models.families import Denoiser
@@ -37,6 +40,17 @@ class DrawnFiles:
     def pairs(self) -> Pairs:
         """Return the similarity of all images."""
         return Pairs(np.array(self.ssim.read()), np.array(self.mse.read()))
+
+
+@contextmanager
+def on_device(unet: Denoiser, device: torch.device) -> Iterator[Denoiser]:
+    """Move a model to a device, and back to its own in the end."""
+    own = unet.device
+    nn.Module.to(unet, device)
+    try:
+        yield unet
+    finally:
+        nn.Module.to(unet, own)
 
 
 def drawn_files(folder: Path, name: str, reference: Reference) -> DrawnFiles:
@@ -76,11 +90,12 @@ def draw_models(
             own = processes.share(starts, before)
             before += len(starts)
             first = index * protocol.num_images
-            for start, pixels in draw_set(models[name], scheduler, protocol, index, size, name, context, own):
-                others = dense[start : start + len(pixels)]
-                target.samples.write(first + start, pixels)
-                target.features.write(first + start, extractor.features(pixels).numpy())
-                target.ssim.write(first + start, images_to_ssim(pixels, others))
-                target.mse.write(first + start, images_to_mse(pixels, others))
+            with on_device(models[name], processes.device) as unet:
+                for start, pixels in draw_set(unet, scheduler, protocol, index, size, name, context, own):
+                    others = dense[start : start + len(pixels)]
+                    target.samples.write(first + start, pixels)
+                    target.features.write(first + start, extractor.features(pixels).numpy())
+                    target.ssim.write(first + start, images_to_ssim(pixels, others))
+                    target.mse.write(first + start, images_to_mse(pixels, others))
     processes.wait()
     return files

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stages.evaluate.classes import classify_reference, count_changes
 from stages.evaluate.consistency import Pairs
-from stages.evaluate.drawn import DrawnFiles, draw_models
+from stages.evaluate.drawn import DrawnFiles, draw_models, on_device
 from stages.evaluate.scores import Measurer, by_set
 from stages.models.autoencoder import Autoencoder
 from stages.models.complexity import count_attention_macs, count_macs, count_params
@@ -120,10 +120,10 @@ def evaluate(
     if not processes.is_main:
         return None
     rows = dict(zip(models, scores, strict=True))
-    measured = {
-        name: _describe(models[name], files[name], scheduler, reference, drawn.get(name), row, context)
-        for name, row in track(rows.items(), "draw the steps of sampling, model", len(rows))
-    }
+    measured = {}
+    for name, row in track(rows.items(), "draw the steps of sampling, model", len(rows)):
+        with on_device(models[name], processes.device) as unet:
+            measured[name] = _describe(unet, files[name], scheduler, reference, drawn.get(name), row, context)
     classes = classify_reference(reference, extractor, context)
     for name, images in drawn.items():
         changes = count_changes(classes, extractor, images.features.read(), measured[name].pairs.ssim)

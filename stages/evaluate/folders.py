@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from stages.evaluate.evaluation import evaluate
 from stages.evaluate.report import write_report
 from stages.models.autoencoder import image_shape, read_autoencoder
@@ -38,7 +40,9 @@ def evaluate_folders(
     Raises:
         InputError: A folder is damaged, they do not belong together, or the reference has another protocol.
     """
-    models = {name: read_unet(folder, processes.device) for name, folder in folders.items()}
+    cpu = torch.device("cpu")  # there may be many snapshots, of which one draws at a time
+    places = {name: cpu if name.startswith(SNAPSHOT) else processes.device for name in folders}
+    models = {name: read_unet(folder, places[name]) for name, folder in folders.items()}
     reference = read_reference(reference_path)
     autoencoder = read_autoencoder(folders[DENSE], processes.device)
     for unet in models.values():

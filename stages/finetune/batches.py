@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from stages.data.images import Images, check_num_images, evenly_spaced, has_empty, to_model_range
+from stages.runtime.errors import InputError
 from stages.runtime.seeds import generator
 
 
@@ -72,6 +73,7 @@ class Batches:
         label_dropout: float,
     ) -> None:
         check_num_images("finetune.batch_size", batch_size, len(images.train))
+        check_flip(images.source_pixels is not None, flip=flip)
         self.pixels, self.conditions = images.train, images.conditions
         self.num_timesteps, self.seed, self.batch_size = num_timesteps, seed, batch_size
         self.flip, self.antithetic, self.label_dropout = flip, antithetic, label_dropout
@@ -93,12 +95,12 @@ class Batches:
     def _labels(self, chosen: list[int], draws: torch.Generator) -> torch.Tensor:
         """Return each image's row of the table of conditions: [B]; some are replaced by the empty condition.
 
-        A model that embeds its classes itself may have no empty class; then no row is replaced.
+        A model may have no empty condition; then no row is replaced.
         """
         if self.conditions is None:
             return torch.zeros(len(chosen), dtype=torch.long)
         labels, empty = torch.from_numpy(self.conditions.train[chosen]), len(self.conditions.table) - 1
-        if self.conditions.table.ndim == 1 and not has_empty(self.conditions.table):
+        if not has_empty(self.conditions.table):
             return labels
         is_dropped = torch.rand(len(chosen), generator=draws) < self.label_dropout
         return torch.where(is_dropped, empty, labels)
@@ -113,6 +115,17 @@ class Batches:
             self.epoch = epoch
             self.order = torch.randperm(len(self.pixels), generator=generator(self.seed, "shuffle", epoch))
         return int(self.order[position])
+
+
+def check_flip(is_latent: bool, *, flip: bool) -> None:  # noqa: FBT001
+    """Check that images are not mirrored where they are latents, which mirrored are those of no image.
+
+    Raises:
+        InputError: They are.
+    """
+    if flip and is_latent:
+        found = "finetune.flip is true, and the model draws latents, which mirrored are those of no image"
+        raise InputError(f"{found}; set it to false, and add mirrored images to the data if they help")
 
 
 class Prefetcher:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import nn
 
 
@@ -16,30 +15,26 @@ def make_writable(unet: nn.Module) -> None:
 
 def copy_buffers(source: nn.Module, target: nn.Module) -> None:
     """Give the buffers of a model to another one of its class, which may not have made all of them yet."""
-    known = _buffers(target)
-    for name, buffer in _buffers(source).items():
+    known = dict(target.named_buffers(remove_duplicate=False))
+    for name, buffer in source.named_buffers(remove_duplicate=False):
         if name in known and known[name].shape == buffer.shape:
             known[name].copy_(buffer)
         else:
-            _set(target, name, buffer.clone())
+            parent, _, own = name.rpartition(".")
+            is_saved = own not in source.get_submodule(parent)._non_persistent_buffers_set  # noqa: SLF001
+            target.get_submodule(parent).register_buffer(own, buffer.clone(), persistent=is_saved)
 
 
 @contextmanager
 def unchanged_buffers(unet: nn.Module) -> Iterator[None]:
-    """Put back every buffer in the end: the tensor that it was, or none, and what the tensor held."""
-    before = _buffers(unet)
-    held = {name: buffer.clone() for name, buffer in before.items()}
+    """Put back every buffer in the end: the tensor that it was, or none, and what the tensor held; no new one stays."""
+    before = [(module, dict(module._buffers)) for module in unet.modules()]  # noqa: SLF001  # None is one, too
+    held = [(buffer, buffer.clone()) for _, buffers in before for buffer in buffers.values() if buffer is not None]
     yield
-    for name in before | _buffers(unet):
-        _set(unet, name, before.get(name))
-    for name, buffer in before.items():
-        buffer.copy_(held[name])
-
-
-def _buffers(unet: nn.Module) -> dict[str, torch.Tensor]:
-    return dict(unet.named_buffers(remove_duplicate=False))
-
-
-def _set(unet: nn.Module, name: str, buffer: torch.Tensor | None) -> None:
-    parent, _, own = name.rpartition(".")
-    setattr(unet.get_submodule(parent), own, buffer)
+    for module, buffers in before:
+        for name in module._buffers.keys() - buffers.keys():  # noqa: SLF001
+            delattr(module, name)
+        for name, buffer in buffers.items():
+            setattr(module, name, buffer)
+    for buffer, content in held:
+        buffer.copy_(content)

@@ -21,7 +21,7 @@ from stages.runtime.bounded import parse_json
 from stages.runtime.errors import InputError, first_line, warn
 from stages.runtime.schema import Frozen
 from stages.storage.files import write_json
-from stages.storage.in_use import hold_folder
+from stages.storage.in_use import hold_folder, reserved
 from stages.storage.s3 import Store
 from stages.storage.tensors import read_metadata, read_tensors, write_tensors
 
@@ -65,6 +65,9 @@ class Checkpoints:
         Raises:
             InputError: The folder cannot be written.
         """
+        with reserved(self.folder) as is_free:
+            for left in self.folder.glob(".*load.*") if is_free else ():  # of a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
         lock = hold_folder(self.folder)
         write_json(self.folder / TRAINING, training)
         if self.uploads:

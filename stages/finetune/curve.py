@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from stages.finetune.params import FinetuneParams
 from stages.runtime.errors import InputError
 
 NUM_SLOPES = 3
@@ -37,17 +38,18 @@ class CurvePoint:
         return {"train_loss": self.train_loss, "heldout_loss": self.heldout_loss, **by_decay}
 
 
-def lowest_reachable(curve: Sequence[CurvePoint], steps: int) -> float:
+def lowest_reachable(curve: Sequence[CurvePoint], params: FinetuneParams) -> float:
     """Bound the held-out loss at the last step from below.
 
-    Over the logarithm of the steps a recovery curve flattens, so the steepest of its last slopes bounds the rest.
-    The bound is -∞ until there are enough points.
+    At a constant learning rate a recovery curve flattens over the logarithm of the steps, so the steepest of its last
+    slopes bounds the rest. The bound is -∞ until there are enough points after the warm-up, and where the learning
+    rate falls, since the loss may fall fastest at the end.
     """
-    last = curve[-1]
+    last, steps = curve[-1], params.steps
     if last.step == steps:
         return last.heldout_loss
-    recent = [point for point in curve if point.step][-NUM_SLOPES - 1 :]
-    if len(recent) <= NUM_SLOPES:
+    recent = [point for point in curve if point.step > params.warmup_steps][-NUM_SLOPES - 1 :]
+    if len(recent) <= NUM_SLOPES or params.schedule != "constant":
         return -math.inf
     slopes = [
         (later.heldout_loss - earlier.heldout_loss) / math.log(later.step / earlier.step)
@@ -56,13 +58,14 @@ def lowest_reachable(curve: Sequence[CurvePoint], steps: int) -> float:
     return last.heldout_loss + min(0.0, *slopes) * math.log(steps / last.step)
 
 
-def check_gate(curve: Sequence[CurvePoint], steps: int, gate: float | None) -> None:
-    """Check that the held-out loss has reached `gate` by the last step, or still can; None disables the check.
+def check_gate(curve: Sequence[CurvePoint], params: FinetuneParams) -> None:
+    """Check that the held-out loss has reached the gate, if there is one, by the last step, or still can.
 
     Raises:
         InputError: The gate was missed or can no longer be reached.
     """
-    if gate is None or (lowest := lowest_reachable(curve, steps)) <= gate:
+    gate, steps = params.gate, params.steps
+    if gate is None or not curve or (lowest := lowest_reachable(curve, params)) <= gate:
         return
     last = curve[-1]
     found = f"the held-out loss {last.heldout_loss:.4g} at step {last.step} falls to {lowest:.4g} at best by {steps}"

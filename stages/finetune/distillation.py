@@ -90,6 +90,9 @@ class FeatureHooks:
 
     def _record(self, name: str, kept: torch.Tensor | None, output: torch.Tensor) -> None:
         if self.is_recording:
+            if not isinstance(output, torch.Tensor):
+                found = f"features of {name} are a {type(output).__name__}, no tensor"
+                raise InputError(f"{found}; name a module in denoiser.json that returns one")
             is_image = output.ndim == 4  # noqa: PLR2004  # [B, C, H, W], else [B, N, C]
             self.features[name] = output if kept is None else output[:, kept] if is_image else output[..., kept]
 

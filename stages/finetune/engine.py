@@ -125,6 +125,19 @@ class Engine:
         numbers: torch.Tensor = self.accelerator.gather(torch.full((1,), number, device=self.device))
         return self._largest.exchange(numbers.max())
 
+    def check_equal(self, steps_done: int) -> None:
+        """Check that all processes go on from the same step: each machine reads the checkpoints of its own disk.
+
+        Raises:
+            InputError: They do not.
+        """
+        if self.num_processes == 1:
+            return
+        found = self.accelerator.gather(torch.full((1,), steps_done, device=self.device)).tolist()
+        if len(set(found)) > 1:
+            steps = f"the processes go on from the steps {', '.join(map(str, found))}"
+            raise InputError(f"{steps}; give all machines one folder of checkpoints, or remove those of this training")
+
     def share_sha256(self, compute: Callable[[], str]) -> str:
         """Return the SHA-256, in hexadecimal, that `compute` returns in the main process; no other one calls it."""
         group = torch.distributed.group.WORLD if self.num_processes > 1 else None

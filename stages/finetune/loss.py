@@ -9,6 +9,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from stages.finetune.params import LossParams
 from stages.models.prediction_types import min_snr_weights
+from stages.runtime.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,16 @@ class FeatureDistillation:
     """
 
     def __call__(self, prediction: Prediction) -> torch.Tensor:
-        """Prediction -> [B]."""
+        """Prediction -> [B].
+
+        Raises:
+            InputError: Features of a block differ in shape, so that the description of an own class does not fit.
+        """
+        for student, teacher in prediction.features:
+            if student.shape != teacher.shape:
+                shapes = f"{list(student.shape)} in the cut model and {list(teacher.shape)} in the dense one"
+                remedy = "correct features in denoiser.json: a block, and the layer whose channels it has"
+                raise InputError(f"features of a block are {shapes}; {remedy}")
         ratios = [
             _mean_square(student - teacher) / _mean_square(teacher).clamp_min(1e-12)
             for student, teacher in prediction.features
@@ -90,6 +100,8 @@ class Objective:
     def __call__(self, prediction: Prediction, timesteps: torch.Tensor) -> torch.Tensor:
         """Prediction and its timesteps [B] -> [B]."""
         parts = [weight * LOSSES[name](prediction) for name, weight in self.weights.items()]
+        if self.weights.keys() == {"feature"}:  # several processes wait for a gradient of the last layer
+            parts.append(0 * prediction.student.float().flatten(1).sum(dim=1))
         return self.weights_at(timesteps) * torch.stack(parts).sum(dim=0)
 
     def weights_at(self, timesteps: torch.Tensor) -> torch.Tensor:

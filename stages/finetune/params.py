@@ -135,7 +135,8 @@ class FinetuneParams(Section):
     clip_norm: float = Field(1.0, gt=0)
     """Largest norm of the gradient."""
     flip: bool = False
-    """Whether half of the images are mirrored left to right; wrong for digits, right for most photographs."""
+    """Whether half of the images are mirrored left to right; wrong for digits, right for most photographs. Refused for
+    latents, which mirrored are those of no image."""
     label_dropout: float = Field(0.1, ge=0, le=1)
     """Share of the images that a conditional model gets with the empty condition, for guidance; a model whose own
     classes include no empty one gets every image with its class."""
@@ -144,7 +145,8 @@ class FinetuneParams(Section):
     heldout_every: int = Field(500, ge=1)
     """Steps between two measurements of the held-out loss."""
     gate: float | None = Field(None, gt=0)
-    """Held-out loss to reach by the last step; training stops as soon as it is out of reach. null disables the gate."""
+    """Held-out loss to reach by the last step; null disables it. At a constant learning rate training stops as soon
+    as it is out of reach. The step is kept as a checkpoint, for another gate."""
     checkpoint_every: int = Field(500, ge=1)
     """Steps between two checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)
@@ -228,6 +230,11 @@ class FinetuneParams(Section):
             found = f"finetune.loss.jacobian.every or .ramp_steps does not fit a round of {min(left, rounds.steps)}"
             raise InputError(f"{found}; lower it, or raise rounds.steps or finetune.steps")
         return self.model_copy(update={"steps": left})
+
+    def of_weights(self) -> "FinetuneParams":
+        """Return the params without those that change no weight, so that a kept checkpoint serves a changed gate."""
+        fields, chosen = type(self).model_fields, ("gate", "checkpoint_every", "keep_checkpoints")
+        return self.model_copy(update={key: fields[key].default for key in chosen})
 
     def in_round(self, rounds: RoundsParams) -> "FinetuneParams":
         """Return the params of the recovery after each cut but the last, which draws no samples and has no gate."""

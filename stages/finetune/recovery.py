@@ -56,7 +56,7 @@ def finetune_folders(
     trainer = prepare(model, teacher, data, params, seed, device)
     engine, inputs = trainer.engine, [path for path in (model, data, teacher) if path]
     run = engine.share_sha256(
-        lambda: fingerprint("finetune", inputs, seed=seed, finetune=params, processes=engine.num_processes)
+        lambda: fingerprint("finetune", inputs, seed=seed, finetune=params.of_weights(), processes=engine.num_processes)
     )
     recover(trainer, checkpoints, run, model, out, report)
 

@@ -31,11 +31,14 @@ from stages.finetune.snapshots import Snapshots, TrainingClock
 from stages.finetune.step_losses import StepLosses
 from stages.models.families import Denoiser
 from stages.models.sampling import DEFAULT_CONTEXT, SamplingContext
+from stages.runtime.errors import InputError
 from stages.runtime.progress import track
 from stages.runtime.seeds import derive_seed
 
 CurveCallback = Callable[[CurvePoint, NDArray[np.uint8] | None], None]
 """Called with each new row of the curve and the samples [N, C, H, W] drawn at the same step, if any."""
+DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+"""Layers that finetune.dropout sets."""
 
 
 class Trainer:
@@ -147,6 +150,8 @@ class Trainer:
             checkpoint = checkpoints.newest()
         if checkpoint is not None:
             self.restore(checkpoint)
+            self.engine.check_equal(self.steps_done)
+            check_gate(self.curve, self.params)
             self._log(f"finetune goes on from step {self.steps_done}")
         forecast = self._forecast(callback)
         self._log(forecast.summary())
@@ -169,7 +174,11 @@ class Trainer:
         return track(steps, "finetune, step", self.params.steps, done=self.steps_done)
 
     def _advance(self, checkpoints: Checkpoints, callback: CurveCallback | None) -> None:
-        """Take a step, then measure and save where it is due."""
+        """Take a step, then measure and save where it is due.
+
+        Raises:
+            InputError: The loss is not finite, or the gate is out of reach; this step is saved, for another gate.
+        """
         self.clock.start()
         self.step()
         if self._is_measured(self.steps_done):
@@ -177,6 +186,11 @@ class Trainer:
         if self.steps_done in self.params.snapshots:
             self.clock.mark(self.steps_done)
             self.snapshots.take(self.steps_done, self.best_ema)
+        try:
+            check_gate(self.curve, self.params)
+        except InputError:
+            self._save(checkpoints)
+            raise
         if self.steps_done % self.params.checkpoint_every == 0 and self.steps_done < self.params.steps:
             self._save(checkpoints)
 
@@ -214,7 +228,7 @@ class Trainer:
         """Add a row to the curve, and a row of samples if one is due.
 
         Raises:
-            InputError: A training loss is not finite, or the gate was missed or can no longer be reached.
+            InputError: A training loss is not finite.
         """
         self.clock.stop()
         train_losses = self.losses
@@ -225,7 +239,6 @@ class Trainer:
             self.draw_s = elapsed_s(lambda: self.samples.update({self.steps_done: self._draw_samples()}))
         if callback:
             callback(self.curve[-1], self.samples.get(self.steps_done))
-        check_gate(self.curve, self.params.steps, self.params.gate)
 
     def _is_measured(self, step: int) -> bool:
         is_last, is_kept = step == self.params.steps, step in self.params.snapshots
@@ -294,5 +307,5 @@ class Trainer:
 
 def _set_dropout(unet: Denoiser, probability: float | None) -> None:
     for module in unet.modules():
-        if isinstance(module, nn.Dropout) and probability is not None:
+        if isinstance(module, DROPOUT) and probability is not None:
             module.p = probability

@@ -14,7 +14,7 @@ from stages.models.pipeline import read_scheduler, read_unet
 from stages.models.saliency import write_importance
 from stages.models.steps import check_drawing
 from stages.runtime.processes import Processes
-from stages.storage.files import read_json, writing
+from stages.storage.files import file_sha256, read_json, writing
 from stages.storage.provenance import fingerprint, write_provenance, write_run_record
 
 CHECKPOINTS = Path("checkpoints/importance")
@@ -71,6 +71,7 @@ def _open_partial(model: Path, data: Path, params: ImportanceParams, seed: int, 
                 f"{processes.count} processes share the timesteps; if they are stopped, they begin again", err=True
             )
         return PartialSum()
-    known = {"data": read_json(data / "dataset.json")}
+    labels = [path for name in ("train_labels.npy", "conditions.npy") if (path := data / name).is_file()]
+    known = {"data": read_json(data / "dataset.json"), "labels": [file_sha256(path) for path in labels]}
     run = fingerprint("importance", [model], importance=params, seed=seed, known=known)
     return PartialSum(CHECKPOINTS / f"{run[:16]}.safetensors")

@@ -97,7 +97,7 @@ def _prepared(unet: Denoiser, *, channels_last: bool) -> Iterator[None]:
     """Enable the gradients of weights only; channels-last storage is faster for passes of several timesteps."""
     unet.eval().zero_grad(set_to_none=True)
     before = {parameter: parameter.requires_grad for parameter in unet.parameters()}
-    weights = {layer.weight for layer in unet.modules() if isinstance(layer, Layer)}
+    weights = {layer.weight for layer in _weighted_layers(unet).values()}
     try:
         for parameter in before:
             parameter.requires_grad_(parameter in weights)
@@ -109,6 +109,12 @@ def _prepared(unet: Denoiser, *, channels_last: bool) -> Iterator[None]:
         for parameter, requires_grad in before.items():
             parameter.requires_grad_(requires_grad)
         unet.zero_grad(set_to_none=True)
+
+
+def _weighted_layers(unet: Denoiser) -> dict[str, Layer]:
+    """Return the layers that have a weight, by name; a norm may have none."""
+    layers = {name: layer for name, layer in unet.named_modules() if isinstance(layer, Layer)}
+    return {name: layer for name, layer in layers.items() if layer.weight is not None}
 
 
 class _Measurement:
@@ -131,9 +137,7 @@ class _Measurement:
         self.score = self.criterion.saliency[formula]
         self.threshold = threshold if self.criterion.has_threshold else 0.0
         self.weights = self.criterion.weights(scheduler.alphas_cumprod)
-        self.layers: dict[str, Layer] = {
-            name: layer for name, layer in unet.named_modules() if isinstance(layer, Layer)
-        }
+        self.layers = _weighted_layers(unet)
         self.processes = processes or Processes(next(unet.parameters()).device)
         self.sum = OrderedSum(self.processes)
         self.partial = partial if partial and self.processes.count == 1 else PartialSum()

@@ -63,7 +63,8 @@ class Autoencoder:
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Scaled latents [N, c, h, w] -> images [N, C, H, W], approximately in [-1, 1]."""
-        images: torch.Tensor = self.network.decode(latents.float() * self.std / self.scale + self.mean).sample
+        latents = latents.to(self.network.device).float()  # those of an ONNX graph are on the CPU
+        images: torch.Tensor = self.network.decode(latents * self.std / self.scale + self.mean).sample
         return images
 
 

@@ -14,8 +14,9 @@ from torch import nn
 
 from stages.data.images import Table, has_empty, to_condition
 from stages.models.autoencoder import Autoencoder
-from stages.models.families import Condition, Denoiser, learns_variance, prediction, sample_shape
+from stages.models.families import Condition, Denoiser, family_of, learns_variance, prediction, sample_shape
 from stages.models.params import SamplerParams
+from stages.models.pruned_own import OwnDenoiser
 from stages.models.samplers import LEARNED_RANGE, Sampler, make_sampler, takes_variance
 from stages.runtime.device import computing
 from stages.runtime.errors import InputError
@@ -242,13 +243,30 @@ def trajectory(
     samples = (initial_noise(unet, generators) * sampler.init_noise_sigma).to(unet.device)
     accepted = inspect.signature(sampler.step).parameters
     options = {name: value for name, value in {"generator": generators, "eta": eta}.items() if name in accepted}
-    for timestep in sampler.timesteps:
+    for timestep, seen in zip(sampler.timesteps, _timesteps_for(unet, sampler), strict=True):
         noisy = sampler.scale_model_input(samples, timestep)
         yield noisy
-        output = predict(noisy, timestep)
+        output = predict(noisy, seen)
         output = output if takes_all else prediction(output, unet)
         (samples, *_) = sampler.step(output, timestep, samples, **options, return_dict=False)
     yield samples
+
+
+def _timesteps_for(unet: Denoiser, sampler: Sampler) -> torch.Tensor:
+    """Return the timesteps of a sampler as a model takes them; what may look them up in a table takes integers.
+
+    Raises:
+        InputError: They are fractional, and the model takes integers.
+    """
+    timesteps, family = sampler.timesteps, family_of(unet)
+    takes_any = family.known_timesteps(unet) is None and not isinstance(unet, OwnDenoiser)
+    if takes_any or not timesteps.is_floating_point():
+        return timesteps
+    if (timesteps != timesteps.round()).any():
+        name = type(sampler).__name__.removesuffix("Scheduler")
+        found = f"{name} steps to timesteps such as {float(timesteps[timesteps != timesteps.round()][0]):g}"
+        raise InputError(f"{found}, and the model takes whole ones; choose another spacing or scheduler")
+    return timesteps.long()
 
 
 def to_pixels(images: torch.Tensor) -> NDArray[np.uint8]:

@@ -95,7 +95,7 @@ def execution_order(unet: Denoiser, plan: Plan, batch: NoisyBatch) -> list[str]:
     ]
     unet(*batch)
     _remove(hooks)
-    return order
+    return list(dict.fromkeys(order))
 
 
 @torch.no_grad()
@@ -107,18 +107,18 @@ def measure_moments(
     weigh: Weigh = weigh_alike,
 ) -> dict[str, Moments]:
     """Sum w(t) x yᵀ and w(t) y yᵀ over the inputs of each layer, in float64."""
-    inputs: dict[str, torch.Tensor] = {}
+    inputs: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     moments: dict[str, Moments] = {}
     weight = 1.0
 
     def store(name: str, value: torch.Tensor) -> None:
         """Keep a layer's inputs in the dense model until `add` gets those in the cut one."""
-        inputs[name] = _rows(value)
+        inputs[name].append(_rows(_layer(dense, name), value))
 
     def add(name: str, value: torch.Tensor) -> None:
         """Add a layer's products of both inputs to its moments."""
-        rows = _rows(value)
-        cross, square = weight * (inputs.pop(name).T @ rows), weight * (rows.T @ rows)
+        rows = _rows(_layer(pruned, name), value)
+        cross, square = weight * (inputs[name].pop(0).T @ rows), weight * (rows.T @ rows)
         before = moments.get(name)
         moments[name] = Moments(before.cross + cross, before.square + square) if before else Moments(cross, square)
 
@@ -147,8 +147,8 @@ def _layer(unet: Denoiser, name: str) -> Reader:
     return layer
 
 
-def _rows(inputs: torch.Tensor) -> torch.Tensor:
-    rows = inputs.movedim(1, -1) if inputs.ndim == 4 else inputs  # noqa: PLR2004  # [N, C, H, W]
+def _rows(layer: Reader, inputs: torch.Tensor) -> torch.Tensor:
+    rows = inputs.movedim(1, -1) if isinstance(layer, nn.Conv2d) else inputs  # [N, C, H, W], else [..., C]
     return rows.reshape(-1, rows.shape[-1]).double()
 
 

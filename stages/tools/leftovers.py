@@ -89,12 +89,14 @@ class Needed:
 def training_key(content: Any) -> str | None:  # noqa: ANN401  # whatever a file holds
     """Return seed and finetune block of a params file or of a training's record, in one form; None if it has none.
 
+    What changes no weight is left out, as in the fingerprint of a training.
+
     Of a params file with several rounds it is that of the last training.
     """
     try:
         rounds = RoundsParams.model_validate(content.get("rounds", {}))
-        params = FinetuneParams.model_validate(content["finetune"]).after_rounds(rounds).model_dump(mode="json")
-        return json.dumps([int(content["seed"]), params], sort_keys=True)
+        params = FinetuneParams.model_validate(content["finetune"]).after_rounds(rounds).of_weights()
+        return json.dumps([int(content["seed"]), params.model_dump(mode="json")], sort_keys=True)
     except (AttributeError, TypeError, KeyError, ValueError, ValidationError, InputError):
         return None
 

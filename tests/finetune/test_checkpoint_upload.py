@@ -190,3 +190,15 @@ def test_the_store_comes_from_the_environment(connect, monkeypatch):
 
     monkeypatch.setenv("ESPALIER_STORE", uri)
     assert open_store().uri == uri
+
+
+def test_what_a_killed_upload_left_is_removed_by_the_next_process(connect, tmp_path):
+    """A checkpoint is some gigabytes; another process that works in the folder still needs its own."""
+    first = Checkpoints(tmp_path, RUN, connect())
+    left = first.folder / ".upload.left"
+    left.mkdir(parents=True)
+    with first.hold({}):
+        assert not left.exists()
+        left.mkdir()
+        with Checkpoints(tmp_path, RUN, connect()).hold({}):
+            assert left.exists()

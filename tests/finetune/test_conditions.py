@@ -106,3 +106,21 @@ def test_latents_need_the_images_they_encode(tmp_path, latents):
     write_images(tmp_path, dataclasses.replace(latents, source_pixels=latents.pixels[1:]), {})
     with pytest.raises(InputError, match=r"pixels\.npy must hold the 24 images whose latents are in train\.npy"):
         read_images(tmp_path)
+
+
+def test_without_an_empty_condition_no_image_gets_it(latents):
+    """A row of zeros marks a table without one; the model never saw it."""
+    conditions = dataclasses.replace(latents.conditions, table=latents.conditions.table.copy())
+    conditions.table[-1] = 0
+    images = dataclasses.replace(latents, conditions=conditions)
+    batches = Batches(images, 1000, 0, batch_size=24, flip=False, antithetic=True, label_dropout=1.0)
+
+    assert int(batches.at(0, slice(0, 24)).labels.max()) < 4
+
+
+def test_latents_are_not_mirrored(latents):
+    """An autoencoder gives a mirrored image other latents than the mirrored ones."""
+    pixels = np.zeros((len(latents.train), 3, 16, 16), np.uint8)
+    images = dataclasses.replace(latents, source_pixels=pixels)
+    with pytest.raises(InputError, match=r"finetune\.flip is true, and the model draws latents, .*; set it to false"):
+        Batches(images, 1000, 0, batch_size=24, flip=True, antithetic=True, label_dropout=0.0)

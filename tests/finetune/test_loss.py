@@ -1,10 +1,12 @@
 """The training losses, against their formulas."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
 from diffusers.models.resnet import ResnetBlock2D
+from torch import nn
 
 from stages.finetune.distillation import FeatureHooks, kept_channels, read_teacher
 from stages.finetune.loss import LOSSES, Objective, Prediction
@@ -120,3 +122,31 @@ def test_the_teacher_must_be_the_model_that_was_pruned(tmp_path, unet, make_unet
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     with pytest.raises(InputError, match=r"student was cut from a model with sha256 [0-9a-f]{12}, .*wrong has"):
         read_teacher(tmp_path / "wrong", tmp_path / "student", device)
+
+
+def test_features_that_do_not_fit_are_one_line(prediction):
+    """A description of an own class may name a block without the layer whose channels it has."""
+    wrong = dataclasses.replace(prediction, features=((torch.ones(3, 2, 4, 4), torch.ones(3, 5, 4, 4)),))
+    with pytest.raises(InputError, match=r"\[3, 2, 4, 4\] in the cut model and \[3, 5, 4, 4\] in the dense one;"):
+        LOSSES["feature"](wrong)
+
+
+def test_a_block_that_returns_no_tensor_is_one_line(unet):
+    """Such as an attention that returns its weights, too."""
+    unet.register_module("pair", nn.Module())
+    unet.pair.forward = lambda: (1, 2)
+    hooks = FeatureHooks(unet, {"pair": None})
+    hooks.start()
+    with pytest.raises(InputError, match=r"features of pair are a tuple, no tensor; name a module in denoiser\.json"):
+        unet.pair()
+
+
+def test_a_loss_of_features_alone_gives_the_output_no_gradient_but_zero(prediction, scheduler):
+    """Several processes wait for a gradient of every weight; the loss itself is that of the features."""
+    student = prediction.student.clone().requires_grad_()
+    whole = dataclasses.replace(prediction, student=student)
+    found = Objective(scheduler, LossParams(noise=0, output=0, feature=1))(whole, torch.zeros(3, dtype=torch.long))
+    found.sum().backward()
+
+    torch.testing.assert_close(found, LOSSES["feature"](prediction))
+    assert not student.grad.any()

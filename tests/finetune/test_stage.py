@@ -103,6 +103,35 @@ def test_two_processes_equal_one(recover, tmp_path, monkeypatch):
     assert stderr.count("finetune will take") == 1
 
 
+@pytest.mark.e2e  # test_loss has the rule, this the processes
+def test_two_processes_train_by_features_alone(recover):
+    """The last layers, which get no gradient, are waited for, too."""
+    single, _, _ = recover("single", loss={"noise": 0.0, "output": 0.0, "feature": 1.0})
+    double, code, stderr = recover("double", "--processes", "2", loss={"noise": 0.0, "output": 0.0, "feature": 1.0})
+    assert code == 0, stderr
+    for name, tensor in single.items():
+        torch.testing.assert_close(double[name], tensor, atol=2e-5, rtol=1e-3)
+
+
+APART = """
+import os, torch
+from stages.finetune.engine import Engine
+from stages.finetune.params import EngineParams
+Engine(EngineParams(), torch.device("cpu")).check_equal(500 * int(os.environ["RANK"]))
+"""
+
+
+@pytest.mark.e2e
+def test_processes_that_resume_at_different_steps_are_refused(tmp_path):
+    """Machines without a common folder of checkpoints would average gradients of different weights."""
+    (tmp_path / "apart.py").write_text(APART)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", str(tmp_path / "apart.py")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert result.returncode != 0
+    assert "the processes go on from the steps 0, 500; give all machines one folder of checkpoints" in result.stderr
+
+
 @pytest.mark.e2e  # test_jacobian has the rule of the parts, this the processes
 def test_two_processes_equal_one_with_the_jacobian_loss(recover):
     """Its gradients, which precede the wrapped model's, are summed over the processes with the others."""

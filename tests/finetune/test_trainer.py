@@ -382,12 +382,15 @@ def test_buffers_follow_the_steps_alone(unet, scheduler, images, tmp_path, size,
     """The forecast changes none, so that a resumed training ends with the same; every EMA has the model's.
 
     An expanded tensor has fewer numbers than elements and could not be written to. One that is made in the first pass
-    is missing before.
+    is missing before, or None.
     """
 
     def count(module, _inputs, _output):
         if module.late is None:
             module.late = torch.ones(())
+        if not hasattr(module, "new"):
+            module.register_buffer("new", torch.ones(()), persistent=False)
+        assert module.new is not None
         if module.training and in_place:
             module.passes += 1
         elif module.training:
@@ -416,6 +419,7 @@ def test_buffers_follow_the_steps_alone(unet, scheduler, images, tmp_path, size,
 
     models = (resumed.unet, *resumed.ema_models.models.values())
     assert [set(model.passes.tolist()) for model in models] == [{7}] * 3
+    assert not any("new" in model.state_dict() for model in models)
 
 
 def test_samples_are_drawn_at_regular_steps(trainer, tmp_path):
@@ -428,13 +432,38 @@ def test_samples_are_drawn_at_regular_steps(trainer, tmp_path):
 
 
 def test_a_training_that_cannot_reach_its_gate_ends_early(trainer, tmp_path):
-    """Its checkpoints stay."""
-    run = trainer(steps=40, heldout_every=2, gate=1e-6, samples=None)
-    with pytest.raises(InputError, match=r"finetune\.gate is 1e-06"):
-        run.run(Checkpoints(tmp_path, "run"))
+    """Its last step stays: the same gate is missed at once, without one the training goes on as if never stopped."""
+    changes = {"steps": 12, "heldout_every": 2, "samples": None}
+    run, again, more, whole = (trainer(**changes, gate=gate) for gate in (1e-6, 1e-6, None, None))
+    for missed in (run, again):
+        with pytest.raises(InputError, match=r"finetune\.gate is 1e-06"):
+            missed.run(Checkpoints(tmp_path, "run"))
+        assert missed.steps_done == 8
+    more.run(Checkpoints(tmp_path, "run"))
+    whole.run(Checkpoints(tmp_path / "whole", "run"))
 
-    assert run.steps_done == 8
-    assert Checkpoints(tmp_path, "run").newest().step == 6
+    assert torch.equal(more.best_ema.conv_in.weight, whole.best_ema.conv_in.weight)
+    assert run.params.of_weights() == more.params.of_weights()
+
+
+def test_a_gate_that_is_missed_at_the_last_step_keeps_it(trainer, tmp_path):
+    """It is measured again neither with the same gate nor without."""
+    changes = {"steps": 3, "heldout_every": 3, "samples": None, "checkpoint_every": 2}
+    for gate in (1e-6, 1e-6):
+        with pytest.raises(InputError, match=r"at step 3 falls to .* finetune\.gate is 1e-06"):
+            trainer(**changes, gate=gate).run(Checkpoints(tmp_path, "run"))
+    run = trainer(**changes)
+    run.run(Checkpoints(tmp_path, "run"))
+
+    assert [point.step for point in run.curve] == [0, 3]
+
+
+def test_all_kinds_of_dropout_are_set(trainer, unet):
+    """An own class may have any."""
+    unet.extra = torch.nn.Dropout2d(0.5)
+    run = trainer(dropout=0.1)
+
+    assert run.unet.extra.p == 0.1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -245,3 +245,13 @@ def test_more_timesteps_than_there_are_is_refused(unet, scheduler, images, param
 
     with pytest.raises(InputError, match=r"num_timesteps 101 is more than the 100 timesteps that stride 10 leaves"):
         calibrate(unet, scheduler, images, chosen, 0)
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "random", "diff-pruning"])
+def test_a_norm_without_weights_has_no_importance(unet, scheduler, criterion):
+    """An own class may have one."""
+    unet.conv_norm_out = nn.GroupNorm(unet.conv_norm_out.num_groups, unet.conv_norm_out.num_channels, affine=False)
+    found = measure_importance(unet, scheduler, [BATCH], STEPS, criterion=criterion, formula="paper")
+
+    assert "conv_norm_out" not in found.saliency
+    assert ("conv_in" in found.saliency) == (criterion != "random")

@@ -1,13 +1,16 @@
 """An importance that was stopped goes on from its last file."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from stages.data.images import write_images
 from stages.importance.folders import _open_partial
 from stages.importance.measure import CalibrationBatch, _Measurement, measure_importance
 from stages.importance.partial import METADATA_KEY, PartialSum, Position
+from stages.models.pipeline import write_pipeline
 from stages.storage.tensors import read_metadata
 
 X = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -88,3 +91,17 @@ def test_several_processes_say_that_they_keep_no_sum(tmp_path, params, capsys, i
     assert capsys.readouterr().err.splitlines() == [
         "2 processes share the timesteps; if they are stopped, they begin again"
     ] * int(is_main)
+
+
+def test_a_sum_is_that_of_its_labels(unet, scheduler, latents, params, tmp_path):
+    """dataset.json has the hash of the images alone."""
+    write_pipeline(tmp_path / "model", unet, scheduler)
+    names = set()
+    for shift in (0, 0, 1):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        train = (latents.conditions.train + shift) % 4
+        write_images(tmp_path / "data", replace(latents, conditions=replace(latents.conditions, train=train)), {})
+        one = SimpleNamespace(count=1, is_main=True)
+        names.add(_open_partial(tmp_path / "model", tmp_path / "data", params.importance, 0, one).path)
+
+    assert len(names) == 2

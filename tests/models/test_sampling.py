@@ -201,3 +201,14 @@ def test_a_strip_goes_from_noise_to_image(unet, scheduler):
     assert np.abs(strip[:, -1].astype(int) - draw_images(unet, scheduler, [1, 2])).max() <= 1
     noise = initial_noise(unet, [torch.Generator().manual_seed(1)])[0]
     assert np.abs(strip[0, 0] - ((noise + 1) * 127.5).round().clamp(0, 255).numpy()).max() == 0
+
+
+@pytest.mark.parametrize("name", ["EulerDiscrete", "HeunDiscrete", "LMSDiscrete"])
+def test_a_table_of_timesteps_takes_whole_ones(make_unet, scheduler, name):
+    """Such samplers have timesteps in floating point, which no table takes; fractional ones are in none."""
+    unet = make_unet(time_embedding_type="learned", num_train_timesteps=1000)
+    assert draw_images(unet, scheduler, [0], SamplerParams(scheduler=name, steps=4, spacing="leading")).size
+    with pytest.raises(
+        InputError, match=r"steps to timesteps such as \d+\.\d+, and the model takes whole ones; choose"
+    ):
+        draw_images(unet, scheduler, [0], SamplerParams(scheduler=name, steps=5, spacing="linspace"))

@@ -1,7 +1,10 @@
 """Least-squares compensation."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch import nn
 
 from stages.data.images import write_images
 from stages.prune.compensate import NoisyBatches, compensate, difference, execution_order, measure_moments, weigh_alike
@@ -235,3 +238,28 @@ def test_early_weight_reaches_the_pruned_model(unet, scheduler, images, small_pl
 
     assert not torch.equal(*weights)
     assert texts[0] != texts[1]
+
+
+class Twice(nn.Module):
+    """A linear layer that reads [N, H, W, C], and is called twice."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.layer = nn.Linear(width, 2)
+
+    def forward(self, sample, timestep):
+        """Sum over two inputs."""
+        del timestep
+        return SimpleNamespace(sample=self.layer(sample) + self.layer(2 * sample))
+
+
+def test_a_linear_layer_reads_the_last_axis_at_every_call():
+    """An own class may hold channels last, and call a layer again."""
+    sample = torch.randn(2, 5, 5, 3, generator=torch.Generator().manual_seed(0))
+    batch = (sample, torch.zeros(2, dtype=torch.long))
+    dense, twice = Twice(3), Twice(3)
+    found = measure_moments(dense, twice, ["layer"], [batch])["layer"]
+    rows = sample.reshape(-1, 3).double()
+
+    torch.testing.assert_close(found.square, 5 * rows.T @ rows)
+    torch.testing.assert_close(found.cross, 5 * rows.T @ rows)
