@@ -1,11 +1,12 @@
 """DVC's config of all levels -> DVC's own type, or one line that says why it cannot be read."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from configobj import ConfigObj, ConfigObjError
 from dvc.config import Config, ConfigError
 from dvc.config_schema import Invalid, RelPath
 
@@ -13,6 +14,8 @@ from stages.runtime.errors import InputError, first_line
 
 LINKS = ["reflink", "hardlink", "copy"]
 """DVC's cache.type, if no config has one: links where the file system has them, since data sets may be large."""
+NAMED = ("remote", "machine", "db")
+"""Kinds of sections that have a name each."""
 
 
 def read_dvc_config(folder: Path) -> Config:
@@ -42,22 +45,23 @@ def write_local_config(folder: Path, origin: Path | None, cache: Path | None) ->
     Raises:
         InputError: As of read_dvc_config.
     """
-    own = folder / Config.CONFIG_LOCAL
-    own.unlink(missing_ok=True)
-    own.touch(mode=0o600)
+    path = folder / Config.CONFIG_LOCAL
+    path.unlink(missing_ok=True)
+    path.touch(mode=0o600)
     with _errors():
-        config = Config(str(folder))
-        with config.edit("local") as local:
-            if origin:
-                _rebase(config.read("repo"), local, folder, origin)
-                _merge(local, Config(str(origin)).read("local"))
+        config = Config(str(folder), validate=False)  # the repository's config.local may hold what it lacks
+        local = config.load_one("local")
+        if origin:
+            _rebase(config.load_one("repo"), local, folder, origin)
+            _merge(local, Config(str(origin), validate=False).load_one("local"))
+        _merge(config, local)
         shared = cache or Path(config["cache"].get("dir") or (origin or folder) / "cache")
-        with config.edit("local") as local:
-            local["cache"] |= {"dir": os.path.normpath(shared), "type": config["cache"].get("type") or LINKS}
-    return bool(config["core"].get("remote"))
+        local["cache"] |= {"dir": os.path.normpath(shared), "type": config["cache"].get("type") or LINKS}
+        _write(local, path)
+    return bool(read_dvc_config(folder)["core"].get("remote"))
 
 
-def _rebase(committed: dict[str, Any], local: dict[str, Any], folder: Path, origin: Path) -> None:
+def _rebase(committed: Mapping[str, Any], local: dict[str, Any], folder: Path, origin: Path) -> None:
     """Copy the relative paths of a commit's config, which DVC resolved in the workspace, as those in the repository."""
     sections = [("cache", "", committed["cache"]), *(("remote", name, it) for name, it in committed["remote"].items())]
     for kind, name, section in sections:
@@ -67,12 +71,22 @@ def _rebase(committed: dict[str, Any], local: dict[str, Any], folder: Path, orig
                 place[key] = os.path.normpath(origin / os.path.relpath(value, folder))
 
 
-def _merge(into: dict[str, Any], other: dict[str, Any]) -> None:
+def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
     for key, value in other.items():
         if isinstance(value, dict):
             _merge(into.setdefault(key, {}), value)
         else:
             into[key] = value
+
+
+def _write(config: Mapping[str, Any], path: Path) -> None:
+    """Write sections as DVC does, which encodes no path beyond ASCII."""
+    named = {f'{kind} "{name}"': section for kind in NAMED for name, section in config[kind].items()}
+    others = {kind: section for kind, section in config.items() if kind not in NAMED}
+    filled = {name: section for name, section in {**others, **named}.items() if section}
+    content = ConfigObj(filled, encoding="utf-8", interpolation=False)
+    with path.open("wb") as file:
+        content.write(file)
 
 
 @contextmanager
@@ -84,5 +98,6 @@ def _errors() -> Iterator[None]:
     """
     try:
         yield
-    except (ConfigError, Invalid, UnicodeDecodeError) as error:
-        raise InputError(f"DVC's config cannot be read ({first_line(error)}); correct .dvc/config") from None
+    except (ConfigError, ConfigObjError, Invalid, OSError, TypeError, UnicodeDecodeError) as error:  # a list is no path
+        where = "correct .dvc/config, .dvc/config.local or the user's own"
+        raise InputError(f"DVC's config cannot be read ({first_line(error)}); {where}") from None

@@ -1,6 +1,7 @@
 """Runs of one machine -> their commands side by side, or one alone while it takes times."""
 
 import fcntl
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -60,12 +61,13 @@ def at_work(lock: Path, log: Log, *, alone: bool) -> Iterator[None]:
 
 
 def beside_runs(log: Log) -> AbstractContextManager[None]:
-    """Compute beside the runs of this machine, after one that takes times; nothing is waited for where none was run."""
+    """Compute beside the runs of this machine, after one that takes times, where this user may have runs."""
     try:
         lock = machine_lock()
     except InputError:  # a run would end with it
         return nullcontext()
-    return at_work(lock, log, alone=False) if lock.parent.is_dir() else nullcontext()
+    is_open = os.access(lock.parent, os.W_OK | os.X_OK) and (os.access(lock, os.W_OK) or not lock.exists())
+    return at_work(lock, log, alone=False) if is_open else nullcontext()
 
 
 def _wait(file: IO[str], log: Log, *, alone: bool) -> None:

@@ -23,7 +23,7 @@ from flows.workspaces.staleness import find_statuses, upstream
 from flows.workspaces.status_line import StatusLine
 from stages.params import load_params
 from stages.runtime.bounded import parse_yaml
-from stages.runtime.errors import InputError, warn
+from stages.runtime.errors import InputError, first_line, warn
 from stages.runtime.text import printable
 from stages.runtime.wording import format_duration, format_table
 
@@ -253,7 +253,7 @@ def _plan() -> dict[str, Any]:
     command = [sys.executable, "-m", "flows.planning", "--json"]
     click.echo(f"timing a few passes for a forecast, {FORECAST_LIMIT_S} s at most …", err=True)
     try:
-        with tempfile.TemporaryDirectory() as temporary:  # what it downloads goes with it when it is killed
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:  # it may be killed
             environment = {**os.environ, "TMPDIR": temporary}
             ended = subprocess.run(
                 command, capture_output=True, text=True, timeout=FORECAST_LIMIT_S, check=False, env=environment
@@ -261,6 +261,9 @@ def _plan() -> dict[str, Any]:
         found: dict[str, Any] = json.loads(ended.stdout)
     except subprocess.TimeoutExpired:
         warn(f"no forecast: a pass takes too long to time it within {FORECAST_LIMIT_S} s; {UNCHECKED}")
+        return {}
+    except OSError as error:
+        warn(f"no forecast: {first_line(error)}; {UNCHECKED}")
         return {}
     except ValueError:
         warn(f"no forecast: {(ended.stderr.strip().splitlines() or ['nothing was printed'])[-1]}; {UNCHECKED}")

@@ -73,7 +73,7 @@ class Batches:
         label_dropout: float,
     ) -> None:
         check_num_images("finetune.batch_size", batch_size, len(images.train))
-        check_flip(images.source_pixels is not None, flip=flip)
+        check_flip(flip=flip, is_latent=images.source_pixels is not None)
         self.pixels, self.conditions = images.train, images.conditions
         self.num_timesteps, self.seed, self.batch_size = num_timesteps, seed, batch_size
         self.flip, self.antithetic, self.label_dropout = flip, antithetic, label_dropout
@@ -117,7 +117,7 @@ class Batches:
         return int(self.order[position])
 
 
-def check_flip(is_latent: bool, *, flip: bool) -> None:  # noqa: FBT001
+def check_flip(*, flip: bool, is_latent: bool) -> None:
     """Check that images are not mirrored where they are latents, which mirrored are those of no image.
 
     Raises:

@@ -150,9 +150,9 @@ class Trainer:
             checkpoint = checkpoints.newest()
         if checkpoint is not None:
             self.restore(checkpoint)
-            self.engine.check_equal(self.steps_done)
-            check_gate(self.curve, self.params)
             self._log(f"finetune goes on from step {self.steps_done}")
+        self.engine.check_equal(self.steps_done)
+        check_gate(self.curve, self.params)
         forecast = self._forecast(callback)
         self._log(forecast.summary())
         with Interrupts() as interrupts:
@@ -190,6 +190,8 @@ class Trainer:
             check_gate(self.curve, self.params)
         except InputError:
             self._save(checkpoints)
+            checkpoints.wait()
+            self.engine.wait()  # a launcher ends all processes once one has ended
             raise
         if self.steps_done % self.params.checkpoint_every == 0 and self.steps_done < self.params.steps:
             self._save(checkpoints)

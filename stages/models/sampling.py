@@ -253,19 +253,19 @@ def trajectory(
 
 
 def _timesteps_for(unet: Denoiser, sampler: Sampler) -> torch.Tensor:
-    """Return the timesteps of a sampler as a model takes them; what may look them up in a table takes integers.
+    """Return the timesteps of a sampler as a model takes them: integers, if it may look them up in a table.
 
     Raises:
         InputError: They are fractional, and the model takes integers.
     """
     timesteps, family = sampler.timesteps, family_of(unet)
-    takes_any = family.known_timesteps(unet) is None and not isinstance(unet, OwnDenoiser)
-    if takes_any or not timesteps.is_floating_point():
+    has_table = isinstance(unet, OwnDenoiser) and any(isinstance(it, nn.Embedding) for it in unet.modules())
+    if not timesteps.is_floating_point() or (family.known_timesteps(unet) is None and not has_table):
         return timesteps
     if (timesteps != timesteps.round()).any():
         name = type(sampler).__name__.removesuffix("Scheduler")
         found = f"{name} steps to timesteps such as {float(timesteps[timesteps != timesteps.round()][0]):g}"
-        raise InputError(f"{found}, and the model takes whole ones; choose another spacing or scheduler")
+        raise InputError(f"{found}, and the model takes whole ones; choose another spacing or scheduler of the sampler")
     return timesteps.long()
 
 

@@ -46,7 +46,8 @@ def write_rounds(params: Params, inputs: Inputs, checkpoints: Path, out: Path) -
         SystemExit: A stage ended with an error, which it printed.
     """
     count, model = params.rounds.count, inputs.model
-    blocks = {name: getattr(params, name) for name in ("seed", "rounds", "importance", "prune", "finetune")}
+    blocks = {name: getattr(params, name) for name in ("seed", "rounds", "importance", "prune")}
+    blocks["finetune"] = params.finetune.of_weights()
     work = checkpoints / fingerprint("rounds", [inputs.model, inputs.importance, inputs.data], **blocks)[:16]
     targets = find_targets(read_unet(inputs.model), params.prune, count)
     with hold_folder(work):

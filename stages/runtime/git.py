@@ -38,18 +38,24 @@ def without_user(address: str) -> str:
 
 
 def credential_variables(address: str) -> dict[str, str]:
-    """Return the variables with which git sends user and password of an http address to its host, and to no other."""
-    parts = urlsplit(address)
-    if parts.scheme not in ("http", "https") or parts.username is None:
+    """Return the variables with which git sends user and password of an http address to its host, and to no other.
+
+    They come before those that git's helpers know of the host; without a password git looks for that of the user.
+    """
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # git complains about the address
         return {}
-    host = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-    return {
-        "GIT_CONFIG_COUNT": "1",
-        "GIT_CONFIG_KEY_0": f"credential.{host}.helper",
-        "GIT_CONFIG_VALUE_0": HELPER,
-        "ESPALIER_GIT_USER": unquote(parts.username),
-        "ESPALIER_GIT_PASSWORD": unquote(parts.password or ""),
-    }
+    if parts.scheme not in ("http", "https") or not parts.username:
+        return {}
+    section, user = f"credential.{parts.scheme}://{parts.netloc.rpartition('@')[2]}", unquote(parts.username)
+    settings = [(f"{section}.username", user)]
+    if parts.password is not None:
+        settings += [(f"{section}.helper", ""), (f"{section}.helper", HELPER)]  # an empty one removes all others
+    variables = {"GIT_CONFIG_COUNT": str(len(settings))}
+    for index, (key, value) in enumerate(settings):
+        variables |= {f"GIT_CONFIG_KEY_{index}": key, f"GIT_CONFIG_VALUE_{index}": value}
+    return {**variables, "ESPALIER_GIT_USER": user, "ESPALIER_GIT_PASSWORD": unquote(parts.password or "")}
 
 
 def without_git_variables() -> dict[str, str]:

@@ -64,8 +64,8 @@ def set_environment() -> None:
     bypass_proxies()
     check_tracking()
     os.environ["MLFLOW_TRACKING_URI"] = absolute_address()
-    file = sqlite_file()
-    if file and file.parent == records_folder():
+    file, home = sqlite_file(), os.environ.get(HOME_VARIABLE)
+    if file and home and file.parent == Path(home).resolve():
         _make_home(file.parent)
     if file and not file.parent.is_dir():  # MLflow would create the folder of a mistyped address
         found = f"MLFLOW_TRACKING_URI names a file in {file.parent}, which is no folder"

@@ -67,8 +67,7 @@ def _find_runs(client: "MlflowClient", compression: str) -> list[Any]:
 def create_run(client: "MlflowClient", record: RunRecord, folder: Path) -> str:
     """Create the run of a record with its metrics and artifacts; returns its id.
 
-    Unfinished runs of the same sender are deleted first. If another machine finished a run meanwhile, the older of the
-    two remains.
+    Unfinished runs of the same sender are deleted first. If another machine finished a run meanwhile, that one remains.
     """
     from mlflow.entities import Metric, Param
 

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -185,7 +186,8 @@ def test_commands_of_the_registry_wait_for_a_run_that_takes_times(tmp_path, monk
     thread.join(timeout=60)
 
     assert "waiting for a run that takes times" in results[0].stderr
-    assert "Error: the registry has no model" in results[0].stderr, results[0].output
+    assert results[0].exit_code == 1
+    assert re.search(r"Error: (the registry has no model|m has no version)", results[0].stderr), results[0].output
 
 
 @pytest.mark.parametrize("exists", [True, False])

@@ -365,7 +365,7 @@ def test_settings_of_the_users_own_are_kept(project, enter):
     found = enter()
 
     own = config(found.workspace)
-    assert own["cache"] == {"dir": str(project / "shared" / "cache"), "type": ["symlink"]}
+    assert own["cache"] == {"dir": str(project / "shared" / "cache"), "type": "symlink"}
     assert own["remote"]["store"] == {"url": "s3://bucket/dvc", "access_key_id": "me", "session_token": "a, b#c"}
     assert found.workspace.has_remote
     assert stat.S_IMODE((found.path / ".dvc" / "config.local").stat().st_mode) == 0o600
@@ -389,21 +389,22 @@ def test_a_relative_remote_is_the_same_folder_from_a_workspace(project, tmp_path
 
 def test_paths_mean_the_same_in_a_workspace(project, tmp_path, enter, monkeypatch):
     """Those below the user's own folder, with characters that a config quotes, and in the configs of the user."""
-    monkeypatch.setenv("HOME", str(tmp_path / "home of me"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home of mü"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
     (tmp_path / "xdg" / "dvc").mkdir(parents=True)
     (tmp_path / "xdg" / "dvc" / "config").write_text(
         "[core]\n    remote = far\n['remote \"far\"']\n    url = s3://b/c\n"
     )
     dvc(project, "remote", "add", "near", "~/store")
-    dvc(project, "config", "cache.dir", str(tmp_path / "a, b#c"))
+    with (project / ".dvc/config").open("a") as file:
+        file.write(f'[cache]\n    dir = "{tmp_path}/a, b#ü"\n')
     commit(project)
 
     found = enter()
 
-    assert Config(str(found.path / ".dvc"))["remote"]["near"]["url"] == str(tmp_path / "home of me" / "store")
-    assert dvc(found.path, "cache", "dir").strip() == str(tmp_path / "a, b#c")
-    assert Cache.of_project(found.path).folder == tmp_path / "a, b#c"
+    assert Config(str(found.path / ".dvc"))["remote"]["near"]["url"] == str(tmp_path / "home of mü" / "store")
+    assert dvc(found.path, "cache", "dir").strip() == str(tmp_path / "a, b#ü")
+    assert Cache.of_project(found.path).folder == tmp_path / "a, b#ü"
     assert found.workspace.has_remote
 
 
@@ -616,6 +617,30 @@ def test_an_address_needs_a_root_folder(elsewhere, enter, monkeypatch):  # noqa:
         InputError, match=rf"no folder here; set {HOME_VARIABLE} to one for workspaces, cache and records"
     ):
         enter()
+
+
+def test_no_argument_of_git_shows_the_password_of_an_address(elsewhere, tmp_path, enter, monkeypatch):
+    """Every user of a machine sees the arguments of all processes; they get it from the environment."""
+    program, (folder, log) = shutil.which("git"), (tmp_path / "bin", tmp_path / "calls")
+    folder.mkdir()
+    address = f"http://me:{HIDDEN}@127.0.0.1:9/espalier.git"
+    redirected = f"-c url.file://{elsewhere.origin}.insteadOf=http://127.0.0.1:9/espalier.git"
+    (folder / "git").write_text(
+        f'#!/bin/sh\necho "$@" >> {log}\nenv | grep ESPALIER_GIT_PASSWORD >> {log}\nexec {program} {redirected} "$@"\n'
+    )
+    (folder / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    monkeypatch.setenv(REPOSITORY_VARIABLE, address)
+    found = [enter(seed=seed) for seed in (1, 2)]  # a new mirror, and one that is brought up to date
+    calls = log.read_text().splitlines()
+
+    assert {line.partition("=")[0] for line in calls if HIDDEN in line} == {"ESPALIER_GIT_PASSWORD"}
+    assert sum(line.startswith("clone --quiet --mirror") for line in calls) == 1
+    assert any(line.startswith("remote update") or " remote update" in line for line in calls)
+    for place in (*(it.path for it in found), *(elsewhere.repository / "mirrors").glob("*/")):
+        texts = [path.read_text(errors="replace") for path in place.rglob("config") if path.is_file()]
+        assert texts
+        assert not any(HIDDEN in text for text in texts)
 
 
 def test_a_repository_that_does_not_answer_may_later(elsewhere, tmp_path, enter, monkeypatch):

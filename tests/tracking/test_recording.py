@@ -127,7 +127,7 @@ def test_times_of_other_params_or_another_device_are_another_compression(compres
     assert len(set(ids[1:])) == 3
 
 
-def test_commit_and_device_do_not_change_the_id(compression):
+def test_a_commit_or_the_device_of_another_stage_does_not_change_the_id(compression):
     """Equal params, code and weights are the same compression; other code is not."""
     first = compression.id()
     path = compression.folders["prune"] / "run.json"

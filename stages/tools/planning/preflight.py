@@ -16,6 +16,7 @@ from stages.fetch.data import open_source
 from stages.fetch.params import FitParams, HubData, S3Data
 from stages.fetch.source_images import CorruptImageError, SourceImages, check_path, read_image
 from stages.fetch.split import split_sizes
+from stages.finetune.batches import check_flip
 from stages.finetune.distillation import check_features
 from stages.finetune.engine import check_parts
 from stages.finetune.launch import count_gpus
@@ -118,6 +119,7 @@ def check_model(params: Params, model: PlannedModel, refusals: Refusals) -> None
         lambda: choose_timesteps(total, importance.stride, importance.num_timesteps),
         lambda: check_image_shape(protocol.extractor.name, shape),
         lambda: check_features(model.unet, params.finetune.loss.feature),
+        lambda: check_flip(flip=params.finetune.flip, is_latent=model.autoencoder is not None),
     )
     if samples:
         refusals.check(lambda: check_sampler(model.scheduler, samples.sampler, SAMPLES))
