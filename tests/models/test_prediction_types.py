@@ -6,7 +6,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from torch import nn
 
 from stages.finetune.loss import Objective, Prediction
@@ -39,13 +39,12 @@ def scales(timesteps, scheduler=None):
     return signal.sqrt(), (1 - signal).sqrt()
 
 
-class Denoiser(nn.Module):
+class Denoiser(UNet2DModel):
     """One denoiser in the form of any type: its network predicts v, from which the others follow."""
 
     def __init__(self, unet, scheduler):
-        super().__init__()
-        self.unet, self.scheduler = unet, scheduler
-        self.config, self.dtype, self.device = unet.config, unet.dtype, unet.device
+        nn.Module.__init__(self)
+        self.unet, self.scheduler, self._internal_dict = unet, scheduler, unet.config
 
     def forward(self, noisy, timestep):
         """Predict what the scheduler's prediction_type says, with x₀ = α·x − σ·v and ε = σ·x + α·v."""
