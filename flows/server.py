@@ -12,7 +12,7 @@ from typing import NoReturn
 import click
 
 from flows.tasks.database import create_database
-from flows.workspaces.repository import make_shared_folder, shared_folder
+from flows.workspaces.repository import HOME_VARIABLE, make_shared_folder
 from stages.runtime.errors import InputError
 
 AUTH_VARIABLE = "PREFECT_SERVER_API_AUTH_STRING"
@@ -89,7 +89,7 @@ def _check(auth: str, source: str) -> None:
 
 def _keep_password(address: str) -> str:
     """Return the password in .espalier/prefect.env, made anew where there is none, and write the file."""
-    folder = shared_folder()
+    folder = Path(os.environ.get(HOME_VARIABLE) or ".espalier").resolve()
     make_shared_folder(folder)
     path = folder / CLIENT_FILE
     auth = _read_password(path) or f"espalier:{secrets.token_hex(32)}"

@@ -11,7 +11,7 @@ from prefect.logging import get_run_logger
 from stages.runtime.errors import first_line
 
 PAUSE_S = 300.0
-"""After an update that failed: the next may wait as long, and meanwhile nobody reads what the stage prints."""
+"""Time without updates after one that failed: each may wait for a server while nobody reads what the stage prints."""
 
 
 class ProgressBar:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from configobj import ConfigObj, ConfigObjError
-from dvc.config import Config, ConfigError
+from dvc.config import Config, ConfigError, merge
 from dvc.config_schema import Invalid, RelPath
 
 from stages.runtime.errors import InputError, first_line
+from stages.storage.files import cannot_write
 
 LINKS = ["reflink", "hardlink", "copy"]
 """DVC's cache.type, if no config has one: links where the file system has them, since data sets may be large."""
@@ -46,18 +47,21 @@ def write_local_config(folder: Path, origin: Path | None, cache: Path | None) ->
         InputError: As of read_dvc_config.
     """
     path = folder / Config.CONFIG_LOCAL
-    path.unlink(missing_ok=True)
-    path.touch(mode=0o600)
+    try:
+        path.unlink(missing_ok=True)
+        path.touch(mode=0o600)
+    except OSError as error:
+        raise cannot_write(path, error) from None
     with _errors():
         config = Config(str(folder), validate=False)  # the repository's config.local may hold what it lacks
         local = config.load_one("local")
         if origin:
             _rebase(config.load_one("repo"), local, folder, origin)
-            _merge(local, Config(str(origin), validate=False).load_one("local"))
-        _merge(config, local)
+            merge(local, Config(str(origin), validate=False).load_one("local"))
+        merge(config, local)
         shared = cache or Path(config["cache"].get("dir") or (origin or folder) / "cache")
         local["cache"] |= {"dir": os.path.normpath(shared), "type": config["cache"].get("type") or LINKS}
-        _write(local, path)
+    _write(local, path)
     return bool(read_dvc_config(folder)["core"].get("remote"))
 
 
@@ -71,22 +75,21 @@ def _rebase(committed: Mapping[str, Any], local: dict[str, Any], folder: Path, o
                 place[key] = os.path.normpath(origin / os.path.relpath(value, folder))
 
 
-def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
-    for key, value in other.items():
-        if isinstance(value, dict):
-            _merge(into.setdefault(key, {}), value)
-        else:
-            into[key] = value
-
-
 def _write(config: Mapping[str, Any], path: Path) -> None:
-    """Write sections as DVC does, which encodes no path beyond ASCII."""
+    """Write sections in DVC's form; DVC itself cannot write a path beyond ASCII.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
     named = {f'{kind} "{name}"': section for kind in NAMED for name, section in config[kind].items()}
     others = {kind: section for kind, section in config.items() if kind not in NAMED}
     filled = {name: section for name, section in {**others, **named}.items() if section}
     content = ConfigObj(filled, encoding="utf-8", interpolation=False)
-    with path.open("wb") as file:
-        content.write(file)
+    try:
+        with path.open("wb") as file:
+            content.write(file)
+    except OSError as error:
+        raise cannot_write(path, error) from None
 
 
 @contextmanager
@@ -98,6 +101,7 @@ def _errors() -> Iterator[None]:
     """
     try:
         yield
-    except (ConfigError, ConfigObjError, Invalid, OSError, TypeError, UnicodeDecodeError) as error:  # a list is no path
+    except (ConfigError, ConfigObjError, Invalid, OSError, TypeError, UnicodeDecodeError) as error:
+        reason = "a path with a comma needs quotes" if isinstance(error, TypeError) else first_line(error)
         where = "correct .dvc/config, .dvc/config.local or the user's own"
-        raise InputError(f"DVC's config cannot be read ({first_line(error)}); {where}") from None
+        raise InputError(f"DVC's config cannot be read ({reason}); {where}") from None

@@ -25,7 +25,7 @@ from stages.storage.files import cannot_lock, make_private, write_atomically
 from stages.tracking.mlflow_client import absolute_address, find_origin
 
 REPOSITORY_VARIABLE, HOME_VARIABLE = environment.REPOSITORY_VARIABLE, environment.HOME_VARIABLE
-"""Environment variable: folder of workspaces, locks, sweeps, unsent records; by default .espalier in the repository."""
+"""What is cloned, and the folder of workspaces, locks, sweeps, unsent records: by default .espalier of it."""
 PRESETS = "recipes/presets"
 """Folder of a commit with whole params files, which a run may take in place of params.yaml."""
 POLL_S = 0.1
@@ -144,15 +144,13 @@ class Repository:
         for old in [path, *path.parent.glob(f".{path.name}.*")]:
             shutil.rmtree(old, ignore_errors=True)
         origin = without_user(git_output(self.clone_from, "config", "--get", "remote.origin.url") or "")
+        remote = ["set-url", "origin", origin] if origin else ["remove", "origin"]
         with _renamed(path) as temporary:
             for place, command in (
                 (None, ["clone", "--quiet", "--no-checkout", "--", str(self.clone_from), str(temporary)]),
                 (temporary, ["checkout", "--quiet", "--detach", commit]),
                 # A version records the remote that it can be cloned from, not a folder of this machine.
-                (
-                    temporary,
-                    ["remote", *(["set-url", "origin", origin] if origin else ["remove", "origin"])],
-                ),
+                (temporary, ["remote", *remote]),
             ):
                 if complaint := git_error(place, *command):
                     repository = without_password(self.origin)
@@ -192,9 +190,8 @@ class Repository:
             return git_error(self.clone_from, "symbolic-ref", "HEAD", branch[1])
         if not listed:  # the repository is empty
             return ""
-        complaint = git_error(
-            self.clone_from, "fetch", "--quiet", "origin", "HEAD", address=self.origin
-        )  # of no branch
+        fetch = ("fetch", "--quiet", "origin", "HEAD")  # of no branch
+        complaint = git_error(self.clone_from, *fetch, address=self.origin)
         return complaint or git_error(self.clone_from, "update-ref", "--no-deref", "HEAD", "FETCH_HEAD")
 
     def _warn_of_changes(self, found: str, log: Log) -> None:

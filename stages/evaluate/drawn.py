@@ -44,7 +44,7 @@ class DrawnFiles:
 
 @contextmanager
 def on_device(unet: Denoiser, device: torch.device) -> Iterator[Denoiser]:
-    """Move a model to a device, and back to its own in the end; a graph, which has no weights, stays on the CPU."""
+    """Move a model to a device, and back to its own in the end; an ONNX graph, which has no weights, stays there."""
     own = unet.device
     nn.Module.to(unet, device if any(True for _ in unet.parameters()) else own)
     try:

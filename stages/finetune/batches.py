@@ -118,13 +118,13 @@ class Batches:
 
 
 def check_flip(*, flip: bool, is_latent: bool) -> None:
-    """Check that images are not mirrored where they are latents, which mirrored are those of no image.
+    """Check that no latents are mirrored: mirrored ones are not those of a mirrored image.
 
     Raises:
         InputError: They are.
     """
     if flip and is_latent:
-        found = "finetune.flip is true, and the model draws latents, which mirrored are those of no image"
+        found = "finetune.flip is true, and mirrored latents are not those of a mirrored image"
         raise InputError(f"{found}; set it to false, and add mirrored images to the data if they help")
 
 

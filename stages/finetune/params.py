@@ -136,7 +136,7 @@ class FinetuneParams(Section):
     """Largest norm of the gradient."""
     flip: bool = False
     """Whether half of the images are mirrored left to right; wrong for digits, right for most photographs. Refused for
-    latents, which mirrored are those of no image."""
+    latents: mirrored ones are not those of a mirrored image."""
     label_dropout: float = Field(0.1, ge=0, le=1)
     """Share of the images that a conditional model gets with the empty condition, for guidance; a model whose own
     classes include no empty one gets every image with its class."""

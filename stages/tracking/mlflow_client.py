@@ -143,7 +143,7 @@ def find_origin() -> str:
     origin = os.environ.get(REPOSITORY_VARIABLE) or str(Path.cwd())
     if not os.environ.get(HOME_VARIABLE) and not Path(origin).is_dir():
         found = f"{REPOSITORY_VARIABLE} is {without_password(origin)}, no folder here"
-        raise InputError(f"{found}; set {HOME_VARIABLE} to one for workspaces, cache and records")
+        raise InputError(f"{found}; correct it, or set {HOME_VARIABLE} to a folder for workspaces, cache and records")
     return origin
 
 

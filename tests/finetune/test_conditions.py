@@ -122,5 +122,5 @@ def test_latents_are_not_mirrored(latents):
     """An autoencoder gives a mirrored image other latents than the mirrored ones."""
     pixels = np.zeros((len(latents.train), 3, 16, 16), np.uint8)
     images = dataclasses.replace(latents, source_pixels=pixels)
-    with pytest.raises(InputError, match=r"finetune\.flip is true, and the model draws latents, .*; set it to false"):
+    with pytest.raises(InputError, match=r"finetune\.flip is true, and mirrored latents are not .*; set it to false"):
         Batches(images, 1000, 0, batch_size=24, flip=True, antithetic=True, label_dropout=0.0)

@@ -614,7 +614,7 @@ def test_an_address_needs_a_root_folder(elsewhere, enter, monkeypatch):  # noqa:
     monkeypatch.delenv(HOME_VARIABLE)
 
     with pytest.raises(
-        InputError, match=rf"no folder here; set {HOME_VARIABLE} to one for workspaces, cache and records"
+        InputError, match=rf"no folder here; correct it, or set {HOME_VARIABLE} to a folder for workspaces"
     ):
         enter()
 

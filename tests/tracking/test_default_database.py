@@ -91,7 +91,7 @@ def test_a_repository_that_is_missing_is_not_replaced_by_the_current_folder(tmp_
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     monkeypatch.setenv("ESPALIER_REPOSITORY", str(tmp_path / "moved"))
     monkeypatch.delenv("ESPALIER_HOME", raising=False)
-    with pytest.raises(InputError, match="moved, no folder here; set ESPALIER_HOME to one for workspaces, cache and "):
+    with pytest.raises(InputError, match="moved, no folder here; correct it, or set ESPALIER_HOME to a folder"):
         ask()
 
     assert list(tmp_path.iterdir()) == []
