@@ -9,7 +9,7 @@ from pathlib import Path
 from flows.doctor import probes
 from flows.doctor.finding import Finding, Status
 from stages.runtime.errors import without_password
-from stages.tracking.mlflow_client import records_folder
+from stages.runtime.origin import records_folder
 
 LIMIT_S = 30.0
 """Longest wait for a probe, most of which its imports take on a busy machine."""

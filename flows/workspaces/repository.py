@@ -20,9 +20,10 @@ from stages.runtime import environment
 from stages.runtime.bounded import parse_yaml
 from stages.runtime.errors import InputError, UnavailableError, without_password
 from stages.runtime.git import git_error, git_output, without_user
+from stages.runtime.origin import find_origin
 from stages.runtime.wording import first_names
 from stages.storage.files import cannot_lock, make_private, write_atomically
-from stages.tracking.mlflow_client import absolute_address, find_origin
+from stages.tracking.mlflow_client import absolute_address
 
 REPOSITORY_VARIABLE, HOME_VARIABLE = environment.REPOSITORY_VARIABLE, environment.HOME_VARIABLE
 """What is cloned, and the folder of workspaces, locks, sweeps, unsent records: by default .espalier of it."""

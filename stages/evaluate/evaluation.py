@@ -125,7 +125,7 @@ def evaluate(
         with on_device(models[name], processes.device) as unet:
             measured[name] = _describe(unet, files[name], scheduler, reference, drawn.get(name), row, context)
     classes = classify_reference(reference, extractor, context)
-    for name, images in drawn.items():
+    for name, images in drawn.items():  # all but the dense model
         changes = count_changes(classes, extractor, images.features.read(), measured[name].pairs.ssim)
         measured[name] = replace(measured[name], classes=changes)
     floor = measurer.quality_metrics.floor()

@@ -10,7 +10,7 @@ from accelerate.utils import InitProcessGroupKwargs, TorchDynamoPlugin
 from torch import nn
 
 from stages.finetune.params import EngineParams
-from stages.models.families import Denoiser, family_name
+from stages.models.families import Denoiser, example_inputs, family_name, forward, skeleton
 from stages.runtime.device import computing, naming_switch
 from stages.runtime.errors import InputError
 from stages.runtime.processes import Processes
@@ -29,6 +29,17 @@ def check_parts(num_images: int, processes: int, accumulate: int, key: str = BAT
     if num_images % (processes * accumulate):
         found = f"{key} {num_images} does not divide by {processes} processes of {accumulate} parts each"
         raise InputError(f"{found}; make it a multiple of {processes * accumulate}")
+
+
+def freeze_unused(unet: Denoiser) -> None:
+    """Exclude parameters that take no part in forward from training, in place.
+
+    They have no gradient anyway, and DistributedDataParallel would wait for it.
+    """
+    copy = skeleton(unet)
+    forward(copy, example_inputs(copy)).sum().backward()
+    for parameter, copied in zip(unet.parameters(), copy.parameters(), strict=True):
+        parameter.requires_grad_(copied.grad is not None)
 
 
 class DelayedNumber:
@@ -82,6 +93,8 @@ class Engine:
                 found = f"finetune.engine.gradient_checkpointing is true, and the code of {family_name(unet)} has none"
                 raise InputError(f"{found}; set it to false")
             unet.enable_gradient_checkpointing()
+        if self.num_processes > 1:
+            freeze_unused(unet)
         wrapped: nn.Module = self.accelerator.prepare_model(unet)
         return wrapped
 

@@ -115,9 +115,10 @@ def predict(
     Raises:
         ValueError: A condition is missing or superfluous, the output has no such part, or the part does not have the
             shape of the sample.
+        TypeError: The part is no tensor.
         RuntimeError: forward ends the program, or raises what is no Exception.
     """
-    inputs, output = description["inputs"], description["output"]
+    inputs = description["inputs"]
     timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(len(sample))
     arguments = {inputs["sample"]: sample, inputs["timestep"]: timesteps}
     named = [inputs[name] for name in CONDITIONS if inputs.get(name) is not None]
@@ -125,7 +126,16 @@ def predict(
         raise ValueError(f"forward needs {named[0]}, and no condition is given")
     if condition is not None and not named:
         raise ValueError("a condition is given, and inputs of the description has neither labels nor encoder_states")
-    found = _run(run, {**arguments, **dict.fromkeys(named, condition)})
+    return _find_prediction(_run(run, {**arguments, **dict.fromkeys(named, condition)}), description["output"], sample)
+
+
+def _find_prediction(found: Any, output: Mapping[str, Any], sample: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
+    """Return the prediction in what a model returned, as the description's output says: [B, C, H, W].
+
+    Raises:
+        ValueError: There is no such part, or it does not have the shape of the sample.
+        TypeError: The part is no tensor.
+    """
     if output.get("attribute") is not None:
         if not hasattr(found, output["attribute"]):
             raise ValueError(
@@ -136,15 +146,15 @@ def predict(
         found = found[output["index"]]
     if not isinstance(found, torch.Tensor):
         raise TypeError(f"forward gives a {type(found).__name__}; output.attribute or output.index names its tensor")
-    whole = tuple(found.shape)
-    if output.get("channels") is not None and found.ndim == sample.ndim:
-        found = found[:, slice(*output["channels"])]
-    if found.shape != sample.shape:
-        part = "" if found.shape == whole else f", of which output.channels takes {tuple(found.shape)}"
+    has_more = output.get("channels") is not None and found.ndim == sample.ndim
+    prediction: torch.Tensor = found[:, slice(*output["channels"])] if has_more else found
+    if prediction.shape != sample.shape:
+        taken = tuple(prediction.shape)
+        part = "" if prediction.shape == found.shape else f", of which output.channels takes {taken}"
         raise ValueError(
-            f"forward gives {whole}{part}, but the noise has the shape of the sample, {tuple(sample.shape)}"
+            f"forward gives {tuple(found.shape)}{part}, but the noise has the shape of the sample, {tuple(sample.shape)}"
         )
-    return found
+    return prediction
 
 
 def _run(run: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:  # noqa: ANN401  # whatever a class returns

@@ -167,6 +167,7 @@ def _open_graph(path: Path) -> Denoiser:
     types = {it.name: torch.float32 if "float" in it.type else torch.int64 for it in session.get_inputs()}
 
     def predict(images: torch.Tensor, timestep: torch.Tensor, **condition: torch.Tensor) -> torch.Tensor:
+        """Run the graph: [B, C, H, W] and a timestep [] or [1] -> the prediction [B, C, H, W] on the images' device."""
         inputs = {"sample": images, "timestep": timestep.reshape(-1).expand(len(images)), **condition}
         arrays = {name: inputs[name].to("cpu", kind).contiguous().numpy() for name, kind in types.items()}
         return torch.from_numpy(session.run(["prediction"], arrays)[0]).to(images.device)

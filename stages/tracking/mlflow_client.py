@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from stages.runtime import telemetry
-from stages.runtime.environment import HOME_VARIABLE, REPOSITORY_VARIABLE, bypass_proxies, check_tracking
-from stages.runtime.errors import InputError, UnavailableError, first_line, without_password
+from stages.runtime.environment import HOME_VARIABLE, bypass_proxies, check_tracking
+from stages.runtime.errors import InputError, UnavailableError, first_line
 from stages.runtime.network import is_outage
+from stages.runtime.origin import records_folder
 from stages.storage.files import make_private
 
 if TYPE_CHECKING:
@@ -123,28 +124,6 @@ def sqlite_file() -> Path | None:
         return Path(unquote(found[1]))
     found = re.fullmatch(r"sqlite:///(?!file:|:memory:)([^?]+)(\?.*)?", address)
     return Path(found[1]).absolute() if found else None
-
-
-def records_folder() -> Path:
-    """Return the folder of mlflow.db: ESPALIER_HOME, the repository that runs are cloned from, or the current one.
-
-    Raises:
-        InputError: ESPALIER_REPOSITORY is an address or a missing folder, and ESPALIER_HOME is not set.
-    """
-    return Path(os.environ.get(HOME_VARIABLE) or find_origin()).resolve()
-
-
-def find_origin() -> str:
-    """Return the folder or address in ESPALIER_REPOSITORY, by default the current folder.
-
-    Raises:
-        InputError: It is no folder of this machine, and ESPALIER_HOME names none for what runs share.
-    """
-    origin = os.environ.get(REPOSITORY_VARIABLE) or str(Path.cwd())
-    if not os.environ.get(HOME_VARIABLE) and not Path(origin).is_dir():
-        found = f"{REPOSITORY_VARIABLE} is {without_password(origin)}, no folder here"
-        raise InputError(f"{found}; correct it, or set {HOME_VARIABLE} to a folder for workspaces, cache and records")
-    return origin
 
 
 def absolute_address() -> str:

@@ -228,8 +228,18 @@ def record_all(compression: Compression, unsent: Path, *, allow_offline: bool) -
         click.echo(f"MLflow run {known}: this compression was recorded before")
         return known, False
     latest = save_record(record, compression.reports, unsent)
+    return _send_records(latest, [folder for folder in waiting if folder != latest], allow_offline=allow_offline)
+
+
+def _send_records(latest: Path, waiting: Sequence[Path], *, allow_offline: bool) -> tuple[str, bool] | None:
+    """Send a record and those saved before; returns the run of the first and whether it is new, or None.
+
+    Raises:
+        InputError: The record is damaged; another damaged one causes a warning.
+        UnavailableError: The server does not answer, and `allow_offline` is False.
+    """
     sent: dict[Path, tuple[str, bool]] = {}
-    for folder in [latest, *(other for other in waiting if other != latest)]:
+    for folder in (latest, *waiting):
         try:
             sent[folder] = run_id, new = send_record(folder)
         except InputError as error:

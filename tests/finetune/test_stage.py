@@ -132,6 +132,33 @@ def test_processes_that_resume_at_different_steps_are_refused(tmp_path):
     assert "the processes go on from the steps 0, 500; give all machines one folder of checkpoints" in result.stderr
 
 
+UNUSED = """
+import torch
+from diffusers import UNet2DModel
+from stages.finetune.engine import Engine
+from stages.finetune.params import EngineParams
+
+shape = {"block_out_channels": (16,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+unet = UNet2DModel(sample_size=8, norm_num_groups=4, **shape)
+unet.unused = torch.nn.Linear(2, 2)
+model = Engine(EngineParams(), torch.device("cpu")).wrap(unet)
+for _ in range(3):
+    model(torch.ones(1, 3, 8, 8), 0).sample.sum().backward()
+without = [name for name, parameter in unet.named_parameters() if parameter.grad is None]
+assert without == ["unused.weight", "unused.bias"]
+"""
+
+
+@pytest.mark.e2e
+def test_processes_do_not_wait_for_parameters_that_forward_does_not_use(tmp_path):
+    """A class of one's own may have some; they stay as they are, as with one process."""
+    (tmp_path / "unused.py").write_text(UNUSED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", str(tmp_path / "unused.py")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.e2e  # test_jacobian has the rule of the parts, this the processes
 def test_two_processes_equal_one_with_the_jacobian_loss(recover):
     """Its gradients, which precede the wrapped model's, are summed over the processes with the others."""
