@@ -3,7 +3,6 @@ PYTHON ?= python3
 BIN := .venv/bin
 ESPALIER := $(BIN)/espalier
 READY := .venv/.ready
-UV_VERSION := 0.13.8
 # cuda: the packages of the lock. cpu: torch and torchvision of the same versions without CUDA, not checked by a hash.
 INSTALLED := $(or $(shell cat .venv/torch 2>/dev/null),cuda)
 TORCH ?= $(INSTALLED)
@@ -29,7 +28,8 @@ $(READY): requirements.lock pyproject.toml $(if $(filter-out $(TORCH),$(INSTALLE
 	@rm -f $@
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else f"Espalier needs Python 3.11 to 3.13, found {sys.version.split()[0]}; choose one with: make PYTHON=python3.12 setup")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	awk '/^[a-z0-9]/ { keep = /^uv==/ } keep' requirements.lock >.venv/uv.lock
+	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement .venv/uv.lock
 	awk '/^[a-z0-9]/ { keep = "$(TORCH)" == "cuda" || $$0 !~ /^(torch|torchvision|triton|nvidia-[^=]+|cuda-[^=]+)==/ } keep' requirements.lock >.venv/packages.lock
 	VIRTUAL_ENV=.venv $(BIN)/uv pip sync --require-hashes --compile-bytecode .venv/packages.lock
 	test $(TORCH) = cuda || VIRTUAL_ENV=.venv $(BIN)/uv pip install --no-deps --torch-backend=cpu --compile-bytecode $$(awk '/^(torch|torchvision)==/ { print $$1 }' requirements.lock)

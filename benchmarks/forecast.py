@@ -9,6 +9,9 @@ from stages.params import Params, load_params
 from stages.tools.planning.forecast import SHARED, forecast_stages, rates_at
 from stages.tools.planning.workload import ModelSize, count_work, training_bytes
 
+NAMES = [name for name in SYSTEM_OF if (PRESETS / f"{name}.yaml").is_file()]
+"""Systems that have a preset of their own."""
+
 
 def size_of(name: str) -> ModelSize:
     """Return the published sizes of a preset's models."""
@@ -25,7 +28,7 @@ def hours(name: str, params: Params, tflops: float, gpus: int = 1) -> dict[str, 
 
 
 @click.command()
-@click.option("--preset", "names", multiple=True, type=click.Choice(list(SYSTEM_OF)), default=list(SYSTEM_OF))
+@click.option("--preset", "names", multiple=True, type=click.Choice(NAMES), default=NAMES)
 @click.option(
     "--tflops",
     type=click.FloatRange(0, min_open=True),

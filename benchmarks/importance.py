@@ -124,7 +124,7 @@ def print_peak(num_timesteps: int, num_draws: int, batch_size: int) -> None:
     unet = build(SYSTEMS / "cifar10.json")
 
     def draws() -> Iterator[CalibrationBatch]:
-        """CalibrationBatch the batches one at a time."""
+        """Draw the batches, one at a time."""
         yield from (draw_batch(batch_size, seed) for seed in range(num_draws))
 
     timesteps = range(0, num_timesteps * 4, 4)
@@ -150,9 +150,10 @@ def main(batch_size: int, spacing: int, stride: int, rounds: int, model: Path) -
     timesteps_of = {"plain": timesteps, "exact": timesteps, "fast": timesteps[::stride]}
     seconds: dict[str, list[float]] = {mode: [] for mode in MODES}
     importances = {}
-    measure("plain", unet, batch, timesteps[:2])
-    for _ in range(rounds):
-        for mode in MODES:
+    for mode in MODES:
+        measure(mode, unet, batch, timesteps[:2])
+    for number in range(rounds):
+        for mode in MODES if number % 2 == 0 else reversed(MODES):
             spent, importances[mode] = measure(mode, unet, batch, timesteps_of[mode])
             seconds[mode].append(spent)
     print("| mode | precision | kernels | timesteps | seconds | speed-up | differing channels | Spearman | overlap |")

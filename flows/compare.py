@@ -44,7 +44,8 @@ def compare(
     Args:
         preset: Name of a preset of the commit (recipes/presets).
         seeds: Each row has one cell per seed.
-        rows: Any of scratch, random, magnitude, taylor, diff-pruning-0, -0.02 and -0.05, ours; null selects all.
+        rows: Any of scratch, random, magnitude, taylor, diff-pruning-0, -0.02 and -0.05, no-cancel-taylor,
+            ours; null selects all.
         overrides: Dotted keys of params.yaml -> one value, for all cells.
         commit: A branch, tag or hash.
         runner: threads of this machine, or the deployment compress on a pool of workers.

@@ -4,9 +4,9 @@ Run it with `make base`. It uses the data, split and trainer of the pipeline, an
 stages/fetch/model.py. recipes/README.md has the results.
 """
 
-import sys
 from pathlib import Path
 
+import click
 import torch
 from sklearn.datasets import load_digits
 from torch.nn.functional import cross_entropy
@@ -85,16 +85,18 @@ def train_classifier(images: Images, train_labels: torch.Tensor, heldout_labels:
     write_tensors(DIGITS_WEIGHTS, classifier.state_dict())
 
 
-def main(parts: list[str]) -> None:
-    """Train the parts with these names: model, classifier."""
+@click.command()
+@click.argument("parts", type=click.Choice(["classifier", "model"]), nargs=-1)
+def main(parts: tuple[str, ...]) -> None:
+    """Train the parts with these names; both without any."""
     pixels = bundled_digits()
     images = split(pixels, HELDOUT)
     labels = split(load_digits().target.reshape(-1, 1), HELDOUT)
-    if "classifier" in parts:
+    if "classifier" in parts or not parts:
         train_classifier(images, *(torch.from_numpy(part[:, 0]) for part in (labels.train, labels.heldout)))
-    if "model" in parts:
+    if "model" in parts or not parts:
         train_model(images)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["classifier", "model"])
+    main()

@@ -149,10 +149,10 @@ def _find_prediction(found: Any, output: Mapping[str, Any], sample: torch.Tensor
     has_more = output.get("channels") is not None and found.ndim == sample.ndim
     prediction: torch.Tensor = found[:, slice(*output["channels"])] if has_more else found
     if prediction.shape != sample.shape:
-        taken = tuple(prediction.shape)
-        part = "" if prediction.shape == found.shape else f", of which output.channels takes {taken}"
+        taken = f", of which output.channels takes {tuple(prediction.shape)}" if has_more else ""
         raise ValueError(
-            f"forward gives {tuple(found.shape)}{part}, but the noise has the shape of the sample, {tuple(sample.shape)}"
+            f"forward gives {tuple(found.shape)}{taken}, but the noise has the shape of the sample, "
+            f"{tuple(sample.shape)}"
         )
     return prediction
 

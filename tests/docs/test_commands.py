@@ -13,10 +13,13 @@ import pytest
 from ruamel.yaml import YAML
 
 from flows.__main__ import main
+from flows.workspaces.method_rows import check_plan, parse_seeds, plan_rows
 from flows.workspaces.overrides import apply, parse_grid, parse_limits, parse_overrides
-from stages.params import Params
+from flows.workspaces.recipe_rows import parse_recipes, parse_steps, plan_rows_of_curve
+from stages.params import Params, load_params
 from stages.register.policy import Policy, load_policy
 from stages.runtime.bounded import parse_yaml
+from stages.tools.comparison.published import METHODS
 from tests.markdown import ROOT, blocks, commands, inline_commands, pages
 
 PAGES = pages()
@@ -113,7 +116,7 @@ def _parse_click(command: click.Command, arguments: list[str], *, is_whole: bool
 
 
 def _check_values(given: dict) -> None:
-    """Check what a command of flows reads before it starts: overrides, grids, limits, seeds and rows."""
+    """Check what a command of flows reads before it starts: overrides, grids, limits, and the rows of compare."""
     texts = given.get("texts") or ()
     preset = given.get("preset")
     named = preset and not PLACEHOLDER.fullmatch(preset)
@@ -125,6 +128,22 @@ def _check_values(given: dict) -> None:
     for key, values in parse_grid([text for text in given.get("grids") or () if "=" in text]).items():
         for value in values:
             apply({**parse_overrides(texts), key: value}, path)
+    if "is_curve" in given:
+        _check_comparison(given, load_params(path), parse_overrides(texts))
+
+
+def _check_comparison(given: dict, params: Params, overrides: dict) -> None:
+    """Check rows, seeds, steps and recipes as compare does."""
+    rows, seeds = given["rows"], parse_seeds(given["seeds"])
+    names = None if rows is None else rows.split(",") if rows else []
+    if given["is_curve"]:
+        steps = parse_steps(given["steps"]) if given["steps"] else None
+        recipes = parse_recipes(text for text in given["recipes"] if text != "NAME={KEY: VALUE}")
+        plan_rows_of_curve(params, names, seeds, steps, recipes, overrides)
+    else:
+        assert given["steps"] is None, "--steps is for --curve"
+        assert not given["recipes"], "--recipe is for --curve"
+        check_plan(plan_rows(params), [*METHODS] if names is None else names, seeds, overrides)
 
 
 def find_shell(tree: object) -> Iterator[str]:
@@ -173,6 +192,11 @@ def test_every_command_of_a_page_is_one_that_exists(page, monkeypatch):
         ("espalier compress --set prune.target.ratio=3", "prune.target"),
         ("espalier sweep --grid importance.criterion=magnitude,tailor", "importance.criterion"),
         ("espalier compare --preset cifar11", "no preset cifar11"),
+        ("espalier compare --preset digits --rows nonsense", "there is no row 'nonsense'"),
+        ("espalier compare --preset digits --seeds a,b", "--seeds"),
+        ("espalier compare --preset digits --steps 1,9", "--curve"),
+        ("espalier compare --curve --preset digits --steps 9,1", "--steps 9,1"),
+        ("espalier compare --curve --preset digits --recipe x={}", "--recipe x"),
         ("espalier draw", "Missing parameter"),
         ("python -m flows compress", "write espalier"),
         ("python -m stages.prune --modell a", "No such option"),

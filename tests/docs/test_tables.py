@@ -1,10 +1,13 @@
-"""The tables of compare.md are those of the measurements in docs/tables."""
+"""The tables of compare.md are those of the measurements in docs/tables, and those of the presets their forecast's."""
 
 import pytest
+from click.testing import CliRunner
 from matplotlib.figure import Figure
 
+from benchmarks.forecast import main as forecast
 from docs.tables import PAGE, TABLES, draw_plot, read_curves, replace_tables, to_markdown
 from stages.runtime.errors import InputError
+from tests.markdown import ROOT
 
 
 def test_the_page_has_the_tables_of_the_measurements():
@@ -57,3 +60,12 @@ def test_a_damaged_file_is_one_line(tmp_path):
     path.write_text("recipe,seed,step,fid\na,0,10,high\n")
     with pytest.raises(InputError, match=r"curve\.csv is damaged \(could not convert string to float: 'high'\)"):
         read_curves(path)
+
+
+@pytest.mark.parametrize("gpus", [1, 8])
+def test_the_hours_of_the_presets_are_those_of_the_forecast(gpus):
+    """The tables of the presets' page, as its command prints them."""
+    printed = CliRunner().invoke(forecast, ["--tflops", "40", "--gpus", str(gpus)])
+
+    assert printed.exit_code == 0
+    assert printed.output in (ROOT / "docs" / "presets" / "README.md").read_text()

@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 from stages.storage.files import file_sha256
 from tests.orchestra import MARK, descendants, until
 from tests.records import STAGES
+from tests.small_numbers import SMALL
 
 ROOT = Path(__file__).parents[2]
 PARTS = [
@@ -33,19 +34,6 @@ PARTS = [
     "requirements.lock",
     "stages",
 ]
-SMALL = {
-    "importance": {"stride": 250, "num_images": 4, "report": {"timesteps": 2, "draws": 2}},
-    "finetune": {
-        "steps": 12,
-        "batch_size": 16,
-        "heldout_images": 16,
-        "heldout_every": 6,
-        "checkpoint_every": 2,
-        "samples": {"every": 6, "num_images": 8, "steps": 2},
-    },
-    "reference": {"num_images": 8, "sets": 2, "kid_subset_size": 4, "kid_subsets": 2, "sampler": {"steps": 2}},
-    "costs": {"batches": [1, 2], "repeats": 3, "seconds": 0.5},
-}
 
 
 @dataclass(frozen=True)

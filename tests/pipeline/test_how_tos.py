@@ -20,8 +20,9 @@ from stages.models.pipeline import write_pipeline
 from tests.conftest import TINY
 from tests.markdown import ROOT, blocks, pages
 from tests.orchestra import MARK, QUIET, descendants, until
-from tests.pipeline.conftest import SMALL, commit
+from tests.pipeline.conftest import commit
 from tests.servers import own_environment, s3_client, s3_environment
+from tests.small_numbers import SMALL
 from tests.swift import free_ports
 
 HOW_TOS = [page for page in pages() if page.startswith("docs/how-to/") and not page.endswith("README.md")]
