@@ -63,7 +63,9 @@ def rollback(name: str, why: str, policy: str = POLICY, *, unseen: bool = False)
 
 @flow(flow_run_name="{uri}", persist_result=False, **HOOKS)
 @fail_on_input_error
-def reproduce(uri: str, repository: str | None = None, workspace: str | None = None) -> State[Any]:
+def reproduce(
+    uri: str, repository: str | None = None, workspace: str | None = None, *, trust: bool = False
+) -> State[Any]:
     """Repeat the work of a version without caches and compare; different results fail.
 
     Args:
@@ -71,11 +73,12 @@ def reproduce(uri: str, repository: str | None = None, workspace: str | None = N
         repository: Folder or address to clone from; null takes ESPALIER_REPOSITORY, this folder, or the version's own
             remote if ESPALIER_REMOTES allows it.
         workspace: Empty folder for the work, which is kept; null takes a temporary one.
+        trust: Run the code of a model that the version's params trust, though its commit does not name it.
     """
     from stages.register.reproduce import reproduce as run_again
 
-    source = repository or os.environ.get(REPOSITORY_VARIABLE)
-    found = run_as_task("reproduce", lambda: run_again(uri, source, Path(workspace) if workspace else None))
+    source, folder = repository or os.environ.get(REPOSITORY_VARIABLE), Path(workspace) if workspace else None
+    found = run_as_task("reproduce", lambda: run_again(uri, source, folder, trust=trust))
     rows = [[it.name, f"{it.then:.6g}", f"{it.now:.6g}", f"± {it.allowed:.2g}"] for it in found.metrics]
     _show("reproduction", ["metric", "then", "now", "allowed"], rows, f"{found.uri} is {found.verdict}")
     kind = Failed if found.verdict == "different" else Completed

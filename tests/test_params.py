@@ -61,6 +61,7 @@ def test_scientific_notation_is_a_number(tmp_path, root):
         ("prune.target", {"latency_ms": "0%"}, "such as 56%"),
         ("prune.target", {}, "give exactly one of ratio, macs, params, latency_ms"),
         ("prune.target", {"macs": True}, "macs is true, which is allowed for switches only"),
+        ("costs.batches", [1, True], "batches is [1, true], which is allowed for switches only"),
         ("seed", True, "seed is true"),
         ("prune.floor", float("nan"), "prune.floor is nan"),
         ("prune.round_to", 12, "prune.round_to is 12: input should be 1, 2, 4, 8, 16, 32 or 64"),

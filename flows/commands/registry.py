@@ -81,7 +81,12 @@ def rollback(name: str, policy: str, why: str, *, unseen: bool) -> None:
     help="Folder or address to clone from; by default this checkout, or a remote that ESPALIER_REMOTES allows.",
 )
 @click.option("--keep", "workspace", default=None, help="An empty folder for the work, which is kept.")
-def reproduce(uri: str, repository: str | None, workspace: str | None) -> None:
+@click.option(
+    "--trust",
+    is_flag=True,
+    help="Run the code of a model that the version's params trust and its commit does not name.",
+)
+def reproduce(uri: str, repository: str | None, workspace: str | None, *, trust: bool) -> None:
     """Repeat the work of a version, such as models:/NAME/3, without caches, and compare the results."""
     found: Reproduction
     from flows.tasks.server import find_server
@@ -89,12 +94,12 @@ def reproduce(uri: str, repository: str | None, workspace: str | None) -> None:
     if find_server():
         from flows.promotion import reproduce as flow
 
-        found = _result(flow(uri, repository, workspace, return_state=True))
+        found = _result(flow(uri, repository, workspace, trust=trust, return_state=True))
     else:
         from stages.register.reproduce import reproduce as run_again
 
         with _beside_runs():
-            found = run_again(uri, repository, Path(workspace) if workspace else None)
+            found = run_again(uri, repository, Path(workspace) if workspace else None, trust=trust)
     for line in found.machine:
         click.echo(f"other machine: {line}")
     for file in found.files:

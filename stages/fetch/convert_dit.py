@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from diffusers.models.embeddings import get_2d_sincos_pos_embed
 
+from stages.fetch.model_folder import check_links
 from stages.fetch.pickles import check_state_dict, read_pickle
 from stages.fetch.source_checkpoint import (
     Config,
@@ -132,6 +133,8 @@ def add_autoencoder(source: Path, folder: Path, sha256: str | None = None) -> No
     place = source / "vae" if (source / "vae").is_dir() else source
     if not (place / "config.json").is_file():
         raise InputError(f"fetch.model.autoencoder: {place} holds no config.json; give the folder of an AutoencoderKL")
+    check_links(source)
+    check_links(place)
     config: Mapping[str, Any] = read_json(place / "config.json")
     name = str(config.get("_class_name"))
     if name not in AUTOENCODER_CLASSES:

@@ -39,7 +39,7 @@ class Setting:
         clip = None if can_clip and config["thresholding"] else can_clip and bool(config["clip_sample"])
         changes = {
             "sampler": self.sampler.model_copy(update={"clip": clip}),
-            "guidance": self.guidance,
+            "guidance": None if self.guidance == 1 else self.guidance,  # as in the block reference
             "schedule_sha256": hashlib.sha256(json.dumps(resolved, sort_keys=True, default=str).encode()).hexdigest(),
         }
         return base.model_copy(update=changes)

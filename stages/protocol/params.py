@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from stages.models.params import PrecisionName, SamplerParams
 from stages.runtime.schema import Section, Sha256
@@ -44,7 +44,7 @@ class ReferenceParams(Section):
     sampler: SamplerParams
     """Sampler and number of steps."""
     guidance: float | None = Field(None, ge=0)
-    """Classifier-free guidance scale of a conditional model; null or 1 disables it."""
+    """Classifier-free guidance scale of a conditional model; null or 1 disables it, and 1 counts as null."""
     precision: PrecisionName = "float32"
     """Precision of the model: float32, tf32 (NVIDIA GPUs from Ampere on), or bfloat16 for weights and activations; the
     sampler always computes in float32."""
@@ -64,6 +64,12 @@ class ReferenceParams(Section):
     """Images per subset of KID; at most num_images, and by default half of them, but no more than 1000."""
     neighbours: int = Field(3, ge=1)
     """k of precision and recall: an image's neighbourhood reaches to its k-th nearest neighbour."""
+
+    @field_validator("guidance")
+    @classmethod
+    def _disable(cls, scale: float | None) -> float | None:
+        """Give images that are drawn alike one protocol."""
+        return None if scale == 1 else scale
 
     @model_validator(mode="after")
     def _enough_images(self) -> "ReferenceParams":

@@ -85,11 +85,11 @@ def removes_heads(group: Group, heads: Heads) -> bool:
 def width_step(group: Group, round_to: int, heads: Heads) -> int:
     """Find the number that the width of a cut group must be a multiple of, so that its blocks stay of equal size.
 
-    In attention with several heads, that is the width of a head if whole heads are removed; otherwise `round_to`
+    In attention with several heads, the width of a head divides it if whole heads are removed; otherwise `round_to`
     applies to the width of a head, so that heads no wider than `round_to` are not cut.
     """
     if removes_heads(group, heads):
-        return group.width // group.blocks
+        return math.lcm(group.width // group.blocks, round_to)
     if group.attentions:
         return group.blocks * round_to
     return math.lcm(group.blocks, round_to)

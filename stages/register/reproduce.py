@@ -16,6 +16,7 @@ from stages.protocol.evaluation import EvaluationRecord, read_evaluation
 from stages.register.ledger_entry import describe_user
 from stages.register.lineage import ARRAYS, Lineage, hash_outputs, read_lineage, read_runs
 from stages.register.registry import EVIDENCE, MODEL, OURS, Registry
+from stages.register.reproducible import check_reproducible
 from stages.register.sandbox.environment import make_environment
 from stages.register.sandbox.run import one_line
 from stages.register.versions import downloaded
@@ -36,8 +37,9 @@ EXTRA_VARIABLE = "ESPALIER_EXTRA_VARIABLES"
 PASSED = (
     *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_REGION"),
     *("AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_CA_BUNDLE"),
-    *("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"),  # a model or images in a bucket, and DVC's remote
-    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
+    *("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_DEFAULT_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE"),
+    *("AWS_ROLE_ARN", "AWS_ROLE_SESSION_NAME"),  # a model or images in a bucket, and DVC's remote
+    *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),  # a model or images on the Hub
     *("HF_ENDPOINT", "HF_HUB_OFFLINE", "CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG"),
 )
@@ -95,7 +97,7 @@ class Reproduction:
         return "equal within tolerance" if all(metric.is_equal for metric in self.metrics) else "different"
 
 
-def reproduce(uri: str, repository: str | None, workspace: Path | None) -> Reproduction:
+def reproduce(uri: str, repository: str | None, workspace: Path | None, *, trust: bool = False) -> Reproduction:
     """Run a version's commit with its params, without any cache, compare the results, and tag the version with them.
 
     A tag that cannot be written causes a warning.
@@ -105,9 +107,11 @@ def reproduce(uri: str, repository: str | None, workspace: Path | None) -> Repro
         repository: Folder or address to clone from; None takes this checkout if it has the commit, else the version's
             own remote if that is allowed.
         workspace: Empty folder for the work, which is kept; None takes a temporary one.
+        trust: Whether the code of a model that the version's params trust may run, though its commit does not name it.
 
     Raises:
-        InputError: The version or its commit does not exist, its remote is not allowed, or the workspace is not empty.
+        InputError: The version or its commit does not exist, its remote or model is not allowed, its params name what
+            a reproduction does not reach, or the workspace is not empty.
         UnavailableError: The server does not answer.
     """
     with downloaded(uri) as (name, files), tempfile.TemporaryDirectory() as temporary:
@@ -115,6 +119,7 @@ def reproduce(uri: str, repository: str | None, workspace: Path | None) -> Repro
         folder = workspace or Path(temporary) / "workspace"
         _check_empty(folder)
         _clone(lineage, repository, folder)
+        check_reproducible(files / EVIDENCE / "params.yaml", folder, trust=trust)
         copy_file(files / EVIDENCE / "params.yaml", folder / "params.yaml")
         result = Reproduction(name, obstacle=_run_pipeline(folder))
         if not result.obstacle:
@@ -213,9 +218,10 @@ def _make_environment(folder: Path, home: Path) -> dict[str, str]:
 
 
 def _profile_files() -> dict[str, str]:
-    """Return the variables of the files that have AWS_PROFILE, which the home of a sandbox has not."""
+    """Return the variables of the files that have a chosen profile, which the home of a sandbox has not."""
     places = {"AWS_CONFIG_FILE": "~/.aws/config", "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials"}
-    paths = {name: Path(place).expanduser() for name, place in places.items()} if os.environ.get("AWS_PROFILE") else {}
+    is_chosen = os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE")
+    paths = {name: Path(place).expanduser() for name, place in places.items()} if is_chosen else {}
     return {name: str(path) for name, path in paths.items() if path.is_file()}
 
 

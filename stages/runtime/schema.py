@@ -38,12 +38,11 @@ class Section(Frozen):
     def _refuse_boolean_numbers(cls, values: object) -> object:
         """Refuse true and false for fields that are not switches; pydantic would take them for 1 and 0."""
         for name, value in values.items() if isinstance(values, dict) else ():
-            if (
-                isinstance(value, bool)
-                and name in cls.model_fields
-                and not _is_switch(cls.model_fields[name].annotation)
-            ):
-                raise ValueError(f"{name} is {str(value).lower()}, which is allowed for switches only")
+            if name not in cls.model_fields or _is_switch(cls.model_fields[name].annotation):
+                continue
+            for item in value if isinstance(value, list) else [value]:
+                if isinstance(item, bool):
+                    raise ValueError(f"{name} is {str(value).lower()}, which is allowed for switches only")  # noqa: TRY004  # pydantic's
         return values
 
 

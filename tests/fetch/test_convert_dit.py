@@ -123,6 +123,17 @@ def test_the_autoencoder_is_added(tmp_path):
         add_autoencoder(tmp_path / "b", tmp_path / "converted")
 
 
+@pytest.mark.parametrize("linked", ["config.json", "vae"])
+def test_a_link_out_of_the_folder_of_an_autoencoder_is_refused(tmp_path, linked):
+    """As out of the model's own folder."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "config.json").write_text("{}")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / linked).symlink_to(tmp_path / "outside" / ("config.json" if linked != "vae" else ""))
+    with pytest.raises(InputError, match=f"{linked} is a link out of the model folder"):
+        add_autoencoder(tmp_path / "here", tmp_path / "converted")
+
+
 @pytest.mark.parametrize(
     ("layout", "system", "autoencoder", "message"),
     [

@@ -144,6 +144,7 @@ def test_guidance_is_a_row_of_a_conditional_model(write_project, grid, tmp_path)
     assert (one.calls, three.calls, three.macs) == (2, 4, 2 * one.macs)
     assert one.metrics["fid"].mean != three.metrics["fid"].mean
     assert one.metrics["fid"].half_width is None
+    assert one.protocol_id != three.protocol_id
     assert "with one set there are no intervals" in result.output
 
 

@@ -9,6 +9,7 @@ from diffusers import DDPMScheduler
 
 from stages.models.params import SamplerParams, SchedulerName
 from stages.protocol.extractors import Extractor
+from stages.protocol.params import ExtractorParams
 from stages.protocol.protocol import Protocol, bias_warning, check_same
 from stages.protocol.resolve import check_current, make_protocol
 from stages.runtime.errors import InputError
@@ -39,6 +40,7 @@ def test_the_id_changes_with_every_setting_but_the_batch_size(params, scheduler,
         {"kid_subsets": 7},
         {"kid_subset_size": 100},
         {"neighbours": 5},
+        {"guidance": 2.0},
     ]
     others = [
         make_protocol(params.reference.model_copy(update=change), 0, scheduler, REAL, extractor) for change in changes
@@ -48,7 +50,21 @@ def test_the_id_changes_with_every_setting_but_the_batch_size(params, scheduler,
     others.append(make_protocol(params.reference, 1, scheduler, REAL, extractor))
     others.append(make_protocol(params.reference, 0, scheduler, REAL + 1, extractor))
     others.append(make_protocol(params.reference, 0, scheduler, REAL[:-1], extractor))
+    thumbnail = params.reference.model_copy(update={"extractor": ExtractorParams(name="thumbnail")})
+    others.append(make_protocol(thumbnail, 0, scheduler, REAL, Extractor(thumbnail.extractor, 100)))
+    others += [base.model_copy(update=change) for change in ({"extractor_sha256": "e" * 64}, {"layer": "last"})]
+    changed = {
+        name for other in others for name in Protocol.model_fields if getattr(other, name) != getattr(base, name)
+    }
     assert len({protocol.id for protocol in [base, *others]}) == len(others) + 1
+    assert changed == Protocol.model_fields.keys() - {"weights"}  # which has one value
+
+
+def test_a_scale_of_1_is_no_guidance(params):
+    """Both draw the same images, so they are one protocol."""
+    given = params.reference.model_dump() | {"guidance": 1}
+
+    assert type(params.reference).model_validate(given) == params.reference
 
 
 def test_a_protocol_keeps_its_id(protocol):

@@ -242,21 +242,34 @@ def test_patterns_do_not_apply_to_norms(models, magnitude_of):
     assert any(member.norm and member.layer.startswith("up_blocks.") for g in cut_groups for member in g.members)
 
 
-def test_scores_decide_under_global_ranking(models, magnitude_of):
-    """A group with low scores loses a larger share than the others."""
+@pytest.mark.parametrize("ranking", ["uniform", "global"])
+def test_scores_decide_under_global_ranking(models, magnitude_of, ranking):
+    """A group loses more if some of its scores are low beside their mean; under uniform ranking as much as before."""
     unet = models["digits"]
-    importance = magnitude_of(unet)
+    importance, params = magnitude_of(unet), PruneParams(target={"macs": "80%"}, ranking=ranking)
     group = next(group for group in find_groups(unet) if group.root.startswith("mid_block") and group.blocks > 1)
-    for member in group.members:
-        importance.saliency[member.layer].mul_(
-            1e-6
-        ) if member.dim == 0 and member.layer in importance.saliency else None
-    shares = {}
-    for ranking in ("uniform", "global"):
-        plan = plan_pruning(unet, importance, PruneParams(target={"macs": "80%"}, ranking=ranking))
-        shares[ranking] = [len(planned.cut) / planned.width for planned in plan.groups]
 
-    assert len(set(shares["global"])) > len(set(shares["uniform"]))
+    def count_cut():
+        plan = plan_pruning(unet, importance, params)
+        return next(len(planned.cut) for planned in plan.groups if planned.root == group.root)
+
+    before = count_cut()
+    for member in group.members:
+        if member.layer in importance.saliency:
+            low = member.channels[member.roots % 2 == 0]
+            importance.saliency[member.layer].transpose(0, member.dim)[low] *= 1e-6
+
+    assert (count_cut() > before) == (ranking == "global")
+    assert count_cut() >= before > 0
+
+
+def test_whole_heads_leave_multiples_of_round_to():
+    """Four heads of 20 channels lose two at once at 8, so that 40 stay."""
+    heads = Group("q", 80, 4, [Member("q", 0, torch.arange(80), torch.arange(80))], attentions=("attention",))
+
+    assert width_step(heads, 8, "whole") == 40
+    assert width_step(heads, 4, "whole") == 20
+    assert width_step(heads, 8, "width") == 32
 
 
 @pytest.mark.e2e

@@ -1,6 +1,8 @@
 """The comparison of a version with its reproduction, and the clone that it is made in."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from stages.register.reproduce import (
     _find_repository,
     _make_environment,
 )
+from stages.register.reproducible import check_reproducible
 from stages.runtime.errors import InputError, without_password
 from stages.storage.files import file_sha256, read_json, write_json
 from stages.storage.tensors import read_tensors, write_tensors
@@ -272,6 +275,76 @@ def test_the_commands_of_an_allowed_remote_see_the_listed_variables(foreign, tmp
     assert result.output.splitlines()[-1].startswith("models:/tiny/1 is different: ")
     assert f"✗ artifacts/finetuned/{WEIGHTS}: missing" in result.output
     assert registry.find("models:/tiny/1").tags["espalier.reproduced"] == "different"
+
+
+@pytest.fixture
+def trusting(foreign, publish, tmp_path, edit, monkeypatch):
+    """Return a function that reproduces a version whose params trust the code of a model."""
+    monkeypatch.setenv("ESPALIER_REMOTES", foreign)
+    model = {"source": "hub", "repo": "somebody/model", "revision": "a" * 40, "trust": True}
+
+    def run(*options, named=None):
+        if named:
+            (tmp_path / "foreign" / named).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "foreign" / named).write_text(json.dumps({"fetch": {"model": model}}))
+            for command in (
+                ("add", "."),
+                ("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q", "-m", "name it"),
+            ):
+                subprocess.run(["git", *command], cwd=tmp_path / "foreign", check=True)
+        head = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=tmp_path / "foreign", capture_output=True, text=True, check=True
+        )
+
+        def change(folder):
+            (folder / EVIDENCE / "params.yaml").write_text(json.dumps({"fetch": {"model": model}}))
+            edit(folder / EVIDENCE / "lineage.json", git_commit=head.stdout.strip(), git_remote=foreign)
+
+        version = publish(change)
+        result = CliRunner().invoke(main, ["reproduce", f"models:/tiny/{version.version}", *options])
+        return result, (tmp_path / "variables").exists()
+
+    return run
+
+
+def test_whoever_registers_a_version_cannot_have_code_of_a_model_run(trusting, registry):
+    """The commit is honest and allowed, the params come from the version: nothing runs, and no verdict is written."""
+    result, has_run = trusting()
+
+    assert (result.exit_code, has_run) == (1, False)
+    assert (
+        "sets fetch.model.trust: true for a model that its commit does not name; read the denoiser.py" in result.stderr
+    )
+    assert "espalier.reproduced" not in registry.find("models:/tiny/2").tags
+
+
+@pytest.mark.parametrize(
+    ("options", "named"), [(["--trust"], None), ([], "params.yaml"), ([], "recipes/presets/theirs.yaml")]
+)
+def test_code_of_a_model_that_the_commit_or_the_user_trusts_runs(trusting, options, named):
+    """In the commit's params.yaml, in a preset of the commit, or by an option."""
+    assert trusting(*options, named=named)[1]
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"fetch": {"model": {"source": "registry", "uri": "models:/a/1"}}}, "is in MLflow's registry"),
+        ({"fetch": {"data": {"path": "~/images"}}}, "fetch.data.path of the version is ~/images, and a reproduction"),
+    ],
+)
+def test_what_a_reproduction_does_not_reach_is_refused_before_it_runs(tmp_path, params, message):
+    """It would fail after its start, and the version would be called different."""
+    (tmp_path / "params.yaml").write_text(json.dumps(params))
+    with pytest.raises(InputError, match=re.escape(message)):
+        check_reproducible(tmp_path / "params.yaml", tmp_path, trust=True)
+
+
+@pytest.mark.parametrize("params", [{}, {"fetch": []}, [], {"fetch": {"model": {"path": "$MODELS/a", "trust": False}}}])
+def test_other_params_are_reproduced_or_refused_by_their_stage(tmp_path, params):
+    """A version's file may hold anything."""
+    (tmp_path / "params.yaml").write_text(json.dumps(params))
+    check_reproducible(tmp_path / "params.yaml", tmp_path, trust=False)
 
 
 @pytest.mark.parametrize(
