@@ -1,5 +1,7 @@
 """The tables of compare.md are those of the measurements in docs/tables, and those of the presets their forecast's."""
 
+import re
+
 import pytest
 from click.testing import CliRunner
 from matplotlib.figure import Figure
@@ -7,7 +9,7 @@ from matplotlib.figure import Figure
 from benchmarks.forecast import main as forecast
 from docs.tables import PAGE, TABLES, draw_plot, read_curves, replace_tables, to_markdown
 from stages.runtime.errors import InputError
-from tests.markdown import ROOT
+from tests.markdown import ROOT, blocks
 
 
 def test_the_page_has_the_tables_of_the_measurements():
@@ -69,3 +71,25 @@ def test_the_hours_of_the_presets_are_those_of_the_forecast(gpus):
 
     assert printed.exit_code == 0
     assert printed.output in (ROOT / "docs" / "presets" / "README.md").read_text()
+
+
+def test_pages_show_the_quality_of_the_default_run_as_the_readme_does():
+    """`make results` replaces that of README.md alone; times differ from run to run, and are not compared."""
+    _, results, _ = re.split("<!-- .*results.* -->", (ROOT / "README.md").read_text())
+    (shown,) = [it.text for it in blocks("docs/how-to/read-the-page.md", "text") if it.text.startswith("Good.")]
+    whole, part = (dict(_rows(text)) for text in (results, shown))
+    (quoted,) = re.findall(r"finetuned digits have `fid_dense` (\S+ ± \.\d+)", (ROOT / "docs/metrics.md").read_text())
+
+    assert shown.splitlines()[0].partition("; ")[2] in results
+    assert part.keys() == whole.keys()
+    for model, cells in part.items():
+        assert cells - {"…"} <= whole[model]
+    assert re.sub(r"(^| )\.", r"\g<1>0.", quoted) in whole["finetuned"]
+
+
+def _rows(text):
+    """Yield the models of a table, each with its cells."""
+    for line in text.splitlines():
+        model, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells and not set(model) & set("-:") and model != "model":
+            yield model, set(cells)
