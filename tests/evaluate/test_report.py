@@ -192,9 +192,9 @@ def test_memory_does_not_grow_with_the_number_of_images(make_unet, scheduler, re
     models["dense"].mid_block.attentions[0] = None
     extractor = Extractor(params.reference.extractor, 8)
 
-    def measure(count):
+    def measure(count, number=0):
         own = protocol.model_copy(update={"num_images": count, "sets": 1})
-        folder = make_folder(tmp_path / f"{count}")
+        folder = make_folder(tmp_path / f"{count}-{number}")
         tracemalloc.start()
         make_reference(models["dense"], scheduler, real.repeat(4, 2).repeat(4, 3), own, extractor, folder)
         peak = tracemalloc.get_traced_memory()[1]
@@ -203,7 +203,8 @@ def test_memory_does_not_grow_with_the_number_of_images(make_unet, scheduler, re
         return peak
 
     measure(8)  # what is allocated once
-    assert measure(64) - measure(16) < 48 * 64 * 64 / 4
+    peaks = {count: min(measure(count, number) for number in range(3)) for count in (16, 64)}  # other threads add some
+    assert peaks[64] - peaks[16] < 48 * 64 * 64 / 4
 
 
 def test_the_dense_model_is_not_compared_with_itself(

@@ -91,7 +91,7 @@ def test_images_are_drawn_or_checked_by_the_deployment_of_prefect_yaml(start):
     """Where they go and how many is added to what the file says; a check draws nothing."""
     (drawn,) = start("draw-start", "--param", "out=s3://bucket/digits", "--param", "num_images=1000000").runs
     options = "options={shard-size: 1000, labels: labels.txt}"
-    (checked,) = start("draw/draw-start", "--param", "check=true", "--param", options).runs
+    (checked,) = start("draw/draw-start", "--param", "out=drawn", "--param", "check=true", "--param", options).runs
 
     assert drawn["parameters"] == {**DRAWN, "out": "s3://bucket/digits", "num_images": 1000000}
     assert checked["parameters"]["check"] is True
@@ -113,10 +113,14 @@ def test_images_are_drawn_or_checked_by_the_deployment_of_prefect_yaml(start):
         (["one-start", "--param", "commit"], "--param commit is not KEY=VALUE; write for example --param "),
         (["back-start", "--set", "seed=1", "--param", "why=x"], "takes no overrides of params.yaml; leave --set out"),
         (
-            ["draw-start", "--param", "num_images=0"],
+            ["draw-start", "--param", "out=drawn", "--param", "num_images=0"],
             "field 'num_images'. Failure reason: 0 is less than or equal to the minimum",
         ),
-        (["draw-start", "--param", "format=png"], "'png' is not one of ['parquet', 'webdataset']"),
+        (["draw-start", "--param", "num_images=8"], "'out' is a required property"),
+        (
+            ["draw-start", "--param", "out=drawn", "--param", "format=png"],
+            "'png' is not one of ['parquet', 'webdataset']",
+        ),
         (["draw-start", "--param", "chek=true"], "has no parameter 'chek'; did you mean check?"),
         (["draw-start", "--set", "seed=1"], "takes no overrides of params.yaml; leave --set out"),
         (["back-start"], "'why' is a required property; give it with --param NAME=VALUE"),
