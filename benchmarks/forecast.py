@@ -9,7 +9,7 @@ from stages.params import Params, load_params
 from stages.tools.planning.forecast import SHARED, forecast_stages, rates_at
 from stages.tools.planning.workload import ModelSize, count_work, training_bytes
 
-NAMES = [name for name in SYSTEM_OF if (PRESETS / f"{name}.yaml").is_file()]
+NAMES = [name for name, system in SYSTEM_OF.items() if system.preset is None]
 """Systems that have a preset of their own."""
 
 

@@ -21,14 +21,13 @@ from stages.runtime.bounded import parse_yaml
 from stages.runtime.errors import InputError, UnavailableError, without_password
 from stages.runtime.git import git_error, git_output, without_user
 from stages.runtime.origin import find_origin
+from stages.runtime.presets import PRESETS
 from stages.runtime.wording import first_names
 from stages.storage.files import cannot_lock, make_private, write_atomically
 from stages.tracking.mlflow_client import absolute_address
 
 REPOSITORY_VARIABLE, HOME_VARIABLE = environment.REPOSITORY_VARIABLE, environment.HOME_VARIABLE
 """What is cloned, and the folder of workspaces, locks, sweeps, unsent records: by default .espalier of it."""
-PRESETS = "recipes/presets"
-"""Folder of a commit with whole params files, which a run may take in place of params.yaml."""
 POLL_S = 0.1
 MOST_NAMES = 3
 """Changed files that a warning names."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -118,8 +119,12 @@ def reproduce(uri: str, repository: str | None, workspace: Path | None, *, trust
         lineage = read_lineage(files / EVIDENCE)
         folder = workspace or Path(temporary) / "workspace"
         _check_empty(folder)
-        _clone(lineage, repository, folder)
-        check_reproducible(files / EVIDENCE / "params.yaml", folder, trust=trust)
+        try:
+            _clone(lineage, repository, folder)
+            check_reproducible(files / EVIDENCE / "params.yaml", folder, trust=trust)
+        except InputError:
+            shutil.rmtree(folder, ignore_errors=True)  # the next attempt needs an empty one
+            raise
         copy_file(files / EVIDENCE / "params.yaml", folder / "params.yaml")
         result = Reproduction(name, obstacle=_run_pipeline(folder))
         if not result.obstacle:

@@ -7,9 +7,8 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from stages.runtime.errors import InputError
+from stages.runtime.presets import PRESETS
 from stages.runtime.schema import flatten, read_tree
-
-PRESETS = "recipes/presets"
 
 
 def check_reproducible(params: Path, commit: Path, *, trust: bool) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 from stages.params import load_params
 from stages.runtime.errors import InputError
 from stages.runtime.git import git_output
+from stages.runtime.presets import PRESETS
 from stages.storage.files import write_atomically
 
-PRESETS = Path("recipes/presets")
 PARAMS = Path("params.yaml")
 
 
@@ -17,7 +17,7 @@ def find_preset(name: str) -> Path:
     Raises:
         InputError: No preset has this name.
     """
-    presets = {path.stem: path for path in sorted(PRESETS.glob("*.yaml"), key=lambda path: path.stem)}
+    presets = {path.stem: path for path in sorted(Path(PRESETS).glob("*.yaml"), key=lambda path: path.stem)}
     if name not in presets:
         known = f"choose one of {', '.join(presets)}" if presets else "run the command at the top of the project"
         raise InputError(f"there is no preset {name!r} in {PRESETS}; {known}")
@@ -36,7 +36,7 @@ def choose_preset(name: str, *, force: bool = False) -> None:
     """
     preset = find_preset(name)
     load_params(preset)
-    known_texts = {path.read_bytes().strip() for path in PRESETS.glob("*.yaml") if path.is_file()}
+    known_texts = {path.read_bytes().strip() for path in Path(PRESETS).glob("*.yaml") if path.is_file()}
     committed = git_output(Path(), "show", f"HEAD:./{PARAMS}")
     if committed is not None:
         known_texts.add(committed.encode(errors="surrogateescape").strip())

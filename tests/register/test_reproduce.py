@@ -307,10 +307,11 @@ def trusting(foreign, publish, tmp_path, edit, monkeypatch):
     return run
 
 
-def test_whoever_registers_a_version_cannot_have_code_of_a_model_run(trusting, registry):
+def test_whoever_registers_a_version_cannot_have_code_of_a_model_run(trusting, registry, tmp_path):
     """The commit is honest and allowed, the params come from the version: nothing runs, and no verdict is written."""
-    result, has_run = trusting()
+    result, has_run = trusting("--keep", str(tmp_path / "kept"))
 
+    assert not (tmp_path / "kept").exists()
     assert (result.exit_code, has_run) == (1, False)
     assert (
         "sets fetch.model.trust: true for a model that its commit does not name; read the denoiser.py" in result.stderr
