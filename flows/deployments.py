@@ -12,12 +12,13 @@ from prefect.utilities.schema_tools.validation import ValidationError, validate
 from pydantic import Field
 from ruamel.yaml import YAML
 
-from flows.workspaces.grid import combine
+from flows.workspaces.grid import check_grid, combine
 from flows.workspaces.method_rows import check_plan, plan_rows
 from flows.workspaces.overrides import apply
 from flows.workspaces.recipe_rows import plan_rows_of_curve
 from flows.workspaces.workspace import current_checkout
-from stages.params import load_params
+from stages.params import Params
+from stages.runtime.bounded import parse_yaml
 from stages.runtime.errors import InputError, first_line
 from stages.runtime.schema import Frozen, read_tree, validate_tree
 from stages.tools.preset import find_preset
@@ -153,10 +154,13 @@ def check_params(given: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
     """
     overrides = given.get("overrides") or {}
     params_path = PARAMS if given.get("preset") is None else find_preset(given["preset"])
-    for cell in combine(given["grid"]) if "grid" in given else [{}]:
+    cells = combine(given["grid"]) if "grid" in given else [{}]
+    check_grid(given.get("grid", {}), overrides)
+    for cell in cells:
         apply({**overrides, **cell}, params_path)
     if "seeds" in schema["properties"]:
-        params, seeds = load_params(params_path), given.get("seeds", schema["properties"]["seeds"]["default"])
+        params = Params.model_validate(parse_yaml(apply(overrides, params_path).decode(), str(params_path)))
+        seeds = given.get("seeds", schema["properties"]["seeds"]["default"])
         if "recipes" in schema["properties"]:
             names, steps, recipes = (given.get(key) for key in ("rows", "steps", "recipes"))
             plan_rows_of_curve(params, names, seeds, steps, recipes or {}, overrides)
@@ -170,15 +174,15 @@ def _check_schedule(schedule: Schedule, where: str) -> None:
     kinds = [schedule.cron, schedule.interval, schedule.rrule]
     if sum(kind is not None for kind in kinds) != 1:
         raise InputError(f"{where}: give exactly one of cron, interval, rrule in a schedule")
-    zone = {"timezone": schedule.timezone} if schedule.timezone else {}
+    given = schedule.model_dump(include={"timezone", "anchor_date", "day_or"}, exclude_none=True)
     try:
         if schedule.cron is not None:
             _check_cron(schedule.cron, where)
-            CronSchedule(cron=schedule.cron, **zone)
+            CronSchedule(cron=schedule.cron, **given)
         elif schedule.interval is not None:
-            IntervalSchedule(interval=timedelta(seconds=schedule.interval), **zone)
+            IntervalSchedule(interval=timedelta(seconds=schedule.interval), **given)
         else:
-            RRuleSchedule(rrule=str(schedule.rrule), **zone)
+            RRuleSchedule(rrule=str(schedule.rrule), **given)
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{where}: invalid schedule ({reason})") from None

@@ -13,7 +13,7 @@ from flows.tasks.errors import fail_on_input_error
 from flows.tasks.notifications import HOOKS
 from flows.tasks.runners import RunnerName
 from flows.tasks.series import CellExecutor, Series, describe, open_executor
-from flows.workspaces.grid import PlannedCell, check_sweep_keys, plan_sweep
+from flows.workspaces.grid import PlannedCell, plan_sweep
 from flows.workspaces.repository import ParamsSource, Repository
 
 PICTURES = {"pareto.png": "Quality against cost"}
@@ -49,7 +49,6 @@ def sweep(
         best: How many of the best become versions in MLflow's registry; the very best last, as the challenger.
         preset: Name of a preset of the commit (recipes/presets) that replaces its params.yaml; null keeps it.
     """
-    check_sweep_keys(grid, overrides or {})
     repository = Repository.find()
     source = ParamsSource(repository.resolve(commit, get_run_logger().info), preset)
     series = Series(repository, "sweep", source, plan_sweep(repository, source, grid, overrides or {}))

@@ -22,11 +22,11 @@ def sweep(grids: tuple[str, ...], texts: tuple[str, ...], limits: tuple[str, ...
     with importing():
         from flows.entry import exit_by_state, find_source
         from flows.tasks.temporary_server import ensure_server
-        from flows.workspaces.grid import check_sweep_keys, plan_sweep
+        from flows.workspaces.grid import check_grid, plan_sweep
         from flows.workspaces.overrides import parse_grid, parse_limits, parse_overrides
 
     grid, overrides, minutes = parse_grid(grids), parse_overrides(texts), parse_limits(limits)
-    check_sweep_keys(grid, overrides)
+    check_grid(grid, overrides)
     plan_sweep(*find_source(given["commit"], given["preset"], minutes), grid, overrides)
 
     ensure_server()

@@ -12,6 +12,10 @@ from stages.runtime.errors import InputError
 
 MODEL = "fetch.model"
 """The block that chooses the dense model."""
+MEASURING = ("fetch", "reference")
+"""Blocks whose keys are part of the protocol, but for the model and `BATCH_SIZE`."""
+BATCH_SIZE = "reference.batch_size"
+"""The key of the reference that changes no result."""
 Grid = Mapping[str, Sequence[Any]]
 """Dotted keys of params.yaml -> the values of each."""
 
@@ -52,31 +56,37 @@ def plan_sweep(repository: Repository, source: ParamsSource, grid: Grid, overrid
         overrides: Dotted keys -> one value, for all cells.
 
     Raises:
-        InputError: The grid has no cells or varies the dense model, or a value is not allowed.
+        InputError: The grid is not allowed (`check_grid`), or a value is not.
     """
     combined = combine(grid)
-    _check_model(grid)
+    check_grid(grid, overrides)
     cells = [PlannedCell(write(cell), {**overrides, **cell}) for cell in combined]
     repository.render(source, [cell.overrides for cell in cells])
     return cells
 
 
-def _check_model(grid: Grid) -> None:
-    """Check that all cells have one dense model, against which they are measured.
+def check_grid(grid: Grid, overrides: Overrides) -> None:
+    """Check that the cells of a sweep can be compared, and that every key has an effect.
 
     Raises:
-        InputError: The model is varied.
+        InputError: The dense model or the protocol is varied, or a varied key replaces a fixed one or a varied one
+            before it.
     """
-    if varied := [key for key, values in grid.items() if overlap(key, MODEL) and len(values) > 1]:
-        found = f"--grid {varied[0]} varies the dense model, with which the cells of a sweep are compared"
-        raise InputError(f"{found}; make a sweep of each")
-
-
-def check_sweep_keys(grid: Grid, overrides: Overrides) -> None:
-    """Check that every key of a sweep has an effect: what is varied is set after what is fixed.
-
-    Raises:
-        InputError: A varied key replaces a fixed one, or a varied one before it.
-    """
+    for key in (key for key, values in grid.items() if len(values) > 1):
+        _check_comparable(key)
     check_replaced(grid, overrides, "--grid", "--set")
     check_order(grid, "--grid")
+
+
+def _check_comparable(key: str) -> None:
+    """Check that a varied key leaves the dense model and the protocol as they are.
+
+    Raises:
+        InputError: It does not.
+    """
+    if overlap(key, MODEL):
+        found = f"--grid {key} varies the dense model, with which the cells of a sweep are compared"
+        raise InputError(f"{found}; make a sweep of each")
+    if key != BATCH_SIZE and any(overlap(key, block) for block in MEASURING):
+        found = f"--grid {key} varies the protocol, so that the cells of a sweep cannot be compared"
+        raise InputError(f"{found}; make a sweep of each")

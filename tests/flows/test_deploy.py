@@ -173,6 +173,21 @@ def with_one(**changes):
         (with_one(entrypoint="flows/sweep.py:sweep", parameters={"grid": {}}), "the grid has no cells"),
         (with_one(entrypoint="flows/sweep.py:sweep", parameters={"grid": {"seed": []}}), "the grid has no cells"),
         (with_one(entrypoint="flows/sweep.py:sweep", parameters={"grid": {"seed": [1, "b"]}}), "seed is 'b'"),
+        (
+            with_one(
+                entrypoint="flows/sweep.py:sweep", parameters={"grid": {"fetch.model.name": ["digits", "photos"]}}
+            ),
+            "two: --grid fetch.model.name varies the dense model",
+        ),
+        (
+            with_one(
+                entrypoint="flows/sweep.py:sweep",
+                parameters={"grid": {"prune.target.macs": ["44%"]}, "overrides": {"prune.target.macs": "56%"}},
+            ),
+            "two: --grid prune.target.macs would replace --set prune.target.macs",
+        ),
+        (with_one(schedules=[{"interval": 3600, "anchor_date": "never"}]), "two: invalid schedule (1 validation error"),
+        (with_one(schedules=[{"cron": "0 2 * * *", "anchor_date": "2026-01-01"}]), "two: invalid schedule (1 validat"),
     ],
 )
 def test_what_would_never_run_is_refused(refused, content, message):

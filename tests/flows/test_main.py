@@ -140,6 +140,15 @@ def test_a_mistake_ends_the_process_with_one_line(project, tmp_path):
             "--grid fetch.model varies the dense model, with which the cells of a sweep are compared",
         ),
         (
+            ["sweep", "--grid", "reference.num_images=250,500"],
+            "--grid reference.num_images varies the protocol, so that the cells of a sweep cannot be compared",
+        ),
+        (
+            ["sweep", "--grid", "reference=[{sets: 1}, {sets: 2}]"],
+            "--grid reference varies the protocol, so that the cells of a sweep cannot be compared",
+        ),
+        (["sweep", "--grid", "fetch.heldout=0.1,0.2"], "--grid fetch.heldout varies the protocol"),
+        (
             [*COMPARE, "--curve", "--recipe", "a={finetune.loss.output: 1, finetune.loss: {noise: 1}}"],
             "--recipe a: finetune.loss would replace --recipe a: finetune.loss.output",
         ),
