@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from benchmarks.systems import PRESETS, SYSTEM_OF
+from flows.options import FiniteRange
 from stages.params import Params, load_params
 from stages.tools.planning.forecast import SHARED, forecast_stages, rates_at
 from stages.tools.planning.workload import ModelSize, count_work, training_bytes
@@ -31,7 +32,7 @@ def hours(name: str, params: Params, tflops: float, gpus: int = 1) -> dict[str, 
 @click.option("--preset", "names", multiple=True, type=click.Choice(NAMES), default=NAMES)
 @click.option(
     "--tflops",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     default=40.0,
     help="Sustained rate of one GPU, in 10¹² operations per second.",
 )

@@ -7,6 +7,7 @@ from typing import Any
 import click
 import torch
 
+from flows.options import FiniteRange
 from stages import fetch
 from stages.importance.measure import measure_importance
 from stages.models.complexity import count_macs, count_params
@@ -62,9 +63,7 @@ def format_size(unet: Denoiser) -> str:
 
 @click.command()
 @click.option("--system", multiple=True, type=click.Choice(NAMES), help="Model in stages/fetch/systems; default: all.")
-@click.option(
-    "--ratio", type=click.FloatRange(0, 0.95), default=0.3, help="Share of channels removed from every group."
-)
+@click.option("--ratio", type=FiniteRange(0, 0.95), default=0.3, help="Share of channels removed from every group.")
 def main(system: tuple[str, ...], ratio: float) -> None:
     """Print the sizes of the paper's models before and after pruning."""
     rows = ["| model | dense | pruned |", "| --- | ---: | ---: |"]

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from flows.options import FiniteRange
 from stages.runtime.errors import InputError
 from stages.runtime.imports import importing
 
@@ -45,7 +46,7 @@ def _show_keys(context: click.Context, _: click.Parameter, key: str | None) -> N
 @click.option("--force", is_flag=True, help="Overwrite the file if it is there.")
 @click.option(
     "--ratio",
-    type=click.FloatRange(0, 1, max_open=True),
+    type=FiniteRange(0, 1, max_open=True),
     help="Share of the channels to remove; by default 0.3, or more where 0.3 cuts nothing from most groups.",
 )
 @click.option("--macs", help="In place of --ratio: multiply-accumulates to keep, such as 56%.")
@@ -58,7 +59,7 @@ def _show_keys(context: click.Context, _: click.Parameter, key: str | None) -> N
 @click.option("--stride", type=click.IntRange(1), help="Distance between two timesteps of the importance.")
 @click.option("--extractor", help="Feature extractor of FID, such as inception-v3-compat.")
 @click.option(
-    "--heldout", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Share of the images that is held out."
+    "--heldout", type=FiniteRange(0, 1, min_open=True, max_open=True), help="Share of the images that is held out."
 )
 @click.option(
     "--flip/--no-flip", default=None, help="Mirror half of the images in finetuning; wrong for digits and text."
@@ -105,4 +106,6 @@ def init(
     lines = list(describe(start))
     text = to_yaml(make_params(start, model, Chosen(target=target, **given)), " ".join(lines[0].split()[1:]))
     write_atomically(out, text.encode())
-    click.echo("\n".join([*lines, "", text.rstrip(), "", f"{out} is written. Next: espalier plan, then espalier run"]))
+    copied = "" if out == Path("params.yaml") else "copy it to params.yaml, then "
+    next_line = f"{out} is written. Next: {copied}espalier plan, then espalier run"
+    click.echo("\n".join([*lines, "", text.rstrip(), "", next_line]))

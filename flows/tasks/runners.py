@@ -47,9 +47,13 @@ def open_runner(name: RunnerName, jobs: int) -> Iterator[tuple[TaskRunner[Any], 
         jobs: Cells at once, on threads; a pool has limits of its own.
 
     Raises:
-        InputError: The server lacks the deployment.
+        InputError: The server lacks the deployment, or several jobs are asked of a pool.
     """
     if name == "pool":
+        if jobs > 1:
+            raise InputError(
+                f"jobs {jobs} is for cells on this machine; on a pool set its concurrency limit, or leave jobs out"
+            )
         _require_deployment()
     slots = _slots(jobs) if name == "threads" else None
     runner: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=jobs if slots else 1000)  # a pool's threads only wait
@@ -128,9 +132,9 @@ def compress_on_pool(
         parameters = {
             "overrides": overrides,
             "commit": commit,
-            "limits": limits,
             "preset": preset,
             "to_register": to_register,
+            **({"limits": limits} if limits else {}),  # otherwise those of the deployment
         }
         run = cast("FlowRun", run_deployment(DEPLOYMENT, parameters=parameters, tags=[tag], timeout=0))
     get_run_logger().info("waiting for the run %s", run.name)

@@ -91,6 +91,15 @@ def test_what_a_stage_would_refuse_is_refused_and_nothing_is_written(own, argume
     assert not (own / "params.yaml").exists()
 
 
+def test_a_share_is_a_finite_number(own):
+    """Click alone takes nan, which no bound excludes."""
+    result = run("--heldout", "nan")
+
+    assert result.exit_code == 2
+    assert "nan is not a finite number" in result.output
+    assert not (own / "params.yaml").exists()
+
+
 def test_each_kind_of_source_is_known_by_how_it_is_written(tmp_path):
     """A commit needs no network; a checkpoint may be any of the known architectures."""
     commit = "0" * 40

@@ -68,6 +68,24 @@ def test_a_cell_of_a_pool_has_the_outcome_of_its_run(monkeypatch, state_type):
 
 
 @pytest.mark.usefixtures("prefect")
+@pytest.mark.parametrize("limits", [{}, {"finetune": 5.0}])
+def test_a_cell_of_a_pool_has_the_limits_of_its_deployment_unless_others_are_given(monkeypatch, limits):
+    """An empty parameter would replace them, since Prefect lets those of a run take precedence."""
+    sent, run = [], finished_run(OUTCOME, Completed(message=ODD))
+    monkeypatch.setattr(runners, "run_deployment", lambda _name, parameters, **_: sent.append(parameters) or run)
+
+    @flow(persist_result=False)
+    def sweep():
+        runners.compress_on_pool({"seed": 1}, "HEAD", limits, None, "cell", to_register=False, return_state=True)
+
+    sweep()
+
+    (parameters,) = sent
+    assert parameters["overrides"] == {"seed": 1}
+    assert ("limits" in parameters, parameters.get("limits", {})) == (bool(limits), limits)
+
+
+@pytest.mark.usefixtures("prefect")
 @pytest.mark.parametrize(
     ("code", "expected"),
     [

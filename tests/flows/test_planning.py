@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from flows.planning import RunPlan, plan
 from flows.workspaces.staleness import StageStatus
 from stages.fetch.params import FolderModel
+from stages.models.layout import WEIGHTS
 from stages.models.pipeline import write_pipeline
 from stages.tools.planning.planned_model import open_model
 from stages.tools.planning.preview import Preview
@@ -112,7 +113,7 @@ def test_weights_that_will_be_downloaded_are_named(monkeypatch, tmp_path):
 def test_a_run_that_measures_nothing_downloads_no_extractor():
     """Weights that are missing matter only to a stage that would run."""
     statuses = [StageStatus("prune", "runs"), StageStatus("reference", "up to date")]
-    preview = Preview([], None, None, None, [], "weights are missing")
+    preview = Preview([], None, None, [], "weights are missing")
 
     assert RunPlan("params.yaml", "cpu", statuses, preview).download is None
     assert RunPlan("params.yaml", "cpu", [StageStatus("evaluate", "runs")], preview).download == "weights are missing"
@@ -125,10 +126,18 @@ def test_gpus_without_a_rate_are_refused():
     assert "--gpus needs --tflops" in result.output
 
 
+@pytest.mark.parametrize("rate", ["nan", "inf", "0"])
+def test_a_rate_is_a_finite_number_above_zero(rate):
+    """One line says so."""
+    result = run("--tflops", rate)
+    assert result.exit_code == 2
+    assert "Invalid value for '--tflops'" in result.output
+
+
 def test_a_model_folder_is_planned_by_its_config(tmp_path, make_unet, scheduler):
     """The weights need not be read to know what passes cost."""
     write_pipeline(tmp_path / "model", make_unet(sample_size=16), scheduler)
+    (tmp_path / "model/unet" / WEIGHTS).write_bytes(b"not opened")
     found = open_model(FolderModel(source="folder", path=tmp_path / "model"), None, torch.device("cpu"))
 
-    assert found.is_initialised
     assert found.unet.config["sample_size"] == 16

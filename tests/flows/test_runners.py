@@ -3,12 +3,14 @@
 import os
 from typing import get_args
 
+import pytest
 from click.testing import CliRunner
 
 from flows.__main__ import main
 from flows.options import RUNNERS
 from flows.tasks.runners import RunnerName, open_runner
 from stages.runtime.environment import SHARED_VARIABLE
+from stages.runtime.errors import InputError
 
 
 def test_the_runners_of_the_command_are_those_that_there_are():
@@ -37,3 +39,9 @@ def test_threads_run_as_many_cells_as_there_are_jobs():
         assert slots.get()[SHARED_VARIABLE] == "1"
     with open_runner("threads", 1) as (_, slots):
         assert slots.get() == {}
+
+
+def test_a_pool_takes_no_number_of_jobs():
+    """Its own limit counts; the option would be ignored."""
+    with pytest.raises(InputError, match="jobs 2 is for cells on this machine"), open_runner("pool", 2):
+        pass

@@ -55,7 +55,7 @@ DDIM_SCHEDULE = {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000, **
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """A model of the right architecture."""
+    """A model of the right architecture; where its weights are random, its costs are right all the same."""
 
     unet: Denoiser
     scheduler: DDPMScheduler
@@ -64,8 +64,6 @@ class PlannedModel:
     """Conditions of the classes; None for an unconditional model."""
     origin: str
     """Where it comes from, for messages."""
-    is_initialised: bool = False
-    """Whether its weights are random: its costs are right, what it draws is not."""
 
 
 def open_model(source: ModelSource, fetched: Path | None, device: torch.device) -> PlannedModel:
@@ -136,7 +134,6 @@ def _folder_model(source: FolderModel, folder: Path, device: torch.device) -> Pl
         read_autoencoder(folder, device),
         read_class_embedding(unet, folder),
         str(folder),
-        is_initialised=True,
     )
 
 
@@ -145,9 +142,7 @@ def _hub_model(source: HubModel, device: torch.device) -> PlannedModel:
     if source.repo in HUB_SYSTEMS:
         config = read_json(SYSTEMS / f"{HUB_SYSTEMS[source.repo]}.json")
         schedule = make_schedule(DDIM_SCHEDULE, Path(source.repo))
-        return PlannedModel(
-            _initialise(config, source.repo, device), schedule, None, None, source.repo, is_initialised=True
-        )
+        return PlannedModel(_initialise(config, source.repo, device), schedule, None, None, source.repo)
     config = read_json(_hub_file(source, "unet/config.json", "transformer/config.json", "config.json"))
     path = _hub_file(source, "scheduler/scheduler_config.json", "scheduler_config.json")
     schedule = make_schedule(read_json(path), path)
@@ -158,7 +153,7 @@ def _hub_model(source: HubModel, device: torch.device) -> PlannedModel:
         raise InputError(f"{source.repo} has more parts than a UNet; fetch it first: dvc repro fetch")
     if family_of(unet).num_labels(unet) is not None:
         raise InputError(f"{source.repo} has classes, of which one may be empty; fetch it first: dvc repro fetch")
-    return PlannedModel(unet, schedule, None, None, source.repo, is_initialised=True)
+    return PlannedModel(unet, schedule, None, None, source.repo)
 
 
 def _hub_index(source: HubModel) -> Mapping[str, Any]:
@@ -192,7 +187,7 @@ def _dit_model(source: CheckpointModel, unet: Denoiser, device: torch.device) ->
     coder = AutoencoderKL(**SD_AUTOENCODER)
     schedule = make_schedule({**DDIM_SCHEDULE, **DIT_NOISE}, Path(source.system))
     labels = cast("Any", np.arange(family_of(unet).num_labels(unet) or 0))
-    return PlannedModel(unet, schedule, Autoencoder(coder.to(device)), labels, source.system, is_initialised=True)
+    return PlannedModel(unet, schedule, Autoencoder(coder.to(device)), labels, source.system)
 
 
 def _checkpoint_model(source: CheckpointModel, device: torch.device) -> PlannedModel:
@@ -203,10 +198,10 @@ def _checkpoint_model(source: CheckpointModel, device: torch.device) -> PlannedM
         return _dit_model(source, unet, device)
     if source.layout == "ddim":
         schedule = make_schedule(DDIM_SCHEDULE, Path(source.system))
-        return PlannedModel(unet, schedule, None, None, source.system, is_initialised=True)
+        return PlannedModel(unet, schedule, None, None, source.system)
     noise = {**DDIM_SCHEDULE, **LDM_NOISE}
     coder = VQModel.from_config({key: value for key, value in VQ_F4.items() if key != "_class_name"})
     table = np.ones((NUM_CLASSES + 1, 1, config["cross_attention_dim"]), np.float32)
     autoencoder = Autoencoder(coder.to(device))
     schedule = make_schedule(noise, Path(source.system))
-    return PlannedModel(unet, schedule, autoencoder, table, source.system, is_initialised=True)
+    return PlannedModel(unet, schedule, autoencoder, table, source.system)

@@ -34,8 +34,6 @@ class Preview:
 
     refusals: list[str]
     """What stages would refuse, one line each; empty if nothing is known to fail."""
-    model: PlannedModel | None = None
-    """None where it cannot be opened."""
     size: ModelSize | None = None
     """None where the target cannot be met, or the model cannot be opened."""
     num_images: int | None = None
@@ -104,7 +102,7 @@ def _preview(
     except InputError as error:  # what follows from the refused value cannot be known
         refusals.note(error)
     download = _describe_download(params.reference.extractor)
-    return Preview(refusals.messages, model, size, images.total if images else None, stages, download)
+    return Preview(refusals.messages, size, images.total if images else None, stages, download)
 
 
 def _count_works(
