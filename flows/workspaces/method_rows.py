@@ -119,10 +119,10 @@ def plan_comparison(
     """
     if not (names or ablation):
         raise InputError("there is nothing to compare; give at least one row")
-    params = repository.params(source)
+    params = repository.params(source, overrides)
     rows = plan_rows(params)
     check_plan(rows, names, seeds, overrides)
-    common = {**overrides, "finetune.steps": repository.params(source, overrides).finetune.steps}
+    common = {**overrides, "finetune.steps": params.finetune.steps}
     cells = [
         PlannedCell(f"{title}, seed {seed}", {**given, "seed": seed}, {"row": row})
         for seed in seeds
@@ -139,8 +139,9 @@ def _cells_of_a_seed(
     for name in METHODS:
         if name in names:
             yield name, METHODS[name], {**common, **rows[name]}
+    once = {key: value for key, value in common.items() if not any(overlap(key, other) for other in ONE_SHOT)}
     for count in TIMESTEPS if ablation else ():
-        yield ABLATION, f"{count} timesteps", {**common, **ONE_SHOT, "importance.num_timesteps": count}
+        yield ABLATION, f"{count} timesteps", {**once, **ONE_SHOT, "importance.num_timesteps": count}
 
 
 def check_plan(rows: Mapping[str, Overrides], names: Sequence[str], seeds: Sequence[int], overrides: Overrides) -> None:

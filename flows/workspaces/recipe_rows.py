@@ -144,7 +144,8 @@ def plan_rows_of_curve(
     measured = default_steps(params) if steps is None else list(steps)
     check_steps(measured)
     rows = plan_recipes(params, recipes, measured)
-    chosen = [*RECIPES, *recipes] if names is None else list(names)
+    chosen = list(RECIPES) if names is None else list(names)
+    chosen += [name for name in recipes if name not in chosen]
     if not chosen or len(set(chosen)) < len(chosen):
         raise InputError(f"rows are {', '.join(chosen) or 'missing'}; give one or more, each once")
     if PRUNES_ITSELF.intersection(chosen):
@@ -167,16 +168,16 @@ def plan_curve(
     Args:
         repository: Where the preset is found.
         source: Commit and preset.
-        names: Rows in the order of the tables, the methods' among them; None is all recipes.
+        names: Rows in the order of the tables, the methods' among them; None is all of `RECIPES`.
         seeds: Each row has one cell per seed.
         steps: Steps that are measured; the last ends the training. None is shares of the preset's.
-        recipes: Rows in addition to `RECIPES`.
+        recipes: Further rows, after those of `names` unless these place them.
         overrides: Dotted keys -> one value, for all cells.
 
     Raises:
         InputError: A row or preset does not exist, overrides set a key of rows or seeds, or a value is not allowed.
     """
-    rows = plan_rows_of_curve(repository.params(source), names, seeds, steps, recipes, overrides)
+    rows = plan_rows_of_curve(repository.params(source, overrides), names, seeds, steps, recipes, overrides)
     cells = [
         PlannedCell(f"{name}, seed {seed}", {**overrides, **row, "seed": seed}, {"row": name})
         for seed in seeds

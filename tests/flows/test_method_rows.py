@@ -1,11 +1,13 @@
 """A preset -> the cells of the paper's table, each allowed, at equal size and equal steps."""
 
+import itertools
 import shutil
 
 import pytest
 from ruamel.yaml import YAML
 
 from flows.workspaces.method_rows import ONE_SHOT, TIMESTEPS, parse_seeds, plan_comparison
+from flows.workspaces.overrides import overlap
 from flows.workspaces.repository import HOME_VARIABLE, REPOSITORY_VARIABLE, ParamsSource, Repository
 from flows.workspaces.workspace import open_workspace
 from stages.params import Params, load_params
@@ -107,6 +109,28 @@ def test_the_ablation_cuts_widths_alone_and_once(plan, changes):
     _, params = plan("digits", names=[], seeds=[0], overrides=changes, ablation=True)
 
     assert {(it.prune.depth, it.rounds.count) for it in params} == {(None, 1)}
+
+
+@pytest.mark.parametrize(
+    "overrides", [{"prune.target.macs": "44%"}, {"variants.kinds": ["int8"]}, {"finetune.samples.every": 5}]
+)
+def test_the_cells_of_the_ablation_do_not_depend_on_the_order_of_their_keys(plan, overrides):
+    """A server may store them in another one, so that no key lies in a block that another one sets."""
+    cells, _ = plan("digits", names=["random"], seeds=[0], overrides=overrides, ablation=True)
+    found = [cell.overrides for cell in cells if cell.about["row"] == ABLATION]
+
+    assert len(found) == len(TIMESTEPS)
+    for keys in found:
+        assert not [pair for pair in itertools.combinations(keys, 2) if overlap(*pair)]
+
+
+@pytest.mark.parametrize("preset", ["digits", "cifar10"])
+def test_muon_follows_the_rate_that_is_set(plan, preset):
+    """Where the preset has no rate for it: twice Adam's, also after --set."""
+    _, (found,) = plan(preset, names=["ours"], seeds=[0], overrides={"finetune.learning_rate": 0.001}, ablation=False)
+
+    given = load_params(ROOT / f"recipes/presets/{preset}.yaml").finetune.muon
+    assert found.finetune.muon.learning_rate == (given.learning_rate if given else 0.002)
 
 
 def test_the_steps_of_a_row_are_those_that_are_taken(plan):

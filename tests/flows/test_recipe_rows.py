@@ -84,6 +84,14 @@ def test_rows_steps_and_recipes_are_those_given(plan):
     assert {it.fetch.heldout for it in params} == {0.3}
 
 
+@pytest.mark.parametrize(("names", "rows"), [(["noise"], ["noise", "mine"]), (["mine", "noise"], ["mine", "noise"])])
+def test_a_recipe_is_a_row_whether_it_is_named_among_them_or_not(plan, names, rows):
+    """It comes last unless the rows place it."""
+    cells, _ = plan(names=names, seeds=[0], recipes=parse_recipes(["mine={finetune.loss.output: 2}"]))
+
+    assert [cell.about["row"] for cell in cells] == rows
+
+
 def test_names_of_recipes_are_no_keys():
     """One may be the beginning of another."""
     texts = ["v1={finetune.loss.output: 1}", "v1.5={finetune.loss: {output: 1}, finetune.loss.feature: 2}"]
