@@ -37,7 +37,10 @@ def nightly(
         policy: Path of the promotion policy in the commit.
         limits: Stage -> minutes after which it is terminated.
     """
+    from stages.register.policy import load_policy
+
     with open_workspace(commit, overrides or {}, get_run_logger().info) as workspace:
+        load_policy(workspace.path / policy)  # refused now rather than after the compression
         outcome = bring_up_to_date(workspace, limits or {})
         artifacts.results(workspace, outcome)
         uri = register(workspace)

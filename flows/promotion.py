@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from prefect import State, flow, task
 from prefect.artifacts import create_table_artifact
 from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
 from flows.tasks.errors import fail_on_input_error
@@ -23,7 +24,12 @@ if TYPE_CHECKING:
 POLICY = "mlflow/promotion.yaml"
 
 
-@flow(flow_run_name="{name} {uri}", persist_result=False, **HOOKS)
+def _name_run() -> str:
+    given = flow_run.parameters
+    return str(given.get("uri") or f"challenger of {given['name']}")
+
+
+@flow(flow_run_name=_name_run, persist_result=False, **HOOKS)
 @fail_on_input_error
 def promote(name: str, uri: str | None = None, policy: str = POLICY, why: str | None = None) -> State[Any]:
     """Decide by the policy whether a version becomes the champion; a refusal is a completed state named Refused.

@@ -1,5 +1,9 @@
 """How a nightly run finds what an earlier run decided on the version that it registered."""
 
+import sys
+from contextlib import contextmanager
+from types import SimpleNamespace
+
 import pytest
 
 from flows.nightly import find_decision
@@ -7,8 +11,11 @@ from flows.tasks.notifications import REFUSED
 from stages.register.ledger import Ledger
 from stages.register.ledger_entry import PlannedChange
 from stages.register.registry import CHAMPION, PREVIOUS, Registry
+from tests.flows.test_outcome import prefect
 
+__all__ = ["prefect"]
 NAME, URI = "a", "models:/a/3"
+nightly_module = sys.modules["flows.nightly"]
 
 
 @pytest.fixture
@@ -114,3 +121,21 @@ def test_a_withdrawn_version_is_left_to_the_gate(registry, change):
         "Completed",
         f"nothing has changed; {URI} was the champion and was replaced by models:/{NAME}/2",
     )
+
+
+@pytest.mark.usefixtures("prefect")
+def test_a_policy_that_is_missing_is_noticed_before_the_compression(monkeypatch, tmp_path):
+    """No stage runs for hours to find it."""
+
+    @contextmanager
+    def opened(*_):
+        yield SimpleNamespace(path=tmp_path, commit="0" * 40)
+
+    ran = []
+    monkeypatch.setattr(nightly_module, "open_workspace", opened)
+    monkeypatch.setattr(nightly_module, "bring_up_to_date", lambda *_: ran.append("stages"))
+    state = nightly_module.nightly(policy="mlflow/promtion.yaml", return_state=True)
+
+    assert state.is_failed()
+    assert "promtion.yaml: No such file or directory" in state.message
+    assert ran == []
