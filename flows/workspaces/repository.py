@@ -28,6 +28,7 @@ from stages.tracking.mlflow_client import absolute_address
 
 REPOSITORY_VARIABLE, HOME_VARIABLE = environment.REPOSITORY_VARIABLE, environment.HOME_VARIABLE
 """What is cloned, and the folder of workspaces, locks, sweeps, unsent records: by default .espalier of it."""
+FULL_HASH = re.compile(r"[0-9a-f]{40}")
 POLL_S = 0.1
 MOST_NAMES = 3
 """Changed files that a warning names."""
@@ -78,11 +79,13 @@ class Repository:
     def resolve(self, commit: str, log: Log) -> str:
         """Return the full hash of a branch, tag or hash in the repository as it is now.
 
+        A full hash that the mirror has is not looked up in the repository.
+
         Raises:
             InputError: The repository has no such commit.
             UnavailableError: The repository does not answer.
         """
-        if not self.is_local:
+        if not self.is_local and not (FULL_HASH.fullmatch(commit) and self._has(commit)):
             self._update_mirror(log)
         found = (
             None
@@ -97,6 +100,9 @@ class Repository:
         if self.is_local and commit == "HEAD":
             self._warn_of_changes(found, log)
         return found
+
+    def _has(self, commit: str) -> bool:
+        return git_output(self.clone_from, "cat-file", "-e", f"{commit}^{{commit}}") is not None
 
     def render(self, source: ParamsSource, cells: Iterable[Overrides]) -> list[bytes]:
         """Return a params file with the overrides of each cell; nothing is cloned.

@@ -665,6 +665,16 @@ def test_a_mirror_of_a_repository_that_is_gone_is_not_used(elsewhere, tmp_path, 
         enter()
 
 
+def test_a_commit_that_the_mirror_has_needs_no_repository(elsewhere, tmp_path, enter):
+    """A series whose commit is resolved goes on while the repository does not answer."""
+    head = enter().workspace.commit
+    elsewhere.origin.rename(tmp_path / "gone")
+
+    assert enter(head).workspace.commit == head
+    with pytest.raises(UnavailableError, match="cannot be cloned: "):
+        enter("0" * 40)
+
+
 @pytest.mark.parametrize("has_home", [True, False])
 def test_a_password_in_the_address_is_not_printed(elsewhere, enter, monkeypatch, has_home):  # noqa: ARG001
     """Neither our message nor git's contains it; no server listens at that port."""
