@@ -4,9 +4,13 @@ import ast
 import importlib.util
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from ruamel.yaml import YAML
 
 from flows.workspaces.workspace import current_checkout
@@ -111,3 +115,27 @@ def test_the_lock_names_no_registry():
 
     assert any(line.strip().startswith("--hash=sha256:") for line in lines)
     assert [line for line in lines if "://" in line or line.startswith(("--index", "--find-links"))] == []
+
+
+def test_every_package_that_is_imported_is_declared():
+    """One that comes with another would be gone when that one gives it up; what nothing imports is not declared."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = [*project["dependencies"], *(it for extra in project["optional-dependencies"].values() for it in extra)]
+    declared = {canonicalize_name(Requirement(line).name) for line in listed}
+    owners = {module: {canonicalize_name(name) for name in names} for module, names in packages_distributions().items()}
+    modules = {module for module in _imported_modules() if module in owners and module not in ("flows", "stages")}
+
+    assert [module for module in sorted(modules) if not owners[module] & declared] == []
+    used = set().union(*(owners[module] for module in modules))
+    not_imported = {"dvc", "onnx", "onnxscript", "psycopg2-binary"}  # a command, and what others import
+    assert declared - used - not_imported == {"fastapi", "sqlalchemy"}  # whose newer versions break Prefect
+
+
+def _imported_modules():
+    """Find the top-level modules that the code of the package imports, also within functions."""
+    for path in [it for folder in ("flows", "stages") for it in (ROOT / folder).rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                yield from (alias.name.partition(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                yield (node.module or "").partition(".")[0]
