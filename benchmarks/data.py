@@ -31,6 +31,7 @@ from stages.finetune.params import FinetuneParams, LossParams
 from stages.finetune.trainer import Trainer
 from stages.models.pipeline import read_scheduler, read_unet
 from stages.params import load_params
+from stages.runtime.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 MODEL = BUNDLED / "digits"
@@ -105,6 +106,8 @@ def compare_readers(place: Path, folder: Path, size: int, batch_size: int, round
     (place / "classes").mkdir()
     (place / "classes" / "all").symlink_to(folder.resolve())
     images = pack(folder, size, place / "packed")
+    if len(images.train) < batch_size:
+        raise InputError(f"{len(images.train)} training images are less than one batch of {batch_size}; give more")
     params = load_params(ROOT / "params.yaml").finetune.model_copy(update={"batch_size": batch_size, "flip": True})
     readers: dict[str, Reader] = {"packed": partial(packed_batches, images, params)}
     for workers, noisy in product(WORKERS, (True, False)):

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from recipes.training import train_unet
 from stages.data.images import Images, to_model_range
 from stages.fetch.data import bundled_digits
-from stages.fetch.model import BUNDLED
+from stages.fetch.model import BUNDLED, CARD
 from stages.fetch.split import split
 from stages.finetune.params import FinetuneParams
 from stages.models.layout import WEIGHTS
@@ -61,8 +61,10 @@ MAX_SHIFT_PX = 1
 
 def train_model(images: Images) -> None:
     """Train the DDPM and write it to the bundled model of the fetch stage."""
-    train_unet(UNET, images, TRAINING, SEED, inputs=[], checkpoints=Path("checkpoints/base"), out=BUNDLED / "digits")
-    print("sha256 of the weights:", file_sha256(BUNDLED / "digits" / "unet" / WEIGHTS))
+    out, checkpoints = BUNDLED / "digits", Path("checkpoints/base")
+    card = (out / CARD).read_text()
+    train_unet(UNET, images, TRAINING, SEED, inputs=[], checkpoints=checkpoints, out=out, card=card)
+    print("sha256 of the weights:", file_sha256(out / "unet" / WEIGHTS))
 
 
 def train_classifier(images: Images, train_labels: torch.Tensor, heldout_labels: torch.Tensor) -> None:

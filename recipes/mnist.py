@@ -49,7 +49,7 @@ def main(npz: Path, model_out: Path, data_out: Path, checkpoints: Path) -> None:
     check_free(model_out, data_out)
     with writing(data_out) as folder:
         write_images(folder, images, {"sha256": file_sha256(npz)})
-        write_run_record(folder, "fetch", seed=SEED, finetune=TRAINING)
+        write_run_record(folder, "fetch", seed=SEED)
     train_unet(UNET, images, TRAINING, SEED, inputs=[data_out], checkpoints=checkpoints, out=model_out)
 
 

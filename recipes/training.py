@@ -11,13 +11,14 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from stages.data.images import Images
+from stages.fetch.model import CARD
 from stages.finetune.checkpoint import Checkpoints
 from stages.finetune.params import FinetuneParams
 from stages.finetune.trainer import Trainer
 from stages.models.pipeline import write_pipeline
 from stages.runtime.device import select_device
 from stages.runtime.seeds import derive_seed
-from stages.storage.files import writing
+from stages.storage.files import write_atomically, writing
 from stages.storage.provenance import fingerprint, write_run_record
 
 
@@ -30,6 +31,7 @@ def train_unet(
     inputs: Iterable[Path],
     checkpoints: Path,
     out: Path,
+    card: str | None = None,
 ) -> None:
     """Train a UNet2DModel by the trainer of the pipeline, and write the best EMA; a stopped training goes on.
 
@@ -41,6 +43,7 @@ def train_unet(
         inputs: Folders whose content decides the outcome, beside code, params and config.
         checkpoints: Where a stopped training goes on from; empty at the end.
         out: The folder of the model.
+        card: Its model card, with the licence.
     """
     record: dict[str, Any] = {"seed": seed, "finetune": params}
     torch.manual_seed(derive_seed(seed, "base"))
@@ -51,4 +54,6 @@ def train_unet(
     with writing(out) as folder:
         write_pipeline(folder, trainer.best_ema, trainer.scheduler)
         write_run_record(folder, "finetune", **record)
+        if card is not None:
+            write_atomically(folder / CARD, card.encode())
     saved.clear()

@@ -6,6 +6,8 @@ from pathlib import Path
 import click
 
 SUMMARY, PAGE = Path("reports/summary"), Path("reports/index.html")
+NO_SCM = "[core]\n    no_scm = true\n"
+"""What DVC needs to run outside of a Git repository."""
 
 
 def log(line: str) -> None:
@@ -42,14 +44,16 @@ def run(arguments: tuple[str, ...]) -> None:
 def allow_no_git(folder: Path) -> None:
     """Let DVC run its stages in a folder that is no Git repository, such as an unpacked archive, and warn.
 
-    Settings that are in .dvc/config.local already stay as they are.
+    Other settings in .dvc/config.local stay as they are; this one goes once the folder is a repository.
     """
-    from stages.runtime.git import git_output
-
-    settings = folder / ".dvc/config.local"
-    if git_output(folder, "rev-parse", "--git-dir") is not None or settings.exists() or not settings.parent.is_dir():
+    settings, place = folder / ".dvc/config.local", folder.resolve()
+    if any((it / ".git").exists() for it in (place, *place.parents)):
+        if settings.is_file() and settings.read_text() == NO_SCM:
+            settings.unlink()
         return
-    settings.write_text("[core]\n    no_scm = true\n")
+    if settings.exists() or not settings.parent.is_dir():
+        return
+    settings.write_text(NO_SCM)
     need = "flows on commits and the registry need one (git clone, or git init and a commit)"
     log(f"This folder is no Git repository: the stages run, but {need}.")
 

@@ -35,19 +35,17 @@ def check_extractor() -> Iterator[Finding]:
     Raises:
         InputError: The name is not allowed, or the weights are missing or have another hash.
     """
-    import torch
-
-    from stages.protocol.extractors import SOURCES, Extractor
+    from stages.protocol.extractors import SOURCES, Extractor, find_extractor
     from stages.protocol.params import ReferenceParams
     from stages.runtime.schema import load_block
 
     if not PARAMS.is_file():
         return
     params = load_block(PARAMS, "reference", ReferenceParams).extractor
-    source = SOURCES.get(params.name)
-    if source and not params.weights and not (Path(torch.hub.get_dir()) / "checkpoints" / source.file_name).is_file():
+    if not find_extractor(params).is_file():
         advice = "the first run downloads them, or set reference.extractor.weights"
-        yield Finding("warn", f"the weights of {params.name} are not on this machine ({source.url}); {advice}")
+        url = SOURCES[params.name].url
+        yield Finding("warn", f"the weights of {params.name} are not on this machine ({url}); {advice}")
     else:
         yield Finding("ok", f"{params.name} loads, with sha256 {Extractor(params, 1).sha256[:8]}")
 

@@ -140,7 +140,8 @@ class RunProgress:
     def left_s(self) -> float | None:
         """Estimate the seconds left: of the current stage by its forecast or its own report, of others by theirs."""
         reported, planned = self.latest.get("left_s"), self._planned_s(self.current or "")
-        waiting = [seconds for name in self.expected if (seconds := self._planned_s(name)) is not None]
+        # Copies, since the line is written by a thread of its own.
+        waiting = [seconds for name in list(self.expected) if (seconds := self._planned_s(name)) is not None]
         if len(waiting) < len(self.expected) or (self.current and planned is None and reported is None):
             return None
         if not self.current:
@@ -160,7 +161,7 @@ class RunProgress:
 
     def _planned_s(self, name: str) -> float | None:
         """Return the forecast of a stage; of a long one, times what the long ones before it took of theirs."""
-        planned, took = self.forecast.get(name), {it: seconds for it, seconds in self.ran.items() if it in LONG}
+        planned, took = self.forecast.get(name), {it: seconds for it, seconds in list(self.ran.items()) if it in LONG}
         if self.current == "reference" and (left_s := self._reported_s()) is not None:
             took["reference"] = time.monotonic() - self.stage_begun + left_s
         forecast_s = sum(self.forecast.get(it) or 0.0 for it in took)

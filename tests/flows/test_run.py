@@ -91,6 +91,16 @@ def test_a_folder_without_git_is_told_once(project):
     assert (project / ".dvc/config.local").read_text() == "[core]\n    autostage = true\n"
 
 
+@pytest.mark.usefixtures("stages")
+def test_a_folder_that_became_a_repository_is_one_for_dvc(project):
+    """The setting goes once there is one; also above the folder, and whether git itself works or not."""
+    run_module.allow_no_git(project)
+    (project / ".git").mkdir()
+    run_module.allow_no_git(project)
+
+    assert not (project / ".dvc/config.local").exists()
+
+
 @pytest.mark.e2e
 def test_the_lines_of_the_stages_are_printed(project):
     """Those of a real DVC, which has nothing to do in a project without stages."""
