@@ -1,6 +1,7 @@
 """Files and folders on disk: written atomically, read with checks."""
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 RUN_RECORD = "run.json"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Errors of a disk that takes nothing more."""
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """The first bytes of what Git LFS puts in place of a file."""
 Record = TypeVar("Record", bound=BaseModel)
@@ -52,6 +55,10 @@ def writing(folder: Path, temporary: Path | None = None) -> Iterator[Path]:
     try:
         yield temporary
         _replace(folder, temporary)
+    except OSError as error:  # of a library's writer in the block
+        if error.errno in FULL:
+            raise cannot_write(folder, error) from None
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -91,8 +98,12 @@ def check_free(*folders: Path, inputs: Sequence[Path] = (), stage: str | None = 
             raise InputError(f"output {folder} overlaps with {other}; give each its own folder")
     for folder in folders:
         _check_path(folder)
-        has_record = (folder / RUN_RECORD).is_file()
-        if folder.exists() and not has_record and (not folder.is_dir() or any(folder.iterdir())):
+        try:
+            has_record = (folder / RUN_RECORD).is_file()
+            holds_files = folder.exists() and not has_record and (not folder.is_dir() or any(folder.iterdir()))
+        except OSError as error:  # one may not enter it
+            raise cannot_write(folder, error) from None
+        if holds_files:
             raise InputError(f"{folder} holds files that no stage wrote; move them away or choose another folder")
         if stage and has_record and (writer := read_json(folder / RUN_RECORD).get("stage")) != stage:
             raise InputError(f"{folder} was written by the stage {writer}; give {stage} another folder")
@@ -284,4 +295,12 @@ def file_sha256(*paths: Path, more: bytes = b"") -> str:
         with path.open("rb") as file:
             hashlib.file_digest(file, lambda: digest)
     digest.update(more)
+    return digest.hexdigest()
+
+
+def folder_sha256(folder: Path) -> str:
+    """Return the SHA-256 of the names and contents of all files of a folder, in hexadecimal."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(os.fsencode(path.relative_to(folder).as_posix()) + f" {file_sha256(path)}\n".encode())
     return digest.hexdigest()

@@ -22,7 +22,7 @@ from stages.runtime.code_hash import STAGES, hash_code
 from stages.runtime.environment import KERNELS, WORKSPACE_VARIABLE
 from stages.runtime.git import git_output
 from stages.runtime.schema import Section
-from stages.storage.files import RUN_RECORD, file_sha256, read_json, write_json
+from stages.storage.files import RUN_RECORD, file_sha256, folder_sha256, read_json, write_json
 from stages.storage.run_record import provenance_path
 
 PACKAGES = ("diffusers", "numpy", "safetensors", "scikit-image", "torch", "torch-fidelity", "torch-pruning")
@@ -41,12 +41,12 @@ def write_provenance(folder: Path, **found: Any) -> None:  # noqa: ANN401  # any
     """Write with which code, where, when and at which commit a stage wrote a folder, into a file beside it.
 
     Args:
-        folder: The output, with its run.json.
+        folder: The output, finished, with its run.json.
         found: What else varies from run to run, such as how long a training took.
     """
     began = psutil.Process().create_time()
     record = {
-        "run_sha256": file_sha256(folder / RUN_RECORD),
+        "output_sha256": folder_sha256(folder),
         "code_sha256": hash_code(str(read_json(folder / RUN_RECORD)["stage"])),
         "git_commit": git_output(STAGES, "rev-parse", "--verify", "--quiet", "HEAD"),
         "git_dirty": bool(git_output(STAGES, "status", "--porcelain", "--", ".")),

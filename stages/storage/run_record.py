@@ -7,7 +7,7 @@ from pydantic import Field
 
 from stages.runtime.errors import InputError
 from stages.runtime.schema import Frozen
-from stages.storage.files import RUN_RECORD, file_sha256, read_record
+from stages.storage.files import RUN_RECORD, folder_sha256, read_record
 
 
 class StageRecord(Frozen, extra="allow"):
@@ -23,7 +23,8 @@ class StageRecord(Frozen, extra="allow"):
 class Provenance(Frozen, extra="allow"):
     """NAME.provenance.json; a training adds further keys."""
 
-    run_sha256: str
+    output_sha256: str
+    """`folder_sha256` of the output."""
     device: dict[str, bool | int | str]
     code_sha256: str = ""
     git_commit: str | None = None
@@ -43,14 +44,14 @@ def read_provenance(folder: Path) -> dict[str, Any] | None:
     """Read with which code, where, when and at which commit a stage wrote a folder.
 
     Returns:
-        None where that is not known: the folder came out of DVC's cache, or was written by another run.
+        None where that is not known: the folder came out of DVC's cache and differs from what the last run wrote.
     """
     path = provenance_path(folder)
     try:
         record = read_record(path, Provenance, "remove it").model_dump(exclude_unset=True)
     except InputError:
         return None
-    return record if record.get("run_sha256") == file_sha256(folder / RUN_RECORD) else None
+    return record if record.get("output_sha256") == folder_sha256(folder) else None
 
 
 def provenance_path(folder: Path) -> Path:

@@ -21,7 +21,15 @@ from stages.storage.files import make_private, read_record, write_json, writing
 from stages.tracking.compression import Compression
 from stages.tracking.mlflow_client import connect, find_experiment
 from stages.tracking.presentation import describe, first_metrics, run_name, without_folders
-from stages.tracking.runs import COMPRESSION_TAG, EXPERIMENT, RunRecord, create_run, find_run
+from stages.tracking.runs import (
+    COMPRESSION_TAG,
+    EXPERIMENT,
+    SENDER_TAG,
+    RunRecord,
+    create_run,
+    delete_unfinished,
+    find_run,
+)
 
 RECORD = "record.json"
 TABLE = "rows.json"
@@ -187,7 +195,7 @@ def record_folder(
         client = connect()
         run_id = find_run(client, content)
         if run_id is None:
-            tags = {COMPRESSION_TAG: content}
+            tags = {COMPRESSION_TAG: content, SENDER_TAG: delete_unfinished(client, content, folder)}
             run_id = str(client.create_run(find_experiment(client, EXPERIMENT), tags=tags, run_name=name).info.run_id)
             client.log_batch(run_id, params=[Param(key, value) for key, value in params.items()])
             client.log_table(run_id, {key: [row[key] for row in rows] for key in rows[0]}, TABLE)
@@ -235,7 +243,7 @@ def _send_records(latest: Path, waiting: Sequence[Path], *, allow_offline: bool)
     """Send a record and those saved before; returns the run of the first and whether it is new, or None.
 
     Raises:
-        InputError: The record is damaged; another damaged one causes a warning.
+        InputError: The record is damaged or refused; another such one causes a warning.
         UnavailableError: The server does not answer, and `allow_offline` is False.
     """
     sent: dict[Path, tuple[str, bool]] = {}
@@ -248,8 +256,13 @@ def _send_records(latest: Path, waiting: Sequence[Path], *, allow_offline: bool)
             warn(error.message)
             continue
         except Exception as error:  # noqa: BLE001  # whatever a server or MLflow raises
-            _report_unsent(folder, error, allow_offline=allow_offline)
-            return None
+            if folder == latest:
+                _report_unsent(folder, error, allow_offline=allow_offline)
+                return None
+            warn(f"MLflow did not store the record in {folder} ({first_line(error)}); it is sent with the next one")
+            if is_outage(error):
+                break
+            continue
         click.echo(f"MLflow run {run_id}: {'recorded' if new else 'this compression was recorded before'}")
     return sent[latest]
 

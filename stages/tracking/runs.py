@@ -64,6 +64,15 @@ def _find_runs(client: "MlflowClient", compression: str) -> list[Any]:
     return list(client.search_runs([experiment.experiment_id], query, order_by=order))
 
 
+def delete_unfinished(client: "MlflowClient", compression: str, folder: Path) -> str:
+    """Delete the unfinished runs of a folder on this machine, whose hash is returned, for the tag of its next run."""
+    sender = hashlib.sha256(f"{socket.gethostname()}:{folder.resolve()}".encode()).hexdigest()[:16]
+    for unfinished in _find_runs(client, compression):
+        if unfinished.info.status != "FINISHED" and unfinished.data.tags.get(SENDER_TAG) == sender:
+            client.delete_run(unfinished.info.run_id)
+    return sender
+
+
 def create_run(client: "MlflowClient", record: RunRecord, folder: Path) -> str:
     """Create the run of a record with its metrics and artifacts; returns its id.
 
@@ -71,11 +80,7 @@ def create_run(client: "MlflowClient", record: RunRecord, folder: Path) -> str:
     """
     from mlflow.entities import Metric, Param
 
-    sender = hashlib.sha256(f"{socket.gethostname()}:{folder.resolve()}".encode()).hexdigest()[:16]
-    for unfinished in _find_runs(client, record.compression):
-        if unfinished.info.status != "FINISHED" and unfinished.data.tags.get(SENDER_TAG) == sender:
-            client.delete_run(unfinished.info.run_id)
-    tags = {SENDER_TAG: sender, **record.tags}
+    tags = {SENDER_TAG: delete_unfinished(client, record.compression, folder), **record.tags}
     run = client.create_run(
         find_experiment(client, EXPERIMENT),
         start_time=record.finished_ms if record.started_ms is None else record.started_ms,

@@ -7,7 +7,7 @@ import pytest
 
 from stages.register.lineage import read_lineage, read_workspace_lineage
 from stages.runtime.errors import InputError
-from stages.storage.files import file_sha256, read_json, write_json
+from stages.storage.files import folder_sha256, read_json, write_json
 from stages.tracking.compression import Compression
 
 
@@ -42,7 +42,7 @@ def compression(tmp_path, monkeypatch):
 def test_the_lineage_names_head_and_holds_runs_with_provenance(compression, tmp_path):
     """The provenance of a stage whose output came out of DVC's cache is null."""
     run_record = compression.folders["prune"] / "run.json"
-    provenance = {"run_sha256": file_sha256(run_record), "device": {"name": "cpu"}}
+    provenance = {"output_sha256": folder_sha256(run_record.parent), "device": {"name": "cpu"}}
     write_json(tmp_path / "artifacts" / "pruned.provenance.json", provenance)
     lineage = read_workspace_lineage(compression)
 

@@ -1,5 +1,6 @@
 """Atomic writes, checked reads and run records."""
 
+import errno
 import json
 import os
 import subprocess
@@ -93,6 +94,30 @@ def test_a_folder_that_fails_leaves_nothing(tmp_path):
         fail()
 
     assert [path.name for path in tmp_path.rglob("*")] == ["out"]
+
+
+@pytest.mark.parametrize(("number", "is_full"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EIO, False)])
+def test_a_full_disk_is_one_line_whoever_writes(tmp_path, number, is_full):
+    """Libraries write pictures and copies; any other error of theirs stays what it is."""
+
+    def fail():
+        with writing(tmp_path / "out"):
+            raise OSError(number, os.strerror(number))
+
+    with pytest.raises(InputError if is_full else OSError, match="free some space" if is_full else os.strerror(number)):
+        fail()
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_that_one_may_not_enter_is_refused(tmp_path, monkeypatch):
+    """In one line; the tests may run as root, who may enter all."""
+
+    def refuse(_path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(InputError, match="out: Permission denied"):
+        check_free(tmp_path / "out")
 
 
 def test_a_full_disk_gives_one_line_and_leaves_nothing(tmp_path):
@@ -264,6 +289,11 @@ def test_provenance_stands_beside_the_output(tmp_path, params):
     assert found["cost"] == {"steps": 3}
     assert found["code_sha256"] == hash_code("prune")
     assert found["seconds"] > 0
+    (out / "weights").write_text("of another commit")
+    write_provenance(out)
+    (out / "weights").unlink()  # as DVC brings back what an earlier commit wrote by equal params
+    assert read_provenance(out) is None
+    write_provenance(out)
     write_run_record(out, "prune", prune=params.prune.model_copy(update={"round_to": 8}))
     assert read_provenance(out) is None
 

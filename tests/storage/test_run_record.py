@@ -7,7 +7,7 @@ import pytest
 from stages.register.register import _default_name
 from stages.report.report_data import SourceRecord
 from stages.runtime.errors import InputError
-from stages.storage.files import file_sha256, read_json, write_json
+from stages.storage.files import folder_sha256, read_json, write_json
 from stages.storage.provenance import write_provenance, write_run_record
 from stages.storage.run_record import read_provenance, read_run_record
 from tests.fuzz.mutations import parent_of, places
@@ -76,5 +76,5 @@ def test_an_edited_provenance_is_unknown(tmp_path, params):
         ("code_sha256", []),
         ("git_dirty", "x"),
     ):
-        write_json(path, {**original, "run_sha256": file_sha256(out / "run.json"), key: value})
+        write_json(path, {**original, "output_sha256": folder_sha256(out), key: value})
         assert read_provenance(out) is None

@@ -11,16 +11,25 @@ import pytest
 import torch
 from click.testing import CliRunner
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from stages.finetune.curve import CurvePoint
 from stages.finetune.report import write_report
-from stages.runtime.errors import InputError
-from stages.storage.files import file_sha256, read_json, write_json
+from stages.runtime.errors import InputError, UnavailableError
+from stages.storage.files import folder_sha256, read_json, write_json
 from stages.storage.provenance import write_run_record
 from stages.storage.tensors import write_tensors
 from stages.tracking.__main__ import main
 from stages.tracking.compression import Compression
-from stages.tracking.recording import _make_record, list_reports, record_compression, save_record, send_record
+from stages.tracking.recording import (
+    _make_record,
+    _send_records,
+    list_reports,
+    record_compression,
+    record_folder,
+    save_record,
+    send_record,
+)
 
 DATASET = {"sha256": "d" * 64, "train": 9, "source": {"source": "folder", "path": "/home/me/cats", "classes": None}}
 
@@ -80,7 +89,7 @@ def test_a_run_is_shown_as_what_it_is(compression, tmp_path):
     (tmp_path / "reports" / "summary" / "summary.png").write_bytes(b"png")
     for stage, day, seconds in (("fetch", 1, 10), ("prune", 3, 5)):
         folder = compression.folders[stage]
-        found = {"run_sha256": file_sha256(folder / "run.json"), "device": {}, "seconds": seconds}
+        found = {"output_sha256": folder_sha256(folder), "device": {}, "seconds": seconds}
         found["began_at"] = f"2026-01-0{day}T00:00:00+00:00"
         write_json(folder.with_name(f"{folder.name}.provenance.json"), found)
     run_id, _ = record(compression)
@@ -285,6 +294,45 @@ def test_another_damaged_record_does_not_stop_the_latest(compression, damage):
     assert result.stderr.startswith("Warning: ")
     assert f"remove {other.relative_to(Path.cwd())} and record again" in result.stderr
     assert waiting(other.parent) == [other.name]
+
+
+def test_a_record_that_the_server_refuses_does_not_stop_the_others(compression, monkeypatch, capsys):
+    """Neither the latest nor one behind it; a warning names the folder, which stays."""
+    unsent = compression.reports.parent / "unsent"
+    latest, bad, good = (unsent / name for name in ("latest", "bad", "good"))
+
+    def send(folder):
+        if folder == bad:
+            raise MlflowException("no room")
+        return folder.name, True
+
+    monkeypatch.setattr("stages.tracking.recording.send_record", send)
+
+    assert _send_records(latest, [bad, good], allow_offline=False) == ("latest", True)
+    output = capsys.readouterr()
+    assert f"did not store the record in {bad}" in output.err
+    assert output.out.splitlines() == ["MLflow run latest: recorded", "MLflow run good: recorded"]
+
+
+@pytest.mark.usefixtures("compression")
+def test_a_folder_whose_upload_fails_leaves_one_run(tmp_path, monkeypatch):
+    """The next attempt deletes the unfinished run of the one before."""
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table/a.md").write_text("a")
+
+    def refuse(*_):
+        raise OSError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_artifacts", refuse)
+        for _ in range(2):
+            with pytest.raises(UnavailableError, match="failed to record name"):
+                record_folder("name", "c" * 64, {}, tmp_path / "table", [{"a": 1}])
+    run_id = record_folder("name", "c" * 64, {}, tmp_path / "table", [{"a": 1}])
+
+    client = MlflowClient()
+    runs = client.search_runs([client.get_experiment_by_name("espalier").experiment_id])
+    assert [(run.info.run_id, run.info.status) for run in runs] == [(run_id, "FINISHED")]
 
 
 @pytest.mark.parametrize("name", [".{}.sent", ".{}.old.sent"])
