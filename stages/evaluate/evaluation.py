@@ -21,12 +21,10 @@ from stages.protocol.evaluation import DENSE, SHOWN, ClassChange
 from stages.protocol.extractors import Extractor
 from stages.protocol.intervals import Estimate, estimate, paired_difference
 from stages.protocol.protocol import Protocol
-from stages.protocol.reference import Reference
-from stages.runtime.errors import InputError
+from stages.protocol.reference import Reference, check_dense
 from stages.runtime.processes import Processes
 from stages.runtime.progress import track
 from stages.storage.files import file_sha256
-from stages.storage.tensors import tensors_sha256
 
 STRIP_IMAGES, STRIP_FRAMES = 3, 10
 NUM_WORST = 8
@@ -75,7 +73,7 @@ class Evaluation:
 
     protocol: Protocol
     dense_sha256: str
-    """Hash of the dense model's weights, by `tensors_sha256`."""
+    """Of the dense model, by `stages.protocol.reference.dense_sha256`."""
     floor: float
     """FID of one half of the real images against the other."""
     models: dict[str, MeasuredModel]
@@ -112,8 +110,8 @@ def evaluate(
         InputError: The reference comes from another dense model, or images are not finite.
     """
     processes = processes or Processes(models[DENSE].device)
-    _check_dense(models[DENSE], reference)
     context = SamplingContext(autoencoder, reference.table, reference.protocol.guidance)
+    check_dense(models[DENSE], context, reference)
     drawn = draw_models(models, scratch, scheduler, reference, extractor, context, processes)
     measurer = Measurer(reference, drawn, scratch, processes)
     scores = measurer.measure(list(models))
@@ -130,13 +128,6 @@ def evaluate(
         measured[name] = replace(measured[name], classes=changes)
     floor = measurer.quality_metrics.floor()
     return Evaluation(reference.protocol, reference.model_sha256, floor, measured, classes.by)
-
-
-def _check_dense(unet: Denoiser, reference: Reference) -> None:
-    found = tensors_sha256(unet.state_dict())
-    if found != reference.model_sha256:
-        hashes = f"{found[:8]}…, the reference was drawn by {reference.model_sha256[:8]}…"
-        raise InputError(f"the dense model has weights of sha256 {hashes}; run the reference stage again")
 
 
 def _describe(

@@ -61,6 +61,8 @@ class GridContext:
     """By name, the dense one first."""
     weights: Mapping[str, str]
     """Model -> hash of its weights."""
+    denoisers: Mapping[str, str]
+    """Model -> hash of all files of its denoiser: weights, config, and code of an own class."""
     scheduler: DDPMScheduler
     reference: Reference
     """Of the protocol's own setting."""
@@ -71,12 +73,12 @@ class GridContext:
     """Folder of the finished cells."""
 
     def key(self, name: str, protocol: Protocol) -> str:
-        """Hash all that decides a cell: code, packages, protocols, and the weights of the model and the dense one."""
+        """Hash all that decides a cell: code, packages, protocols, model, and dense model with its autoencoder."""
         parts = {
             "code": hash_measuring_code(),
             "packages": {package: version(package) for package in PACKAGES},
             "protocols": [protocol.model_dump(mode="json"), self.reference.protocol.id],
-            "weights": [self.weights[name], self.weights[DENSE]],
+            "models": [self.denoisers[name], self.denoisers[DENSE], self.reference.model_sha256],
             "is_dense": name == DENSE,
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -16,19 +16,18 @@ from stages.grid.settings import Setting, make_settings, shrink
 from stages.models.autoencoder import image_shape, read_autoencoder
 from stages.models.checks import check_images
 from stages.models.complexity import count_macs
-from stages.models.pipeline import read_scheduler, read_unet, weights_file
+from stages.models.pipeline import denoiser_folder, read_scheduler, read_unet, weights_file
+from stages.models.sampling import SamplingContext
 from stages.protocol.evaluation import DENSE
 from stages.protocol.extractors import Extractor
 from stages.protocol.grid import SSIM, GridCell, GridRecord, make_metric
 from stages.protocol.params import ReferenceParams
 from stages.protocol.protocol import Protocol
-from stages.protocol.reference import read_reference
+from stages.protocol.reference import check_dense, read_reference
 from stages.protocol.resolve import check_current
-from stages.runtime.errors import InputError
 from stages.runtime.wording import count, format_duration
-from stages.storage.files import file_sha256
+from stages.storage.files import file_sha256, folder_sha256
 from stages.storage.in_use import hold_folder
-from stages.storage.tensors import tensors_sha256
 
 ALONE = (SSIM, "fid_dense", "ssim_protocol")
 """Metrics that compare with the dense model's images, so that a difference from the dense model says nothing."""
@@ -53,18 +52,17 @@ def open_grid_context(
     """
     models = {name: read_unet(folder, device) for name, folder in folders.items()}
     reference = read_reference(reference_path)
-    found = tensors_sha256(models[DENSE].state_dict())
-    if found != reference.model_sha256:
-        raise InputError(f"{reference_path} was drawn by another model than {folders[DENSE]}; run the reference stage")
     autoencoder = read_autoencoder(folders[DENSE], device)
+    check_dense(models[DENSE], SamplingContext(autoencoder, reference.table, reference.protocol.guidance), reference)
     for unet in models.values():
         check_images(reference.samples[0], image_shape(unet, autoencoder), reference_path)
     extractor, scheduler = Extractor(params.extractor, params.batch_size), read_scheduler(folders[DENSE])
     check_current(reference.protocol, params, seed, scheduler, extractor, reference_path)
     base = shrink(reference.protocol, grid)
     weights = {name: file_sha256(weights_file(folder)) for name, folder in folders.items()}
+    denoisers = {name: folder_sha256(denoiser_folder(folder)) for name, folder in folders.items()}
     metrics = QualityMetrics(reference.real_features, base, device)
-    context = GridContext(models, weights, scheduler, reference, extractor, autoencoder, metrics, store)
+    context = GridContext(models, weights, denoisers, scheduler, reference, extractor, autoencoder, metrics, store)
     return context, base
 
 

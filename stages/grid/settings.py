@@ -1,8 +1,6 @@
 """The block grid and the protocol of a reference -> the settings of the grid, each a protocol of its own."""
 
-import hashlib
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ from stages.models.samplers import check_sampler, make_sampler
 from stages.models.sampling import check_guidance
 from stages.protocol.params import ReferenceParams
 from stages.protocol.protocol import Protocol
-from stages.protocol.resolve import CLIPPING
+from stages.protocol.resolve import resolve_sampler
 from stages.runtime.errors import InputError
 
 BLOCK = "grid"
@@ -33,16 +31,8 @@ class Setting:
 
     def protocol(self, base: Protocol, scheduler: DDPMScheduler) -> Protocol:
         """Return the protocol of a reference with this setting in place of its own."""
-        config = make_sampler(scheduler, self.sampler, BLOCK).config
-        resolved = {key: value for key, value in config.items() if not key.startswith("_")}
-        can_clip = self.sampler.scheduler in CLIPPING
-        clip = None if can_clip and config["thresholding"] else can_clip and bool(config["clip_sample"])
-        changes = {
-            "sampler": self.sampler.model_copy(update={"clip": clip}),
-            "guidance": None if self.guidance == 1 else self.guidance,  # as in the block reference
-            "schedule_sha256": hashlib.sha256(json.dumps(resolved, sort_keys=True, default=str).encode()).hexdigest(),
-        }
-        return base.model_copy(update=changes)
+        guidance = None if self.guidance == 1 else self.guidance  # as in the block reference
+        return base.model_copy(update={**resolve_sampler(scheduler, self.sampler, BLOCK), "guidance": guidance})
 
 
 def make_settings(

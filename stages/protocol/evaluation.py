@@ -115,7 +115,7 @@ class EvaluationRecord(Frozen):
     protocol_id: str
     protocol: Protocol
     dense_sha256: Sha256
-    """Hash of the dense model's weights, by `tensors_sha256`."""
+    """Of the dense model's weights, with those of its autoencoder and conditions, by `reference.dense_sha256`."""
     floor_fid: float
     """FID between two halves of the real images."""
     classes_by: Literal["labels", "predictions"] | None = None

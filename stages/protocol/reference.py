@@ -1,5 +1,6 @@
 """The reference of a protocol: the dense model's images, and features of them and of the real images."""
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from stages.protocol.protocol import Protocol
 from stages.runtime.errors import InputError, first_line
 from stages.storage.files import read_json, write_json
 from stages.storage.rows import RowFile, array_file, tensors_file
-from stages.storage.tensors import read_array, read_tensors, write_array
+from stages.storage.tensors import read_array, read_tensors, tensors_sha256, write_array
 
 SAMPLES, FEATURES = "samples.npy", "features.safetensors"
 
@@ -28,7 +29,7 @@ class Reference:
 
     protocol: Protocol
     model_sha256: str
-    """`tensors_sha256` of the dense model's weights."""
+    """Of the dense model, by `dense_sha256`."""
     samples: NDArray[np.uint8]
     """[sets, N, C, H, W] images of the dense model."""
     features: torch.Tensor
@@ -37,6 +38,33 @@ class Reference:
     """[M, D] float32 features of the real images."""
     table: Table | None = None
     """The conditions of each class, the empty one last; None for an unconditional model."""
+
+
+def dense_sha256(unet: Denoiser, context: SamplingContext) -> str:
+    """Hash the weights that decide what a dense model draws: the denoiser's, and its autoencoder's and conditions'.
+
+    Without autoencoder and conditions it is `tensors_sha256` of the denoiser.
+    """
+    hashes = [tensors_sha256(unet.state_dict())]
+    if (autoencoder := context.autoencoder) is not None:
+        latents = {name: getattr(autoencoder, name) for name in ("mean", "std")}
+        scale = torch.tensor(autoencoder.scale, dtype=torch.float64)
+        hashes.append(tensors_sha256({**autoencoder.network.state_dict(), **latents, "scale": scale}))
+    if context.table is not None:
+        hashes.append(tensors_sha256({"conditions": torch.from_numpy(np.array(context.table))}))
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
+
+
+def check_dense(unet: Denoiser, context: SamplingContext, reference: Reference) -> None:
+    """Check that a reference was drawn by this dense model.
+
+    Raises:
+        InputError: It was drawn by another one.
+    """
+    found = dense_sha256(unet, context)
+    if found != reference.model_sha256:
+        hashes = f"{found[:8]}…, the reference was drawn by {reference.model_sha256[:8]}…"
+        raise InputError(f"the dense model has weights of sha256 {hashes}; run the reference stage again")
 
 
 def draw_set(

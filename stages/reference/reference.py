@@ -11,10 +11,9 @@ from stages.models.families import Denoiser
 from stages.models.sampling import DEFAULT_CONTEXT, SamplingContext, check_guidance
 from stages.protocol.extractors import Extractor
 from stages.protocol.protocol import Protocol
-from stages.protocol.reference import draw_set, reference_files, write_about
+from stages.protocol.reference import dense_sha256, draw_set, reference_files, write_about
 from stages.runtime.processes import Processes
 from stages.storage.rows import create_together
-from stages.storage.tensors import tensors_sha256
 
 
 def load_context(unet: Denoiser, model: Path, conditions: Conditions | None, guidance: float | None) -> SamplingContext:
@@ -52,7 +51,7 @@ def make_reference(
     files = reference_files(folder, protocol, real.shape[1:], num_features)
     create_together(files.row_files(), processes)
     if processes.is_main:
-        write_about(folder, protocol, tensors_sha256(unet.state_dict()), context.table)
+        write_about(folder, protocol, dense_sha256(unet, context), context.table)
     size = extractor.batch_size
     for start in processes.share(range(0, len(real), size)):
         files.real_features.write(start, extractor.features(real[start : start + size]).numpy())

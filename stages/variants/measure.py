@@ -9,15 +9,17 @@ import torch
 from stages.evaluate.consistency import images_to_ssim
 from stages.evaluate.drawn import DrawnFiles, draw_models
 from stages.evaluate.scores import Measurer, by_set
-from stages.models.autoencoder import read_autoencoder
-from stages.models.pipeline import read_scheduler
+from stages.models.autoencoder import image_shape, read_autoencoder
+from stages.models.checks import check_images
+from stages.models.families import Denoiser
+from stages.models.pipeline import read_scheduler, read_unet
 from stages.models.sampling import SamplingContext
 from stages.models.variants.folder import read_model, read_variant_record, variant_file
 from stages.protocol.evaluation import DENSE, TO_DENSE, Difference, Metric
 from stages.protocol.extractors import Extractor
 from stages.protocol.intervals import estimate, paired_difference
 from stages.protocol.params import ReferenceParams
-from stages.protocol.reference import read_reference
+from stages.protocol.reference import Reference, check_dense, read_reference
 from stages.protocol.resolve import check_current
 from stages.protocol.variants import MEASURED, Variant, VariantsRecord
 from stages.runtime.processes import Processes
@@ -48,13 +50,14 @@ def measure_variants(
         device: Where variants but graphs draw.
 
     Raises:
-        InputError: The reference has another protocol, or images are not finite.
+        InputError: The reference has another protocol or dense model, or images are not finite.
     """
     reference, extractor = read_reference(reference_path), Extractor(params.extractor, params.batch_size)
     dense, processes = models[DENSE], Processes(device)
     scheduler = read_scheduler(dense)
     check_current(reference.protocol, params, seed, scheduler, extractor, reference_path)
     context = SamplingContext(read_autoencoder(dense, device), reference.table, reference.protocol.guidance)
+    _check_dense(read_unet(dense, device), context, reference, reference_path)
     drawn: dict[str, DrawnFiles] = {}
     of_model = {name: read_variant_record(folder).model for name, folder in folders.items()}
     originals = {name: models[name] for name in dict.fromkeys(of_model.values()) if name != DENSE}
@@ -69,6 +72,16 @@ def measure_variants(
         to_model = _ssim_sets(drawn[name], drawn.get(of_model[name]))
         variants[name] = _describe(folder, dict(_metrics(sets, of_dense)), to_model)
     return VariantsRecord(protocol_id=reference.protocol.id, variants=variants)
+
+
+def _check_dense(unet: Denoiser, context: SamplingContext, reference: Reference, path: Path) -> None:
+    """Check that a reference was drawn by this dense model, and images of its size.
+
+    Raises:
+        InputError: It was not.
+    """
+    check_dense(unet, context, reference)
+    check_images(reference.samples[0], image_shape(unet, context.autoencoder), path)
 
 
 def _ssim_sets(drawn: DrawnFiles, of_model: DrawnFiles | None) -> list[float]:

@@ -20,7 +20,7 @@ from stages.models.sampling import draw, image_seeds
 from stages.protocol.grid import read_grid
 from stages.protocol.reference import read_reference
 from stages.report.grid_figure import PLOTS
-from stages.storage.files import read_json
+from stages.storage.files import read_json, write_json
 
 STEPS = ("--steps", "2,4")
 original = cells.draw_set
@@ -259,3 +259,19 @@ def test_a_list_is_empty_or_wrong_and_not_both(name):
     with pytest.raises(ValidationError) as wrong:
         GridParams(**{name: ("x",)})
     assert wrong.value.error_count() == 1
+
+
+def test_another_config_or_other_conditions_are_other_cells(write_project, grid, tmp_path, monkeypatch):
+    """The weights alone do not decide what a model draws."""
+    write_project(classes=3)
+    drawn = []
+    monkeypatch.setattr(cells, "draw_set", lambda *given: drawn.append(given[5]) or original(*given))
+    first = grid("--steps", "2")
+    assert first.exit_code == 0, first.output
+    before = len(drawn)
+    config = tmp_path / "artifacts/finetuned/unet/config.json"
+    write_json(config, {**read_json(config), "norm_eps": 1e-3})
+    again = grid("--steps", "2")
+
+    assert again.exit_code == 0, again.output
+    assert {label.split(",")[0] for label in drawn[before:]} == {"finetuned"}

@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-from stages.protocol.reference import Reference, draw_set, read_reference
+from stages.models.autoencoder import Autoencoder
+from stages.models.sampling import SamplingContext
+from stages.protocol.reference import Reference, dense_sha256, draw_set, read_reference
 from stages.runtime.errors import InputError
 from stages.storage.files import read_json, write_json
-from stages.storage.tensors import write_tensors
+from stages.storage.tensors import tensors_sha256, write_tensors
 from tests.references import write_reference
 
 
@@ -65,3 +68,19 @@ def test_a_damaged_reference_is_refused(reference, tmp_path):
     (tmp_path / "samples.npy").write_bytes((tmp_path / "samples.npy").read_bytes()[:500])
     with pytest.raises(InputError, match="holds no samples"):
         read_reference(tmp_path)
+
+
+def test_the_dense_model_is_its_denoiser_and_what_decodes_and_conditions(unet):
+    """Two autoencoders, scales or tables make two models; a model in pixel space is its weights."""
+    coders = []
+    for seed, scale in ((0, 1.0), (0, 1.0), (1, 1.0), (0, 2.0)):
+        torch.manual_seed(seed)
+        coder = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=1, scaling_factor=scale)
+        coders.append(Autoencoder(coder))
+    tables = [np.arange(3), np.array([0, 1, -1])]
+    contexts = [SamplingContext(coder) for coder in coders] + [SamplingContext(table=table) for table in tables]
+    plain = dense_sha256(unet, SamplingContext())
+
+    assert plain == tensors_sha256(unet.state_dict())
+    assert dense_sha256(unet, contexts[0]) == dense_sha256(unet, contexts[1])
+    assert len({plain, *(dense_sha256(unet, context) for context in contexts)}) == 6
