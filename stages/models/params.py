@@ -26,6 +26,8 @@ SchedulerName = Literal[
 ]
 STEP_EVENLY = ("DDIM", "PNDM")
 """Samplers of diffusers that step from t to t − T // steps, wherever the next timestep is."""
+CLIPPING, THRESHOLDING = ("DDIM", "DDPM", "HeunDiscrete"), ("DDIM", "DDPM")
+"""Samplers that clip their estimates of the clean image where the model says so, and those of them that threshold."""
 CALL_TWICE = ("HeunDiscrete", "PNDM")
 """Samplers that call the model at some timesteps twice."""
 
@@ -56,15 +58,16 @@ class SamplerParams(Section):
     eta: float = Field(0.0, ge=0, le=1)
     """Noise of each DDIM step relative to DDPM's; 0 is deterministic."""
     clip: bool | None = None
-    """Whether DDIM and DDPM clip each estimate of the clean image, to [-1, 1] or the model's `clip_sample_range`; null
-    takes the model's own setting, which may also be thresholding."""
+    """Whether DDIM, DDPM and HeunDiscrete clip each estimate of the clean image, to [-1, 1] or the model's
+    `clip_sample_range`; null takes the model's own setting, which may also be thresholding."""
 
     @model_validator(mode="after")
     def _scheduler_supports_options(self) -> "SamplerParams":
         if self.scheduler != "DDIM" and (self.eta or self.spacing == "quadratic"):
             raise ValueError(f"scheduler {self.scheduler} has neither eta nor spacing quadratic; use scheduler DDIM")
-        if self.scheduler not in ("DDIM", "DDPM") and self.clip:
-            raise ValueError(f"scheduler {self.scheduler} does not clip; use DDIM or DDPM, or set clip to null")
+        if self.scheduler not in CLIPPING and self.clip:
+            found = f"scheduler {self.scheduler} does not clip"
+            raise ValueError(f"{found}; use {', '.join(CLIPPING[:-1])} or {CLIPPING[-1]}, or set clip to null")
         if self.scheduler == "DDIM" and self.spacing == "linspace":
             raise ValueError(
                 "scheduler DDIM steps by T / steps and misses the timesteps of linspace; use leading or trailing"

@@ -24,6 +24,12 @@ DDPM_ONLY = ("laplace", "sigmoid")
 
 LEARNED_RANGE = "learned_range"
 """The variance_type of a model that predicts where between β̃ and β its variance lies (Nichol and Dhariwal, 2021)."""
+NOISY_VARIANCES = {
+    LEARNED_RANGE: "a learned variance",
+    "fixed_large": "the variance fixed_large",
+    "fixed_large_log": "the variance fixed_large_log",
+}
+"""Variances by which DDPM's step to the clean image adds noise unless it begins at timestep 0 -> how to call them."""
 
 
 class Sampler(Protocol):
@@ -113,8 +119,10 @@ def _build(scheduler: DDPMScheduler, params: SamplerParams) -> Sampler:
     quadratic = params.spacing == "quadratic"
     cls = QuadraticDdim if quadratic else getattr(diffusers, f"{params.scheduler}Scheduler")
     changes: dict[str, object] = {} if quadratic else {"timestep_spacing": params.spacing}
-    if params.clip is not None:
-        changes |= {"clip_sample": params.clip, "thresholding": False}
+    if params.clip is not None:  # a sampler that cannot clip would keep the key, and have another hash for it
+        clipping = {"clip_sample": params.clip, "thresholding": False}
+        taken = inspect.signature(cls.__init__).parameters
+        changes |= {key: value for key, value in clipping.items() if key in taken}
     if cls is not DDPMScheduler and scheduler.config["beta_schedule"] in DDPM_ONLY:
         changes["trained_betas"] = scheduler.betas.tolist()
     if cls is not DDPMScheduler and scheduler.config["variance_type"] == LEARNED_RANGE:
@@ -160,7 +168,7 @@ def _check_noise(sampler: Sampler, scheduler: DDPMScheduler, params: SamplerPara
 
     Raises:
         InputError: The first timestep is too early or beyond the last one, the sampler has another ᾱ, or its last step
-            would add the noise of a learned variance, which diffusers leaves out at timestep 0 alone.
+            would add noise, which diffusers leaves out at timestep 0 alone.
     """
     num_timesteps, first = int(scheduler.config["num_train_timesteps"]), float(sampler.timesteps[0])
     begin = f"{block}: {params.steps} {params.spacing} steps of {params.scheduler} begin at {first:g}"
@@ -169,9 +177,10 @@ def _check_noise(sampler: Sampler, scheduler: DDPMScheduler, params: SamplerPara
     if first > num_timesteps - 1:
         offset = f"with steps_offset {scheduler.config['steps_offset']} of the model's scheduler"
         raise InputError(f"{begin} {offset}, and its last timestep is {num_timesteps - 1}; use fewer steps")
-    if takes_variance(sampler) and (last := int(sampler.timesteps[-1])):
+    variance = NOISY_VARIANCES.get(sampler.config["variance_type"]) if isinstance(sampler, DDPMScheduler) else None
+    if variance and (last := int(sampler.timesteps[-1])):
         found = f"{params.steps} {params.spacing} steps of {params.scheduler} end at timestep {last}"
-        raise InputError(f"{block}: {found}, where a learned variance adds noise to the images; use spacing linspace")
+        raise InputError(f"{block}: {found}, where {variance} adds noise to the images; use spacing linspace")
     known = scheduler.alphas_cumprod  # on the GPU once add_noise has moved it there
     if not torch.allclose(sampler.alphas_cumprod.to(known.device), known, rtol=1e-3, atol=1e-6):
         raise _misfit(params, block, "it assumes other noise levels, since it ignores rescale_betas_zero_snr")

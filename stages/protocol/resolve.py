@@ -11,7 +11,8 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from stages.data.images import PixelArray
-from stages.models.samplers import check_sampler, make_sampler
+from stages.models.params import CLIPPING, THRESHOLDING, SamplerParams
+from stages.models.samplers import BLOCK, check_sampler, make_sampler
 from stages.protocol.extractors import Extractor
 from stages.protocol.params import ReferenceParams
 from stages.protocol.protocol import Protocol, check_same
@@ -20,8 +21,6 @@ from stages.runtime.processes import Processes
 
 SSIM_WINDOW = 11
 """Side of SSIM's Gaussian window, in pixels."""
-CLIPPING = ("DDIM", "DDPM")
-"""Samplers that can clip their estimates of the clean image."""
 MIN_REAL_IMAGES = 4
 """Two for the covariance of each half of the real images."""
 
@@ -75,13 +74,8 @@ def check_real_images(params: ReferenceParams, shape: Sequence[int], num_images:
 def _settings(params: ReferenceParams, seed: int, scheduler: DDPMScheduler, extractor: Extractor) -> dict[str, Any]:
     """Return the fields that params, noise schedule and extractor determine; the real images determine the others."""
     check_sampler(scheduler, params.sampler)
-    config = make_sampler(scheduler, params.sampler).config
-    resolved = {key: value for key, value in config.items() if not key.startswith("_")}
-    can_clip = params.sampler.scheduler in CLIPPING
-    clip = None if can_clip and config["thresholding"] else can_clip and bool(config["clip_sample"])
     return {
-        "sampler": params.sampler.model_copy(update={"clip": clip}),
-        "schedule_sha256": hashlib.sha256(json.dumps(resolved, sort_keys=True, default=str).encode()).hexdigest(),
+        **resolve_sampler(scheduler, params.sampler),
         "guidance": params.guidance,
         "precision": params.precision,
         "num_images": params.num_images,
@@ -93,6 +87,18 @@ def _settings(params: ReferenceParams, seed: int, scheduler: DDPMScheduler, extr
         "kid_subsets": params.kid_subsets,
         "kid_subset_size": params.kid_subset_size,
         "neighbours": params.neighbours,
+    }
+
+
+def resolve_sampler(scheduler: DDPMScheduler, sampler: SamplerParams, block: str = BLOCK) -> dict[str, Any]:
+    """Return the fields `sampler`, with clipping as the model has it, and `schedule_sha256` of a protocol."""
+    config = make_sampler(scheduler, sampler, block).config
+    resolved = {key: value for key, value in config.items() if not key.startswith("_")}
+    has_own_rule = sampler.scheduler in THRESHOLDING and config["thresholding"]
+    clip = None if has_own_rule else sampler.scheduler in CLIPPING and bool(config["clip_sample"])
+    return {
+        "sampler": sampler.model_copy(update={"clip": clip}),
+        "schedule_sha256": hashlib.sha256(json.dumps(resolved, sort_keys=True, default=str).encode()).hexdigest(),
     }
 
 

@@ -143,6 +143,20 @@ def test_a_step_that_would_leave_noise_in_the_images_is_refused():
     make_sampler(DDPMScheduler(**LEARNED), SamplerParams(steps=4, spacing="trailing"))
 
 
+@pytest.mark.parametrize("variance", ["fixed_large", "fixed_large_log", "fixed_small"])
+def test_the_large_variance_leaves_noise_as_well(variance):
+    """Its last step adds 1 − ᾱ from any timestep but 0; that of the small one is nearly 0."""
+    scheduler = DDPMScheduler(variance_type=variance)
+    trailing = SamplerParams(scheduler="DDPM", steps=50, spacing="trailing")
+    if variance == "fixed_small":
+        make_sampler(scheduler, trailing)
+    else:
+        with pytest.raises(InputError, match=f"end at timestep 19, where the variance {variance} adds noise"):
+            make_sampler(scheduler, trailing)
+    make_sampler(scheduler, SamplerParams(scheduler="DDPM", steps=50))
+    make_sampler(scheduler, SamplerParams(steps=50, spacing="trailing"))
+
+
 def test_a_schedule_with_a_variance_needs_a_model_with_one(unet, labelled, scheduler):
     """Otherwise it is refused, also while drawing."""
     learned = DDPMScheduler(**LEARNED)

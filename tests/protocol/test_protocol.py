@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from diffusers import DDPMScheduler
 
-from stages.models.params import SamplerParams, SchedulerName
+from stages.models.params import CLIPPING, SamplerParams, SchedulerName
 from stages.protocol.extractors import Extractor
 from stages.protocol.params import ExtractorParams
 from stages.protocol.protocol import Protocol, bias_warning, check_same
@@ -102,8 +102,20 @@ def test_the_protocol_of_every_sampler_survives_json(params, scheduler, extracto
     sampler = SamplerParams(scheduler=name, steps=10)
     protocol = make_protocol(params.reference.model_copy(update={"sampler": sampler}), 0, scheduler, REAL, extractor)
 
-    assert protocol.sampler.clip is (name in ("DDIM", "DDPM"))
+    assert protocol.sampler.clip is (name in CLIPPING)
     assert Protocol.model_validate_json(protocol.model_dump_json()) == protocol
+
+
+@pytest.mark.parametrize("name", get_args(SchedulerName))
+def test_no_clipping_is_one_protocol_for_a_sampler_that_cannot_clip(params, extractor, name):
+    """Whether params or nobody says so; the images are equal."""
+    scheduler, ids = DDPMScheduler(clip_sample=True), set()
+    for clip in (None, False):
+        sampler = SamplerParams(scheduler=name, steps=10, clip=clip)
+        changed = params.reference.model_copy(update={"sampler": sampler})
+        ids.add(make_protocol(changed, 0, scheduler, REAL, extractor).id)
+
+    assert len(ids) == (2 if name in CLIPPING else 1)
 
 
 @pytest.mark.parametrize(
