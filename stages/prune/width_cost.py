@@ -106,7 +106,7 @@ class WidthCost:
 
     def _layer_macs(self, cuts: Cuts) -> int:
         widths = self.widths(cuts)
-        return sum(_macs(layer, widths[name], self.positions.get(name, 0)) for name, layer in self.layers.items())
+        return sum(_macs(layer, widths[name], *self.positions.get(name, (0, 0))) for name, layer in self.layers.items())
 
     def _layer_params(self, cuts: Cuts) -> int:
         widths = self.widths(cuts)
@@ -114,27 +114,29 @@ class WidthCost:
 
 
 @once_per_structure
-def _count_positions(unet: Denoiser) -> dict[str, int]:
-    """Count the positions that each layer is applied to for one image."""
-    unet, positions = skeleton(unet), {}
+def _count_positions(unet: Denoiser) -> dict[str, tuple[int, int]]:
+    """Count the positions that each layer is applied to for one image, and its calls: an own class may repeat them."""
+    unet = skeleton(unet)
+    positions: dict[str, tuple[int, int]] = {}
     for name, layer in weighted_layers(unet).items():
 
         def note(layer: nn.Module, _: object, output: torch.Tensor, name: str = name) -> None:
             """Count the positions of a layer's output."""
-            positions[name] = output.numel() // len(layer.weight)  # type: ignore[arg-type]
+            before, calls = positions.get(name, (0, 0))
+            positions[name] = before + output.numel() // len(layer.weight), calls + 1  # type: ignore[arg-type]
 
         layer.register_forward_hook(note)
     forward(unet, example_inputs(unet))
     return positions
 
 
-def _macs(layer: nn.Module, width: tuple[int, ...], positions: int) -> int:
-    """MACs by torch-pruning's formula: convolution biases count per position, linear biases once, norms 2 per value."""
+def _macs(layer: nn.Module, width: tuple[int, ...], positions: int, calls: int) -> int:
+    """MACs by torch-pruning's formula: biases count per position in convolutions, else per call; norms 2 per value."""
     if isinstance(layer, nn.Conv2d):
         kernel = math.prod(layer.kernel_size)
         return positions * width[0] * (kernel * width[1] + (layer.bias is not None))
     if isinstance(layer, nn.Linear):
-        return width[0] * (positions * width[1] + (layer.bias is not None))
+        return width[0] * (positions * width[1] + calls * (layer.bias is not None))
     return 0 if isinstance(layer, nn.Embedding) else 2 * positions * width[0]
 
 

@@ -14,6 +14,7 @@ from stages.fetch.__main__ import main as fetch
 from stages.finetune.__main__ import main as finetune
 from stages.grid.__main__ import main as grid
 from stages.importance.__main__ import main as importance
+from stages.models.complexity import count_macs
 from stages.models.families import example_inputs, family_of
 from stages.models.groups import find_groups
 from stages.models.layout import WEIGHTS
@@ -195,6 +196,17 @@ def test_a_mistake_is_refused_in_one_line(tmp_path, mistake):
     assert other in message
 
 
+def test_macs_count_every_call_of_a_layer(tmp_path, magnitude_of):
+    """A block that runs twice costs twice, so that a budget in MACs is that of the pruned model."""
+    twice = {"self.attention(self.middle(": "self.attention(self.middle(self.middle("}
+    twice |= {"self.reduce(skip), embedding))": "self.reduce(skip), embedding), embedding))"}
+    unet = fetched(write_own(tmp_path / "own", code=twice), tmp_path / "a")
+    plan = plan_pruning(unet, magnitude_of(unet), PruneParams(target={"macs": "50%"}))
+
+    assert plan.budget.found == count_macs(cut(unet, plan))
+    assert plan.budget.dense == count_macs(unet)
+
+
 def test_labels_out_of_range_are_refused(tmp_path):
     """A description with more labels than the class embeds."""
     write_own(tmp_path / "own", config={"num_labels": 4}, description=LABELS)
@@ -249,7 +261,7 @@ def test_code_runs_in_no_command_without_trust(tmp_path, root, monkeypatch):
         importance: "--model model --data data --out o --report r",
         prune: "--model model --importance data --data data --out o",
         rounds: "--model model --importance data --data data --checkpoints c --out rounds",
-        finetune: "--model model --teacher model --data data --checkpoints c --out o --report r",
+        finetune: "--model model --rounds model --teacher model --data data --checkpoints c --out o --report r",
         evaluate: f"{folders} --reference data",
         costs: folders,
         variants: f"{folders} --reference data --out v",
