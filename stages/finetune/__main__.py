@@ -53,7 +53,7 @@ def main(
         from stages.runtime.device import check_precision, select_device
         from stages.storage.files import check_free
 
-    model = latest_model(model, rounds_path)
+    model = latest_model(model, rounds_path, rounds.count)
     inputs = [path for path in (model, data, teacher) if path]
     check_free(out, report, inputs=[*inputs, checkpoints], stage="finetune")
     device = select_device(deterministic=params.engine.deterministic)

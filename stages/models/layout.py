@@ -29,14 +29,22 @@ def is_pixel_dit(folder: Path) -> bool:
     return denoiser_name(folder) == "transformer" and not (folder / "vae").is_dir()
 
 
-def latest_model(model: Path, rounds: Path | None) -> Path:
+def latest_model(model: Path, rounds: Path | None, count: int) -> Path:
     """Return the folder of the model that was pruned in several rounds, or the given one if there was one round.
 
+    Args:
+        model: The model that was pruned in one round.
+        rounds: Output of the stage rounds, which holds a model if there were several.
+        count: How many rounds there must have been.
+
     Raises:
-        InputError: `rounds` is no folder.
+        InputError: `rounds` is no folder, or holds no model though there must have been several rounds.
     """
-    if rounds is None:
-        return model
-    if not rounds.is_dir():
+    if rounds is not None and not rounds.is_dir():
         raise InputError(f"--rounds {rounds} is not a folder; give the one that the rounds stage writes")
-    return rounds if (rounds / "model_index.json").is_file() else model
+    if rounds is not None and (rounds / "model_index.json").is_file():
+        return rounds
+    if count > 1:
+        found = "no --rounds is given" if rounds is None else f"--rounds {rounds} holds no model"
+        raise InputError(f"rounds.count is {count}, and {found}; give the folder that the rounds stage writes for it")
+    return model

@@ -29,14 +29,17 @@ def main(params_path: Path, model: Path, importance: Path, data: Path, checkpoin
     from stages.storage.provenance import write_provenance, write_run_record
 
     check_free(out, inputs=[model, importance, data, checkpoints], stage="rounds")
+    work = None
     with writing(out) as folder:
         if params.rounds.count > 1:
             with importing():
-                from stages.rounds.rounds import Inputs, write_rounds
+                from stages.rounds.rounds import Inputs, clear, write_rounds
 
-            write_rounds(params, Inputs(model, importance, data), checkpoints, folder)
+            work = write_rounds(params, Inputs(model, importance, data), checkpoints, folder)
         write_run_record(folder, "rounds", seed=params.seed, rounds=params.rounds)
     write_provenance(out)
+    if work is not None:
+        clear(work)
 
 
 if __name__ == "__main__":

@@ -32,14 +32,17 @@ class Inputs:
     data: Path
 
 
-def write_rounds(params: Params, inputs: Inputs, checkpoints: Path, out: Path) -> None:
+def write_rounds(params: Params, inputs: Inputs, checkpoints: Path, out: Path) -> Path:
     """Prune in rounds, from the last finished stage of an earlier attempt if there was one, and write the pruned model.
 
     Args:
         params: The blocks of params.yaml.
         inputs: The folders to begin with.
-        checkpoints: Parent of the folder for the outputs of the rounds, which is removed at the end.
+        checkpoints: Parent of the folder for the outputs of the rounds.
         out: An existing folder.
+
+    Returns:
+        The folder with the outputs of the rounds, which `clear` removes once `out` is in its place.
 
     Raises:
         InputError: The model cannot be read, or cannot be pruned in so many rounds.
@@ -58,7 +61,15 @@ def write_rounds(params: Params, inputs: Inputs, checkpoints: Path, out: Path) -
             model = _Round(work / f"round-{index}", tree, inputs).run(model, is_last=index == count)
         write_pipeline(out, read_unet(model), read_scheduler(model), model)
         copy_plan(model, out)
-    shutil.rmtree(work, ignore_errors=True)
+    return work
+
+
+def clear(work: Path) -> None:
+    """Remove the outputs of the rounds, which get another name first: half of one must not look like a finished one."""
+    gone = work.with_name(f".{work.name}")
+    shutil.rmtree(gone, ignore_errors=True)
+    work.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 @dataclass(frozen=True)

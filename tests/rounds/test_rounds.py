@@ -1,5 +1,6 @@
 """Pruning in several rounds: the params of each, what the stages in them make, and what is refused."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -163,10 +164,14 @@ def test_one_round_writes_no_model(write_params, options, tmp_path, model_folder
 
     assert result.exit_code == 0, result.output
     assert [path.name for path in (tmp_path / "rounds").iterdir()] == ["run.json"]
-    assert latest_model(model_folder, tmp_path / "rounds") == model_folder
-    assert latest_model(tmp_path, model_folder) == model_folder
+    assert latest_model(model_folder, tmp_path / "rounds", 1) == model_folder
+    assert latest_model(tmp_path, model_folder, 2) == model_folder
     with pytest.raises(InputError, match="is not a folder; give the one that the rounds stage writes"):
-        latest_model(model_folder, tmp_path / "nowhere")
+        latest_model(model_folder, tmp_path / "nowhere", 1)
+    with pytest.raises(InputError, match=r"rounds\.count is 2, and --rounds .* holds no model"):
+        latest_model(model_folder, tmp_path / "rounds", 2)
+    with pytest.raises(InputError, match=r"rounds\.count is 2, and no --rounds is given"):
+        latest_model(model_folder, None, 2)
 
 
 @pytest.mark.e2e
@@ -228,6 +233,26 @@ def test_a_stopped_run_goes_on_with_the_stage_that_was_not_finished(
     assert in_process[:total] == ["stages.prune", "stages.finetune", "stages.importance", "stages.prune"]
     assert in_process[total:] == in_process[:total]
     assert (tmp_path / "again/unet/diffusion_pytorch_model.safetensors").read_bytes() == weights
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+@pytest.mark.e2e
+def test_finished_rounds_stay_until_the_output_is_in_its_place(
+    write_params, options, in_process, tmp_path, monkeypatch
+):
+    """A full disk at the very end loses none of them."""
+    write_params(rounds={"count": 2, "steps": 1}, finetune={"steps": 2})
+
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("stages.storage.provenance.write_run_record", fail)
+        assert "free some space" in CliRunner().invoke(main, options).output
+    ran = len(in_process)
+    assert CliRunner().invoke(main, options).exit_code == 0
+
+    assert len(in_process) == ran == 4
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
