@@ -1,8 +1,9 @@
 """The buffers of a model, which a forward pass may write to, replace or make: copied to another model, or put back."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 
@@ -15,14 +16,32 @@ def make_writable(unet: nn.Module) -> None:
 
 def copy_buffers(source: nn.Module, target: nn.Module) -> None:
     """Give the buffers of a model to another one of its class, which may not have made all of them yet."""
-    known = dict(target.named_buffers(remove_duplicate=False))
-    for name, buffer in source.named_buffers(remove_duplicate=False):
-        if name in known and known[name].shape == buffer.shape:
-            known[name].copy_(buffer)
+    unsaved = unsaved_buffers(source)
+    saved = {name: it for name, it in source.named_buffers(remove_duplicate=False) if name not in unsaved}
+    set_buffers(target, saved, are_saved=True)
+    set_buffers(target, unsaved, are_saved=False)
+
+
+def unsaved_buffers(unet: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the buffers that `state_dict` leaves out."""
+    return {
+        f"{parent}.{name}" if parent else name: buffer
+        for parent, module in unet.named_modules(remove_duplicate=False)
+        for name, buffer in module._buffers.items()  # noqa: SLF001
+        if buffer is not None and name in module._non_persistent_buffers_set  # noqa: SLF001
+    }
+
+
+def set_buffers(unet: nn.Module, values: Mapping[str, torch.Tensor], *, are_saved: bool) -> None:
+    """Set buffers in place; one that is missing or has another shape is made, saved by `state_dict` or not."""
+    known = dict(unet.named_buffers(remove_duplicate=False))
+    for name, value in values.items():
+        if name in known and known[name].shape == value.shape:
+            known[name].copy_(value)
         else:
             parent, _, own = name.rpartition(".")
-            is_saved = own not in source.get_submodule(parent)._non_persistent_buffers_set  # noqa: SLF001
-            target.get_submodule(parent).register_buffer(own, buffer.clone(), persistent=is_saved)
+            made = value.to(next(unet.parameters()).device, copy=True)
+            unet.get_submodule(parent).register_buffer(own, made, persistent=are_saved)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 
+from stages.finetune.buffers import set_buffers, unsaved_buffers
 from stages.finetune.checkpoint_upload import CheckpointUploads
 from stages.finetune.curve import CurvePoint
 from stages.finetune.optimizer import Moments, WeightOptimizer
@@ -163,9 +164,10 @@ def to_tensors(
     optimizer: WeightOptimizer,
     samples: Mapping[int, NDArray[np.uint8]],
 ) -> dict[str, torch.Tensor]:
-    """Collect weights, EMA weights, moments of the optimiser and samples under names with a prefix each."""
-    states = {"unet": unet.state_dict()}
-    states |= {f"ema.{decay}": model.state_dict() for decay, model in ema_models.items()}
+    """Collect weights, buffers, EMA weights, moments of the optimiser and samples under names with a prefix each."""
+    models = {"unet": unet, **{f"ema.{decay}": model for decay, model in ema_models.items()}}
+    states = {prefix: model.state_dict() for prefix, model in models.items()}
+    states |= {f"buffers.{prefix}": unsaved_buffers(model) for prefix, model in models.items()}
     states |= {f"optimizer.{parameter}": moments for parameter, moments in optimizer.moments().items()}
     states["samples"] = {str(step): torch.from_numpy(drawn) for step, drawn in samples.items()}
     return {f"{prefix}.{name}": tensor for prefix, state in states.items() for name, tensor in state.items()}
@@ -178,9 +180,9 @@ def load_tensors(
     optimizer: WeightOptimizer,
 ) -> dict[int, NDArray[np.uint8]]:
     """Load into models and optimiser what `to_tensors` collected, and return the samples."""
-    unet.load_state_dict(_with_prefix("unet.", tensors))
-    for decay, model in ema_models.items():
-        model.load_state_dict(_with_prefix(f"ema.{decay}.", tensors))
+    for prefix, model in {"unet": unet, **{f"ema.{decay}": model for decay, model in ema_models.items()}}.items():
+        model.load_state_dict(_with_prefix(f"{prefix}.", tensors))
+        set_buffers(model, _with_prefix(f"buffers.{prefix}.", tensors), are_saved=False)
     moments: dict[str, Moments] = {}
     for name, tensor in _with_prefix("optimizer.", tensors).items():
         parameter, key = name.rsplit(".", 1)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from stages.runtime.errors import InputError, warn
+from stages.runtime.errors import InputError, first_line, warn
 from stages.storage.s3 import Store
 
 CHECKPOINTS = "checkpoints"
@@ -45,9 +45,15 @@ class CheckpointUploads:
         """Upload a checkpoint in the background, in place of one that still waits."""
         if self.pending is not None and self.pending.cancel():
             shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder = Path(tempfile.mkdtemp(prefix=".upload.", dir=path.parent))
-        _link_or_copy(path, self.folder / path.name)  # so that the checkpoint may be removed before it is uploaded
-        self.pending = self.pool.submit(self._push, self.folder, path.stem)
+        self.folder, self.pending = path.parent, None
+        try:
+            self.folder = Path(tempfile.mkdtemp(prefix=".upload.", dir=path.parent))
+            _link_or_copy(path, self.folder / path.name)  # so that the checkpoint may be removed before it is uploaded
+        except OSError as error:  # a full disk without hard links
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self._warn_once(f"{path.name} is not uploaded ({first_line(error)}); it is kept on this machine only")
+        else:
+            self.pending = self.pool.submit(self._push, self.folder, path.stem)
 
     def download(self, folder: Path) -> None:
         """Download the newest intact copy, if any, to a folder without checkpoints.

@@ -1,12 +1,12 @@
 """Processes, precision and memory layout of a training, by Hugging Face's accelerate."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, TorchDynamoPlugin
+from accelerate.utils import InitProcessGroupKwargs, TorchDynamoPlugin, broadcast
 from torch import nn
 
 from stages.finetune.params import EngineParams
@@ -16,6 +16,7 @@ from stages.runtime.errors import InputError
 from stages.runtime.processes import Processes
 
 BATCH_SIZE = "finetune.batch_size"
+DETERMINISTIC = "finetune.engine.deterministic"
 TIMEOUT = timedelta(hours=6)
 """Longest time that processes wait for one that hashes the images, downloads a checkpoint or draws samples."""
 
@@ -121,7 +122,7 @@ class Engine:
             InputError: The model has an operation without a deterministic kernel, and `params` allow no other.
         """
         apart = nullcontext() if is_last else self.accelerator.no_sync(model)
-        with computing(self.params.precision), naming_switch("finetune.engine.deterministic"), apart:
+        with computing(self.params.precision), naming_switch(DETERMINISTIC), apart:
             yield
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
@@ -130,6 +131,13 @@ class Engine:
             return value
         reduced: torch.Tensor = self.accelerator.reduce(value, reduction="mean")
         return reduced
+
+    def of_main(self, numbers: Sequence[float]) -> list[float]:
+        """Return the numbers of the main process in all, so that what they decide is decided alike."""
+        if self.num_processes == 1:
+            return list(numbers)
+        shared: torch.Tensor = broadcast(torch.tensor(numbers, dtype=torch.float64, device=self.device))
+        return [float(number) for number in shared.tolist()]
 
     def largest(self, number: int) -> int:
         """Return the largest of the processes' numbers; on GPUs those of the call before, which need no waiting."""

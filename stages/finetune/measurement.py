@@ -7,10 +7,12 @@ from numpy.typing import NDArray
 
 from stages.finetune.batches import Batch
 from stages.finetune.distillation import Distillation
+from stages.finetune.engine import DETERMINISTIC
 from stages.finetune.loss import Objective, Prediction
 from stages.models.families import Denoiser
 from stages.models.params import SamplesParams
 from stages.models.sampling import SamplingContext, draw, image_seeds
+from stages.runtime.device import naming_switch
 
 
 class HeldoutLoss:
@@ -23,6 +25,7 @@ class HeldoutLoss:
         distillation: Runs the models; its teacher runs once, if the loss needs its output.
     """
 
+    @naming_switch(DETERMINISTIC)
     @torch.no_grad()
     def __init__(self, batch: Batch, part_size: int, objective: Objective, distillation: Distillation) -> None:
         self.objective, self.distillation = objective, distillation
@@ -30,9 +33,14 @@ class HeldoutLoss:
         parts = [part.to(distillation.engine.device) for part in batch.split(part_size)]
         self.parts = [(part, distillation.predict(teacher, part) if teacher else None) for part in parts]
 
+    @naming_switch(DETERMINISTIC)
     @torch.no_grad()
     def __call__(self, unet: Denoiser) -> float:
-        """Measure the loss of a model."""
+        """Measure the loss of a model.
+
+        Raises:
+            InputError: It has an operation without a deterministic kernel, and `finetune.engine` allows no other.
+        """
         losses = []
         for part, teacher in self.parts:
             prediction = Prediction(self.distillation.target(part), self.distillation.predict(unet, part), teacher)

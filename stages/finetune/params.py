@@ -95,7 +95,7 @@ class EngineParams(Section):
     compile: bool = False
     """Whether torch.compile compiles the model; the first step then takes up to minutes."""
     channels_last: bool = False
-    """Whether images and weights use the memory layout NHWC instead of NCHW."""
+    """Whether weights have the memory layout NHWC instead of NCHW; activations follow them."""
     accumulate: int = Field(1, ge=1)
     """Parts of a batch that each process computes one after the other, to save memory."""
     gradient_checkpointing: bool = False

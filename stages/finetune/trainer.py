@@ -234,7 +234,8 @@ class Trainer:
         """
         self.clock.stop()
         train_losses = self.losses
-        losses = tuple((decay, self.heldout_loss(model)) for decay, model in self.ema_models.models.items())
+        found = self.engine.of_main([self.heldout_loss(model) for model in self.ema_models.models.values()])
+        losses = tuple(zip(self.ema_models.models, found, strict=True))
         self.curve.append(CurvePoint(self.steps_done, fmean(train_losses) if train_losses else None, losses))
         self.step_losses = StepLosses()
         if self._is_sampled(self.steps_done) and self.engine.is_main:

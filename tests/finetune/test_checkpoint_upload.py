@@ -1,5 +1,6 @@
 """Copies of checkpoints in the store."""
 
+import errno
 import os
 import signal
 
@@ -133,6 +134,27 @@ def test_without_hard_links_the_checkpoint_is_copied(connect, tmp_path, monkeypa
     first.wait()
 
     assert Checkpoints(tmp_path / "second", RUN, connect()).newest().step == 2
+
+
+def test_a_disk_without_room_for_a_copy_does_not_stop_the_training(connect, tmp_path, monkeypatch, capsys):
+    """Without hard links a copy is needed; a warning says that the store lacks this one, and the next is sent."""
+
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    checkpoints = Checkpoints(tmp_path / "first", RUN, connect())
+    with monkeypatch.context() as patch:
+        patch.setattr("os.link", refuse)
+        patch.setattr("shutil.copyfile", refuse)
+        checkpoints.save(checkpoint(2))
+        checkpoints.wait()
+    assert "step-00000002.safetensors is not uploaded" in capsys.readouterr().err
+    assert connect().names("checkpoints/") == []
+    checkpoints.save(checkpoint(4))
+    checkpoints.wait()
+
+    assert [name[-8:] for name in connect().names("checkpoints/")] == ["00000004"]
+    assert not list((tmp_path / "first").rglob(".upload.*"))
 
 
 def test_uploads_and_downloads_leave_no_temporary_files(connect, tmp_path):

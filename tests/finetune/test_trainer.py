@@ -24,6 +24,7 @@ from stages.finetune.trainer import Trainer
 from stages.prune.params import PruneParams, Target
 from stages.prune.pruning import prune_unet
 from stages.prune.selection import plan_pruning
+from stages.runtime.device import REFUSAL
 from stages.runtime.errors import InputError
 from stages.runtime.seeds import generator
 from stages.storage.tensors import tensors_sha256
@@ -390,7 +391,8 @@ def test_buffers_follow_the_steps_alone(unet, scheduler, images, tmp_path, size,
             module.late = torch.ones(())
         if not hasattr(module, "new"):
             module.register_buffer("new", torch.ones(()), persistent=False)
-        assert module.new is not None
+        if module.training:
+            module.new = module.new + 1
         if module.training and in_place:
             module.passes += 1
         elif module.training:
@@ -419,7 +421,20 @@ def test_buffers_follow_the_steps_alone(unet, scheduler, images, tmp_path, size,
 
     models = (resumed.unet, *resumed.ema_models.models.values())
     assert [set(model.passes.tolist()) for model in models] == [{7}] * 3
+    assert {float(model.new) for model in models} == {8}, "of 1 in the first pass and 7 steps"
     assert not any("new" in model.state_dict() for model in models)
+
+
+def test_an_operation_without_a_deterministic_kernel_is_named_from_the_first_pass(trainer, monkeypatch):
+    """The first passes are those of the held-out loss."""
+    run = trainer()
+
+    def refuse(*_):
+        raise RuntimeError(f"cumsum_cuda_kernel{REFUSAL}")
+
+    monkeypatch.setattr(run.distillation, "predict", refuse)
+    with pytest.raises(InputError, match=r"cumsum_cuda_kernel has .* set finetune\.engine\.deterministic to false"):
+        run.measure()
 
 
 def test_samples_are_drawn_at_regular_steps(trainer, tmp_path):
