@@ -6,7 +6,6 @@ from pathlib import Path
 from statistics import fmean
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
@@ -65,7 +64,7 @@ def draw_report(importance: Importance, heatmap: Heatmap | None) -> Figure:
             norm = LogNorm() if heatmap.contribution.any() else None
             layers = in_run_order(heatmap.layers)
             contribution = heatmap.contribution[[heatmap.layers.index(layer) for layer in layers]]
-            image = bottom.imshow(contribution + np.finfo(float).tiny, aspect="auto", norm=norm)
+            image = bottom.imshow(contribution, aspect="auto", norm=norm)
             bottom.set_xticks(
                 range(len(heatmap.timesteps)), [str(timestep) for timestep in heatmap.timesteps], rotation=90
             )

@@ -16,7 +16,7 @@ from stages.models.pipeline import autoencoder_folder, weights_file
 from stages.models.pruned_own import CLASS_NAME
 from stages.protocol.evaluation import DENSE, FID_DENSE
 from stages.report.page import lineage, write_worst
-from stages.report.report_data import LossRecord, ReportData, name_source
+from stages.report.report_data import RELEASED, LossRecord, ReportData, name_source
 from stages.report.summary import PICTURE
 from stages.report.table import to_markdown, write_count, write_params, write_size, write_speed_up, write_target
 from stages.report.templates import environment
@@ -29,8 +29,6 @@ LOSSES = {
 }
 """Key of finetune.loss -> its description."""
 JACOBIAN = "squared difference of the squared norms of one random vector times the Jacobian of each model"
-RELEASED = {"pruned": "prune", "finetuned": "finetune"}
-"""Model -> the stage that writes it."""
 TASK = "unconditional-image-generation"
 WORST = "worst-pairs.png"
 
@@ -52,7 +50,7 @@ def release(report: ReportData, folders: Mapping[str, Path], reports: Path, summ
         write_atomically(folder / name / "README.md", write_card(report, name, folder / name).encode())
 
 
-def write_card(report: ReportData, name: str, model: Path | None = None) -> str:
+def write_card(report: ReportData, name: str, model: Path) -> str:
     """Write a model card, metadata and text; the config in its folder decides how the model is used."""
     record = report.record
     text = (
@@ -76,9 +74,9 @@ def write_card(report: ReportData, name: str, model: Path | None = None) -> str:
             picture=PICTURE,
             worst_picture=WORST,
             speed=_speed(report, name),
-            use=_read_use(model) if model else Use(),
+            use=_read_use(model),
             licence=_plain(" ".join(report.licence.values())),
-            lineage=[(key, _plain(value)) for key, value in lineage(report)],
+            lineage=[(key, _plain(value)) for key, value in lineage(report, name)],
         )
     )
     return f"---\n{_head(report, name).to_yaml()}\n---\n\n{text}"

@@ -17,7 +17,7 @@ from stages.protocol.evaluation import VISIBLE_SSIM
 from stages.protocol.verdict import FINETUNED, Level, rate_speed, tone
 from stages.report.legend import legend_above
 from stages.report.report_data import ReportData
-from stages.report.speed import rows_by_setting
+from stages.report.speed import rows_by_setting, timed_model
 from stages.report.variant_figures import draw_size, draw_time
 from stages.report.variants import VariantRow
 
@@ -136,7 +136,7 @@ def _ssim(axis: Axes, *, report: ReportData) -> None:
 
 def _throughput(axis: Axes, *, report: ReportData) -> None:
     """Images per second of eager passes at each batch size."""
-    rows = [row for row in rows_by_setting(report.costs) if row.mode == "eager" and row.images_per_s]
+    rows = [row for row in rows_by_setting(report) if row.mode == "eager" and row.images_per_s]
     for name, (precision, style) in itertools.product(COLOURS, LINES.items()):
         members = [row for row in rows if (row.model, row.precision) == (name, precision)]
         if members:
@@ -157,7 +157,7 @@ def _importance(axis: Axes, *, report: ReportData) -> None:
     figure.set_size_inches(WIDE_INCHES, 1.2 + ROW_INCHES * len(table))
     values = table.to_numpy()
     norm = LogNorm() if values.any() else None
-    image = axis.imshow(values + np.finfo(float).tiny, aspect="auto", norm=norm, cmap="viridis")
+    image = axis.imshow(values, aspect="auto", norm=norm, cmap="viridis")
     every = -(-table.shape[1] // MAX_TICKS)
     axis.set_xticks(range(0, table.shape[1], every), [str(step) for step in table.columns[::every]])
     axis.set_yticks(range(len(table)), list(table.index))
@@ -176,7 +176,8 @@ def _losses(axis: Axes, *, report: ReportData) -> None:
 
 def _speed_up(axis: Axes, *, report: ReportData) -> None:
     """Speed-up relative to dense in each setting, and the MACs ratio."""
-    rows = [row for row in rows_by_setting(report.costs) if row.model == "pruned" and row.speed_up]
+    timed = timed_model(report)
+    rows = [row for row in rows_by_setting(report) if row.model == timed and row.speed_up]
     names = [f"{row.precision}{' compiled' * (row.mode == 'compiled')}, batch {row.batch}" for row in rows]
     values, lows, highs = (
         np.array([getattr(row, key) for row in rows]) for key in ("speed_up", "speed_up_low", "speed_up_high")
@@ -186,7 +187,7 @@ def _speed_up(axis: Axes, *, report: ReportData) -> None:
     colours = [LEVELS[level] if level else COLOURS["pruned"] for level in tones]
     axis.axvline(1, color=mpl.rcParams["axes.edgecolor"], linewidth=0.8)
     axis.barh(names, values, xerr=reach, color=colours, ecolor=mpl.rcParams["text.color"])
-    axis.axvline(report.record.macs_ratio("pruned"), linestyle=":", color=mpl.rcParams["text.color"])
+    axis.axvline(report.record.macs_ratio(timed), linestyle=":", color=mpl.rcParams["text.color"])
     axis.invert_yaxis()
     axis.grid(visible=False, axis="y")
     axis.set(xlabel="times as fast as dense", xlim=(0, None))

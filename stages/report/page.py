@@ -6,6 +6,7 @@ from typing import Any
 
 from stages.protocol.costs import Cost
 from stages.protocol.evaluation import DENSE, EvaluationRecord, Model
+from stages.protocol.verdict import FINETUNED
 from stages.report.by_class import describe_classes
 from stages.report.grid_section import read_section
 from stages.report.pairs import describe_pairs
@@ -79,7 +80,7 @@ def check_page(page: Path, folders: Sequence[Path]) -> None:
 
 def write_page(report: ReportData, figures: Mapping[str, Mapping[str, bytes]], reports: Path) -> str:
     """Render the page."""
-    record = report.record
+    record, images = report.record, _embed_images(report, reports)  # which checks them, before others read them
     others = [name for name in record.models if name != DENSE]
     grid = read_section(reports, record)
     energy = next((row.energy_source for row in report.costs.costs if row.energy_source), "")
@@ -104,12 +105,12 @@ def write_page(report: ReportData, figures: Mapping[str, Mapping[str, bytes]], r
         rows=to_rows(record, report.costs),
         texts=_write_texts(report),
         figures=embed_figures({**figures, **(grid.figures if grid else {})}),
-        images=_embed_images(report, reports),
+        images=images,
         variants_header=VARIANTS_HEADER,
         variants=variants_to_rows(report.variants),
         others=others,
         worst={name: write_worst(record.models[name]) for name in others},
-        costs=list(rows_by_setting(report.costs)),
+        costs=list(rows_by_setting(report)),
         speed_up=_write_speed_up,
         write_energy=write_energy,
         with_attention=_each(record, lambda model: write_count(model.macs + model.attention_macs)),
@@ -164,12 +165,12 @@ def _write_speed_up(cost: Cost) -> str:
     return f"{write_speed_up(cost)}{f' {ALIKE}' if low <= 1 <= high and low < high else ''}"
 
 
-def lineage(report: ReportData) -> Iterator[tuple[str, str]]:
-    """Hashes of weights and plan, and code, commit and device of each stage."""
+def lineage(report: ReportData, planned: str = FINETUNED) -> Iterator[tuple[str, str]]:
+    """Hashes of weights and of the plan of a model, and code, commit and device of each stage."""
     yield "base", printable(", ".join(f"{key} {value}" for key, value in report.source.items() if value))
     for name, model in report.record.models.items():
         yield f"weights, {name}", f"sha256 {model.weights_sha256}"
-    yield "pruning plan", f"sha256 {report.plan_sha256}"
+    yield "pruning plan", f"sha256 {report.plans[planned]}"
     for stage in report.runs:
         yield stage, printable(_describe_provenance(report.provenance.get(stage)))
     run = report.runs["evaluate"]

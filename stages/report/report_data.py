@@ -29,9 +29,9 @@ from stages.storage.tensors import read_shapes
 from stages.tracking.compression import stage_folders
 
 MODELS = (DENSE, "pruned", FINETUNED)
+RELEASED = {"pruned": "prune", FINETUNED: "finetune"}
+"""Model that is released -> the stage that writes it."""
 LICENCE_KEYS = ("license", "license_name", "license_link")
-HEAD = r"(?s)\s*---[\r\n]+(.*?)[\r\n]+---(?:\s|$)"
-"""Metadata of a card, between two lines of dashes at its top."""
 
 
 class PruneRecord(BaseModel, frozen=True, extra="ignore"):
@@ -121,7 +121,8 @@ class ReportData:
     rounds: RoundsParams
     """The rounds of pruning before the recovery."""
     finetune: FinetuneRecord
-    plan_sha256: str
+    plans: Mapping[str, str]
+    """Pruned and finetuned -> hash of its plan; several rounds make two."""
     pipeline: str
     """The class of diffusers that draws with the released models, or AutoModel where none does."""
     code: str
@@ -147,6 +148,12 @@ class ReportData:
     def base(self) -> str:
         """Name of the base model."""
         return name_source(self.source)
+
+    @property
+    def has_equal_widths(self) -> bool:
+        """Whether finetuned has the widths of pruned; several rounds rank anew, and may cut others."""
+        pruned, finetuned = (self.record.models[name] for name in RELEASED)
+        return (pruned.macs, pruned.params) == (finetuned.macs, finetuned.params)
 
     def verdict(self, name: str = FINETUNED) -> Verdict:
         """Judge one of the models."""
@@ -197,7 +204,7 @@ def read_report_data(artifacts: Path, reports: Path) -> ReportData:
             prune=PruneRecord.model_validate(plan["prune"]),
             rounds=RoundsParams.model_validate(runs["rounds"]["params"]["rounds"]),
             finetune=FinetuneRecord.model_validate(runs["finetune"]["params"]["finetune"]),
-            plan_sha256=file_sha256(folders["finetune"] / PLAN),
+            plans={name: file_sha256(folders[stage] / PLAN) for name, stage in RELEASED.items()},
             pipeline="AutoModel" if is_pixel_dit(folders["finetune"]) else str(index["_class_name"]),
             code=f"{component}/{index[component][0]}.py",
             runs=runs,
@@ -269,8 +276,7 @@ def _read_licence(card: Path) -> dict[str, str]:
     if not card.is_file():
         return {}
     try:
-        found = re.match(HEAD, read_bytes(card).decode(errors="replace"))
-        head = parse_yaml(found[1], "its head") if found else {}
+        head = parse_yaml(_split_head(read_bytes(card).decode(errors="replace")), "its head")
     except InputError as error:
         raise InputError(f"{card} has invalid YAML metadata ({error.message}); correct or remove it") from None
     head = head if isinstance(head, dict) else {}
@@ -279,6 +285,13 @@ def _read_licence(card: Path) -> dict[str, str]:
         key: printable(" or ".join(map(str, value)) if isinstance(value, list) else str(value))
         for key, value in licence.items()
     }
+
+
+def _split_head(card: str) -> str:
+    """Return the metadata of a card, between two lines of dashes at its top; empty without them."""
+    first, *lines = re.split(r"\r\n|\r|\n", card.lstrip())
+    end = next((index for index, line in enumerate(lines) if line[:3] == "---" and line.split() == ["---"]), None)
+    return "\n".join(lines[:end]) if first.strip() == "---" and end is not None else ""
 
 
 def read_picture(path: Path) -> bytes:

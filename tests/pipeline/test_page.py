@@ -125,10 +125,11 @@ def test_every_released_model_has_a_card_that_the_hub_reads(finished):
 def test_the_card_says_how_geglu_was_cut(finished):
     """Where values and gates were ranked apart, and only there."""
     report = read_report_data(finished.path / "artifacts", finished.path / "reports")
+    model = finished.path / "artifacts/pruned"
     halves = dataclasses.replace(report, prune=report.prune.model_copy(update={"geglu": "halves"}))
 
-    assert "interleaved order, values and gates of GEGLU ranked apart." in write_card(halves, "pruned")
-    assert "interleaved order." in write_card(report, "pruned")
+    assert "interleaved order, values and gates of GEGLU ranked apart." in write_card(halves, "pruned", model)
+    assert "interleaved order." in write_card(report, "pruned", model)
 
 
 def test_the_card_names_every_loss_in_use():

@@ -14,6 +14,7 @@ from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut
 from stages.report import card
 from stages.report.card import Use
+from stages.report.report_data import _read_licence
 from stages.report.templates import environment
 from stages.storage.files import read_json, write_json
 from stages.storage.tensors import write_tensors
@@ -70,3 +71,20 @@ def test_the_code_for_a_latent_model_with_classes_decodes(make_unet, conditional
     assert card._read_use(tmp_path / "model").scale == "0.5"
     assert names["images"].shape == (1, 3, 16, 16)
     assert names["images"].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("text", "licence"),
+    [
+        ("---\nlicense: mit\n---\ntext", {"license": "mit"}),
+        ("\n---\r\nlicense: mit\r\n--- \r\ntext\n---\n", {"license": "mit"}),
+        ("---\nlicense: mit\n", {}),
+        ("text\n---\nlicense: mit\n---\n", {}),
+        ("---" + "\n" * 1_000_000, {}),
+        ("", {}),
+    ],
+)
+def test_the_licence_stands_between_two_lines_of_dashes(tmp_path, text, licence):
+    """A card may hold anything, and is read in time that grows with its length alone."""
+    (tmp_path / "README.md").write_text(text)
+    assert _read_licence(tmp_path / "README.md") == licence

@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 from stages.protocol.evaluation import Difference, Metric
 from stages.protocol.verdict import judge
 from stages.report.figures import COLOURS, FIGURES, LEVELS
+from stages.report.report_data import ReportData
+from stages.report.speed import rows_by_setting, timed_model
 from stages.report.tiles import headline_tiles
 from tests.records import make_costs, make_evaluation, make_model
 
@@ -67,7 +69,7 @@ def test_the_bar_of_a_speed_up_has_the_colour_of_its_tile(measured, visible, ris
     twins = [row.model_copy(update={"model": "pruned"}) for row in costs.costs if row.model == "finetuned"]
     both = costs.model_copy(update={"costs": [*costs.costs, *twins]})
     ratio = SimpleNamespace(macs_ratio=lambda _: 2.0)
-    report = SimpleNamespace(costs=both, record=ratio, verdict=lambda: judge(record, costs))
+    report = SimpleNamespace(costs=both, record=ratio, verdict=lambda: judge(record, costs), has_equal_widths=True)
     axis = Figure().subplots()
     FIGURES["speed-up"](axis, report=report)
     (colour,) = {to_hex(bar.get_facecolor()) for bar in axis.patches}
@@ -85,3 +87,15 @@ def test_a_speed_that_the_sentence_calls_none_is_neutral(measured):
 
     assert "not measurably faster" in judge(record, costs).sentence
     assert {tile.term: tile.tone for tile in headline_tiles(record, costs, None)}["speed-up"] is None
+
+
+@pytest.mark.parametrize(("macs", "has_twin"), [(1, True), (2, False)])
+def test_the_times_of_finetuned_are_left_out_only_beside_a_twin(protocol, macs, has_twin):
+    """Several rounds rank anew, and may cut other channels than one cut."""
+    models = {"dense": make_model(), "pruned": make_model(), "finetuned": make_model(macs=macs)}
+    record = make_evaluation(protocol.model_copy(update={"sets": 3}), models)
+    report = object.__new__(ReportData)
+    report.__dict__.update(record=record, costs=make_costs(record))
+
+    assert [row.model for row in rows_by_setting(report)] == [*models][: 2 if has_twin else 3]
+    assert timed_model(report) == ("pruned" if has_twin else "finetuned")
