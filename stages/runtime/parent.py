@@ -24,9 +24,9 @@ def end_with_dvc() -> None:
     """Watch DVC from now on, and end this process as by SIGTERM once DVC, or a shell in between, is gone.
 
     Watches nobody where DVC did not start this process, so that a stage of a user's own `nohup` or `&` goes on. Ctrl-C
-    ends the process in one line.
+    and SIGTERM end the process in one line, once its temporary files are removed.
     """
-    stop_in_one_line()
+    stop_in_one_line((signal.SIGINT, signal.SIGTERM))
     if STAGE_VARIABLE not in os.environ:
         return
     line = _line_to_dvc()

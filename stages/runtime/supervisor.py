@@ -58,8 +58,14 @@ def _terminate_descendants() -> None:
 
 
 def _descendants() -> list[psutil.Process]:
-    found = psutil.Process().children(recursive=True)
-    return [process for process in found if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    return [process for process in psutil.Process().children(recursive=True) if _is_alive(process)]
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # its parent has just collected it
+        return False
 
 
 def _signal(process: psutil.Process, number: int) -> None:

@@ -16,10 +16,12 @@ from tests.servers import ROOT
 SCRIPT = """
 import os, pathlib, time
 from stages.runtime.parent import end_with_dvc
+from stages.storage.files import writing
 
 end_with_dvc()
-pathlib.Path("up").write_text(str(os.getpid()))
-time.sleep(120)
+with writing(pathlib.Path("out")):
+    pathlib.Path("up").write_text(str(os.getpid()))
+    time.sleep(120)
 """
 DVC = """
 import os, signal, subprocess, sys
@@ -65,6 +67,18 @@ def is_alive(process):
     with suppress(psutil.NoSuchProcess):
         return process.status() != psutil.STATUS_ZOMBIE
     return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stage_that_is_told_to_end_leaves_no_temporary_folder(start, tmp_path, number):
+    """Whoever tells it: a flow that is cancelled, a limit of time, a user."""
+    parent, stage = start("/bin/sh")
+    assert list(tmp_path.glob(".out.*"))
+    stage.send_signal(number)
+
+    assert until(lambda: not is_alive(stage), 30)
+    assert parent.wait(30) == 0
+    assert not list(tmp_path.glob(".out.*"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
