@@ -1,8 +1,10 @@
 """Images -> features by an extractor of ours or of torch-fidelity, with weights identified by their hash."""
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +25,7 @@ from stages.protocol.resnet56 import RESNET56, RESNET56_SHA256, ResNet56Extracto
 from stages.protocol.thumbnail import ThumbnailExtractor
 from stages.runtime.errors import InputError, first_line
 from stages.runtime.paths import expand_path
-from stages.storage.files import file_sha256
+from stages.storage.files import copy_file, file_sha256, temporary_folder
 
 PYTORCH_FID = "inception-v3-pytorch-fid"
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -101,18 +103,26 @@ class Extractor:
                 register_feature_extractor(name, extractor)
         self.name, self.batch_size = params.name, batch_size
         path = _find_weights(params)
-        self.sha256 = _check_hash(path, params)
-        if params.name in SOURCES and not SOURCES[params.name].holds_code:
-            _check_tensors(path)
-        cls = FEATURE_EXTRACTORS_REGISTRY[params.name]
-        self.layer = str(cls.get_default_feature_layer_for_metric("fid"))
+        self.layer = str(FEATURE_EXTRACTORS_REGISTRY[params.name].get_default_feature_layer_for_metric("fid"))
         self.cuda = torch.cuda.is_available()
+        if params.name not in SOURCES:
+            self.sha256, self.network = _check_hash(path, params), self._load(path)
+            return
+        with temporary_folder(path.parent, Path(tempfile.gettempdir())) as private:
+            copied = private / path.name  # which nobody changes between the checks and torch-fidelity's unpickling
+            copy_file(path, copied)
+            self.sha256 = _check_hash(copied, params)
+            if not SOURCES[params.name].holds_code:
+                _check_tensors(copied)
+            self.network = self._load(copied)
+
+    def _load(self, path: Path) -> Any:  # noqa: ANN401  # torch-fidelity has no types
         try:
-            self.network = create_feature_extractor(
-                params.name, [self.layer], cuda=self.cuda, feature_extractor_weights_path=str(path), verbose=False
+            return create_feature_extractor(
+                self.name, [self.layer], cuda=self.cuda, feature_extractor_weights_path=str(path), verbose=False
             )
         except Exception as error:  # noqa: BLE001  # tensors, but not of this network, fail in many ways
-            found = f"{path} does not hold weights of {params.name} ({type(error).__name__})"
+            found = f"{path} does not hold weights of {self.name} ({type(error).__name__})"
             raise InputError(f"{found}; correct reference.extractor") from None
 
     def features(self, pixels: PixelArray) -> torch.Tensor:

@@ -1,12 +1,15 @@
 """Git commands in any repository, without the variables that Git sets for its hooks."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from stages.runtime.errors import without_password
 
+HOST = r"(\[[^\]]*\]|[^:\[\]]*)(:\d*)?"
+"""A host, with a port or without."""
 HELPER = '!f() { printf "username=%s\\npassword=%s\\n" "$ESPALIER_GIT_USER" "$ESPALIER_GIT_PASSWORD"; }; f'
 """Git's helper for the credentials of an address, which it prints out of the environment."""
 
@@ -33,8 +36,11 @@ def without_user(address: str) -> str:
     """Return an http address without user and password; every user of the machine sees the arguments of a command."""
     scheme, separator, rest = address.partition("://")
     authority, slash, path = rest.partition("/")
-    is_http = scheme.lower() in ("http", "https")
-    return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}" if is_http else address
+    if scheme.lower() not in ("http", "https"):
+        return address
+    if "@" in path and not re.fullmatch(HOST, authority.rpartition("@")[2]):  # a password with a slash in it
+        return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+    return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
 
 
 def credential_variables(address: str) -> dict[str, str]:

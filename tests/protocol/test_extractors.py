@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -149,6 +150,22 @@ def test_pickled_code_is_never_run(refused, tmp_path):
     message = refused(name="inception-v3-compat", weights=path, sha256=file_sha256(path))
     assert "holds something other than tensors" in message
     assert not (tmp_path / "ran").exists()
+
+
+def test_what_is_opened_is_what_was_checked(tmp_path, monkeypatch):
+    """Whoever may write the file cannot change it between the two."""
+    path, opened = tmp_path / "vgg.pth", []
+    torch.save({"weight": torch.ones(3)}, path)
+    sha256 = file_sha256(path)
+
+    def swap(*_, feature_extractor_weights_path, **__):
+        path.write_bytes(b"code")
+        opened.append(file_sha256(Path(feature_extractor_weights_path)))
+
+    monkeypatch.setattr("stages.protocol.extractors.create_feature_extractor", swap)
+    Extractor(ExtractorParams(name="vgg16", weights=path, sha256=sha256), 1)
+
+    assert opened == [sha256]
 
 
 def test_tensors_of_another_network_are_refused(refused, tmp_path):

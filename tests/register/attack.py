@@ -14,6 +14,8 @@ import sys
 import time
 from pathlib import Path
 
+CLONE, CLONE3, NEW_USER = {"x86_64": 56, "aarch64": 220}.get(os.uname().machine, -1), 435, 0x10000000
+
 
 def read(path):
     """Read a file, or list a folder."""
@@ -75,6 +77,21 @@ def leave_child(seconds):
     return ""
 
 
+def clone_arguments():
+    """Make what clone3 takes: the flags, and the signal at the end of the process."""
+    return (ctypes.c_uint64 * 8)(NEW_USER, 0, 0, 0, signal.SIGCHLD)
+
+
+def make_namespace(number, *arguments):
+    """Make a process in a user namespace of its own by a system call; returns its id, and ends it."""
+    child = ctypes.CDLL(None).syscall(number, *arguments)
+    if child == 0:
+        os._exit(0)
+    if child > 0:
+        os.waitpid(child, 0)
+    return child if child > 0 else ""
+
+
 def fork_many(most):
     """Fork until the system refuses, at most `most` times; returns how many processes there are."""
     children = []
@@ -131,6 +148,8 @@ def attack(target):
         "outside": lambda: connect(socket.AF_INET, socket.SOCK_DGRAM, ("192.0.2.1", 53)),
         "unix socket": lambda: connect(socket.AF_UNIX, socket.SOCK_STREAM, target["unix"]),
         "abstract socket": lambda: connect(socket.AF_UNIX, socket.SOCK_STREAM, "\0" + target["abstract"]),
+        "namespace by clone": lambda: make_namespace(CLONE, NEW_USER | signal.SIGCHLD, 0, 0, 0, 0),
+        "namespace by clone3": lambda: make_namespace(CLONE3, clone_arguments(), 64),
         "child": lambda: leave_child(target["seconds"]),
         "10 GiB of memory": lambda: take_memory(10 << 30),
         "processes": lambda: fork_many(target["forks"]),

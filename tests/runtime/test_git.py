@@ -17,6 +17,8 @@ ADDRESS = f"https://me:{quote(WORD, safe='')}@host:8443/espalier.git"
         (ADDRESS, "https://host:8443/espalier.git"),
         ("http://token@host/a@b.git", "http://host/a@b.git"),
         ("https://host/a.git", "https://host/a.git"),
+        ("https://host:8443/a@b.git", "https://host:8443/a@b.git"),
+        ("https://me:pa/ss@host/a.git", "https://host/a.git"),
         ("ssh://git@host/a.git", "ssh://git@host/a.git"),
         ("git@host:a.git", "git@host:a.git"),
         ("/home/me/a.git", "/home/me/a.git"),

@@ -39,10 +39,18 @@ IGNORED_CALLS = {
 }
 """chmod, chown, utime, setxattr, removexattr and their variants, which Landlock does not know. They seem to succeed,
 because programs that copy a file use them."""
+CLONE, CLONE3 = {"x86_64": 56, "aarch64": 220}, 435
+"""Calls that make processes and threads. The flags of clone3 are behind a pointer, which a filter cannot follow; it
+seems to be missing, and the C library then takes clone."""
+NAMESPACES = 0x7E020000
+"""CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET."""
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-LOAD, JUMP_IF_EQUAL, JUMP_IF_AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06
+LOAD, JUMP_IF_EQUAL, JUMP_IF_AT_LEAST, JUMP_IF_ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 """Operations of classic BPF."""
-KILL, REFUSE, IGNORE, ALLOW = 0x80000000, 0x50000 | errno.EPERM, 0x50000, 0x7FFF0000
+NUMBER, ARCHITECTURE, FIRST_ARGUMENT = 0, 4, 16
+"""Places of what is loaded; the lower half of an argument comes first."""
+KILL, REFUSE, MISSING = 0x80000000, 0x50000 | errno.EPERM, 0x50000 | errno.ENOSYS
+IGNORE, ALLOW = 0x50000, 0x7FFF0000
 OTHER_ABI = 0x40000000
 """Numbers from here on are x86's second set of system calls."""
 FILTER_MODE = 2
@@ -83,12 +91,18 @@ def refuse_calls() -> None:
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
     refused, ignored = REFUSED_CALLS[machine], IGNORED_CALLS[machine]
     program = [
-        (LOAD, 0, 0, 4),
+        (LOAD, 0, 0, ARCHITECTURE),
         (JUMP_IF_EQUAL, 1, 0, ARCHITECTURES[machine]),
         (RETURN, 0, 0, KILL),
-        (LOAD, 0, 0, 0),
+        (LOAD, 0, 0, NUMBER),
         (JUMP_IF_AT_LEAST, 0, 1, OTHER_ABI),
         (RETURN, 0, 0, REFUSE),
+        *_return_if((CLONE3,), MISSING),
+        (JUMP_IF_EQUAL, 0, 4, CLONE[machine]),
+        (LOAD, 0, 0, FIRST_ARGUMENT),
+        (JUMP_IF_ANY_BIT, 0, 1, NAMESPACES),
+        (RETURN, 0, 0, REFUSE),
+        (RETURN, 0, 0, ALLOW),
         *_return_if(refused, REFUSE),
         *_return_if(ignored, IGNORE),
         (RETURN, 0, 0, ALLOW),
