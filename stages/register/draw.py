@@ -107,7 +107,8 @@ class Draw(PythonModel):
         sampler.set_timesteps(self.settings["steps"])
         images = (noise * sampler.init_noise_sigma).to(unet.device)
         for timestep in sampler.timesteps:
-            output = self._predict(sampler.scale_model_input(images, timestep), timestep, labels, denoiser)
+            seen = timestep.long() if self.settings["whole_timesteps"] else timestep  # of a table of the model
+            output = self._predict(sampler.scale_model_input(images, timestep), seen, labels, denoiser)
             if sampler.config.get("variance_type") != "learned_range":  # of DDPM, which takes the learned variance
                 output = output[:, : shape[0]]
             images = sampler.step(output, timestep, images, **self._step_options(generators)).prev_sample

@@ -9,7 +9,7 @@ import time
 import uuid
 
 from stages.register.ledger_entry import NONE, LedgerEntry, Outcome, PlannedChange, entry_tags, read_entry
-from stages.register.registry import CHALLENGER, CHAMPION, PASSED, PREVIOUS, WITHDRAWN, Registry
+from stages.register.registry import CHALLENGER, CHAMPION, GATE, PASSED, PREVIOUS, WITHDRAWN, Registry
 from stages.runtime.errors import InputError
 from stages.runtime.process_identity import has_ended
 
@@ -126,6 +126,7 @@ class Ledger:
         challenger = self.registry.by_alias(self.name, CHALLENGER)
         if challenger is not None and str(challenger.version) == entry.to:
             self.registry.set_alias(self.name, CHALLENGER, None)
+            self._restore_challenger(int(entry.to))
         if entry.kind == "rollback":
             withdrawn = self.registry.find(f"models:/{self.name}/{entry.start}")
             self.registry.tag(withdrawn, withdrawn=f"by {entry.by} at {entry.at}: {entry.why}")
@@ -133,6 +134,12 @@ class Ledger:
             promoted = self.registry.find(f"models:/{self.name}/{entry.to}")
             self.registry.tag(promoted, gate=PASSED, gate_reason="every check passed")
         self._close(entry, "done")
+
+    def _restore_challenger(self, number: int) -> None:
+        """Make the newest version behind `number` the challenger, if it was registered while the alias was deleted."""
+        newer = [it for it in self.registry.versions(self.name) if int(it.version) > number and GATE not in it.tags]
+        if newer:
+            self.registry.set_alias(self.name, CHALLENGER, str(max(int(it.version) for it in newer)))
 
     def _close(self, entry: LedgerEntry, outcome: Outcome) -> None:
         self.registry.tag(entry.version, outcome=outcome)

@@ -22,6 +22,7 @@ from stages.models.own_code import is_own
 from stages.models.params import SamplerParams
 from stages.models.pipeline import CPU, denoiser_folder, read_scheduler, read_unet
 from stages.models.samplers import make_sampler
+from stages.models.sampling import takes_whole_timesteps
 from stages.models.trust import trusting_params
 from stages.protocol.evaluation import read_evaluation
 from stages.register.lineage import FILES, Lineage
@@ -200,7 +201,8 @@ def _describe_context(model: Path) -> dict[str, Any]:
     elif table is not None:
         empty = read_json(model / CLASS_EMBEDDING / "config.json").get("unconditional")
         classes = {"classes": len(table) - 1, "without_class": empty, "condition": "encoder_hidden_states"}
-    return {"latent_scale": autoencoder.scale if autoencoder else None, **classes}
+    scale = autoencoder.scale if autoencoder else None
+    return {"latent_scale": scale, "whole_timesteps": takes_whole_timesteps(unet), **classes}
 
 
 def _save_mlflow_model(folders: Mapping[str, Path], folder: Path) -> None:

@@ -121,7 +121,7 @@ def reproduce(uri: str, repository: str | None, workspace: Path | None, *, trust
         _check_empty(folder)
         try:
             _clone(lineage, repository, folder)
-            check_reproducible(files / EVIDENCE / "params.yaml", folder, trust=trust)
+            check_reproducible(files / EVIDENCE / "params.yaml", folder, _passed_variables(), trust=trust)
         except InputError:
             shutil.rmtree(folder, ignore_errors=True)  # the next attempt needs an empty one
             raise
@@ -209,12 +209,16 @@ def _run_supervised(command: list[str], folder: Path, environment: dict[str, str
         return process.wait()
 
 
+def _passed_variables() -> tuple[str, ...]:
+    return (*PASSED, *os.environ.get(EXTRA_VARIABLE, "").split())
+
+
 def _make_environment(folder: Path, home: Path) -> dict[str, str]:
     """Return the variables for the commands of a commit, which need not be this checkout's."""
     hub, torch = os.environ.get("HF_HOME", "~/.cache/huggingface"), os.environ.get("TORCH_HOME", "~/.cache/torch")
     return {
         **_profile_files(),
-        **make_environment(home, (*PASSED, *os.environ.get(EXTRA_VARIABLE, "").split())),
+        **make_environment(home, _passed_variables()),
         "HF_HUB_CACHE": os.environ.get("HF_HUB_CACHE") or str(Path(hub, "hub").expanduser()),  # without its token
         "TORCH_HOME": str(Path(torch).expanduser()),
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",

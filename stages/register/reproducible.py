@@ -1,6 +1,7 @@
 """The params of a version -> one line if a reproduction must not run by them, or cannot."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ from stages.runtime.errors import InputError
 from stages.runtime.presets import PRESETS
 from stages.runtime.schema import flatten, read_tree
 
+VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)")
 
-def check_reproducible(params: Path, commit: Path, *, trust: bool) -> None:
+
+def check_reproducible(params: Path, commit: Path, passed: Collection[str], *, trust: bool) -> None:
     """Check the params that whoever registered a version wrote, before a command reads them.
 
     Args:
         params: params.yaml of the version.
         commit: Folder of its commit.
+        passed: Names of the variables that its commands get.
         trust: Whether the code of a model that the commit does not name may run.
 
     Raises:
@@ -34,6 +38,9 @@ def check_reproducible(params: Path, commit: Path, *, trust: bool) -> None:
         if isinstance(value, str) and value.startswith("~"):
             found = f"{key} of the version is {value}, and a reproduction has another home folder"
             raise InputError(f"{found}; versions whose params name absolute paths or $VARIABLES can be reproduced")
+        if isinstance(value, str) and (missing := [it for it in VARIABLE.findall(value) if it not in passed]):
+            found = f"{key} of the version is {value}, and a reproduction does not get {missing[0]}"
+            raise InputError(f"{found}; add it to ESPALIER_EXTRA_VARIABLES")
 
 
 def _named_models(commit: Path) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ from stages.register import ledger as ledger_module
 from stages.register import promotion
 from stages.register.ledger import Ledger
 from stages.register.promotion import promote, roll_back
-from stages.register.registry import WITHDRAWN, Registry
+from stages.register.registry import CHALLENGER, WITHDRAWN, Registry
 from stages.runtime.errors import InputError
 from stages.runtime.process_identity import describe_process
 from tests.register.conftest import NAME, outcomes
@@ -285,3 +285,21 @@ def test_an_entry_that_was_written_twice_does_not_block_itself(publish, policy, 
     assert promote(NAME, None, policy, None).passed
     assert aliases() == {"champion": 1}
     assert [outcome for *_, outcome in outcomes(registry)] == ["yielded", "done"]
+
+
+def test_a_version_registered_during_a_promotion_is_the_challenger(publish, policy, aliases, monkeypatch):
+    """Its alias is set between the look at the alias of the promoted version and its removal."""
+    publish()
+    set_alias, done = Registry.set_alias, []
+
+    def set_and_register(self, name, alias, number):
+        if alias == CHALLENGER and number is None and not done:
+            done.append(True)
+            publish(fids=[0.9, 1.0, 0.85])
+        set_alias(self, name, alias, number)
+
+    monkeypatch.setattr(Registry, "set_alias", set_and_register)
+    assert promote(NAME, None, policy, None).passed
+
+    assert done
+    assert {name: aliases()[name] for name in ("champion", "challenger")} == {"champion": 1, "challenger": 2}

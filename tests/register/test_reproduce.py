@@ -28,7 +28,7 @@ from stages.register.reproduce import (
 )
 from stages.register.reproducible import check_reproducible
 from stages.runtime.errors import InputError, without_password
-from stages.storage.files import file_sha256, read_json, write_json
+from stages.storage.files import folder_sha256, read_json, write_json
 from stages.storage.tensors import read_tensors, write_tensors
 from stages.tracking.compression import Compression
 from tests.orchestra import until
@@ -154,7 +154,7 @@ def test_another_machine_is_listed_and_does_not_decide(again):
     place, compare = again
     pruned = place / "artifacts" / "pruned"
     write_json(pruned / "run.json", {"stage": "prune", "params": {}, **MACHINE, "packages": {"torch": "3"}})
-    record = {"run_sha256": file_sha256(pruned / "run.json"), **OTHER_PROVENANCE}
+    record = {"output_sha256": folder_sha256(pruned), **OTHER_PROVENANCE}
     write_json(place / "artifacts" / "pruned.provenance.json", record)
     found = compare()
 
@@ -332,20 +332,24 @@ def test_code_of_a_model_that_the_commit_or_the_user_trusts_runs(trusting, optio
     [
         ({"fetch": {"model": {"source": "registry", "uri": "models:/a/1"}}}, "is in MLflow's registry"),
         ({"fetch": {"data": {"path": "~/images"}}}, "fetch.data.path of the version is ~/images, and a reproduction"),
+        (
+            {"fetch": {"data": {"path": "${OTHER}/$MODELS"}}},
+            "does not get OTHER; add it to ESPALIER_EXTRA_VARIABLES",
+        ),
     ],
 )
 def test_what_a_reproduction_does_not_reach_is_refused_before_it_runs(tmp_path, params, message):
     """It would fail after its start, and the version would be called different."""
     (tmp_path / "params.yaml").write_text(json.dumps(params))
     with pytest.raises(InputError, match=re.escape(message)):
-        check_reproducible(tmp_path / "params.yaml", tmp_path, trust=True)
+        check_reproducible(tmp_path / "params.yaml", tmp_path, ["MODELS"], trust=True)
 
 
 @pytest.mark.parametrize("params", [{}, {"fetch": []}, [], {"fetch": {"model": {"path": "$MODELS/a", "trust": False}}}])
 def test_other_params_are_reproduced_or_refused_by_their_stage(tmp_path, params):
     """A version's file may hold anything."""
     (tmp_path / "params.yaml").write_text(json.dumps(params))
-    check_reproducible(tmp_path / "params.yaml", tmp_path, trust=False)
+    check_reproducible(tmp_path / "params.yaml", tmp_path, ["MODELS"], trust=False)
 
 
 @pytest.mark.parametrize(
