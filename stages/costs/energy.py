@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import torch
 
+from stages.models.latency import synchronize
+
 POWERCAP = Path("/sys/class/powercap")
 """Where Linux has the counters of RAPL, which processors of Intel and AMD have."""
 ZONES = "intel-rapl:*"
@@ -144,15 +146,10 @@ def measure_joules(
 
 def _joules_a_call(run: Callable[[], object], device: torch.device, meter: EnergyMeter) -> float:
     """Call a function for as long as ENERGY_S and divide the energy by the number of calls."""
-    _synchronize(device)
+    synchronize(device)
     begin, before, calls = time.perf_counter(), meter.joules(), 0
     while time.perf_counter() - begin < ENERGY_S:
         run()
-        _synchronize(device)
+        synchronize(device)
         calls += 1
     return (meter.joules() - before) / calls
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()

@@ -93,7 +93,8 @@ def measure_variants(candidates: Mapping[str, Candidate], params: CostsParams) -
         pace_ms = 0.0
         for batch in track(params.batches, "time variants, batch size", len(params.batches)):
             found = _measure(distinct, batch, pace_ms, params)
-            pace_ms = sum((row.median_ms or 0.0) for row in found) / batch or pace_ms
+            cycles_ms = ((row.median_ms or 0.0) * distinct[row.model].interval for row in found)
+            pace_ms = sum(cycles_ms) / batch or pace_ms
             rows += found
     named = ((name, row) for name, text in described.items() for row in rows if row.model == first[text])
     return [row.model_copy(update={"model": name}) for name, row in named]

@@ -186,9 +186,10 @@ def _read_conditions(folder: Path, counts: Mapping[str, int]) -> Conditions | No
     if table is None:
         return None
     labels = {split: _open(folder, f"{split}_labels.npy") for split in SPLITS}
+    num_rows = len(table) if has_empty(table) else len(table) - 1
     for split, rows in labels.items():
-        if rows.dtype != np.int64 or rows.shape != (counts[split],) or not ((rows >= 0) & (rows < len(table))).all():
-            allowed = f"int64 [{counts[split]}] from 0 to {len(table) - 1}"
+        if rows.dtype != np.int64 or rows.shape != (counts[split],) or not ((rows >= 0) & (rows < num_rows)).all():
+            allowed = f"int64 [{counts[split]}] from 0 to {num_rows - 1}"
             found = f"{folder}/{split}_labels.npy does not hold a row of conditions.npy for each image, {allowed}"
             raise InputError(f"{found}; run the fetch stage again")
     return Conditions(table, labels["train"], labels["heldout"])

@@ -13,7 +13,9 @@ from stages.models.pipeline import read_scheduler
 from stages.models.samplers import check_sampler
 from stages.models.sampling import SamplingContext, check_guidance, check_variance
 from stages.models.variants.folder import read_model
+from stages.models.variants.graph import runs_graph
 from stages.runtime.device import check_precision, select_device
+from stages.runtime.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,9 @@ def load_model(folder: Path, settings: Settings, labels: Labels, name: str) -> L
     device = select_device()
     check_precision(settings.precision, "reference.precision", device)
     unet, scheduler = read_model(folder, device), read_scheduler(folder)
+    if runs_graph(unet) and settings.precision != "float32":
+        found = f"{name} is a graph, which computes in float32, and its precision is {settings.precision}"
+        raise InputError(f"{found}; draw with the model itself, or by a reference of float32")
     table = read_class_embedding(unet, folder)
     labels.check(table)
     check_guidance(table, settings.guidance, "reference", name)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HUB_OFFLINE
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from stages.data.images import Table
 from stages.fetch.class_embedding import read_class_embedding
@@ -50,6 +50,7 @@ from stages.models.trial import check_prunable, check_runs
 from stages.models.trust import trusting
 from stages.runtime.environment import check_hub
 from stages.runtime.errors import InputError, UnavailableError, first_line
+from stages.runtime.network import is_outage
 from stages.runtime.paths import expand_path
 from stages.storage.files import copy_file, file_sha256, temporary_folder
 from stages.storage.s3 import Store
@@ -200,8 +201,10 @@ def _download(source: HubModel) -> Path:
         for list_missing in (_missing_weights, _missing_variants):
             if paths := [path.relative_to(folder).as_posix() for path in list_missing(folder)]:
                 snapshot_download(source.repo, revision=source.revision, allow_patterns=paths)
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
-        is_down = isinstance(error, LocalEntryNotFoundError) and not HF_HUB_OFFLINE
+    except InputError:
+        raise
+    except Exception as error:  # noqa: BLE001  # the client raises exceptions of any kind
+        is_down = (isinstance(error, LocalEntryNotFoundError) or is_outage(error)) and not HF_HUB_OFFLINE
         kind = UnavailableError if is_down else InputError
         raise kind(
             f"{source.repo} at {source.revision} is neither in the Hub's cache nor can it be downloaded "

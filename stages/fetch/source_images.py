@@ -20,6 +20,7 @@ from stages.fetch.shown import DeepImageError, has_colours, to_shown
 from stages.runtime.bounded import check_regular
 from stages.runtime.environment import check_hub
 from stages.runtime.errors import InputError, UnavailableError, first_line
+from stages.runtime.network import is_outage
 from stages.runtime.paths import expand_path
 from stages.runtime.text import printable
 from stages.storage.files import check_not_pointer
@@ -235,13 +236,12 @@ def open_hub(source: HubData) -> SourceImages:
     check_hub()
     from datasets import Image as ImageFeature  # noqa: PLC0415  # a second to import, and no other source needs it
     from datasets import load_dataset  # noqa: PLC0415
-    from datasets.exceptions import DatasetsError  # noqa: PLC0415
 
     try:
         rows = load_dataset(source.repo, revision=source.revision, split=source.split)
-    except (DatasetsError, OSError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001  # datasets and the Hub's client raise exceptions of any kind
         reason = first_line(error)
-        kind = UnavailableError if isinstance(error, ConnectionError) else InputError
+        kind = UnavailableError if is_outage(error) else InputError
         advice = "check the network" if kind is UnavailableError else "correct repo, revision or split of fetch.data"
         raise kind(f"dataset {source.repo} at {source.revision}, split {source.split}: {reason}; {advice}") from None
     if not isinstance(rows.features.get(source.column), ImageFeature):

@@ -73,13 +73,14 @@ def time_in_turns(
 
 
 def _time_ms(run: Callable[[], object], device: torch.device) -> float:
-    _synchronize(device)
+    synchronize(device)
     begin = time.perf_counter()
     run()
-    _synchronize(device)
+    synchronize(device)
     return (time.perf_counter() - begin) * 1e3
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given; a CPU always has."""
     if device.type == "cuda":
         torch.cuda.synchronize()

@@ -25,7 +25,8 @@ class Importance:
     timesteps: list[int]
     """The requested timesteps, ascending."""
     losses: list[list[float]]
-    """For each draw of images and noise, the losses L_t of the timesteps before the stop: a prefix of `timesteps`."""
+    """For each draw of images and noise, the losses L_t of the timesteps that count: a prefix of `timesteps`, with the
+    formula diffusers up to the one that ends it."""
     precision: str
     """Precision of losses and gradients: float32, tf32 or bfloat16."""
     saliency: dict[str, torch.Tensor]

@@ -252,15 +252,20 @@ def trajectory(
     yield samples
 
 
+def takes_whole_timesteps(unet: Denoiser) -> bool:
+    """Whether a model may look its timesteps up in a table."""
+    has_table = isinstance(unet, OwnDenoiser) and any(isinstance(it, nn.Embedding) for it in unet.modules())
+    return has_table or family_of(unet).known_timesteps(unet) is not None
+
+
 def _timesteps_for(unet: Denoiser, sampler: Sampler) -> torch.Tensor:
     """Return the timesteps of a sampler as a model takes them: integers, if it may look them up in a table.
 
     Raises:
         InputError: They are fractional, and the model takes integers.
     """
-    timesteps, family = sampler.timesteps, family_of(unet)
-    has_table = isinstance(unet, OwnDenoiser) and any(isinstance(it, nn.Embedding) for it in unet.modules())
-    if not timesteps.is_floating_point() or (family.known_timesteps(unet) is None and not has_table):
+    timesteps = sampler.timesteps
+    if not timesteps.is_floating_point() or not takes_whole_timesteps(unet):
         return timesteps
     if (timesteps != timesteps.round()).any():
         name = type(sampler).__name__.removesuffix("Scheduler")

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from stages.data.images import Images, to_model_range
+from stages.data.images import Images, check_num_images, to_model_range
 from stages.models.families import Denoiser
 from stages.prune.params import CalibrationParams
 from stages.runtime.errors import InputError
@@ -48,9 +48,7 @@ class CalibrationBatches:
         key: str,
     ) -> None:
         self.purpose, self.count = purpose, len(images.train)
-        if params.num_images > self.count:
-            found = f"{key}.num_images {params.num_images} is more than the {self.count} training images"
-            raise InputError(f"{found}; lower it in params.yaml")
+        check_num_images(f"{key}.num_images", params.num_images, self.count)
         order = torch.randperm(self.count, generator=generator(seed, f"{purpose} images"))
         chosen = np.sort(order[: params.num_images].numpy())
         self.images = to_model_range(images.train[chosen])

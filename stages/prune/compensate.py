@@ -17,8 +17,9 @@ from stages.prune.params import CompensateParams
 from stages.runtime.progress import track
 
 Reader = nn.Conv2d | nn.Linear
-MIN_MEAN_SQUARE = 1e-12
-"""Lower bound of a layer's mean square input, so that the matrix of a layer with zero inputs is invertible."""
+MIN_SQUARES = 1e-12
+"""Lower bound of the mean over channels of a layer's squared inputs, summed over positions, so that the matrix of a
+layer with zero inputs is invertible."""
 RemovableHandle = torch.utils.hooks.RemovableHandle
 Weigh = Callable[[int], float]
 """Timestep -> weight of its images."""
@@ -165,7 +166,7 @@ def _correct(dense: Reader, pruned: Reader, kept: KeptChannels, moments: Moments
     weight = dense.weight[list(outputs)].double()
     before = weight[:, kept.inputs]
     gap = torch.einsum("oi...,ij->oj...", weight, cross) - torch.einsum("oi...,ij->oj...", before, square)
-    ridge = damping * square.diagonal().mean().clamp_min(MIN_MEAN_SQUARE)
+    ridge = damping * square.diagonal().mean().clamp_min(MIN_SQUARES)
     inverse = torch.linalg.inv(square + ridge * torch.eye(len(square), dtype=square.dtype, device=square.device))
     pruned.weight.copy_(before + torch.einsum("oi...,ij->oj...", gap, inverse))
 

@@ -10,6 +10,7 @@ from typing import IO
 from stages.storage.files import cannot_lock, cannot_write
 
 LOCK = "lock"
+ADVICE = "move the folder to a file system that has locks"
 
 
 def hold_folder(folder: Path) -> IO[str]:
@@ -25,12 +26,19 @@ def hold_folder(folder: Path) -> IO[str]:
             folder.mkdir(parents=True, exist_ok=True)
             with suppress(FileNotFoundError), ExitStack() as opened:  # the folder was removed since
                 file = opened.enter_context((folder / LOCK).open("a"))
-                fcntl.flock(file, fcntl.LOCK_SH)
+                _lock(file, folder)
                 if os.path.samestat(os.fstat(file.fileno()), (folder / LOCK).stat()):
                     opened.pop_all()
                     return file
         except OSError as error:
             raise cannot_write(folder, error) from None
+
+
+def _lock(file: IO[str], folder: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH)
+    except OSError as error:
+        raise cannot_lock(folder / LOCK, error, ADVICE) from None
 
 
 @contextmanager
@@ -51,6 +59,6 @@ def reserved(folder: Path) -> Iterator[bool]:
         except BlockingIOError:
             yield False
         except OSError as error:
-            raise cannot_lock(folder / LOCK, error, "move the folder to a file system that has locks") from None
+            raise cannot_lock(folder / LOCK, error, ADVICE) from None
         else:
             yield True

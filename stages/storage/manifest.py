@@ -27,9 +27,10 @@ def check_inside(path: str) -> str:
         ValueError: It does not.
     """
     pure = PurePosixPath(path)
-    is_odd = "\\" in path or not path.isprintable()
-    if pure.is_absolute() or ".." in pure.parts or is_odd or not pure.parts or str(pure) != path:
+    if pure.is_absolute() or ".." in pure.parts:
         raise ValueError(f"{path!r} leads out of the folder")
+    if "\\" in path or not path.isprintable() or not pure.parts or str(pure) != path:
+        raise ValueError(f"{path!r} is no plain path of printable names without \\")
     parts = [len(part.encode()) for part in pure.parts]
     if len(parts) > MAX_PARTS or max(parts) > MAX_PART_BYTES or len(path.encode()) > MAX_PATH_BYTES:
         limits = f"{MAX_PARTS} folders, names of {MAX_PART_BYTES} bytes, {MAX_PATH_BYTES} bytes in all"

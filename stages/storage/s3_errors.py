@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from stages.runtime.errors import InputError, UnavailableError, first_line
+from stages.storage.files import FULL
 
 SERVER_ERROR = 500
 """The lowest HTTP status of a failure in the server."""
@@ -68,4 +69,5 @@ def s3_errors(name: str) -> Iterator[None]:
         kind = UnavailableError if type(error).__name__ in OUTAGES and not is_refused else InputError
         raise kind(f"{name}: {first_line(error)}") from None
     except OSError as error:
-        raise InputError(f"{name}: {error.strerror or error}; free some space") from None
+        advice = "; free some space" if error.errno in FULL else ""
+        raise InputError(f"{name}: {error.strerror or error}{advice}") from None

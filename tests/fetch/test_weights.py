@@ -1,5 +1,6 @@
 """Layouts of weights: shards, variants of 16 bits and what stands beside them."""
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,7 @@ from stages.fetch.weights import STEM, find_weights, read_weights
 from stages.models.autoencoder import read_autoencoder
 from stages.models.layout import WEIGHTS
 from stages.models.pipeline import read_unet, write_pipeline
-from stages.runtime.errors import InputError
+from stages.runtime.errors import InputError, UnavailableError
 from stages.storage.files import file_sha256, read_json, write_json
 from stages.storage.tensors import read_tensors, tensors_sha256, write_tensors
 
@@ -337,3 +338,24 @@ def test_tensors_that_a_bin_does_not_hold_number_by_number_are_refused(tmp_path,
 
     with pytest.raises(InputError, match=r"supported: (dense tensors only|tensors that do not share memory)"):
         read_weights(path)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (httpx.ConnectError("refused"), UnavailableError),
+        (httpx.ReadError("cut"), UnavailableError),
+        (RuntimeError("odd"), InputError),
+        (ValueError("no such revision"), InputError),
+    ],
+)
+def test_an_outage_of_the_hub_may_be_over_later(tmp_path, monkeypatch, error, kind):
+    """Its client raises network errors that are no OSError; a flow tries again after an outage alone."""
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("stages.fetch.model.snapshot_download", fail)
+    with pytest.raises(InputError, match="is neither in the Hub's cache nor can it be downloaded") as caught:
+        fetch_model(HubModel(source="hub", repo="someone/small", revision=COMMIT), tmp_path / "out")
+    assert type(caught.value) is kind

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.data.images import read_images, write_images
+from stages.data.images import Conditions, Images, label_table, read_images, write_images
 from stages.finetune.batches import Batches
 from stages.finetune.checkpoint import Checkpoints
 from stages.finetune.trainer import Trainer
@@ -124,3 +124,15 @@ def test_latents_are_not_mirrored(latents):
     images = dataclasses.replace(latents, source_pixels=pixels)
     with pytest.raises(InputError, match=r"finetune\.flip is true, and mirrored latents are not .*; set it to false"):
         Batches(images, 1000, 0, batch_size=24, flip=True, antithetic=True, label_dropout=0.0)
+
+
+def test_the_row_of_no_class_is_no_label(tmp_path, images):
+    """A table without an empty class ends with a row that stands for none; the model has no such label."""
+    labels = np.arange(len(images.train)) % 3
+    conditions = Conditions(label_table(3, None), labels, labels[: len(images.heldout)])
+    write_images(tmp_path, Images(images.train, images.heldout, conditions), {})
+    assert len(read_images(tmp_path).conditions.table) == 4
+    np.save(tmp_path / "train_labels.npy", np.where(labels == 2, 3, labels))
+
+    with pytest.raises(InputError, match=r"train_labels\.npy does not hold .* from 0 to 2"):
+        read_images(tmp_path)

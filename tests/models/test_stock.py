@@ -73,6 +73,16 @@ def test_uneven_widths_are_refused(wide, magnitude_of):
         to_stock(pruned, 1000)
 
 
+def test_fewer_timesteps_than_the_width_leave_columns_of_zeros(make_unet, magnitude_of):
+    """A table of 20 timesteps has rank 20, and the width is 24."""
+    unet = make_unet(**WIDE)
+    pruned = cut(unet, plan_pruning(unet, magnitude_of(unet), PruneParams(target={"ratio": 0.25})))
+    stock, difference = to_stock(pruned, 20)
+
+    assert stock.config["num_train_timesteps"] == 20 < stock.config["block_out_channels"][0]
+    assert difference < 1e-5
+
+
 def test_a_first_block_too_narrow_for_the_timestep_table_is_refused(make_unet, magnitude_of):
     """The table of 1,000 sinusoids does not fit into 12 columns; the error gives the measured difference."""
     unet = make_unet()

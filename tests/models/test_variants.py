@@ -17,9 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from stages.costs import variants
 from stages.costs.params import CostsParams
 from stages.costs.variants import Candidate, measure_variants, read_candidates
-from stages.drawing.source import WEIGHT_FILES
+from stages.drawing.labels import Labels
+from stages.drawing.loaded import load_model
+from stages.drawing.source import WEIGHT_FILES, Settings
 from stages.models.families import example_inputs, family_of
 from stages.models.params import SamplerParams
 from stages.models.pipeline import CPU, read_scheduler, read_unet, write_pipeline
@@ -341,6 +344,18 @@ def test_a_graph_predicts_and_draws_what_pytorch_does(request, tmp_path, schedul
     assert np.abs(drawn[0].astype(int) - drawn[1]).max() <= 1
 
 
+def test_a_graph_draws_in_float32_alone(tmp_path, unet, scheduler):
+    """In another precision its inputs would be rounded, and nothing else."""
+    pytest.importorskip("onnxruntime")
+    write_pipeline(tmp_path / "model", unet, scheduler)
+    (tmp_path / "variant").mkdir()
+    write_variant("pruned", tmp_path / "model", Kind("onnx"), tmp_path / "variant")
+    settings = Settings(SamplerParams(steps=4), None, "bfloat16", 2)
+
+    with pytest.raises(InputError, match="mine is a graph, which computes in float32, and its precision is bfloat16"):
+        load_model(tmp_path / "variant", settings, Labels(), "mine")
+
+
 FORMS = {"int8": (".integers", torch.int8), "float8": (".float8", torch.float8_e4m3fn)}
 
 
@@ -485,6 +500,23 @@ def test_a_graph_is_timed_in_its_own_runtime(doubling, unet, tmp_path):
     assert rows["dense+onnx"].peak_bytes < 100 * 2**20  # not the memory of this process, which started it
     assert rows["dense+int8"].median_ms == rows["dense"].median_ms
     assert rows["dense+cache-2"].median_ms != rows["dense"].median_ms
+
+
+def test_the_limit_of_time_counts_whole_cycles(unet, monkeypatch):
+    """Three cycles of five passes are what must fit, and not three of their means."""
+    seen = []
+
+    def measure(candidates, batch, pace_ms, params):
+        seen.append(pace_ms)
+        rows = [variants._row(name, it, batch, params) for name, it in candidates.items()]
+        return [row.model_copy(update={"median_ms": 2.0}) for row in rows]
+
+    monkeypatch.setattr(variants, "_measure", measure)
+    cached = Candidate(cache(copy.deepcopy(unet), 5), "b" * 64, interval=5)
+    candidates = {"dense": Candidate(unet, "a" * 64), "dense+cache-5": cached}
+    measure_variants(candidates, CostsParams(batches=(1, 2)))
+
+    assert seen == [0, 2.0 + 5 * 2.0]
 
 
 def test_what_is_timed_once_is_in_memory_once(unet, scheduler, tmp_path):

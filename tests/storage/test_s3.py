@@ -85,7 +85,7 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(connect, folder, name):
     store = connect()
     refused(lambda: store.push(folder, name))
     entry = {"path": name, "sha256": "a" * 64, "size_bytes": 1}
-    with pytest.raises(ValueError, match="leads out of the folder"):
+    with pytest.raises(ValueError, match=r"leads out of the folder|is no plain path of printable names"):
         Manifest.model_validate({"version": 1, "files": [entry]})
 
 

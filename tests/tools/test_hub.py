@@ -214,7 +214,7 @@ def test_a_push_that_fails_says_why_in_one_line_and_commits_nothing(
         (
             "a\nb.png",
             b"x",
-            "has a file with a name that is not allowed: 'a\\nb.png' leads out of the folder; rename it",
+            "'a\\nb.png' is no plain path of printable names without \\; rename it",
         ),
         ("unet/config.json", b'{"auto_map": ["x"]}', "config.json has auto_map ['x'], not an object"),
     ],

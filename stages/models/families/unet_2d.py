@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_2d import UNet2DModel
+from torch.nn.functional import pad
 
 from stages.models.families.family import NO_STOCK, Config, Denoiser
 from stages.models.families.unet import UNet
@@ -123,4 +124,5 @@ def compress_sinusoid(unet: Denoiser, num_timesteps: int, width: int) -> tuple[t
     sinusoid = unet.time_proj(torch.arange(num_timesteps, device=unet.device)).double()
     left, values, right = torch.linalg.svd(sinusoid, full_matrices=False)
     weight = unet.get_parameter(FIRST_WEIGHT).double() @ right[:width].T
-    return (left[:, :width] * values[:width]).float(), weight.float()
+    missing = (0, width - len(values[:width]))  # with fewer timesteps than the width, zeros
+    return pad(left[:, :width] * values[:width], missing).float(), pad(weight, missing).float()

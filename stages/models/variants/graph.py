@@ -193,6 +193,11 @@ class GraphForward:
         return GraphOutput(torch.from_numpy(found).to(sample.device))
 
 
+def runs_graph(model: Denoiser) -> bool:
+    """Whether a model runs a graph, whose computation is float32 whatever the type of the model."""
+    return isinstance(model.__dict__.get("forward"), GraphForward)
+
+
 def input_types(model: Denoiser) -> dict[str, torch.dtype]:
     """Return the types of the inputs of a model that runs a graph."""
     forward = model.__dict__["forward"]
