@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from flows.workspaces.grid import check_grid, combine
 from flows.workspaces.method_rows import check_plan, plan_rows
 from flows.workspaces.overrides import apply
-from flows.workspaces.recipe_rows import plan_rows_of_curve
+from flows.workspaces.recipe_rows import plan_rows_of_curve, with_steps
 from flows.workspaces.workspace import current_checkout
 from stages.params import Params
 from stages.runtime.bounded import parse_yaml
@@ -156,10 +156,12 @@ def check_params(given: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
     params_path = PARAMS if given.get("preset") is None else find_preset(given["preset"])
     cells = combine(given["grid"]) if "grid" in given else [{}]
     check_grid(given.get("grid", {}), overrides)
+    steps = given.get("steps")
     for cell in cells:
-        apply({**overrides, **cell}, params_path)
+        apply(with_steps({**overrides, **cell}, steps), params_path)
     if "seeds" in schema["properties"]:
-        params = Params.model_validate(parse_yaml(apply(overrides, params_path).decode(), str(params_path)))
+        text = apply(with_steps(overrides, steps), params_path).decode()
+        params = Params.model_validate(parse_yaml(text, str(params_path)))
         seeds = given.get("seeds", schema["properties"]["seeds"]["default"])
         if "recipes" in schema["properties"]:
             names, steps, recipes = (given.get(key) for key in ("rows", "steps", "recipes"))

@@ -44,7 +44,7 @@ def run(arguments: tuple[str, ...]) -> None:
 def allow_no_git(folder: Path) -> None:
     """Let DVC run its stages in a folder that is no Git repository, such as an unpacked archive, and warn.
 
-    Other settings in .dvc/config.local stay as they are; this one goes once the folder is a repository.
+    A .dvc/config.local with other settings stays as it is; one with this setting alone goes once there is a repository.
     """
     settings, place = folder / ".dvc/config.local", folder.resolve()
     if any((it / ".git").exists() for it in (place, *place.parents)):

@@ -154,6 +154,11 @@ def plan_rows_of_curve(
     return {name: rows[name] for name in chosen}
 
 
+def with_steps(overrides: Overrides, steps: Sequence[int] | None) -> Overrides:
+    """Return overrides with the length of the trainings, on which what the others may be depends."""
+    return {**overrides, "finetune.steps": steps[-1], "finetune.snapshots": []} if steps else overrides
+
+
 def plan_curve(
     repository: Repository,
     source: ParamsSource,
@@ -177,7 +182,8 @@ def plan_curve(
     Raises:
         InputError: A row or preset does not exist, overrides set a key of rows or seeds, or a value is not allowed.
     """
-    rows = plan_rows_of_curve(repository.params(source, overrides), names, seeds, steps, recipes, overrides)
+    params = repository.params(source, with_steps(overrides, steps))
+    rows = plan_rows_of_curve(params, names, seeds, steps, recipes, overrides)
     cells = [
         PlannedCell(f"{name}, seed {seed}", {**overrides, **row, "seed": seed}, {"row": name})
         for seed in seeds

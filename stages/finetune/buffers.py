@@ -1,6 +1,6 @@
 """The buffers of a model, which a forward pass may write to, replace or make: copied to another model, or put back."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -16,10 +16,7 @@ def make_writable(unet: nn.Module) -> None:
 
 def copy_buffers(source: nn.Module, target: nn.Module) -> None:
     """Give the buffers of a model to another one of its class, which may not have made all of them yet."""
-    unsaved = unsaved_buffers(source)
-    saved = {name: it for name, it in source.named_buffers(remove_duplicate=False) if name not in unsaved}
-    set_buffers(target, saved, are_saved=True)
-    set_buffers(target, unsaved, are_saved=False)
+    set_buffers(target, dict(source.named_buffers(remove_duplicate=False)), unsaved_buffers(source))
 
 
 def unsaved_buffers(unet: nn.Module) -> dict[str, torch.Tensor]:
@@ -32,8 +29,8 @@ def unsaved_buffers(unet: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def set_buffers(unet: nn.Module, values: Mapping[str, torch.Tensor], *, are_saved: bool) -> None:
-    """Set buffers in place; one that is missing or has another shape is made, saved by `state_dict` or not."""
+def set_buffers(unet: nn.Module, values: Mapping[str, torch.Tensor], unsaved: Container[str]) -> None:
+    """Set buffers in place; one that is missing or has another shape is made, and not in `state_dict` if unsaved."""
     known = dict(unet.named_buffers(remove_duplicate=False))
     for name, value in values.items():
         if name in known and known[name].shape == value.shape:
@@ -41,7 +38,7 @@ def set_buffers(unet: nn.Module, values: Mapping[str, torch.Tensor], *, are_save
         else:
             parent, _, own = name.rpartition(".")
             made = value.to(next(unet.parameters()).device, copy=True)
-            unet.get_submodule(parent).register_buffer(own, made, persistent=are_saved)
+            unet.get_submodule(parent).register_buffer(own, made, persistent=name not in unsaved)
 
 
 @contextmanager

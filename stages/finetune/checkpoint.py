@@ -165,9 +165,11 @@ def to_tensors(
     samples: Mapping[int, NDArray[np.uint8]],
 ) -> dict[str, torch.Tensor]:
     """Collect weights, buffers, EMA weights, moments of the optimiser and samples under names with a prefix each."""
-    models = {"unet": unet, **{f"ema.{decay}": model for decay, model in ema_models.items()}}
-    states = {prefix: model.state_dict() for prefix, model in models.items()}
-    states |= {f"buffers.{prefix}": unsaved_buffers(model) for prefix, model in models.items()}
+    states = {"unet": unet.state_dict()}
+    states |= {f"ema.{decay}": model.state_dict() for decay, model in ema_models.items()}
+    # Of every EMA, too. safetensors takes no tensor twice, and of complex ones those of 64 bits alone.
+    unsaved = {name: it.clone() for name, it in unsaved_buffers(unet).items() if it.dtype != torch.complex128}
+    states["buffers"] = unsaved
     states |= {f"optimizer.{parameter}": moments for parameter, moments in optimizer.moments().items()}
     states["samples"] = {str(step): torch.from_numpy(drawn) for step, drawn in samples.items()}
     return {f"{prefix}.{name}": tensor for prefix, state in states.items() for name, tensor in state.items()}
@@ -180,9 +182,10 @@ def load_tensors(
     optimizer: WeightOptimizer,
 ) -> dict[int, NDArray[np.uint8]]:
     """Load into models and optimiser what `to_tensors` collected, and return the samples."""
+    unsaved = _with_prefix("buffers.", tensors)
     for prefix, model in {"unet": unet, **{f"ema.{decay}": model for decay, model in ema_models.items()}}.items():
         model.load_state_dict(_with_prefix(f"{prefix}.", tensors))
-        set_buffers(model, _with_prefix(f"buffers.{prefix}.", tensors), are_saved=False)
+        set_buffers(model, unsaved, unsaved)
     moments: dict[str, Moments] = {}
     for name, tensor in _with_prefix("optimizer.", tensors).items():
         parameter, key = name.rsplit(".", 1)

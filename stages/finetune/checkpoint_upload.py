@@ -43,17 +43,14 @@ class CheckpointUploads:
 
     def upload(self, path: Path) -> None:
         """Upload a checkpoint in the background, in place of one that still waits."""
+        try:
+            folder = _copy_of(path)
+        except OSError as error:  # a full disk without hard links; one that waits is uploaded all the same
+            self._warn_once(f"{path.name} is not uploaded ({first_line(error)}); it is kept on this machine only")
+            return
         if self.pending is not None and self.pending.cancel():
             shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder, self.pending = path.parent, None
-        try:
-            self.folder = Path(tempfile.mkdtemp(prefix=".upload.", dir=path.parent))
-            _link_or_copy(path, self.folder / path.name)  # so that the checkpoint may be removed before it is uploaded
-        except OSError as error:  # a full disk without hard links
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self._warn_once(f"{path.name} is not uploaded ({first_line(error)}); it is kept on this machine only")
-        else:
-            self.pending = self.pool.submit(self._push, self.folder, path.stem)
+        self.folder, self.pending = folder, self.pool.submit(self._push, folder, path.stem)
 
     def download(self, folder: Path) -> None:
         """Download the newest intact copy, if any, to a folder without checkpoints.
@@ -108,6 +105,21 @@ class CheckpointUploads:
         if message not in self.warned:
             warn(message)
         self.warned.add(message)
+
+
+def _copy_of(path: Path) -> Path:
+    """Link or copy a file, which may be removed before it is uploaded, into a new folder beside it; returns the folder.
+
+    Raises:
+        OSError: There is no room; nothing is left.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=".upload.", dir=path.parent))
+    try:
+        _link_or_copy(path, folder / path.name)
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Self
 
 import click
 
-from stages.runtime.parent import received
+from stages.runtime.stopping import received
 
 
 class StoppedError(click.ClickException):

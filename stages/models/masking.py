@@ -16,7 +16,7 @@ from torch import nn
 
 from stages.models.families import Denoiser, example_inputs, family_of, forward
 from stages.models.groups import Group, build_graph, cut_outputs
-from stages.runtime.errors import CODE_ERRORS, InputError, described
+from stages.runtime.errors import CODE_ERRORS, InputError, SignalExit, described
 from stages.runtime.seeds import generator
 
 TOLERANCE = 1e-3
@@ -113,6 +113,8 @@ def _fault(dense: Denoiser, groups: Sequence[Group]) -> str | None:
     family.note_widths(pruned)
     try:
         error = relative_error(dense, pruned, kept)
+    except SignalExit:
+        raise
     except CODE_ERRORS as raised:
         return f"the model then does not run ({described(raised)})"
     if error <= TOLERANCE:

@@ -8,7 +8,7 @@ from stages.models.families import Denoiser, example_inputs, family_of, forward,
 from stages.models.groups import Group, build_graph, cut_outputs, find_groups
 from stages.models.masking import check_masked
 from stages.models.structure import once_per_structure
-from stages.runtime.errors import CODE_ERRORS, InputError, first_line
+from stages.runtime.errors import CODE_ERRORS, InputError, SignalExit, first_line
 
 SMALL_SIZE = 32
 """Height and width, in pixels or latents, that are enough to try the weights of a denoiser."""
@@ -34,6 +34,8 @@ def check_runs(unet: Denoiser, num_timesteps: int, origin: str) -> None:
     inputs["sample"] = _shrink(inputs["sample"], multiple) if multiple else inputs["sample"]
     try:
         output = forward(unet, inputs)
+    except SignalExit:
+        raise
     except CODE_ERRORS as error:  # an arbitrary config can make diffusers raise any exception
         raise InputError(f"{origin}: the model does not run {where} ({first_line(error)})") from None
     if output.shape != inputs["sample"].shape:
@@ -77,6 +79,8 @@ def _score_and_cut(unet: Denoiser) -> None:
     try:
         output = forward(bare, inputs)
         output.sum().backward()
+    except SignalExit:
+        raise
     except CODE_ERRORS as error:
         hint = "; forward must make tensors on the device of its inputs, and read no values" * family_of(unet).proven
         raise InputError(f"the model does not run ({first_line(error)}){hint}") from None
@@ -88,7 +92,7 @@ def _score_and_cut(unet: Denoiser) -> None:
             check_masked(unet, groups)
         _cut_all(bare, groups)
         output = forward(bare, inputs)
-    except InputError:
+    except (InputError, SignalExit):
         raise
     except CODE_ERRORS as error:  # torch-pruning raises any exception, too
         raise InputError(f"the model cannot be pruned ({first_line(error)}); use another one") from None

@@ -1,7 +1,9 @@
 """Images -> features by an extractor of ours or of torch-fidelity, with weights identified by their hash."""
 
+import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from stages.protocol.resnet56 import RESNET56, RESNET56_SHA256, ResNet56Extracto
 from stages.protocol.thumbnail import ThumbnailExtractor
 from stages.runtime.errors import InputError, first_line
 from stages.runtime.paths import expand_path
-from stages.storage.files import copy_file, file_sha256, temporary_folder
+from stages.storage.files import file_sha256, temporary_folder
 
 PYTORCH_FID = "inception-v3-pytorch-fid"
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -108,9 +110,7 @@ class Extractor:
         if params.name not in SOURCES:
             self.sha256, self.network = _check_hash(path, params), self._load(path)
             return
-        with temporary_folder(path.parent, Path(tempfile.gettempdir())) as private:
-            copied = private / path.name  # which nobody changes between the checks and torch-fidelity's unpickling
-            copy_file(path, copied)
+        with _private_copy(path) as copied:
             self.sha256 = _check_hash(copied, params)
             if not SOURCES[params.name].holds_code:
                 _check_tensors(copied)
@@ -133,6 +133,23 @@ class Extractor:
         )
         features: torch.Tensor = found[self.layer].float()
         return features
+
+
+@contextmanager
+def _private_copy(path: Path) -> Iterator[Path]:
+    """Copy weights to where nobody changes them between their checks and torch-fidelity's unpickling.
+
+    Raises:
+        InputError: There is no room for the copy. An InputError of the block names the original.
+    """
+    place = Path(tempfile.gettempdir())
+    try:
+        with temporary_folder(path.parent, place) as folder:
+            shutil.copyfile(path, folder / path.name)
+            yield folder / path.name
+    except OSError as error:
+        found = f"{path} cannot be copied to {place} ({first_line(error)})"
+        raise InputError(f"{found}; set TMPDIR to another folder") from None
 
 
 def check_image_shape(extractor: str, shape: Sequence[int]) -> None:

@@ -93,7 +93,7 @@ def _head() -> str:
 
 
 def read_runs(compression: Compression) -> dict[str, dict[str, Any]]:
-    """Read the record of each stage and its provenance, which is null if the output came out of DVC's cache."""
+    """Read the record of each stage and its provenance, which is null if the last run here wrote another one."""
     return {
         stage: {**record, "provenance": read_provenance(compression.folders[stage])}
         for stage, record in compression.records().items()

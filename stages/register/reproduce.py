@@ -18,7 +18,7 @@ from stages.register.ledger_entry import describe_user
 from stages.register.lineage import ARRAYS, Lineage, hash_outputs, read_lineage, read_runs
 from stages.register.registry import EVIDENCE, MODEL, OURS, Registry
 from stages.register.reproducible import check_reproducible
-from stages.register.sandbox.environment import make_environment
+from stages.register.sandbox.environment import REPLACED, make_environment
 from stages.register.sandbox.run import one_line
 from stages.register.versions import downloaded
 from stages.runtime import supervisor
@@ -121,7 +121,7 @@ def reproduce(uri: str, repository: str | None, workspace: Path | None, *, trust
         _check_empty(folder)
         try:
             _clone(lineage, repository, folder)
-            check_reproducible(files / EVIDENCE / "params.yaml", folder, _passed_variables(), trust=trust)
+            check_reproducible(files / EVIDENCE / "params.yaml", folder, _known_variables(), trust=trust)
         except InputError:
             shutil.rmtree(folder, ignore_errors=True)  # the next attempt needs an empty one
             raise
@@ -211,6 +211,11 @@ def _run_supervised(command: list[str], folder: Path, environment: dict[str, str
 
 def _passed_variables() -> tuple[str, ...]:
     return (*PASSED, *os.environ.get(EXTRA_VARIABLE, "").split())
+
+
+def _known_variables() -> set[str]:
+    """Names of the variables that the commands of a commit get as they are here."""
+    return {name for name in _passed_variables() if name in os.environ} - REPLACED
 
 
 def _make_environment(folder: Path, home: Path) -> dict[str, str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from stages.register.sandbox.environment import REPLACED
 from stages.runtime.errors import InputError
 from stages.runtime.presets import PRESETS
 from stages.runtime.schema import flatten, read_tree
@@ -20,7 +21,7 @@ def check_reproducible(params: Path, commit: Path, passed: Collection[str], *, t
     Args:
         params: params.yaml of the version.
         commit: Folder of its commit.
-        passed: Names of the variables that its commands get.
+        passed: Names of the variables that its commands get as they are here.
         trust: Whether the code of a model that the commit does not name may run.
 
     Raises:
@@ -40,7 +41,8 @@ def check_reproducible(params: Path, commit: Path, passed: Collection[str], *, t
             raise InputError(f"{found}; versions whose params name absolute paths or $VARIABLES can be reproduced")
         if isinstance(value, str) and (missing := [it for it in VARIABLE.findall(value) if it not in passed]):
             found = f"{key} of the version is {value}, and a reproduction does not get {missing[0]}"
-            raise InputError(f"{found}; add it to ESPALIER_EXTRA_VARIABLES")
+            own = "write the path itself" if missing[0] in REPLACED else "set it and add it to ESPALIER_EXTRA_VARIABLES"
+            raise InputError(f"{found}; {own}")
 
 
 def _named_models(commit: Path) -> Iterator[dict[str, Any]]:

@@ -180,7 +180,7 @@ def lineage(report: ReportData, planned: str = FINETUNED) -> Iterator[tuple[str,
 
 def _describe_provenance(found: Mapping[str, Any] | None) -> str:
     if found is None:
-        return "output restored from DVC's cache"
+        return "not known; the output came from DVC's cache"
     commit = found.get("git_commit") or "none"
     state = " with changes" if found.get("git_commit") and found.get("git_dirty") else ""
     device = f"{found['device'].get('name')}, {found['device'].get('threads')} threads"

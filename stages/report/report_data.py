@@ -130,7 +130,7 @@ class ReportData:
     runs: dict[str, dict[str, Any]]
     """Stage -> its run.json."""
     provenance: dict[str, dict[str, Any]]
-    """Stage -> its provenance; a stage whose output was restored from DVC's cache has none."""
+    """Stage -> its provenance; a stage whose output differs from what its last run here wrote has none."""
     licence: dict[str, str]
     """Licence of the base model by the keys of its card's metadata; empty where the card names none."""
     removed: list[str] = field(default_factory=list)

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import FrameType
 
 from stages.runtime import supervisor
-from stages.runtime.parent import received
+from stages.runtime.stopping import received
 
 
 def run_stage(package: str, options: Mapping[str, Path]) -> None:

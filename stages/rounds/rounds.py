@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,9 @@ def clear(work: Path) -> None:
     """Remove the outputs of the rounds, which get another name first: half of one must not look like a finished one."""
     gone = work.with_name(f".{work.name}")
     shutil.rmtree(gone, ignore_errors=True)
-    work.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
+    with suppress(OSError):  # `espalier clean` lists what is left
+        work.rename(gone)
+        shutil.rmtree(gone)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,10 @@ MAX_LENGTH = 300
 """Most characters of a message on the terminal and in logs."""
 
 
+class SignalExit(SystemExit):
+    """The end of this process after a signal, which nobody takes for an exception of somebody's code."""
+
+
 class InputError(click.ClickException):
     """What was found, what is allowed and what to change, in one line.
 
@@ -99,7 +103,7 @@ def refusing_code(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (KeyboardInterrupt, InputError):
+    except (KeyboardInterrupt, SignalExit, InputError):
         raise
     except BaseException as error:  # noqa: BLE001  # classes of exceptions are anyone's, too
         raise InputError(f"{what} raises {described(error)}") from None

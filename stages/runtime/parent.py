@@ -9,15 +9,15 @@ from itertools import pairwise
 
 import psutil
 
-from stages.runtime.stopping import stop_in_one_line
+from stages.runtime.stopping import received, stop_in_one_line
 
 STAGE_VARIABLE = "DVC_STAGE"
 """Environment variable that DVC sets for the commands of a stage, and that DVC's own process lacks."""
+RANK = "LOCAL_RANK"
+"""Environment variable of the processes of a launcher, which ends them by SIGTERM after one of them has failed."""
 INTERVAL_S = 0.25
 GRACE_S = 20.0
 """Seconds between SIGTERM and SIGKILL, as of supervisor.py."""
-received: list[int] = []
-"""Signals after which this process saves its work and ends, so that the watch sends no second one."""
 
 
 def end_with_dvc() -> None:
@@ -26,7 +26,7 @@ def end_with_dvc() -> None:
     Watches nobody where DVC did not start this process, so that a stage of a user's own `nohup` or `&` goes on. Ctrl-C
     and SIGTERM end the process in one line, once its temporary files are removed.
     """
-    stop_in_one_line((signal.SIGINT, signal.SIGTERM))
+    stop_in_one_line((signal.SIGINT,) if RANK in os.environ else (signal.SIGINT, signal.SIGTERM))
     if STAGE_VARIABLE not in os.environ:
         return
     line = _line_to_dvc()

@@ -7,8 +7,12 @@ from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
+from stages.runtime.errors import SignalExit
+
 STDERR = 2
 """Descriptor of standard error."""
+received: list[int] = []
+"""Signals after which this process tidies up or saves its work, so that nobody sends a second one."""
 ADVICE = "what is finished is kept; run the same command again to go on"
 
 
@@ -29,13 +33,14 @@ def stopped_line(number: int) -> str:
 
 
 def _stop(number: int, _frame: FrameType | None) -> NoReturn:
-    """Raise SystemExit, which no `except Exception` of a library catches; of several processes the first prints.
+    """Raise a SystemExit, which no `except Exception` of a library catches; of several processes the first prints.
 
     It writes to the descriptor, since print could be in the middle of a line, and jsonschema's import, among others,
     replaces sys.stderr by an object without one.
     """
     signal.signal(number, signal.SIG_DFL)
+    received.append(number)
     if os.environ.get("RANK", "0") == "0":
         with suppress(OSError):  # it is closed
             os.write(STDERR, f"\n{stopped_line(number)}\n".encode())
-    raise SystemExit(128 + number)
+    raise SignalExit(128 + number)

@@ -57,7 +57,7 @@ def writing(folder: Path, temporary: Path | None = None) -> Iterator[Path]:
         _replace(folder, temporary)
     except OSError as error:  # of a library's writer in the block
         if error.errno in FULL:
-            raise cannot_write(folder, error) from None
+            raise cannot_write(Path(error.filename or folder), error) from None
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,5 +1,6 @@
 """Checkpoints on disk and a store -> what may be removed, since nothing may need it any more."""
 
+import itertools
 import json
 import os
 import re
@@ -138,7 +139,8 @@ def _locked_params(tree: Any) -> Any:  # noqa: ANN401  # whatever a file holds
 
 def find_checkpoints(checkout: Path, needed: Needed) -> Iterator[Leftover]:
     """List the trainings whose checkpoints are in a checkout."""
-    for folder in sorted(folder for place in (FOLDER, ROUNDS) for folder in (checkout / place).glob("[0-9a-f]*/")):
+    patterns = itertools.product((FOLDER, ROUNDS), ("[0-9a-f]*/", ".[0-9a-f]*/"))  # the latter were being removed
+    for folder in sorted(folder for place, pattern in patterns for folder in (checkout / place).glob(pattern)):
         size_bytes, modified = measure(folder)
         keep = needed.reason_to_keep(modified, _read_training(folder), is_held=_is_held(folder))
         remove = partial(_remove_folder, folder, folder)

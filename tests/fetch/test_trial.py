@@ -1,6 +1,7 @@
 """Whatever fetch accepts can be drawn, scored and cut; anything else is refused in one line."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from stages.models.trial import SMALL_SIZE, _score_and_cut, _shrink, check_pruna
 from stages.prune.params import PruneParams
 from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut
-from stages.runtime.errors import InputError
+from stages.runtime.errors import InputError, SignalExit
 from stages.storage.files import read_json, write_json
 from stages.storage.tensors import write_tensors
 
@@ -232,3 +233,21 @@ def test_the_trial_leaves_the_model_as_it_is(unet):
 
     assert all(torch.equal(tensor, before[name]) for name, tensor in unet.state_dict().items())
     assert all(parameter.grad is None for parameter in unet.parameters())
+
+
+def test_the_end_of_this_process_is_no_fault_of_a_model(make_unet, monkeypatch):
+    """A signal may come in the middle of a pass; a class of anyone's that calls sys.exit is refused."""
+    unet = make_unet(sample_size=20)
+
+    def end(*_):
+        raise SignalExit(143)
+
+    def leave(*_):
+        sys.exit(1)
+
+    monkeypatch.setattr("stages.models.trial.forward", end)
+    with pytest.raises(SignalExit):
+        check_prunable(unet, "mine")
+    monkeypatch.setattr("stages.models.trial.forward", leave)
+    with pytest.raises(InputError, match="mine: the model does not run"):
+        check_prunable(unet, "mine")

@@ -136,18 +136,20 @@ def test_without_hard_links_the_checkpoint_is_copied(connect, tmp_path, monkeypa
     assert Checkpoints(tmp_path / "second", RUN, connect()).newest().step == 2
 
 
-def test_a_disk_without_room_for_a_copy_does_not_stop_the_training(connect, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("calls", [("os.link", "shutil.copyfile"), ("tempfile.mkdtemp",)])
+def test_a_disk_without_room_for_a_copy_does_not_stop_the_training(connect, tmp_path, monkeypatch, capsys, calls):
     """Without hard links a copy is needed; a warning says that the store lacks this one, and the next is sent."""
 
-    def refuse(*_):
+    def refuse(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     checkpoints = Checkpoints(tmp_path / "first", RUN, connect())
     with monkeypatch.context() as patch:
-        patch.setattr("os.link", refuse)
-        patch.setattr("shutil.copyfile", refuse)
+        for name in calls:
+            patch.setattr(name, refuse)
         checkpoints.save(checkpoint(2))
         checkpoints.wait()
+    assert Checkpoints(tmp_path / "first", RUN).newest().step == 2
     assert "step-00000002.safetensors is not uploaded" in capsys.readouterr().err
     assert connect().names("checkpoints/") == []
     checkpoints.save(checkpoint(4))

@@ -398,10 +398,14 @@ def test_buffers_follow_the_steps_alone(unet, scheduler, images, tmp_path, size,
         elif module.training:
             module.passes = module.passes + 1
 
+    shared = torch.ones(2)
+
     def make():
         model = copy.deepcopy(unet)
         model.register_buffer("passes", torch.zeros(1).expand(size))
         model.register_buffer("late", None, persistent=False)
+        for module in (model, model.conv_in):
+            module.register_buffer("table", shared, persistent=False)
         model.register_forward_hook(count)
         return Trainer(model, scheduler, images, PARAMS, 0)
 

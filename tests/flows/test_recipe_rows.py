@@ -84,6 +84,13 @@ def test_rows_steps_and_recipes_are_those_given(plan):
     assert {it.fetch.heldout for it in params} == {0.3}
 
 
+def test_what_is_set_is_checked_with_the_steps_of_the_trainings(plan):
+    """A warm-up may be longer than the preset's own training."""
+    _, params = plan(names=["noise"], seeds=[0], steps=[500, 1000], overrides={"finetune.warmup_steps": 600})
+
+    assert [(it.finetune.warmup_steps, it.finetune.steps) for it in params] == [(600, 1000)]
+
+
 @pytest.mark.parametrize(("names", "rows"), [(["noise"], ["noise", "mine"]), (["mine", "noise"], ["mine", "noise"])])
 def test_a_recipe_is_a_row_whether_it_is_named_among_them_or_not(plan, names, rows):
     """It comes last unless the rows place it."""

@@ -261,7 +261,7 @@ def test_a_list_is_empty_or_wrong_and_not_both(name):
     assert wrong.value.error_count() == 1
 
 
-def test_another_config_or_other_conditions_are_other_cells(write_project, grid, tmp_path, monkeypatch):
+def test_another_config_is_another_cell(write_project, grid, tmp_path, monkeypatch):
     """The weights alone do not decide what a model draws."""
     write_project(classes=3)
     drawn = []

@@ -87,7 +87,10 @@ def test_non_square_images_become_non_square_latents(tmp_path, root, make_unet, 
 
 def drawn_size(model, folder):
     """Width and height of an image that a registered version of the model draws."""
-    write_json(folder / "sampler.json", {**DDIM, "latent_scale": None, "classes": None, "without_class": None})
+    write_json(
+        folder / "sampler.json",
+        {**DDIM, "latent_scale": None, "classes": None, "whole_timesteps": False, "without_class": None},
+    )
     context = PythonModelContext({"model": str(model), "evidence": str(folder)}, {})
     version = Draw()
     version.load_context(context)

@@ -1,5 +1,7 @@
 """The reference: drawing, writing and reading it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 from stages.models.autoencoder import Autoencoder
 from stages.models.sampling import SamplingContext
-from stages.protocol.reference import Reference, dense_sha256, draw_set, read_reference
+from stages.protocol.reference import Reference, check_dense, dense_sha256, draw_set, read_reference
 from stages.runtime.errors import InputError
 from stages.storage.files import read_json, write_json
 from stages.storage.tensors import tensors_sha256, write_tensors
@@ -84,3 +86,11 @@ def test_the_dense_model_is_its_denoiser_and_what_decodes_and_conditions(unet):
     assert plain == tensors_sha256(unet.state_dict())
     assert dense_sha256(unet, contexts[0]) == dense_sha256(unet, contexts[1])
     assert len({plain, *(dense_sha256(unet, context) for context in contexts)}) == 6
+
+
+def test_a_reference_of_another_dense_model_is_refused(reference, unet):
+    """One line with both hashes."""
+    own = replace(reference, model_sha256=dense_sha256(unet, SamplingContext()))
+    check_dense(unet, SamplingContext(), own)
+    with pytest.raises(InputError, match=r"the reference was drawn by dddddddd…; run the reference stage again"):
+        check_dense(unet, SamplingContext(), replace(reference, model_sha256="d" * 64))

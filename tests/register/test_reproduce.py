@@ -332,9 +332,10 @@ def test_code_of_a_model_that_the_commit_or_the_user_trusts_runs(trusting, optio
     [
         ({"fetch": {"model": {"source": "registry", "uri": "models:/a/1"}}}, "is in MLflow's registry"),
         ({"fetch": {"data": {"path": "~/images"}}}, "fetch.data.path of the version is ~/images, and a reproduction"),
+        ({"fetch": {"data": {"path": "$HOME/a"}}}, "a reproduction does not get HOME; write the path itself"),
         (
             {"fetch": {"data": {"path": "${OTHER}/$MODELS"}}},
-            "does not get OTHER; add it to ESPALIER_EXTRA_VARIABLES",
+            "does not get OTHER; set it and add it to ESPALIER_EXTRA_VARIABLES",
         ),
     ],
 )

@@ -21,7 +21,10 @@ from stages.storage.files import writing
 end_with_dvc()
 with writing(pathlib.Path("out")):
     pathlib.Path("up").write_text(str(os.getpid()))
-    time.sleep(120)
+    try:
+        time.sleep(120)
+    finally:
+        time.sleep(1)  # as if there were many files
 """
 DVC = """
 import os, signal, subprocess, sys
@@ -69,16 +72,28 @@ def is_alive(process):
     return False
 
 
+@pytest.mark.parametrize("with_parent", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stage_that_is_told_to_end_leaves_no_temporary_folder(start, tmp_path, number):
-    """Whoever tells it: a flow that is cancelled, a limit of time, a user."""
+def test_a_stage_that_is_told_to_end_leaves_no_temporary_folder(start, tmp_path, number, with_parent):
+    """Alone, by a user; or with all processes of a flow that is cancelled or takes too long."""
     parent, stage = start("/bin/sh")
     assert list(tmp_path.glob(".out.*"))
     stage.send_signal(number)
+    if with_parent:
+        parent.kill()
 
     assert until(lambda: not is_alive(stage), 30)
-    assert parent.wait(30) == 0
+    parent.wait(30)
     assert not list(tmp_path.glob(".out.*"))
+
+
+def test_a_process_of_a_launcher_ends_at_once(start):
+    """The launcher ends it after another one has failed, whose exit code counts."""
+    parent, stage = start("/bin/sh", variable="'DVC_STAGE': 'finetune', 'LOCAL_RANK': '1'")
+    stage.send_signal(signal.SIGTERM)
+
+    assert parent.wait(30) == 0
+    assert not is_alive(stage)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])

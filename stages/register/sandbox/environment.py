@@ -19,6 +19,8 @@ ALLOWED = (
     "TZ",
 )
 """Variables that change how a program computes and prints, and hold no secret."""
+REPLACED = {"HOME", "LOGNAME", "MLFLOW_TRACKING_URI", "PATH", "TMPDIR", "USER"}
+"""Variables of which the sandbox has its own."""
 OFFLINE = {"DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
