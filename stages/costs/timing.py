@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from statistics import median
+from typing import TypeVar
 
 import numpy as np
 import psutil
@@ -27,6 +28,8 @@ ENOUGH_PASSES = 20
 """Smallest number of passes for a 95th percentile."""
 MEMORY_SHARE = 0.8
 """Share of the free memory that a pass may take."""
+Timed = TypeVar("Timed")
+"""What is timed: a model, or a variant of one."""
 Runs = dict[str, Callable[[], object]]
 """Model -> a function that runs one pass of it."""
 
@@ -37,10 +40,16 @@ def measure_costs(models: Mapping[str, Denoiser], params: CostsParams) -> list[C
     Models of equal widths compute the same and are timed once: they get the same rows.
     """
     descriptions = {name: str(unet_config(unet)) for name, unet in models.items()}
-    first = {text: name for name, text in reversed(list(descriptions.items()))}
-    distinct = {name: models[name] for name in dict.fromkeys(first[text] for text in descriptions.values())}
     with kernels(deterministic=params.deterministic):
-        rows = list(_measure(distinct, params))
+        return measure_once(models, descriptions, lambda distinct: list(_measure(distinct, params)))
+
+
+def measure_once(
+    timed: Mapping[str, Timed], descriptions: Mapping[str, object], measure: Callable[[Mapping[str, Timed]], list[Cost]]
+) -> list[Cost]:
+    """Measure the first of those with equal descriptions, and give its rows to the others, too."""
+    first = {text: name for name, text in reversed(list(descriptions.items()))}
+    rows = measure({name: timed[name] for name in dict.fromkeys(first[text] for text in descriptions.values())})
     named = ((name, row) for name, text in descriptions.items() for row in rows if row.model == first[text])
     return [row.model_copy(update={"model": name}) for name, row in named]
 

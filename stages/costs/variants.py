@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 
 from stages.costs.params import CostsParams
-from stages.costs.timing import PASSES, fill, leave_out, time_runs, too_large
+from stages.costs.timing import PASSES, fill, leave_out, measure_once, time_runs, too_large
 from stages.models.complexity import measure_peak_bytes
 from stages.models.families import Denoiser, example_inputs
+from stages.models.pipeline import unet_config
 from stages.models.variants.cache import interval_of
-from stages.models.variants.folder import config_of, read_variant, read_variant_record, variant_file, variant_folders
+from stages.models.variants.folder import read_variant, read_variant_record, variant_file, variant_folders
 from stages.models.variants.graph import input_types
 from stages.protocol.costs import Cost
 from stages.runtime.device import cpu_name, device_name, kernels
@@ -58,7 +59,7 @@ class Candidate:
 
     def alike(self) -> tuple[str, int]:
         """Describe what decides the time of a pass: candidates with equal descriptions are timed once."""
-        return (self.sha256 if self.graph else config_of(self.unet)), self.interval
+        return (self.sha256 if self.graph else str(unet_config(self.unet))), self.interval
 
 
 def read_candidates(
@@ -86,18 +87,19 @@ def measure_variants(candidates: Mapping[str, Candidate], params: CostsParams) -
     A candidate with a cache is timed over one full pass and those that reuse it, and the mean of them is its pass.
     """
     described = {name: candidate.alike() for name, candidate in candidates.items()}
-    first = {text: name for name, text in reversed(list(described.items()))}
-    distinct = {name: candidates[name] for name in dict.fromkeys(first[text] for text in described.values())}
-    rows: list[Cost] = []
     with kernels(deterministic=params.deterministic):
-        pace_ms = 0.0
-        for batch in track(params.batches, "time variants, batch size", len(params.batches)):
-            found = _measure(distinct, batch, pace_ms, params)
-            cycles_ms = ((row.median_ms or 0.0) * distinct[row.model].interval for row in found)
-            pace_ms = sum(cycles_ms) / batch or pace_ms
-            rows += found
-    named = ((name, row) for name, text in described.items() for row in rows if row.model == first[text])
-    return [row.model_copy(update={"model": name}) for name, row in named]
+        return measure_once(candidates, described, lambda distinct: _measure_batches(distinct, params))
+
+
+def _measure_batches(candidates: Mapping[str, Candidate], params: CostsParams) -> list[Cost]:
+    rows: list[Cost] = []
+    pace_ms = 0.0
+    for batch in track(params.batches, "time variants, batch size", len(params.batches)):
+        found = _measure(candidates, batch, pace_ms, params)
+        cycles_ms = ((row.median_ms or 0.0) * candidates[row.model].interval for row in found)
+        pace_ms = sum(cycles_ms) / batch or pace_ms
+        rows += found
+    return rows
 
 
 def _measure(candidates: Mapping[str, Candidate], batch: int, pace_ms: float, params: CostsParams) -> list[Cost]:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 from pydantic import Field, ValidationError, model_validator
 
 from stages.models.params import PrecisionName, SamplerParams
+from stages.protocol.protocol import brief
 from stages.runtime.bounded import parse_json
 from stages.runtime.errors import InputError, first_line
 from stages.runtime.schema import Frozen, Sha256, flatten
@@ -126,13 +127,8 @@ def check_same(found: bytes, job: Job, place: Place) -> None:
         return
     there, here = (dict(flatten(it.model_dump(mode="json", exclude={"model"}))) for it in (known, job))
     names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
-    differing = "; ".join(f"{name} is {_brief(there.get(name))} there, {_brief(here.get(name))} here" for name in names)
+    differing = "; ".join(f"{name} is {brief(there.get(name))} there, {brief(here.get(name))} here" for name in names)
     raise InputError(f"{place.uri} holds another job: {differing}; choose another --out, or give the same values")
-
-
-def _brief(value: object) -> str:
-    text = str(value)
-    return text if len(text) < 40 else f"{text[:8]}…"  # noqa: PLR2004  # the first digits distinguish two hashes
 
 
 def read_shard_record(place: Place, shard: Shard) -> ShardRecord | None:

@@ -10,7 +10,7 @@ import torch
 
 from stages.drawing.finished import find_finished, write_manifest
 from stages.drawing.job import MANIFEST, Job
-from stages.drawing.request import Request, choose_numbers, make_job
+from stages.drawing.request import Request, choose_labels, choose_numbers, make_job
 from stages.drawing.source import opened
 from stages.drawing.worker_pool import WorkerPool
 from stages.drawing.worker_reports import BATCH, DONE, FOUND, READY, WorkerReport
@@ -35,7 +35,7 @@ def draw_many(request: Request) -> str:
         InputError: Something does not fit, the place holds another job, or a finished shard is damaged.
         UnavailableError: A server does not answer.
     """
-    labels = request.labels()
+    labels = choose_labels(request.label, request.labels_path, request.seeds)
     place = open_place(request.out, "--out")
     with opened(request.model, request.params_path) as source:
         job = make_job(request, source, labels)

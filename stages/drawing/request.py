@@ -44,14 +44,6 @@ class Request:
     check: bool = False
     """Only compare the finished shards with their hashes."""
 
-    def labels(self) -> Labels:
-        """Return where the classes come from.
-
-        Raises:
-            InputError: The file of labels does not fit.
-        """
-        return choose_labels(self.label, self.labels_path, self.seeds)
-
 
 def choose_labels(label: int | None, path: Path | None, seeds: range) -> Labels:
     """Return where the classes of images come from: one class, a file, or neither.

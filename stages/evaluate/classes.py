@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from stages.models.sampling import SamplingContext
@@ -59,10 +58,3 @@ def classify_reference(reference: Reference, extractor: Extractor, context: Samp
     if predicted is None:
         return ImageClasses(None, {}, np.zeros(reference.samples.shape[:2], np.int64), None)
     return ImageClasses("predictions", dict(enumerate(CLASSIFIERS[extractor.name].names)), predicted, predicted)
-
-
-def count_changes(
-    found: ImageClasses, extractor: Extractor, features: NDArray[np.float32], ssim: NDArray[np.float64]
-) -> list[ClassChange]:
-    """Count the changes of a model's images, from their features [sets, N, D] and SSIM [sets, N]."""
-    return found.changes(predict(extractor, torch.from_numpy(np.array(features))), ssim)

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.typing import NDArray
 
-from stages.evaluate.classes import classify_reference, count_changes
+from stages.evaluate.classes import classify_reference
 from stages.evaluate.consistency import Pairs
 from stages.evaluate.drawn import DrawnFiles, draw_models, on_device
 from stages.evaluate.scores import Measurer, by_set
@@ -17,9 +18,9 @@ from stages.models.autoencoder import Autoencoder
 from stages.models.complexity import count_attention_macs, count_macs, count_params
 from stages.models.families import Denoiser
 from stages.models.sampling import SamplingContext, draw_strip, image_seeds
+from stages.protocol.classifiers import predict
 from stages.protocol.evaluation import DENSE, SHOWN, ClassChange
 from stages.protocol.extractors import Extractor
-from stages.protocol.intervals import Estimate, estimate, paired_difference
 from stages.protocol.protocol import Protocol
 from stages.protocol.reference import Reference, check_dense
 from stages.runtime.processes import Processes
@@ -57,14 +58,6 @@ class MeasuredModel:
     """Denoising from noise to image: [images, frames, C, H, W]."""
     classes: Sequence[ClassChange] = ()
     """The pairs by class of the dense model's image; empty for the dense model and where there are no classes."""
-
-    def estimate(self, metric: str) -> Estimate:
-        """Mean of a metric over the sets, with its interval."""
-        return estimate(self.sets[metric])
-
-    def above(self, other: "MeasuredModel", metric: str) -> Estimate:
-        """Difference of a metric from that of another model, with its interval."""
-        return paired_difference(self.sets[metric], other.sets[metric])
 
 
 @dataclass(frozen=True)
@@ -124,7 +117,8 @@ def evaluate(
             measured[name] = _describe(unet, files[name], scheduler, reference, drawn.get(name), row, context)
     classes = classify_reference(reference, extractor, context)
     for name, images in drawn.items():  # all but the dense model
-        changes = count_changes(classes, extractor, images.features.read(), measured[name].pairs.ssim)
+        predicted = predict(extractor, torch.from_numpy(np.array(images.features.read())))
+        changes = classes.changes(predicted, measured[name].pairs.ssim)
         measured[name] = replace(measured[name], classes=changes)
     floor = measurer.quality_metrics.floor()
     return Evaluation(reference.protocol, reference.model_sha256, floor, measured, classes.by)

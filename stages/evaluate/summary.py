@@ -13,11 +13,11 @@ from stages.protocol.evaluation import (
     METRICS,
     TO_DENSE,
     VISIBLE_SSIM,
-    Difference,
     EvaluationRecord,
     Metric,
     Model,
     Pair,
+    make_metric,
 )
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -65,12 +65,8 @@ def _unpaired(measured: MeasuredModel) -> Metric | None:
 
 
 def _metric(measured: MeasuredModel, dense: MeasuredModel, metric: str) -> Metric:
-    found = measured.estimate(metric)
-    difference = None
-    if measured is not dense and metric not in TO_DENSE:
-        above = measured.above(dense, metric)
-        difference = Difference(mean=above.mean, half_width=above.half_width, is_distinct=above.is_distinct)
-    return Metric(sets=measured.sets[metric], mean=found.mean, half_width=found.half_width, above_dense=difference)
+    has_difference = measured is not dense and metric not in TO_DENSE
+    return make_metric(measured.sets[metric], dense.sets[metric] if has_difference else None)
 
 
 def flat_metrics(record: EvaluationRecord, name: str) -> dict[str, Any]:

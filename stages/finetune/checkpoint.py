@@ -102,9 +102,8 @@ class Checkpoints:
                 warn(f"{error.message}; this checkpoint is skipped")
             else:
                 self._check_run(metadata.run, path)
-                curve = [CurvePoint(point.step, point.train_loss, point.heldout) for point in metadata.curve]
                 clock = TrainingClock(metadata.seconds, dict(metadata.seconds_by_step))
-                return Checkpoint(metadata.step, tensors, metadata.losses, curve, clock)
+                return Checkpoint(metadata.step, tensors, metadata.losses, metadata.curve, clock)
         return None
 
     def _check_run(self, run: object, path: Path) -> None:
@@ -126,14 +125,6 @@ class Checkpoints:
         return sorted(self.folder.glob("step-*.safetensors"))
 
 
-class _Point(Frozen):
-    """A CurvePoint in JSON."""
-
-    step: int
-    train_loss: float | None
-    heldout: tuple[tuple[float, float], ...]
-
-
 class _Metadata(Frozen):
     """The metadata of a checkpoint's file; a training that diverged may hold NaN and infinity."""
 
@@ -141,7 +132,7 @@ class _Metadata(Frozen):
     run: str
     step: int = Field(ge=0)
     losses: list[float]
-    curve: list[_Point]
+    curve: list[CurvePoint]
     seconds: float = Field(0, ge=0)
     seconds_by_step: dict[int, float] = Field(default_factory=dict)
 

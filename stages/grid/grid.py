@@ -18,9 +18,9 @@ from stages.models.checks import check_images
 from stages.models.complexity import count_macs
 from stages.models.pipeline import denoiser_folder, read_scheduler, read_unet, weights_file
 from stages.models.sampling import SamplingContext
-from stages.protocol.evaluation import DENSE
+from stages.protocol.evaluation import DENSE, make_metric
 from stages.protocol.extractors import Extractor
-from stages.protocol.grid import SSIM, GridCell, GridRecord, make_metric
+from stages.protocol.grid import SSIM, GridCell, GridRecord
 from stages.protocol.params import ReferenceParams
 from stages.protocol.protocol import Protocol
 from stages.protocol.reference import check_dense, read_reference

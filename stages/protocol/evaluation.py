@@ -1,10 +1,12 @@
 """evaluation.json: the record of an evaluation; docs/metrics.md explains each key."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
+from stages.protocol.intervals import estimate, paired_difference
 from stages.protocol.protocol import Protocol
 from stages.runtime.schema import Frozen, Sha256
 from stages.storage.files import read_record
@@ -63,6 +65,15 @@ class ClassChange(Frozen):
     """How many of them differ visibly from the model's image of the same noise."""
     changed: int | None
     """How many of these are predicted to be of another class; None if the extractor has no classifier."""
+
+
+def make_metric(values: Sequence[float], dense: Sequence[float] | None = None) -> Metric:
+    """Make the record of a metric from its value in each set, and from the dense model's for the difference."""
+    found, above = estimate(values), None
+    if dense is not None:
+        apart = paired_difference(values, dense)
+        above = Difference(mean=apart.mean, half_width=apart.half_width, is_distinct=apart.is_distinct)
+    return Metric(sets=list(values), mean=found.mean, half_width=found.half_width, above_dense=above)
 
 
 class Model(Frozen):

@@ -1,12 +1,11 @@
 """grid.json: dense and pruned models over steps, samplers and guidance scales."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from stages.protocol.evaluation import DENSE, Difference, Metric
-from stages.protocol.intervals import Estimate, estimate, paired_difference
+from stages.protocol.evaluation import DENSE, Metric
+from stages.protocol.intervals import Estimate, paired_difference
 from stages.protocol.protocol import Protocol
 from stages.runtime.schema import Frozen, Sha256
 from stages.storage.files import read_record
@@ -96,15 +95,6 @@ class GridRecord(Frozen):
 def fid_apart(cell: GridCell, other: GridCell) -> Estimate:
     """Estimate how far the FID of a cell is above that of another, paired by set."""
     return paired_difference(cell.metrics["fid"].sets, other.metrics["fid"].sets)
-
-
-def make_metric(values: Sequence[float], dense: Sequence[float] | None = None) -> Metric:
-    """Make the record of a metric from its value in each set, and from the dense model's for the difference."""
-    found, above = estimate(values), None
-    if dense is not None:
-        apart = paired_difference(values, dense)
-        above = Difference(mean=apart.mean, half_width=apart.half_width, is_distinct=apart.is_distinct)
-    return Metric(sets=list(values), mean=found.mean, half_width=found.half_width, above_dense=above)
 
 
 def read_grid(folder: Path) -> GridRecord:

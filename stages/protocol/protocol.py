@@ -63,13 +63,14 @@ def check_same(one: Protocol, other: Protocol, names: tuple[str, str]) -> None:
         InputError: The protocols differ; every field that differs is named with both values.
     """
     pairs = zip(flatten(one.model_dump(mode="json")), flatten(other.model_dump(mode="json")), strict=True)
-    differing = [f"{name} is {_brief(left)} and {_brief(right)}" for (name, left), (_, right) in pairs if left != right]
+    differing = [f"{name} is {brief(left)} and {brief(right)}" for (name, left), (_, right) in pairs if left != right]
     if differing:
         found = f"{names[0]} and {names[1]} were measured under protocols {one.id} and {other.id}"
         raise InputError(f"{found}: {'; '.join(differing)}; measure both under one protocol")
 
 
-def _brief(value: object) -> str:
+def brief(value: object) -> str:
+    """Write a value of a protocol; a long one, such as a hash, by its first digits."""
     text = str(value)
     return text if len(text) < 40 else f"{text[:8]}…"  # noqa: PLR2004  # the first digits distinguish two hashes
 

@@ -46,11 +46,7 @@ TERMS = {
     "finetune steps": "Optimiser steps of the recovery.",
     "seeds": "How many seeds were compressed; each repeats calibration, training and sampling.",
     "protocol": "All settings of a measurement, as one id: sampler, seeds, images, feature extractor, real images.",
-    "held-out loss": "Loss on images that are in no training batch; lower is better.",
-    "EMA": "Exponential moving average of the weights during training: the weights that are kept.",
     "importance": "How much the loss would change without a weight, by its gradient; channels of low sums are removed.",
-    "timestep": "How much noise an image has: 0 almost none, the largest almost only noise.",
-    "predicted class": "The class that the classifier of the feature extractor gives an image.",
     "differs visibly": "SSIM below 0.9, which one sees at a glance with both pictures side by side.",
 }
 """Term -> one or two sentences for a reader who is new to it."""

@@ -1,7 +1,6 @@
 """Variants and a reference -> the quality of each, from the same noise and with the same metrics as in evaluate."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -15,9 +14,8 @@ from stages.models.families import Denoiser
 from stages.models.pipeline import read_scheduler, read_unet
 from stages.models.sampling import SamplingContext
 from stages.models.variants.folder import read_model, read_variant_record, variant_file
-from stages.protocol.evaluation import DENSE, TO_DENSE, Difference, Metric
+from stages.protocol.evaluation import DENSE, TO_DENSE, Metric, make_metric
 from stages.protocol.extractors import Extractor
-from stages.protocol.intervals import estimate, paired_difference
 from stages.protocol.params import ReferenceParams
 from stages.protocol.reference import Reference, check_dense, read_reference
 from stages.protocol.resolve import check_current
@@ -101,15 +99,11 @@ def _describe(folder: Path, metrics: dict[str, Metric], to_model: list[float]) -
         size_bytes=file.stat().st_size,
         sha256=file_sha256(file),
         metrics=metrics,
-        ssim_to_model=Metric(sets=to_model, **asdict(estimate(to_model))),
+        ssim_to_model=make_metric(to_model),
     )
 
 
 def _metrics(sets: Mapping[str, list[float]], dense: Mapping[str, list[float]]) -> Iterator[tuple[str, Metric]]:
     """Estimate each metric over the sets, and its difference from the dense model's unless it compares anyway."""
     for name in MEASURED:
-        found, difference = estimate(sets[name]), None
-        if name not in TO_DENSE:
-            above = paired_difference(sets[name], dense[name])
-            difference = Difference(mean=above.mean, half_width=above.half_width, is_distinct=above.is_distinct)
-        yield name, Metric(sets=sets[name], mean=found.mean, half_width=found.half_width, above_dense=difference)
+        yield name, make_metric(sets[name], None if name in TO_DENSE else dense[name])

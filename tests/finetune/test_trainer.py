@@ -404,8 +404,8 @@ def test_buffers_follow_the_steps_alone(unet, scheduler, images, tmp_path, size,
         model = copy.deepcopy(unet)
         model.register_buffer("passes", torch.zeros(1).expand(size))
         model.register_buffer("late", None, persistent=False)
-        for module in (model, model.conv_in):
-            module.register_buffer("table", shared, persistent=False)
+        model.register_buffer("table", shared, persistent=False)
+        model.conv_in.register_buffer("table", shared, persistent=False)
         model.register_forward_hook(count)
         return Trainer(model, scheduler, images, PARAMS, 0)
 

@@ -67,7 +67,7 @@ def test_the_help_lists_every_command_once_below_a_heading():
 @pytest.mark.parametrize("name", NAMES)
 def test_the_help_of_a_command_ends_with_an_example_that_parses(name):
     """Its defaults are shown, and every option of the example is one of the command."""
-    command = main.commands[name]
+    command = main.get_command(click.Context(main), name)
     shown = run_help(name)
     example = shlex.split(shown.splitlines()[-1])
     defaults = [

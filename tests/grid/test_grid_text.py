@@ -5,7 +5,8 @@ from functools import partial
 import pytest
 
 from stages.grid.report import make_verdict, to_markdown
-from stages.protocol.grid import GridCell, GridRecord, make_metric
+from stages.protocol.evaluation import make_metric
+from stages.protocol.grid import GridCell, GridRecord
 from stages.report import grid_section
 from stages.report.figures import draw_figure
 from stages.report.grid_figure import PLOTS

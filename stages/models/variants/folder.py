@@ -15,7 +15,6 @@ from stages.models.pipeline import (
     last_line,
     read_scheduler,
     read_unet,
-    unet_config,
     write_pipeline,
 )
 from stages.models.variants.cache import cache, check_cache
@@ -195,8 +194,3 @@ def read_model(folder: Path, device: torch.device = CPU) -> Denoiser:
         InputError: The folder is damaged.
     """
     return read_variant(folder, device) if (folder / RECORD).is_file() else read_unet(folder, device)
-
-
-def config_of(unet: Denoiser) -> str:
-    """Describe the architecture of a model that is not a graph; equal ones compute alike."""
-    return str(unet_config(unet))

@@ -1,6 +1,5 @@
 """A dense and a pruned model on this device -> seconds and memory of each kind of pass, from a few timed ones."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from torch import nn
 from stages.data.images import Conditions, Images
 from stages.evaluate.consistency import images_to_mse, images_to_ssim
 from stages.finetune.distillation import kept_channels
+from stages.finetune.forecast import elapsed_s
 from stages.finetune.trainer import Trainer
 from stages.models.autoencoder import Autoencoder, image_shape
 from stages.models.complexity import measure_peak_bytes, weights_bytes
@@ -91,19 +91,11 @@ def seconds_each(make: Callable[[int], Callable[[], object]], largest: int) -> f
     batch = 1
     while True:
         run = make(batch)
-        first = _elapsed(run)
-        best = first if first > SECONDS else min(_elapsed(run) for _ in range(2))
+        first = elapsed_s(run)
+        best = first if first > SECONDS else min(elapsed_s(run) for _ in range(2))
         if batch == largest or first > SECONDS:
             return best / batch
         batch = min(2 * batch, largest)
-
-
-def _elapsed(run: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin
 
 
 def _drawing_seconds(subject: Subject, params: Params) -> dict[Pass, float]:
@@ -122,8 +114,8 @@ def _weights_seconds(subject: Subject, size: ModelSize) -> dict[Pass, float]:
     """Time one parameter's way to the disk and back, by those of the pruned model."""
     with TemporaryDirectory(prefix="espalier-") as place:
         folder = Path(place) / "model"
-        write_s = _elapsed(lambda: write_pipeline(folder, subject.pruned, subject.scheduler))
-        read_s = _elapsed(lambda: tensors_sha256(read_unet(folder, subject.pruned.device).state_dict()))
+        write_s = elapsed_s(lambda: write_pipeline(folder, subject.pruned, subject.scheduler))
+        read_s = elapsed_s(lambda: tensors_sha256(read_unet(folder, subject.pruned.device).state_dict()))
     return {"read": read_s / size.pruned_params, "write": write_s / size.pruned_params}
 
 
@@ -197,14 +189,14 @@ def _image_seconds(subject: Subject, extractor: Extractor | None) -> dict[Pass, 
     if coder := subject.autoencoder:
         latents = torch.zeros(1, *sample_shape(subject.dense), device=subject.dense.device)
         found["decode"], found["encode"] = (
-            _elapsed(lambda: coder.decode(latents)),
-            _elapsed(lambda: coder.encode(pixels[:1])),
+            elapsed_s(lambda: coder.decode(latents)),
+            elapsed_s(lambda: coder.encode(pixels[:1])),
         )
     if min(shape[1:]) >= 11:  # noqa: PLR2004  # SSIM's window; the protocol refuses smaller images
-        found["similarity"] = _elapsed(lambda: (images_to_ssim(pixels, pixels), images_to_mse(pixels, pixels))) / PAIRS
+        found["similarity"] = elapsed_s(lambda: (images_to_ssim(pixels, pixels), images_to_mse(pixels, pixels))) / PAIRS
     if extractor:
         extractor.features(pixels)
-        found["features"] = _elapsed(lambda: extractor.features(pixels)) / PAIRS
+        found["features"] = elapsed_s(lambda: extractor.features(pixels)) / PAIRS
     return found
 
 
