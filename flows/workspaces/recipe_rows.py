@@ -155,8 +155,9 @@ def plan_rows_of_curve(
 
 
 def with_steps(overrides: Overrides, steps: Sequence[int] | None) -> Overrides:
-    """Return overrides with the length of the trainings, on which what the others may be depends."""
-    return {**overrides, "finetune.steps": steps[-1], "finetune.snapshots": []} if steps else overrides
+    """Return overrides with the length of the trainings, on which what the others may be depends, and no loss of it."""
+    ends = {"finetune.steps": steps[-1], "finetune.snapshots": [], "finetune.loss.jacobian": None} if steps else {}
+    return {**overrides, **ends}
 
 
 def plan_curve(

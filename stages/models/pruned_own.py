@@ -167,7 +167,9 @@ def _run(run: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:  # noqa:
         return run(**arguments)
     except (Exception, KeyboardInterrupt):
         raise
-    except BaseException as error:  # noqa: BLE001  # classes of exceptions are anyone's, too
+    except BaseException as error:  # classes of exceptions are anyone's, too
+        if getattr(error, "is_signal", False):  # the end of the program that runs this
+            raise
         raise RuntimeError(f"forward raises {type(error).__name__}: {error}") from None
 
 

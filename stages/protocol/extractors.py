@@ -148,6 +148,8 @@ def _private_copy(path: Path) -> Iterator[Path]:
             shutil.copyfile(path, folder / path.name)
             yield folder / path.name
     except OSError as error:
+        if str(error.filename) == str(path):
+            raise InputError(f"cannot read {path}: {error.strerror}; correct reference.extractor.weights") from None
         found = f"{path} cannot be copied to {place} ({first_line(error)})"
         raise InputError(f"{found}; set TMPDIR to another folder") from None
 

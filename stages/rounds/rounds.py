@@ -71,7 +71,7 @@ def clear(work: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
     with suppress(OSError):  # `espalier clean` lists what is left
         work.rename(gone)
-        shutil.rmtree(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 @dataclass(frozen=True)

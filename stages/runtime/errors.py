@@ -29,6 +29,9 @@ MAX_LENGTH = 300
 class SignalExit(SystemExit):
     """The end of this process after a signal, which nobody takes for an exception of somebody's code."""
 
+    is_signal = True
+    """What files that travel with models, and import nothing of this project, know it by."""
+
 
 class InputError(click.ClickException):
     """What was found, what is allowed and what to change, in one line.

@@ -38,8 +38,8 @@ def _stop(number: int, _frame: FrameType | None) -> NoReturn:
     It writes to the descriptor, since print could be in the middle of a line, and jsonschema's import, among others,
     replaces sys.stderr by an object without one.
     """
-    signal.signal(number, signal.SIG_DFL)
     received.append(number)
+    signal.signal(number, signal.SIG_DFL)
     if os.environ.get("RANK", "0") == "0":
         with suppress(OSError):  # it is closed
             os.write(STDERR, f"\n{stopped_line(number)}\n".encode())

@@ -57,7 +57,8 @@ def writing(folder: Path, temporary: Path | None = None) -> Iterator[Path]:
         _replace(folder, temporary)
     except OSError as error:  # of a library's writer in the block
         if error.errno in FULL:
-            raise cannot_write(Path(error.filename or folder), error) from None
+            other = error.filename and not Path(error.filename).is_relative_to(temporary)
+            raise cannot_write(Path(error.filename) if other else folder, error) from None
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -142,7 +142,8 @@ def find_checkpoints(checkout: Path, needed: Needed) -> Iterator[Leftover]:
     patterns = itertools.product((FOLDER, ROUNDS), ("[0-9a-f]*/", ".[0-9a-f]*/"))  # the latter were being removed
     for folder in sorted(folder for place, pattern in patterns for folder in (checkout / place).glob(pattern)):
         size_bytes, modified = measure(folder)
-        keep = needed.reason_to_keep(modified, _read_training(folder), is_held=_is_held(folder))
+        training = "" if folder.name.startswith(".") else _read_training(folder)
+        keep = needed.reason_to_keep(modified, training, is_held=_is_held(folder))
         remove = partial(_remove_folder, folder, folder)
         yield Leftover(
             "checkpoints", str(folder.relative_to(checkout)), size_bytes, modified, "other params", keep, remove

@@ -16,7 +16,7 @@ from stages.models.layout import WEIGHTS
 from stages.models.pipeline import write_pipeline
 from stages.models.pruned_own import make_class
 from stages.models.trust import trusting_params
-from stages.runtime.errors import InputError
+from stages.runtime.errors import InputError, SignalExit
 from stages.storage.files import file_sha256
 from stages.storage.tensors import read_tensors
 from tests.own_class import LABELS, MARK, fetched, refusal_of, write_own
@@ -106,6 +106,15 @@ def test_code_that_ends_the_program_once_it_is_cut_is_refused(tmp_path):
     write_own(tmp_path / "own", code={STEPS: leave})
 
     assert "SystemExit: 0" in refusal_of(tmp_path / "own", tmp_path)
+
+
+def test_a_signal_in_the_code_of_a_model_is_none_of_its_faults(tmp_path):
+    """It ends the program, also in the middle of forward; no stage calls it a mistake of the model."""
+    end = "        from stages.runtime.errors import SignalExit\n        raise SignalExit(143)\n"
+    write_own(tmp_path / "own", code={STEPS: f"{end}{STEPS}"})
+
+    with pytest.raises(SignalExit):
+        fetched(tmp_path / "own", tmp_path / "place")
 
 
 STOP = "import math\n\n\nclass Stop(BaseException):\n    pass\n\n\nMADE = []"
