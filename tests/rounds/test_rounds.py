@@ -28,6 +28,7 @@ from stages.rounds.params import read_params
 from stages.rounds.targets import find_targets
 from stages.runtime.errors import InputError
 from stages.storage.files import read_json
+from stages.storage.provenance import write_run_record
 from tests.orchestra import until
 
 SMALL = {
@@ -243,8 +244,10 @@ def test_finished_rounds_stay_until_the_output_is_in_its_place(
     """A full disk at the very end loses none of them."""
     write_params(rounds={"count": 2, "steps": 1}, finetune={"steps": 2})
 
-    def fail(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def fail(folder, stage, **given):
+        if stage == "rounds":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_run_record(folder, stage, **given)
 
     with monkeypatch.context() as patch:
         patch.setattr("stages.storage.provenance.write_run_record", fail)
