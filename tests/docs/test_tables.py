@@ -19,7 +19,7 @@ def test_the_page_has_the_tables_of_the_measurements():
 
 def test_a_page_without_the_marks_of_a_file_is_refused():
     """Its table would be missing otherwise."""
-    with pytest.raises(InputError, match=r"lacks the first or the last mark of curve-\w+\.csv"):
+    with pytest.raises(InputError, match=r"lacks the first or the last mark of curve-[\w-]+\.csv"):
         replace_tables(PAGE.read_text().replace("<!-- end of curve-", "<!-- end of "))
 
 
