@@ -5,8 +5,8 @@ from pathlib import Path
 import click
 
 from benchmarks.systems import PRESETS, SYSTEM_OF
-from flows.options import FiniteRange
 from stages.params import Params, load_params
+from stages.runtime.finite_range import FiniteRange
 from stages.tools.planning.forecast import SHARED, forecast_stages, rates_at
 from stages.tools.planning.workload import ModelSize, count_work, training_bytes
 

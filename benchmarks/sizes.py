@@ -7,7 +7,6 @@ from typing import Any
 import click
 import torch
 
-from flows.options import FiniteRange
 from stages import fetch
 from stages.importance.measure import measure_importance
 from stages.models.complexity import count_macs, count_params
@@ -17,6 +16,7 @@ from stages.prune.depth import plan_depth
 from stages.prune.params import PruneParams
 from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut
+from stages.runtime.finite_range import FiniteRange
 from stages.storage.files import read_json
 
 SYSTEMS = Path(fetch.__file__).parent / "systems"

@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
-from flows.options import FiniteRange
 from stages.runtime.errors import InputError
+from stages.runtime.finite_range import FiniteRange
 from stages.runtime.imports import importing
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flows import options
+from stages.runtime.finite_range import FiniteRange
 from stages.runtime.imports import importing
 from stages.runtime.text import printable
 from stages.runtime.wording import count, format_bytes, format_duration, format_table
@@ -33,11 +34,11 @@ HOUR_S = 3600
 @options.preset_option
 @click.option(
     "--tflops",
-    type=options.FiniteRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     help="Sustained 10¹² operations per second of a GPU, in place of passes timed here.",
 )
 @click.option("--gpus", type=click.IntRange(1), default=1, help="GPUs that share the stages, with --tflops.")
-@click.option("--price", type=options.FiniteRange(0), help="Price of the machine for an hour, in any currency.")
+@click.option("--price", type=FiniteRange(0), help="Price of the machine for an hour, in any currency.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def plan(
     texts: tuple[str, ...], preset: str | None, tflops: float | None, gpus: int, price: float | None, *, as_json: bool

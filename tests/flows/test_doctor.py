@@ -167,7 +167,7 @@ def test_code_of_another_checkout_is_said(here, root):
         ("{name: inception-v3-compat}", "warn: the weights of inception-v3-compat are not on this machine (https://"),
         ("{name: inception}", "fail: reference.extractor.name is 'inception'; allowed: digits"),
         ("{name: vgg16, weights: nowhere.pth}", "fail: no extractor weights at nowhere.pth"),
-        ("{name: inception-v3-compat, weights: wrong.pth}", "fail: wrong.pth has sha256 "),
+        ("{name: inception-v3-compat, weights: wrong.pth}", "fail: ./wrong.pth has sha256 "),
     ],
 )
 def test_the_weights_of_the_extractor_are_looked_for(here, monkeypatch, extractor, expected):
