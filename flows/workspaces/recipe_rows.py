@@ -155,7 +155,7 @@ def plan_rows_of_curve(
 
 
 def with_steps(overrides: Overrides, steps: Sequence[int] | None) -> Overrides:
-    """Return overrides with the length of the trainings, on which what the others may be depends, and no loss of it."""
+    """Return overrides with the last step, which others are checked against, and without the preset's Jacobian loss."""
     ends = {"finetune.steps": steps[-1], "finetune.snapshots": [], "finetune.loss.jacobian": None} if steps else {}
     return {**overrides, **ends}
 

@@ -158,7 +158,7 @@ def to_tensors(
     """Collect weights, buffers, EMA weights, moments of the optimiser and samples under names with a prefix each."""
     states = {"unet": unet.state_dict()}
     states |= {f"ema.{decay}": model.state_dict() for decay, model in ema_models.items()}
-    # Of every EMA, too. safetensors takes no tensor twice, and of complex ones those of 64 bits alone.
+    # Every EMA model has the same ones. safetensors refuses tensors that share memory, and complex128.
     unsaved = {name: it.clone() for name, it in unsaved_buffers(unet).items() if it.dtype != torch.complex128}
     states["buffers"] = unsaved
     states |= {f"optimizer.{parameter}": moments for parameter, moments in optimizer.moments().items()}

@@ -41,8 +41,9 @@ def check_reproducible(params: Path, commit: Path, passed: Collection[str], *, t
             raise InputError(f"{found}; versions whose params name absolute paths or $VARIABLES can be reproduced")
         if isinstance(value, str) and (missing := [it for it in VARIABLE.findall(value) if it not in passed]):
             found = f"{key} of the version is {value}, and a reproduction does not get {missing[0]}"
-            own = "write the path itself" if missing[0] in REPLACED else "set it and add it to ESPALIER_EXTRA_VARIABLES"
-            raise InputError(f"{found}; {own}")
+            is_replaced = missing[0] in REPLACED
+            advice = "write the path itself" if is_replaced else "set it and add it to ESPALIER_EXTRA_VARIABLES"
+            raise InputError(f"{found}; {advice}")
 
 
 def _named_models(commit: Path) -> Iterator[dict[str, Any]]:

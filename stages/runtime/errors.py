@@ -27,7 +27,7 @@ MAX_LENGTH = 300
 
 
 class SignalExit(SystemExit):
-    """The end of this process after a signal, which nobody takes for an exception of somebody's code."""
+    """The end of this process after a signal; handlers of what the code of others raises let it pass."""
 
     is_signal = True
     """What files that travel with models, and import nothing of this project, know it by."""

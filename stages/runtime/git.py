@@ -35,7 +35,7 @@ def git_error(folder: Path | None, *arguments: str, address: str = "") -> str:
 def without_user(address: str) -> str:
     """Return an http address without user and password; every user of the machine sees the arguments of a command.
 
-    A password with a slash must be percent-encoded; one that looks like a port before it is not found otherwise.
+    A slash in a password must be percent-encoded: after digits, as in me:12/3@host, it cannot be told from a port.
     """
     scheme, separator, rest = address.partition("://")
     authority, slash, path = rest.partition("/")
