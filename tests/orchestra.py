@@ -71,6 +71,13 @@ def descendants(mark):
     return found
 
 
+def command_line(process):
+    """Read the command line of a process; empty where it has ended, as the git of a program does at any time."""
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
 class Program:
     """A command in a session of its own; it and all processes that it starts carry a mark."""
 
@@ -107,9 +114,7 @@ class Program:
 
     def note_command_lines(self):
         """Collect the command lines that `ps` would show now."""
-        for process in descendants(self.mark):
-            with contextlib.suppress(psutil.Error):
-                self.command_lines.add(" ".join(process.cmdline()))
+        self.command_lines |= {command_line(process) for process in descendants(self.mark)}
 
     def orphans(self):
         """List the living processes that it started, without itself."""

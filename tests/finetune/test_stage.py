@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -252,8 +253,11 @@ def test_a_signal_to_one_process_stops_all(recover, root):
 
 def trainers(process):
     """List the processes that train, by rank."""
-    found = psutil.Process(process.pid).children(recursive=True)
-    ranked = {it.environ()["RANK"]: it for it in found if "RANK" in it.environ()}
+    ranked = {}
+    for found in psutil.Process(process.pid).children(recursive=True):
+        with suppress(psutil.Error):  # others, such as git, end meanwhile
+            ranked[found.environ().get("RANK")] = found
+    ranked.pop(None, None)
     return [ranked[rank] for rank in sorted(ranked)]
 
 

@@ -1,5 +1,6 @@
 """`espalier ui`: the page on which the runs are, whatever MLflow opens on."""
 
+import contextlib
 import os
 import re
 import socket
@@ -52,9 +53,17 @@ def test_the_address_leads_to_the_runs(experiment, opened, monkeypatch, options)
     assert opened == ([] if options else [address])
 
 
-def umask_of(pid):
-    """Return the permissions that a process withholds from the files that it makes."""
-    return re.search(r"^Umask:\s+(\d+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)[1]
+def command_lines_and_masks(pid):
+    """Read those of a process and of all that it started; one that ends meanwhile, as a zombie does, has neither.
+
+    A mask is the permissions that a process withholds from the files that it makes.
+    """
+    found = []
+    for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+        with contextlib.suppress(psutil.Error, OSError):
+            mask = re.search(r"^Umask:\s+(\d+)$", Path(f"/proc/{process.pid}/status").read_text(), re.MULTILINE)
+            found.append((" ".join(process.cmdline()), mask and mask[1]))
+    return zip(*found, strict=True)
 
 
 def test_the_stores_address_is_in_no_command_line(mlflow_database):
@@ -67,16 +76,14 @@ def test_the_stores_address_is_in_no_command_line(mlflow_database):
         port = server.getsockname()[1]
     with module._start(port) as process:
         module._wait(port, process)
-        started = [process.pid, *(it.pid for it in psutil.Process(process.pid).children(recursive=True))]
-        lines = [" ".join(psutil.Process(pid).cmdline()) for pid in started]
-        masks = {umask_of(pid) for pid in started}
+        lines, masks = command_lines_and_masks(process.pid)
         answer = MlflowClient(f"http://127.0.0.1:{port}").get_experiment_by_name("Default")
         module._stop(process)
 
     assert answer.name == "Default"
     assert any("uvicorn" in line for line in lines)
     assert [line for line in lines if mlflow_database in line] == []
-    assert masks == {"0077"}
+    assert set(masks) == {"0077"}
     assert os.umask(previous) == 0o022
 
 

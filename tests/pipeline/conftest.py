@@ -16,7 +16,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages.storage.files import file_sha256
-from tests.orchestra import MARK, descendants, until
+from tests.orchestra import MARK, command_line, descendants, until
 from tests.records import STAGES
 from tests.small_numbers import SMALL
 
@@ -82,7 +82,7 @@ class Workspace:
         with suppress(ProcessLookupError):
             (os.kill if alone else os.killpg)(process.pid, number)
         process.wait(60)
-        assert until(lambda: not descendants(mark), 45), [it.cmdline() for it in descendants(mark)]
+        assert until(lambda: not descendants(mark), 45), [command_line(it) for it in descendants(mark)]
         assert done, f"{command} did not reach the condition in {seconds} s"
         return log.read_text()
 

@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from stages.models.pipeline import write_pipeline
 from tests.conftest import TINY
 from tests.markdown import ROOT, blocks, pages
-from tests.orchestra import MARK, QUIET, descendants, until
+from tests.orchestra import MARK, QUIET, command_line, descendants, until
 from tests.pipeline.conftest import commit
 from tests.servers import own_environment, s3_client, s3_environment
 from tests.small_numbers import SMALL
@@ -145,4 +145,4 @@ def test_every_command_of_a_page_does_its_work(page, reader, swift, tmp_path):
 
     assert code == 0, log.read_text()[-4000:]
     assert "Traceback" not in log.read_text()
-    assert until(lambda: not descendants(tmp_path.name), 60), [it.cmdline() for it in descendants(tmp_path.name)]
+    assert until(lambda: not descendants(tmp_path.name), 60), [command_line(it) for it in descendants(tmp_path.name)]

@@ -15,7 +15,7 @@ import pytest
 from mlflow import MlflowClient
 from ruamel.yaml import YAML
 
-from tests.orchestra import PrefectServer, Worker, until
+from tests.orchestra import PrefectServer, Worker, command_line, until
 from tests.records import STAGES
 from tests.servers import POSTGRES_BINS, ROOT, own_environment, running, running_stack, s3_client, s3_environment
 from tests.swift import SECRET
@@ -343,7 +343,7 @@ def test_cancel_during_finetune(production):
 
 def _flow_process(worker):
     """Find the process of the only flow that a worker runs."""
-    (found,) = (it for it in worker.orphans() if "prefect.engine" in " ".join(it.cmdline()))
+    (found,) = (it for it in worker.orphans() if "prefect.engine" in command_line(it))
     return found
 
 
