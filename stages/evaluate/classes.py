@@ -6,11 +6,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.models.sampling import SamplingContext
+from stages.evaluate.opened import OpenedReference
 from stages.protocol.classifiers import CLASSIFIERS, predict
 from stages.protocol.evaluation import VISIBLE_SSIM, ClassChange
-from stages.protocol.extractors import Extractor
-from stages.protocol.reference import Reference
 
 
 @dataclass(frozen=True)
@@ -48,8 +46,9 @@ class ImageClasses:
         ]
 
 
-def classify_reference(reference: Reference, extractor: Extractor, context: SamplingContext) -> ImageClasses:
+def classify_reference(opened: OpenedReference) -> ImageClasses:
     """Find the classes of the dense model's images: the conditions that drew them, or else the extractor's."""
+    reference, extractor, context = opened.reference, opened.extractor, opened.sampling
     protocol, predicted = reference.protocol, predict(extractor, reference.features)
     if context.table is not None:
         sets = [context.labels(protocol.seed, protocol.num_images, index) for index in range(protocol.sets)]

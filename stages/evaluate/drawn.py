@@ -7,14 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import nn
 
 from stages.evaluate.consistency import Pairs, images_to_mse, images_to_ssim
+from stages.evaluate.opened import OpenedReference
 from stages.models.families import Denoiser
-from stages.models.sampling import SamplingContext
 from stages.protocol.evaluation import DENSE
-from stages.protocol.extractors import Extractor
 from stages.protocol.reference import Reference, draw_set
 from stages.runtime.processes import Processes
 from stages.storage.rows import RowFile, array_file, create_together
@@ -67,10 +65,7 @@ def drawn_files(folder: Path, name: str, reference: Reference) -> DrawnFiles:
 def draw_models(
     models: Mapping[str, Denoiser],
     folder: Path,
-    scheduler: DDPMScheduler,
-    reference: Reference,
-    extractor: Extractor,
-    context: SamplingContext,
+    opened: OpenedReference,
     processes: Processes,
 ) -> dict[str, DrawnFiles]:
     """Draw images of all models but the dense one, and write what is measured on them; processes share the batches.
@@ -81,6 +76,7 @@ def draw_models(
     Raises:
         InputError: Images are not finite, or the disk is full.
     """
+    reference, extractor = opened.reference, opened.extractor
     files = {name: drawn_files(folder, name, reference) for name in models if name != DENSE}
     create_together([file for drawn in files.values() for file in drawn.row_files()], processes)
     protocol, size, before = reference.protocol, extractor.batch_size, 0
@@ -91,7 +87,8 @@ def draw_models(
             before += len(starts)
             first = index * protocol.num_images
             with on_device(models[name], processes.device) as unet:
-                for start, pixels in draw_set(unet, scheduler, protocol, index, size, name, context, own):
+                batches = draw_set(unet, opened.scheduler, protocol, index, size, name, opened.sampling, own)
+                for start, pixels in batches:
                     others = dense[start : start + len(pixels)]
                     target.samples.write(first + start, pixels)
                     target.features.write(first + start, extractor.features(pixels).numpy())

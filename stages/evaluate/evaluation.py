@@ -7,22 +7,19 @@ from typing import Literal
 
 import numpy as np
 import torch
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.typing import NDArray
 
 from stages.evaluate.classes import classify_reference
 from stages.evaluate.consistency import Pairs
 from stages.evaluate.drawn import DrawnFiles, draw_models, on_device
+from stages.evaluate.opened import OpenedReference
 from stages.evaluate.scores import Measurer, by_set
-from stages.models.autoencoder import Autoencoder
 from stages.models.complexity import count_attention_macs, count_macs, count_params
 from stages.models.families import Denoiser
-from stages.models.sampling import SamplingContext, draw_strip, image_seeds
+from stages.models.sampling import draw_strip, image_seeds
 from stages.protocol.classifiers import predict
 from stages.protocol.evaluation import DENSE, SHOWN, ClassChange
-from stages.protocol.extractors import Extractor
 from stages.protocol.protocol import Protocol
-from stages.protocol.reference import Reference, check_dense
 from stages.runtime.processes import Processes
 from stages.runtime.progress import track
 from stages.storage.files import file_sha256
@@ -77,11 +74,8 @@ class Evaluation:
 def evaluate(
     models: Mapping[str, Denoiser],
     files: Mapping[str, Path],
-    scheduler: DDPMScheduler,
-    reference: Reference,
-    extractor: Extractor,
+    opened: OpenedReference,
     scratch: Path,
-    autoencoder: Autoencoder | None = None,
     processes: Processes | None = None,
 ) -> Evaluation | None:
     """Measure the dense model on the images in the reference, and the other models on images that are drawn now.
@@ -89,23 +83,19 @@ def evaluate(
     Args:
         models: By name; the dense model is called dense.
         files: The file of each model's weights.
-        scheduler: The noise schedule.
-        reference: Images and features of the dense model.
-        extractor: The extractor of the reference.
+        opened: The reference, which has been checked against the models.
         scratch: An existing folder for the drawn images, which all processes see.
-        autoencoder: Of models that draw latents.
         processes: Share batches of images, and sets to measure.
 
     Returns:
         The measurements; None for all processes but the main one.
 
     Raises:
-        InputError: The reference comes from another dense model, or images are not finite.
+        InputError: Images are not finite, or the disk is full.
     """
     processes = processes or Processes(models[DENSE].device)
-    context = SamplingContext(autoencoder, reference.table, reference.protocol.guidance)
-    check_dense(models[DENSE], context, reference)
-    drawn = draw_models(models, scratch, scheduler, reference, extractor, context, processes)
+    reference = opened.reference
+    drawn = draw_models(models, scratch, opened, processes)
     measurer = Measurer(reference, drawn, scratch, processes)
     scores = measurer.measure(list(models))
     if not processes.is_main:
@@ -114,10 +104,10 @@ def evaluate(
     measured = {}
     for name, row in track(rows.items(), "draw the steps of sampling, model", len(rows)):
         with on_device(models[name], processes.device) as unet:
-            measured[name] = _describe(unet, files[name], scheduler, reference, drawn.get(name), row, context)
-    classes = classify_reference(reference, extractor, context)
+            measured[name] = _describe(unet, files[name], opened, drawn.get(name), row)
+    classes = classify_reference(opened)
     for name, images in drawn.items():  # all but the dense model
-        predicted = predict(extractor, torch.from_numpy(np.array(images.features.read())))
+        predicted = predict(opened.extractor, torch.from_numpy(np.array(images.features.read())))
         changes = classes.changes(predicted, measured[name].pairs.ssim)
         measured[name] = replace(measured[name], classes=changes)
     floor = measurer.quality_metrics.floor()
@@ -127,18 +117,19 @@ def evaluate(
 def _describe(
     unet: Denoiser,
     file: Path,
-    scheduler: DDPMScheduler,
-    reference: Reference,
+    opened: OpenedReference,
     drawn: DrawnFiles | None,
     scores: NDArray[np.float64],
-    context: SamplingContext,
 ) -> MeasuredModel:
     """Collect the measurements of a model; the dense one, without files, has the images of the reference."""
-    protocol = reference.protocol
+    reference, context, protocol = opened.reference, opened.sampling, opened.reference.protocol
     samples = drawn.samples.read() if drawn else reference.samples
     pairs = drawn.pairs() if drawn else Pairs.of_equals(samples.shape[:2])
     worst = tuple(np.transpose(pairs.worst(NUM_WORST)))
     seeds, labels = image_seeds(protocol.seed, STRIP_IMAGES), context.labels(protocol.seed, STRIP_IMAGES)
+    strip = draw_strip(
+        unet, opened.scheduler, seeds, protocol.sampler, STRIP_FRAMES, protocol.precision, context, labels
+    )
     return MeasuredModel(
         params=count_params(unet),
         macs=count_macs(unet),
@@ -150,5 +141,5 @@ def _describe(
         pairs=pairs,
         shown=np.array(samples[0, :SHOWN]),
         worst=np.stack([reference.samples[worst], samples[worst]]),
-        strip=draw_strip(unet, scheduler, seeds, protocol.sampler, STRIP_FRAMES, protocol.precision, context, labels),
+        strip=strip,
     )

@@ -6,16 +6,12 @@ from pathlib import Path
 import torch
 
 from stages.evaluate.evaluation import evaluate
+from stages.evaluate.opened import open_reference
 from stages.evaluate.report import write_report
-from stages.models.autoencoder import image_shape, read_autoencoder
-from stages.models.checks import check_images
 from stages.models.layout import SNAPSHOTS
-from stages.models.pipeline import read_scheduler, read_unet, weights_file
+from stages.models.pipeline import read_unet, weights_file
 from stages.protocol.evaluation import DENSE, SNAPSHOT
-from stages.protocol.extractors import Extractor
 from stages.protocol.params import ReferenceParams
-from stages.protocol.reference import read_reference
-from stages.protocol.resolve import check_current
 from stages.runtime.processes import Processes
 from stages.storage.provenance import write_provenance, write_run_record
 from stages.storage.rows import scratch_folder, writing_together
@@ -43,17 +39,12 @@ def evaluate_folders(
     cpu = torch.device("cpu")  # there may be many snapshots, of which one draws at a time
     places = {name: cpu if name.startswith(SNAPSHOT) else processes.device for name in folders}
     models = {name: read_unet(folder, places[name]) for name, folder in folders.items()}
-    reference = read_reference(reference_path)
-    autoencoder = read_autoencoder(folders[DENSE], processes.device)
-    for unet in models.values():
-        check_images(reference.samples[0], image_shape(unet, autoencoder), reference_path)
-    extractor = Extractor(params.extractor, params.batch_size)
-    scheduler = read_scheduler(folders[DENSE])
-    check_current(reference.protocol, params, seed, scheduler, extractor, reference_path)
+    opened = open_reference(reference_path, folders[DENSE], params, seed, processes.device)
+    opened.check_models(models, reference_path)
     files = {name: weights_file(folder) for name, folder in folders.items()}
     with writing_together(report, processes) as folder:
         with scratch_folder(folder, processes) as scratch:
-            evaluation = evaluate(models, files, scheduler, reference, extractor, scratch, autoencoder, processes)
+            evaluation = evaluate(models, files, opened, scratch, processes)
         if evaluation:
             write_report(evaluation, folder)
             write_run_record(folder, "evaluate", seed=seed, reference=params)

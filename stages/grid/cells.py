@@ -10,19 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.typing import NDArray
 
 from stages.evaluate.consistency import images_to_ssim
+from stages.evaluate.opened import OpenedReference
 from stages.evaluate.quality import Quality, QualityMetrics, features_to_statistics, frechet_distance
-from stages.models.autoencoder import Autoencoder
 from stages.models.families import Denoiser
 from stages.models.sampling import SamplingContext
 from stages.protocol.evaluation import DENSE, FID_DENSE
-from stages.protocol.extractors import Extractor
 from stages.protocol.grid import SSIM, SSIM_PROTOCOL
 from stages.protocol.protocol import Protocol
-from stages.protocol.reference import Reference, draw_set
+from stages.protocol.reference import draw_set
 from stages.runtime.code_hash import hash_files, import_closure, stage_files
 from stages.runtime.schema import Frozen, Sha256
 from stages.storage.files import read_record, write_json, writing
@@ -63,11 +61,8 @@ class GridContext:
     """Model -> hash of its weights."""
     denoisers: Mapping[str, str]
     """Model -> hash of all files of its denoiser: weights, config, and code of an own class."""
-    scheduler: DDPMScheduler
-    reference: Reference
+    opened: OpenedReference
     """Of the protocol's own setting."""
-    extractor: Extractor
-    autoencoder: Autoencoder | None
     metrics: QualityMetrics
     store: Path
     """Folder of the finished cells."""
@@ -77,8 +72,8 @@ class GridContext:
         parts = {
             "code": hash_measuring_code(),
             "packages": {package: version(package) for package in PACKAGES},
-            "protocols": [protocol.model_dump(mode="json"), self.reference.protocol.id],
-            "models": [self.denoisers[name], self.denoisers[DENSE], self.reference.model_sha256],
+            "protocols": [protocol.model_dump(mode="json"), self.opened.reference.protocol.id],
+            "models": [self.denoisers[name], self.denoisers[DENSE], self.opened.reference.model_sha256],
             "is_dense": name == DENSE,
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -93,14 +88,14 @@ class GridContext:
 
     def is_own(self, protocol: Protocol) -> bool:
         """Whether a setting is the protocol's own, at which the reference holds the dense model's images."""
-        own = self.reference.protocol
+        own = self.opened.reference.protocol
         names = ("sampler", "guidance", "schedule_sha256")
         return all(getattr(protocol, name) == getattr(own, name) for name in names)
 
     def own(self, protocol: Protocol) -> Drawn:
         """Return the dense model's images under the protocol of the reference, as many as a setting has."""
         sets, images = slice(protocol.sets), slice(protocol.num_images)
-        return Drawn(self.reference.samples[sets, images], self.reference.features[sets, images])
+        return Drawn(self.opened.reference.samples[sets, images], self.opened.reference.features[sets, images])
 
 
 @cache
@@ -145,7 +140,7 @@ def read_dense(grid: GridContext, protocol: Protocol) -> Drawn:
 
 def _files(grid: GridContext, protocol: Protocol, folder: Path) -> tuple[RowFile, RowFile]:
     """Describe the files of the images and features of a cell."""
-    shape, width = grid.reference.samples.shape[2:], grid.reference.features.shape[-1]
+    shape, width = grid.opened.reference.samples.shape[2:], grid.opened.reference.features.shape[-1]
     sets = (protocol.sets, protocol.num_images)
     return (
         array_file(folder / SAMPLES, np.uint8, (*sets, *shape)),
@@ -185,12 +180,12 @@ def _draw(grid: GridContext, name: str, protocol: Protocol, folder: Path, label:
     samples, features = _files(grid, protocol, folder)
     for file in (samples, features):
         file.create()
-    context = SamplingContext(grid.autoencoder, grid.reference.table, protocol.guidance)
-    size = grid.extractor.batch_size
+    context = SamplingContext(grid.opened.autoencoder, grid.opened.reference.table, protocol.guidance)
+    size = grid.opened.extractor.batch_size
     for index in range(protocol.sets):
         first = index * protocol.num_images
-        batches = draw_set(grid.models[name], grid.scheduler, protocol, index, size, label, context)
+        batches = draw_set(grid.models[name], grid.opened.scheduler, protocol, index, size, label, context)
         for start, pixels in batches:
             samples.write(first + start, pixels)
-            features.write(first + start, grid.extractor.features(pixels).numpy())
+            features.write(first + start, grid.opened.extractor.features(pixels).numpy())
     return Drawn(samples.read(), torch.from_numpy(np.array(features.read())))

@@ -9,22 +9,17 @@ from pathlib import Path
 import click
 import torch
 
+from stages.evaluate.opened import open_reference
 from stages.evaluate.quality import QualityMetrics
 from stages.grid.cells import GridContext, measure_cell
 from stages.grid.params import GridParams
 from stages.grid.settings import Setting, make_settings, shrink
-from stages.models.autoencoder import image_shape, read_autoencoder
-from stages.models.checks import check_images
 from stages.models.complexity import count_macs
-from stages.models.pipeline import denoiser_folder, read_scheduler, read_unet, weights_file
-from stages.models.sampling import SamplingContext
+from stages.models.pipeline import denoiser_folder, read_unet, weights_file
 from stages.protocol.evaluation import DENSE, make_metric
-from stages.protocol.extractors import Extractor
 from stages.protocol.grid import SSIM, GridCell, GridRecord
 from stages.protocol.params import ReferenceParams
 from stages.protocol.protocol import Protocol
-from stages.protocol.reference import check_dense, read_reference
-from stages.protocol.resolve import check_current
 from stages.runtime.wording import count, format_duration
 from stages.storage.files import file_sha256, folder_sha256
 from stages.storage.in_use import hold_folder
@@ -51,19 +46,13 @@ def open_grid_context(
         InputError: A folder is damaged, they do not belong together, or the reference has another protocol.
     """
     models = {name: read_unet(folder, device) for name, folder in folders.items()}
-    reference = read_reference(reference_path)
-    autoencoder = read_autoencoder(folders[DENSE], device)
-    check_dense(models[DENSE], SamplingContext(autoencoder, reference.table, reference.protocol.guidance), reference)
-    for unet in models.values():
-        check_images(reference.samples[0], image_shape(unet, autoencoder), reference_path)
-    extractor, scheduler = Extractor(params.extractor, params.batch_size), read_scheduler(folders[DENSE])
-    check_current(reference.protocol, params, seed, scheduler, extractor, reference_path)
-    base = shrink(reference.protocol, grid)
+    opened = open_reference(reference_path, folders[DENSE], params, seed, device)
+    opened.check_models(models, reference_path)
+    base = shrink(opened.reference.protocol, grid)
     weights = {name: file_sha256(weights_file(folder)) for name, folder in folders.items()}
     denoisers = {name: folder_sha256(denoiser_folder(folder)) for name, folder in folders.items()}
-    metrics = QualityMetrics(reference.real_features, base, device)
-    context = GridContext(models, weights, denoisers, scheduler, reference, extractor, autoencoder, metrics, store)
-    return context, base
+    metrics = QualityMetrics(opened.reference.real_features, base, device)
+    return GridContext(models, weights, denoisers, opened, metrics, store), base
 
 
 @contextmanager
@@ -97,8 +86,9 @@ def run_grid(
     Raises:
         InputError: A setting does not fit the model, images are not finite, or the disk is full.
     """
-    settings = make_settings(grid, params, context.scheduler, context.reference.table, model)
-    protocols = [setting.protocol(base, context.scheduler) for setting in settings]
+    reference, scheduler = context.opened.reference, context.opened.scheduler
+    settings = make_settings(grid, params, scheduler, reference.table, model)
+    protocols = [setting.protocol(base, scheduler) for setting in settings]
     macs = {name: count_macs(unet) for name, unet in context.models.items()}
     plan = [(name, *pair) for pair in zip(settings, protocols, strict=True) for name in context.models]
     work = [float(setting.calls * macs[name]) for name, setting, _ in plan]
@@ -110,7 +100,7 @@ def run_grid(
         dense = next((it for it in reversed(cells) if it.model == DENSE), None) if name != DENSE else None
         cells.append(_make_cell(name, setting, protocol, macs[name], sets, dense))
     weights = dict(context.weights)
-    return GridRecord(protocol_id=context.reference.protocol.id, protocol=base, weights_sha256=weights, cells=cells)
+    return GridRecord(protocol_id=reference.protocol.id, protocol=base, weights_sha256=weights, cells=cells)
 
 
 def _announce(

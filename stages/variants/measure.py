@@ -7,18 +7,10 @@ import torch
 
 from stages.evaluate.consistency import images_to_ssim
 from stages.evaluate.drawn import DrawnFiles, draw_models
+from stages.evaluate.opened import OpenedReference
 from stages.evaluate.scores import Measurer, by_set
-from stages.models.autoencoder import image_shape, read_autoencoder
-from stages.models.checks import check_images
-from stages.models.families import Denoiser
-from stages.models.pipeline import read_scheduler, read_unet
-from stages.models.sampling import SamplingContext
 from stages.models.variants.folder import read_model, read_variant_record, variant_file
 from stages.protocol.evaluation import DENSE, TO_DENSE, Metric, make_metric
-from stages.protocol.extractors import Extractor
-from stages.protocol.params import ReferenceParams
-from stages.protocol.reference import Reference, check_dense, read_reference
-from stages.protocol.resolve import check_current
 from stages.protocol.variants import MEASURED, Variant, VariantsRecord
 from stages.runtime.processes import Processes
 from stages.storage.files import file_sha256
@@ -27,9 +19,7 @@ from stages.storage.files import file_sha256
 def measure_variants(
     folders: Mapping[str, Path],
     models: Mapping[str, Path],
-    reference_path: Path,
-    params: ReferenceParams,
-    seed: int,
+    opened: OpenedReference,
     scratch: Path,
     device: torch.device,
 ) -> VariantsRecord:
@@ -40,28 +30,21 @@ def measure_variants(
 
     Args:
         folders: Name of a variant -> its folder.
-        models: Name of a model -> its folder; the dense one has the noise schedule and the autoencoder of all.
-        reference_path: Output of the stage reference.
-        params: The block reference.
-        seed: The root seed.
+        models: Name of a model -> its folder.
+        opened: The reference, which has been checked against the dense model.
         scratch: An existing folder for the images.
         device: Where variants but graphs draw.
 
     Raises:
-        InputError: The reference has another protocol or dense model, or images are not finite.
+        InputError: Images are not finite, or the disk is full.
     """
-    reference, extractor = read_reference(reference_path), Extractor(params.extractor, params.batch_size)
-    dense, processes = models[DENSE], Processes(device)
-    scheduler = read_scheduler(dense)
-    check_current(reference.protocol, params, seed, scheduler, extractor, reference_path)
-    context = SamplingContext(read_autoencoder(dense, device), reference.table, reference.protocol.guidance)
-    _check_dense(read_unet(dense, device), context, reference, reference_path)
+    reference, processes = opened.reference, Processes(device)
     drawn: dict[str, DrawnFiles] = {}
     of_model = {name: read_variant_record(folder).model for name, folder in folders.items()}
     originals = {name: models[name] for name in dict.fromkeys(of_model.values()) if name != DENSE}
     for name, folder in {**originals, **folders}.items():
         model = {name: read_model(folder, device)}
-        drawn |= draw_models(model, scratch, scheduler, reference, extractor, context, processes)
+        drawn |= draw_models(model, scratch, opened, processes)
     scores = Measurer(reference, drawn, scratch, processes).measure([DENSE, *folders])
     of_dense = by_set(scores[0])
     variants = {}
@@ -70,16 +53,6 @@ def measure_variants(
         to_model = _ssim_sets(drawn[name], drawn.get(of_model[name]))
         variants[name] = _describe(folder, dict(_metrics(sets, of_dense)), to_model)
     return VariantsRecord(protocol_id=reference.protocol.id, variants=variants)
-
-
-def _check_dense(unet: Denoiser, context: SamplingContext, reference: Reference, path: Path) -> None:
-    """Check that a reference was drawn by this dense model, and images of its size.
-
-    Raises:
-        InputError: It was not.
-    """
-    check_dense(unet, context, reference)
-    check_images(reference.samples[0], image_shape(unet, context.autoencoder), path)
 
 
 def _ssim_sets(drawn: DrawnFiles, of_model: DrawnFiles | None) -> list[float]:

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from stages.protocol.evaluation import DENSE
 from stages.protocol.variants import VARIANTS_FILE, VariantsRecord
 from stages.storage.files import write_json, writing
 from stages.storage.provenance import write_provenance, write_run_record
@@ -21,7 +22,8 @@ def write_outputs(params: Params, models: Mapping[str, Path], reference: Path, o
         report: Folder of their quality.
 
     Raises:
-        InputError: A model cannot have such a variant, the reference has another protocol, or images are not finite.
+        InputError: The reference has another protocol or dense model, a model cannot have such a variant, or images
+            are not finite.
     """
     with writing(out) as folder, writing(report) as report_folder:
         record = VariantsRecord(variants={})
@@ -39,6 +41,8 @@ def write_outputs(params: Params, models: Mapping[str, Path], reference: Path, o
 def _build_and_measure(
     params: Params, models: Mapping[str, Path], reference: Path, folder: Path, report: Path
 ) -> VariantsRecord:
+    from stages.evaluate.opened import open_reference  # noqa: PLC0415
+    from stages.models.pipeline import read_unet  # noqa: PLC0415
     from stages.runtime.device import check_precision, select_device  # noqa: PLC0415  # heavy, and most runs have none
     from stages.variants.build import build_variants  # noqa: PLC0415
     from stages.variants.measure import measure_variants  # noqa: PLC0415
@@ -46,8 +50,10 @@ def _build_and_measure(
     assert params.variants
     device, scratch = select_device(), report / "scratch"
     check_precision(params.reference.precision, "reference.precision", device)
+    opened = open_reference(reference, models[DENSE], params.reference, params.seed, device)
+    opened.check_models({DENSE: read_unet(models[DENSE], device)}, reference)
     folders = build_variants(params.variants, models, folder)
     scratch.mkdir()
-    record = measure_variants(folders, models, reference, params.reference, params.seed, scratch, device)
+    record = measure_variants(folders, models, opened, scratch, device)
     shutil.rmtree(scratch)
     return record

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from sklearn.datasets import load_digits
 
 from stages.evaluate.classes import ImageClasses, classify_reference
-from stages.models.sampling import SamplingContext
+from stages.evaluate.opened import OpenedReference
 from stages.protocol.classifiers import CLASSIFIERS, predict
 from stages.protocol.extractors import Extractor
 from stages.protocol.params import ExtractorParams
@@ -23,13 +24,14 @@ def digits():
 
 
 @pytest.fixture
-def make_reference(protocol):
-    """Make a reference of two sets of two images with these features."""
+def open_images(protocol):
+    """Make a reference of two sets of two images with these features, opened with an extractor."""
 
-    def make(features):
+    def make(features, extractor, table=None):
         two = protocol.model_copy(update={"sets": 2, "num_images": 2})
         samples = np.zeros((2, 2, 1, 16, 16), np.uint8)
-        return Reference(two, "a" * 64, samples, features, features[0])
+        reference = Reference(two, "a" * 64, samples, features, features[0], table)
+        return OpenedReference(reference, extractor, DDPMScheduler())
 
     return make
 
@@ -55,12 +57,12 @@ def test_the_digits_are_recognised(digits):
     assert (predict(digits, digits.features(pixels)) == small.target[:200]).mean() > 0.8
 
 
-def test_an_extractor_without_classifier_predicts_nothing(make_reference):
+def test_an_extractor_without_classifier_predicts_nothing(open_images):
     """Nor are there classes then."""
     thumbnail = Extractor(ExtractorParams(name="thumbnail"), 100)
     features = torch.zeros(2, 2, 192)
 
-    found = classify_reference(make_reference(features), thumbnail, SamplingContext())
+    found = classify_reference(open_images(features, thumbnail))
 
     assert predict(thumbnail, features) is None
     assert found.by is None
@@ -79,15 +81,17 @@ def test_changes_are_counted_by_the_class_of_the_dense_image():
     assert (one.name, one.images, one.visible, one.changed) == ("one", 3, 2, 2)
 
 
-def test_a_conditional_model_has_the_classes_of_its_conditions(make_reference, digits):
+def test_a_conditional_model_has_the_classes_of_its_conditions(open_images, digits):
     """Whatever the extractor predicts; what it predicts is compared between the two models."""
-    reference = make_reference(torch.randn(2, 2, 64, generator=torch.Generator().manual_seed(0)))
-    context = SamplingContext(table=np.zeros((3, 1, 4), np.float32))
+    features = torch.randn(2, 2, 64, generator=torch.Generator().manual_seed(0))
+    opened = open_images(features, digits, np.zeros((3, 1, 4), np.float32))
 
-    found = classify_reference(reference, digits, context)
+    found = classify_reference(opened)
 
     assert found.by == "labels"
-    assert found.classes.tolist() == [context.labels(reference.protocol.seed, 2, index) for index in range(2)]
+    assert found.classes.tolist() == [
+        opened.sampling.labels(opened.reference.protocol.seed, 2, index) for index in range(2)
+    ]
     assert [change.changed for change in found.changes(found.predicted, SSIM)] == [0, 0]
 
 

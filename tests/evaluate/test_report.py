@@ -19,6 +19,7 @@ from stages.evaluate import consistency
 from stages.evaluate.consistency import Pairs, images_to_mse, images_to_ssim
 from stages.evaluate.evaluation import evaluate
 from stages.evaluate.folders import find_snapshots
+from stages.evaluate.opened import OpenedReference
 from stages.evaluate.report import write_report
 from stages.evaluate.summary import summarise
 from stages.models.latency import measure_latencies_ms
@@ -140,9 +141,15 @@ def scratch(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def evaluation(built, files, reference, extractor, tmp_path_factory):
+def opened(reference, extractor):
+    """The reference, with what models draw by."""
+    return OpenedReference(reference, extractor, DDPMScheduler())
+
+
+@pytest.fixture(scope="module")
+def evaluation(built, files, opened, tmp_path_factory):
     """Both, measured; tests only read it."""
-    return evaluate(built, files, DDPMScheduler(), reference, extractor, tmp_path_factory.mktemp("scratch"))
+    return evaluate(built, files, opened, tmp_path_factory.mktemp("scratch"))
 
 
 def test_the_dense_model_is_like_itself(evaluation):
@@ -164,7 +171,8 @@ def test_several_processes_measure_what_one_measures(models, files, scheduler, r
         def measure(processes):
             unets, extractor = copy.deepcopy(models), Extractor(params.reference.extractor, 2)
             make_reference(unets["dense"], scheduler, real, protocol, extractor, folder, processes=processes)
-            return evaluate(unets, files, scheduler, read_reference(folder), extractor, scratch, processes=processes)
+            opened = OpenedReference(read_reference(folder), extractor, scheduler)
+            return evaluate(unets, files, opened, scratch, processes)
 
         found, *others = run_together(count, measure)
         assert others == [None] * (count - 1)
@@ -207,9 +215,7 @@ def test_memory_does_not_grow_with_the_number_of_images(make_unet, scheduler, re
     assert peaks[64] - peaks[16] < 48 * 64 * 64 / 4
 
 
-def test_the_dense_model_is_not_compared_with_itself(
-    models, files, scheduler, reference, extractor, scratch, monkeypatch
-):
+def test_the_dense_model_is_not_compared_with_itself(models, files, reference, opened, scratch, monkeypatch):
     """SSIM is computed for the images of the pruned model alone; that of equal images is known."""
     compared = []
     compute = consistency.structural_similarity
@@ -218,7 +224,7 @@ def test_the_dense_model_is_not_compared_with_itself(
         "structural_similarity",
         lambda x, y, **settings: compared.append(np.array_equal(x, y)) or compute(x, y, **settings),
     )
-    found = evaluate(models, files, scheduler, reference, extractor, scratch)
+    found = evaluate(models, files, opened, scratch)
 
     assert compared == [False] * reference.protocol.sets * reference.protocol.num_images
     assert found.models["dense"].sets["ssim"] == [1.0] * 2
@@ -226,11 +232,11 @@ def test_the_dense_model_is_not_compared_with_itself(
     assert np.array_equal(found.models["dense"].worst[0], found.models["dense"].worst[1])
 
 
-def test_a_second_evaluation_draws_no_dense_image(models, files, scheduler, reference, extractor, evaluation, tmp_path):
+def test_a_second_evaluation_draws_no_dense_image(models, files, reference, extractor, opened, evaluation, tmp_path):
     """Counted on the model itself: it draws its strip, but never a set."""
     calls = []
     handle = models["dense"].register_forward_hook(lambda _, __, output: calls.append(len(output.sample)))
-    again = evaluate(models, files, scheduler, reference, extractor, make_folder(tmp_path / "again"))
+    again = evaluate(models, files, opened, make_folder(tmp_path / "again"))
     handle.remove()
 
     assert again.models["dense"].sets == evaluation.models["dense"].sets
@@ -240,17 +246,15 @@ def test_a_second_evaluation_draws_no_dense_image(models, files, scheduler, refe
     assert calls.count(3) == reference.protocol.sampler.steps  # of the strip
 
 
-def test_a_reference_of_another_dense_model_is_refused(
-    models, files, make_unet, scheduler, reference, extractor, scratch
-):
+def test_a_reference_of_another_dense_model_is_refused(models, make_unet, opened, tmp_path):
     """Its images would not be from the same weights."""
     others = {**models, "dense": make_unet(seed=5, sample_size=16)}
 
     with pytest.raises(InputError, match=r"the dense model has weights of sha256 .*; run the reference stage again"):
-        evaluate(others, files, scheduler, reference, extractor, scratch)
+        opened.check_models(others, tmp_path)
 
 
-def test_a_model_that_draws_no_numbers_is_refused(models, files, scheduler, reference, extractor, scratch):
+def test_a_model_that_draws_no_numbers_is_refused(models, files, opened, scratch):
     """NaN in the weights is NaN in the pictures; the first seed is named, and no number is made of it."""
     with torch.no_grad():
         models["pruned"].conv_out.bias.fill_(float("nan"))
@@ -258,7 +262,7 @@ def test_a_model_that_draws_no_numbers_is_refused(models, files, scheduler, refe
     with pytest.raises(
         InputError, match=r"pruned, set 1 of 2 draws 4 of 4 images with values that are not finite \(first: seed \d+\)"
     ):
-        evaluate(models, files, scheduler, reference, extractor, scratch)
+        evaluate(models, files, opened, scratch)
 
 
 def test_the_record_holds_every_number_with_its_interval(evaluation, tmp_path):
@@ -286,13 +290,11 @@ def test_the_record_holds_every_number_with_its_interval(evaluation, tmp_path):
             assert min(image.size) >= 60
 
 
-def test_snapshots_change_nothing_of_the_other_models(
-    models, files, scheduler, reference, extractor, evaluation, tmp_path
-):
+def test_snapshots_change_nothing_of_the_other_models(models, files, opened, evaluation, tmp_path):
     """Their numbers are in a file of their own, beside the dense model's, and are those of any model so drawn."""
     scratch, found = make_folder(tmp_path / "again"), {}
     weights = {**files, "step-3": files["pruned"]}
-    again = evaluate({**models, "step-3": models["pruned"]}, weights, scheduler, reference, extractor, scratch)
+    again = evaluate({**models, "step-3": models["pruned"]}, weights, opened, scratch)
     for name, measured in (("plain", evaluation), ("snapshots", again)):
         write_report(measured, make_folder(tmp_path / name))
         found[name] = {path.name: path.read_bytes() for path in (tmp_path / name).rglob("*") if path.is_file()}
@@ -346,8 +348,8 @@ def test_one_set_has_fid_to_dense_and_no_floor(models, files, scheduler, real, p
     """The record says so by null, and the flat file leaves it out."""
     folder, one = make_folder(tmp_path / "one"), protocol.model_copy(update={"sets": 1})
     make_reference(models["dense"], scheduler, real, one, extractor, folder)
-    reference = read_reference(folder)
-    found = evaluate(models, files, scheduler, reference, extractor, make_folder(tmp_path / "scratch"))
+    opened = OpenedReference(read_reference(folder), extractor, scheduler)
+    found = evaluate(models, files, opened, make_folder(tmp_path / "scratch"))
     write_report(found, tmp_path)
     record = read_evaluation(tmp_path)
     flat = json.loads((tmp_path / "metrics" / "pruned.json").read_text())
