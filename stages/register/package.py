@@ -50,11 +50,6 @@ def is_model_file(path: PurePath) -> bool:
     return path.suffix in ALLOWED and not any(part.startswith(".") for part in path.parts)
 
 
-def hash_folder(folder: Path) -> str:
-    """Hash the names, sizes and contents of all files of a folder."""
-    return hashlib.sha256(list_files(folder).model_dump_json().encode()).hexdigest()
-
-
 def list_files(folder: Path) -> Manifest:
     """List all files of a folder with their sizes and hashes."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())

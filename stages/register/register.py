@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from stages.protocol.evaluation import EvaluationRecord, Metric, read_evaluation
 from stages.register.ledger import SUFFIX
 from stages.register.lineage import Lineage, read_workspace_lineage
-from stages.register.package import hash_folder, write_package
+from stages.register.package import write_package
 from stages.register.registry import CHALLENGER, CHAMPION, CONTENT, GATE, OURS, Registry
 from stages.register.variants import own_variants
 from stages.runtime.errors import InputError, first_line
 from stages.runtime.wording import count
+from stages.storage.files import folder_sha256
 from stages.storage.s3 import open_store
 from stages.tracking import recording
 from stages.tracking.compression import Compression
@@ -102,7 +103,7 @@ def _push_to_store(compression: Compression, lineage: Lineage, name: str) -> Lin
     store = open_store()
     if store is None:
         return lineage
-    manifest = f"models/{name}/{hash_folder(compression.released)[:16]}"
+    manifest = f"models/{name}/{folder_sha256(compression.released)[:16]}"
     store.push(compression.released, manifest)
     return lineage.model_copy(update={"store": f"{store.uri}, {manifest}"})
 

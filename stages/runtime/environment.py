@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stages.runtime.errors import InputError
+from stages.runtime.git import HOST
 
 HOME_VARIABLE = "ESPALIER_HOME"
 """Environment variable: folder that all runs of a machine share; by default each checkout has its own."""
@@ -75,7 +76,7 @@ def check_address(variable: str, schemes: Sequence[str] = WEB) -> None:
     authority = re.split(r"[/?#]", rest.removeprefix("//"), maxsplit=1)[0]
     path = rest.removeprefix("//")[len(authority) :]
     user, at, host = authority.rpartition("@")
-    has_port = re.fullmatch(r"(\[[^\]]*\]|[^:\[\]]*)(:\d*)?", host)
+    has_port = re.fullmatch(HOST, host)
     is_raw = "@" in user or ("@" in path and (at or ":" in authority))
     if is_raw and scheme not in ("sqlite", "file"):
         advice = "write %2F %40 %23 %3F for / @ # ? in it"
