@@ -9,12 +9,14 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+import click
 import torch
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from stages.runtime.processes import Processes, join, shared_folder
+from stages.runtime.stopping import stopped_line
 
 RUN_ID = "TORCHELASTIC_RUN_ID"
 
@@ -50,7 +52,7 @@ def start_processes(stage: str, count: int, out: Path | None = None) -> int | No
     """
     if count == 1 or "LOCAL_RANK" in os.environ:
         return None
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes print their own errors
+    logging.disable(logging.ERROR)  # of the launcher, which does nothing else: the processes print their own errors
     os.environ[RUN_ID] = uuid.uuid4().hex
     config = LaunchConfig(
         run_id=os.environ[RUN_ID],
@@ -83,5 +85,7 @@ def distribute(stage: str, count: int | None, device: torch.device, out: Path | 
         out: As of `start_processes`.
     """
     if (code := start_processes(stage, count_processes(count, device), out)) is not None:
+        if code == 128 + signal.SIGTERM:  # after Ctrl-C, which all get, the first of them prints
+            click.echo(stopped_line(signal.SIGTERM), err=True)
         sys.exit(code)
     return join(device)

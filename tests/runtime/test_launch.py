@@ -1,10 +1,19 @@
 """Several processes for one stage: their number, and the exit code."""
 
+import re
+import signal
+import subprocess
+import sys
+
 import pytest
 import torch
+from ruamel.yaml import YAML
 
 from stages.runtime.launch import count_processes, exit_code, start_processes
 from stages.runtime.processes import join, shared_folder
+from stages.runtime.stopping import stopped_line
+from tests.servers import ROOT, own_environment
+from tests.small_project import make_small_project
 
 
 @pytest.mark.parametrize(
@@ -42,3 +51,25 @@ def test_the_folder_of_a_launch_lies_beside_the_output(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "../a/b")
 
     assert shared_folder(tmp_path / "out") == tmp_path.resolve() / ".out.ab"
+
+
+@pytest.mark.e2e
+def test_a_signal_to_the_launcher_leaves_no_images(make_once, make_unet, tmp_path):
+    """All of its processes end, and with them the folder that they share; the exit code is that of the signal."""
+    project = make_once("small-project-None", lambda folder: make_small_project(folder, make_unet))
+    params = YAML(typ="safe").load((project / "params.yaml").read_text())
+    params["reference"] |= {"num_images": 5000, "batch_size": 8, "sampler": {"steps": 100}}  # for minutes
+    YAML(typ="safe").dump(params, tmp_path / "params.yaml")
+    words = ["--params=params.yaml", f"--model={project / 'artifacts/pretrained'}", f"--data={project / 'data'}"]
+    command = [sys.executable, "-m", "stages.reference", *words, "--out=out", "--processes=2"]
+    environment = own_environment() | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        said = [next(line for line in process.stderr if re.search(r"images/s|left", line))]
+        shared = [path.name for path in tmp_path.iterdir()]
+        process.send_signal(signal.SIGTERM)
+        said.append(process.communicate(timeout=60)[1])
+
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert said[1] == f"{stopped_line(signal.SIGTERM)}\n"
+    assert any(name.startswith(".out.") for name in shared)
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
