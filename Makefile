@@ -112,7 +112,7 @@ notebooks: $(READY) ## Run the notebooks of docs/notebooks and write their outpu
 sizes: $(READY) ## Cut each of the paper's models at ratio 0.3 and print parameters and MACs (about a minute)
 	@$(BIN)/python -m benchmarks.sizes
 
-systems: $(READY) ## Take the paper's five systems through all stages, initialised from their exact configs (about half an hour)
+systems: $(READY) ## Take the paper's five systems, the LDM of CelebA-HQ and DiT-XL/2 through all stages, initialised from their exact configs (about an hour)
 	@$(BIN)/python -m benchmarks.systems
 
 ui: $(READY) ## Look at the recorded compressions in MLflow's UI, on loopback

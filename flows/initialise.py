@@ -84,7 +84,7 @@ def init(
 ) -> None:
     """Look at a model and at images, say what they are, and write a short params.yaml for them.
 
-    Values that no option gives are chosen so that the whole run takes some twenty minutes on this machine.
+    Values that no option gives are chosen so that the whole run takes twenty to thirty minutes on this machine.
     """
     if out.exists() and not force:
         raise InputError(f"{out} is there already; give --force to overwrite it, or another --out")

@@ -31,7 +31,7 @@ HOUR_S = 3600
 
 @click.command()
 @options.set_option
-@options.preset_option
+@click.option("--preset", default=None, help="A preset of this checkout that replaces its params.yaml.")
 @click.option(
     "--tflops",
     type=FiniteRange(0, min_open=True),

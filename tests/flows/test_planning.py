@@ -87,6 +87,18 @@ def test_the_default_run_is_timed_on_this_device():
     assert "450 steps × 64 images" in result.output
 
 
+@pytest.mark.e2e
+def test_drawn_images_are_in_no_memory():
+    """They are on disk: 256 MB of digits leave the estimate of evaluate and reference as it is."""
+    few, many = (json.loads(run("--set", f"reference.num_images={count}", "--json").stdout) for count in (500, 100_000))
+
+    for name in ("reference", "evaluate"):
+        one, other = (
+            next(stage["memory_bytes"] for stage in found["stages"] if stage["name"] == name) for found in (few, many)
+        )
+        assert abs(other - one) < 64e6
+
+
 def test_a_grid_is_counted_beside_the_stages():
     """It is in no sum, since no run draws it; without the block there is no line."""
     rate = ("--tflops", "1", "--json")

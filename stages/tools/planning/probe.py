@@ -209,12 +209,11 @@ def _memory(subject: Subject, params: Params, size: ModelSize) -> dict[str, floa
     dense.requires_grad_()  # what counts the memory registers hooks on the gradients
     peaks = {unet: measure_peak_bytes(unet, 1) - weights_bytes(unet) for unet in (dense, pruned)}
     drawing = {unet: weights_bytes(unet) + protocol.batch_size * peak for unet, peak in peaks.items()}
-    samples = 2 * protocol.num_images * protocol.sets * size.image_bytes
     return {
-        "reference": drawing[dense] + samples,
+        "reference": drawing[dense],
         "importance": 2 * weights_bytes(dense) + _calibration_batch(params) * activation_bytes(dense),
         "finetune": training_bytes(params, size) + part * stored,
-        "evaluate": weights_bytes(dense) + 2 * drawing[pruned] + samples,
+        "evaluate": weights_bytes(dense) + 2 * drawing[pruned],
     }
 
 
