@@ -1,12 +1,7 @@
 """A small DiT with classes, a learned variance and an autoencoder goes through every stage."""
 
-import base64
-import io
 import re
-from types import SimpleNamespace
 
-import numpy as np
-import pandas as pd
 import pytest
 import torch
 from diffusers import AutoencoderKL
@@ -16,16 +11,12 @@ from ruamel.yaml import YAML
 
 from benchmarks import systems
 from stages.data.images import read_images
-from stages.fetch.class_embedding import read_class_embedding
 from stages.fetch.convert_dit import DIT_NOISE
-from stages.models.autoencoder import read_autoencoder
-from stages.models.pipeline import CPU, read_scheduler, read_unet, write_pipeline
-from stages.models.sampling import SamplingContext, draw
+from stages.models.pipeline import read_unet, write_pipeline
 from stages.protocol.reference import read_reference
-from stages.register import package
-from stages.register.draw import Draw
 from stages.storage.files import read_json, write_json
 from tests.all_stages import run_all_stages
+from tests.version_images import check_version
 
 CHANGES = {
     "reference": {"sampler": {"scheduler": "DDPM", "spacing": "linspace", "steps": 4}, "guidance": 1.5},
@@ -84,7 +75,7 @@ def test_a_dit_goes_through_every_stage(tmp_path, make_dit, monkeypatch, schedul
     assert (released / "transformer" / "pruned_dit.py").is_file()
     assert read_json(released / "model_index.json")["_class_name"] == "DiTPipeline"
     check_plain_diffusers(released, is_latent=is_latent)
-    check_version(released, reference.protocol, tmp_path / "evidence")
+    check_version(released, reference.protocol, tmp_path / "evidence", [3, 9])
 
 
 def check_plain_diffusers(released, *, is_latent):
@@ -98,29 +89,3 @@ def check_plain_diffusers(released, *, is_latent):
     if is_latent:
         with Image.open("image.png") as image:
             assert image.size == (32, 32)
-
-
-def check_version(released, protocol, evidence):
-    """The code of a version in the registry draws the images that this project draws."""
-    context = package._describe_context(released)
-    settings = {**package._describe_sampler(protocol.sampler, released), "guidance": protocol.guidance, **context}
-    write_json(evidence / "sampler.json", settings)
-    version = Draw()
-    version.load_context(SimpleNamespace(artifacts={"model": str(released), "evidence": str(evidence)}))
-    drawn = version.predict(None, pd.DataFrame({"seed": [1, 2], "label": [3, 9]}))
-    unet = read_unet(released)
-    table = read_class_embedding(unet, released)
-    expected = draw(
-        unet,
-        read_scheduler(released),
-        [1, 2],
-        protocol.sampler,
-        batch_size=2,
-        label="DiT",
-        context=SamplingContext(read_autoencoder(released, CPU), table, protocol.guidance),
-        labels=[3, 9],
-    )
-
-    for row, image in zip(drawn, expected, strict=True):
-        found = np.asarray(Image.open(io.BytesIO(base64.b64decode(row["png"])))).astype(int)
-        assert np.abs(found - image.transpose(1, 2, 0)).max() <= 1  # another layout in memory rounds otherwise

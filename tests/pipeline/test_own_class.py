@@ -1,32 +1,25 @@
 """A model whose class diffusers does not have goes through every stage, and is drawn by its version."""
 
-import base64
-import io
 import re
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 from click.testing import CliRunner
-from PIL import Image
 from ruamel.yaml import YAML
 
-from stages.fetch.class_embedding import read_class_embedding
-from stages.models.pipeline import read_scheduler, read_unet
-from stages.models.sampling import SamplingContext, draw
+from stages.models.pipeline import read_unet
 from stages.models.trust import trusting
 from stages.protocol.reference import read_reference
 from stages.register import package
 from stages.register.canary import check_canary, draw_expected
-from stages.register.draw import Draw
 from stages.runtime.errors import InputError
-from stages.storage.files import read_json, write_json
+from stages.storage.files import read_json
 from stages.tools.__main__ import main as tools
 from tests.all_stages import run_all_stages
 from tests.own_class import LABELS, write_own
 from tests.pipeline.test_class_labels import CHANGES
+from tests.version_images import check_version
 
 PARAMS = {
     **CHANGES,
@@ -77,34 +70,8 @@ def test_an_own_class_goes_through_every_stage(project):
     assert "denoiser.py" in (released / "README.md").read_text()
     assert "fetch.model.trust" in drawn.output
     assert trusted.exit_code == 0, trusted.output
-    check_version(released, read_reference(project / "artifacts" / "reference").protocol, project / "evidence")
+    check_version(released, read_reference(project / "artifacts" / "reference").protocol, project / "evidence", [3, 0])
     check_sandboxes(released, project)
-
-
-def check_version(released, protocol, evidence):
-    """The code of a version in the registry draws the images that this project draws."""
-    context = package._describe_context(released)
-    settings = {**package._describe_sampler(protocol.sampler, released), "guidance": protocol.guidance, **context}
-    write_json(evidence / "sampler.json", settings)
-    version = Draw()
-    version.load_context(SimpleNamespace(artifacts={"model": str(released), "evidence": str(evidence)}))
-    drawn = version.predict(None, pd.DataFrame({"seed": [1, 2], "label": [3, 0]}))
-    with trusting(is_trusted=True):
-        unet = read_unet(released)
-    expected = draw(
-        unet,
-        read_scheduler(released),
-        [1, 2],
-        protocol.sampler,
-        batch_size=2,
-        label="own",
-        context=SamplingContext(None, read_class_embedding(unet, released), protocol.guidance),
-        labels=[3, 0],
-    )
-
-    for row, image in zip(drawn, expected, strict=True):
-        found = np.asarray(Image.open(io.BytesIO(base64.b64decode(row["png"])))).astype(int)
-        assert np.abs(found - image[0]).max() <= 1  # another layout in memory rounds otherwise
 
 
 def check_sandboxes(released, project):
