@@ -73,6 +73,10 @@ def test_nothing_of_ours_pickles():
             assert not banned & {str(name).split(".")[0] for name in [*names, *module]}, path
             if isinstance(node, ast.ImportFrom) and node.module == "pickle":
                 assert [alias.name for alias in node.names] == ["UnpicklingError"], path
+            if isinstance(node, ast.ImportFrom) and node.module == "torch":
+                assert not {alias.name for alias in node.names} & {"load", "save"}, path
+            if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+                assert ast.unparse(node.value) == "False", path
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "torch.save"):
                 assert "weights_only=True" in ast.unparse(node), path
 

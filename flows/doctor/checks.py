@@ -6,7 +6,7 @@ from flows.doctor.finding import Finding
 from flows.doctor.machine import check_device, check_disk, check_environment, check_packages, check_python
 from flows.doctor.project import check_extractor, check_git, check_params
 from flows.doctor.servers import check_mlflow, check_prefect, check_remote, check_store
-from stages.runtime.errors import InputError, first_line, shown
+from stages.runtime.errors import InputError, first_line, shown, without_password
 
 Check = Callable[[], Iterator[Finding]]
 
@@ -32,6 +32,6 @@ def run_check(check: Check) -> Iterator[Finding]:
         for status, text in check():
             yield Finding(status, shown(text))
     except InputError as error:
-        yield Finding("fail", error.format_message())
+        yield Finding("fail", shown(without_password(error.message)))
     except (Exception, SystemExit) as error:  # noqa: BLE001  # a broken package may raise anything
         yield Finding("fail", shown(first_line(error)))

@@ -79,7 +79,8 @@ class BucketPlace(Bucket):
             ended.set()
             beat.join()
             with suppress(InputError):  # it lapses
-                self.remove(key)
+                if self.read(key) == owner:  # otherwise it lapsed, and is another's now
+                    self.remove(key)
 
     def _take(self, key: str, owner: bytes) -> bool:
         if self.create(key, owner):

@@ -5,6 +5,9 @@ import fcntl
 import os
 import subprocess
 import sys
+import time
+from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
 from mlflow import MlflowClient
@@ -17,6 +20,7 @@ from stages.runtime.errors import InputError
 from stages.storage import s3_place
 from stages.storage.places import open_place
 from stages.tracking.draws import EXPERIMENT, TAG, DrawRun
+from tests.orchestra import until
 
 HOLD = """
 import sys
@@ -93,10 +97,37 @@ def test_a_claim_in_a_bucket_lapses(connect, monkeypatch):
         assert (is_own, other_is_own) == (True, False)
     with two.claim("shard-00000") as is_own:
         assert is_own
-    with one.claim("shard-00000"):
-        monkeypatch.setattr(s3_place, "LAPSE_S", -10.0)
-        with two.claim("shard-00000") as is_own:
-            assert is_own
+    first = ExitStack()
+    assert first.enter_context(one.claim("shard-00000"))
+    monkeypatch.setattr(s3_place, "LAPSE_S", -10.0)
+    with two.claim("shard-00000") as is_own:
+        assert is_own
+        monkeypatch.setattr(s3_place, "LAPSE_S", 120.0)
+        first.close()
+        with one.claim("shard-00000") as is_own_again:  # the second one's claim outlives the end of the first
+            assert not is_own_again
+
+
+def take_over(place, write):
+    """Write the claim as another worker; false where the owner was just renewing it."""
+    write(".job/claims/shard-00000", b"another")
+    time.sleep(0.3)
+    return place.read(".job/claims/shard-00000") == b"another"
+
+
+def test_a_claim_in_a_bucket_is_renewed(connect, monkeypatch):
+    """While its owner works; not once another worker has it."""
+    monkeypatch.setattr(s3_place, "BEAT_S", 0.05)
+    place, written = open_place(connect().uri, "--out"), []
+    write = place.write
+    monkeypatch.setattr(place, "write", lambda *arguments: (write(*arguments), written.append(arguments)))
+    with place.claim("shard-00000"):
+        assert until(lambda: len(written) > 2, 20)
+        assert until(lambda: take_over(place, write), 20)
+        count = len(written)
+        time.sleep(0.5)
+        assert len(written) == count
+    assert place.read(".job/claims/shard-00000") == b"another"
 
 
 def test_a_job_is_drawn_into_a_bucket(connect, make, draw, source, tmp_path):
@@ -140,6 +171,22 @@ def test_an_image_counts_once(make, monkeypatch):
 
     assert len(list(progress._images(iter(reports), DrawRun(job.id, "x", {})))) == 16
     assert (progress.before, progress.counted, progress.total, progress.drawn) == (4, 20, 20, 16)
+
+
+@pytest.mark.parametrize(("finished", "is_complete"), [((0, 1, 2), True), ((0, 1), False)])
+def test_workers_that_were_killed(make, monkeypatch, capsys, finished, is_complete):
+    """Where others drew in the place of one, a warning says so; where all ended before the last shard, one line."""
+    monkeypatch.setattr(DrawRun, "log", lambda *_: None)
+    job = make()
+    reports = [("ready", 0, 0), *(("done", number, len(job.shard(number).seeds)) for number in finished)]
+    pool = SimpleNamespace(killed=["killed by signal 9"], reports=lambda: iter(reports), close=lambda: None)
+    progress = many.Progress(job, job.numbers(), [])
+    if is_complete:
+        progress.follow(pool, "x", DrawRun(job.id, "x", {}))
+        assert "Warning: 1 worker killed by signal 9; others drew in its place\n" in capsys.readouterr().err
+        return
+    with pytest.raises(InputError, match=r"^all workers have ended before the last shard \(one killed by signal 9\)"):
+        progress.follow(pool, "x", DrawRun(job.id, "x", {}))
 
 
 def test_mlflow_has_one_run_of_a_job(mlflow_database):

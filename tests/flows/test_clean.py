@@ -17,7 +17,7 @@ from flows.workspaces.repository import HOME_VARIABLE, REPOSITORY_VARIABLE, Repo
 from flows.workspaces.workspace import open_workspace
 from stages.finetune.checkpoint import Checkpoint, Checkpoints
 from stages.params import load_params
-from stages.tools.leftovers import Needed
+from stages.tools.leftovers import Needed, measure
 
 OLD_S = 30 * 24 * 3600
 FOLDER = "checkpoints/finetune"
@@ -69,16 +69,17 @@ def test_nothing_is_removed_without_delete(project):
     train(workspace, "c", 7)
     for folder in (project / "checkpoints", workspace):
         age(folder)
+    size, total = measure(other)[0], measure(other)[0] + measure(workspace)[0]
     code, lines = clean()
     assert code == 0
     assert [line.split()[0] for line in lines] == ["what", "checkpoints", "workspace", "2"]
-    assert lines[1].split()[1:] == [f"{FOLDER}/{'a' * 16}", *lines[1].split()[2:4], "30", "d", "other", "params"]
-    assert lines[-1].startswith("2 to remove with --delete, ")
-    assert lines[-1].endswith("; 1 stay of current params")
+    shown = format_size(size).split()
+    assert lines[1].split()[1:] == [f"{FOLDER}/{'a' * 16}", *shown, "30", "d", "other", "params"]
+    assert lines[-1] == f"2 to remove with --delete, {format_size(total)}; 1 stay of current params"
     assert all(path.is_dir() for path in (other, current, workspace))
 
     code, lines = clean("--delete")
-    assert (code, lines[-1].split(",")[0]) == (0, "2 removed")
+    assert (code, lines[-1].split(";")[0]) == (0, f"2 removed, {format_size(total)}")
     assert [path.exists() for path in (other, current, workspace)] == [False, True, False]
     assert list(workspace.parent.iterdir()) == []
     assert clean()[1][-1].startswith("0 to remove")

@@ -172,11 +172,11 @@ def test_a_limit_ends_everything(monkeypatch):
 
 
 @pytest.mark.parametrize("victim", ["caller", "supervisor"])
-def test_kill_9_leaves_no_orphan(victim):
+def test_kill_9_leaves_no_orphan(victim, tmp_path):
     """Whether it kills the caller or the supervisor, every process of the command ends."""
     call = f"run([{sys.executable!r}, '-c', {TREE!r}], lambda line: print(line, flush=True))"
     code = f"from flows.workspaces.commands import run; {call}"
-    environment = {**os.environ, MARK: victim}
+    environment = {**os.environ, MARK: victim, "TMPDIR": str(tmp_path)}  # it leaves a folder
     with subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True) as caller:
         assert caller.stdout.readline() == "up\n"
         try:

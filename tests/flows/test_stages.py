@@ -78,8 +78,8 @@ def test_a_failed_stage_has_its_own_message_and_exit_code(states):
 
 def test_a_stage_is_terminated_at_its_limit(states):
     """The state has a name of its own, and is not retried."""
-    assert states("slow", limit_minutes=0.1) == [
-        ("TimedOut", "the stage ran past its limit of 0.1 minutes and was terminated")
+    assert states("slow", limit_minutes=0.02) == [
+        ("TimedOut", "the stage ran past its limit of 0.02 minutes and was terminated")
     ]
 
 

@@ -17,6 +17,7 @@ from flows import ui as module
 from flows.ui import ui
 from stages.tracking.mlflow_client import connect, find_experiment
 from stages.tracking.runs import EXPERIMENT
+from tests.swift import free_ports
 
 
 @pytest.fixture
@@ -53,6 +54,14 @@ def test_the_address_leads_to_the_runs(experiment, opened, monkeypatch, options)
     assert opened == ([] if options else [address])
 
 
+@pytest.fixture
+def umask():
+    """The permissions that this process withholds during a test, and not after it."""
+    previous = os.umask(0o022)
+    yield 0o022
+    os.umask(previous)
+
+
 def command_lines_and_masks(pid):
     """Read those of a process and of all that it started; one that ends meanwhile, as a zombie does, has neither.
 
@@ -66,14 +75,12 @@ def command_lines_and_masks(pid):
     return zip(*found, strict=True)
 
 
-def test_the_stores_address_is_in_no_command_line(mlflow_database):
+def test_the_stores_address_is_in_no_command_line(mlflow_database, umask):
     """It may hold a password, and every user of the machine can list the arguments of all processes.
 
     Files of the server are closed to other users, and those of this process are made as before.
     """
-    previous = os.umask(0o022)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    (port,) = free_ports(1)
     with module._start(port) as process:
         module._wait(port, process)
         lines, masks = command_lines_and_masks(process.pid)
@@ -84,7 +91,7 @@ def test_the_stores_address_is_in_no_command_line(mlflow_database):
     assert any("uvicorn" in line for line in lines)
     assert [line for line in lines if mlflow_database in line] == []
     assert set(masks) == {"0077"}
-    assert os.umask(previous) == 0o022
+    assert os.umask(umask) == umask
 
 
 def test_a_store_without_runs_is_one_line(mlflow_database, opened):  # noqa: ARG001

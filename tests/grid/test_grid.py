@@ -21,6 +21,7 @@ from stages.protocol.grid import read_grid
 from stages.protocol.reference import read_reference
 from stages.report.grid_figure import PLOTS
 from stages.storage.files import read_json, write_json
+from tests.orchestra import until
 
 STEPS = ("--steps", "2,4")
 original = cells.draw_set
@@ -243,12 +244,14 @@ def test_a_second_grid_waits_for_the_first(tmp_path, capsys):
     with hold_store(tmp_path):
         thread = threading.Thread(target=hold)
         thread.start()
-        waited = not held.wait(0.3)
+        waiting = f"waiting for another espalier grid that uses {tmp_path}"
+        said = until(lambda: capsys.readouterr().err)
+        waited = not held.is_set()
     thread.join(30)
 
+    assert said == f"{waiting}\n"
     assert waited
     assert held.is_set()
-    assert f"waiting for another espalier grid that uses {tmp_path}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["steps", "samplers", "guidance", "models"])

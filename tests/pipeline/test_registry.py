@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import subprocess
+from contextlib import contextmanager
 
 import pytest
 from click.testing import CliRunner
@@ -54,14 +55,23 @@ def test_a_compression_is_registered_once(registered, register):
     assert client(workspace).get_model_version_by_alias(NAME, "challenger").version == version.version
 
 
+@contextmanager
+def restored(path):
+    """Yield the text of a file of the workspace, which other tests read, too, and write it again in the end."""
+    before = path.read_text()
+    try:
+        yield before
+    finally:
+        path.write_text(before)
+
+
 def test_code_that_is_not_committed_is_not_registered(registered, register):
     """The commit in the lineage would not hold the code that ran."""
     workspace, _ = registered
     path = workspace.path / "stages" / "runtime" / "seeds.py"
-    before = path.read_text()
-    path.write_text(before + "# a change\n")
-    result = register()
-    path.write_text(before)
+    with restored(path) as before:
+        path.write_text(before + "# a change\n")
+        result = register()
 
     assert result.exit_code == 1
     assert "stages/runtime/seeds.py is not as in commit" in result.stderr
@@ -71,11 +81,11 @@ def test_code_that_is_not_committed_is_not_registered(registered, register):
 def test_a_pipeline_that_is_not_up_to_date_is_not_registered(registered, register):
     """params.yaml differs from the params of the outputs."""
     workspace, _ = registered
-    before = (workspace.path / "params.yaml").read_text()
-    workspace.set("finetune", steps=13)
-    result = register()
-    (workspace.path / "params.yaml").write_text(before)
+    with restored(workspace.path / "params.yaml"):
+        workspace.set("finetune", steps=13)
+        result = register()
 
+    assert result.exit_code == 1
     assert "the pipeline is not up to date" in result.stderr
 
 

@@ -83,6 +83,16 @@ def test_bad_input_is_one_line(publish, root, arguments, message):
     assert not isinstance(result.exception, Exception) or isinstance(result.exception, SystemExit)
 
 
+def test_a_version_of_another_model_is_refused(publish, root):
+    """It would become the champion of a name under which it was never registered."""
+    publish()
+    policy = ["--policy", str(root / "mlflow/promotion.yaml")]
+    result = CliRunner().invoke(main, ["promote", "other", "--version", f"models:/{NAME}/1", *policy])
+
+    assert result.exit_code == 1
+    assert result.output == f"Error: models:/{NAME}/1 is a version of {NAME}, not of other\n"
+
+
 def test_an_unavailable_server_is_one_line(monkeypatch, root):
     """The line contains no password."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:{'hidden'}@127.0.0.1:9")

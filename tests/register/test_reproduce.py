@@ -408,7 +408,8 @@ def test_nothing_outlives_a_killed_reproduction(tmp_path):
     (tmp_path / ".dvc").mkdir()
     (tmp_path / ".dvc/config").write_text("[core]\n    no_scm = true\n")
     code = "from pathlib import Path; from stages.register.reproduce import _run_pipeline; _run_pipeline(Path())"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    (tmp_path / "temporary").mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "temporary")}  # it leaves a folder
     with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment) as caller:
         assert until((tmp_path / "up").exists)
         started = psutil.Process(caller.pid).children(recursive=True)

@@ -252,7 +252,8 @@ def test_the_sandbox_ends_with_its_caller(tmp_path):
         "from pathlib import Path; from stages.register.sandbox.run import Limits, run_in_sandbox;"
         f"run_in_sandbox(Path({str(tmp_path / 'program.py')!r}), [], {{}}, Limits(1 << 30, 60))"
     )
-    caller = subprocess.Popen([sys.executable, "-c", code], cwd=Path(run.__file__).parents[3])
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # it leaves the sandbox's folder
+    caller = subprocess.Popen([sys.executable, "-c", code], cwd=Path(run.__file__).parents[3], env=environment)
     _wait_until(lambda: is_left({"seconds": seconds}))
     caller.send_signal(signal.SIGKILL)
     caller.wait()

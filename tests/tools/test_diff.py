@@ -64,8 +64,9 @@ def test_different_protocols_are_refused(compared):
 
 def test_ssim_is_left_out_for_different_dense_models(compared):
     """So is FID to dense; FID is still compared."""
-    _, output = compared(dense="b")
+    code, output = compared(dense="b")
 
+    assert code == 0
     assert "fid" in output
     assert "ssim" not in output
     assert "fid_dense" not in output

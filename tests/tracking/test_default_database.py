@@ -142,10 +142,11 @@ def test_a_database_that_another_process_makes_is_waited_for(tmp_path, monkeypat
     """Its tables are made one after the other; whoever opens it meanwhile would make them, too, and fail."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     connect()
-    connected = threading.Event()
+    begun, connected = threading.Event(), threading.Event()
     with FileLock(f"{tmp_path}/mlflow.db.lock"):
-        thread = threading.Thread(target=lambda: (connect(), connected.set()))
+        thread = threading.Thread(target=lambda: (begun.set(), connect(), connected.set()))
         thread.start()
+        assert begun.wait(60)
         waited = not connected.wait(0.5)
     thread.join(60)
 
