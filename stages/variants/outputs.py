@@ -50,8 +50,9 @@ def _build_and_measure(
     assert params.variants
     device, scratch = select_device(), report / "scratch"
     check_precision(params.reference.precision, "reference.precision", device)
+    dense = {DENSE: read_unet(models[DENSE], device)}
     opened = open_reference(reference, models[DENSE], params.reference, params.seed, device)
-    opened.check_models({DENSE: read_unet(models[DENSE], device)}, reference)
+    opened.check_models(dense, reference)
     folders = build_variants(params.variants, models, folder)
     scratch.mkdir()
     record = measure_variants(folders, models, opened, scratch, device)
