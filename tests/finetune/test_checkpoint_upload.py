@@ -183,8 +183,8 @@ def test_an_unreachable_store_does_not_stop_the_training(connect, tmp_path, caps
 
 
 def test_a_stopped_training_is_in_the_store(connect, tmp_path, unet, scheduler, images, short_training):
-    """The training ends after the upload of its last checkpoint."""
-    store = connect()
+    """The training ends after the upload of its last checkpoint, which takes longer than a step."""
+    store = connect(lambda _: ("slow", 0.02, "up"))
     params = short_training(steps=100, heldout_every=100, checkpoint_every=100)
     run = Trainer(unet, scheduler, images, params, 0)
     step = run.step

@@ -181,7 +181,7 @@ def test_commands_of_the_registry_wait_for_a_run_that_takes_times(tmp_path, monk
     with at_work(machine_lock(), print, alone=True):
         thread = threading.Thread(target=lambda: results.append(CliRunner().invoke(main, [*command])))
         thread.start()
-        thread.join(timeout=1)
+        thread.join(timeout=3)
         assert thread.is_alive()
     thread.join(timeout=60)
 

@@ -246,7 +246,7 @@ def test_a_second_grid_waits_for_the_first(tmp_path, capsys):
         thread.start()
         waiting = f"waiting for another espalier grid that uses {tmp_path}"
         said = until(lambda: capsys.readouterr().err)
-        waited = not held.is_set()
+        waited = not held.wait(0.3)
     thread.join(30)
 
     assert said == f"{waiting}\n"
