@@ -34,6 +34,7 @@ from stages.runtime.errors import InputError
 from stages.tools.__main__ import main as tools
 from stages.tools.planning.preview import preview
 from stages.variants.__main__ import main as variants
+from tests.markdown import blocks
 from tests.own_class import EXAMPLE, LABELS, MARK, fetched, refusal_of, write_own
 
 BY_HEAD = {
@@ -286,12 +287,11 @@ def test_code_runs_in_no_command_without_trust(tmp_path, root, monkeypatch):
 
 def test_the_example_is_what_the_page_shows(root):
     """The how-to shows the class and its description as the files in recipes have them."""
-    page = (root / "docs" / "how-to" / "own-class.md").read_text()
+    page = "docs/how-to/own-class.md"
+    shown = [block.text for block in blocks(page, "json")]
 
-    for name in ("denoiser.json", "config.json"):
-        text = (EXAMPLE / "unet" / name).read_text()
-        assert all(line.strip() in page for line in text.splitlines())
-    assert "recipes/own_class/unet/denoiser.py" in page
+    assert shown == [(EXAMPLE / "unet" / name).read_text() for name in ("config.json", "denoiser.json")]
+    assert "recipes/own_class/unet/denoiser.py" in (root / page).read_text()
 
 
 def test_the_groups_of_the_example(tmp_path):
