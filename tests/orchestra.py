@@ -61,6 +61,13 @@ def until(condition, seconds=60, every=0.1):
     return found
 
 
+def is_alive(process):
+    """Whether a process runs; one that has ended may stay as a zombie of the process that takes orphans."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
 def descendants(mark):
     """List the living processes that carry a mark, whatever their parent."""
     found = []

@@ -35,6 +35,16 @@ def own_environment(**changes):
     return {**kept, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **changes}
 
 
+def await_ping(address, process, seconds=120):
+    """Wait until a model that a process serves answers; a process that has ended is not waited for."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError):
+            urlopen(f"{address}/ping", timeout=2).close()
+            return
+        time.sleep(0.2)
+
+
 class Postgres:
     """A PostgreSQL server with its own disk and port, and password authentication (SCRAM).
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tests import reaper
-from tests.orchestra import until
+from tests.orchestra import is_alive, until
 
 SESSION = """
 import os, subprocess, sys, time
@@ -35,7 +35,7 @@ def test_a_killed_session_leaves_no_server(root, number):
         (child,) = until(server.children, 10)
         session.send_signal(number)
 
-    assert until(lambda: not any(_runs(process) for process in (server, child)), 20)
+    assert until(lambda: not any(is_alive(process) for process in (server, child)), 20)
 
 
 def test_processes_of_others_stay():
@@ -56,7 +56,3 @@ def test_this_session_has_a_reaper():
     """All that its tests start carries its mark, and the program lies where pytest finds it."""
     assert os.environ[reaper.MARK]
     assert Path(reaper.__file__).is_file()
-
-
-def _runs(process):
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from flows.__main__ import main
 from tests.markdown import ROOT, blocks, commands, inline_commands
+from tests.repository import commit, git
 
 FILES = ("params.yaml", "dvc.yaml", "dvc.lock", "prefect.yaml", ".gitignore", ".dvc/config", ".dvc/.gitignore")
 STATE = ".dvc_state/repo/.gitignore"
@@ -27,9 +28,9 @@ def clone(tmp_path, monkeypatch):
         shutil.copyfile(ROOT / name, project / name)
     for name in ("recipes", "mlflow"):
         shutil.copytree(ROOT / name, project / name)
-    git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org"]
-    for command in (["init", "-q"], ["add", ".", "-f", STATE], ["commit", "-qm", "all"]):
-        subprocess.run([*git, *command], cwd=project, check=True)
+    git(project, "init", "-q")
+    git(project, "add", "-f", STATE)
+    commit(project)
     for name in ("ESPALIER_STORE", "PREFECT_API_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")

@@ -6,13 +6,13 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from contextlib import suppress
 
 import psutil
 import pytest
 
 from stages.storage.files import file_sha256
+from tests.orchestra import until
 
 pytestmark = [
     pytest.mark.e2e,
@@ -46,10 +46,7 @@ def records(folder):
 
 def wait_for_shards(folder, number, seconds=900):
     """Wait until so many shards are finished."""
-    deadline = time.monotonic() + seconds
-    while len(records(folder)) < number:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    assert until(lambda: len(records(folder)) >= number, seconds)
 
 
 def workers(process):

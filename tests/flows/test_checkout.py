@@ -15,6 +15,7 @@ from flows.workspaces import dvc_command
 from flows.workspaces.checkout import lock_checkout
 from stages.runtime.errors import InputError
 from tests.orchestra import bare_environment, until
+from tests.repository import commit, git
 from tests.servers import ROOT
 
 STAGES = """
@@ -27,15 +28,15 @@ stages:
 def project(tmp_path):
     """A folder with a DVC project of one stage, which takes two seconds."""
     (tmp_path / "dvc.yaml").write_text(STAGES)
-    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
-        subprocess.run(command, cwd=tmp_path, check=True)
+    git(tmp_path, "init", "-q")
+    subprocess.run([sys.executable, "-m", "dvc", "init", "-q"], cwd=tmp_path, check=True)
     return tmp_path
 
 
 @pytest.fixture
 def bare(tmp_path):
     """A folder with Git and with the folders of DVC."""
-    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    git(tmp_path, "init", "-q")
     (tmp_path / ".dvc/tmp").mkdir(parents=True)
     return tmp_path
 
@@ -92,8 +93,7 @@ def test_files_that_a_kill_cut_off_are_mended(bare, has_commit, rest):
     whole = "schema: '2.0'\nstages:\n  slow:\n    cmd: x\n"
     if has_commit:
         (bare / "dvc.lock").write_text(whole)
-        for command in (["add", "."], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "x"]):
-            subprocess.run(["git", *command], cwd=bare, check=True)
+        commit(bare)
     (bare / "dvc.lock").write_text(rest)
     (bare / ".dvc/tmp/rwlock").write_text("")
     lines = []

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 import time
 from datetime import UTC, datetime
 
@@ -18,6 +17,7 @@ from flows.workspaces.workspace import open_workspace
 from stages.finetune.checkpoint import Checkpoint, Checkpoints
 from stages.params import load_params
 from stages.tools.leftovers import Needed, measure
+from tests.repository import make_repository
 
 OLD_S = 30 * 24 * 3600
 FOLDER = "checkpoints/finetune"
@@ -30,8 +30,7 @@ def project(root, tmp_path, monkeypatch):
     (path / ".dvc").mkdir(parents=True)
     for name in ("params.yaml", "dvc.yaml", ".gitignore", ".dvc/config"):
         shutil.copyfile(root / name, path / name)
-    for command in (["init", "-q"], ["add", "."], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qmx"]):
-        subprocess.run(["git", *command], cwd=path, check=True)
+    make_repository(path)
     for name in (HOME_VARIABLE, REPOSITORY_VARIABLE, "ESPALIER_STORE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")

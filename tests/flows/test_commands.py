@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
 
 import psutil
 import pytest
@@ -14,33 +13,15 @@ import pytest
 from flows.tasks.stages import fail
 from flows.workspaces import commands
 from flows.workspaces.commands import StoppedError, allow_commands, pause, run, stop_commands
+from tests.orchestra import MARK, descendants, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="children in other sessions are followed on Linux")
-MARK = "ESPALIER_TEST_MARK"
 TREE = """
 import subprocess, time
 subprocess.Popen(["sleep", "300"], start_new_session=True)
 print("up", flush=True)
 time.sleep(300)
 """
-
-
-def marked(mark):
-    """Find living processes that carry a mark in their environment."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
-
-
-def until(condition, seconds=30):
-    """Wait for a condition; returns whether it became true."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return found
 
 
 def discard(_line):
@@ -168,7 +149,7 @@ def test_a_limit_ends_everything(monkeypatch):
     assert result.timed_out
     assert result.code != 0
     assert not result.is_transient
-    assert until(lambda: not marked("limit"))
+    assert until(lambda: not descendants("limit"), 30)
 
 
 @pytest.mark.parametrize("victim", ["caller", "supervisor"])
@@ -180,14 +161,16 @@ def test_kill_9_leaves_no_orphan(victim, tmp_path):
     with subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True) as caller:
         assert caller.stdout.readline() == "up\n"
         try:
-            assert until(lambda: len(marked(victim)) == 4)  # caller, supervisor, command, its child in another session
+            assert until(
+                lambda: len(descendants(victim)) == 4, 30
+            )  # caller, supervisor, command, its child in another session
             if victim == "caller":
                 caller.kill()
             else:
                 children = psutil.Process(caller.pid).children()
                 (supervisor,) = (it for it in children if "supervisor.py" in " ".join(it.cmdline()))
                 supervisor.kill()
-            assert until(lambda: not marked(victim))
+            assert until(lambda: not descendants(victim), 30)
         finally:
             caller.kill()
 
@@ -211,7 +194,7 @@ def test_an_exception_ends_the_command(monkeypatch):
 
     with pytest.raises(CancelledError):
         run([sys.executable, "-c", TREE], on_line)
-    assert until(lambda: not marked("exception"))
+    assert until(lambda: not descendants("exception"), 30)
 
 
 def test_the_end_of_this_process_ends_the_commands_of_its_threads(monkeypatch):
@@ -264,4 +247,4 @@ def test_the_supervisor_forwards_a_signal(monkeypatch):
 
     result = run([sys.executable, "-c", TREE], on_line)
     assert result.code != 0
-    assert until(lambda: not marked("signal"))
+    assert until(lambda: not descendants("signal"), 30)

@@ -15,6 +15,7 @@ from flows.doctor import checks, machine, probes, project, servers
 from flows.doctor.checks import run_check
 from flows.doctor.finding import Finding
 from stages.runtime.errors import InputError
+from tests.repository import make_repository
 from tests.servers import s3_client, s3_environment
 from tests.swift import free_ports
 
@@ -189,9 +190,7 @@ def test_the_weights_of_the_extractor_are_looked_for(here, monkeypatch, extracto
 def test_git_is_looked_at(here):
     """A repository without a commit, with one, and with changes."""
     assert found(project.check_git)[0].startswith("warn: no commit here")
-    author = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-    for command in (["init", "-q"], ["add", "-A"], [*author, "commit", "-qm", "x"]):
-        subprocess.run(["git", *command], cwd=here, check=True)
+    make_repository(here)
     assert found(project.check_git)[0].endswith("nothing uncommitted")
     (here / "params.yaml").write_text("seed: 1")
 

@@ -27,6 +27,7 @@ from flows.workspaces.workspace import Workspace
 from stages.runtime.environment import SHARED_VARIABLE
 from stages.runtime.errors import InputError
 from tests.records import STAGES
+from tests.repository import commit, git
 from tests.servers import ROOT
 
 HOLD = """
@@ -216,14 +217,9 @@ def project(tmp_path, monkeypatch):
     (folder / "trace.py").write_text(TRACE)
     (folder / "dvc.yaml").write_text(PIPELINE.format(trace=trace))
     (folder / ".gitignore").write_text("/*.out\n/.espalier/\n")
-    author = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-    for command in (
-        ["git", "init", "-q"],
-        [sys.executable, "-m", "dvc", "init", "-q"],
-        ["git", "add", "--all"],
-        ["git", *author, "commit", "-qm", "x"],
-    ):
-        subprocess.run(command, cwd=folder, check=True)
+    git(folder, "init", "-q")
+    subprocess.run([sys.executable, "-m", "dvc", "init", "-q"], cwd=folder, check=True)
+    commit(folder)
     for name in (HOME_VARIABLE, REPOSITORY_VARIABLE):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")

@@ -13,7 +13,7 @@ from flows.workspaces.workspace import open_workspace
 from stages.params import Params, load_params
 from stages.runtime.errors import InputError
 from stages.tools.comparison.published import ABLATION, BASELINE, METHODS, read_published
-from tests.flows.test_workspace import commit, git
+from tests.repository import commit, make_repository
 from tests.servers import ROOT
 
 PRESETS = sorted(path.stem for path in (ROOT / "recipes" / "presets").glob("*.yaml"))
@@ -30,8 +30,7 @@ def repository(tmp_path, monkeypatch):
     for name in ("params.yaml", "dvc.yaml", ".dvc/config"):
         shutil.copyfile(ROOT / name, project / name)
     shutil.copytree(ROOT / "recipes" / "presets", project / "recipes" / "presets")
-    git(project, "init", "-q")
-    commit(project)
+    make_repository(project)
     for name in (HOME_VARIABLE, REPOSITORY_VARIABLE):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")

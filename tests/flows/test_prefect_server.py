@@ -28,7 +28,7 @@ from flows.server import server_environment
 from flows.tasks.server import find_server
 from stages.runtime.environment import bypass_proxies
 from stages.runtime.errors import InputError, UnavailableError
-from tests.orchestra import bare_environment, until
+from tests.orchestra import bare_environment, is_alive, until
 from tests.servers import ROOT
 from tests.swift import free_ports
 
@@ -314,11 +314,6 @@ def call(tmp_path):
         process.communicate()
 
 
-def is_gone(process):
-    """Whether a process has ended; it may stay as a zombie of the process that takes orphans."""
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-
-
 def test_a_temporary_server_answers_to_its_own_process_only(call, tmp_path):
     """It needs a password that only the flow has, trusts no web page and no other host, and ends with the flow."""
     caller = call(f"{START}\n{FLOW}")
@@ -336,7 +331,7 @@ def test_a_temporary_server_answers_to_its_own_process_only(call, tmp_path):
     }
     assert address.hostname == "127.0.0.1"
     assert (tmp_path / "prefect.db").stat().st_mode & 0o077 == 0
-    assert until(lambda: is_gone(server), 30)
+    assert until(lambda: not is_alive(server), 30)
     with pytest.raises(httpx.ConnectError):
         httpx.get(address.geturl())
 
@@ -355,7 +350,7 @@ def test_a_temporary_server_ends_with_its_process(call, number):
     caller.send_signal(number)
     caller.wait(30)
 
-    assert until(lambda: is_gone(server), 30)
+    assert until(lambda: not is_alive(server), 30)
 
 
 def test_no_flow_starts_a_server_without_a_password(tmp_path):

@@ -21,9 +21,9 @@ from flows.workspaces.staleness import Cache
 from flows.workspaces.workspace import current_checkout, open_workspace
 from stages.runtime.errors import InputError, UnavailableError
 from tests.records import STAGES
+from tests.repository import commit, git, make_repository
 from tests.servers import ROOT
 
-AUTHOR = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
 TRACKING = "MLFLOW_TRACKING_URI"
 HIDDEN = "hunter2"
 LOCAL = """[core]
@@ -74,13 +74,6 @@ for key in ("other work", sys.argv[2]):
 """
 
 
-def git(folder, *arguments):
-    """Run git; returns its output."""
-    result = subprocess.run(["git", *AUTHOR, *arguments], cwd=folder, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    return result.stdout.strip()
-
-
 def dvc(folder, *arguments):
     """Run DVC; returns its output."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -91,21 +84,13 @@ def dvc(folder, *arguments):
     return result.stdout
 
 
-def commit(folder, message="x"):
-    """Commit everything: the hash."""
-    git(folder, "add", "--all")
-    git(folder, "commit", "-qm", message)
-    return git(folder, "rev-parse", "HEAD")
-
-
 def make_project(root, path):
     """Make a small project with one commit."""
     (path / ".dvc").mkdir(parents=True)
     for name in ("params.yaml", "dvc.yaml", ".gitignore", ".dvc/config"):
         shutil.copyfile(root / name, path / name)
     (path / ".dvc" / ".gitignore").write_text("/config.local\n/cache\n/tmp\n")
-    git(path, "init", "-q")
-    commit(path)
+    make_repository(path)
     return path
 
 

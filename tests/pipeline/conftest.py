@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 from stages.storage.files import file_sha256
 from tests.orchestra import MARK, command_line, descendants, until
 from tests.records import STAGES
+from tests.repository import commit, git
 from tests.small_numbers import SMALL
 
 ROOT = Path(__file__).parents[2]
@@ -146,7 +147,7 @@ def copy_project(path):
     workspace = Workspace(path)
     for section, values in SMALL.items():
         workspace.set(section, **values)
-    subprocess.run(["git", "init", "-q"], cwd=path, check=True)
+    git(path, "init", "-q")
     return workspace
 
 
@@ -181,9 +182,3 @@ def copy_finished(finished, tmp_path_factory):
         return Workspace(path)
 
     return copy
-
-
-def commit(path):
-    """Commit every file that git does not ignore."""
-    for command in (("add", "."), ("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q", "-m", "all")):
-        subprocess.run(["git", *command], cwd=path, check=True)

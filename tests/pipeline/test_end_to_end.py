@@ -12,14 +12,14 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
-from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-from tests.servers import POSTGRES_BINS, own_environment, running_stack, s3_client, s3_environment
+from tests.repository import commit, git
+from tests.servers import POSTGRES_BINS, await_ping, own_environment, running_stack, s3_client, s3_environment
 from tests.swift import SECRET, free_ports
 
 NAME = "espalier-digits"
@@ -49,7 +49,7 @@ class Session:
             **own_environment(**environment),
             "PREFECT_HOME": str(home / "prefect"),
         }
-        self.run("git", "init", "-q")
+        git(self.workspace.path, "init", "-q")
 
     def run(self, *command, fails=False):
         """Run a command in the workspace: what it said."""
@@ -64,8 +64,7 @@ class Session:
 
     def commit(self, message):
         """Commit everything that git tracks."""
-        self.run("git", "add", "--all")
-        self.run("git", "-c", "user.name=a tester", "-c", "user.email=tester@example.org", "commit", "-qm", message)
+        commit(self.workspace.path, message)
 
     def serve(self, seeds):
         """Serve the champion as MLflow does, ask for images, stop: seed -> picture."""
@@ -90,13 +89,7 @@ class Session:
         return {row["seed"]: base64.b64decode(row["png"]) for row in answer["predictions"]}
 
     def _ask(self, address, seeds, process):
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and process.poll() is None:
-            try:
-                urlopen(f"{address}/ping", timeout=2).close()
-                break
-            except (URLError, OSError):
-                time.sleep(0.2)
+        await_ping(address, process)
         body = json.dumps({"dataframe_records": [{"seed": seed} for seed in seeds]}).encode()
         with urlopen(Request(f"{address}/invocations", body, {"Content-Type": "application/json"}), timeout=60) as it:
             return json.load(it)

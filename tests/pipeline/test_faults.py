@@ -1,7 +1,6 @@
 """Servers that die while a finished compression is recorded and registered: nothing is lost, doubled or half there."""
 
 import subprocess
-import time
 from dataclasses import dataclass
 
 import mlflow
@@ -9,6 +8,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from tests.orchestra import until
 from tests.servers import full_mlflow, running
 
 pytestmark = pytest.mark.e2e
@@ -93,9 +93,7 @@ def test_mlflow_killed_while_the_files_of_a_version_are_uploaded(site, monkeypat
     seen = site.server.log.read_text().count("/versions/")
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     process = subprocess.Popen(register("torn"), cwd=site.workspace.path, env=site.environment, **quiet)
-    deadline = time.monotonic() + 120
-    while site.server.log.read_text().count("/versions/") == seen and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until(lambda: site.server.log.read_text().count("/versions/") > seen, 120, every=0.02)
     site.server.kill()
     _, said = process.communicate(timeout=120)
     assert process.returncode == 75

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from mlflow import MlflowClient
 
-from tests.pipeline.conftest import commit
+from tests.repository import commit
 
 pytestmark = pytest.mark.e2e
 ROWS = ["noise", "output"]

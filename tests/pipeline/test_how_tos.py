@@ -20,7 +20,7 @@ from stages.models.pipeline import write_pipeline
 from tests.conftest import TINY
 from tests.markdown import ROOT, blocks, pages
 from tests.orchestra import MARK, QUIET, command_line, descendants, until
-from tests.pipeline.conftest import commit
+from tests.repository import commit
 from tests.servers import own_environment, s3_client, s3_environment
 from tests.small_numbers import SMALL
 from tests.swift import free_ports

@@ -14,6 +14,7 @@ from stages.tracking.mlflow_client import connect, find_experiment
 from stages.tracking.runs import EXPERIMENT
 from tests.orchestra import bare_environment, until
 from tests.pipeline.test_page import browser  # noqa: F401  # a fixture
+from tests.repository import commit, git
 from tests.servers import ROOT
 from tests.swift import free_ports
 
@@ -103,15 +104,13 @@ def test_the_page_of_plots_draws_them_itself(tmp_path, visit):
     (tmp_path / ".dvc").mkdir()
     for name in ("config", "plots.html", ".gitignore"):
         shutil.copyfile(ROOT / ".dvc" / name, tmp_path / ".dvc" / name)
-    git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org"]
-    subprocess.run([*git, "init", "-q"], cwd=tmp_path, check=True)
+    git(tmp_path, "init", "-q")
     for factor in (1, 2):
         rows = [(step, factor / (step + 1), f"layer {step}") for step in range(4)]
         for name in ("loss.csv", "speed.csv", "layers.csv"):
             lines = ["step,loss,layer", *(",".join(map(str, row)) for row in rows)]
             (tmp_path / name).write_text("\n".join(lines) + "\n")
-        subprocess.run([*git, "add", "-A"], cwd=tmp_path, check=True)
-        subprocess.run([*git, "commit", "-qm", str(factor)], cwd=tmp_path, check=True)
+        commit(tmp_path)
     subprocess.run([sys.executable, "-m", "dvc", "plots", "diff", "HEAD~1", "HEAD"], cwd=tmp_path, check=True)
     page, left = visit((tmp_path / "dvc_plots" / "index.html").as_uri())
 

@@ -9,6 +9,7 @@ import uuid
 import pytest
 import torch
 
+from tests.repository import commit
 from tests.servers import s3_client, s3_environment
 
 
@@ -34,11 +35,10 @@ def pushed(bucket, copy_finished):
     for command in (
         ["dvc", "remote", "add", "-d", "store", f"s3://{bucket}/dvc"],
         ["dvc", "push", "--run-cache"],
-        ["git", "add", "--all"],
-        ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-q", "-m", "Finish"],
     ):
         result = workspace.run(*command)
         assert result.returncode == 0, result.stdout + result.stderr
+    commit(workspace.path)
     return workspace
 
 

@@ -1,7 +1,6 @@
 """The canary of a version with its own class: what either sandbox prints is checked before it is decoded."""
 
 import io
-import zlib
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from stages.register import canary
 from stages.register.registry import MODEL
 from stages.runtime.errors import InputError
 from stages.storage.files import write_json
+from tests.register.conftest import claim_size
 
 
 def to_png(pixels):
@@ -18,12 +18,6 @@ def to_png(pixels):
     content = io.BytesIO()
     Image.fromarray(pixels.astype(np.uint8)).save(content, "PNG")
     return content.getvalue()
-
-
-def claim_size(png, side):
-    """Write another width and height into the header of a PNG."""
-    header = b"IHDR" + side.to_bytes(4, "big") * 2 + png[24:29]
-    return png[:12] + header + zlib.crc32(header).to_bytes(4, "big") + png[33:]
 
 
 SOUND = to_png(np.arange(64).reshape(8, 8))

@@ -2,7 +2,6 @@
 
 import io
 import re
-import zlib
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from stages.register.promotion import promote
 from stages.register.registry import EVIDENCE, MODEL, refusal_reason
 from stages.storage.files import read_json, write_json
 from stages.storage.tensors import read_tensors, write_tensors
-from tests.register.conftest import NAME, WEIGHTS, outcomes, refusals
+from tests.register.conftest import NAME, WEIGHTS, claim_size, outcomes, refusals
 from tests.servers import ROOT
 
 pytestmark = pytest.mark.usefixtures("quick_canary")
@@ -328,12 +327,6 @@ def test_pictures_that_were_drawn_before_are_refused(publish, policy, registry):
     reason = refusals(promote(NAME, None, policy, None))["canary"]
     assert re.match(r"4 images from the seeds (\d+, ){3}\d+, off by [\d.]+ levels; allowed: 1$", reason)
     assert reason in Ledger(registry, NAME).entries()[0].why
-
-
-def claim_size(png, side):
-    """Write another width and height into the header of a PNG."""
-    header = b"IHDR" + side.to_bytes(4, "big") * 2 + png[24:29]
-    return png[:12] + header + zlib.crc32(header).to_bytes(4, "big") + png[33:]
 
 
 @pytest.mark.parametrize(

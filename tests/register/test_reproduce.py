@@ -31,7 +31,8 @@ from stages.runtime.errors import InputError, without_password
 from stages.storage.files import folder_sha256, read_json, write_json
 from stages.storage.tensors import read_tensors, write_tensors
 from stages.tracking.compression import Compression
-from tests.orchestra import until
+from tests.orchestra import is_alive, until
+from tests.repository import commit, git
 from tests.servers import ROOT
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -199,7 +200,8 @@ def test_a_missing_commit_is_one_line(tmp_path, monkeypatch):
         runs={},
         dvc_remotes=[],
     )
-    subprocess.run(["git", "init", "-q", tmp_path / "other"], check=True)
+    (tmp_path / "other").mkdir()
+    git(tmp_path / "other", "init", "-q")
     for source in (str(tmp_path / "other"), None, "ext::touch pwned", str(tmp_path / "nothing")):
         with pytest.raises(
             InputError,
@@ -214,15 +216,13 @@ def foreign(publish, tmp_path, edit, monkeypatch):
     """A version whose lineage names the repository of somebody else, and that address; its dvc.yaml tells variables."""
     monkeypatch.delenv("ESPALIER_REPOSITORY", raising=False)
     place = tmp_path / "foreign"
-    for command in (["git", "init", "-q", place], [sys.executable, "-m", "dvc", "init", "-q"]):
-        place.mkdir(exist_ok=True)
-        subprocess.run(command, cwd=place, check=True)
+    place.mkdir()
+    git(place, "init", "-q")
+    subprocess.run([sys.executable, "-m", "dvc", "init", "-q"], cwd=place, check=True)
     (place / "dvc.yaml").write_text(f"stages: {{code: {{cmd: env > {tmp_path}/variables}}}}\n")
-    for command in (("add", "."), ("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q", "-m", "all")):
-        subprocess.run(["git", *command], cwd=place, check=True)
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=place, capture_output=True, text=True, check=True)
+    head = commit(place)
     address = f"file://{place}"
-    lineage = {"git_commit": head.stdout.strip(), "git_remote": address}
+    lineage = {"git_commit": head, "git_remote": address}
     publish(lambda folder: edit(folder / EVIDENCE / "lineage.json", **lineage))
     return address
 
@@ -287,18 +287,12 @@ def trusting(foreign, publish, tmp_path, edit, monkeypatch):
         if named:
             (tmp_path / "foreign" / named).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "foreign" / named).write_text(json.dumps({"fetch": {"model": model}}))
-            for command in (
-                ("add", "."),
-                ("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q", "-m", "name it"),
-            ):
-                subprocess.run(["git", *command], cwd=tmp_path / "foreign", check=True)
-        head = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=tmp_path / "foreign", capture_output=True, text=True, check=True
-        )
+            commit(tmp_path / "foreign")
+        head = git(tmp_path / "foreign", "rev-parse", "HEAD")
 
         def change(folder):
             (folder / EVIDENCE / "params.yaml").write_text(json.dumps({"fetch": {"model": model}}))
-            edit(folder / EVIDENCE / "lineage.json", git_commit=head.stdout.strip(), git_remote=foreign)
+            edit(folder / EVIDENCE / "lineage.json", git_commit=head, git_remote=foreign)
 
         version = publish(change)
         result = CliRunner().invoke(main, ["reproduce", f"models:/tiny/{version.version}", *options])
@@ -392,9 +386,9 @@ def test_missing_or_damaged_work_is_different(again, name, how):
 def test_the_address_of_this_checkout_is_allowed(tmp_path, monkeypatch):
     """So a version of a colleague's commit needs no setting; the password is that of the checkout."""
     monkeypatch.chdir(tmp_path)
-    subprocess.run(["git", "init", "-q"], check=True)
+    git(tmp_path, "init", "-q")
     own = f"https://me:{'hush'}@host/project.git"
-    subprocess.run(["git", "remote", "add", "origin", own], check=True)
+    git(tmp_path, "remote", "add", "origin", own)
     lineage = Lineage.model_construct(git_commit="c" * 40, git_remote="https://host/project.git")
     assert _find_repository(lineage) == own
 
@@ -416,7 +410,7 @@ def test_nothing_outlives_a_killed_reproduction(tmp_path):
         caller.kill()
 
     assert len(started) >= 3
-    assert until(lambda: not any(it.is_running() and it.status() != psutil.STATUS_ZOMBIE for it in started), 30)
+    assert until(lambda: not any(map(is_alive, started)), 30)
 
 
 def test_a_reproduction_needs_an_empty_folder(tmp_path):

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -19,6 +18,7 @@ from stages.register.registry import EVIDENCE
 from stages.register.sandbox import kernel_rules, linux, run
 from stages.register.sandbox.run import PROCESSES, Limits, run_in_sandbox
 from stages.runtime.errors import InputError, MachineError
+from tests.orchestra import until
 from tests.register import attack
 
 ATTACK, SECRET = Path(attack.__file__), "hush-hush-hush"
@@ -254,15 +254,8 @@ def test_the_sandbox_ends_with_its_caller(tmp_path):
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path)}  # it leaves the sandbox's folder
     caller = subprocess.Popen([sys.executable, "-c", code], cwd=Path(run.__file__).parents[3], env=environment)
-    _wait_until(lambda: is_left({"seconds": seconds}))
+    assert until(lambda: is_left({"seconds": seconds}), 30)
     caller.send_signal(signal.SIGKILL)
     caller.wait()
 
-    _wait_until(lambda: not is_left({"seconds": seconds}))
-
-
-def _wait_until(condition):
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    assert until(lambda: not is_left({"seconds": seconds}), 30)

@@ -4,9 +4,8 @@ import json
 import os
 import signal
 import subprocess
-import time
 from contextlib import contextmanager
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import mlflow
@@ -27,7 +26,7 @@ from stages.storage.files import write_json
 from stages.storage.tensors import write_tensors
 from tests.register.conftest import NAME, write
 from tests.register.held_variants import measure, pictures, write_variants
-from tests.servers import own_environment
+from tests.servers import await_ping, own_environment
 from tests.swift import free_ports
 
 pytest.importorskip("onnxruntime")
@@ -41,14 +40,8 @@ def serving(tmp_path):
     environment = own_environment(MLFLOW_TRACKING_URI=os.environ["MLFLOW_TRACKING_URI"])
     with (tmp_path / "serve.log").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    deadline = time.monotonic() + 120
     try:
-        while time.monotonic() < deadline and process.poll() is None:
-            try:
-                urlopen(f"http://127.0.0.1:{port}/ping", timeout=2).close()
-                break
-            except (URLError, OSError):
-                time.sleep(0.2)
+        await_ping(f"http://127.0.0.1:{port}", process)
 
         def ask(seeds, **params):
             body = json.dumps({"dataframe_records": [{"seed": seed} for seed in seeds], "params": params}).encode()

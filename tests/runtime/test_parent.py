@@ -9,7 +9,7 @@ from contextlib import suppress
 import psutil
 import pytest
 
-from tests.orchestra import until
+from tests.orchestra import is_alive, until
 from tests.records import STAGES
 from tests.servers import ROOT
 
@@ -63,13 +63,6 @@ def start(tmp_path):
             process.kill()
         if isinstance(process, subprocess.Popen):
             process.wait()
-
-
-def is_alive(process):
-    """Whether a process runs; one that has ended may stay as a zombie of the process that takes orphans."""
-    with suppress(psutil.NoSuchProcess):
-        return process.status() != psutil.STATUS_ZOMBIE
-    return False
 
 
 @pytest.mark.parametrize("with_parent", [False, True])

@@ -40,6 +40,7 @@ from stages.tools.leftovers import (
     measure,
     training_key,
 )
+from tests.repository import make_repository
 
 RUN, OTHER = "a" * 64, "b" * 64
 HOUR = timedelta(hours=1)
@@ -218,8 +219,7 @@ def test_the_params_that_count_are_those_of_the_file_the_lock_and_the_commit(che
     with (checkout / ("dvc.lock" if name == "dvc.lock" else "params.yaml")).open("w") as file:
         YAML(typ="safe").dump(locked if name == "dvc.lock" else changed, file)
     if name == "committed":
-        for command in (["init", "-q"], ["add", "."], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qmx"]):
-            subprocess.run(["git", *command], cwd=checkout, check=True)
+        make_repository(checkout)
         (checkout / "params.yaml").unlink()
 
     assert training_key(given_up) in current_trainings(checkout)

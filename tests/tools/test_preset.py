@@ -1,7 +1,6 @@
 """A preset replaces params.yaml without losing uncommitted changes."""
 
 import shutil
-import subprocess
 
 import pytest
 from click.testing import CliRunner
@@ -9,6 +8,7 @@ from ruamel.yaml import YAML
 
 from stages.params import Params, load_params
 from stages.tools.__main__ import main
+from tests.repository import commit, make_repository
 from tests.servers import ROOT
 
 PRESETS = sorted((ROOT / "recipes" / "presets").glob("*.yaml"))
@@ -19,9 +19,7 @@ def project(tmp_path, monkeypatch):
     """A project with a committed params.yaml; it is the current folder."""
     shutil.copytree(ROOT / "recipes" / "presets", tmp_path / "recipes" / "presets")
     (tmp_path / "params.yaml").write_text("seed: 1\n")
-    author = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-    for command in (["init", "-q"], ["add", "-A"], [*author, "commit", "-qm", "x"]):
-        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    make_repository(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -39,9 +37,8 @@ def test_the_default_preset_is_digits():
 
 def test_committed_params_may_be_in_any_encoding(project):
     """They are compared byte for byte, and replaced."""
-    author = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
     (project / "params.yaml").write_bytes("# für uns\nseed: 1\n".encode("latin-1"))
-    subprocess.run(["git", *author, "commit", "-qam", "x"], cwd=project, check=True)
+    commit(project)
 
     result = CliRunner().invoke(main, ["preset", "digits"])
     assert result.exit_code == 0, result.output
