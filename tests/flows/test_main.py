@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from flows.__main__ import main
 from tests.orchestra import bare_environment
+from tests.repository import make_repository
 from tests.servers import ROOT
 
 GRID = ["sweep", "--grid", "seed=1"]
@@ -19,17 +20,15 @@ QUICK_S = 20
 """A Prefect server alone takes about as long to start; what is measured here takes one second on a quiet machine."""
 
 
-@pytest.fixture
-def project(tmp_path):
-    """A small project with one commit."""
-    path = tmp_path / "project"
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A small project with one commit, which no test changes."""
+    path = tmp_path_factory.mktemp("main") / "project"
     (path / ".dvc").mkdir(parents=True)
     (path / "recipes" / "presets").mkdir(parents=True)
     for name in ("params.yaml", "dvc.yaml", "prefect.yaml", ".dvc/config", "recipes/presets/digits.yaml"):
         shutil.copyfile(ROOT / name, path / name)
-    author = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-    for command in (["init", "-q"], ["add", "-A"], [*author, "commit", "-qm", "x"]):
-        subprocess.run(["git", *command], cwd=path, check=True)
+    make_repository(path)
     return path
 
 
