@@ -17,6 +17,7 @@ from ruamel.yaml import YAML
 
 from tests.orchestra import PrefectServer, Worker, command_line, until
 from tests.records import STAGES
+from tests.repository import commit
 from tests.servers import POSTGRES_BINS, ROOT, own_environment, running, running_stack, s3_client, s3_environment
 from tests.swift import SECRET
 
@@ -76,12 +77,10 @@ class Production:
 
     def commit(self, message):
         """Commit everything."""
-        self.run("git", "add", "--all")
-        self.run("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", message)
+        commit(self.project.path, message)
 
     def client(self):
         """Talk to MLflow."""
-        os.environ.update(self.mlflow.client_environment())
         return MlflowClient(self.mlflow.uri)
 
     def compressions(self):
@@ -180,6 +179,12 @@ Hook(name="chat", url={chat.url!r}, method="POST",
         yield found
         for worker in found.workers:
             worker.kill()
+
+
+@pytest.fixture(autouse=True)
+def _reads_its_records(production, as_client):
+    """Make each test a client of the project's MLflow."""
+    as_client(production.mlflow)
 
 
 def test_a_missing_pool_and_its_remedy(production):
