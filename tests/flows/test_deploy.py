@@ -4,6 +4,7 @@ import json
 import shutil
 from copy import deepcopy
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,9 +13,11 @@ from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from ruamel.yaml import YAML
 
+from flows import deploy as deploy_module
 from flows.__main__ import main
 from flows.deploy import LOST, schedule_states
 from flows.deployments import Deployment, Schedule, read_deployments
+from flows.workspaces.commands import CommandResult
 from stages.runtime import telemetry
 from stages.runtime.errors import InputError
 from tests.orchestra import until
@@ -199,58 +202,75 @@ SWEEP = "flows/sweep.py:sweep"
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "message"),
     [
-        {"name": 3},
-        {"name": "a/b"},
-        {"entrypoint": 3},
-        {"entrypoint": "../x.py:compress"},
-        {"entrypoint": "./nowhere.py:compress"},
-        {"entrypoint": "broken.py:compress"},
-        {"parameters": "commit"},
-        {"parameters": ["commit"]},
-        {"parameters": {1: 2, "comit": 3}},
-        {"parameters": {"overrides": "seed"}},
-        {"parameters": {"overrides": ["seed"]}},
-        {"parameters": {"overrides": {1: 2}}},
-        {"parameters": {"limits": "none"}},
-        {"parameters": {"limits": {"fintune": 5}}},
-        {"parameters": {"limits": {"finetune": 0}}},
-        {"entrypoint": SWEEP, "parameters": {"grid": "seed"}},
-        {"entrypoint": SWEEP, "parameters": {"grid": ["seed"]}},
-        {"entrypoint": SWEEP, "parameters": {"grid": None}},
-        {"entrypoint": SWEEP, "parameters": {"grid": {1: [2]}}},
-        {"entrypoint": SWEEP, "parameters": {"grid": {"seed": [1]}, "runner": "sloth"}},
-        {"entrypoint": SWEEP, "parameters": {"grid": {"seed": [1]}, "jobs": "many"}},
-        {"paramters": {"commit": "HEAD"}},
-        {"work_pool": "espalier"},
-        {"work_pool": ["espalier"]},
-        {"schedules": "daily"},
-        {"schedules": ["daily"]},
-        {"schedules": [None]},
-        {"schedules": {"cron": "0 2 * * *"}},
-        {"schedules": [{"corn": "0 2 * * *"}]},
-        {"schedules": [{"cron": "0 0 2 * * *"}]},  # which Prefect reads with the seconds last, others first
-        {"schedules": [{"cron": "0 2 LW * *"}]},  # which Prefect does not know
-        {"schedules": [{"cron": "0 2 * * *", "timezone": "No/Where"}]},
-        {"schedules": [{"interval": -5}]},
-        {"schedules": [{"rrule": "nonsense"}]},
+        ({"name": 3}, "deployments.1.name is 3: input should be a valid string"),
+        ({"name": "a/b"}, "deployments.1.name is 'a/b': string should match pattern"),
+        ({"entrypoint": 3}, "deployments.1.entrypoint is 3: input should be a valid string"),
+        ({"entrypoint": "../x.py:compress"}, "deployments.1.entrypoint is '../x.py:compress': string should match"),
+        ({"entrypoint": "./nowhere.py:compress"}, "deployments.1.entrypoint is './nowhere.py:compress': string should"),
+        ({"entrypoint": "broken.py:compress"}, "two: there is no flow broken.py:compress (invalid syntax"),
+        ({"parameters": "commit"}, "deployments.1.parameters is 'commit': write a block"),
+        ({"parameters": ["commit"]}, "deployments.1.parameters is ['commit']: write a block"),
+        ({"parameters": {1: 2, "comit": 3}}, "deployments.1.parameters.1.[key] is 1: input should be a valid string"),
+        ({"parameters": {"overrides": "seed"}}, "two: Validation failed for field 'overrides'"),
+        ({"parameters": {"overrides": ["seed"]}}, "two: Validation failed for field 'overrides'"),
+        ({"parameters": {"overrides": {1: 2}}}, "two: keys of overrides and grid are text; write them as prune."),
+        ({"parameters": {"limits": "none"}}, "two: Validation failed for field 'limits'"),
+        ({"parameters": {"limits": {"fintune": 5}}}, "two: limit fintune: no such stage; the stages are code, fetch, "),
+        ({"parameters": {"limits": {"finetune": 0}}}, "two: limit finetune=0: give minutes above 0"),
+        ({"entrypoint": SWEEP, "parameters": {"grid": "seed"}}, "two: Validation failed for field 'grid'"),
+        ({"entrypoint": SWEEP, "parameters": {"grid": ["seed"]}}, "two: Validation failed for field 'grid'"),
+        ({"entrypoint": SWEEP, "parameters": {"grid": None}}, "two: Validation failed for field 'grid'"),
+        ({"entrypoint": SWEEP, "parameters": {"grid": {1: [2]}}}, "two: keys of overrides and grid are text"),
+        (
+            {"entrypoint": SWEEP, "parameters": {"grid": {"seed": [1]}, "runner": "sloth"}},
+            "two: Validation failed for field 'runner'",
+        ),
+        (
+            {"entrypoint": SWEEP, "parameters": {"grid": {"seed": [1]}, "jobs": "many"}},
+            "two: Validation failed for field 'jobs'",
+        ),
+        ({"paramters": {"commit": "HEAD"}}, "deployments.1.paramters is not a known key; did you mean"),
+        ({"work_pool": "espalier"}, "deployments.1.work_pool is 'espalier': write a block"),
+        ({"work_pool": ["espalier"]}, "deployments.1.work_pool is ['espalier']: write a block"),
+        ({"schedules": "daily"}, "deployments.1.schedules is 'daily': write a list"),
+        ({"schedules": ["daily"]}, "deployments.1.schedules.0 is 'daily': write a block"),
+        ({"schedules": [None]}, "deployments.1.schedules.0 is None: write a block"),
+        ({"schedules": {"cron": "0 2 * * *"}}, "deployments.1.schedules: write a list"),
+        ({"schedules": [{"corn": "0 2 * * *"}]}, "deployments.1.schedules.0.corn is not a known key; did you mean"),
+        ({"schedules": [{}]}, "two: give exactly one of cron, interval, rrule in a schedule"),
+        ({"schedules": [{"cron": "0 2 * * *", "interval": 60}]}, "two: give exactly one of cron, interval, rrule in"),
+        # Prefect reads this with the seconds last, others first.
+        ({"schedules": [{"cron": "0 0 2 * * *"}]}, "two: invalid cron expression '0 0 2 * * *': expected minute hour"),
+        ({"schedules": [{"cron": "0 2 LW * *"}]}, "two: invalid schedule (1 validation error for CronSchedule cron"),
+        (  # a fifth Sunday on the first of a month
+            {"schedules": [{"cron": "0 0 */31 * 0#5"}]},
+            "two: cron expression '0 0 */31 * 0#5' never fires, since no such day exists; correct it",
+        ),
+        (
+            {"schedules": [{"cron": "0 2 * * *", "timezone": "No/Where"}]},
+            "two: invalid schedule (1 validation error for CronSchedule timezone",
+        ),
+        ({"schedules": [{"interval": -5}]}, "deployments.1.schedules.0.interval is -5: input should be greater than 0"),
+        ({"schedules": [{"rrule": "nonsense"}]}, "two: invalid schedule (1 validation error for RRuleSchedule rrule"),
     ],
     ids=str,
 )
-def test_what_is_of_another_form_is_refused(refused, project, pool, monkeypatch, changes):
+def test_what_is_of_another_form_is_refused(refused, project, pool, monkeypatch, changes, message):
     """No request is sent, so that nothing of the file is deployed; the message names or counts the deployment."""
     (project / "broken.py").write_text("def (:")
     monkeypatch.syspath_prepend(project)  # as python -m does
-    line = refused(with_one(**changes), "--pool", pool)
 
-    assert line.startswith("Error: prefect.yaml: ")
-    assert any(name in line for name in ("two", "deployments.1", str(changes.get("name", "two"))))
+    assert refused(with_one(**changes), "--pool", pool).startswith(f"Error: prefect.yaml: {message}")
 
 
 def test_two_deployments_of_one_flow_need_two_names(refused, pool):
     """Prefect would silently replace the first by the second."""
-    assert "one" in refused({"deployments": [SILENT, deepcopy(SILENT)]}, "--pool", pool)
+    line = refused({"deployments": [SILENT, deepcopy(SILENT)]}, "--pool", pool)
+    assert line == (
+        "Error: prefect.yaml: one of flows/compress.py:compress is listed twice; give each a name of its own"
+    )
 
 
 @pytest.mark.usefixtures("project")
@@ -274,6 +294,16 @@ def test_an_unknown_pool_of_one_deployment_is_refused(refused, pool):
     assert "has no work pool 'elsewhere'" in refused(with_one(work_pool={"name": "elsewhere"}), "--pool", pool)
 
 
+def test_what_prefect_refuses_is_one_line(project, monkeypatch):
+    """Such as a step of `pull` that it does not know; its last lines say which."""
+    YAML(typ="safe").dump(with_one(), project / "prefect.yaml")
+    result = CommandResult(1, ("Deploying", "a", "b", "no module named nowhere"))
+    monkeypatch.setattr(deploy_module, "run", lambda *_, **__: result)
+
+    with pytest.raises(InputError, match=r"^Prefect refused prefect\.yaml: a b no module named nowhere$"):
+        deploy_module._create_deployments(Path("prefect.yaml"), None, [[], []])
+
+
 def test_a_server_must_be_set(refused):
     """Without an address, a server would be started for this command alone and be gone after it."""
     line = refused(with_one(), url=None)
@@ -287,12 +317,19 @@ def test_a_server_that_does_not_answer(refused):
     assert line.startswith(f"Error: the Prefect server http://127.0.0.1:{port}/api does not answer: ")
 
 
-@pytest.mark.parametrize("change", [("/api", ""), ("/api", "/other"), ("http:", "htp:"), (":", "")], ids=str)
-def test_an_address_that_is_not_the_servers_is_a_mistake(refused, prefect_server, change):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("/api", ""), "; correct PREFECT_API_URL (http://HOST:PORT/api)"),
+        (("/api", "/other"), "; correct PREFECT_API_URL (http://HOST:PORT/api)"),
+        (("http:", "htp:"), "PREFECT_API_URL does not begin with a scheme that is allowed"),
+        ((":", ""), "PREFECT_API_URL does not begin with a scheme that is allowed"),
+    ],
+    ids=str,
+)
+def test_an_address_that_is_not_the_servers_is_a_mistake(refused, prefect_server, change, message):
     """The server's page instead of its API, a path that it does not have, another scheme, and none."""
-    line = refused(with_one(), url=prefect_server.uri.replace(*change, 1))
-
-    assert "correct PREFECT_API_URL" in line or "PREFECT_API_URL does not begin with a scheme" in line
+    assert message in refused(with_one(), url=prefect_server.uri.replace(*change, 1))
 
 
 def test_a_wrong_password_is_a_mistake(deploy, project, pool, prefect_server, monkeypatch):
