@@ -55,6 +55,8 @@ def test_the_same_source_keeps_its_other_keys(root):
         (["=1"], "is not KEY=VALUE"),
         (["finetune.steps=[1"], "is not valid YAML"),
         (["finetune.steps=1", "finetune.steps=2"], "is given twice"),
+        (["seed=2026-01-01"], "--set seed is not a number, text, switch, list or block of these"),
+        (["a.b.c.d.e.f.g.h.i.j=1"], r"'a\.b\..*' is not a key of params.yaml; keys have at most 9 parts"),
     ],
 )
 def test_what_is_not_allowed_is_one_line(root, texts, message):

@@ -2,12 +2,15 @@
 
 import os
 from typing import get_args
+from unittest.mock import MagicMock
 
 import pytest
 from click.testing import CliRunner
+from prefect.exceptions import ObjectNotFound
 
 from flows.__main__ import main
 from flows.options import RUNNERS
+from flows.tasks import runners
 from flows.tasks.runners import RunnerName, open_runner
 from stages.runtime.environment import SHARED_VARIABLE
 from stages.runtime.errors import InputError
@@ -44,4 +47,17 @@ def test_threads_run_as_many_cells_as_there_are_jobs():
 def test_a_pool_takes_no_number_of_jobs():
     """Its own limit counts; the option would be ignored."""
     with pytest.raises(InputError, match="jobs 2 is for cells on this machine"), open_runner("pool", 2):
+        pass
+
+
+def test_a_pool_needs_the_deployment_of_cells(monkeypatch):
+    """The line has the command that makes it."""
+    client = MagicMock()
+    client.__enter__().read_deployment_by_name.side_effect = ObjectNotFound(None)
+    monkeypatch.setattr(runners, "get_client", lambda **_: client)
+
+    with (
+        pytest.raises(InputError, match=r"^the server has no deployment compress/compress; deploy it first: "),
+        open_runner("pool", 1),
+    ):
         pass

@@ -3,15 +3,19 @@
 import fcntl
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 from ruamel.yaml import YAML
 
-from flows.workspaces import running
+from flows.workspaces import running, status_line
 from flows.workspaces.machine import machine_lock
 from flows.workspaces.running import RunProgress, refuse, run_stages
+from flows.workspaces.status_line import StatusLine
 from stages.runtime.errors import InputError
+from tests.orchestra import until
+from tests.repository import git
 from tests.servers import ROOT
 
 
@@ -154,14 +158,63 @@ def test_a_target_that_measured_times_or_scores_decide_is_only_warned_of(chosen,
         refuse(["prune.target 1 ms is out of reach", "finetune.batch_size 16 is too large"])
 
 
+@pytest.mark.parametrize(
+    ("program", "limit_s", "message"),
+    [
+        ("exec sleep 60", 1, "a pass takes too long to time it within 1 s"),
+        ("echo 'Error: broken' >&2", 60, "Error: broken"),
+        ("true", 60, "nothing was printed"),
+        (None, 60, "[Errno 2] No such file or directory"),
+    ],
+)
+def test_a_run_without_a_forecast_goes_on_and_says_why(tmp_path, monkeypatch, capsys, program, limit_s, message):
+    """What the plan would have refused is not known then."""
+    python = tmp_path / "python"
+    if program:
+        python.write_text(f"#!/bin/sh\n{program}\n")
+        python.chmod(0o755)
+    monkeypatch.setattr(running, "sys", SimpleNamespace(executable=str(python)))
+    monkeypatch.setattr(running, "FORECAST_LIMIT_S", limit_s)
+
+    assert running._plan() == {}
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"Warning: no forecast: {message}")
+    assert line.endswith("; what stages would refuse was not checked")
+
+
+def test_a_terminal_shows_the_state_below_the_lines(progress, monkeypatch, capsys):
+    """Cut to its width, renewed after each line, and removed at the end; a pipe gets the lines alone."""
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setattr(status_line, "TICK_S", 60)
+    with running._shown(progress):
+        assert progress.display is None
+    for stream in (sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    with running._shown(progress):
+        progress.read("Running stage 'fetch':")
+        progress.read("loaded")
+    found = capsys.readouterr()
+
+    assert found.out == "── stage 1 of 3, fetch: 0 s so far, about 1 min 0 s left in all\nloaded\n"
+    assert found.err.split("\r\x1b[K") == ["", "", "stage 1 of 3, fetch", "", "stage 1 of 3, fetch", ""]
+
+
+def test_the_state_is_renewed_between_lines(monkeypatch):
+    """A long stage prints nothing for minutes."""
+    calls = []
+    monkeypatch.setattr(status_line, "TICK_S", 0.01)
+    with StatusLine(lambda: calls.append(1) or ""):
+        assert until(lambda: len(calls) > 1, 30)
+
+
 @pytest.fixture
 def bare(tmp_path, monkeypatch):
     """The current folder: a project of DVC that has this dvc.yaml."""
 
     def make(stages):
         (tmp_path / "dvc.yaml").write_text(stages)
-        for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
-            subprocess.run(command, cwd=tmp_path, check=True)
+        git(tmp_path, "init", "-q")
+        subprocess.run([sys.executable, "-m", "dvc", "init", "-q"], cwd=tmp_path, check=True)
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("PYTHONPATH", str(ROOT))
         monkeypatch.delenv("ESPALIER_HOME", raising=False)

@@ -2,15 +2,20 @@
 
 import subprocess
 import sys
+from unittest.mock import Mock
 from uuid import UUID
 
 import pytest
 from prefect import flow
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+from prefect.states import Completed, Failed
 
+from flows.tasks import stages
+from flows.tasks.outcome import Outcome
 from flows.tasks.progress import ProgressBar
-from flows.tasks.stages import CACHED, UNAVAILABLE, run_stage
+from flows.tasks.stages import CACHED, UNAVAILABLE, StageFailedError, bring_up_to_date, run_stage
 from flows.workspaces.workspace import Workspace
+from tests.repository import git
 
 STAGES = """
 stages:
@@ -36,8 +41,8 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
     (tmp_path / "dvc.yaml").write_text(STAGES)
     (tmp_path / "wrong.py").write_text(WRONG)
-    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
-        subprocess.run(command, cwd=tmp_path, check=True)
+    git(tmp_path, "init", "-q")
+    subprocess.run([sys.executable, "-m", "dvc", "init", "-q"], cwd=tmp_path, check=True)
     return tmp_path
 
 
@@ -87,6 +92,29 @@ def test_a_failure_of_dvc_itself_is_retried_only_with_a_remote(states):
     """Without a remote there is no network that could be back later."""
     assert states("blocked")[0][0] == "Failed"
     assert states("blocked", has_remote=True)[0][0] == UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("pushed", "recorded", "message"),
+    [
+        (Failed(message="no route"), Completed(), "DVC's remote did not take the outputs: no route"),
+        (Completed(), Failed(message="no right"), "the compression could not be recorded: no right"),
+        (Completed(), Failed(name=UNAVAILABLE, message="no answer"), None),
+    ],
+)
+def test_a_result_that_is_not_kept_fails_the_run(project, monkeypatch, pushed, recorded, message):
+    """All stages ran; a record that MLflow cannot take now waits, and is no failure."""
+    for name, state in (("push", pushed), ("record", recorded)):
+        task = Mock(with_options=Mock(return_value=Mock(return_value=state)))
+        monkeypatch.setattr(stages, name, task)
+    monkeypatch.setattr(stages, "_run_stages", lambda *_: ["good"])
+    workspace = Workspace(project, project / "unsent", commit="0" * 40, has_remote=True)
+
+    if message is None:
+        assert bring_up_to_date(workspace, {}) == Outcome(ran=("good",), mlflow_run=None)
+    else:
+        with pytest.raises(StageFailedError, match=f"^{message}$"):
+            bring_up_to_date(workspace, {})
 
 
 def test_a_bar_that_cannot_be_moved_stops_no_stage(prefect_server, monkeypatch, caplog):

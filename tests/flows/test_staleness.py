@@ -171,3 +171,12 @@ def test_a_damaged_config_is_one_line(project, content):
 def test_a_stage_brings_those_that_it_needs(project):
     """`dvc repro prune` runs fetch and code as well, and not costs."""
     assert upstream(project.folder, ["prune"]) == {"code", "fetch", "prune"}
+
+
+@pytest.mark.parametrize("content", [None, "", "stages: []"])
+def test_a_folder_without_stages_is_refused(tmp_path, content):
+    """The command was given elsewhere than at the top of the project."""
+    if content is not None:
+        (tmp_path / "dvc.yaml").write_text(content)
+    with pytest.raises(InputError, match=r"^this folder has no dvc\.yaml with stages; run the command at the top"):
+        find_statuses(tmp_path, PARAMS, in_place=True)
