@@ -287,6 +287,33 @@ def test_an_entry_that_was_written_twice_does_not_block_itself(publish, policy, 
     assert [outcome for *_, outcome in outcomes(registry)] == ["yielded", "done"]
 
 
+def test_a_promotion_that_was_taken_for_dead_changes_nothing(publish, policy, aliases, monkeypatch):
+    """Its machine slept for longer than the lease, and another process closed its entry meanwhile."""
+    publish()
+    write = Ledger.write
+
+    def write_and_lose(self, *arguments):
+        entry = write(self, *arguments)
+        self._close(entry, "broken off")
+        return entry
+
+    monkeypatch.setattr(Ledger, "write", write_and_lose)
+    with pytest.raises(InputError, match="another process took this entry for dead and closed it; nothing was changed"):
+        promote(NAME, None, policy, None)
+    assert aliases() == {"challenger": 1}
+
+
+def test_a_promotion_that_the_registry_delays_changes_nothing(publish, policy, aliases, registry, monkeypatch):
+    """Its checks are too old by then."""
+    publish()
+    monkeypatch.setattr(ledger_module, "TIMEOUT_S", 0)
+    with pytest.raises(InputError, match="the registry took longer than 0 s to answer; nothing was changed, retry"):
+        promote(NAME, None, policy, None)
+
+    assert aliases() == {"challenger": 1}
+    assert [outcome for *_, outcome in outcomes(registry)] == ["yielded"]
+
+
 def test_a_version_registered_during_a_promotion_is_the_challenger(publish, policy, aliases, monkeypatch):
     """Its alias is set between the look at the alias of the promoted version and its removal."""
     publish()

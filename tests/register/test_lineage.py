@@ -9,19 +9,14 @@ from stages.register.lineage import read_lineage, read_workspace_lineage
 from stages.runtime.errors import InputError
 from stages.storage.files import folder_sha256, read_json, write_json
 from stages.tracking.compression import Compression
-
-
-def commit(folder):
-    """Commit every file of a workspace."""
-    for command in (("add", "."), ("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q", "-m", "all")):
-        subprocess.run(["git", *command], cwd=folder, check=True)
+from tests.repository import commit, git
 
 
 @pytest.fixture
 def compression(tmp_path, monkeypatch):
     """A committed workspace whose pipeline is up to date, with the run.json of every stage."""
     monkeypatch.chdir(tmp_path)
-    subprocess.run(["git", "init", "-q"], check=True)
+    git(tmp_path, "init", "-q")
     subprocess.run([sys.executable, "-m", "dvc", "init", "-q"], check=True)
     (tmp_path / ".gitignore").write_text("artifacts\nreports\n")
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
@@ -46,8 +41,7 @@ def test_the_lineage_names_head_and_holds_runs_with_provenance(compression, tmp_
     write_json(tmp_path / "artifacts" / "pruned.provenance.json", provenance)
     lineage = read_workspace_lineage(compression)
 
-    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-    assert lineage.git_commit == head.stdout.strip()
+    assert lineage.git_commit == git(tmp_path, "rev-parse", "HEAD")
     assert lineage.runs["prune"] == {**read_json(run_record), "code_sha256": "prune", "provenance": provenance}
     assert lineage.runs["fetch"]["provenance"] is None
 
@@ -72,3 +66,42 @@ def test_code_that_is_not_committed_is_refused(compression, tmp_path):
 
     with pytest.raises(InputError, match=r"^stages/code\.py is not as in commit [0-9a-f]{12}; commit it"):
         read_workspace_lineage(compression)
+
+
+def add_stage(folder, _monkeypatch):
+    """Let the pipeline have a stage that never ran."""
+    (folder / "dvc.yaml").write_text("stages: {new: {cmd: echo x > new, outs: [new]}}\n")
+    commit(folder)
+
+
+def remove_lock(folder, _monkeypatch):
+    """Remove the list of packages."""
+    (folder / "requirements.lock").unlink()
+    commit(folder)
+
+
+def go_down(folder, monkeypatch):
+    """Run in a folder below the top."""
+    monkeypatch.chdir(folder / "stages")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (add_stage, "the pipeline is not up to date, or `dvc status` failed; run the pipeline first"),
+        (remove_lock, "requirements.lock is missing, and reproducing a version needs it; restore it"),
+        (go_down, "this is not the top folder of a repository with a commit; commit first"),
+    ],
+)
+def test_what_could_not_be_reproduced_is_refused(compression, tmp_path, monkeypatch, change, message):
+    """A version is made of a committed project whose pipeline is up to date."""
+    change(tmp_path, monkeypatch)
+
+    with pytest.raises(InputError, match=message):
+        read_workspace_lineage(compression)
+
+
+def test_a_version_without_lineage_is_refused(tmp_path):
+    """Nothing says what it was made of."""
+    with pytest.raises(InputError, match=r"^the version has no lineage, .*; register it again$"):
+        read_lineage(tmp_path)

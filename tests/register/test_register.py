@@ -3,8 +3,10 @@
 import base64
 import io
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Barrier
 from types import SimpleNamespace
+from unittest.mock import MagicMock, Mock
 
 import mlflow
 import numpy as np
@@ -22,7 +24,8 @@ from stages.prune.params import PruneParams
 from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut
 from stages.register.canary import draw_expected
-from stages.register.register import _default_name
+from stages.register.register import _default_name, register
+from stages.runtime.errors import InputError
 from stages.storage.files import write_json
 from stages.storage.tensors import write_tensors
 from tests.register.conftest import write
@@ -44,6 +47,18 @@ def test_the_default_name_is_that_of_the_base_model(source, name):
     lineage = SimpleNamespace(runs={"fetch": {"params": {"fetch": {"model": source}}}})
 
     assert _default_name(lineage) == name
+
+
+@pytest.mark.usefixtures("registry")
+def test_no_model_has_the_name_of_a_ledger(monkeypatch):
+    """Its versions would be read as promotions."""
+    for name in ("read_workspace_lineage", "read_evaluation"):
+        monkeypatch.setattr(f"stages.register.register.{name}", Mock())
+
+    with pytest.raises(
+        InputError, match=r"^mine\.promotions is the name of a ledger; give a name that does not end in"
+    ):
+        register(MagicMock(), Path("unsent"), "mine.promotions")
 
 
 def test_a_class_conditional_latent_version_draws_the_images_of_draw(
