@@ -239,6 +239,14 @@ def test_a_class_embedding_that_does_not_fit_is_refused(tmp_path, latent_folder,
     assert "\n" not in caught.value.message
 
 
+def test_a_class_embedding_of_another_name_is_refused(tmp_path, latent_folder):
+    """The line names what the file has."""
+    write_tensors(latent_folder / CLASS_EMBEDDING / WEIGHTS, {"embedding.weight": torch.ones(5, 12)})
+
+    with pytest.raises(InputError, match=rf"{WEIGHTS} holds embedding\.weight, expected weight; rename it$"):
+        fetch_model(FolderModel(source="folder", path=latent_folder), tmp_path / "out")
+
+
 def test_variables_in_a_path_are_expanded(tmp_path, model_folder, monkeypatch):
     """For a variable that is not set, the message has its name and the key."""
     monkeypatch.setenv("SET", str(model_folder.parent))

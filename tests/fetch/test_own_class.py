@@ -223,6 +223,24 @@ def test_channels_of_the_output_are_a_range(tmp_path, channels):
     assert f"channels is {channels}; allowed: [first, end]" in refusal_of(tmp_path / "own", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("description", "message"),
+    [
+        ({**LABELS, "empty_label": 2}, "empty_label is 2; allowed: num_labels - 1, or null"),
+        (
+            {"inputs": {"sample": "x", "timestep": "when"}},
+            "sample: x, timestep: when (missing a required argument: 't'",
+        ),
+    ],
+    ids=str,
+)
+def test_inputs_that_the_class_does_not_have_are_refused(tmp_path, description, message):
+    """The line has what is described and, of forward, what is missing."""
+    write_own(tmp_path / "own", description=description)
+
+    assert message in refusal_of(tmp_path / "own", tmp_path)
+
+
 def test_conditions_are_those_of_the_description(tmp_path):
     """None is dropped, and none is left out."""
     plain = fetched(write_own(tmp_path / "plain"), tmp_path / "a")

@@ -304,6 +304,17 @@ def test_an_embedded_image_is_decoded_like_a_file(tmp_path):
     assert (all_images(tmp_path / "out") == upright).all()
 
 
+def test_a_row_without_an_image_is_named(tmp_path):
+    """A dataset of the Hub may have empty cells."""
+    features = datasets.Features({"img": datasets.Image()})
+    (tmp_path / "repo").mkdir()
+    (tmp_path / "out").mkdir()
+    datasets.Dataset.from_dict({"img": [None] * 2}, features=features).to_parquet(tmp_path / "repo" / "train.parquet")
+
+    with pytest.raises(InputError, match=r"/train\[0\] is not a readable image \(the row has no image\)"):
+        fetch_data(HubData(source="hub", repo=str(tmp_path / "repo"), revision="0" * 40), SHAPE, 0.5, tmp_path / "out")
+
+
 @pytest.mark.parametrize("background", [[255, 255], [0, 0, 256], [0, 0, 0.5], "white", [True, 0, 0]])
 def test_a_wrong_background_is_refused(background):
     """It has three integers from 0 to 255."""

@@ -12,9 +12,13 @@ from flows.initialise import init
 from stages.models.pipeline import write_pipeline
 from stages.params import load_params
 from stages.runtime.bounded import parse_yaml
-from stages.runtime.errors import InputError
+from stages.runtime.errors import InputError, UnavailableError
+from stages.tools.initialise import sources
 from stages.tools.initialise.sources import data_source, model_sources
 from stages.tools.params_yaml import write_value
+from tests.hub import Repository, hub
+
+__all__ = ["hub"]
 
 
 @pytest.fixture
@@ -80,6 +84,7 @@ def test_a_file_that_is_there_stays_unless_forced(own):
         ),
         (["--params", "200%"], "is out of reach: possible from"),
         (["--system", "cifar10"], "--system is for a checkpoint file"),
+        (["--model", "s3://mine/model"], "--model s3://mine/model: a bucket needs its sha256; write the block by hand"),
     ],
 )
 def test_what_a_stage_would_refuse_is_refused_and_nothing_is_written(own, arguments, expected):
@@ -119,6 +124,25 @@ def test_each_kind_of_source_is_known_by_how_it_is_written(tmp_path):
     for text in (str(tmp_path), str(tmp_path / "a.npz"), "bundled:digits"):
         with pytest.raises(InputError, match=r"--column names a column of a dataset on the Hub, and .* is none"):
             data_source(text, "image")
+
+
+def test_a_branch_of_the_hub_becomes_its_commit(hub, tmp_path, monkeypatch):
+    """By the Hub; by its cache where it does not answer. What neither has is refused, or an outage."""
+    monkeypatch.setattr(sources, "HF_HUB_CACHE", str(tmp_path))
+    hub.repositories["me/model"] = Repository(private=False, history=[("1" * 40, {})])
+    assert model_sources("me/model")[0].revision == "1" * 40
+    for text in ("me/nothing", "me/model@v2"):
+        with pytest.raises(
+            InputError, match=f"^{text.partition('@')[0]} is no file or folder here, and the Hub says: "
+        ):
+            model_sources(text)
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UnavailableError, match=r"the Hub does not answer .*or give the commit: me/model@COMMIT$"):
+        model_sources("me/model")
+    (tmp_path / "models--me--model" / "refs").mkdir(parents=True)
+    (tmp_path / "models--me--model" / "refs" / "main").write_text("2" * 40)
+    assert model_sources("me/model")[0].revision == "2" * 40
 
 
 @pytest.mark.parametrize("text", ["/data/📷 of me", "a\n\tb", "Ä: ö", "0x1", "ü"])

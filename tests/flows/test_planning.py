@@ -8,11 +8,15 @@ from click.testing import CliRunner
 
 from flows.planning import RunPlan, plan
 from flows.workspaces.staleness import StageStatus
-from stages.fetch.params import FolderModel
+from stages.fetch.params import FolderModel, HubModel
 from stages.models.layout import WEIGHTS
 from stages.models.pipeline import write_pipeline
+from stages.runtime.errors import InputError, UnavailableError
 from stages.tools.planning.planned_model import open_model
 from stages.tools.planning.preview import Preview
+from tests.hub import Repository, hub
+
+__all__ = ["hub"]
 
 
 @pytest.fixture(autouse=True)
@@ -153,3 +157,67 @@ def test_a_model_folder_is_planned_by_its_config(tmp_path, make_unet, scheduler)
     found = open_model(FolderModel(source="folder", path=tmp_path / "model"), None, torch.device("cpu"))
 
     assert found.unet.config["sample_size"] == 16
+
+
+CHANGES = {
+    "no config": ({"unet/config.json": None}, "has no unet/config.json; give the repository of a diffusers pipeline"),
+    "an own class": (
+        {"unet/config.json": {"_class_name": "Mine"}},
+        "has an own class; fetch it first: dvc repro fetch",
+    ),
+    "an autoencoder": ({"model_index.json": {"vae": ["diffusers", "AutoencoderKL"]}}, "has more parts than a UNet; "),
+    "classes": (
+        {"unet/config.json": {"num_class_embeds": 4}},
+        "has classes, of which one may be empty; fetch it first",
+    ),
+    "no norm": ({"unet/config.json": {"norm_num_groups": 0}}, "is not a valid config"),
+    "no repository": ({}, "correct fetch.model.repo or .revision"),
+}
+
+
+@pytest.fixture
+def on_the_hub(hub, make_unet, scheduler, tmp_path, monkeypatch):
+    """Put the configs of a small UNet on the Hub, with changes; returns the source."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    files = {
+        "unet/config.json": json.loads(make_unet(sample_size=16).to_json_string()),
+        "scheduler/scheduler_config.json": json.loads(scheduler.to_json_string()),
+        "model_index.json": {},
+    }
+
+    def put(changes):
+        contents = {path: json.dumps({**tree, **(changes.get(path) or {})}).encode() for path, tree in files.items()}
+        for path in [path for path, change in changes.items() if change is None]:
+            del contents[path]
+        hub.repositories["me/model"] = Repository(private=False, history=[("1" * 40, contents)])
+        return HubModel(source="hub", repo="me/model", revision="1" * 40, trust=True)
+
+    return put
+
+
+def test_a_model_of_the_hub_is_planned_by_its_configs(on_the_hub):
+    """No weights are downloaded."""
+    found = open_model(on_the_hub({}), None, torch.device("cpu"))
+
+    assert (found.unet.config["sample_size"], found.origin) == (16, "me/model")
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_a_model_of_the_hub_whose_configs_do_not_suffice_is_refused(hub, on_the_hub, kind):
+    """The line says what to do."""
+    changes, message = CHANGES[kind]
+    source = on_the_hub(changes)
+    if kind == "no repository":
+        hub.repositories.clear()
+
+    with pytest.raises(InputError, match=message):
+        open_model(source, None, torch.device("cpu"))
+
+
+def test_a_hub_that_does_not_answer_is_an_outage(on_the_hub, monkeypatch):
+    """It may be back later."""
+    source = on_the_hub({})
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+    with pytest.raises(UnavailableError, match=r"me/model: unet/config\.json cannot be read .*; check the network"):
+        open_model(source, None, torch.device("cpu"))

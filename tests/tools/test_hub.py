@@ -203,6 +203,17 @@ def test_a_push_that_fails_says_why_in_one_line_and_commits_nothing(
     assert not any(secret in "".join(lines) for secret in (TOKEN, "wrong-token"))
 
 
+def test_what_the_hub_stored_otherwise_is_refused(hub, released, monkeypatch):
+    """The commit is there, and the line names the file."""
+    monkeypatch.setattr(hub, "describe", lambda *_: [])
+    code, lines = run("push", released, REPO)
+
+    assert code == 1
+    assert lines[-1].startswith(
+        f"Error: README.md of {REPO} at {hub.repositories[REPO].history[-1][0]} is not what was sent"
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
