@@ -24,7 +24,7 @@ class CostsParams(Section):
     repeats: int = Field(50, ge=3, le=100_000)
     """Largest number of timed passes for each row."""
     seconds: float = Field(10, gt=0)
-    """Seconds for each row. A row in which three passes would not fit, by the time of the row before, is left out."""
+    """Seconds for each row. A row in which six passes would not fit, by the time of the row before, is left out."""
 
     @property
     def settings(self) -> list[tuple[str, str, int]]:

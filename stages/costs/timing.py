@@ -22,8 +22,8 @@ from stages.protocol.costs import Cost
 from stages.runtime.device import computing, device_name, has_tf32, kernels
 from stages.runtime.progress import track
 
-PASSES = 3
-"""Smallest number of timed passes."""
+PASSES = 6
+"""Smallest number of timed passes: no interval of a median of fewer values reaches 95 %."""
 ENOUGH_PASSES = 20
 """Smallest number of passes for a 95th percentile."""
 MEMORY_SHARE = 0.8
@@ -80,7 +80,7 @@ def _time_rows(rows: list[Cost], models: Mapping[str, Denoiser], pace_ms: float,
     if rows[0].precision == "tf32" and not has_tf32(next(iter(models.values())).device):
         return leave_out(rows, "this device has no tf32")
     if PASSES * pace_ms * batch > params.seconds * 1e3:
-        return leave_out(rows, f"three passes would take more than {params.seconds:g} s")
+        return leave_out(rows, f"six passes would take more than {params.seconds:g} s")
     if reason := too_large(next(iter(models.values())), batch):
         return leave_out(rows, reason)
     runs = _prepare(models, batch, mode)

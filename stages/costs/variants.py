@@ -106,7 +106,7 @@ def _measure(candidates: Mapping[str, Candidate], batch: int, pace_ms: float, pa
     seconds = params.seconds * len(candidates)
     rows = {name: _row(name, candidate, batch, params) for name, candidate in candidates.items()}
     if PASSES * pace_ms * batch > seconds * 1e3:
-        return leave_out(list(rows.values()), f"three passes would take more than {seconds:g} s")
+        return leave_out(list(rows.values()), f"six passes would take more than {seconds:g} s")
     if reason := too_large(next(iter(candidates.values())).unet, batch):
         return leave_out(list(rows.values()), reason)
     try:

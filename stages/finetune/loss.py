@@ -90,11 +90,17 @@ class Objective:
     Args:
         scheduler: The noise schedule.
         params: The weights a_k, and γ of the min-SNR weights w(t); w(t) = 1 without γ.
+
+    Raises:
+        InputError: w(t) would be 0 at the last timestep, where the output alone decides how sampling begins.
     """
 
     def __init__(self, scheduler: DDPMScheduler, params: LossParams) -> None:
         self.weights = {name: float(getattr(params, name)) for name in LOSSES if getattr(params, name)}
         gamma, equal = params.min_snr, torch.ones_like(scheduler.alphas_cumprod)
+        if gamma is not None and not scheduler.alphas_cumprod.all():
+            found = f"finetune.loss.min_snr is {gamma:g}, and the model's schedule ends without any image (SNR 0)"
+            raise InputError(f"{found}: its last timesteps would not be trained; set min_snr to null")
         self.by_timestep = equal if gamma is None else min_snr_weights(scheduler, gamma)
 
     def __call__(self, prediction: Prediction, timesteps: torch.Tensor) -> torch.Tensor:

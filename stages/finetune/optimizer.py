@@ -41,6 +41,7 @@ class Muon(torch.optim.Optimizer):
             for weight in group["params"]:
                 if weight.grad is not None:
                     step = orthogonalise(self._direction(weight, weight.grad).flatten(1))
+                    step = step.where(weight.grad.any(), 0)  # what is left of the momentum would be a full step
                     weight.add_(step.view(weight.shape), alpha=-group["lr"] * RMS * max(step.shape) ** 0.5)
 
     def _direction(self, weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:

@@ -26,7 +26,8 @@ SchedulerName = Literal[
 ]
 STEP_EVENLY = ("DDIM", "PNDM")
 """Samplers of diffusers that step from t to t − T // steps, wherever the next timestep is."""
-CLIPPING, THRESHOLDING = ("DDIM", "DDPM", "HeunDiscrete"), ("DDIM", "DDPM")
+CLIPPING = "DDIM", "DDPM", "HeunDiscrete"
+THRESHOLDING = "DDIM", "DDPM", "DPMSolverMultistep", "UniPCMultistep", "DEISMultistep"
 """Samplers that clip their estimates of the clean image where the model says so, and those of them that threshold."""
 CALL_TWICE = ("HeunDiscrete", "PNDM")
 """Samplers that call the model at some timesteps twice."""

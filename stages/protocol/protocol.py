@@ -78,7 +78,10 @@ def brief(value: object) -> str:
 def bias_warning(protocol: Protocol, num_features: int) -> str | None:
     """Return a warning if FID is biased upwards by too few images; values with equal numbers remain comparable."""
     recommended = IMAGES_PER_FEATURE * num_features
-    if protocol.num_images >= recommended:
+    numbers = {"": protocol.num_images, "real ": protocol.num_real_images}
+    kind = min(numbers, key=lambda it: numbers[it])
+    if numbers[kind] >= recommended:
         return None
-    found = f"FID on {protocol.num_images} images with {num_features} features is biased upwards"
-    return f"{found}, and its interval does not show it; compare only equal numbers, or draw {recommended} or more"
+    found = f"FID on {numbers[kind]} {kind}images with {num_features} features is biased upwards"
+    use = "give" if kind else "draw"
+    return f"{found}, and its interval does not show it; compare only equal numbers, or {use} {recommended} or more"

@@ -60,7 +60,10 @@ class WidthCost:
         return sum(group.width - cut for group, cut in zip(self.groups, cuts, strict=True))
 
     def macs(self, cuts: Cuts) -> float:
-        """Count multiply-accumulates per image; equals `count_macs` of the pruned model."""
+        """Count multiply-accumulates per image; equals `count_macs` of the pruned model.
+
+        But for pools and activations that torch-pruning counts, which it leaves at their dense size, some .1 %.
+        """
         return self._layer_macs(cuts) + self.other_macs
 
     def params(self, cuts: Cuts) -> float:

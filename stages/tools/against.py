@@ -1,5 +1,6 @@
 """The reports of two commits -> a table of the finetuned model's numbers, with the interval of each difference."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,6 +82,6 @@ def _compare_speed(one: Cost, other: Cost) -> str:
         return "measured on another device or in another setting"
     if one.speed_up is None or other.speed_up is None:
         return "–"
-    lows = max(one.speed_up_low or one.speed_up, other.speed_up_low or other.speed_up)
-    highs = min(one.speed_up_high or one.speed_up, other.speed_up_high or other.speed_up)
-    return f"{other.speed_up - one.speed_up:+.2f}{f' {ALIKE}' if lows <= highs else ''}"
+    difference = other.speed_up - one.speed_up
+    half_width = math.hypot(*(((it.speed_up_high or 0) - (it.speed_up_low or 0)) / 2 for it in (one, other)))
+    return f"{difference:+.2f}{f' {ALIKE}' if abs(difference) <= half_width else ''}"

@@ -55,12 +55,12 @@ def test_equal_widths_share_their_rows(unet, make_unet):
 
 
 def test_what_takes_too_long_is_left_out_in_words(unet):
-    """A batch whose three passes would not fit into the time of a row says so."""
+    """A batch whose six passes would not fit into the time of a row says so."""
     (small, large) = measure_costs({"dense": unet}, CostsParams(batches=(1, 100_000), repeats=3, seconds=0.5))
 
     assert small.median_ms
     assert large.median_ms is None
-    assert large.left_out == "three passes would take more than 0.5 s"
+    assert large.left_out == "six passes would take more than 0.5 s"
 
 
 def test_what_does_not_fit_into_memory_is_left_out_in_words(unet):

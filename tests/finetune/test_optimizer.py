@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from stages.finetune.optimizer import WeightOptimizer
+from stages.finetune.optimizer import Muon, WeightOptimizer
 from stages.finetune.params import FinetuneParams
 
 RATE = 1e-3
@@ -80,6 +80,22 @@ def test_muon_is_pytorchs_within_bfloat16(small):
         expected = matrix.detach() - small.get_parameter(name).detach().flatten(1)
         difference = (found[name].flatten(1) - expected).norm() / expected.norm()
         assert 0 < difference < 0.03
+
+
+def test_a_weight_without_gradient_stays():
+    """However long: the rest of its momentum has a direction, and no length that counts."""
+    weight = torch.nn.Parameter(torch.ones(4, 8))
+    muon = Muon([weight])
+    muon.param_groups[0]["lr"] = 0.1
+    weight.grad = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    muon.step()
+    moved = weight.detach().clone()
+    weight.grad = torch.zeros(4, 8)
+    for _ in range(2500):  # until the momentum is zero
+        muon.step()
+
+    assert not torch.equal(moved, torch.ones(4, 8))
+    assert torch.equal(weight.detach(), moved)
 
 
 def test_muon_leaves_all_but_matrices_to_adam(small):

@@ -115,6 +115,15 @@ def test_min_snr_weights_by_type():
         assert min_snr_weights(schedule(kind, rescale_betas_zero_snr=True), 5)[-1] == 0
 
 
+def test_min_snr_is_refused_where_a_schedule_ends_without_image():
+    """The timestep where sampling begins would have no weight."""
+    ends = schedule("v_prediction", rescale_betas_zero_snr=True)
+    Objective(ends, LossParams())
+
+    with pytest.raises(InputError, match=r"^finetune\.loss\.min_snr is 5, and the model's schedule ends without any"):
+        Objective(ends, LossParams(min_snr=5))
+
+
 @pytest.mark.parametrize("weights", [{"noise": 1.0}, {"noise": 0.0, "output": 1.0}, {"noise": 0.5, "output": 2.0}])
 def test_the_weighted_loss_of_a_denoiser_does_not_depend_on_its_type(unet, make_unet, weights):
     """With γ, student and teacher have the same loss in all forms: min(SNR, γ) times the error of x₀."""

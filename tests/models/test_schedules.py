@@ -1,6 +1,7 @@
 """Noise schedules: what the config of each diffusers class means, and what is refused."""
 
 import inspect
+from typing import get_args
 
 import diffusers
 import numpy as np
@@ -10,11 +11,12 @@ from diffusers import DDIMScheduler, DDPMScheduler, PNDMScheduler
 
 from stages.finetune.loss import Objective
 from stages.finetune.params import LossParams
-from stages.models.params import SamplerParams
+from stages.models.params import SamplerParams, SchedulerName
 from stages.models.pipeline import read_scheduler, write_pipeline
 from stages.models.samplers import QuadraticDdim, check_sampler, make_sampler
 from stages.models.sampling import draw
 from stages.models.schedules import SCHEDULERS
+from stages.protocol.resolve import resolve_sampler
 from stages.runtime.errors import InputError
 from stages.storage.files import write_json
 
@@ -181,6 +183,19 @@ def test_quadratic_spacing_follows_the_models_rule_of_clipping(rule):
 
     assert clean > 50
     torch.testing.assert_close(found.max(), following.sqrt() * allowed - (1 - following).sqrt())
+
+
+@pytest.mark.parametrize("name", get_args(SchedulerName))
+def test_a_protocol_thresholds_as_the_model_does(name):
+    """The sampler of the resolved protocol is the one whose settings were hashed."""
+    scheduler = DDPMScheduler(thresholding=True, clip_sample=False)
+    sampler = SamplerParams(scheduler=name, steps=10)
+    resolved = resolve_sampler(scheduler, sampler)
+    config = {key: value for key, value in make_sampler(scheduler, sampler).config.items() if not key.startswith("_")}
+    again = make_sampler(scheduler, resolved["sampler"]).config
+
+    assert {key: again[key] for key in config} == config
+    assert resolve_sampler(scheduler, resolved["sampler"]) == resolved
 
 
 def test_an_explicit_clip_replaces_thresholding():

@@ -142,6 +142,9 @@ def test_params_that_do_not_fit_model_or_data_are_refused(params, scheduler, ext
 
 def test_few_images_cause_a_warning(protocol):
     """FID is biased upwards if there are few images per feature."""
-    assert bias_warning(protocol.model_copy(update={"num_images": 50_000}), 2048) is None
-    warning = bias_warning(protocol.model_copy(update={"num_images": 1000}), 2048)
+    many = protocol.model_copy(update={"num_images": 50_000, "num_real_images": 50_000})
+    assert bias_warning(many, 2048) is None
+    warning = bias_warning(many.model_copy(update={"num_images": 1000}), 2048)
     assert warning.startswith("FID on 1000 images with 2048 features is biased upwards")
+    warning = bias_warning(many.model_copy(update={"num_real_images": 40}), 2048)
+    assert warning.startswith("FID on 40 real images with 2048 features is biased upwards")

@@ -1,5 +1,6 @@
 """The command report: for a terminal, for a pull request, and against another commit."""
 
+import re
 import shutil
 
 import pytest
@@ -149,6 +150,15 @@ def test_another_commit_is_compared_with_intervals(reported, earlier):
     assert "| recall | 0.500 | 0.500 | +0.000 ± 0.000 ≈ |" in output
     assert "| speed-up, batch 1, float32 | 1.20× (1.15–1.25) | 1.20× (1.15–1.25) | +0.00 ≈ |" in output
     assert "Verdict at main: " in output
+
+
+@pytest.mark.parametrize(("before", "shown"), [(1.12, "+0.08 |"), (1.14, "+0.06 ≈ |")])
+def test_speed_ups_of_two_runs_differ_beyond_the_interval_of_their_difference(reported, earlier, before, shown):
+    """Each has ± .05, so their difference ± .07; that both intervals overlap says less."""
+    earlier(fid=0.7, ssim=0.9, speed_up=before)
+    _, output = reported("--markdown", "--against", "main")
+
+    assert re.search(r"\| speed-up, batch 1, float32 \|.*\| " + re.escape(shown), output)
 
 
 def test_times_of_two_devices_are_not_compared(reported, earlier):
