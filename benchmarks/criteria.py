@@ -43,7 +43,7 @@ CRITERIA = (
     ("snr-taylor", "paper"),
 )
 BUDGETS = ("80%", "56%", "35%")
-COMPENSATE = CompensateParams(num_images=32, num_timesteps=10, damping=0.1, rounds=6)
+COMPENSATE = CompensateParams(num_images=32, num_timesteps=10, damping=0.1)
 NUM_IMAGES, SAMPLER = 250, SamplerParams(steps=10)
 QUALITY = ReferenceParams(
     sampler=SAMPLER,
@@ -96,7 +96,7 @@ class Bench:
         for macs, compensated in itertools.product(BUDGETS, (None, COMPENSATE)):
             params = PruneParams(target=Target(macs=macs), floor=0.1, compensate=compensated)
             plan = plan_pruning(self.unet, importance, params, derive_seed(seed, "random importance"))
-            images = NoisyBatches(self.unet, self.scheduler, self.images, COMPENSATE, seed)
+            images = NoisyBatches(self.unet, self.scheduler, self.images, COMPENSATE, seed) if compensated else None
             pruned = prune_unet(self.unet, plan, images)
             labels = (criterion, formula, macs, compensated is not None, seed)
             rows.append(dict(zip(COLUMNS, labels, strict=False)) | self.measure(pruned, seed))

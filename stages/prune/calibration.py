@@ -21,7 +21,7 @@ NoisyBatch = tuple[torch.Tensor, ...]
 class CalibrationBatches:
     """Training images with noise of evenly spaced timesteps, in small batches on the model's device.
 
-    Each pair of image and timestep has its own noise; every iteration yields the same batches.
+    The timesteps are in the middle of equal parts of the schedule. Each pair of image and timestep has its own noise; every iteration yields the same batches.
 
     Args:
         unet: The model; only its device is read.
@@ -31,6 +31,8 @@ class CalibrationBatches:
         seed: The root seed.
         purpose: Name of the draws of images and noise.
         key: The block of params.yaml that `params` is, for messages.
+        held_out: Whether to take images from the other end of the random order, which are other ones if there are twice
+            as many, and one timestep more, so that nearly all are others.
 
     Raises:
         InputError: There are fewer than `params.num_images` training images, or `params.num_timesteps` timesteps.
@@ -46,18 +48,20 @@ class CalibrationBatches:
         *,
         purpose: str,
         key: str,
+        held_out: bool = False,
     ) -> None:
         self.purpose, self.count = purpose, len(images.train)
         check_num_images(f"{key}.num_images", params.num_images, self.count)
         order = torch.randperm(self.count, generator=generator(seed, f"{purpose} images"))
-        chosen = np.sort(order[: params.num_images].numpy())
+        chosen = np.sort((order.flip(0) if held_out else order)[: params.num_images].numpy())
         self.images = to_model_range(images.train[chosen])
         self.conditions = tuple(images.condition_for(chosen, unet.device).values())
         self.last = scheduler.config["num_train_timesteps"] - 1
         if params.num_timesteps > self.last + 1:
             found = f"{key}.num_timesteps {params.num_timesteps} is more than the model's {self.last + 1} timesteps"
             raise InputError(f"{found}; lower it in params.yaml")
-        self.timesteps = np.linspace(0, self.last, params.num_timesteps).round().astype(int).tolist()
+        parts = min(params.num_timesteps + held_out, self.last + 1)
+        self.timesteps = ((np.arange(parts) + 0.5) / parts * (self.last + 1)).astype(int).tolist()
         self.scheduler, self.seed, self.device = scheduler, seed, unet.device
 
     def __len__(self) -> int:

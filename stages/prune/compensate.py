@@ -54,11 +54,11 @@ def compensate(
     pruned one, over images, positions and timesteps, these with the weights `weigh`; K are the kept inputs, and λ is
     `params.damping` times the mean of the diagonal of E[y yᵀ]. For y = x_K and λ = 0 this is W·C[:, K]·C[K, K]⁻¹ with
     C = E[x xᵀ]; a larger λ keeps W' closer to W_K. All kernel positions of a convolution get the same correction. The
-    layers are corrected in order of execution, in `params.rounds` parts; the activations of a part are those after the
-    parts before it were corrected.
+    layers are corrected in order of execution, in `params.rounds` parts or one by one; the activations of a part are
+    those after the parts before it were corrected.
     """
     readers = execution_order(dense, plan, next(iter(batches)))
-    size = math.ceil(len(readers) / params.rounds)
+    size = math.ceil(len(readers) / params.rounds) if params.rounds else 1
     starts = range(0, len(readers), max(size, 1))
     for start in track(starts, "compensate, part", len(starts)):
         part = readers[start : start + size]
@@ -186,7 +186,11 @@ class NoisyBatches(CalibrationBatches):
         params: CompensateParams,
         seed: int,
     ) -> None:
-        super().__init__(unet, scheduler, images, params, seed, purpose="compensation", key="prune.compensate")
+        purpose, key = "compensation", "prune.compensate"
+        super().__init__(unet, scheduler, images, params, seed, purpose=purpose, key=key)
+        self.held_out = CalibrationBatches(
+            unet, scheduler, images, params, seed, purpose=purpose, key=key, held_out=True
+        )
         self.params = params
 
     def weigh(self, timestep: int) -> float:

@@ -99,7 +99,8 @@ class CalibrationParams(Section):
     num_images: int = Field(ge=1)
     """Number of calibration images."""
     num_timesteps: int = Field(ge=1)
-    """Number of timesteps, evenly spaced; each pair of image and timestep has its own noise."""
+    """Number of timesteps, in the middle of equal parts of the schedule; each pair of image and timestep has its own
+    noise."""
 
 
 class CompensateParams(CalibrationParams):
@@ -110,9 +111,9 @@ class CompensateParams(CalibrationParams):
     early_weight: float = Field(1.0, ge=1e-6, le=1e6)
     """Weight of the first sampling step, the noisiest, over that of the last: w(t) = early_weight^(t / last timestep).
     The errors of early steps accumulate; 1 weighs all timesteps alike."""
-    rounds: int = Field(8, ge=1)
+    rounds: int | None = Field(None, ge=1)
     """Number of parts into which the layers are divided, in order of execution; each part is corrected on activations
-    of the model with the parts before it corrected."""
+    of the model with the parts before it corrected. null: one layer a part; fewer parts take less time, and may harm."""
 
 
 def _check_remove(remove: object) -> object:
@@ -144,7 +145,8 @@ class DepthParams(CalibrationParams):
     num_images: int = Field(16, ge=1)
     """Number of calibration images."""
     num_timesteps: int = Field(10, ge=1)
-    """Number of timesteps, evenly spaced; each pair of image and timestep has its own noise."""
+    """Number of timesteps, in the middle of equal parts of the schedule; each pair of image and timestep has its own
+    noise."""
     candidates: int = Field(4, ge=2, le=64)
     """Numbers of branches that search tries, from none to the most before the target is reached."""
 

@@ -131,7 +131,7 @@ def _read_images(unet: Denoiser, data: Path | None, key: str) -> Images:
 
 
 def prune_unet(unet: Denoiser, plan: Plan, images: NoisyBatches | None) -> Denoiser:
-    """Cut as planned, compensate if there are images and it helps, and print the costs before and after."""
+    """Cut as planned, compensate if there are images and it helps on others, and print the costs before and after."""
     pruned = cut(unet, plan)
     counts: dict[Quantity, Callable[[Denoiser], int]] = {"params": count_params, "macs": count_macs}
     for quantity, count in counts.items():
@@ -140,10 +140,11 @@ def prune_unet(unet: Denoiser, plan: Plan, images: NoisyBatches | None) -> Denoi
     if images is not None and not any(group.cut for group in plan.groups):
         click.echo("nothing to compensate: no channel is cut")
     elif images is not None:
-        gap = difference(unet, pruned, images, images.weigh)
+        gap = difference(unet, pruned, images.held_out, images.weigh)
         compensate(unet, pruned, plan, images, images.params, images.weigh)
-        remaining = difference(unet, pruned, images, images.weigh)
-        click.echo(f"compensated: mean square difference from the dense prediction {gap:.3g} -> {remaining:.3g}")
+        remaining = difference(unet, pruned, images.held_out, images.weigh)
+        found = f"mean square difference from the dense prediction {gap:.3g} -> {remaining:.3g}"
+        click.echo(f"compensated: {found} on held-out images and timesteps")
         if not remaining < gap:
             click.echo(
                 "Warning: compensation did not reduce the difference; keeping the uncompensated weights", err=True

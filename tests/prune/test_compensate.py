@@ -14,7 +14,7 @@ from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut
 from stages.runtime.errors import InputError
 
-EASY = CompensateParams(num_images=8, num_timesteps=4, damping=1e-6, rounds=100)
+EASY = CompensateParams(num_images=8, num_timesteps=4, damping=1e-6)
 """Every layer in a round of its own, so that each sees the corrected layers before it."""
 QUICK = EASY.model_copy(update={"rounds": 4})
 
@@ -110,6 +110,34 @@ def test_the_same_seed_gives_the_same_weights(unet, scheduler, images, plan):
 
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
+
+
+def test_layers_are_corrected_one_by_one_unless_rounds_are_given(unet, plan, batches):
+    """As many rounds as layers are the same; fewer give other weights."""
+    layers = len(execution_order(unet, plan, batches[0]))
+    found = []
+    for rounds in (None, layers, 1):
+        pruned = cut(unet, plan)
+        compensate(unet, pruned, plan, batches, EASY.model_copy(update={"rounds": rounds}))
+        found.append(pruned.conv_out.weight)
+
+    assert CompensateParams(num_images=1, num_timesteps=1).rounds is None
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_compensation_is_judged_on_other_images_and_timesteps(unet, scheduler, images, plan, capsys):
+    """The printed difference is that on them, not that on the images of the fit, which is smaller."""
+    batches = NoisyBatches(unet, scheduler, images, EASY, 0)
+    fitted, judged = batches.images.flatten(1), batches.held_out.images.flatten(1)
+    pruned = prune_unet(unet, plan, batches)
+    shown = capsys.readouterr().out
+    on_others, on_fitted = (difference(unet, pruned, noisy) for noisy in (batches.held_out, batches))
+
+    assert torch.cdist(fitted, judged).min() > 0
+    assert (batches.timesteps, batches.held_out.timesteps) == ([125, 375, 625, 875], [100, 300, 500, 700, 900])
+    assert on_fitted < on_others
+    assert f"-> {on_others:.3g} on held-out images and timesteps" in shown
 
 
 def test_compensation_needs_images_that_fit(tmp_path, unet, make_unet, scheduler, images):
