@@ -1,5 +1,8 @@
 """A denoiser -> its costs: parameters, multiply-accumulates (MACs), memory."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch_pruning
 from torch import nn
@@ -26,7 +29,7 @@ def count_macs(unet: Denoiser) -> int:
     """Count the multiply-accumulates of one forward pass of one image, on the meta device.
 
     torch-pruning's module hooks count them, as in Diff-Pruning's tables. The matrix products inside attention belong to
-    no module and are not included.
+    no module and are not included, except those of nn.MultiheadAttention, which is a module.
     """
     meta_unet = skeleton(unet)
     inputs = example_inputs(meta_unet)
@@ -47,14 +50,21 @@ def count_module_macs(unet: Denoiser) -> dict[str, int]:
 def count_attention_macs(unet: Denoiser) -> int:
     """Count the multiply-accumulates of the products inside attention, q·kᵀ and weights·v, of one image.
 
-    PyTorch's FlopCounterMode counts them as batched matrix products; these models have no others.
+    PyTorch's FlopCounterMode counts them as batched matrix products; these models have no others. Those of
+    nn.MultiheadAttention, which an own class may have, are in `count_macs`, and not here.
     """
     meta_unet = skeleton(unet)
     with FlopCounterMode(display=False) as counter:
         forward(meta_unet, example_inputs(meta_unet))
-    products = (torch.ops.aten.bmm, torch.ops.aten.baddbmm)
-    counts = counter.get_flop_counts()["Global"]
-    return sum(int(counts.get(product, 0)) for product in products) // 2
+    root, flops = type(meta_unet).__name__, counter.get_flop_counts()
+    counted = [name for name, module in meta_unet.named_modules() if isinstance(module, nn.MultiheadAttention)]
+    inside = sum(_products(flops.get(f"{root}.{name}", {})) for name in counted)
+    return (_products(flops["Global"]) - inside) // 2
+
+
+def _products(flops: Mapping[Any, int]) -> int:
+    """Sum the floating-point operations of batched matrix products."""
+    return sum(int(flops.get(operation, 0)) for operation in (torch.ops.aten.bmm, torch.ops.aten.baddbmm))
 
 
 @torch.inference_mode()

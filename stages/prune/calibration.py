@@ -21,7 +21,8 @@ NoisyBatch = tuple[torch.Tensor, ...]
 class CalibrationBatches:
     """Training images with noise of evenly spaced timesteps, in small batches on the model's device.
 
-    The timesteps are in the middle of equal parts of the schedule. Each pair of image and timestep has its own noise; every iteration yields the same batches.
+    The timesteps are in the middle of equal parts of the schedule.
+    Each pair of image and timestep has its own noise; every iteration yields the same batches.
 
     Args:
         unet: The model; only its device is read.

@@ -80,19 +80,24 @@ def difference(dense: Denoiser, pruned: Denoiser, batches: Iterable[NoisyBatch],
     return fmean(*zip(*found, strict=True))
 
 
-@torch.no_grad()
-def execution_order(unet: Denoiser, plan: Plan, batch: NoisyBatch) -> list[str]:
-    """List the layers that read cut channels, in order of execution."""
-    order: list[str] = []
-    names = [
+def find_readers(unet: Denoiser, plan: Plan) -> list[str]:
+    """List the layers of the dense model that read cut channels."""
+    return [
         name
         for name, kept in plan.layers.items()
         if isinstance(layer := unet.get_submodule(name), Reader)
         and kept.inputs is not None
         and len(kept.inputs) < layer.weight.shape[1]
     ]
+
+
+@torch.no_grad()
+def execution_order(unet: Denoiser, plan: Plan, batch: NoisyBatch) -> list[str]:
+    """List the layers that read cut channels, in order of execution."""
+    order: list[str] = []
     hooks = [
-        _layer(unet, name).register_forward_pre_hook(lambda *_, name=name: order.append(name)) for name in sorted(names)
+        _layer(unet, name).register_forward_pre_hook(lambda *_, name=name: order.append(name))
+        for name in sorted(find_readers(unet, plan))
     ]
     unet(*batch)
     _remove(hooks)

@@ -113,7 +113,7 @@ class CompensateParams(CalibrationParams):
     The errors of early steps accumulate; 1 weighs all timesteps alike."""
     rounds: int | None = Field(None, ge=1)
     """Number of parts into which the layers are divided, in order of execution; each part is corrected on activations
-    of the model with the parts before it corrected. null: one layer a part; fewer parts take less time, and may harm."""
+    of the model with the parts before it corrected. null: one layer a part. Fewer parts take less time and may harm."""
 
 
 def _check_remove(remove: object) -> object:

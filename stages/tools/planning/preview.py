@@ -17,6 +17,7 @@ from stages.models.trust import trusting
 from stages.params import Params
 from stages.protocol.extractors import Extractor, find_extractor
 from stages.protocol.params import ExtractorParams
+from stages.prune.compensate import find_readers
 from stages.prune.surgery import cut
 from stages.runtime.device import select_device
 from stages.runtime.errors import InputError, UnavailableError
@@ -135,6 +136,7 @@ def measure_size(model: PlannedModel, subject: Subject) -> ModelSize:
         pruned_params=count_params(subject.pruned),
         dense_macs=count_macs(subject.dense),
         pruned_macs=count_macs(subject.pruned),
+        num_readers=len(find_readers(subject.dense, subject.plan)),
         num_timesteps=int(model.scheduler.config["num_train_timesteps"]),
         sample_numbers=math.prod(sample_shape(subject.dense)),
         image_bytes=math.prod(image_shape(subject.dense, model.autoencoder)),

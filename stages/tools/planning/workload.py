@@ -54,6 +54,8 @@ class ModelSize:
     dense_macs: float
     """Of one forward pass of one image."""
     pruned_macs: float
+    num_readers: int = 0
+    """Layers that read cut channels."""
     num_timesteps: int = 1000
     sample_numbers: int = 0
     """Numbers of one sample: C·H·W of the UNet's input."""
@@ -184,9 +186,10 @@ def _prune(params: Params, size: ModelSize) -> Work:
     compensate, written = params.prune.compensate, size.pruned_params * BYTES
     if compensate is None:
         return Work(disk_bytes=written)
-    pairs = compensate.num_images * compensate.num_timesteps
-    through = compensate.rounds + 3  # one pass for each part, and the difference before and after
-    passes: Counter[Pass] = Counter({"dense": pairs * through, "pruned": pairs * through})
+    parts = min(compensate.rounds or size.num_readers, size.num_readers)
+    timesteps = parts * compensate.num_timesteps + 2 * (compensate.num_timesteps + 1)  # and the error before and after
+    pairs = compensate.num_images * timesteps
+    passes: Counter[Pass] = Counter({"dense": pairs, "pruned": pairs})
     text = f"{count(compensate.num_images, 'image')} × {count(compensate.num_timesteps, 'timestep')}"
     return Work(passes, text, compensate.num_timesteps, compensate.num_images, written)
 
