@@ -115,7 +115,7 @@ FEW: dict[str, Any] = {
     "finetune.keep_checkpoints": 1,
     "finetune.samples": None,
     "finetune.engine.accumulate": 2,
-    "costs": {"batches": [1], "precisions": ["float32"], "repeats": 3, "seconds": 30.0},
+    "costs": {"batches": [1], "precisions": ["float32"], "repeats": 6, "seconds": 30.0},
 }
 
 

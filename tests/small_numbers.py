@@ -11,5 +11,5 @@ SMALL = {
         "samples": {"every": 6, "num_images": 8, "steps": 2},
     },
     "reference": {"num_images": 8, "sets": 2, "kid_subset_size": 4, "kid_subsets": 2, "sampler": {"steps": 2}},
-    "costs": {"batches": [1, 2], "repeats": 3, "seconds": 0.5},
+    "costs": {"batches": [1, 2], "repeats": 6, "seconds": 0.5},
 }

@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 from stages.models.params import PrecisionName
 from stages.runtime.schema import Section
 
+PASSES = 6
+"""Smallest number of timed passes: no interval of a median of fewer values reaches 95 %."""
+
 
 class CostsParams(Section):
     """Which forward passes are timed."""
@@ -21,7 +24,7 @@ class CostsParams(Section):
     for whoever draws with the released model."""
     compiled: bool = False
     """Whether to time torch.compile as well, which takes up to minutes for each row."""
-    repeats: int = Field(50, ge=3, le=100_000)
+    repeats: int = Field(50, ge=PASSES, le=100_000)
     """Largest number of timed passes for each row."""
     seconds: float = Field(10, gt=0)
     """Seconds for each row. A row in which six passes would not fit, by the time of the row before, is left out."""

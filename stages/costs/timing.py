@@ -12,7 +12,7 @@ import torch
 from scipy.stats import bootstrap
 
 from stages.costs.energy import measure_joules, open_meter
-from stages.costs.params import CostsParams
+from stages.costs.params import PASSES, CostsParams
 from stages.models.complexity import measure_peak_bytes, weights_bytes
 from stages.models.families import Denoiser
 from stages.models.latency import forward_pass, time_in_turns
@@ -22,8 +22,6 @@ from stages.protocol.costs import Cost
 from stages.runtime.device import computing, device_name, has_tf32, kernels
 from stages.runtime.progress import track
 
-PASSES = 6
-"""Smallest number of timed passes: no interval of a median of fewer values reaches 95 %."""
 ENOUGH_PASSES = 20
 """Smallest number of passes for a 95th percentile."""
 MEMORY_SHARE = 0.8

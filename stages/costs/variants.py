@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from stages.costs.params import CostsParams
-from stages.costs.timing import PASSES, fill, leave_out, measure_once, time_runs, too_large
+from stages.costs.params import PASSES, CostsParams
+from stages.costs.timing import fill, leave_out, measure_once, time_runs, too_large
 from stages.models.complexity import measure_peak_bytes
 from stages.models.families import Denoiser, example_inputs
 from stages.models.pipeline import unet_config

@@ -130,7 +130,7 @@ def test_costs_have_energy_where_there_is_a_counter(monkeypatch, tmp_path, unet,
     monkeypatch.setattr("stages.costs.timing.open_meter", lambda _: meter if has_counter else None)
     monkeypatch.setattr(meter, "joules", iter(range(10**6)).__next__)
     models = {"dense": unet, "small": make_unet(block_out_channels=(8, 16))}
-    rows = measure_costs(models, CostsParams(batches=(2,), repeats=3, seconds=0.1))
+    rows = measure_costs(models, CostsParams(batches=(2,), repeats=6, seconds=0.1))
     record = CostsRecord(weights_sha256=dict.fromkeys(models, "a" * 64), costs=rows)
     write_report(record, tmp_path)
     metrics = read_json(tmp_path / "metrics.json")

@@ -702,7 +702,7 @@ def keys(project):
         ),
         ("steps: 450", "steps: 7", "rounds finetune evaluate variants costs report"),
         ("num_images: 500", "num_images: 300", "reference evaluate variants costs report"),
-        ("repeats: 50", "repeats: 5", "costs report"),
+        ("repeats: 50", "repeats: 7", "costs report"),
         (
             "heldout: 0.2",
             "heldout: 0.3",

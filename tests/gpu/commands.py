@@ -58,7 +58,7 @@ CHANGES = {
         "checkpoint_every": 2,
         "samples": {"every": 6, "num_images": 2, "steps": 2},
     },
-    "costs": {"batches": [1, 16], "precisions": ["float32"], "repeats": 3, "seconds": 60.0},
+    "costs": {"batches": [1, 16], "precisions": ["float32"], "repeats": 6, "seconds": 60.0},
 }
 
 

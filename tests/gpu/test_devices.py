@@ -239,7 +239,7 @@ def test_codec(fake_cuda, conditional, scheduler, latents, codec):
 def test_latency_and_costs(fake_cuda, unet):
     """Times, and memory by the allocator's peak."""
     unet.to(fake_cuda)
-    rows = measure_costs({"dense": unet}, CostsParams(batches=(2,), precisions=("bfloat16",), repeats=3))
+    rows = measure_costs({"dense": unet}, CostsParams(batches=(2,), precisions=("bfloat16",), repeats=6))
 
     assert [row.left_out for row in rows] == [""]
     assert set(measure_latencies_ms({"dense": unet}, 1)) == {"dense"}

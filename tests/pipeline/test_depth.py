@@ -24,7 +24,7 @@ CHANGES = {
         "ema_decays": [0.5],
         "samples": None,
     },
-    "costs": {"batches": [1], "precisions": ["float32"], "repeats": 3, "seconds": 0.1},
+    "costs": {"batches": [1], "precisions": ["float32"], "repeats": 6, "seconds": 0.1},
 }
 
 

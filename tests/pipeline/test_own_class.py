@@ -28,7 +28,7 @@ PARAMS = {
     "reference": {**CHANGES["reference"], "sampler": {"steps": 4}},
     "prune": {"target": {"ratio": 0.4}, "compensate": {"num_images": 4, "num_timesteps": 2, "rounds": 2}},
     "rounds": {"count": 2, "steps": 10},
-    "costs": {"batches": [1], "repeats": 3, "seconds": 0.05},
+    "costs": {"batches": [1], "repeats": 6, "seconds": 0.05},
 }
 
 

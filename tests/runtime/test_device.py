@@ -138,7 +138,7 @@ def sample(unet, scheduler, _images, precision):
 
 def time_passes(unet, _scheduler, _images, precision):
     """Time forward passes."""
-    costs = CostsParams(batches=(1,), precisions=(precision,), repeats=3, seconds=1, deterministic=True)
+    costs = CostsParams(batches=(1,), precisions=(precision,), repeats=6, seconds=1, deterministic=True)
     assert measure_costs({"dense": unet}, costs)[0].median_ms
     return []
 
@@ -258,7 +258,7 @@ def test_variables_that_break_the_choice_on_a_gpu_are_refused(variable, value, d
 def test_times_are_those_of_the_kernels_that_pytorch_chooses_for_speed(watched):
     """As users of the released model have them; each row names them, and the process goes on as before."""
     select_device()
-    quick = {"batches": (1,), "repeats": 3, "seconds": 0.5}
+    quick = {"batches": (1,), "repeats": 6, "seconds": 0.5}
     (fast,), (strict,) = (
         measure_costs({"dense": watched}, CostsParams(**quick, **changes)) for changes in ({}, {"deterministic": True})
     )
@@ -276,7 +276,7 @@ def test_times_are_those_of_the_kernels_that_pytorch_chooses_for_speed(watched):
 
 def test_a_time_in_tf32_is_left_out_where_the_device_has_none(unet):
     """It would be the time of float32."""
-    params = CostsParams(batches=(1,), precisions=("float32", "tf32"), repeats=3, seconds=0.5)
+    params = CostsParams(batches=(1,), precisions=("float32", "tf32"), repeats=6, seconds=0.5)
     float32, row = measure_costs({"dense": unet}, params)
 
     assert float32.median_ms

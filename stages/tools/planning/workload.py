@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from stages.costs.params import PASSES
 from stages.evaluate.evaluation import STRIP_FRAMES, STRIP_IMAGES
 from stages.finetune.params import FinetuneParams
 from stages.importance.calibration import choose_timesteps
@@ -272,8 +273,8 @@ def costs_seconds(params: Params, seconds_each: float) -> float:
     found, costs = 0.0, params.costs
     for _, _, batch in costs.settings:
         round_s = batch * seconds_each
-        if 3 * round_s <= costs.seconds:  # else the stage leaves the row out
-            passes = min(costs.repeats, max(3.0, costs.seconds / max(round_s, 1e-9)))
+        if PASSES * round_s <= costs.seconds:  # else the stage leaves the row out
+            passes = min(costs.repeats, max(PASSES, costs.seconds / max(round_s, 1e-9)))
             found += (passes + 3) * round_s  # before them two to warm up, and one that counts the memory
     return found
 
