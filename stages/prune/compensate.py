@@ -1,8 +1,10 @@
 """A dense denoiser, its pruned copy and calibration images -> the copy with weights that compensate for cut inputs."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from statistics import fmean
 
 import torch
@@ -15,12 +17,12 @@ from stages.models.plan import KeptChannels, Plan
 from stages.prune.calibration import CalibrationBatches, NoisyBatch
 from stages.prune.params import CompensateParams
 from stages.runtime.progress import track
+from stages.storage.tensors import tensors_sha256
 
 Reader = nn.Conv2d | nn.Linear
 MIN_SQUARES = 1e-12
 """Lower bound of the mean over channels of a layer's squared inputs, summed over positions, so that the matrix of a
 layer with zero inputs is invertible."""
-RemovableHandle = torch.utils.hooks.RemovableHandle
 Weigh = Callable[[int], float]
 """Timestep -> weight of its images."""
 
@@ -33,6 +35,19 @@ class Moments:
     """[dense inputs, kept inputs]: Σ w(t) x yᵀ."""
     square: torch.Tensor
     """[kept inputs, kept inputs]: Σ w(t) y yᵀ."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Layers that are corrected at once."""
+
+    names: tuple[str, ...]
+    calls: int
+    """How often a pass calls them in all."""
+
+
+class _Reached(Exception):  # noqa: N818  # no error
+    """The layers of a part have their inputs; the rest of the pass is not needed."""
 
 
 def weigh_alike(_: int) -> float:
@@ -54,17 +69,14 @@ def compensate(
     pruned one, over images, positions and timesteps, these with the weights `weigh`; K are the kept inputs, and λ is
     `params.damping` times the mean of the diagonal of E[y yᵀ]. For y = x_K and λ = 0 this is W·C[:, K]·C[K, K]⁻¹ with
     C = E[x xᵀ]; a larger λ keeps W' closer to W_K. All kernel positions of a convolution get the same correction. The
-    layers are corrected in order of execution, in `params.rounds` parts or one by one; the activations of a part are
-    those after the parts before it were corrected.
+    layers are corrected in the parts of `find_parts`; the activations of a part are those after the parts before it
+    were corrected.
     """
-    readers = execution_order(dense, plan, next(iter(batches)))
-    size = math.ceil(len(readers) / params.rounds) if params.rounds else 1
-    starts = range(0, len(readers), max(size, 1))
-    for start in track(starts, "compensate, part", len(starts)):
-        part = readers[start : start + size]
-        moments = measure_moments(dense, pruned, part, batches, weigh)
-        for name in part:
-            _correct(_layer(dense, name), _layer(pruned, name), plan.layers[name], moments[name], params.damping)
+    parts = find_parts(dense, plan, next(iter(batches)), params.rounds)
+    for part in track(parts, "compensate, part", len(parts)):
+        moments = measure_moments(dense, pruned, part.names, batches, weigh, part.calls)
+        for name in part.names:
+            correct(_layer(dense, name), _layer(pruned, name), plan.layers[name], moments[name], params.damping)
 
 
 @torch.no_grad()
@@ -91,17 +103,33 @@ def find_readers(unet: Denoiser, plan: Plan) -> list[str]:
     ]
 
 
+def find_parts(unet: Denoiser, plan: Plan, batch: NoisyBatch, rounds: int | None) -> list[Part]:
+    """Divide the layers that read cut channels into parts, at most `rounds`, in order of execution.
+
+    Layers with equal inputs, such as queries, keys and values, or the projections of the time embedding, do not see
+    each other's corrections and are in one part; without `rounds` no others are.
+    """
+    alike: dict[tuple[str, ...], list[str]] = {}
+    inputs = execution_order(unet, plan, batch)
+    for name, hashes in inputs.items():
+        alike.setdefault(tuple(hashes), []).append(name)
+    groups = list(alike.values())
+    size = max(math.ceil(len(groups) / rounds), 1) if rounds else 1
+    found = [tuple(chain.from_iterable(groups[start : start + size])) for start in range(0, len(groups), size)]
+    return [Part(names, sum(len(inputs[name]) for name in names)) for names in found]
+
+
 @torch.no_grad()
-def execution_order(unet: Denoiser, plan: Plan, batch: NoisyBatch) -> list[str]:
-    """List the layers that read cut channels, in order of execution."""
-    order: list[str] = []
-    hooks = [
-        _layer(unet, name).register_forward_pre_hook(lambda *_, name=name: order.append(name))
-        for name in sorted(find_readers(unet, plan))
-    ]
-    unet(*batch)
-    _remove(hooks)
-    return list(dict.fromkeys(order))
+def execution_order(unet: Denoiser, plan: Plan, batch: NoisyBatch) -> dict[str, list[str]]:
+    """List the layers that read cut channels, in order of execution: name -> hash of its inputs at each call."""
+    inputs: dict[str, list[str]] = {}
+
+    def add(name: str, value: torch.Tensor) -> None:
+        inputs.setdefault(name, []).append(tensors_sha256({"inputs": value}))
+
+    with _reading(unet, find_readers(unet, plan), add) as run:
+        run(batch)
+    return inputs
 
 
 @torch.no_grad()
@@ -111,8 +139,12 @@ def measure_moments(
     names: Sequence[str],
     batches: Iterable[NoisyBatch],
     weigh: Weigh = weigh_alike,
+    calls: int = 0,
 ) -> dict[str, Moments]:
-    """Sum w(t) x yᵀ and w(t) y yᵀ over the inputs of each layer, in float64."""
+    """Sum w(t) x yᵀ and w(t) y yᵀ over the inputs of each layer, in float64; a pass ends after this many calls of them.
+
+    Without `calls` it goes on to its end.
+    """
     inputs: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     moments: dict[str, Moments] = {}
     weight = 1.0
@@ -128,18 +160,11 @@ def measure_moments(
         before = moments.get(name)
         moments[name] = Moments(before.cross + cross, before.square + square) if before else Moments(cross, square)
 
-    hooks = [
-        _layer(unet, name).register_forward_pre_hook(lambda _, values, name=name, hook=hook: hook(name, values[0]))
-        for unet, hook in ((dense, store), (pruned, add))
-        for name in names
-    ]
-    try:
+    with _reading(dense, names, store, calls) as run_dense, _reading(pruned, names, add, calls) as run_pruned:
         for batch in batches:
             weight = weigh(_timestep(batch))
-            dense(*batch)
-            pruned(*batch)
-    finally:
-        _remove(hooks)
+            run_dense(batch)
+            run_pruned(batch)
     return moments
 
 
@@ -158,13 +183,39 @@ def _rows(layer: Reader, inputs: torch.Tensor) -> torch.Tensor:
     return rows.reshape(-1, rows.shape[-1]).double()
 
 
-def _remove(hooks: Iterable[RemovableHandle]) -> None:
-    for hook in hooks:
-        hook.remove()
+@contextmanager
+def _reading(
+    unet: Denoiser, names: Iterable[str], read: Callable[[str, torch.Tensor], None], calls: int = 0
+) -> Iterator[Callable[[NoisyBatch], None]]:
+    """Give each layer's inputs to a function; yields one that passes a batch on, up to so many calls if not 0."""
+    left = 0
+
+    def hook(name: str, value: torch.Tensor) -> None:
+        nonlocal left
+        read(name, value)
+        left -= 1
+        if left == 0:
+            raise _Reached
+
+    def run(batch: NoisyBatch) -> None:
+        nonlocal left
+        left = calls
+        with suppress(_Reached):
+            unet(*batch)
+
+    hooks = [
+        _layer(unet, name).register_forward_pre_hook(lambda _, values, name=name: hook(name, values[0]))
+        for name in names
+    ]
+    try:
+        yield run
+    finally:
+        for it in hooks:
+            it.remove()
 
 
 @torch.no_grad()
-def _correct(dense: Reader, pruned: Reader, kept: KeptChannels, moments: Moments, damping: float) -> None:
+def correct(dense: Reader, pruned: Reader, kept: KeptChannels, moments: Moments, damping: float) -> None:
     """Correct the weight of one layer, in place, by the equation of `compensate`."""
     square, cross = moments.square, moments.cross
     outputs = range(len(dense.weight)) if kept.outputs is None else kept.outputs

@@ -106,14 +106,20 @@ class CalibrationParams(Section):
 class CompensateParams(CalibrationParams):
     """Least-squares correction of the layers that read removed channels."""
 
+    num_images: int = Field(8, ge=1)
+    """Number of calibration images."""
+    num_timesteps: int = Field(10, ge=1)
+    """Number of timesteps, in the middle of equal parts of the schedule; each pair of image and timestep has its own
+    noise."""
     damping: float = Field(0.1, ge=1e-6, le=1e6)
     """λ over the mean square activation; larger values stay closer to the uncorrected weights."""
     early_weight: float = Field(1.0, ge=1e-6, le=1e6)
     """Weight of the first sampling step, the noisiest, over that of the last: w(t) = early_weight^(t / last timestep).
     The errors of early steps accumulate; 1 weighs all timesteps alike."""
     rounds: int | None = Field(None, ge=1)
-    """Number of parts into which the layers are divided, in order of execution; each part is corrected on activations
-    of the model with the parts before it corrected. null: one layer a part. Fewer parts take less time and may harm."""
+    """Most parts into which the layers are divided, in order of execution; each part is corrected on activations of the
+    model with the parts before it corrected. null: only layers with equal inputs, such as queries, keys and values, are
+    in one part. Fewer parts take less time and may harm."""
 
 
 def _check_remove(remove: object) -> object:

@@ -7,7 +7,16 @@ import torch
 from torch import nn
 
 from stages.data.images import write_images
-from stages.prune.compensate import NoisyBatches, compensate, difference, execution_order, measure_moments, weigh_alike
+from stages.prune.compensate import (
+    NoisyBatches,
+    compensate,
+    correct,
+    difference,
+    execution_order,
+    find_parts,
+    measure_moments,
+    weigh_alike,
+)
 from stages.prune.params import CompensateParams, PruneParams
 from stages.prune.pruning import prune_unet, read_calibration
 from stages.prune.selection import plan_pruning
@@ -113,10 +122,10 @@ def test_the_same_seed_gives_the_same_weights(unet, scheduler, images, plan):
 
 
 def test_layers_are_corrected_one_by_one_unless_rounds_are_given(unet, plan, batches):
-    """As many rounds as layers are the same; fewer give other weights."""
-    layers = len(execution_order(unet, plan, batches[0]))
+    """As many rounds as there are parts are the same; fewer give other weights."""
+    parts = len(find_parts(unet, plan, batches[0], None))
     found = []
-    for rounds in (None, layers, 1):
+    for rounds in (None, parts, 1):
         pruned = cut(unet, plan)
         compensate(unet, pruned, plan, batches, EASY.model_copy(update={"rounds": rounds}))
         found.append(pruned.conv_out.weight)
@@ -124,6 +133,21 @@ def test_layers_are_corrected_one_by_one_unless_rounds_are_given(unet, plan, bat
     assert CompensateParams(num_images=1, num_timesteps=1).rounds is None
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
+
+
+def test_layers_with_equal_inputs_are_one_part(unet, plan, batches):
+    """To the bits of correcting every layer in a pass of its own, from the first layer to the last."""
+    compensated, one_by_one = cut(unet, plan), cut(unet, plan)
+    compensate(unet, compensated, plan, batches, EASY)
+    parts = find_parts(unet, plan, batches[0], None)
+    for name in execution_order(unet, plan, batches[0]):
+        moments = measure_moments(unet, one_by_one, [name], batches)[name]
+        correct(unet.get_submodule(name), one_by_one.get_submodule(name), plan.layers[name], moments, EASY.damping)
+    shared = next(part.names for part in parts if any(name.endswith("to_q") for name in part.names))
+
+    assert [name.rpartition(".")[2] for name in shared] == ["to_q", "to_k", "to_v"]
+    assert sum(part.calls for part in parts) == sum(len(part.names) for part in parts)
+    assert all(torch.equal(one_by_one.state_dict()[name], it) for name, it in compensated.state_dict().items())
 
 
 def test_compensation_is_judged_on_other_images_and_timesteps(unet, scheduler, images, plan, capsys):
@@ -229,7 +253,7 @@ def test_a_weight_of_two_counts_a_timestep_twice(unet, small_plan, batches):
     """The moments, and the mean difference, are those of a list that holds its batches twice (closed form)."""
     first = int(batches[0][1][0])
     twice = [batch for batch in batches for _ in range(2 if int(batch[1][0]) == first else 1)]
-    pruned, names = cut(unet, small_plan), execution_order(unet, small_plan, batches[0])
+    pruned, names = cut(unet, small_plan), list(execution_order(unet, small_plan, batches[0]))
 
     def weigh(timestep):
         return 2.0 if timestep == first else 1.0
