@@ -58,7 +58,7 @@ def test_guidance_doubles_the_predictions_and_snapshots_are_models_of_their_own(
 
 @pytest.mark.parametrize(("rounds", "parts"), [(None, 5), (2, 2), (100, 5)])
 def test_compensation_passes_once_for_each_part_and_twice_to_be_judged(works, rounds, parts):
-    """Five layers, one a part or divided: 16 images at 3 timesteps a part, half of a pass on average, and at 4 twice."""
+    """Five layers, one a part or divided: 16 images at 3 timesteps a part, half of a pass on average; twice at 4."""
     compensate = {"num_images": 16, "num_timesteps": 3, "rounds": rounds}
     params, _ = works(prune__compensate=compensate)
     found = count_work(params, replace(SIZE, num_readers=5), 1797, 50)["prune"].passes

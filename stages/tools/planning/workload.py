@@ -188,10 +188,8 @@ def _prune(params: Params, size: ModelSize) -> Work:
     if compensate is None:
         return Work(disk_bytes=written)
     parts = min(compensate.rounds or size.num_readers, size.num_readers)  # at most: equal inputs are one part
-    passes_each = (parts + 1) / 2  # those of a part end at its last layer
-    timesteps = passes_each * compensate.num_timesteps + 2 * (
-        compensate.num_timesteps + 1
-    )  # the error before and after
+    through = (parts + 1) / 2  # a pass for a part ends at its last layer
+    timesteps = through * compensate.num_timesteps + 2 * (compensate.num_timesteps + 1)  # the error before and after
     pairs = compensate.num_images * timesteps
     passes: Counter[Pass] = Counter({"dense": pairs, "pruned": pairs})
     text = f"{count(compensate.num_images, 'image')} × {count(compensate.num_timesteps, 'timestep')}"
