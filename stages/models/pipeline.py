@@ -213,7 +213,7 @@ def write_pipeline(folder: Path, unet: Denoiser, scheduler: DDPMScheduler, sourc
     """
     config, family = unet_config(unet), family_of(unet)
     module = family.module if "auto_map" in config else "diffusers"
-    copied = _copy_components(source, folder)
+    copied = _copy_components(source, folder, family.autoencoder)
     parts = {family.component: [module, config["_class_name"]], "scheduler": ["diffusers", "DDPMScheduler"], **copied}
     write_json(folder / "model_index.json", {"_class_name": family.pipelines[bool(copied)], **parts})
     scheduler_config = {**plain_config(scheduler.config), "_class_name": "DDPMScheduler"}
@@ -229,8 +229,8 @@ def autoencoder_folder(folder: Path) -> Path | None:
     return next((folder / name for name in AUTOENCODERS if (folder / name).is_dir()), None)
 
 
-def _copy_components(source: Path | None, folder: Path) -> dict[str, Any]:
-    """Copy the autoencoder and the class embedding: the known keys of their configs, and their weights.
+def _copy_components(source: Path | None, folder: Path, name: str) -> dict[str, Any]:
+    """Copy the autoencoder, under the name of a component, and the class embedding: known keys of configs, and weights.
 
     Names of classes and modules come from a list and never from the JSON, since diffusers would import them.
 
@@ -248,12 +248,12 @@ def _copy_components(source: Path | None, folder: Path) -> dict[str, Any]:
     autoencoder = autoencoder_folder(source)
     if autoencoder is None:
         return {}
-    name = str(read_json(autoencoder / "config.json").get("_class_name"))
-    if name not in AUTOENCODER_CLASSES:
-        raise InputError(f"{autoencoder} holds a {name}; supported: {', '.join(AUTOENCODER_CLASSES)}")
-    known = (*META_KEYS, *config_defaults(AUTOENCODER_CLASSES[name]))
-    _copy_component(autoencoder, folder / autoencoder.name, known)
-    return {autoencoder.name: ["diffusers", name]}
+    kind = str(read_json(autoencoder / "config.json").get("_class_name"))
+    if kind not in AUTOENCODER_CLASSES:
+        raise InputError(f"{autoencoder} holds a {kind}; supported: {', '.join(AUTOENCODER_CLASSES)}")
+    known = (*META_KEYS, *config_defaults(AUTOENCODER_CLASSES[kind]))
+    _copy_component(autoencoder, folder / name, known)
+    return {name: ["diffusers", kind]}
 
 
 def _check_listed(source: Path) -> None:

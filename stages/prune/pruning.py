@@ -131,7 +131,11 @@ def _read_images(unet: Denoiser, data: Path | None, key: str) -> Images:
 
 
 def prune_unet(unet: Denoiser, plan: Plan, images: NoisyBatches | None) -> Denoiser:
-    """Cut as planned, compensate if there are images and it helps on others, and print the costs before and after."""
+    """Cut as planned, compensate if there are images, and print the costs before and after.
+
+    Raises:
+        InputError: The compensated model is farther from the dense model on other images than the cut one.
+    """
     pruned = cut(unet, plan)
     counts: dict[Quantity, Callable[[Denoiser], int]] = {"params": count_params, "macs": count_macs}
     for quantity, count in counts.items():
@@ -144,12 +148,10 @@ def prune_unet(unet: Denoiser, plan: Plan, images: NoisyBatches | None) -> Denoi
         compensate(unet, pruned, plan, images, images.params, images.weigh)
         remaining = difference(unet, pruned, images.held_out, images.weigh)
         found = f"mean square difference from the dense prediction {gap:.3g} -> {remaining:.3g}"
+        if not remaining <= gap:
+            advice = "raise its damping, num_images or num_timesteps, or set it to null"
+            raise InputError(f"prune.compensate does harm: {found} on held-out images; {advice}")
         click.echo(f"compensated: {found} on held-out images and timesteps")
-        if not remaining < gap:
-            click.echo(
-                "Warning: compensation did not reduce the difference; keeping the uncompensated weights", err=True
-            )
-            return cut(unet, plan)
     return pruned
 
 

@@ -1,7 +1,7 @@
 """Of a model folder, only known components and files inside it enter an output."""
 
 import pytest
-from diffusers import AutoencoderKL, VQModel
+from diffusers import AutoencoderKL, DiffusionPipeline, VQModel
 
 from stages.fetch.model import fetch_model
 from stages.fetch.params import FolderModel, HubModel
@@ -111,14 +111,15 @@ def test_classes_and_modules_come_from_a_list(tmp_path, unet, scheduler, name, n
 
     assert read_json(out / "model_index.json") == {
         "_class_name": "LDMPipeline",
-        name: ["diffusers", network.__name__],
+        "vqvae": ["diffusers", network.__name__],
         "scheduler": ["diffusers", "DDPMScheduler"],
         "unet": ["diffusers", "UNet2DModel"],
     }
-    assert {path.name for path in (out / name).iterdir()} == {"config.json", WEIGHTS}
-    for part in ("unet", name):
+    assert {path.name for path in (out / "vqvae").iterdir()} == {"config.json", WEIGHTS}
+    for part in ("unet", "vqvae"):
         assert not set(evil) & set(read_json(out / part / "config.json"))
-    assert network.from_pretrained(out / name).config["block_out_channels"] == [8]
+    assert network.from_pretrained(out / "vqvae").config["block_out_channels"] == [8]
+    assert set(DiffusionPipeline.from_pretrained(out).components) == {"unet", "scheduler", "vqvae"}
 
 
 def test_a_class_of_an_autoencoder_that_is_not_known_is_refused(tmp_path, unet, scheduler):

@@ -1,11 +1,11 @@
 """Latent and class-conditional models: autoencoder, conditions and guidance."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.pipelines.deprecated.latent_diffusion_uncond.pipeline_latent_diffusion_uncond import LDMPipeline
@@ -170,7 +170,7 @@ def test_shift_mean_and_std_of_latents_are_those_of_diffusers(tmp_path, make_une
 
     write_pipeline(tmp_path / "released", make_unet(in_channels=3, out_channels=3), scheduler, tmp_path)
     version = Draw()
-    version.pipeline = SimpleNamespace(vae=AutoencoderKL.from_pretrained(tmp_path / "released" / "vae"))
+    version.pipeline = DiffusionPipeline.from_pretrained(tmp_path / "released")
     version.settings = {"latent_scale": autoencoder.scale}
     with torch.no_grad():
         torch.testing.assert_close(version._decode(expected(encoded)), decoded, rtol=1e-4, atol=1e-4)

@@ -1,5 +1,6 @@
 """Least-squares compensation."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -199,16 +200,24 @@ def test_noisy_batches_can_be_iterated_twice(unet, scheduler, images):
     assert all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
 
 
-def test_compensation_that_does_not_help_is_dropped(unet, scheduler, images, magnitude, capsys, monkeypatch):
-    """If the difference to the dense model does not decrease, the weights are the cut ones, with a warning."""
-    from stages.prune import pruning
+def test_compensation_that_does_harm_is_refused(unet, scheduler, images, plan):
+    """One image of white noise at one timestep says nothing about others; without damping all of it is fitted."""
+    noise = torch.randint(0, 256, images.train.shape, generator=torch.Generator().manual_seed(0))
+    params = CompensateParams(num_images=1, num_timesteps=1, damping=1e-6, rounds=1)
+    batches = NoisyBatches(unet, scheduler, replace(images, train=noise.numpy().astype("uint8")), params, 0)
 
-    monkeypatch.setattr(pruning, "difference", lambda *_: 1.0)
-    plan = plan_pruning(unet, magnitude, PruneParams(target={"ratio": 0.3}, compensate=QUICK))
-    kept = prune_unet(unet, plan, NoisyBatches(unet, scheduler, images, QUICK, 0))
+    with pytest.raises(InputError, match=r"does harm: .* -> \S+ on held-out images; raise its damping, num_images or"):
+        prune_unet(unet, plan, batches)
 
-    assert torch.equal(kept.conv_out.weight, cut(unet, plan).conv_out.weight)
-    assert "compensation did not reduce the difference" in capsys.readouterr().err
+
+def test_a_model_that_predicts_nothing_can_be_compensated(make_unet, magnitude_of, scheduler, images):
+    """Both differences are zero where the last layer is."""
+    unet = make_unet()
+    torch.nn.init.zeros_(unet.conv_out.weight)
+    torch.nn.init.zeros_(unet.conv_out.bias)
+    plan = plan_pruning(unet, magnitude_of(unet), PruneParams(target={"ratio": 0.3}, compensate=QUICK))
+
+    assert prune_unet(unet, plan, NoisyBatches(unet, scheduler, images, QUICK, 0)).conv_out.weight.count_nonzero() == 0
 
 
 @pytest.fixture

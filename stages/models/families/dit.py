@@ -29,6 +29,7 @@ class DiT(Family):
     code = Path(pruned_dit.__file__)
     component = "transformer"
     pipelines = "DiTPipeline", "DiTPipeline"
+    autoencoder = "vae"
     parts = ("pos_embed", "transformer_blocks", "norm_out", "proj_out_1", "proj_out_2")
     layer_counts = ("num_layers",)
     deep_blocks_add = True

@@ -77,6 +77,8 @@ class Family(ABC):
     """Other names of the class in configs."""
     pipelines: ClassVar[tuple[str, str]] = "DDPMPipeline", "LDMPipeline"
     """The classes of diffusers that draw with such a model: in pixel space, and with an autoencoder."""
+    autoencoder: ClassVar[str] = "vqvae"
+    """The name that the second of them has for the autoencoder, of whatever class."""
     parts: ClassVar[tuple[str, ...]]
     """The modules at the top of the model in the order in which they run."""
     deep_blocks_add: ClassVar[bool] = False
