@@ -43,7 +43,7 @@ CRITERIA = (
     ("snr-taylor", "paper"),
 )
 BUDGETS = ("80%", "56%", "35%")
-COMPENSATE = CompensateParams(num_images=32, num_timesteps=10, damping=0.1)
+COMPENSATE = CompensateParams()
 NUM_IMAGES, SAMPLER = 250, SamplerParams(steps=10)
 QUALITY = ReferenceParams(
     sampler=SAMPLER,

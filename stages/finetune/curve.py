@@ -10,6 +10,8 @@ from stages.runtime.errors import InputError
 
 NUM_SLOPES = 3
 """Last segments of the curve of which the steepest slope bounds the rest."""
+SPACING = 1.25
+"""Smallest ratio of the steps at the ends of a segment."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,17 @@ def lowest_reachable(curve: Sequence[CurvePoint], params: FinetuneParams) -> flo
     """Bound the held-out loss at the last step from below.
 
     At a constant learning rate a recovery curve flattens over the logarithm of the steps, so the steepest of its last
-    slopes bounds the rest. The bound is -∞ until there are enough points after the warm-up, and where the learning
-    rate falls, since the loss may fall fastest at the end.
+    slopes bounds the rest. They are those between points that are a factor of `SPACING` apart, since a slope over few
+    steps is noise, and snapshots and samples are points, too. The bound is -∞ until there are enough such points after
+    the warm-up, and where the learning rate falls, since the loss may fall fastest at the end.
     """
     last, steps = curve[-1], params.steps
     if last.step == steps:
         return last.heldout_loss
-    recent = [point for point in curve if point.step > params.warmup_steps][-NUM_SLOPES - 1 :]
+    recent = [last]
+    for point in reversed(curve):
+        if params.warmup_steps < point.step <= recent[0].step / SPACING and len(recent) <= NUM_SLOPES:
+            recent.insert(0, point)
     if len(recent) <= NUM_SLOPES or params.schedule != "constant":
         return -math.inf
     slopes = [

@@ -111,7 +111,7 @@ class CompensateParams(CalibrationParams):
     num_timesteps: int = Field(10, ge=1)
     """Number of timesteps, in the middle of equal parts of the schedule; each pair of image and timestep has its own
     noise."""
-    damping: float = Field(0.1, ge=1e-6, le=1e6)
+    damping: float = Field(0.01, ge=1e-6, le=1e6)
     """λ over the mean square activation; larger values stay closer to the uncorrected weights."""
     early_weight: float = Field(1.0, ge=1e-6, le=1e6)
     """Weight of the first sampling step, the noisiest, over that of the last: w(t) = early_weight^(t / last timestep).

@@ -6,6 +6,7 @@ import torch
 
 from stages.models.families import Denoiser
 from stages.models.groups import Group, find_groups
+from stages.models.pipeline import unet_config
 from stages.prune.budget import solve_budget
 from stages.prune.params import PruneParams, Target
 from stages.prune.path import find_path
@@ -17,9 +18,12 @@ def find_targets(unet: Denoiser, prune: PruneParams, count: int) -> list[Target]
     """Divide the way from the dense model to its target into rounds, and return the target of each.
 
     Raises:
-        InputError: The target is out of reach, or under uniform ranking a round would cut nothing; under global ranking
-            the scores decide that.
+        InputError: The model was pruned before it was fetched, the target is out of reach, or under uniform ranking a
+            round would cut nothing; under global ranking the scores decide that.
     """
+    if "pruned_widths" in unet_config(unet):  # of which the plan of the first round would know nothing
+        found = f"rounds.count {count} needs a dense model, and fetch.model is one that was pruned before"
+        raise InputError(f"{found}; set rounds.count to 1, or fetch the dense model")
     groups = find_groups(unet)
     costs = WidthCost(unet, groups, heads=prune.heads, latency_repeats=prune.latency_repeats)
     dense = getattr(costs, prune.target.quantity)([0] * len(groups))

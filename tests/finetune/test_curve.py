@@ -39,6 +39,16 @@ def test_few_points_give_no_bound():
     assert lowest_reachable(curve(1, 0.9, 0.8, 0.7), taking(30)) == 0.7
 
 
+@pytest.mark.parametrize("steps", [(30, 31, 32, 33), (40, 41, 42, 43), (38, 39, 40, 41)])
+def test_points_close_together_give_no_slope(steps):
+    """Snapshots of neighbouring steps, where noise hides the fall, leave the bound to the points far apart."""
+    points = curve(1, 0.9, 0.8, 0.7, 0.6)
+    noisy = [CurvePoint(step, None, ((0.9, 0.6),)) for step in steps if step % 10]
+    found = lowest_reachable(sorted([*points, *noisy], key=lambda point: point.step), taking(100))
+
+    assert found <= lowest_reachable(points, taking(100)) + 0.1
+
+
 def test_a_rising_curve_is_not_expected_to_fall():
     """The bound is the last loss."""
     assert lowest_reachable(curve(1, 0.1, 0.2, 0.3, 0.4), taking(100)) == 0.4

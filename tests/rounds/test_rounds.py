@@ -22,7 +22,9 @@ from stages.models.saliency import write_importance
 from stages.params import Params, load_params
 from stages.prune.__main__ import main as prune
 from stages.prune.kept import check_plan
-from stages.prune.params import Target
+from stages.prune.params import PruneParams, Target
+from stages.prune.selection import plan_pruning
+from stages.prune.surgery import cut
 from stages.rounds.__main__ import main
 from stages.rounds.params import read_params
 from stages.rounds.targets import find_targets
@@ -278,6 +280,16 @@ def test_more_rounds_than_the_widths_permit_are_refused(write_params, options, t
     assert result.output.count("\n") == 1
     assert not (tmp_path / "checkpoints").exists()
     assert not (tmp_path / "rounds").exists()
+
+
+def test_rounds_of_a_model_that_was_pruned_before_are_refused(unet, magnitude):
+    """The plan of the first round would be one of the fetched widths, which no config holds."""
+    pruned = cut(unet, plan_pruning(unet, magnitude, PruneParams(target={"ratio": 0.2})))
+    target = PruneParams(target={"ratio": 0.5})
+
+    assert len(find_targets(unet, target, 2)) == 2
+    with pytest.raises(InputError, match=r"rounds\.count 2 needs a dense model, and fetch\.model is one"):
+        find_targets(pruned, target, 2)
 
 
 @pytest.mark.e2e
