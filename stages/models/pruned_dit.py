@@ -6,7 +6,10 @@ The config of a pruned model is the config of the dense model and more keys for 
 between the blocks is that of the dense model.
 """
 
+import os
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,7 +66,13 @@ class PrunedDiTTransformer2DModel(DiTTransformer2DModel):
         if removed:
             pruned[REMOVED_KEY] = removed
         model.register_to_config(**pruned, auto_map=config.get("auto_map"))  # type: ignore[no-untyped-call]
+        model.__module__ = Path(__file__).stem  # which a pipeline that is saved again notes as the place of the class
         return built
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Write config and weights as diffusers does, and beside them this file."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        shutil.copy(__file__, save_directory)
 
     def forward(  # type: ignore[override]  # any tensors, and the two inputs are needed
         self,

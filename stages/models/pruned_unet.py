@@ -6,7 +6,10 @@ heads) and, where residual branches were removed, `removed_branches` (their modu
 """
 
 import math
+import os
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -164,7 +167,13 @@ class _Pruned:
         if removed:
             pruned[REMOVED_KEY] = removed
         model.register_to_config(**pruned, auto_map=config.get("auto_map"))
+        model.__module__ = Path(__file__).stem  # which a pipeline that is saved again notes as the place of the class
         return built
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Write config and weights as diffusers does, and beside them this file."""
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        shutil.copy(__file__, save_directory)
 
 
 class PrunedUNet2DModel(_Pruned, UNet2DModel):  # type: ignore[misc]  # diffusers' own bases disagree

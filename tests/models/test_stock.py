@@ -24,11 +24,13 @@ import sys
 from safetensors.torch import load_file, save_file
 from diffusers import AutoModel, DDPMPipeline, UNet2DModel
 assert not [name for name in sys.modules if name.startswith(("stages", "torch_pruning"))]
-custom, stock, inputs_path, outputs_path = sys.argv[1:]
+custom, stock, inputs_path, outputs_path, copy = sys.argv[1:]
 inputs = load_file(inputs_path)
+pipeline = DDPMPipeline.from_pretrained(custom, trust_remote_code=True)
+pipeline.save_pretrained(copy)
 models = {
     "auto": AutoModel.from_pretrained(f"{custom}/unet", trust_remote_code=True),
-    "pipeline": DDPMPipeline.from_pretrained(custom, trust_remote_code=True).unet,
+    "pipeline": pipeline.unet,
     "stock": UNet2DModel.from_pretrained(stock, subfolder="unet"),
 }
 save_file({name: model.eval()(**inputs).sample.detach().contiguous() for name, model in models.items()}, outputs_path)
@@ -104,23 +106,26 @@ def folders(wide, magnitude_of, scheduler, tmp_path):
 
 
 def check_plain_loading(python, folders):
-    """Load both models in a process without the project, and compare the outputs."""
+    """Load both models in a process without the project, and compare the outputs.
+
+    Then what that process saved is loaded, with another cache of code: on another machine.
+    """
     from safetensors.torch import load_file
 
     folder, expected = folders
-    paths = [str(folder / name) for name in ("custom", "stock", "inputs.safetensors", "outputs.safetensors")]
     environment = {
         "HF_HUB_OFFLINE": "1",
-        "HF_HOME": str(folder / "home"),
         "OMP_NUM_THREADS": str(torch.get_num_threads()),  # sums are split by thread
         "PATH": "/usr/bin:/bin",
     }
-    subprocess.run([python, "-c", LOAD_SCRIPT, *paths], check=True, cwd=folder, env=environment, capture_output=True)
-    found = load_file(paths[-1])
-
-    assert torch.equal(found["auto"], expected)
-    assert torch.equal(found["pipeline"], expected)
-    torch.testing.assert_close(found["stock"], expected, rtol=1e-4, atol=1e-5)
+    for custom, copy in (("custom", "copy"), ("copy", "copy of the copy")):
+        paths = [str(folder / it) for it in (custom, "stock", "inputs.safetensors", "outputs.safetensors", copy)]
+        environment["HF_HOME"] = str(folder / f"home of {custom}")
+        subprocess.run([python, "-c", LOAD_SCRIPT, *paths], check=True, cwd=folder, env=environment)
+        found = load_file(folder / "outputs.safetensors")
+        assert torch.equal(found["auto"], expected)
+        assert torch.equal(found["pipeline"], expected)
+        torch.testing.assert_close(found["stock"], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_plain_diffusers_loads_both(folders):

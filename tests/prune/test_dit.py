@@ -86,6 +86,9 @@ def test_a_pruned_dit_is_the_same_after_save_and_load(dit, magnitude_of, schedul
     assert output.shape == (2, 2, 8, 8)
     assert torch.equal(loaded(noise, *rest).sample, output)
     assert torch.equal(plain.eval()(noise, *rest).sample, output)
+    plain.save_pretrained(tmp_path / "again")
+    again = load_file(tmp_path / "again" / "pruned_dit.py").from_pretrained(tmp_path / "again")
+    assert torch.equal(again.eval()(noise, *rest).sample, output)
     for block in loaded.transformer_blocks:
         block.attn1.set_processor(AttnProcessor())
     torch.testing.assert_close(loaded(noise, *rest).sample, output)
