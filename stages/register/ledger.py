@@ -9,7 +9,7 @@ import time
 import uuid
 
 from stages.register.ledger_entry import NONE, LedgerEntry, Outcome, PlannedChange, entry_tags, read_entry
-from stages.register.registry import CHALLENGER, CHAMPION, GATE, PASSED, PREVIOUS, WITHDRAWN, Registry
+from stages.register.registry import CHALLENGER, CHAMPION, GATE, PASSED, PREVIOUS, WITHDRAWN, Registry, check_name
 from stages.runtime.errors import InputError
 from stages.runtime.process_identity import has_ended
 
@@ -30,9 +30,13 @@ class Ledger:
     Args:
         registry: The registry that holds it.
         name: Name of the model.
+
+    Raises:
+        InputError: MLflow takes no such name.
     """
 
     def __init__(self, registry: Registry, name: str) -> None:
+        check_name(name)
         self.registry, self.name = registry, name
 
     def entries(self) -> list[LedgerEntry]:

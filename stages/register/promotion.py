@@ -69,8 +69,8 @@ def promote(name: str, uri: str | None, policy: Policy, why: str | None) -> Deci
         UnavailableError: The server does not answer.
     """
     registry = Registry()
-    ledger = Ledger(registry, name)
     named = _look_up(registry, name, uri)
+    ledger = Ledger(registry, name)
     if finished := _finish_interrupted(ledger, named, uri):
         return finished
     candidate = registry.find(uri_of(named) if named else _address(name, uri))  # settling may have changed its tags

@@ -60,7 +60,7 @@ class Registry:
 
     def versions(self, name: str) -> "list[ModelVersion]":
         """List the versions of a model, the newest first; empty if the model does not exist."""
-        _check_name(name)
+        check_name(name)
         with errors(f"failed to list {name}"):
             found: list[ModelVersion] = []
             token = None
@@ -89,7 +89,7 @@ class Registry:
         """Create a model without versions if it does not exist; its creator owns it."""
         from mlflow.exceptions import MlflowException
 
-        _check_name(name)
+        check_name(name)
         with errors(f"failed to create the model {name}"):
             try:
                 self.client.create_registered_model(name)
@@ -170,11 +170,11 @@ def _split(uri: str) -> tuple[str, str, str]:
     if not match:
         raise InputError(f"invalid version {uri!r}: expected models:/NAME/3 or models:/NAME@champion")
     name, number, alias = match.groups(default="")
-    _check_name(name)
+    check_name(name)
     return name, number, alias
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
     """Refuse names that MLflow's URIs cannot contain."""
     if not re.fullmatch(r"[\w.-]+(?: [\w.-]+)*", name):
         raise InputError(f"invalid model name {name!r}; use letters, digits, dots, dashes and underscores")

@@ -65,7 +65,7 @@ def test_the_command_line_prints_reasons_and_history(publish, tmp_path, policy):
             ("rollback", NAME, "--why", "x"),
             f"{NAME} has no version with the alias champion, so there is nothing to roll back to",
         ),
-        (("rollback", "no'body", "--why", "x"), "Error: invalid model name \"no'body"),
+        (("rollback", "no'body", "--why", "x"), 'Error: invalid model name "no\'body"; use'),
         (("ledger", "nobody"), "model nobody has no promotions yet"),
     ],
 )
