@@ -8,6 +8,7 @@ from flows.workspaces.overrides import Overrides, overlap
 from flows.workspaces.repository import ParamsSource, Repository
 from stages.finetune.params import MUON_TO_ADAM
 from stages.params import Params
+from stages.prune.params import CompensateParams
 from stages.runtime.errors import InputError
 from stages.tools.comparison.published import ABLATION, METHODS
 
@@ -61,12 +62,14 @@ def plan_rows(params: Params) -> dict[str, dict[str, Any]]:
     recovery = {"prune.ranking": "uniform", "finetune.init": "pruned"}
     theirs = {
         **recovery,
+        "prune.compensate": None,
         **_loss(noise=1.0, output=0.0, feature=0.0),
         "finetune.muon": None,
         "finetune.ema_decays": [slowest],
     }
     ours = {
         **recovery,
+        "prune.compensate": our_compensation(params),
         **_loss(noise=0.0, output=1.0, feature=0.1),
         "finetune.muon": our_muon(params),
         "finetune.ema_decays": sorted({*OUR_DECAYS, slowest}),
@@ -84,6 +87,12 @@ def our_muon(params: Params) -> dict[str, float]:
     """Return the settings of Muon in our recovery: the preset's, or twice Adam's rate if it has none."""
     given = params.finetune.muon
     return given.model_dump() if given else {"learning_rate": MUON_TO_ADAM * params.finetune.learning_rate}
+
+
+def our_compensation(params: Params) -> dict[str, Any] | None:
+    """Return the compensation before our recovery: the preset's, or the default; None if only branches are removed."""
+    given, depth = params.prune.compensate, params.prune.depth
+    return None if depth and depth.remove == "target" else (given or CompensateParams()).model_dump()
 
 
 def _loss(**weights: float) -> dict[str, float | None]:

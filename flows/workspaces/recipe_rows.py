@@ -104,14 +104,18 @@ def default_steps(params: Params) -> list[int]:
 
 
 def plan_recipes(params: Params, recipes: Recipes, steps: Sequence[int]) -> dict[str, dict[str, Any]]:
-    """Return the overrides of each row: the recipes of every comparison, those given, then the methods."""
+    """Return the overrides of each row: the recipes of every comparison, those given, then the methods.
+
+    Recipes train the model as it was cut; `ours` compensates it before.
+    """
     slowest = max(params.finetune.ema_decays)
     ours = sorted({*OUR_DECAYS, slowest})
     ends = {"finetune.steps": steps[-1], "finetune.snapshots": list(steps[:-1])}
     fixed = {**ends, "finetune.init": "pruned", "finetune.gate": None}  # held-out losses of two recipes do not compare
+    as_cut = {**fixed, "prune.compensate": None}
     named = {
         name: {
-            **fixed,
+            **as_cut,
             "finetune.ema_decays": [slowest] if name in PAPERS else ours,
             "finetune.muon": our_muon(params) if name in WITH_MUON else None,
             **keys,
@@ -119,7 +123,7 @@ def plan_recipes(params: Params, recipes: Recipes, steps: Sequence[int]) -> dict
         for name, keys in RECIPES.items()
     }
     off = {"finetune.muon": None, **NO_LOSS}
-    given = {name: {**fixed, "finetune.ema_decays": ours, **off, **keys} for name, keys in recipes.items()}
+    given = {name: {**as_cut, "finetune.ema_decays": ours, **off, **keys} for name, keys in recipes.items()}
     methods = {name: {**fixed, **keys} for name, keys in plan_rows(params).items() if name not in named}
     return {**named, **given, **methods}
 

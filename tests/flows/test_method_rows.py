@@ -61,13 +61,15 @@ def test_every_row_is_allowed_for_every_preset(plan, preset):
 
     assert [it.seed for _, it in rows] == [seed for seed in seeds for _ in METHODS]
     assert [name for name, _ in rows] == [*METHODS] * len(seeds)
-    assert {(str(it.prune), it.finetune.steps) for _, it in rows} == {(str(base.prune), base.finetune.steps)}
+    sizes = [str(it.prune.model_copy(update={"compensate": None})) for it in (base, *(it for _, it in rows))]
+    assert set(sizes) == {sizes[0]}
+    assert {it.finetune.steps for _, it in rows} == {base.finetune.steps}
     assert {str(it.reference) for it in params} == {str(base.reference)}
     assert len({str(it) for it in params}) == len(cells) == len({cell.label for cell in cells})
 
 
 def test_rows_differ_in_what_their_names_state(plan, params):
-    """The paper's recovery learns from the noise alone and keeps one average; ours distils and keeps three."""
+    """The paper's recovery learns from the noise alone and keeps one average; ours compensates and distils."""
     cells, found = plan("digits", seeds=[3], ablation=False)
     rows = {cell.about["row"]: it for cell, it in zip(cells, found, strict=True)}
 
@@ -79,6 +81,7 @@ def test_rows_differ_in_what_their_names_state(plan, params):
     thresholds = {name: it.importance.threshold for name, it in rows.items() if it.importance.criterion[:4] == "diff"}
     assert list(thresholds.values()) == [params.importance.threshold, 0, 0.02, 0.05, params.importance.threshold]
     assert [name for name, it in rows.items() if it.finetune.init == "scratch"] == ["scratch"]
+    assert [name for name, it in rows.items() if it.prune.compensate] == ["ours"]
     ours = rows.pop("ours").finetune
     assert (ours.loss.noise, ours.loss.output, ours.loss.feature) == (0, 1, 0.1)
     assert ours.ema_decays == (0.9, 0.95, 0.9999)

@@ -36,6 +36,7 @@ def test_every_recipe_is_allowed_for_every_preset(plan, preset):
     assert [cell.about["row"] for cell in cells] == list(RECIPES)
     assert len({str((it.fetch, it.reference, it.importance, it.prune, it.finetune.snapshots)) for it in params}) == 1
     assert {it.seed for it in params} == {3}
+    assert params[0].prune.compensate is None
     first = params[0].finetune
     assert {it.finetune.steps for it in params} == {load_params(PRESET / f"{preset}.yaml").finetune.steps}
     assert [*first.snapshots] == [round(first.steps / it) for it in (16, 8, 4, 2)]
