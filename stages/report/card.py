@@ -16,7 +16,7 @@ from stages.models.pipeline import autoencoder_folder, weights_file
 from stages.models.pruned_own import CLASS_NAME
 from stages.protocol.evaluation import DENSE, FID_DENSE
 from stages.report.page import lineage, write_worst
-from stages.report.report_data import RELEASED, LossRecord, ReportData, name_source
+from stages.report.report_data import RELEASED, JacobianRecord, LossRecord, ReportData, name_source
 from stages.report.summary import PICTURE
 from stages.report.table import to_markdown, write_count, write_params, write_size, write_speed_up, write_target
 from stages.report.templates import environment
@@ -28,7 +28,7 @@ LOSSES = {
     "feature": "relative squared distance from its features of the kept channels",
 }
 """Key of finetune.loss -> its description."""
-JACOBIAN = "squared difference of the squared norms of one random vector times the Jacobian of each model"
+JACOBIAN = "difference of the squared norms of one random vector times the Jacobian of each model"
 TASK = "unconditional-image-generation"
 WORST = "worst-pairs.png"
 
@@ -129,10 +129,20 @@ def write_losses(loss: LossRecord) -> str:
     """Describe the training loss: weight × loss, for each loss in use."""
     parts = [f"{getattr(loss, name):g} × {what}" for name, what in LOSSES.items() if getattr(loss, name)]
     if loss.jacobian:
-        part, every = loss.jacobian.images, loss.jacobian.every
-        limits = [f"on {part} images"] * bool(part) + [f"once in {every} steps, {every}-fold"] * (every > 1)
-        parts.append(", ".join([f"{loss.jacobian.weight:g} × {JACOBIAN}", *limits]))
+        parts.append(_write_jacobian(loss.jacobian))
     return " + ".join(parts) + (f", min-SNR weights with γ {loss.min_snr:g}" if loss.min_snr else "")
+
+
+def _write_jacobian(loss: JacobianRecord) -> str:
+    squared = "squared relative" if loss.relative else "squared"
+    limits = {
+        f"averaged over {loss.vectors} vectors": loss.vectors > 1,
+        f"on {loss.images} images": loss.images,
+        f"once in {loss.every} steps, {loss.every}-fold": loss.every > 1,
+        f"with a weight that rises from 0 over {loss.ramp_steps} steps": loss.ramp_steps,
+    }
+    given = [text for text, is_set in limits.items() if is_set]
+    return ", ".join([f"{loss.weight:g} × {squared} {JACOBIAN}", *given])
 
 
 def _plain(text: str) -> str:

@@ -50,6 +50,9 @@ class JacobianRecord(BaseModel, frozen=True, extra="ignore"):
     weight: float
     every: int = 1
     images: int | None = None
+    vectors: int = 1
+    relative: bool = False
+    ramp_steps: int = 0
 
 
 class LossRecord(BaseModel, frozen=True, extra="ignore"):

@@ -145,6 +145,17 @@ def test_the_card_names_every_loss_in_use():
     )
 
 
+def test_the_card_tells_the_forms_of_the_jacobian_loss_apart():
+    """What the difference is relative to, how many vectors there are and how the weight rises are part of the loss."""
+    jacobian = JacobianParams(weight=0.1, relative=True, vectors=4, ramp_steps=100)
+    loss = LossParams(noise=0, output=1, jacobian=jacobian).model_dump(mode="json")
+
+    assert write_losses(LossRecord(**loss)).partition(" + ")[2] == (
+        "0.1 × squared relative difference of the squared norms of one random vector times the Jacobian of each model, "
+        "averaged over 4 vectors, with a weight that rises from 0 over 100 steps"
+    )
+
+
 def test_the_three_lines_of_the_card_load_the_model(finished):
     """As they stand there, with the folder put in."""
     folder = finished.path / "artifacts/released/finetuned"
