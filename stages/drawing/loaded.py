@@ -12,8 +12,10 @@ from stages.models.families import Denoiser
 from stages.models.pipeline import read_scheduler
 from stages.models.samplers import check_sampler
 from stages.models.sampling import SamplingContext, check_guidance, check_variance
+from stages.models.variants.cache import interval_of
 from stages.models.variants.folder import read_model
 from stages.models.variants.graph import runs_graph
+from stages.models.variants.kinds import check_cache_sampler
 from stages.runtime.device import check_precision, select_device
 from stages.runtime.errors import InputError
 
@@ -38,7 +40,7 @@ def load_model(folder: Path, settings: Settings, labels: Labels, name: str) -> L
         name: What the model is called, for messages.
 
     Raises:
-        InputError: The folder is damaged, or sampler, guidance, precision or classes do not fit.
+        InputError: The folder is damaged, or sampler, guidance, precision, classes or cache do not fit.
     """
     device = select_device()
     check_precision(settings.precision, "reference.precision", device)
@@ -51,4 +53,6 @@ def load_model(folder: Path, settings: Settings, labels: Labels, name: str) -> L
     check_guidance(table, settings.guidance, "reference", name)
     check_variance(unet, scheduler, name)
     check_sampler(scheduler, settings.sampler)
+    interval = interval_of(unet)
+    check_cache_sampler(interval, settings.sampler, f"{name} has cache-{interval}")
     return Loaded(unet, scheduler, SamplingContext(read_autoencoder(folder, device), table, settings.guidance))

@@ -6,15 +6,12 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from stages.models.params import CALL_TWICE
-from stages.models.variants.kinds import Kind, parse_kind
+from stages.models.variants.kinds import Kind, check_cache_sampler, parse_kind
 from stages.protocol.params import ReferenceParams
 from stages.runtime.errors import InputError
 from stages.runtime.schema import Section, load_block, load_seed
 
 ModelName = Literal["dense", "pruned", "finetuned"]
-LONGEST_OF_TWICE = 2
-"""Interval of the longest cache of a sampler that repeats timesteps, at which a pass is full."""
 
 
 class VariantsParams(Section):
@@ -57,14 +54,8 @@ class VariantsParams(Section):
         if graphs and reference.precision != "float32":
             found = f"variants.kinds has {graphs[0]}, which computes in float32, and reference.precision is"
             raise InputError(f"{found} {reference.precision}; leave it out, or set reference.precision to float32")
-        steps = reference.sampler.steps
         for kind in self.parsed():
-            if kind.interval > steps:
-                found = f"variants.kinds has {kind.name}, and reference.sampler.steps is {steps}"
-                raise InputError(f"{found}: one full pass would serve the whole image; choose at most cache-{steps}")
-            if kind.interval > LONGEST_OF_TWICE and reference.sampler.scheduler in CALL_TWICE:
-                found = f"variants.kinds has {kind.name}, and {reference.sampler.scheduler} calls the model twice at"
-                raise InputError(f"{found} some timesteps, the second time in full; choose cache-{LONGEST_OF_TWICE}")
+            check_cache_sampler(kind.interval, reference.sampler, f"variants.kinds has {kind.name}")
 
 
 @dataclass(frozen=True)

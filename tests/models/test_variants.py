@@ -363,6 +363,26 @@ def test_a_graph_draws_in_float32_alone(tmp_path, unet, scheduler):
         load_model(tmp_path / "variant", settings, Labels(), "mine")
 
 
+@pytest.mark.parametrize(
+    ("sampler", "message"),
+    [
+        (SamplerParams(steps=2), r"mine has cache-4, and reference\.sampler\.steps is 2: .* at most cache-2, or more"),
+        (
+            SamplerParams(steps=4, scheduler="HeunDiscrete", spacing="linspace"),
+            "mine has cache-4, and HeunDiscrete calls the model twice at some timesteps, .* choose cache-2, or another",
+        ),
+    ],
+)
+def test_a_cache_draws_under_the_settings_of_params_alone(tmp_path, model_folder, sampler, message):
+    """Otherwise images come from one full pass, or from the passes of another cache."""
+    (tmp_path / "variant").mkdir()
+    write_variant("pruned", model_folder, Kind(interval=4), tmp_path / "variant")
+
+    load_model(tmp_path / "variant", Settings(SamplerParams(steps=4), None, "float32", 2), Labels(), "mine")
+    with pytest.raises(InputError, match=message):
+        load_model(tmp_path / "variant", Settings(sampler, None, "float32", 2), Labels(), "mine")
+
+
 FORMS = {"int8": (".integers", torch.int8), "float8": (".float8", torch.float8_e4m3fn)}
 
 

@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from stages.models.params import CALL_TWICE, SamplerParams
+from stages.runtime.errors import InputError
+
 Form = Literal["float32", "int8", "int4", "float8", "onnx", "int8-dynamic"]
 """What holds the weights: safetensors of that type, or an ONNX graph in float32 or with integer products."""
 
@@ -16,6 +19,8 @@ ROUNDED = (*INTEGERS, FLOAT8)
 """Forms whose weights are rounded, and become float32 as they are read."""
 GRAPHS = ("onnx", "int8-dynamic")
 """Forms that ONNX Runtime runs."""
+LONGEST_OF_TWICE = 2
+"""Interval of the longest cache of a sampler that repeats timesteps, at which a pass is full."""
 CACHE = re.compile(r"cache-(\d+)")
 NAMES = (*ROUNDED, *GRAPHS, "cache-N")
 REFUSED = {
@@ -72,3 +77,22 @@ def parse_kind(parts: str | Sequence[str]) -> Kind:
         allowed = "combine cache-N with int8, int4 or float8"
         raise ValueError(f"[{', '.join(names)}]: an ONNX graph is one whole pass; {allowed}")
     return kind
+
+
+def check_cache_sampler(interval: int, sampler: SamplerParams, found: str) -> None:
+    """Check that a cache draws with a sampler as its interval says.
+
+    Args:
+        interval: Sampling steps from one full pass to the next; 1 reuses nothing.
+        sampler: The sampler of the protocol.
+        found: Where which cache was found, with which the message begins.
+
+    Raises:
+        InputError: The cache has no second full pass, or would be another cache.
+    """
+    if interval > sampler.steps:
+        found = f"{found}, and reference.sampler.steps is {sampler.steps}: one full pass would serve the whole image"
+        raise InputError(f"{found}; choose at most cache-{sampler.steps}, or more steps")
+    if interval > LONGEST_OF_TWICE and sampler.scheduler in CALL_TWICE:
+        found = f"{found}, and {sampler.scheduler} calls the model twice at some timesteps, the second time in full"
+        raise InputError(f"{found}; choose cache-{LONGEST_OF_TWICE}, or another sampler")
