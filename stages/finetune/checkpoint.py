@@ -79,7 +79,9 @@ class Checkpoints:
         """Write a checkpoint atomically and remove all but the last `keep`."""
         curve = [asdict(point) for point in checkpoint.curve]
         metadata = {"run": self.run, "step": checkpoint.step, "losses": checkpoint.losses, "curve": curve}
-        metadata |= {"seconds": checkpoint.clock.seconds, "seconds_by_step": checkpoint.clock.by_step}
+        clock = checkpoint.clock
+        metadata |= {"seconds": clock.seconds, "seconds_by_step": clock.by_step}
+        metadata |= {"machine": clock.machine, "alone": clock.alone}
         path = self.folder / f"step-{checkpoint.step:08d}.safetensors"
         write_tensors(path, checkpoint.tensors, {METADATA_KEY: json.dumps(metadata)})
         if self.uploads:
@@ -102,8 +104,7 @@ class Checkpoints:
                 warn(f"{error.message}; this checkpoint is skipped")
             else:
                 self._check_run(metadata.run, path)
-                clock = TrainingClock(metadata.seconds, dict(metadata.seconds_by_step))
-                return Checkpoint(metadata.step, tensors, metadata.losses, metadata.curve, clock)
+                return Checkpoint(metadata.step, tensors, metadata.losses, metadata.curve, metadata.clock())
         return None
 
     def _check_run(self, run: object, path: Path) -> None:
@@ -135,6 +136,13 @@ class _Metadata(Frozen):
     curve: list[CurvePoint]
     seconds: float = Field(0, ge=0)
     seconds_by_step: dict[int, float] = Field(default_factory=dict)
+    machine: str = ""
+    """Unknown in files from before it was noted, as is whether the training was alone."""
+    alone: bool = False
+
+    def clock(self) -> TrainingClock:
+        """Return the clock of the training."""
+        return TrainingClock(self.seconds, dict(self.seconds_by_step), self.machine, self.alone)
 
 
 def _read_metadata(path: Path) -> _Metadata:

@@ -1,7 +1,6 @@
 """Input folders -> a trainer; a finished training -> the model folder and the report."""
 
 import copy
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -25,7 +24,6 @@ from stages.models.samplers import check_sampler
 from stages.models.sampling import SamplingContext
 from stages.models.steps import SAMPLES
 from stages.runtime.device import device_name, keep_freed_memory
-from stages.runtime.environment import SHARED_VARIABLE
 from stages.runtime.errors import InputError
 from stages.runtime.schema import flatten
 from stages.runtime.seeds import derive_seed
@@ -165,9 +163,10 @@ def write(trainer: Trainer, model: Path, out: Path, report: Path) -> None:
             write_run_record(folder, "finetune", seed=trainer.seed, finetune=trainer.params)
     engine = trainer.params.engine
     setting = {"precision": engine.precision, "deterministic": engine.deterministic}
-    times = {str(step): round(seconds, 3) for step, seconds in trainer.clock.by_step.items()}
-    times[str(trainer.steps_done)] = round(trainer.clock.seconds, 3)
-    where = {"machine": device_name(), "alone": SHARED_VARIABLE not in os.environ}
+    clock = trainer.clock
+    totals = {**clock.by_step, trainer.steps_done: clock.seconds} if clock.machine else {}
+    times = {str(step): round(seconds, 3) for step, seconds in totals.items()}
+    where = {"machine": device_name(), "alone": clock.alone}
     cost = {**trainer.cost, **setting, "seconds_by_step": times, **where}
     for folder in (out, report):  # the second one travels with the reports to MLflow
         write_provenance(folder, cost=cost)

@@ -1,6 +1,7 @@
 """A training under way -> its best EMA weights at chosen steps, and the seconds that its steps took until then."""
 
 import copy
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -8,6 +9,8 @@ from dataclasses import dataclass, field
 import torch
 
 from stages.models.families import Denoiser
+from stages.runtime.device import device_name
+from stages.runtime.environment import SHARED_VARIABLE
 
 PREFIX = "snapshot."
 Weights = dict[str, torch.Tensor]
@@ -21,7 +24,17 @@ class TrainingClock:
     """Total of the steps so far, those before a restart included."""
     by_step: dict[int, float] = field(default_factory=dict)
     """Step of a snapshot -> total until then."""
+    machine: str = field(default_factory=device_name)
+    """Where all steps were taken; empty if they were taken on several machines, whose seconds do not add up."""
+    alone: bool = field(default_factory=lambda: SHARED_VARIABLE not in os.environ)
+    """Whether no step was taken beside other runs of a flow."""
     _began: float | None = None
+
+    def resume(self, before: "TrainingClock") -> None:
+        """Go on from the clock of a training that was stopped, whose steps may have been taken elsewhere."""
+        self.seconds, self.by_step = before.seconds, dict(before.by_step)
+        self.machine = self.machine if before.machine == self.machine else ""
+        self.alone = self.alone and before.alone
 
     def start(self) -> None:
         """Start to count, unless it counts already."""

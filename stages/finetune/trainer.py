@@ -305,7 +305,7 @@ class Trainer:
         self.step_losses.values = list(checkpoint.losses)
         self.samples = load_tensors(checkpoint.tensors, self.unet, self.ema_models.models, self.optimizer)
         self.snapshots.load(checkpoint.tensors)
-        self.clock = checkpoint.clock
+        self.clock.resume(checkpoint.clock)
 
 
 def _set_dropout(unet: Denoiser, probability: float | None) -> None:

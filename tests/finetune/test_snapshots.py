@@ -1,16 +1,20 @@
 """Snapshots of a training, and the seconds that its steps took."""
 
 import copy
+import json
 import time
 
 import pytest
 import torch
 from pydantic import ValidationError
 
-from stages.finetune.checkpoint import Checkpoints
+from stages.finetune.checkpoint import METADATA_KEY, Checkpoints
+from stages.finetune.recovery import write
 from stages.finetune.snapshots import Snapshots, TrainingClock
 from stages.finetune.trainer import Trainer
-from stages.storage.tensors import tensors_sha256
+from stages.runtime.environment import SHARED_VARIABLE
+from stages.storage.files import read_json
+from stages.storage.tensors import read_metadata, read_tensors, tensors_sha256, write_tensors
 
 STEPS = (2, 3, 5)
 
@@ -82,6 +86,51 @@ def test_a_resumed_training_has_the_same_snapshots(trainer, tmp_path, killed_at)
     assert {step: resumed.clock.by_step[step] for step in before} == before
     times = [*resumed.clock.by_step.values(), resumed.clock.seconds]
     assert 0 < times[0] < times[1] < times[2] < times[3]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "alone", "machine"),
+    [
+        ("one", "one", True, "one"),
+        ("one, shared", "one", False, "one"),
+        ("one", "one, shared", False, "one"),
+        ("one", "two", True, ""),
+    ],
+)
+def test_a_resumed_clock_knows_of_every_process(
+    trainer, model_folder, tmp_path, monkeypatch, first, second, alone, machine
+):
+    """Steps beside other runs before a restart count as those after it; of several machines no seconds are written."""
+    for place, steps in ((first, 3), (second, 6)):
+        monkeypatch.delenv(SHARED_VARIABLE, raising=False)
+        if "shared" in place:
+            monkeypatch.setenv(SHARED_VARIABLE, "1")
+        run = trainer()
+        run.clock.machine = place.partition(",")[0]
+        monkeypatch.setattr(run, "_remaining_steps", lambda run=run, steps=steps: range(run.steps_done, steps))
+        run.run(Checkpoints(tmp_path, "run"))
+
+    write(run, model_folder, tmp_path / "out", tmp_path / "report")
+    cost = read_json(tmp_path / "out.provenance.json")["cost"]
+
+    assert [*run.clock.by_step] == list(STEPS)
+    assert (run.clock.alone, run.clock.machine) == (alone, machine)
+    assert (cost["alone"], len(cost["seconds_by_step"])) == (alone, 4 if machine else 0)
+
+
+def test_a_checkpoint_from_before_the_clock_knew_its_machine_counts_as_disturbed(trainer, tmp_path):
+    """It still resumes; nothing says where its steps were taken, nor beside what."""
+    trainer().run(Checkpoints(tmp_path, "run"))
+    path = max(tmp_path.rglob("*.safetensors"))
+    metadata = json.loads(read_metadata(path)[METADATA_KEY])
+    older = {key: value for key, value in metadata.items() if key not in ("machine", "alone")}
+    write_tensors(path, read_tensors(path), {METADATA_KEY: json.dumps(older)})
+    run = trainer()
+    run.run(Checkpoints(tmp_path, "run"))
+
+    assert {"machine", "alone"} < metadata.keys()
+    assert run.steps_done == 6
+    assert (run.clock.alone, run.clock.machine) == (False, "")
 
 
 def test_the_clock_counts_steps_alone(trainer, tmp_path, monkeypatch):

@@ -288,7 +288,9 @@ def test_a_lost_time_is_counted(write_cell, tmp_path):
 
     text = to_markdown(read_curves(tmp_path / "cells", ROWS), "digits", "")
 
-    assert "1 of 2 trainings are left out: they ran beside others, or their times are lost." in text
+    assert (
+        "1 of 2 trainings are left out: they ran beside others or on several machines, or their times are lost." in text
+    )
 
 
 @pytest.mark.parametrize(

@@ -178,12 +178,11 @@ def _seconds_parts(curves: Curves) -> Iterator[str]:
     steps = curves.baseline.steps
     rows = [[it.title, *(_write(it.estimate(step, SECONDS), 1) for step in steps)] for it in curves.rows.values()]
     yield markdown_table(["recipe", *(f"{step:,}" for step in steps)], rows)
-    left_out = (
-        f" {curves.untimed} of {len(curves.cells)} trainings are left out: they ran beside others, or their times "
-    )
+    reasons = "they ran beside others or on several machines, or their times are lost."
+    left_out = f" {curves.untimed} of {len(curves.cells)} trainings are left out: {reasons}"
     yield (
         f"Seconds of the optimiser steps so far, without measuring, drawing and saving, on {curves.machines[0]}; no "
-        f"other run of a flow computed on the machine meanwhile.{f'{left_out}are lost.' if curves.untimed else ''}"
+        f"other run of a flow computed on the machine meanwhile.{left_out if curves.untimed else ''}"
     )
     for name in BOTH:
         yield from _equal_seconds_parts(curves, name)

@@ -94,7 +94,7 @@ class Curves:
     machines: Sequence[str]
     """Where the seconds were measured; empty where there are none."""
     untimed: int
-    """Cells without seconds: trained beside others, or with an output from DVC's cache."""
+    """Cells without seconds: trained beside others or on several machines, or with an output from DVC's cache."""
 
     @property
     def metrics(self) -> list[str]:
