@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stages.models.checks import check_finite, check_layers, check_sizes, is_number
 from stages.models.families import AUTOENCODER_CLASSES, Denoiser, config_defaults, sample_shape
 from stages.models.layout import WEIGHTS
-from stages.models.pipeline import autoencoder_folder, check_names, last_line, rename_attention
+from stages.models.pipeline import autoencoder_folder, check_names, last_line, rename_attention, with_latent_scale
 from stages.runtime.errors import InputError
 from stages.storage.files import read_json
 from stages.storage.tensors import read_tensors
@@ -77,12 +77,10 @@ def read_autoencoder(folder: Path, device: torch.device) -> Autoencoder | None:
     component_folder = autoencoder_folder(folder)
     if component_folder is None:
         return None
-    config = read_json(component_folder / "config.json")
+    config = with_latent_scale(read_json(component_folder / "config.json"))
     name = str(config.get("_class_name"))
     if name not in AUTOENCODER_CLASSES:
         raise InputError(f"{component_folder} holds a {name}; supported: {', '.join(AUTOENCODER_CLASSES)}")
-    if name == "VQModel" and config.get("scaling_factor") is None:
-        config["scaling_factor"] = 1.0  # these latents are not scaled, and configs of 2022 lack the key
     defaults = config_defaults(AUTOENCODER_CLASSES[name])
     check_sizes(config, defaults, component_folder / "config.json")
     check_latent_scale({**defaults, **config}, component_folder / "config.json")

@@ -267,10 +267,16 @@ def _check_listed(source: Path) -> None:
 
 
 def _copy_component(source: Path, target: Path, known: Collection[str]) -> None:
-    config = read_json(source / "config.json")
+    config = with_latent_scale(read_json(source / "config.json"))
     write_json(target / "config.json", {key: value for key, value in config.items() if key in known})
     if source.name != CLASS_EMBEDDING or (source / WEIGHTS).is_file():  # else the model embeds its classes itself
         copy_file(source / WEIGHTS, target / WEIGHTS)
+
+
+def with_latent_scale(config: dict[str, Any]) -> dict[str, Any]:
+    """Give a VQModel without a scaling factor that of 1: diffusers would divide its latents by Stable Diffusion's."""
+    is_unscaled = config.get("_class_name") == "VQModel" and config.get("scaling_factor") is None
+    return {**config, "scaling_factor": 1.0} if is_unscaled else config  # configs of 2022 lack the key
 
 
 def copy_plan(source: Path, target: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import EvalResult, ModelCardData
 
 from stages.models.autoencoder import read_autoencoder
-from stages.models.layout import SNAPSHOTS
+from stages.models.layout import SNAPSHOTS, denoiser_name
 from stages.models.pipeline import autoencoder_folder, weights_file
 from stages.models.pruned_own import CLASS_NAME
 from stages.protocol.evaluation import DENSE, FID_DENSE
@@ -88,6 +88,8 @@ class Use:
 
     condition: str | None = None
     """Argument of the denoiser that tells it the class."""
+    component: str = "unet"
+    """Name of the denoiser in the pipeline."""
     has_variance: bool = False
     is_own: bool = False
     """Whether the class is not one of diffusers."""
@@ -97,6 +99,10 @@ class Use:
     mean: str = "0.0"
     std: str = "1.0"
     """Python expressions: images are decoded from z · std / scale + mean."""
+    loads_vae: bool = False
+    """Whether `vae/` is beside a UNet, where LDMPipeline expects `vqvae/`."""
+    is_shifted: bool = False
+    """Whether the latents have mean and std, which the pipelines of diffusers ignore."""
 
 
 def _read_use(model: Path) -> Use:
@@ -105,18 +111,22 @@ def _read_use(model: Path) -> Use:
     is_own = config.get("_class_name") == CLASS_NAME
     inputs = config["description"]["inputs"] if is_own else {}
     condition = None
-    if config.get("num_class_embeds") is not None or inputs.get("labels"):
+    if config.get("num_class_embeds") or config.get("num_embeds_ada_norm") or inputs.get("labels"):
         condition = "class_labels"
     elif config.get("cross_attention_dim") is not None or inputs.get("encoder_states"):
         condition = "encoder_hidden_states"
     has_variance = not is_own and config.get("out_channels") == 2 * config.get("in_channels", 0)
-    latents: dict[str, str] = {}
+    component = denoiser_name(model)
+    latents: dict[str, Any] = {}
     if folder is not None:
         coder = read_autoencoder(model, torch.device("cpu"))
         assert coder is not None
         values = {"scale": torch.tensor(coder.scale), "mean": coder.mean, "std": coder.std}
-        latents = {name: _expression(value) for name, value in values.items()} | {"autoencoder": folder.name}
-    return Use(condition=condition, has_variance=has_variance, is_own=is_own, **latents)
+        latents = {name: _expression(value) for name, value in values.items()}
+        latents["autoencoder"] = "vqvae" if component == "unet" else folder.name
+        latents["loads_vae"] = latents["autoencoder"] != folder.name
+        latents["is_shifted"] = bool(coder.mean.any() or (coder.std != 1).any())
+    return Use(condition=condition, component=component, has_variance=has_variance, is_own=is_own, **latents)
 
 
 def _expression(values: torch.Tensor) -> str:

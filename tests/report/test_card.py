@@ -5,8 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vq_model import VQModel
 
+from stages.models.autoencoder import read_autoencoder
 from stages.models.layout import CLASS_EMBEDDING, WEIGHTS
 from stages.models.pipeline import write_pipeline
 from stages.prune.params import PruneParams
@@ -18,6 +20,7 @@ from stages.report.report_data import _read_licence
 from stages.report.templates import environment
 from stages.storage.files import read_json, write_json
 from stages.storage.tensors import write_tensors
+from tests.conftest import AUTOENCODER
 
 
 def use_of(folder, pipeline="DDPMPipeline", **flags):
@@ -71,6 +74,52 @@ def test_the_code_for_a_latent_model_with_classes_decodes(make_unet, conditional
     assert card._read_use(tmp_path / "model").scale == "0.5"
     assert names["images"].shape == (1, 3, 16, 16)
     assert names["images"].isfinite().all()
+
+
+SHIFTED = {"shift_factor": 0.3, "scaling_factor": 0.5}
+MOVED = {"latents_mean": [0.5, -0.4, 0.3], "latents_std": [2.0, 1.5, 0.8], "scaling_factor": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "place", "coder", "is_written_out"),
+    [
+        ("LDMPipeline", "vqvae", VQModel(**AUTOENCODER), False),
+        ("LDMPipeline", "vqvae", AutoencoderKL(**AUTOENCODER), False),
+        ("LDMPipeline", "vqvae", AutoencoderKL(**AUTOENCODER, **SHIFTED), True),
+        ("LDMPipeline", "vae", AutoencoderKL(**AUTOENCODER, **MOVED), True),
+        ("LDMPipeline", "vae", AutoencoderKL(**AUTOENCODER), False),
+        ("DiTPipeline", "vae", AutoencoderKL(**AUTOENCODER), False),
+        ("DiTPipeline", "vae", AutoencoderKL(**AUTOENCODER, **SHIFTED), True),
+    ],
+)
+def test_the_code_for_latents_decodes_as_espalier(
+    make_unet, make_dit, scheduler, tmp_path, pipeline, place, coder, is_written_out
+):
+    """With a scale that the config lacked, and with mean and std, which the pipelines of diffusers ignore."""
+    make = make_unet if pipeline == "LDMPipeline" else make_dit
+    unet = make(in_channels=3, out_channels=3)
+    coder.save_pretrained(tmp_path / "source" / place)
+    config = read_json(tmp_path / "source" / place / "config.json")
+    if isinstance(coder, VQModel):
+        del config["scaling_factor"]
+    write_json(tmp_path / "source" / place / "config.json", config)
+    write_pipeline(tmp_path / "model", unet, scheduler, tmp_path / "source")
+    code = use_of(tmp_path / "model", pipeline)
+    names, latents = {}, torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = read_autoencoder(tmp_path / "source", torch.device("cpu")).decode(latents)
+    exec(code if is_written_out else code.rpartition("\npipeline")[0], names)  # the card's own code
+    loaded = names["pipeline"].vae if pipeline == "DiTPipeline" else names["pipeline"].vqvae
+    decoding = [line.strip() for line in code.splitlines() if ".decode(" in line]
+    with torch.no_grad():
+        names["images"] = latents if decoding else loaded.decode(latents / loaded.config.scaling_factor).sample
+        exec("\n".join(decoding), names)
+    torch.testing.assert_close(names["images"], expected)
+    assert ("for timestep in" in code) == is_written_out
+    if not isinstance(coder, VQModel):
+        assert read_json(tmp_path / "model" / place / "config.json") == {
+            key: value for key, value in config.items() if key != "_name_or_path"
+        }
 
 
 @pytest.mark.parametrize(
