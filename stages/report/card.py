@@ -99,8 +99,6 @@ class Use:
     mean: str = "0.0"
     std: str = "1.0"
     """Python expressions: images are decoded from z · std / scale + mean."""
-    loads_vae: bool = False
-    """Whether `vae/` is beside a UNet, where LDMPipeline expects `vqvae/`."""
     is_shifted: bool = False
     """Whether the latents have mean and std, which the pipelines of diffusers ignore."""
 
@@ -122,10 +120,11 @@ def _read_use(model: Path) -> Use:
         coder = read_autoencoder(model, torch.device("cpu"))
         assert coder is not None
         values = {"scale": torch.tensor(coder.scale), "mean": coder.mean, "std": coder.std}
-        latents = {name: _expression(value) for name, value in values.items()}
-        latents["autoencoder"] = "vqvae" if component == "unet" else folder.name
-        latents["loads_vae"] = latents["autoencoder"] != folder.name
-        latents["is_shifted"] = bool(coder.mean.any() or (coder.std != 1).any())
+        latents = {
+            **{name: _expression(value) for name, value in values.items()},
+            "autoencoder": folder.name,
+            "is_shifted": bool(coder.mean.any() or (coder.std != 1).any()),
+        }
     return Use(condition=condition, component=component, has_variance=has_variance, is_own=is_own, **latents)
 
 

@@ -66,7 +66,7 @@ def ratio_above_one(workspace):
 
 def ratio_that_empties_a_group(workspace):
     """Less than everything, but still too much."""
-    workspace.set("prune", target={"ratio": 0.99})
+    workspace.set("prune", target={"ratio": 0.99}, compensate=None)
     return "prune", PRUNE, "prune.target.ratio 0.99 leaves 0 of"
 
 

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from flows.workspaces.overrides import apply
 from stages.finetune.distillation import read_teacher
 from stages.models.composition import compose
 from stages.models.layout import PLAN
@@ -196,8 +197,8 @@ def prune_folder(tmp_path, root, magnitude_of):
         importance = tmp_path / f"importance-{out.name}"
         importance.mkdir()
         write_importance(importance, magnitude_of(read_unet(model)))
-        text = (root / "params.yaml").read_text().replace("target: {ratio: 0.3}", f"target: {{ratio: {ratio}}}")
-        (tmp_path / "params.yaml").write_text(text)
+        changes = {"prune.target.ratio": ratio, "prune.compensate": None}
+        (tmp_path / "params.yaml").write_bytes(apply(changes, root / "params.yaml"))
         given = {"params": tmp_path / "params.yaml", "model": model, "importance": importance, "out": out}
         return CliRunner().invoke(prune, [text for key, value in given.items() for text in (f"--{key}", str(value))])
 

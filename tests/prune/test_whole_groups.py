@@ -6,6 +6,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from flows.workspaces.overrides import apply
 from stages.fetch.model import BUNDLED
 from stages.models.groups import find_groups
 from stages.models.pipeline import read_unet, write_pipeline
@@ -119,7 +120,8 @@ def test_the_command_warns_on_stderr_before_it_cuts(tmp_path, root, monkeypatch,
     (tmp_path / "importance").mkdir()
     write_importance(tmp_path / "importance", magnitude_of(narrow))
     monkeypatch.chdir(tmp_path)
-    given = ("--params", root / "params.yaml", "--model", "model", "--importance", "importance", "--out", "out")
+    (tmp_path / "params.yaml").write_bytes(apply({"prune.compensate": None}, root / "params.yaml"))
+    given = ("--params", "params.yaml", "--model", "model", "--importance", "importance", "--out", "out")
     result = CliRunner().invoke(main, [str(argument) for argument in given])
 
     assert result.exit_code == 0, result.output

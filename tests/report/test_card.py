@@ -109,7 +109,8 @@ def test_the_code_for_latents_decodes_as_espalier(
     with torch.no_grad():
         expected = read_autoencoder(tmp_path / "source", torch.device("cpu")).decode(latents)
     exec(code if is_written_out else code.rpartition("\npipeline")[0], names)  # the card's own code
-    loaded = names["pipeline"].vae if pipeline == "DiTPipeline" else names["pipeline"].vqvae
+    name = "vae" if pipeline == "DiTPipeline" else "vqvae"
+    loaded = getattr(names["pipeline"], name)
     decoding = [line.strip() for line in code.splitlines() if ".decode(" in line]
     with torch.no_grad():
         names["images"] = latents if decoding else loaded.decode(latents / loaded.config.scaling_factor).sample
@@ -117,7 +118,7 @@ def test_the_code_for_latents_decodes_as_espalier(
     torch.testing.assert_close(names["images"], expected)
     assert ("for timestep in" in code) == is_written_out
     if not isinstance(coder, VQModel):
-        assert read_json(tmp_path / "model" / place / "config.json") == {
+        assert read_json(tmp_path / "model" / name / "config.json") == {
             key: value for key, value in config.items() if key != "_name_or_path"
         }
 
