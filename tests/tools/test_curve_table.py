@@ -263,12 +263,15 @@ def test_seconds_that_show_no_cost_are_left_out(write_cell, tmp_path, changes, w
 
 
 def test_curves_of_good_models_stay_apart(cells):
-    """SSIM is drawn as its distance from 1, by logarithm; so is KID above the values that may be negative."""
+    """SSIM is drawn as its distance from 1, by logarithm; so is KID, linear where a mean is near those below 0."""
     curves = read_curves(cells, ROWS)
-    figure = Figure()
+    figure, near = Figure(), Figure()
     draw_curves(figure.subplots(), curves)
     panels = {axis.get_ylabel(): axis for axis in figure.axes}
     drawn = panels["1 − SSIM"].lines[0].get_ydata()
+    for values in curves.baseline.points[curves.baseline.steps[0]].values():
+        values["kid"] = 0.009
+    draw_curves(near.subplots(), curves)
 
     assert [1 - value for value in drawn] == pytest.approx(
         [curves.baseline.estimate(step, "ssim").mean for step in curves.baseline.steps]
@@ -276,8 +279,9 @@ def test_curves_of_good_models_stay_apart(cells):
     assert {name: axis.get_yscale() for name, axis in panels.items()} == {
         "FID": "log",
         "1 − SSIM": "log",
-        "KID × 10³": "symlog",
+        "KID × 10³": "log",
     }
+    assert {axis.get_yscale() for axis in near.axes if axis.get_ylabel() == "KID × 10³"} == {"symlog"}
 
 
 def test_a_lost_time_is_counted(write_cell, tmp_path):

@@ -18,7 +18,8 @@ LOGARITHMIC = ("fid", "fid_dense", "ssim")
 DISTANCE_FROM_ONE = {"ssim": "1 − SSIM"}
 """Metric -> label of its axis, where the distance from 1 is drawn: on a logarithmic axis good models stay apart."""
 LINEAR_KID = 10
-"""KID × 10³ below which its axis is linear, for it may be negative; above, it is logarithmic."""
+"""KID × 10³ below which its axis is linear, for it may be negative; above, it is logarithmic, as all of it is if no
+mean is below."""
 
 
 def draw_curves(axis: Axes, curves: Curves) -> None:
@@ -40,14 +41,15 @@ def draw_curves(axis: Axes, curves: Curves) -> None:
 def _draw_panel(panel: Axes, curves: Curves, name: str, column: str) -> None:
     panel.set_axisbelow(True)
     panel.set_xscale("log")
-    if name in LOGARITHMIC:
+    lines = [_line(curve, name, column) for curve in curves.rows.values()]
+    lowest = min((mean for _, means, _ in lines for mean in means), default=0.0)
+    if name in LOGARITHMIC or lowest > LINEAR_KID:
         plain_log(panel)
     else:
         panel.set_yscale("symlog", linthresh=LINEAR_KID)
         panel.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=LINEAR_KID, subs=LABELLED))
         panel.yaxis.set_major_formatter("{x:g}")
-    for colour, curve in zip(_palette(len(curves.rows)), curves.rows.values(), strict=True):
-        places, means, widths = _line(curve, name, column)
+    for colour, curve, (places, means, widths) in zip(_palette(len(lines)), curves.rows.values(), lines, strict=True):
         panel.plot(places, means, "o-", markersize=3, color=colour, label=curve.title)
         panel.fill_between(places, means - widths, means + widths, color=colour, alpha=0.15, linewidth=0)
     title = DISTANCE_FROM_ONE.get(name, SHOWN[name].title)
