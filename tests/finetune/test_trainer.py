@@ -72,10 +72,11 @@ def test_training_lowers_the_heldout_loss(trainer, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["v_prediction", "sample"])
-def test_the_heldout_loss_is_that_of_the_models_own_target(unet, images, tmp_path, kind):
-    """By the definition, with min-SNR weights and a last timestep of SNR 0; training lowers it."""
-    scheduler = DDPMScheduler(prediction_type=kind, rescale_betas_zero_snr=True)
-    params = PARAMS.model_copy(update={"steps": 30, "heldout_every": 30, "loss": LossParams(min_snr=5)})
+@pytest.mark.parametrize("min_snr", [5, None])
+def test_the_heldout_loss_is_that_of_the_models_own_target(unet, images, tmp_path, kind, min_snr):
+    """By the definition, with min-SNR weights, or with a last timestep of SNR 0; training lowers it."""
+    scheduler = DDPMScheduler(prediction_type=kind, rescale_betas_zero_snr=min_snr is None)
+    params = PARAMS.model_copy(update={"steps": 30, "heldout_every": 30, "loss": LossParams(min_snr=min_snr)})
     params = params.model_copy(update={"samples": SamplesParams(every=30, num_images=1, steps=2)})
     run = Trainer(copy.deepcopy(unet), scheduler, images, params, 0)
     (part, _), *_ = run.heldout_loss.parts
@@ -85,7 +86,8 @@ def test_the_heldout_loss_is_that_of_the_models_own_target(unet, images, tmp_pat
     target = scheduler.get_velocity(part.images, part.noise, part.timesteps) if is_v else part.images
     with torch.no_grad():
         output = unet(scheduler.add_noise(part.images, part.noise, part.timesteps), part.timesteps).sample
-    losses = snr.clamp(max=5) / (snr + 1 if is_v else 1) * (output - target).square().mean((1, 2, 3))
+    weights = snr.clamp(max=min_snr) / (snr + 1 if is_v else 1) if min_snr else 1
+    losses = weights * (output - target).square().mean((1, 2, 3))
     run.run(Checkpoints(tmp_path, "run"))
 
     assert len(run.heldout_loss.parts) == 1

@@ -95,7 +95,7 @@ def test_a_run_is_shown_as_what_it_is(compression, tmp_path):
     run_id, _ = record(compression)
     run = MlflowClient().get_run(run_id)
 
-    assert run.info.run_name == "digits · diff-pruning · ratio 0.3"
+    assert run.info.run_name == "digits · diff-pruning · ratio 0.3 · compensated"
     assert (run.info.end_time - run.info.start_time, run.info.end_time) == (15_000, 1767398405000)
     assert (
         "FID 1.25.\n\n![samples of each model from the same noise](get-artifact?path=reports%2Fsummary"
