@@ -28,7 +28,7 @@ STEP_EVENLY = ("DDIM", "PNDM")
 """Samplers of diffusers that step from t to t − T // steps, wherever the next timestep is."""
 CLIPPING = "DDIM", "DDPM", "HeunDiscrete"
 THRESHOLDING = "DDIM", "DDPM", "DPMSolverMultistep", "UniPCMultistep", "DEISMultistep"
-"""Samplers that clip their estimates of the clean image where the model says so, and those of them that threshold."""
+"""Samplers that clip their estimates of the clean image where the model says so, and those that threshold them."""
 CALL_TWICE = ("HeunDiscrete", "PNDM")
 """Samplers that call the model at some timesteps twice."""
 

@@ -125,6 +125,7 @@ def execution_order(unet: Denoiser, plan: Plan, batch: NoisyBatch) -> dict[str, 
     inputs: dict[str, list[str]] = {}
 
     def add(name: str, value: torch.Tensor) -> None:
+        """Add the hash of a layer's inputs."""
         inputs.setdefault(name, []).append(tensors_sha256({"inputs": value}))
 
     with _reading(unet, find_readers(unet, plan), add) as run:
@@ -191,6 +192,7 @@ def _reading(
     left = 0
 
     def hook(name: str, value: torch.Tensor) -> None:
+        """Pass a layer's inputs on, and end the pass at the last call."""
         nonlocal left
         read(name, value)
         left -= 1
@@ -198,6 +200,7 @@ def _reading(
             raise _Reached
 
     def run(batch: NoisyBatch) -> None:
+        """Pass a batch through the model, as far as needed."""
         nonlocal left
         left = calls
         with suppress(_Reached):
