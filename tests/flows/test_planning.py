@@ -11,6 +11,9 @@ from flows.workspaces.staleness import StageStatus
 from stages.fetch.params import FolderModel, HubModel
 from stages.models.layout import WEIGHTS
 from stages.models.pipeline import write_pipeline
+from stages.prune.params import PruneParams
+from stages.prune.selection import plan_pruning
+from stages.prune.surgery import cut
 from stages.runtime.errors import InputError, UnavailableError
 from stages.tools.planning.planned_model import open_model
 from stages.tools.planning.preview import Preview
@@ -221,3 +224,16 @@ def test_a_hub_that_does_not_answer_is_an_outage(on_the_hub, monkeypatch):
 
     with pytest.raises(UnavailableError, match=r"me/model: unet/config\.json cannot be read .*; check the network"):
         open_model(source, None, torch.device("cpu"))
+
+
+def test_a_model_that_was_pruned_before_has_random_weights(tmp_path, unet, magnitude, scheduler, monkeypatch):
+    """Its class leaves them as they were in memory, here not a number; then the plan's own cut could not be checked."""
+    pruned = cut(unet, plan_pruning(unet, magnitude, PruneParams(target={"ratio": 0.2})))
+    write_pipeline(tmp_path / "pruned", pruned, scheduler)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, **given: empty(*shape, **given).fill_(torch.nan))
+    source = FolderModel(source="folder", path=tmp_path / "pruned")
+    found = open_model(source, None, torch.device("cpu")).unet.state_dict()
+
+    assert {name: it.shape for name, it in found.items()} == {k: it.shape for k, it in pruned.state_dict().items()}
+    assert all(tensor.isfinite().all() for tensor in found.values())

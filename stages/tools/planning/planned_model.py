@@ -24,6 +24,7 @@ from stages.fetch.weights import components
 from stages.models.autoencoder import Autoencoder, read_autoencoder
 from stages.models.checks import check_supported
 from stages.models.families import CLASSES, OWN, Denoiser, family_of, find_family
+from stages.models.groups import weighted_layers
 from stages.models.layout import WEIGHTS
 from stages.models.own_code import is_own
 from stages.models.pipeline import denoiser_folder, read_scheduler, read_unet
@@ -113,6 +114,8 @@ def _initialise(config: Mapping[str, Any], origin: str, device: torch.device) ->
     try:
         torch.manual_seed(0)
         unet: Denoiser = CLASSES[config["_class_name"]].from_config(dict(config))
+        for layer in weighted_layers(unet).values() if "pruned_widths" in config else ():
+            layer.reset_parameters()  # a pruned class leaves weights to whoever reads them
     except Exception as error:  # noqa: BLE001  # a config from anywhere can break diffusers anywhere
         raise InputError(f"{origin} is not a valid config ({first_line(error)})") from None
     check_prunable(unet, origin)
