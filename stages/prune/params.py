@@ -96,9 +96,9 @@ class Target(Section):
 class CalibrationParams(Section):
     """The noisy images on which models are compared."""
 
-    num_images: int = Field(ge=1)
+    num_images: int = Field(8, ge=1)
     """Number of calibration images."""
-    num_timesteps: int = Field(ge=1)
+    num_timesteps: int = Field(10, ge=1)
     """Number of timesteps, in the middle of equal parts of the schedule; each pair of image and timestep has its own
     noise."""
 
@@ -106,11 +106,6 @@ class CalibrationParams(Section):
 class CompensateParams(CalibrationParams):
     """Least-squares correction of the layers that read removed channels."""
 
-    num_images: int = Field(8, ge=1)
-    """Number of calibration images."""
-    num_timesteps: int = Field(10, ge=1)
-    """Number of timesteps, in the middle of equal parts of the schedule; each pair of image and timestep has its own
-    noise."""
     damping: float = Field(0.01, ge=1e-6, le=1e6)
     """λ over the mean square activation; larger values stay closer to the uncorrected weights."""
     early_weight: float = Field(1.0, ge=1e-6, le=1e6)
@@ -150,9 +145,6 @@ class DepthParams(CalibrationParams):
     cut to prune.target; or a list of their modules, for which `order` has no meaning."""
     num_images: int = Field(16, ge=1)
     """Number of calibration images."""
-    num_timesteps: int = Field(10, ge=1)
-    """Number of timesteps, in the middle of equal parts of the schedule; each pair of image and timestep has its own
-    noise."""
     candidates: int = Field(4, ge=2, le=64)
     """Numbers of branches that search tries, from none to the most before the target is reached."""
 
