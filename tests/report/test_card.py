@@ -52,6 +52,17 @@ def test_the_code_for_a_model_with_labels_and_variance_draws(make_unet, magnitud
     assert "pipeline().images[0]" in use_of(tmp_path, has_variance=False)
 
 
+def test_the_code_for_latents_that_are_not_square_draws(make_unet, scheduler, tmp_path):
+    """LDMPipeline takes the size for one number."""
+    unet = make_unet(in_channels=3, out_channels=3, sample_size=[8, 16])
+    VQModel(**AUTOENCODER, scaling_factor=0.5).save_pretrained(tmp_path / "source" / "vqvae")
+    write_pipeline(tmp_path / "model", unet, scheduler, tmp_path / "source")
+    names = {}
+    exec(use_of(tmp_path / "model", "LDMPipeline"), names)  # the card's own code
+
+    assert names["images"].shape == (1, 3, 16, 32)
+
+
 @pytest.mark.parametrize("is_conditional", [False, True])
 def test_the_code_for_a_latent_model_with_classes_decodes(make_unet, conditional, scheduler, tmp_path, is_conditional):
     """Of labels inside the model and of a class embedding beside it; the result is an image, not a latent."""
