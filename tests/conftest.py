@@ -157,6 +157,18 @@ def _without_mlflows_stand_in():
         del sys.modules["dbutils"]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _without_prefects_connection():
+    """Close the connection on which flows of this process send events.
+
+    Its thread asks every twenty seconds whether the server is alive, with a number of Python's global `random`, which
+    hypothesis refuses to see change while it draws.
+    """
+    yield
+    if "prefect.events.worker" in sys.modules:
+        sys.modules["prefect.events.worker"].EventsWorker.drain_all(timeout=10)
+
+
 @pytest.fixture(autouse=True)
 def _without_the_default_database(monkeypatch):
     """Forget the database that a command of an earlier test chose, since no variable named one."""
