@@ -207,7 +207,7 @@ class PruneParams(Section):
                 f"depth.remove {self.depth.remove} needs target.macs, params or latency_ms; give one of them"
             )
         if self.depth.remove == "target" and self.compensate is not None:
-            raise ValueError("depth.remove target cuts no channel, so there is nothing to compensate; set one of them")
+            raise ValueError("depth.remove target cuts no channel, so there is nothing to compensate; set compensate to null")
         return self
 
     def check_rounds(self, rounds: RoundsParams) -> None:
