@@ -136,7 +136,7 @@ def main(out: Path, steps: int) -> None:
     """Train the model and write it, and the digits in the folders of their classes."""
     pictures = out.with_name(f"{out.name}-images")
     check_no_stage_output(pictures, "--out")
-    check_free(out, pictures)
+    check_free(out, pictures, stage="dit_digits")
     pixels, labels = bundled_digits(), load_digits().target
     images = split(pixels, HELDOUT)
     train_labels = torch.from_numpy(split(labels.reshape(-1, 1), HELDOUT).train[:, 0]).long()

@@ -87,7 +87,7 @@ def check_free(*folders: Path, inputs: Sequence[Path] = (), stage: str | None = 
     Args:
         folders: Output folders.
         inputs: Input folders.
-        stage: The stage that writes; None allows to replace the output of any stage.
+        stage: The stage or command that writes; None allows to replace the output of any.
 
     Raises:
         InputError: An output holds files that this stage did not write, overlaps with another folder, or cannot
@@ -107,7 +107,7 @@ def check_free(*folders: Path, inputs: Sequence[Path] = (), stage: str | None = 
         if holds_files:
             raise InputError(f"{folder} holds files that no stage wrote; move them away or choose another folder")
         if stage and has_record and (writer := read_json(folder / RUN_RECORD).get("stage")) != stage:
-            raise InputError(f"{folder} was written by the stage {writer}; give {stage} another folder")
+            raise InputError(f"{folder} was written by {writer}; give {stage} another folder")
 
 
 def make_private(folder: Path) -> None:
@@ -181,6 +181,8 @@ def cannot_lock(path: Path, error: OSError, remedy: str) -> InputError:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file under a temporary name, flush it to the disk and rename it, so that no reader sees a part of it.
+
+    Processes that may write one path at the same time hold a lock meanwhile.
 
     Raises:
         InputError: The path cannot be written, or the disk is full.

@@ -36,26 +36,27 @@ def draw_images(
 
     Raises:
         InputError: A folder is damaged, the params do not fit the model, there is no such class, or `out` holds files
-            that no command wrote.
+            that this command did not write.
     """
     labels = labels or Labels()
     with opened(model, params_path) as source:
         settings = source.settings.changed(steps, batch_size)
-        check_free(out, inputs=[source.folder])
+        check_free(out, inputs=[source.folder], stage="draw")
         loaded = load_model(source.folder, settings, labels, model)
-        pixels = draw(
-            loaded.unet,
-            loaded.scheduler,
-            seeds,
-            settings.sampler,
-            precision=settings.precision,
-            batch_size=settings.batch_size,
-            label=model,
-            context=loaded.context,
-            labels=labels.of(loaded.context.table, seeds),
-        )
-    with writing(out) as temporary:
-        for seed, image in zip(seeds, pixels, strict=True):
-            Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(temporary / f"{seed}.png")
-        write_grid(pixels, temporary / "grid.png")
-        write_run_record(temporary, "tools")
+        with writing(out) as temporary:  # before the images are drawn: it may be impossible
+            pixels = draw(
+                loaded.unet,
+                loaded.scheduler,
+                seeds,
+                settings.sampler,
+                precision=settings.precision,
+                batch_size=settings.batch_size,
+                label=model,
+                context=loaded.context,
+                labels=labels.of(loaded.context.table, seeds),
+            )
+            for seed, image in zip(seeds, pixels, strict=True):
+                picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
+                picture.save(temporary / f"{seed}.png")
+            write_grid(pixels, temporary / "grid.png")
+            write_run_record(temporary, "draw")

@@ -18,9 +18,9 @@ def export_stock(model: Path, out: Path) -> float:
         The largest absolute difference between the outputs of the two models, over the largest absolute output.
 
     Raises:
-        InputError: No stock config describes the channel counts, or `out` holds files that no stage wrote.
+        InputError: No stock config describes the channel counts, or `out` holds files that this command did not write.
     """
-    check_free(out, inputs=[model])
+    check_free(out, inputs=[model], stage="export")
     scheduler = read_scheduler(model)
     place = denoiser_folder(model)
     if is_own(read_json(place / "config.json"), place):
@@ -29,5 +29,5 @@ def export_stock(model: Path, out: Path) -> float:
     with writing(out) as folder:
         write_pipeline(folder, stock, scheduler, model)
         copy_plan(model, folder)
-        write_run_record(folder, "tools")
+        write_run_record(folder, "export")
     return error

@@ -232,7 +232,7 @@ def test_a_stage_replaces_only_its_own_output(tmp_path, params):
     write_run_record(tmp_path / "out", "finetune", seed=params.seed, finetune=params.finetune)
 
     check_free(tmp_path / "out", stage="finetune")
-    with pytest.raises(InputError, match="was written by the stage finetune; give reference another folder"):
+    with pytest.raises(InputError, match="was written by finetune; give reference another folder"):
         check_free(tmp_path / "out", stage="reference")
 
 

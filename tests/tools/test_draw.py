@@ -1,11 +1,14 @@
 """The command draw: images of a model folder as PNG, each from its own seed."""
 
+import shutil
+
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 from ruamel.yaml import YAML
 
+from stages.storage.files import folder_sha256
 from stages.tools.__main__ import main
 
 
@@ -76,3 +79,25 @@ def test_files_of_others_are_not_replaced(draw, tmp_path):
 
     assert result.exit_code == 1
     assert (tmp_path / "out/mine.txt").read_text() == "mine"
+
+
+def test_a_model_given_as_output_is_not_replaced(draw, model_folder, tmp_path):
+    """A released model has the record of a stage, too, but not of this command, which replaces its own images."""
+    shutil.copytree(model_folder, tmp_path / "released")
+    (tmp_path / "released/run.json").write_text('{"stage": "finetune"}')
+    before = folder_sha256(tmp_path / "released")
+    result, _ = draw("released", "--num-images", 1)
+
+    assert result.exit_code == 1
+    assert "released was written by finetune; give draw another folder" in result.output
+    assert folder_sha256(tmp_path / "released") == before
+    assert draw("own", "--num-images", 1)[0].exit_code == 0
+    assert set(draw("own", "--num-images", 1, "--seed", 5)[1]) == {"5.png", "grid.png"}
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_drawn(draw):
+    """The images would be lost."""
+    result, _ = draw("/proc/images", "--num-images", 1)
+
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: cannot write /proc/images")

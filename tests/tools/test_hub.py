@@ -265,6 +265,18 @@ def test_a_pull_refuses_what_is_no_hash_or_revision_before_it_asks_the_hub(hub, 
     assert not hub.requests
 
 
+def test_a_pull_replaces_no_model_that_was_not_pulled(hub, tmp_path):
+    """It has the record of a stage as well."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/run.json").write_text('{"stage": "finetune"}')
+    code, lines = run("pull", REPO, "--out", tmp_path / "mine")
+
+    assert code == 1
+    assert "holds a model that was not pulled; give another folder" in lines[-1]
+    assert (tmp_path / "mine/run.json").exists()
+    assert not hub.requests
+
+
 def pushed_list(hub):
     """Return the files of the newest commit, to change."""
     return hub.repositories[REPO].history[-1][1]

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from stages.grid.__main__ import main as grid
 from stages.runtime.errors import InputError
 from stages.runtime.stage_outputs import check_no_stage_output
+from stages.storage.tensors import write_tensors
 from stages.tools.__main__ import main
 
 COMMANDS = {
@@ -45,6 +46,21 @@ def test_no_command_replaces_the_output_of_a_stage(project, name):
         "choose a folder beside those of the pipeline\n"
     )
     assert [path.name for path in (project / "artifacts/pruned").iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize("name", ["export", "lora"])
+def test_no_command_replaces_a_model_that_another_wrote(tmp_path, monkeypatch, name):
+    """A released model that was copied elsewhere, or the images of draw."""
+    monkeypatch.chdir(tmp_path)
+    for place in ("m", "a", "p", "copy"):
+        (tmp_path / place).mkdir()
+    write_tensors(tmp_path / "a/pytorch_lora_weights.safetensors", {})
+    (tmp_path / "copy/run.json").write_text('{"stage": "finetune"}')
+    result = CliRunner().invoke(main, [*COMMANDS[name], "--out", "copy"])
+
+    assert result.exit_code == 1
+    assert result.output == f"Error: copy was written by finetune; give {name} another folder\n"
+    assert (tmp_path / "copy/run.json").exists()
 
 
 @pytest.mark.parametrize(

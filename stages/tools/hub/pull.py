@@ -11,7 +11,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from stages.fetch.release_list import FILES_LIST
 from stages.register.package import ALLOWED, is_model_file
 from stages.runtime.errors import InputError
-from stages.storage.files import check_free, file_sha256, writing
+from stages.storage.files import RUN_RECORD, check_free, file_sha256, writing
 from stages.storage.manifest import Manifest, check_space, describe, parse_manifest
 from stages.tools.hub.errors import hub_errors
 
@@ -45,6 +45,8 @@ def pull(repo: str, revision: str, sha256: str | None, out: Path) -> Pulled:
     if sha256 is not None and not re.fullmatch("[0-9a-f]{64}", sha256):
         raise InputError(f"--sha256 is {sha256!r}; allowed: the 64 digits 0-9, a-f that espalier push printed")
     check_free(out)
+    if (out / RUN_RECORD).is_file() and not (out / FILES_LIST).is_file():
+        raise InputError(f"{out} holds a model that was not pulled; give another folder")
     with hub_errors(repo, "read"):
         api = HfApi(library_name="espalier")
         commit = str(api.repo_info(repo, revision=revision).sha)

@@ -37,10 +37,10 @@ def slice_adapter_file(adapter: Path, plan_path: Path, model: Path | None, out: 
 
     Raises:
         InputError: The adapter is not a LoRA of the plan's dense model, the plan is not the model's, or `out` holds
-            files that no command wrote.
+            files that this command did not write.
     """
     weights = find_weights(adapter)
-    check_free(out, inputs=[adapter, plan_path])
+    check_free(out, inputs=[adapter, plan_path], stage="lora")
     config = weights.with_name(CONFIG)
     if config.is_file():
         check_config(config)
@@ -55,7 +55,7 @@ def slice_adapter_file(adapter: Path, plan_path: Path, model: Path | None, out: 
         write_tensors(folder / weights.name, sliced.tensors, metadata={**metadata, SLICED_BY: plan.sha256})
         if config.is_file():
             copy_file(config, folder / CONFIG)
-        write_run_record(folder, "tools", lora=record)
+        write_run_record(folder, "lora", lora=record)
     return sliced
 
 
