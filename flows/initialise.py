@@ -86,6 +86,8 @@ def init(
 
     Values that no option gives are chosen so that the whole run takes twenty to thirty minutes on this machine.
     """
+    if out.is_dir():
+        raise InputError(f"--out {out} is a folder; give the name of a file in it")
     if out.exists() and not force:
         raise InputError(f"{out} is there already; give --force to overwrite it, or another --out")
     if not out.parent.is_dir():

@@ -1,9 +1,15 @@
 """A table of commands -> a group of click that imports a command's module only when the command is used."""
 
+import errno
 from importlib import import_module
 from typing import Any, NamedTuple, cast
 
 import click
+
+from stages.runtime.errors import InputError
+
+UNREACHABLE = (errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)
+"""Errors of a path that this user cannot follow."""
 
 
 class Entry(NamedTuple):
@@ -41,6 +47,20 @@ class SectionedGroup(click.Group):
         command = cast("click.Command", getattr(import_module(module), attribute))
         command.epilog = command.epilog or f"\b\nExample:\n  {entry.example}"
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401  # what the command returns
+        """Run a command.
+
+        Raises:
+            InputError: It came upon a path that this user cannot follow.
+        """
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            if error.errno not in UNREACHABLE or error.filename is None:
+                raise
+            found = f"{error.filename}: {error.strerror}"
+            raise InputError(f"{found}; correct the path or its permissions") from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Write every section with its commands; all sections have one column width."""

@@ -1,5 +1,6 @@
 """An image source -> its images, opened one at a time and brought to the size of the model."""
 
+import lzma
 import shutil
 import zipfile
 import zlib
@@ -37,6 +38,7 @@ NPZ_ERRORS = (
     RuntimeError,
     TokenError,
     ValueError,
+    lzma.LZMAError,
     zipfile.BadZipFile,
     zlib.error,
 )

@@ -1,6 +1,8 @@
 """Image sources with classes, .npz files, and latents."""
 
+import io
 import os
+import zipfile
 
 import datasets
 import numpy as np
@@ -200,6 +202,19 @@ def test_a_damaged_npz_file_is_refused(from_npz, tmp_path, out):
     (tmp_path / "arrays.npz").unlink()
     with pytest.raises(InputError, match=r"arrays\.npz is not a readable \.npz file"):
         fetch_data(source, SHAPE, 0.2, out)
+
+
+def test_a_damaged_npz_file_of_another_compression_is_refused(tmp_path, out):
+    """NumPy reads every method of zip, and LZMA has an error of its own."""
+    path = tmp_path / "arrays.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        np.save(file := io.BytesIO(), np.random.default_rng(0).integers(0, 256, (24, 8, 8), np.uint8))
+        archive.writestr("images.npy", file.getvalue())
+    content = bytearray(path.read_bytes())
+    content[500:600] = bytes(100)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"arrays\.npz is not a readable \.npz file"):
+        fetch_data(NpzData(source="npz", path=path, images="images"), SHAPE, 0.2, out)
 
 
 def test_labels_of_only_one_split_are_refused():

@@ -76,6 +76,12 @@ def test_a_file_that_is_there_stays_unless_forced(own):
         (["--model", "nowhere"], "--model nowhere is no file or folder here; give a diffusers folder"),
         (["--data", "images/0.png"], "is no .npz file of arrays"),
         (["--heldout", "0.9", "--batch-size", "16"], "finetune.batch_size 16 is more than the 2 training images"),
+        (
+            ["--model", "~nobody-of-this-name/m"],
+            "--model is ~nobody-of-this-name/m, and this home folder does not exist",
+        ),
+        (["--data", "~nobody-of-this-name/i"], "--data is ~nobody-of-this-name/i, and this home folder does not exist"),
+        (["--out", "images", "--force"], "--out images is a folder; give the name of a file in it"),
         (["--out", "nowhere/params.yaml"], "the folder nowhere does not exist; create it, or give another --out"),
         (["--macs", "50%", "--ratio", "0.5"], "give one of --ratio, --macs and --params"),
         (

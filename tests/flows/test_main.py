@@ -16,6 +16,8 @@ from tests.servers import ROOT
 
 GRID = ["sweep", "--grid", "seed=1"]
 COMPARE = ["compare", "--preset", "digits"]
+LONG = "a" * 256
+"""One character more than a name on any file system may have."""
 QUICK_S = 20
 """A Prefect server alone takes about as long to start; what is measured here takes one second on a quiet machine."""
 
@@ -76,6 +78,27 @@ def test_a_mistake_ends_the_process_with_one_line(project, tmp_path):
     assert len(result.stderr.splitlines()) == 1
     assert not list(repository.glob("*.db"))
     assert files(project) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["draw", "--out", LONG],
+        ["draw", "--model", LONG, "--out", "out"],
+        ["export", "--model", LONG, "--out", "out"],
+        ["push", LONG, "me/mine", "--dry-run"],
+        ["report", "--reports", LONG],
+        ["grid", "--artifacts", LONG],
+        ["init", "--model", LONG, "--data", "bundled:digits", "--force"],
+        ["init", "--model", "bundled:digits", "--data", "bundled:digits", "--out", LONG],
+    ],
+)
+def test_a_path_that_cannot_be_followed_is_one_line(refused, arguments):
+    """A name that is too long here, a folder that one may not enter elsewhere."""
+    message = refused(*arguments)
+    assert message.startswith("Error: ")
+    assert len(message.splitlines()) == 1
+    assert message.endswith(": File name too long; correct the path or its permissions\n")
 
 
 @pytest.mark.parametrize(

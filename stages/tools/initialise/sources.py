@@ -50,7 +50,7 @@ def model_sources(text: str, system: str | None = None, *, trust: bool = False) 
         InputError: It names nothing of these.
         UnavailableError: The Hub does not answer.
     """
-    path = Path(text).expanduser()
+    path = _expand(text, "--model")
     if system and not path.is_file():
         raise InputError(f"--system is for a checkpoint file, and {text} is none; leave it out")
     if trust and (text.startswith(BUNDLED) or path.is_file()):
@@ -65,6 +65,13 @@ def model_sources(text: str, system: str | None = None, *, trust: bool = False) 
         return _checkpoints(path.resolve(), system)
     repo, revision = _on_the_hub(text, "--model", MODELS)
     return [HubModel(source="hub", repo=repo, revision=_commit(repo, revision, "model"), trust=trust)]
+
+
+def _expand(text: str, option: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # ~ followed by an unknown user
+        raise InputError(f"{option} is {text}, and this home folder does not exist; give an absolute path") from None
 
 
 def _checkpoints(path: Path, system: str | None) -> list[ModelSource]:
@@ -93,7 +100,7 @@ def data_source(text: str, column: str | None = None) -> DataSource:
         InputError: It names nothing of these.
         UnavailableError: The Hub does not answer.
     """
-    path = Path(text).expanduser()
+    path = _expand(text, "--data")
     if column is not None and (text.startswith(BUNDLED) or path.exists()):
         raise InputError(f"--column names a column of a dataset on the Hub, and {text} is none; leave it out")
     if text.startswith(BUNDLED):
