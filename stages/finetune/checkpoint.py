@@ -1,5 +1,6 @@
 """A training in progress <-> safetensors files, of which the newest intact one is read."""
 
+import contextlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -95,13 +96,24 @@ class Checkpoints:
         Raises:
             InputError: The checkpoint belongs to another run, or the store has copies of which none can be downloaded.
         """
-        if self.uploads and not self._paths():
-            self.uploads.download(self.folder)
+        found = self._newest_here()
+        if self.uploads:
+            if found is None:
+                self.uploads.download(self.folder)
+                found = self._newest_here()
+            if found is not None:
+                self.uploads.supersede(found.step)
+        return found
+
+    def _newest_here(self) -> Checkpoint | None:
+        """Read the newest intact checkpoint of this machine; damaged ones are renamed, so that later ones can go."""
         for path in reversed(self._paths()):
             try:
                 metadata, tensors = _read_metadata(path), read_tensors(path)
             except InputError as error:
                 warn(f"{error.message}; this checkpoint is skipped")
+                with contextlib.suppress(OSError):  # another process was first
+                    path.rename(path.with_name(f"damaged-{path.name}"))
             else:
                 self._check_run(metadata.run, path)
                 return Checkpoint(metadata.step, tensors, metadata.losses, metadata.curve, metadata.clock())

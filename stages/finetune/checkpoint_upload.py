@@ -33,6 +33,7 @@ class CheckpointUploads:
         self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="upload")
         self.pending: Future[None] | None = None
         self.folder = Path()  # that `pending` uploads
+        self.superseded: set[str] = set()  # copies of steps that the training takes again
 
     def note(self, training: Mapping[str, object]) -> None:
         """Write down what the run trains, and that it is in progress, before anything is downloaded or uploaded."""
@@ -69,6 +70,16 @@ class CheckpointUploads:
             else:
                 return
 
+    def supersede(self, step: int) -> None:
+        """Note which copies are of later steps than the one from which the training goes on, damaged ones for example.
+
+        They are removed once a new one is complete, or makes room for it where it has the same name.
+        """
+        try:
+            self.superseded = {it for it in self.store.names(self.prefix) if it > f"{self.prefix}step-{step:08d}"}
+        except InputError as error:
+            self._warn_once(f"{error.message}; the training goes on from the checkpoint of this machine")
+
     def wait(self) -> None:
         """Wait for the last upload, and raise what it raised."""
         if self.pending is not None:
@@ -83,9 +94,13 @@ class CheckpointUploads:
                 raise InputError(f"{name} in {self.store.uri} holds no {file}; remove its manifest")
             (Path(temporary) / "checkpoint" / file).replace(folder / file)
 
-    def _push(self, folder: Path, name: str) -> None:
+    def _push(self, folder: Path, stem: str) -> None:
+        name = f"{self.prefix}{stem}"
         try:
-            self.store.push(folder, f"{self.prefix}{name}")
+            if name in self.superseded:
+                self.store.remove([name], among=self.prefix)
+                self.superseded.remove(name)
+            self.store.push(folder, name)
         except InputError as error:
             warn(f"{error.message}; the checkpoint is kept on this machine only")
         else:
@@ -94,9 +109,11 @@ class CheckpointUploads:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _prune(self) -> None:
-        """Remove all copies but the newest `keep`, the last of which is complete by now."""
+        """Remove all copies but the newest `keep` of this training, the last of which is complete by now."""
         try:
-            if old := self.store.names(self.prefix)[: -self.keep]:
+            names = self.store.names(self.prefix)
+            valid = [name for name in names if name not in self.superseded]
+            if old := set(names) - set(valid[-self.keep :]):
                 self.store.remove(old, among=self.prefix)  # a checkpoint names its run, so no other run has equal files
         except InputError as error:
             self._warn_once(f"{error.message}; older copies stay in the store")

@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from stages.finetune.checkpoint import Checkpoint, Checkpoints
 from stages.finetune.curve import CurvePoint
 from stages.finetune.interrupt import StoppedError
+from stages.finetune.snapshots import TrainingClock
 from stages.finetune.trainer import Trainer
 from stages.runtime.errors import InputError
 from stages.storage.s3 import open_store
@@ -105,6 +107,42 @@ def test_a_store_that_refuses_to_delete_keeps_all_copies(connect, tmp_path, monk
 
     assert [name[-1] for name in names] == ["2", "4", "6"]
     assert capsys.readouterr().err.count("access is denied") == 1
+
+
+def test_damaged_checkpoints_displace_none(tmp_path, capsys):
+    """Of steps that the training takes again after it went on from an older one."""
+    first = Checkpoints(tmp_path, RUN, keep=2)
+    for step in (100, 150):
+        first.save(checkpoint(step))
+    for path in first.folder.iterdir():
+        path.write_bytes(path.read_bytes()[:-1])
+    second = Checkpoints(tmp_path, RUN, keep=2)
+    assert second.newest() is None
+    second.save(checkpoint(50))
+
+    assert second.newest().step == 50
+    assert capsys.readouterr().err.count("this checkpoint is skipped") == 2
+
+
+def test_the_store_is_asked_where_every_checkpoint_is_damaged(connect, tmp_path):
+    """Before the training would begin at step 0; a later copy that differs is replaced once its step is reached."""
+    saved(connect, tmp_path / "first", (2, 4))
+    first = Checkpoints(tmp_path / "first", RUN, connect())
+    for path in first.folder.glob("step-*"):
+        path.write_bytes(path.read_bytes()[:-1])
+    assert first.newest().step == 4
+
+    store = connect()
+    (entry,) = store._read(f"checkpoints/{RUN}/step-00000004").files
+    store.client.delete_object(Bucket=store.bucket, Key=store._object(entry.sha256))
+    second = Checkpoints(tmp_path / "second", RUN, connect())
+    assert second.newest().step == 2
+    for step in (3, 4):
+        second.save(replace(checkpoint(step), clock=TrainingClock(seconds=9.0)))
+        second.wait()
+        names = connect().names("checkpoints/")
+        assert [int(name[-1]) for name in names] == [step - 1, step]
+    assert Checkpoints(tmp_path / "third", RUN, connect()).newest().clock.seconds == 9.0
 
 
 def test_of_a_copy_only_the_checkpoint_is_taken(connect, tmp_path):
