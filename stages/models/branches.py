@@ -17,10 +17,10 @@ def find_branches(unet: Denoiser) -> list[Branch]:
 
 
 def removable(branches: Sequence[Branch], removed: Collection[str] = ()) -> list[Branch]:
-    """List the branches that can go next: at least one stays, and one of those that read each input of the model."""
+    """List the branches that can go next: one of those that read each input of the model stays."""
     left = [branch for branch in branches if branch.name not in removed]
     readers = [name for branch in left for name in branch.reads]
-    return [branch for branch in left if len(left) > 1 and all(readers.count(name) > 1 for name in branch.reads)]
+    return [branch for branch in left if all(readers.count(name) > 1 for name in branch.reads)]
 
 
 def most_removable(branches: Sequence[Branch]) -> int:
@@ -49,7 +49,7 @@ def check_removal(unet: Denoiser, names: Sequence[str]) -> None:
             raise InputError(f"the branch {name} is removed twice; name it once")
     for index, name in enumerate(names):
         if branches[name] not in removable(list(branches.values()), names[:index]):
-            reads = " or ".join(branches[name].reads) or "input"
+            reads = " or ".join(branches[name].reads)
             left = f"without {name} after {index} other residual branches, no branch of its kind would read the {reads}"
             raise InputError(f"{left}; at most {most_removable(list(branches.values()))} of {len(branches)} can go")
 

@@ -17,6 +17,30 @@ TOLERANCES: dict[Quantity, float] = {"channels": 0.01, "macs": 0.01, "params": 0
 """Allowed relative difference between target and result."""
 
 
+def is_in_reach(quantity: Quantity, target_cost: float, smallest: float, whole: float) -> bool:
+    """Whether a target lies, within its tolerance, between the smallest cost and that of the whole model."""
+    tolerance = TOLERANCES[quantity]
+    return smallest * (1 - tolerance) <= target_cost <= whole * (1 + tolerance)
+
+
+def out_of_reach(
+    quantity: Quantity, target_cost: float, smallest: float, whole: float, how: str = "", change: str = "prune.target"
+) -> InputError:
+    """Describe a target that cannot be met, with the range of those that can.
+
+    Args:
+        quantity: What the costs count.
+        target_cost: The absolute target.
+        smallest: The smallest possible cost.
+        whole: The cost of the model as it is.
+        how: By what the cost would fall.
+        change: The keys that a user can change.
+    """
+    limits = " to ".join(show_cost(quantity, cost) for cost in (smallest, whole))
+    found = f"prune.target {show_cost(quantity, target_cost)} is out of reach{how}"
+    return InputError(f"{found}: possible from {limits}; change {change}")
+
+
 @dataclass(frozen=True)
 class Solver:
     """Finds the point on a path where the cost meets the target."""
@@ -38,10 +62,8 @@ class Solver:
         Raises:
             InputError: No such cuts exist; the message has the costs that are possible.
         """
-        tolerance = TOLERANCES[self.quantity]
-        if not smallest * (1 - tolerance) <= target_cost <= whole * (1 + tolerance):
-            limits = " to ".join(show_cost(self.quantity, cost) for cost in (smallest, whole))
-            raise InputError(f"{self._out_of_reach(target_cost)}: possible from {limits}; change prune.target")
+        if not is_in_reach(self.quantity, target_cost, smallest, whole):
+            raise out_of_reach(self.quantity, target_cost, smallest, whole)
         above = self._bisect(target_cost)
         nearest = [self._cuts(length) for length in (above, above + 1)]
         measured = sorted(((self.cost(cuts), cuts) for cuts in nearest), key=lambda pair: abs(pair[0] - target_cost))
@@ -51,7 +73,8 @@ class Solver:
         if refined is None:
             near = " and ".join(show_cost(self.quantity, cost) for cost, _ in sorted(measured))
             advice = "raise prune.latency_repeats" if self.quantity == "latency_ms" else "lower prune.round_to"
-            raise InputError(f"{self._out_of_reach(target_cost)}: the nearest possible are {near}; {advice}")
+            found = f"prune.target {show_cost(self.quantity, target_cost)} is out of reach"
+            raise InputError(f"{found}: the nearest possible are {near}; {advice}")
         return refined
 
     def _cuts(self, length: int) -> Cuts:
@@ -59,9 +82,6 @@ class Solver:
 
     def _fits(self, cost: float, target_cost: float) -> bool:
         return abs(cost - target_cost) <= TOLERANCES[self.quantity] * target_cost
-
-    def _out_of_reach(self, target_cost: float) -> str:
-        return f"prune.target {show_cost(self.quantity, target_cost)} is out of reach"
 
     def _bisect(self, target_cost: float) -> int:
         """Find the longest prefix of the path whose cost is not below `target_cost`."""
@@ -145,7 +165,8 @@ def cut_ratio(ratio: float, path: Sequence[Step], groups: Sequence[Group], round
             left = (
                 f"prune.target.ratio {ratio} leaves {group.width - allowed[index]} of {group.original_width} channels"
             )
-            raise InputError(f"{left} in {group.root}, at least {group.width - last[index]} must stay; lower the ratio")
+            advice = "lower the ratio or prune.floor"
+            raise InputError(f"{left} in {group.root}, at least {group.width - last[index]} must stay; {advice}")
     cuts = cuts_after([step for step in path if step.cut <= allowed[step.group]], len(groups))
     if ratio and not any(cuts):
         smallest = smallest_ratio(path, groups, range(len(groups)))

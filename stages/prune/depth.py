@@ -10,11 +10,12 @@ from stages.models.families import Denoiser
 from stages.models.plan import Plan, show_cost
 from stages.models.saliency import Importance
 from stages.prune.branch_order import order_branches
-from stages.prune.budget import TOLERANCES
+from stages.prune.budget import is_in_reach, out_of_reach
 from stages.prune.calibration import CalibrationBatches
 from stages.prune.compensate import difference
 from stages.prune.depth_cost import DepthCost
 from stages.prune.params import DepthParams, PruneParams
+from stages.prune.path import NoGroupError
 from stages.prune.selection import plan_pruning, smallest_cost
 from stages.prune.surgery import cut
 from stages.runtime.errors import InputError
@@ -88,7 +89,11 @@ def _plan(unet: Denoiser, importance: Importance, params: PruneParams, seed: int
         check_removal(unet, names)
     except InputError as error:
         raise InputError(f"prune.depth.remove: {error.message}") from None
-    return plan_pruning(unet, importance, params, seed, removed=names)
+    try:
+        return plan_pruning(unet, importance, params, seed, removed=names)
+    except NoGroupError:
+        found = "prune.depth.remove takes every layer along that prune.include and prune.exclude leave to cut"
+        raise InputError(f"{found}; remove other branches, or widen the patterns") from None
 
 
 def _plan_to_target(unet: Denoiser, importance: Importance, params: PruneParams, seed: int, order: Prefixes) -> Plan:
@@ -119,16 +124,12 @@ def _check_reach(cost: DepthCost, smallest: float, how: str) -> None:
     Raises:
         InputError: It does not.
     """
-    tolerance = TOLERANCES[cost.quantity]
-    if not smallest * (1 - tolerance) <= cost.target <= cost.dense * (1 + tolerance):
+    if not is_in_reach(cost.quantity, cost.target, smallest, cost.dense):
         raise _out_of_reach(cost, smallest, how)
 
 
 def _out_of_reach(cost: DepthCost, smallest: float, how: str) -> InputError:
-    """Describe a target that cannot be met, with the range of those that can."""
-    limits = " to ".join(show_cost(cost.quantity, each) for each in (smallest, cost.dense))
-    found = f"prune.target {show_cost(cost.quantity, cost.target)} is out of reach {how}"
-    return InputError(f"{found}: possible from {limits}; change prune.target or prune.depth")
+    return out_of_reach(cost.quantity, cost.target, smallest, cost.dense, f" {how}", "prune.target or prune.depth")
 
 
 def _search(

@@ -44,11 +44,16 @@ def find_path(groups: Sequence[Group], scores: Sequence[torch.Tensor], params: P
     return sorted(steps, key=lambda step: (step.key, step.group, step.cut))
 
 
+class NoGroupError(InputError):
+    """The patterns of prune leave nothing to cut."""
+
+
 def choose_groups(groups: Sequence[Group], include: Sequence[str], exclude: Sequence[str]) -> set[int]:
     """Find the groups whose producing layers all match `include` and do not match `exclude`.
 
     Raises:
-        InputError: A pattern matches no producing layer, or no group is left.
+        InputError: A pattern matches no producing layer.
+        NoGroupError: No group is left.
     """
     producers = [group.producers() for group in groups]
     for key, patterns in (("include", include), ("exclude", exclude)):
@@ -62,7 +67,7 @@ def choose_groups(groups: Sequence[Group], include: Sequence[str], exclude: Sequ
         and not any(fnmatchcase(layer, pattern) for layer in layers for pattern in exclude)
     }
     if not chosen:
-        raise InputError("prune.include and prune.exclude leave no group to cut; widen them in params.yaml")
+        raise NoGroupError("prune.include and prune.exclude leave no group to cut; widen them in params.yaml")
     return chosen
 
 

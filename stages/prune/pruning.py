@@ -80,11 +80,15 @@ def _plan(
 def replay(plan: Plan, unet: Denoiser, compensate: CompensateParams | None = None) -> Plan:
     """Apply a plan to another checkpoint of the same architecture: the same channels, with this compensation.
 
+    A plan that cuts no channel has none.
+
     Raises:
         InputError: The plan is for another architecture, or contradicts itself.
     """
     check_plan(plan, unet)
     base = plan.base.model_copy(update={"weights_sha256": tensors_sha256(unet.state_dict())})
+    if not any(group.cut for group in plan.groups):
+        compensate = None
     params = validate_tree(plan.prune, PruneParams, "the plan's prune").model_copy(update={"compensate": compensate})
     changes = {"base": base, "prune": params.model_dump(mode="json"), "replayed_from": plan.sha256}
     return plan.model_copy(update=changes).sealed()

@@ -21,7 +21,16 @@ from stages.prune.earlier import after_cuts, dense_cost, dense_model
 from stages.prune.halves import choose_pairs, find_gated
 from stages.prune.kept import kept_to_layers, remove_channels
 from stages.prune.params import PruneParams
-from stages.prune.path import Cuts, Step, choose_channels, choose_groups, cuts_after, find_path, removes_heads
+from stages.prune.path import (
+    Cuts,
+    NoGroupError,
+    Step,
+    choose_channels,
+    choose_groups,
+    cuts_after,
+    find_path,
+    removes_heads,
+)
 from stages.prune.ranking import Ranking
 from stages.prune.whole_groups import whole_groups_warning
 from stages.prune.width_cost import WidthCost
@@ -103,9 +112,14 @@ def plan_pruning(
 
 def smallest_cost(unet: Denoiser, importance: Importance, params: PruneParams, seed: int, depth: DepthCost) -> float:
     """Compute the cost without as many branches as can go and after every cut of channels that `params` allows."""
-    space = _open_space(unet, importance, params, seed, removed=depth.dearest(), depth=depth)
+    removed = depth.dearest()
+    space = _open_space(unet, importance, params, seed, removed=removed, depth=depth)
+    try:
+        path = space.path()
+    except NoGroupError:  # all that could be cut is in these branches
+        return depth.without(removed)
     cost = getattr(space.costs, params.target.quantity)
-    return float(cost(cuts_after(space.path(), len(space.groups))))
+    return float(cost(cuts_after(path, len(space.groups))))
 
 
 def _open_space(

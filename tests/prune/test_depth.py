@@ -115,8 +115,12 @@ def test_what_a_removal_saves_is_the_difference_of_the_counts(unet, conditional)
         assert sum(record.params for record in records) == count_params(dense) - count_params(shallow)
 
 
-def test_one_reader_of_timestep_and_condition_stays(unet, conditional):
-    """However many go, one resnet stays, and in a conditional model also one transformer."""
+def test_one_reader_of_timestep_and_condition_stays(unet, conditional, make_dit):
+    """However many go, one resnet stays, and in a conditional model also one transformer; of DiT the first block."""
+    dit = make_dit(num_layers=3)
+    assert most_removable(find_branches(dit)) == len(find_branches(dit)) == 2
+    shallow = without_branches(dit, [branch.name for branch in find_branches(dit)])
+    assert forward(shallow, example_inputs(dit, 2)).isfinite().all()
     assert most_removable(find_branches(unet)) == len(find_branches(unet)) - 1
     assert most_removable(find_branches(conditional)) == len(find_branches(conditional)) - 2
     resnets = [branch.name for branch in find_branches(unet) if branch.kind == "resnet"]
@@ -447,6 +451,34 @@ def test_patterns_may_name_layers_of_branches_that_go(unet, magnitude):
     assert plan.prune["exclude"] == ["mid_block.attentions.*"]
     with pytest.raises(InputError, match=r"prune\.exclude 'nowhere' matches no layer"):
         plan_depth(unet, magnitude, params.model_copy(update={"exclude": ("nowhere",)}), 0, None)
+
+
+def test_a_search_where_only_removable_branches_may_be_cut(make_dit, magnitude_of, scheduler, images):
+    """The smallest model has none of them; with them a cut in width alone reaches the target."""
+    dit, rows = make_dit(num_layers=3), np.arange(24) % 3
+    images = replace(images, conditions=Conditions(label_table(2, 2), rows, rows))
+    params = depth("search", {"macs": "90%"}).model_copy(update={"include": ("transformer_blocks.1.*",)})
+    noisy = CalibrationBatches(dit, scheduler, images, params.depth, 0, purpose="depth", key="prune.depth")
+    plan = plan_depth(dit, magnitude_of(dit), params, 0, noisy)
+    assert plan.budget.found == pytest.approx(plan.budget.asked, rel=0.01)
+    with pytest.raises(InputError, match=r"^prune\.depth\.remove takes every layer along that prune\.include"):
+        plan_depth(
+            dit,
+            magnitude_of(dit),
+            params.model_copy(update={"depth": DepthParams(remove=["transformer_blocks.1"])}),
+            0,
+            None,
+        )
+
+
+def test_a_plan_without_cut_channels_is_replayed_twice(make_unet, magnitude):
+    """With compensation, which it has no use for."""
+    unet = make_unet()
+    plan = plan_depth(unet, magnitude, depth("target", {"macs": "90%"}, order="score"), 0, None)
+    once = replay(plan, make_unet(seed=1), CompensateParams())
+    twice = replay(once, make_unet(seed=2))
+    assert once.prune["compensate"] is None
+    assert [branch.name for branch in twice.removed] == [branch.name for branch in plan.removed]
 
 
 def test_without_a_cut_channel_there_is_nothing_to_compensate(unet, magnitude, scheduler, images, capsys):
