@@ -73,7 +73,7 @@ def make_job(request: Request, source: Source, labels: Labels) -> Job:
         raise InputError(
             f"{found}; give {lower or upper} or {upper + batch_size * (lower == 0)}, or another --batch-size"
         )
-    if (num_shards := (request.seeds.stop - request.seeds.start) // shard_size) > MAX_SHARDS:
+    if (num_shards := -(-len(request.seeds) // shard_size)) > MAX_SHARDS:
         found = f"{num_shards} shards of {shard_size} images are too many, at most {MAX_SHARDS}"
         raise InputError(f"{found}; raise --shard-size, or give fewer seeds")
     files = source.hashes()

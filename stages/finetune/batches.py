@@ -54,7 +54,7 @@ class Batches:
         seed: Root seed of all draws.
         batch_size: Images per step, over all processes.
         flip: Whether each image is mirrored left to right with probability 1/2.
-        antithetic: Whether half of the timesteps mirror the other half, see `draw_timesteps`.
+        antithetic: Whether nearly half of the timesteps mirror others, see `draw_timesteps`.
         label_dropout: Probability that an image gets the empty condition.
 
     Raises:
@@ -156,11 +156,15 @@ class Prefetcher:
 
 
 def draw_timesteps(size: int, num_timesteps: int, draws: torch.Generator, *, antithetic: bool) -> torch.Tensor:
-    """Draw the timesteps of a batch: [size]; if antithetic, the second half is T - 1 - t of the first half."""
+    """Draw the timesteps of a batch: [size].
+
+    If antithetic, size // 2 + 1 are drawn, and the rest are T - 1 - t of the first of them, as in the original
+    (ddpm_exp/runners/diffusion.py of VainF/Diff-Pruning).
+    """
     if not antithetic:
         return torch.randint(num_timesteps, (size,), generator=draws)
-    half = torch.randint(num_timesteps, (size // 2 + 1,), generator=draws)
-    return torch.cat([half, num_timesteps - 1 - half])[:size]
+    drawn = torch.randint(num_timesteps, (size // 2 + 1,), generator=draws)
+    return torch.cat([drawn, num_timesteps - 1 - drawn])[:size]
 
 
 def heldout_batch(images: Images, limit: int, num_timesteps: int) -> Batch:

@@ -84,7 +84,10 @@ class LossParams(Section):
 
 
 class EngineParams(Section):
-    """How steps are computed; another setting changes the last bits of the result."""
+    """How steps are computed; another setting changes the last bits of the result.
+
+    With dropout, channels_last, accumulate and the number of processes change its masks as well.
+    """
 
     precision: PrecisionName = "float32"
     """Precision of a step's passes: float32, tf32 (NVIDIA GPUs from Ampere on), or bfloat16 under autocast; weights,
@@ -114,7 +117,8 @@ class FinetuneParams(Section):
     loss: LossParams = LossParams()
     """Weights of the losses."""
     antithetic: bool = True
-    """Whether half of a batch uses the timesteps T - 1 - t of the other half, as in the original."""
+    """Whether B // 2 + 1 of the B timesteps of a batch are drawn and the rest are T - 1 - t of the first of them, as in
+    the original."""
     learning_rate: float = Field(2e-4, gt=0)
     """Highest learning rate of Adam."""
     muon: MuonParams | None = None

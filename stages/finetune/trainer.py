@@ -206,8 +206,8 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.unet.parameters(), self.params.clip_norm)
         self.optimizer.step(self.relative_rate(self.steps_done))
         self.ema_models.update(self.unet, self.steps_done + 1)
-        self.step_losses.add(self.steps_done, loss, norm)
         self.steps_done += 1
+        self.step_losses.add(self.steps_done, loss, norm)
 
     def _accumulate(self, step: int) -> torch.Tensor:
         """Compute the gradients of a step's batch, part by part, and return its loss."""
@@ -309,6 +309,10 @@ class Trainer:
 
 
 def _set_dropout(unet: Denoiser, probability: float | None) -> None:
+    if probability is None:
+        return
     for module in unet.modules():
-        if isinstance(module, DROPOUT) and probability is not None:
+        if isinstance(module, DROPOUT):
             module.p = probability
+        elif isinstance(module, nn.MultiheadAttention):
+            module.dropout = probability

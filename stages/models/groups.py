@@ -31,6 +31,10 @@ class Member:
     norm: bool = False
     """Whether the layer is a norm, which only scales the outputs of other layers."""
 
+    def left(self, kept: torch.Tensor, cut: torch.Tensor) -> torch.Tensor:
+        """Return which of the layer's kept channels are left once channels of the group are cut."""
+        return kept[~torch.isin(kept, self.channels[torch.isin(self.roots, cut)])]
+
 
 @dataclass(frozen=True)
 class Group:

@@ -102,8 +102,7 @@ def _fault(dense: Denoiser, groups: Sequence[Group]) -> str | None:
         removed = _half(group)
         for member in group.members:
             side = (member.layer, member.dim)
-            before = kept.get(side, torch.arange(_width(dense, *side)))
-            kept[side] = before[~torch.isin(before, member.channels[torch.isin(member.roots, removed)])]
+            kept[side] = member.left(kept.get(side, torch.arange(_width(dense, *side))), removed)
         outputs = [it for it in range(_width(dense, group.root, 0)) if it not in set(kept[group.root, 0].tolist())]
         if outputs:
             cut_outputs(pruned, graph, group.root, outputs)

@@ -34,7 +34,7 @@ class Budget(Frozen):
     smallest: float
     """The cost after every cut that round_to, floor, include and exclude allow."""
     dense: float
-    """The cost of the dense model."""
+    """The cost of the dense model; of channels, without the branches that go."""
     setting: str | None = Field(None, exclude_if=lambda setting: setting is None)
     """How a latency was measured; left out for other quantities, whose plans keep their hash."""
 

@@ -19,7 +19,7 @@ class GridCell(Frozen):
 
     model: str
     sampler: str
-    """Scheduler and spacing, and eta where it is not 0."""
+    """Scheduler and spacing, eta where it is not 0, and clipping where it is given."""
     steps: int
     guidance: float | None
     protocol_id: str

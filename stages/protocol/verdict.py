@@ -174,9 +174,11 @@ def write_fid(record: EvaluationRecord, name: str) -> str:
     if difference and difference.is_distinct is False:
         coarse = "" if rate_fid(record, name) == "kept" else f" within ± {difference.half_width:.2g}"
         return f"FID cannot be told from dense{coarse}"
-    verb = "rose" if model.fid.mean > dense.fid.mean else "fell"
+    before, after = f"{dense.fid.mean:.3f}", f"{model.fid.mean:.3f}"
     single = "" if difference and difference.is_distinct else " (one set, so no interval)"
-    return f"FID {verb} from {dense.fid.mean:.3f} to {model.fid.mean:.3f}{single}"
+    if before == after:
+        return f"FID is {after} in both{single}"
+    return f"FID {'rose' if model.fid.mean > dense.fid.mean else 'fell'} from {before} to {after}{single}"
 
 
 def _reasons(record: EvaluationRecord, name: str, cost: Cost) -> list[str]:

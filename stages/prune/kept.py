@@ -31,8 +31,7 @@ def remove_channels(kept: KeptIndices, group: Group, cut: torch.Tensor, unet: De
 def _without(kept: KeptIndices, member: Member, cut: torch.Tensor, unet: Denoiser) -> torch.Tensor:
     weight = unet.get_submodule(member.layer).weight
     assert isinstance(weight, torch.Tensor)
-    before = kept.get((member.layer, member.dim), torch.arange(weight.shape[member.dim]))
-    return before[~torch.isin(before, member.channels[torch.isin(member.roots, cut)])]
+    return member.left(kept.get((member.layer, member.dim), torch.arange(weight.shape[member.dim])), cut)
 
 
 def kept_to_layers(kept: KeptIndices) -> dict[str, KeptChannels]:

@@ -172,7 +172,8 @@ class PruneParams(Section):
     order: Literal["interleaved", "upfront"] = "interleaved"
     """interleaved: score a group after those before it were cut, as in the original. upfront: score dense widths."""
     round_to: Literal[1, 2, 4, 8, 16, 32, 64] = 1
-    """Widths of cut groups become multiples of this; in attention with several heads, the width of a head."""
+    """Widths of cut groups become multiples of this, but those of geglu halves; in attention with several heads, the
+    width of a head."""
     floor: float = Field(0, ge=0, lt=1)
     """Share of its channels that every group keeps at least."""
     heads: Heads = "width"
@@ -207,7 +208,9 @@ class PruneParams(Section):
                 f"depth.remove {self.depth.remove} needs target.macs, params or latency_ms; give one of them"
             )
         if self.depth.remove == "target" and self.compensate is not None:
-            raise ValueError("depth.remove target cuts no channel, so there is nothing to compensate; set compensate to null")
+            raise ValueError(
+                "depth.remove target cuts no channel, so there is nothing to compensate; set compensate to null"
+            )
         return self
 
     def check_rounds(self, rounds: RoundsParams) -> None:

@@ -122,7 +122,7 @@ def test_a_loss_that_is_not_finite_is_named_by_its_own_step(start, tmp_path, hel
     run = start()
     run.params = run.params.model_copy(update={"heldout_every": heldout_every, "checkpoint_every": checkpoint_every})
     spoil(run, 5)
-    with pytest.raises(InputError, match="the loss is nan and its gradient's norm nan at step 5; lower finetune"):
+    with pytest.raises(InputError, match="the loss is nan and its gradient's norm nan at step 6; lower finetune"):
         run.run(Checkpoints(tmp_path, "run"))
 
     assert run.steps_done <= READ_EVERY

@@ -283,7 +283,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(images, scheduler, unet, tm
         unet.conv_in.weight.fill_(math.nan)
     run = Trainer(unet, scheduler, images, PARAMS.model_copy(update={"samples": None}), 0)
 
-    with pytest.raises(InputError, match=r"the loss is nan and its .* nan at step 0; lower finetune\.learning_rate"):
+    with pytest.raises(InputError, match=r"the loss is nan and its .* nan at step 1; lower finetune\.learning_rate"):
         run.run(Checkpoints(tmp_path, "run"))
 
 
@@ -481,10 +481,11 @@ def test_a_gate_that_is_missed_at_the_last_step_keeps_it(trainer, tmp_path):
 
 def test_all_kinds_of_dropout_are_set(trainer, unet):
     """An own class may have any."""
-    unet.extra = torch.nn.Dropout2d(0.5)
+    unet.extra, unet.attention = torch.nn.Dropout2d(0.5), torch.nn.MultiheadAttention(4, 1, dropout=0.5)
     run = trainer(dropout=0.1)
 
-    assert run.unet.extra.p == 0.1
+    assert (run.unet.extra.p, run.unet.attention.dropout) == (0.1, 0.1)
+    assert trainer().unet.attention.dropout == 0.5
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -132,6 +132,7 @@ def test_a_coarse_interval_is_named(judged):
 def test_one_set_has_no_interval(judged):
     """The sentence says so."""
     assert "FID rose from 1.000 to 1.250 (one set, so no interval)." in judge(*judged(rise=(0.25, None))).sentence
+    assert "FID is 1.000 in both (one set, so no interval)." in judge(*judged(rise=(0.0, None))).sentence
 
 
 def test_the_floor_is_the_scale_of_a_better_dense_model(judged):
