@@ -10,6 +10,7 @@ from accelerate.utils import InitProcessGroupKwargs, TorchDynamoPlugin, broadcas
 from torch import nn
 
 from stages.finetune.params import EngineParams
+from stages.models.channels_last import to_channels_last
 from stages.models.families import Denoiser, example_inputs, family_name, forward, skeleton
 from stages.runtime.device import computing, naming_switch
 from stages.runtime.errors import InputError
@@ -84,8 +85,9 @@ class Engine:
 
     def place(self, unet: Denoiser) -> None:
         """Move a model to the device and into the memory layout of `params`, in place."""
-        layout = torch.channels_last if self.params.channels_last else torch.contiguous_format
-        nn.Module.to(unet, self.device, memory_format=layout)  # type: ignore[call-overload]
+        nn.Module.to(unet, self.device, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        if self.params.channels_last:
+            to_channels_last(unet)
 
     def wrap(self, unet: Denoiser) -> nn.Module:
         """Return the module to call in training: distributed over the processes and compiled as `params` say."""

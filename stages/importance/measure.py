@@ -13,6 +13,7 @@ from torch import nn
 from stages.importance.criteria import CRITERIA, FORMULAS, Layer
 from stages.importance.ordered_sum import OrderedSum
 from stages.importance.partial import PartialSum, Position
+from stages.models.channels_last import to_channels_last
 from stages.models.families import Condition, Denoiser, prediction
 from stages.models.params import CriterionName, FormulaName, PrecisionName
 from stages.models.prediction_types import training_target
@@ -102,7 +103,7 @@ def _prepared(unet: Denoiser, *, channels_last: bool) -> Iterator[None]:
         for parameter in before:
             parameter.requires_grad_(parameter in weights)
         if channels_last:
-            nn.Module.to(unet, memory_format=torch.channels_last)
+            to_channels_last(unet)
         yield
     finally:
         nn.Module.to(unet, memory_format=torch.contiguous_format)

@@ -14,6 +14,7 @@ from torch import nn
 
 from stages.data.images import Table, has_empty, to_condition
 from stages.models.autoencoder import Autoencoder
+from stages.models.channels_last import to_channels_last
 from stages.models.families import Condition, Denoiser, family_of, learns_variance, prediction, sample_shape
 from stages.models.params import SamplerParams
 from stages.models.pruned_own import OwnDenoiser
@@ -176,7 +177,7 @@ def _channels_last(unet: Denoiser) -> Denoiser:
     if unet.device.type != "cpu" or unet.dtype != torch.float32:
         return unet
     converted = copy.deepcopy(unet)
-    nn.Module.to(converted, memory_format=torch.channels_last)
+    to_channels_last(converted)
     return converted
 
 

@@ -8,6 +8,7 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler
 from pydantic import ValidationError
 
+from stages.models.channels_last import to_channels_last
 from stages.models.params import STEP_EVENLY, SamplerParams, SchedulerName
 from stages.models.samplers import QuadraticDdim, check_sampler, make_sampler
 from stages.models.sampling import draw, draw_strip, image_seeds, initial_noise
@@ -118,6 +119,16 @@ def test_images_match_the_diffusers_pipeline(unet, scheduler):
 
     drawn = draw_images(unet, scheduler, [1, 2]).transpose(0, 2, 3, 1)
     assert np.abs(drawn - (expected * 255).round()).max() <= 1
+
+
+def test_a_model_with_weights_of_another_rank_is_drawn(unet, scheduler):
+    """Channels last is a layout of four dimensions, and an own class may have a Conv3d."""
+    alone = draw_images(unet, scheduler, [0])
+    unet.extra = torch.nn.Conv3d(1, 1, 1)
+    assert np.array_equal(draw_images(unet, scheduler, [0]), alone)
+    to_channels_last(unet)
+    assert unet.conv_out.weight.is_contiguous(memory_format=torch.channels_last)
+    assert unet.extra.weight.is_contiguous()
 
 
 def test_bfloat16_is_close_to_float32_and_does_not_change_the_model(unet, scheduler):
