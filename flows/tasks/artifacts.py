@@ -11,6 +11,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from flows.tasks.outcome import Outcome
 from flows.workspaces.overrides import Overrides
 from flows.workspaces.workspace import Workspace
+from stages.report.markdown import markdown_table
 from stages.runtime.errors import without_password
 from stages.runtime.text import printable
 
@@ -32,12 +33,17 @@ def results(workspace: Workspace, outcome: Outcome) -> None:
 
 def changes(overrides: Overrides, preset: str | None) -> None:
     """Show which params a run changes, each with its whole key; the run's name has the last parts only."""
-    rows = [f"| `{key}` | `{printable(str(value))}` |" for key, value in overrides.items()]
+    rows = [(f"`{key}`", _code(str(value))) for key, value in overrides.items()]
     if preset:
-        rows.insert(0, f"| preset | `{printable(preset)}` |")
+        rows.insert(0, ("preset", _code(preset)))
     if rows:
-        table = "\n".join(["| key | value |", "| --- | --- |", *rows])
+        table = markdown_table(["key", "value"], rows, text_columns=2)
         create_markdown_artifact(table, key="changes", description="What this run changes in params.yaml")
+
+
+def _code(text: str) -> str:
+    """Write a text as code in a table of Markdown, whose columns a | would divide."""
+    return f"`{printable(text)}`".replace("|", r"\|")
 
 
 def link(run_id: str) -> None:

@@ -16,6 +16,7 @@ from stages.models.families import Denoiser, prediction
 from stages.models.plan import KeptChannels, Plan
 from stages.prune.calibration import CalibrationBatches, NoisyBatch
 from stages.prune.params import CompensateParams
+from stages.runtime.errors import warn
 from stages.runtime.progress import track
 from stages.storage.tensors import tensors_sha256
 
@@ -65,6 +66,8 @@ def compensate(
 ) -> None:
     """Correct, in place, the weights of every layer that reads cut channels by least squares on the dense outputs.
 
+    A layer that is not called, since an own class uses its weights directly, is named in a warning.
+
     W' = W_K + (W·E[x yᵀ] − W_K·E[y yᵀ]) · (E[y yᵀ] + λI)⁻¹, where x is a layer's input in the dense model and y in the
     pruned one, over images, positions and timesteps, these with the weights `weigh`; K are the kept inputs, and λ is
     `params.damping` times the mean of the diagonal of E[y yᵀ]. For y = x_K and λ = 0 this is W·C[:, K]·C[K, K]⁻¹ with
@@ -111,6 +114,8 @@ def find_parts(unet: Denoiser, plan: Plan, batch: NoisyBatch, rounds: int | None
     """
     alike: dict[tuple[str, ...], list[str]] = {}
     inputs = execution_order(unet, plan, batch)
+    if unseen := [name for name in find_readers(unet, plan) if name not in inputs]:
+        warn(f"not compensated, since the model uses their weights without calling them: {', '.join(unseen)}")
     for name, hashes in inputs.items():
         alike.setdefault(tuple(hashes), []).append(name)
     groups = list(alike.values())

@@ -62,6 +62,28 @@ def test_one_layer_is_least_squares(unet, plan, batches):
     torch.testing.assert_close(found, best, rtol=1e-3, atol=1e-4)
 
 
+def test_a_layer_that_is_not_called_is_named(unet, plan, batches, capsys):
+    """An own class may use the weights of a layer directly; the other layers are corrected."""
+
+    class Direct(nn.Conv2d):
+        """Runs no hook."""
+
+        __call__ = nn.Conv2d.forward
+
+    pruned = cut(unet, plan)
+    unet.conv_out.__class__ = pruned.conv_out.__class__ = Direct
+    before = {name: layer.weight.clone() for name, layer in pruned.named_modules() if isinstance(layer, nn.Conv2d)}
+    compensate(unet, pruned, plan, batches, QUICK)
+
+    assert "Warning: not compensated, since the model uses their weights without calling them: conv_out\n" in (
+        capsys.readouterr().err
+    )
+    assert [name for name, weight in before.items() if torch.equal(weight, pruned.get_submodule(name).weight)] == [
+        "conv_in",
+        "conv_out",
+    ]
+
+
 def test_duplicate_channels_are_compensated_exactly(make_unet, magnitude_of, scheduler, images):
     """Cutting the half of the time embedding that repeats the other half, with compensation, changes almost nothing."""
     unet = make_unet()
