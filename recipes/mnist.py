@@ -46,7 +46,9 @@ def read_mnist(path: Path) -> Images:
 def main(npz: Path, model_out: Path, data_out: Path, checkpoints: Path) -> None:
     """Pack the images and train the model, in about twenty minutes on two cores."""
     images = read_mnist(npz)
-    check_free(model_out, data_out, stage="mnist")
+    check_free(model_out, data_out)
+    check_free(model_out, stage="finetune")
+    check_free(data_out, stage="fetch")
     with writing(data_out) as folder:
         write_images(folder, images, {"sha256": file_sha256(npz)})
         write_run_record(folder, "fetch", seed=SEED)

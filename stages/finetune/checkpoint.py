@@ -1,6 +1,5 @@
 """A training in progress <-> safetensors files, of which the newest intact one is read."""
 
-import contextlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -59,6 +58,7 @@ class Checkpoints:
 
     def __init__(self, root: Path, run: str, store: Store | None = None, keep: int = 2) -> None:
         self.folder, self.run, self.keep = root / run[:16], run, keep
+        self.damaged: set[Path] = set()
         self.uploads = CheckpointUploads(store, run, keep) if store else None
 
     def hold(self, training: Mapping[str, object]) -> IO[str]:
@@ -77,7 +77,7 @@ class Checkpoints:
         return lock
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint atomically and remove all but the last `keep`."""
+        """Write a checkpoint atomically and remove all but the last `keep`, and those that were found damaged."""
         curve = [asdict(point) for point in checkpoint.curve]
         metadata = {"run": self.run, "step": checkpoint.step, "losses": checkpoint.losses, "curve": curve}
         clock = checkpoint.clock
@@ -87,8 +87,11 @@ class Checkpoints:
         write_tensors(path, checkpoint.tensors, {METADATA_KEY: json.dumps(metadata)})
         if self.uploads:
             self.uploads.upload(path)
-        for old in self._paths()[: -self.keep]:
-            old.unlink()
+        self.damaged.discard(path)
+        intact = [each for each in self._paths() if each not in self.damaged]
+        for old in [*intact[: -self.keep], *self.damaged]:
+            old.unlink(missing_ok=True)
+        self.damaged.clear()
 
     def newest(self) -> Checkpoint | None:
         """Read the newest intact checkpoint, from this machine or else from the store; None if there is none.
@@ -97,23 +100,20 @@ class Checkpoints:
             InputError: The checkpoint belongs to another run, or the store has copies of which none can be downloaded.
         """
         found = self._newest_here()
-        if self.uploads:
-            if found is None:
-                self.uploads.download(self.folder)
-                found = self._newest_here()
-            if found is not None:
-                self.uploads.supersede(found.step)
+        if found is None and self.uploads:
+            self.uploads.download(self.folder)
+            found = self._newest_here()
         return found
 
     def _newest_here(self) -> Checkpoint | None:
-        """Read the newest intact checkpoint of this machine; damaged ones are renamed, so that later ones can go."""
+        """Read the newest intact checkpoint of this machine, and note the damaged ones, whose steps are taken again."""
+        self.damaged.clear()
         for path in reversed(self._paths()):
             try:
                 metadata, tensors = _read_metadata(path), read_tensors(path)
             except InputError as error:
                 warn(f"{error.message}; this checkpoint is skipped")
-                with contextlib.suppress(OSError):  # another process was first
-                    path.rename(path.with_name(f"damaged-{path.name}"))
+                self.damaged.add(path)
             else:
                 self._check_run(metadata.run, path)
                 return Checkpoint(metadata.step, tensors, metadata.losses, metadata.curve, metadata.clock())

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from stages.runtime.errors import InputError, first_line, warn
+from stages.runtime.errors import InputError, UnavailableError, first_line, warn
 from stages.storage.s3 import Store
+from stages.storage.tensors import read_tensors
 
 CHECKPOINTS = "checkpoints"
 """Folder of the store with the checkpoints of each run, and of its notes with what each run trains."""
@@ -33,7 +34,7 @@ class CheckpointUploads:
         self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="upload")
         self.pending: Future[None] | None = None
         self.folder = Path()  # that `pending` uploads
-        self.superseded: set[str] = set()  # copies of steps that the training takes again
+        self.damaged: set[str] = set()  # copies whose steps the training takes again
 
     def note(self, training: Mapping[str, object]) -> None:
         """Write down what the run trains, and that it is in progress, before anything is downloaded or uploaded."""
@@ -61,24 +62,17 @@ class CheckpointUploads:
         """
         names = self.store.names(self.prefix)
         while names:
+            name = names.pop()
             try:
-                self._pull(names.pop(), folder)
+                self._pull(name, folder)
             except InputError as error:
                 if not names:
                     raise
                 warn(f"{error.message}; the copy before it is used")
+                if not isinstance(error, UnavailableError):
+                    self.damaged.add(name)
             else:
                 return
-
-    def supersede(self, step: int) -> None:
-        """Note which copies are of later steps than the one from which the training goes on, damaged ones for example.
-
-        They are removed once a new one is complete, or makes room for it where it has the same name.
-        """
-        try:
-            self.superseded = {it for it in self.store.names(self.prefix) if it > f"{self.prefix}step-{step:08d}"}
-        except InputError as error:
-            self._warn_once(f"{error.message}; the training goes on from the checkpoint of this machine")
 
     def wait(self) -> None:
         """Wait for the last upload, and raise what it raised."""
@@ -92,14 +86,15 @@ class CheckpointUploads:
             file = f"{Path(name).name}.safetensors"  # whatever else the copy holds stays behind
             if not (Path(temporary) / "checkpoint" / file).is_file():
                 raise InputError(f"{name} in {self.store.uri} holds no {file}; remove its manifest")
+            read_tensors(Path(temporary) / "checkpoint" / file)  # it may have been damaged before it was uploaded
             (Path(temporary) / "checkpoint" / file).replace(folder / file)
 
     def _push(self, folder: Path, stem: str) -> None:
         name = f"{self.prefix}{stem}"
         try:
-            if name in self.superseded:
+            if name in self.damaged:
                 self.store.remove([name], among=self.prefix)
-                self.superseded.remove(name)
+                self.damaged.remove(name)
             self.store.push(folder, name)
         except InputError as error:
             warn(f"{error.message}; the checkpoint is kept on this machine only")
@@ -109,11 +104,11 @@ class CheckpointUploads:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _prune(self) -> None:
-        """Remove all copies but the newest `keep` of this training, the last of which is complete by now."""
+        """Remove all copies but the newest `keep`, the last of which is complete by now, and those found damaged."""
         try:
             names = self.store.names(self.prefix)
-            valid = [name for name in names if name not in self.superseded]
-            if old := set(names) - set(valid[-self.keep :]):
+            intact = [name for name in names if name not in self.damaged]
+            if old := set(names) - set(intact[-self.keep :]):
                 self.store.remove(old, among=self.prefix)  # a checkpoint names its run, so no other run has equal files
         except InputError as error:
             self._warn_once(f"{error.message}; older copies stay in the store")

@@ -127,7 +127,7 @@ def _announce(
 def name_sampler(setting: Setting) -> str:
     """Name the sampler of a setting: scheduler, spacing, and eta and clipping where they are given."""
     sampler = setting.sampler
-    eta = f", eta {sampler.eta}" if sampler.eta else ""
+    eta = f", eta {sampler.eta:.12g}" if sampler.eta else ""
     clip = "" if sampler.clip is None else ", clipping" if sampler.clip else ", no clipping"
     return f"{sampler.scheduler} {sampler.spacing}{eta}{clip}"
 

@@ -14,4 +14,4 @@ def to_channels_last(unet: Denoiser) -> None:
     """
     for tensor in chain(unet.parameters(), unet.buffers()):
         if tensor.dim() == 4:  # noqa: PLR2004  # N, C, H, W
-            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)

@@ -66,7 +66,7 @@ def compensate(
 ) -> None:
     """Correct, in place, the weights of every layer that reads cut channels by least squares on the dense outputs.
 
-    A layer that is not called, since an own class uses its weights directly, is named in a warning.
+    A layer that is not called, for example since an own class uses its weights directly, is named in a warning.
 
     W' = W_K + (W·E[x yᵀ] − W_K·E[y yᵀ]) · (E[y yᵀ] + λI)⁻¹, where x is a layer's input in the dense model and y in the
     pruned one, over images, positions and timesteps, these with the weights `weigh`; K are the kept inputs, and λ is
@@ -115,7 +115,7 @@ def find_parts(unet: Denoiser, plan: Plan, batch: NoisyBatch, rounds: int | None
     alike: dict[tuple[str, ...], list[str]] = {}
     inputs = execution_order(unet, plan, batch)
     if unseen := [name for name in find_readers(unet, plan) if name not in inputs]:
-        warn(f"not compensated, since the model uses their weights without calling them: {', '.join(unseen)}")
+        warn(f"not compensated, since the model does not call them: {', '.join(unseen)}")
     for name, hashes in inputs.items():
         alike.setdefault(tuple(hashes), []).append(name)
     groups = list(alike.values())

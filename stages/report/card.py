@@ -101,8 +101,8 @@ class Use:
     """Python expressions: images are decoded from z · std / scale + mean."""
     is_shifted: bool = False
     """Whether the latents have mean and std, which the pipelines of diffusers ignore."""
-    is_oblong: bool = False
-    """Whether the latents are not square; LDMPipeline draws no others."""
+    has_two_sides: bool = False
+    """Whether the config has a height and a width of the latents; LDMPipeline takes one number alone."""
 
 
 def _read_use(model: Path) -> Use:
@@ -126,7 +126,7 @@ def _read_use(model: Path) -> Use:
             **{name: _expression(value) for name, value in values.items()},
             "autoencoder": folder.name,
             "is_shifted": bool(coder.mean.any() or (coder.std != 1).any()),
-            "is_oblong": isinstance(config.get("sample_size"), list),
+            "has_two_sides": isinstance(config.get("sample_size"), list),
         }
     return Use(condition=condition, component=component, has_variance=has_variance, is_own=is_own, **latents)
 

@@ -54,6 +54,7 @@ def writing(folder: Path, temporary: Path | None = None) -> Iterator[Path]:
         raise cannot_write(folder, error) from None
     try:
         yield temporary
+        check_free(folder)  # the block may have taken hours
         _replace(folder, temporary)
     except OSError as error:  # of a library's writer in the block
         if error.errno in FULL:

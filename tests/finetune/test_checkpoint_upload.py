@@ -13,7 +13,7 @@ from stages.finetune.curve import CurvePoint
 from stages.finetune.interrupt import StoppedError
 from stages.finetune.snapshots import TrainingClock
 from stages.finetune.trainer import Trainer
-from stages.runtime.errors import InputError
+from stages.runtime.errors import InputError, UnavailableError
 from stages.storage.s3 import open_store
 
 RUN = "f" * 64
@@ -125,24 +125,54 @@ def test_damaged_checkpoints_displace_none(tmp_path, capsys):
 
 
 def test_the_store_is_asked_where_every_checkpoint_is_damaged(connect, tmp_path):
-    """Before the training would begin at step 0; a later copy that differs is replaced once its step is reached."""
+    """Before the training would begin at step 0."""
     saved(connect, tmp_path / "first", (2, 4))
     first = Checkpoints(tmp_path / "first", RUN, connect())
     for path in first.folder.glob("step-*"):
         path.write_bytes(path.read_bytes()[:-1])
     assert first.newest().step == 4
 
-    store = connect()
-    (entry,) = store._read(f"checkpoints/{RUN}/step-00000004").files
-    store.client.delete_object(Bucket=store.bucket, Key=store._object(entry.sha256))
-    second = Checkpoints(tmp_path / "second", RUN, connect())
+
+def test_a_damaged_copy_makes_room_for_a_new_one(connect, tmp_path):
+    """Whether its object is missing or was damaged before its upload; it counts among no copies that are kept."""
+    for step, harm in ((4, "missing"), (6, "damaged")):
+        store = connect()
+        saved(connect, tmp_path / f"before {step}", (step - 2, step))
+        name = f"checkpoints/{RUN}/step-{step:08d}"
+        if harm == "missing":
+            (entry,) = store._read(name).files
+            store.client.delete_object(Bucket=store.bucket, Key=store._object(entry.sha256))
+        else:
+            store.remove([name], among="checkpoints/")
+            (tmp_path / "bad").mkdir()
+            (tmp_path / "bad" / f"step-{step:08d}.safetensors").write_bytes(b"no tensors")
+            store.push(tmp_path / "bad", name)
+        second = Checkpoints(tmp_path / f"after {step}", RUN, connect())
+        assert second.newest().step == step - 2
+        for number in (step - 1, step):
+            second.save(replace(checkpoint(number), clock=TrainingClock(seconds=9.0)))
+            second.wait()
+        assert [int(name[-1]) for name in connect().names("checkpoints/")] == [step - 1, step]
+        assert Checkpoints(tmp_path / f"third {step}", RUN, connect()).newest().clock.seconds == 9.0
+        store.remove(connect().names("checkpoints/"))
+
+
+def test_an_unreachable_copy_is_not_taken_for_a_damaged_one(connect, tmp_path, monkeypatch):
+    """It stays in the store."""
+    names = saved(connect, tmp_path / "first", (2, 4), keep=3)
+    second = Checkpoints(tmp_path / "second", RUN, connect(), keep=3)
+    pull, failures = second.uploads.store.pull, iter([UnavailableError("no answer")])
+
+    def pull_or_fail(name, folder):
+        if error := next(failures, None):
+            raise error
+        return pull(name, folder)
+
+    monkeypatch.setattr(second.uploads.store, "pull", pull_or_fail)
     assert second.newest().step == 2
-    for step in (3, 4):
-        second.save(replace(checkpoint(step), clock=TrainingClock(seconds=9.0)))
-        second.wait()
-        names = connect().names("checkpoints/")
-        assert [int(name[-1]) for name in names] == [step - 1, step]
-    assert Checkpoints(tmp_path / "third", RUN, connect()).newest().clock.seconds == 9.0
+    second.save(checkpoint(3))
+    second.wait()
+    assert connect().names("checkpoints/") == [names[0], names[0][:-1] + "3", names[1]]
 
 
 def test_of_a_copy_only_the_checkpoint_is_taken(connect, tmp_path):

@@ -127,6 +127,7 @@ def test_a_model_with_weights_of_another_rank_is_drawn(unet, scheduler):
     unet.extra = torch.nn.Conv3d(1, 1, 1)
     assert np.array_equal(draw_images(unet, scheduler, [0]), alone)
     to_channels_last(unet)
+    assert unet.up_blocks[0].resnets[0].conv_shortcut.weight.stride()[-1] > 1  # of a 1×1 convolution
     assert unet.conv_out.weight.is_contiguous(memory_format=torch.channels_last)
     assert unet.extra.weight.is_contiguous()
 

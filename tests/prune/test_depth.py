@@ -471,6 +471,13 @@ def test_a_search_where_only_removable_branches_may_be_cut(make_dit, magnitude_o
         )
 
 
+def test_patterns_that_leave_nothing_to_cut_are_no_fault_of_the_removal(unet, magnitude):
+    """Whatever goes, they name nothing."""
+    params = depth(MIDDLE, {"ratio": 0.3}).model_copy(update={"exclude": ("*",)})
+    with pytest.raises(InputError, match=r"^prune\.include and prune\.exclude leave no group to cut"):
+        plan_depth(unet, magnitude, params, 0, None)
+
+
 def test_a_plan_without_cut_channels_is_replayed_twice(make_unet, magnitude):
     """With compensation, which it has no use for."""
     unet = make_unet()

@@ -38,3 +38,18 @@ def test_the_folder_of_the_pictures_is_none_of_a_stage_either(monkeypatch, tmp_p
 
     assert result.exit_code == 1
     assert BESIDE in result.output
+
+
+def test_a_recipe_replaces_its_own_images_and_model(monkeypatch, tmp_path, images):
+    """So that a training that was stopped goes on."""
+    npz, trained = tmp_path / "mnist.npz", []
+    npz.touch()
+    monkeypatch.setattr(mnist, "read_mnist", lambda _: images)
+    monkeypatch.setattr(mnist, "train_unet", lambda *_, out, **__: trained.append(out))
+    for _ in range(2):
+        args = ["--npz", npz, "--model-out", tmp_path / "model", "--data-out", tmp_path / "images"]
+        result = CliRunner().invoke(mnist.main, [*map(str, args)])
+        assert result.exit_code == 0, result.output
+        (tmp_path / "model").mkdir(exist_ok=True)
+        (tmp_path / "model/run.json").write_text('{"stage": "finetune"}')
+    assert trained == [tmp_path / "model"] * 2

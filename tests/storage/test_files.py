@@ -227,6 +227,20 @@ def test_a_run_record_explains_the_folder(tmp_path, params):
     assert (tmp_path / "run.json").read_bytes() == first
 
 
+def test_what_came_into_an_output_meanwhile_is_kept(tmp_path):
+    """The work before the replacement may take hours."""
+
+    def work():
+        with writing(tmp_path / "out") as folder:
+            (folder / "result").touch()
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out/mine.txt").touch()
+
+    with pytest.raises(InputError, match="holds files that no stage wrote"):
+        work()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine.txt"]
+
+
 def test_a_stage_replaces_only_its_own_output(tmp_path, params):
     """An output folder that another stage wrote is refused, so a mistaken path destroys no model."""
     write_run_record(tmp_path / "out", "finetune", seed=params.seed, finetune=params.finetune)

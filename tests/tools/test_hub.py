@@ -272,7 +272,7 @@ def test_a_pull_replaces_no_model_that_was_not_pulled(hub, tmp_path):
     code, lines = run("pull", REPO, "--out", tmp_path / "mine")
 
     assert code == 1
-    assert "holds a model that was not pulled; give another folder" in lines[-1]
+    assert "holds what was not pulled; give another folder" in lines[-1]
     assert (tmp_path / "mine/run.json").exists()
     assert not hub.requests
 

@@ -46,7 +46,7 @@ def pull(repo: str, revision: str, sha256: str | None, out: Path) -> Pulled:
         raise InputError(f"--sha256 is {sha256!r}; allowed: the 64 digits 0-9, a-f that espalier push printed")
     check_free(out)
     if (out / RUN_RECORD).is_file() and not (out / FILES_LIST).is_file():
-        raise InputError(f"{out} holds a model that was not pulled; give another folder")
+        raise InputError(f"{out} holds what was not pulled; give another folder")
     with hub_errors(repo, "read"):
         api = HfApi(library_name="espalier")
         commit = str(api.repo_info(repo, revision=revision).sha)
