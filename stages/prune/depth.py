@@ -7,7 +7,6 @@ import click
 
 from stages.models.branches import check_removal, find_branches, most_removable
 from stages.models.families import Denoiser
-from stages.models.groups import find_groups
 from stages.models.plan import Plan, show_cost
 from stages.models.saliency import Importance
 from stages.prune.branch_order import order_branches
@@ -16,7 +15,7 @@ from stages.prune.calibration import CalibrationBatches
 from stages.prune.compensate import difference
 from stages.prune.depth_cost import DepthCost
 from stages.prune.params import DepthParams, PruneParams
-from stages.prune.path import NoGroupError, choose_groups
+from stages.prune.path import NoGroupError
 from stages.prune.selection import plan_pruning, smallest_cost
 from stages.prune.surgery import cut
 from stages.runtime.errors import InputError
@@ -90,7 +89,6 @@ def _plan(unet: Denoiser, importance: Importance, params: PruneParams, seed: int
         check_removal(unet, names)
     except InputError as error:
         raise InputError(f"prune.depth.remove: {error.message}") from None
-    choose_groups(find_groups(unet), params.include, params.exclude)
     try:
         return plan_pruning(unet, importance, params, seed, removed=names)
     except NoGroupError:

@@ -172,7 +172,7 @@ class PruneParams(Section):
     order: Literal["interleaved", "upfront"] = "interleaved"
     """interleaved: score a group after those before it were cut, as in the original. upfront: score dense widths."""
     round_to: Literal[1, 2, 4, 8, 16, 32, 64] = 1
-    """Widths of cut groups become multiples of this, but those of geglu halves; in attention with several heads, the
+    """Widths of cut groups become multiples of this, except under geglu halves; in attention with several heads, the
     width of a head."""
     floor: float = Field(0, ge=0, lt=1)
     """Share of its channels that every group keeps at least."""

@@ -151,9 +151,12 @@ def _patterns_of(unet: Denoiser, groups: Sequence[Group], params: PruneParams) -
     """Leave out the patterns of `include` and `exclude` that name only layers of branches that are gone.
 
     Raises:
-        InputError: A pattern matches no layer of the whole model.
+        InputError: A pattern matches no layer of the whole model, or they leave nothing of it to cut.
     """
-    choose_groups(find_groups(unet), params.include, params.exclude)
+    try:
+        choose_groups(find_groups(unet), params.include, params.exclude)
+    except NoGroupError as error:  # whatever branches go
+        raise InputError(error.message) from None
     layers = [layer for group in groups for layer in group.producers()]
     left = {
         key: [pattern for pattern in patterns if any(fnmatchcase(layer, pattern) for layer in layers)]
