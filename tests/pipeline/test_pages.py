@@ -66,7 +66,7 @@ def test_mlflow_asks_nobody_else(tmp_path, mlflow_database, visit):
         runs = process.stdout.readline().strip()
         top = f"http://127.0.0.1:{port}/#"
         page, _ = visit(runs)
-        assert "digits · diff-pruning · ratio 0.3" in page.inner_text("body")
+        page.get_by_text("digits · diff-pruning · ratio 0.3").first.wait_for()
         one = f"{top}/experiments/{experiment}/runs/{run.run_id}"
         _, left = visit(one, f"{top}/models/espalier-digits/versions/1", f"{top}/settings", f"{top}/")
 

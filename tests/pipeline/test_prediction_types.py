@@ -33,10 +33,11 @@ CHANGES = {
         **FEW_IMAGES,
     },
     "importance": {"num_images": 4, "stride": 250, "report": None},
+    "prune": {"compensate": {"num_images": 4, "num_timesteps": 2, "rounds": 2}},
     "finetune": {
-        "steps": 40,
+        "steps": 80,
         "batch_size": 8,
-        "loss": {"noise": 1.0, "output": 1.0, "feature": 0.1, "min_snr": 5},
+        "loss": {"noise": 0.1, "output": 1.0, "feature": 0.1},
         "ema_decays": [0.5],
         "heldout_images": 8,
         "heldout_every": 20,
@@ -48,7 +49,7 @@ STAGES = {
     fetch: "--model-out dense --data-out data",
     reference: "--model dense --data data --out reference",
     importance: "--model dense --data data --out importance --report reports/importance",
-    prune: "--model dense --importance importance --out pruned",
+    prune: "--model dense --importance importance --data data --out pruned",
     finetune: "--model pruned --teacher dense --data data --checkpoints checkpoints --out finetuned "
     "--report reports/finetune",
     evaluate: "--dense dense --pruned pruned --finetuned finetuned --reference reference --report reports/evaluate",
