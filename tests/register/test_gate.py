@@ -2,12 +2,15 @@
 
 import io
 import re
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from stages.models.layout import PLAN
 from stages.protocol.protocol import Protocol
 from stages.register import canary, sandboxed_draw
 from stages.register.gate import VersionFiles, run_checks
@@ -75,6 +78,7 @@ def test_a_better_version_replaces_the_champion(publish, policy, aliases):
         ({"macs": 80}, "budget", "80.0% of the dense model's MACs; allowed: 70.0%"),
         ({"costs": {"speed_up": 1.04}}, "latency", "1.04 times as fast as dense, at least 0.99; allowed: 1.00 or more"),
         ({"costs": {"speed_up": 1.06}}, "latency against champion", "the champion 1.20; allowed: 1.08 or more"),
+        ({"costs": {"speed_up": 1.1}}, "latency against champion", "at least 1.05; the champion 1.20; allowed: 1.08"),
         ({"costs": {"device": "another"}}, "latency against champion", "measured on another, the champion's on cpu"),
         (
             {"costs": {"deterministic": True}},
@@ -125,6 +129,24 @@ def test_fid_to_dense_is_checked_where_the_policy_has_a_tolerance(publish, polic
     assert not any(refused[name].passed for name in names)
     assert refused[names[0]].reason == "+0.06 ± 0.025 above 0, so at most +0.0848; allowed: +0.08"
     assert refused[names[1]].reason.endswith("above the champion's, so at most +0.01; allowed: +0.009")
+
+
+def test_what_the_policy_names_may_be_reached(publish, policy):
+    """A share of MACs at its limit passes, and a tolerance of 0 is one."""
+    checks = run_gate(policy, publish(macs=70), publish())
+
+    assert checks["budget"].reason == "70.0% of the dense model's MACs; allowed: 70.0%"
+    assert checks["budget"].passed
+    assert with_fid(policy, 0).dense.fid == 0
+
+
+@pytest.mark.parametrize("change", [{"precision": "bfloat16"}, {"mode": "compiled"}], ids=str)
+def test_a_latency_of_another_setting_is_none(publish, policy, change):
+    """The check names the setting of the policy, which was not measured."""
+    setting = policy.latency.model_copy(update=change)
+    checks = run_gate(policy.model_copy(update={"latency": setting}), publish(), publish())
+
+    assert f"no latency was measured at batch 1, {setting.precision}, {setting.mode}; " in checks["latency"].reason
 
 
 def with_fid(policy, dense):
@@ -287,6 +309,38 @@ def test_a_version_without_lineage_is_refused(publish, policy, edit):
 
     publish(lambda folder: edit(folder / EVIDENCE / "lineage.json", git_commit="today"))
     assert "damaged (git_commit:" in refusals(promote(NAME, None, policy, None))["lineage"]
+
+
+@pytest.mark.parametrize(
+    ("path", "keys", "check", "reason"),
+    [
+        (
+            "evaluation/evaluation.json",
+            ("models", "finetuned", "weights_sha256"),
+            "measured with intervals",
+            "measured other weights than the version's",
+        ),
+        (
+            "costs/costs.json",
+            ("weights_sha256", "finetuned"),
+            "latency",
+            "were measured on other weights than the version's",
+        ),
+        ("lineage.json", ("outputs", f"artifacts/finetuned/{PLAN}"), "lineage", f"another {PLAN} than the version's"),
+        ("lineage.json", ("files", "params.yaml"), "lineage", "another params.yaml than the version's"),
+    ],
+    ids=["evaluation", "costs", "plan", "params"],
+)
+def test_evidence_of_another_model_is_refused(publish, policy, path, keys, check, reason):
+    """Evaluation, costs and lineage name the files that they belong to."""
+
+    def change(folder):
+        content = read_json(folder / EVIDENCE / path)
+        reduce(getitem, keys[:-1], content)[keys[-1]] = "0" * 64
+        write_json(folder / EVIDENCE / path, content)
+
+    publish(change)
+    assert reason in refusals(promote(NAME, None, policy, None))[check]
 
 
 def test_a_version_registered_by_hand_is_refused(registry, publish, policy):

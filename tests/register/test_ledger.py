@@ -314,19 +314,20 @@ def test_a_promotion_that_the_registry_delays_changes_nothing(publish, policy, a
     assert [outcome for *_, outcome in outcomes(registry)] == ["yielded"]
 
 
-def test_a_version_registered_during_a_promotion_is_the_challenger(publish, policy, aliases, monkeypatch):
-    """Its alias is set between the look at the alias of the promoted version and its removal."""
+def test_a_version_registered_during_a_promotion_is_the_challenger(publish, policy, aliases, registry, monkeypatch):
+    """The newest without a decision; its alias is set between the look at that of the promoted one and its removal."""
     publish()
     set_alias, done = Registry.set_alias, []
 
     def set_and_register(self, name, alias, number):
         if alias == CHALLENGER and number is None and not done:
             done.append(True)
-            publish(fids=[0.9, 1.0, 0.85])
+            *_, refused = [publish(fids=[0.9, 1.0, 0.85]) for _ in range(3)]
+            registry.tag(refused, gate="refused")
         set_alias(self, name, alias, number)
 
     monkeypatch.setattr(Registry, "set_alias", set_and_register)
     assert promote(NAME, None, policy, None).passed
 
     assert done
-    assert {name: aliases()[name] for name in ("champion", "challenger")} == {"champion": 1, "challenger": 2}
+    assert {name: aliases()[name] for name in ("champion", "challenger")} == {"champion": 1, "challenger": 3}
