@@ -13,9 +13,9 @@ from stages.models.groups import Group, Member, find_groups
 from stages.models.latency import measure_latencies_ms
 from stages.models.pipeline import read_unet
 from stages.models.plan import Plan
-from stages.prune.budget import TOLERANCES
-from stages.prune.params import PruneParams
-from stages.prune.path import allowed_widths, choose_groups, cuts_after, find_path, width_step
+from stages.prune.budget import TOLERANCES, Solver, is_in_reach
+from stages.prune.params import PruneParams, Target
+from stages.prune.path import Step, allowed_widths, choose_groups, cuts_after, find_path, width_step
 from stages.prune.selection import plan_pruning
 from stages.prune.surgery import cut
 from stages.prune.width_cost import WidthCost
@@ -161,6 +161,58 @@ def test_a_target_out_of_reach_is_refused_with_the_possible_range(models, magnit
         InputError, match=rf"^prune\.target {cost} is out of reach: possible from {amount} to {amount}; "
     ):
         plan_pruning(unet, magnitude_of(unet), PruneParams(target=target))
+
+
+@pytest.mark.parametrize(
+    ("target_cost", "expected"), [(98, False), (99.5, True), (150, True), (201, True), (203, False)]
+)
+def test_the_range_of_targets_ends_a_tolerance_beyond_its_costs(target_cost, expected):
+    """1 % below the smallest and above the whole cost (closed form)."""
+    assert is_in_reach("macs", target_cost, 100, 200) == expected
+
+
+@pytest.mark.parametrize(
+    ("quantity", "met", "missed", "advice"),
+    [
+        ("channels", 90.8, 91, "lower prune.round_to"),
+        ("macs", 90.8, 91, "lower prune.round_to"),
+        ("params", 90.8, 91, "lower prune.round_to"),
+        ("latency_ms", 94.5, 95, "raise prune.latency_repeats"),
+    ],
+)
+def test_a_cost_within_the_tolerance_meets_the_target(quantity, met, missed, advice):
+    """Of costs 100, 90 and 80: 1 % of the target, and 5 % of a latency (closed form)."""
+    solver = Solver([Step(0, 1, 0.1), Step(0, 2, 0.2)], 1, quantity, lambda cuts: 100 - 10 * cuts[0])
+
+    assert solver.solve(met, 80, 100) == (90, [1])
+    with pytest.raises(InputError, match=f"the nearest possible are .*; {advice}"):
+        solver.solve(missed, 80, 100)
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [({"latency_ms": 0.5}, 0.5), ({"latency_ms": "50%"}, 5), ({"macs": 0.5}, 5), ({"params": 0.5}, 5)],
+)
+def test_a_number_below_1_is_a_share_but_for_a_latency(target, expected):
+    """Of a dense model's cost of 10; half a millisecond can be meant, half an operation cannot."""
+    assert Target(**target).resolve(10) == expected
+
+
+def test_a_ratio_that_leaves_one_channel_below_the_floor_is_refused(unet, magnitude):
+    """One channel less can be removed."""
+    layer = {"include": ("time_embedding.linear_1",), "floor": 0.5}
+    found = plan_pruning(unet, magnitude, PruneParams(target={"ratio": 0.5}, **layer)).groups
+
+    assert [len(group.cut) for group in found if group.cut] == [32]
+    with pytest.raises(InputError, match=r"ratio 0\.51 leaves 31 of 64 channels in .*linear_1, at least 32 must stay"):
+        plan_pruning(unet, magnitude, PruneParams(target={"ratio": 0.51}, **layer))
+
+
+def test_a_ratio_of_zero_leaves_the_heads_alone(models, magnitude_of):
+    """The plan names no attention."""
+    unet = models["several"]
+
+    assert plan_pruning(unet, magnitude_of(unet), PruneParams(target={"ratio": 0}, heads="whole")).heads == {}
 
 
 def test_whole_heads_leave_the_width_of_a_head(models, magnitude_of, tmp_path, scheduler):

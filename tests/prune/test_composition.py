@@ -108,6 +108,17 @@ def test_composition_is_associative(unet, prune_again):
     assert compose(compose(first, second), third) == compose(first, compose(second, third))
 
 
+def test_a_composed_plan_has_the_heads_of_the_last_cut(make_unet, prune_again):
+    """Four, then three, then two."""
+    dense, common = make_unet(attention_head_dim=8), {"heads": "whole"}
+    first, once = prune_again(dense, {"target": {"ratio": 0.25}, **common})
+    second, _ = prune_again(once, {"target": {"ratio": 0.5}, **common}, first)
+    total = compose(first, second)
+
+    assert [set(plan.heads.values()) for plan in (first, second, total)] == [{3}, {2}, {2}]
+    check_plan(total, dense)
+
+
 def test_a_composed_plan_names_all_cuts(twice):
     """The last cut on top, the earlier ones in `earlier`, with the hash of the weights that the next was made in."""
     first, _, second, _ = twice
@@ -134,10 +145,12 @@ def test_a_layer_that_a_plan_does_not_name_is_whole(twice):
 
 
 def test_plans_that_do_not_follow_each_other_are_refused(twice):
-    """The second must be of the widths that the first leaves."""
+    """The second must be of the widths that the first leaves, and of its family."""
     first, _, second, _ = twice
-    with pytest.raises(InputError, match="second plan is not for the result of the first"):
-        compose(second, first)
+    base = second.base.model_copy(update={"family": "UNet2DConditionModel"})
+    for one, other in ((second, first), (first, second.model_copy(update={"base": base}))):
+        with pytest.raises(InputError, match="second plan is not for the result of the first"):
+            compose(one, other)
 
 
 @pytest.mark.parametrize(

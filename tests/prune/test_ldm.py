@@ -269,6 +269,7 @@ GATED = Group(
         ([0, 1, 8, 9, 10, 11, 12, 13], 0.25, [0, 1]),  # two values
         ([0, 7, 8, 9, 1, 11, 12, 13], 0.25, [0]),  # a value and its gate
         ([0, 7, 8, 9, 10, 11, 1, 13], 0.25, [0, 2]),  # a value and another gate
+        ([0, 1, 2, 9, 10, 11, 12, 13], 0.3, [0, 1]),  # three, rounded down to two
     ],
 )
 def test_a_pair_goes_if_its_value_or_its_gate_is_among_the_lowest(scores, ratio, expected):
@@ -334,6 +335,8 @@ def test_halves_below_the_floor_are_refused(one_head, magnitude_of):
     """Also where no pair would be left."""
     with pytest.raises(InputError, match=r"ratio 0\.3 with geglu halves leaves \d+ of 128 pairs in .*least 77 must"):
         plan_pruning(one_head, magnitude_of(one_head), halves(floor=0.6))
+    with pytest.raises(InputError, match="leaves 0 of 4 pairs in proj, at least 1 must stay"):
+        choose_pairs(torch.arange(8.0), GATED, halves(0.99))
 
 
 def test_whole_heads_need_a_formula_that_tells_them_apart(conditional, scheduler):

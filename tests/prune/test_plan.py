@@ -1,6 +1,7 @@
 """Choosing channels, cutting them, and the checks of importance and result."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -83,6 +84,14 @@ def test_the_lowest_scores_of_each_block_are_cut():
     assert choose_channels(scores, Group("layer", 8, 1, []), 4, "width").tolist() == [0, 1, 2, 3]
 
 
+def test_the_heads_with_the_lowest_sums_are_cut():
+    """Whole, also where a head that stays has the lowest single score (closed form)."""
+    heads = Group("layer", 8, 2, [], attentions=("attention",))
+    scores = torch.tensor([4.0, 4.0, 4.0, 4.0, 0.0, 9.0, 9.0, 9.0])
+
+    assert choose_channels(scores, heads, 4, "whole").tolist() == [0, 1, 2, 3]
+
+
 def test_a_ratio_that_empties_a_group_is_refused(unet, magnitude):
     """The message has the ratio, the group and the key to change."""
     with pytest.raises(InputError, match=r"ratio 0\.99 leaves 0 of \d+ channels in .*; lower the ratio"):
@@ -95,13 +104,29 @@ def test_importance_of_another_model_is_refused(make_unet, magnitude):
         check_importance(magnitude, make_unet(seed=1))
 
 
-@pytest.mark.parametrize("damage", [dict.clear, lambda s: s.pop("conv_in"), lambda s: s["conv_in"].fill_(float("nan"))])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        dict.clear,
+        lambda s: s.pop("conv_in"),
+        lambda s: s["conv_in"].fill_(float("nan")),
+        lambda s: s.update(conv_in=s["conv_in"].double()),
+    ],
+)
 def test_damaged_importance_is_refused(unet, magnitude, damage):
-    """It is empty, lacks a layer or is not finite."""
+    """It is empty, lacks a layer, is not finite or not float32."""
     damage(magnitude.saliency)
 
     with pytest.raises(InputError, match="do not cover the model's weights or are not finite"):
         check_importance(magnitude, unet)
+
+
+def test_the_criterion_random_has_no_saliencies(unet, magnitude):
+    """With those of another criterion it is refused."""
+    check_importance(replace(magnitude, criterion="random", saliency={}), unet)
+
+    with pytest.raises(InputError, match="do not cover the model's weights"):
+        check_importance(replace(magnitude, criterion="random"), unet)
 
 
 def test_random_depends_on_its_seed(unet, magnitude):
@@ -145,6 +170,17 @@ def test_heads_keep_equal_widths(make_unet, magnitude_of):
     assert groups
     for group in groups:
         assert [sum(channel // 8 == head for channel in group.cut) for head in range(4)] == [2, 2, 2, 2]
+
+
+def test_norm_groups_of_two_sizes_both_stay_equal(make_unet, magnitude_of):
+    """Channels that norms of 4 and of 6 groups read are cut 12 at a time."""
+    unet = make_unet(block_out_channels=(24, 48), norm_num_groups=4, attn_norm_num_groups=6)
+    plan = plan_pruning(unet, magnitude_of(unet), at(0.3))
+    groups = [group for group in plan.groups if group.blocks == 12]
+
+    assert groups
+    assert all(len(group.cut) == 12 for group in groups)
+    assert cut(unet, plan)(X, T).sample.isfinite().all()
 
 
 def test_a_plan_is_the_same_after_writing_and_reading(tmp_path, unet, magnitude):

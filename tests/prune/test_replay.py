@@ -77,6 +77,11 @@ def cut_beyond_the_width(content):
     content["groups"][0]["cut"] = [10_000]
 
 
+def cut_a_whole_group(content):
+    """Cut every channel of one group."""
+    content["groups"][0]["cut"] = list(range(content["groups"][0]["width"]))
+
+
 def drop_a_group(content):
     """Remove one group."""
     content["groups"].pop()
@@ -100,6 +105,7 @@ def count_unknown_heads(content):
         (swap_a_channel, "channels of conv_in contradict its groups"),
         (cut_one_more, "contradict its groups"),
         (cut_beyond_the_width, "cuts unknown, repeated or all"),
+        (cut_a_whole_group, "cuts unknown, repeated or all"),
         (cut_unevenly, "unevenly: its 4 norm groups or heads must stay of equal size"),
         (count_unknown_heads, "has heads of nowhere, which no group cuts"),
         (drop_a_group, "groups differ from the model's"),

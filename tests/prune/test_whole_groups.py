@@ -15,7 +15,7 @@ from stages.prune.__main__ import main
 from stages.prune.params import PruneParams
 from stages.prune.path import find_path
 from stages.prune.selection import plan_pruning
-from stages.prune.whole_groups import smallest_ratio
+from stages.prune.whole_groups import smallest_ratio, whole_groups_warning
 from stages.runtime.errors import InputError
 
 PLAIN = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, "add_attention": False}
@@ -93,6 +93,16 @@ def test_most_groups_cut_or_none_asked_for_is_not_warned_of(magnitude_of, capsys
     unet = read_unet(BUNDLED / "digits")
 
     assert planned(unet, magnitude_of, capsys, target=chosen)[1] == ""
+
+
+def test_half_of_the_groups_whole_is_not_warned_of(unet):
+    """One more is."""
+    params, (groups, path) = PruneParams(target={"ratio": 0.3}), path_of(unet)
+    half = len(groups) // 2
+    cuts = [1] * half + [0] * half
+
+    assert whole_groups_warning(params, path, groups, cuts) is None
+    assert whole_groups_warning(params, path, groups, [0, *cuts[1:]])
 
 
 def test_excluded_groups_do_not_count(narrow, magnitude_of, capsys):
