@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from stages.data.images import write_images
+from stages.models.plan import KeptChannels
 from stages.prune.compensate import (
+    Moments,
     NoisyBatches,
     compensate,
     correct,
@@ -123,6 +125,20 @@ def test_large_damping_changes_nothing(unet, plan, batches):
     torch.testing.assert_close(compensated(*batches[0]).sample, plain(*batches[0]).sample)
 
 
+def test_the_damping_is_a_share_of_the_mean_square_input():
+    """W' = W_K + (W·E[x yᵀ] − W_K·E[y yᵀ]) · (E[y yᵀ] + λI)⁻¹, with λ = damping · tr E[y yᵀ] / 3 (closed form)."""
+    inputs, kept = torch.randn(50, 5, generator=torch.Generator().manual_seed(0)).double(), [0, 2, 3]
+    dense, pruned = nn.Linear(5, 4, bias=False), nn.Linear(3, 4, bias=False)
+    moments = Moments(inputs.T @ inputs[:, kept], inputs[:, kept].T @ inputs[:, kept])
+    correct(dense, pruned, KeptChannels(inputs=kept), moments, 0.5)
+    weight = dense.weight.detach().double()
+    damped = moments.square + 0.5 * moments.square.trace() / 3 * torch.eye(3)
+    gap = weight @ moments.cross - weight[:, kept] @ moments.square
+    expected = weight[:, kept] + gap @ torch.linalg.inv(damped)
+
+    torch.testing.assert_close(pruned.weight.detach(), expected.float())
+
+
 def test_every_layer_with_cut_inputs_is_corrected(unet, plan, batches):
     """No other layer is."""
     short = {
@@ -156,6 +172,15 @@ def test_layers_are_corrected_one_by_one_unless_rounds_are_given(unet, plan, bat
     assert not torch.equal(found[0], found[2])
 
 
+def test_there_are_at_most_as_many_parts_as_rounds(unet, plan, batches):
+    """Also where the layers cannot be divided evenly."""
+    most = len(find_parts(unet, plan, batches[0], None))
+    found = [len(find_parts(unet, plan, batches[0], rounds)) for rounds in range(1, most + 1)]
+
+    assert all(parts <= rounds for rounds, parts in enumerate(found, 1))
+    assert (found[0], found[-1]) == (1, most)
+
+
 def test_layers_with_equal_inputs_are_one_part(unet, plan, batches):
     """To the bits of correcting every layer in a pass of its own, from the first layer to the last."""
     compensated, one_by_one = cut(unet, plan), cut(unet, plan)
@@ -172,8 +197,9 @@ def test_layers_with_equal_inputs_are_one_part(unet, plan, batches):
 
 
 def test_compensation_is_judged_on_other_images_and_timesteps(unet, scheduler, images, plan, capsys):
-    """The printed difference is that on them, not that on the images of the fit, which is smaller."""
+    """The printed differences are those on them, not those on the images of the fit, the second of which is smaller."""
     batches = NoisyBatches(unet, scheduler, images, EASY, 0)
+    before = difference(unet, cut(unet, plan), batches.held_out)
     fitted, judged = batches.images.flatten(1), batches.held_out.images.flatten(1)
     pruned = prune_unet(unet, plan, batches)
     shown = capsys.readouterr().out
@@ -182,7 +208,7 @@ def test_compensation_is_judged_on_other_images_and_timesteps(unet, scheduler, i
     assert torch.cdist(fitted, judged).min() > 0
     assert (batches.timesteps, batches.held_out.timesteps) == ([125, 375, 625, 875], [100, 300, 500, 700, 900])
     assert on_fitted < on_others
-    assert f"-> {on_others:.3g} on held-out images and timesteps" in shown
+    assert f"prediction {before:.3g} -> {on_others:.3g} on held-out images and timesteps" in shown
 
 
 def test_compensation_needs_images_that_fit(tmp_path, unet, make_unet, scheduler, images):
@@ -220,6 +246,19 @@ def test_noisy_batches_can_be_iterated_twice(unet, scheduler, images):
     assert all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
 
 
+def test_timesteps_and_images_have_noise_of_their_own(unet, scheduler, images):
+    """Each pair of them."""
+    batches = NoisyBatches(unet, scheduler, images, EASY, 0)
+    signals = scheduler.alphas_cumprod[batches.timesteps]
+    noises = [
+        (noisy - signal.sqrt() * batches.images) / (1 - signal).sqrt()
+        for signal, (noisy, _) in zip(signals, batches, strict=True)
+    ]
+
+    assert len(batches) == 4
+    assert torch.pdist(torch.cat(noises).flatten(1)).min() > 1
+
+
 def test_compensation_that_does_harm_is_refused(unet, scheduler, images, plan):
     """One image of white noise at one timestep says nothing about others; without damping all of it is fitted."""
     noise = torch.randint(0, 256, images.train.shape, generator=torch.Generator().manual_seed(0))
@@ -228,6 +267,17 @@ def test_compensation_that_does_harm_is_refused(unet, scheduler, images, plan):
 
     with pytest.raises(InputError, match=r"does harm: .* -> \S+ on held-out images; raise its damping, num_images or"):
         prune_unet(unet, plan, batches)
+
+
+def test_a_difference_that_is_not_a_number_is_harm(make_unet, magnitude_of, scheduler, images):
+    """Of models that fail at a timestep on which the compensation is judged."""
+    unet = make_unet(time_embedding_type="learned", num_train_timesteps=1000)
+    plan = plan_pruning(unet, magnitude_of(unet), PruneParams(target={"ratio": 0.3}, compensate=QUICK))
+    with torch.no_grad():
+        unet.time_proj.weight[100] = 1e38
+
+    with pytest.raises(InputError, match=r"does harm: .* nan -> nan on held-out images"):
+        prune_unet(unet, plan, NoisyBatches(unet, scheduler, images, QUICK, 0))
 
 
 def test_a_model_that_predicts_nothing_can_be_compensated(make_unet, magnitude_of, scheduler, images):
@@ -309,13 +359,18 @@ def test_weights_grow_towards_the_noisy_timesteps(unet, scheduler, images, early
 
 
 def test_early_weight_reaches_the_pruned_model(unet, scheduler, images, small_plan, capsys):
-    """Another weight gives another model, and the difference that is printed has the same weights."""
+    """Another weight gives another model, and the differences that are printed have the same weights."""
     texts, weights = [], []
     for changes in ({}, {"early_weight": 1000.0}):
         params = QUICK.model_copy(update={"damping": 0.1, **changes})
-        pruned = prune_unet(unet, small_plan, NoisyBatches(unet, scheduler, images, params, 0))
+        batches = NoisyBatches(unet, scheduler, images, params, 0)
+        pruned = prune_unet(unet, small_plan, batches)
         weights.append(pruned.mid_block.resnets[0].conv2.weight)
         texts.append(capsys.readouterr().out)
+        before, after = (
+            difference(unet, model, batches.held_out, batches.weigh) for model in (cut(unet, small_plan), pruned)
+        )
+        assert f"prediction {before:.3g} -> {after:.3g} on held-out" in texts[-1]
 
     assert not torch.equal(*weights)
     assert texts[0] != texts[1]

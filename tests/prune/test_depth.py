@@ -35,7 +35,7 @@ from stages.prune.__main__ import main as prune
 from stages.prune.branch_order import measure_similarity, order_branches, order_greedily, score_branches
 from stages.prune.calibration import CalibrationBatches
 from stages.prune.compensate import NoisyBatches, difference
-from stages.prune.depth import Prefixes, candidate_numbers, plan_depth
+from stages.prune.depth import Prefixes, candidate_numbers, count_removed, plan_depth
 from stages.prune.depth_cost import DepthCost
 from stages.prune.earlier import read_earlier
 from stages.prune.kept import check_plan
@@ -105,6 +105,18 @@ def test_every_kind_of_branch_is_found(unet, conditional):
     assert names.index("mid_block.resnets.0") < names.index("up_blocks.0.resnets.0")
 
 
+def test_a_resnet_that_changes_the_resolution_is_no_branch(make_unet):
+    """Its shortcut alone would leave the next block with another size."""
+    unet = make_unet(
+        downsample_type="resnet",
+        upsample_type="resnet",
+        down_block_types=("AttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "AttnUpBlock2D"),
+    )
+    assert unet.down_blocks[0].downsamplers[0].down
+    assert not any("samplers" in branch.name for branch in find_branches(unet))
+
+
 def test_what_a_removal_saves_is_the_difference_of_the_counts(unet, conditional):
     """Of MACs and parameters, for each branch, and their sum for several."""
     for dense in (unet, conditional):
@@ -127,9 +139,13 @@ def test_one_reader_of_timestep_and_condition_stays(unet, conditional, make_dit)
     assert resnets[-1] not in [branch.name for branch in removable(find_branches(unet), resnets[:-1])]
 
 
-def test_greedy_is_a_plain_loop_over_the_change_of_the_prediction(unet, batches):
-    """Every branch is tried by zeroing its last layer in a copy; the one that changes least goes, then all anew."""
-    found, removed = [branch.name for branch in find_branches(unet)], []
+def test_greedy_is_a_plain_loop_over_the_change_of_the_prediction(make_unet, batches):
+    """Every branch is tried by zeroing its last layer in a copy; the one that changes least goes, then all anew.
+
+    The change is a sum of squares: with these weights, that of magnitudes would choose another branch first.
+    """
+    unet = make_unet(seed=37)
+    found, removed, magnitudes = [branch.name for branch in find_branches(unet)], [], {}
     order = order_greedily(unet, batches)
     for _ in range(2):
         changes = {}
@@ -141,8 +157,10 @@ def test_greedy_is_a_plain_loop_over_the_change_of_the_prediction(unet, batches)
                 with torch.no_grad():
                     pairs = [(unet(*batch).sample, without(*batch).sample) for batch in batches]
                 changes[name] = sum(float((one - two).square().sum()) for one, two in pairs)
+                magnitudes.setdefault(name, sum(float((one - two).abs().sum()) for one, two in pairs))
         removed.append(min(changes, key=changes.get))
         assert next(order) == removed[-1]
+    assert removed[0] != min(magnitudes, key=magnitudes.get)
 
 
 def test_the_similarity_is_the_cosine_of_shortcut_and_output(unet, batches):
@@ -166,10 +184,13 @@ def test_the_similarity_is_the_cosine_of_shortcut_and_output(unet, batches):
 
 
 def test_the_score_is_the_sum_over_the_branchs_own_weights(unet, magnitude):
-    """Layer by layer and output by output, without the convolution of the shortcut."""
+    """Layer by layer and output by output, whatever its sign, without the convolution of the shortcut."""
+    draws = torch.Generator().manual_seed(0)
+    signed = {name: torch.randn(saliency.shape, generator=draws) for name, saliency in magnitude.saliency.items()}
+    magnitude = replace(magnitude, saliency=signed)
     name = "up_blocks.0.resnets.0"
     expected = 0.0
-    for layer, saliency in magnitude.saliency.items():
+    for layer, saliency in signed.items():
         if layer.startswith(f"{name}.") and "shortcut" not in layer:
             expected += sum(abs(float(output.double().sum())) for output in saliency)
     assert score_branches(unet, magnitude, 0)[name] == pytest.approx(expected)
@@ -314,6 +335,22 @@ def test_a_further_cut_keeps_the_removed_branches(unet, magnitude, magnitude_of,
     assert second.budget.dense == count_macs(unet)
     with pytest.raises(InputError, match="only the first cut"):
         compose(first, first)
+
+
+def test_a_plan_of_other_branches_than_the_models_is_refused(unet, magnitude, scheduler, tmp_path):
+    """Beside the dense model, which has lost none."""
+    write_pipeline(tmp_path / "dense", unet, scheduler)
+    write_json(tmp_path / "dense" / PLAN, plan_depth(unet, magnitude, depth(MIDDLE), 0, None).to_json())
+    with pytest.raises(InputError, match="0 residual branches are removed, 2 by the plan"):
+        read_earlier(tmp_path / "dense", unet)
+
+
+@pytest.mark.parametrize(("quantity", "count_cost"), [("macs", count_macs), ("params", count_params)])
+def test_the_dearest_branch_saves_most_of_what_the_target_counts(unet, quantity, count_cost):
+    """The model without it has the lowest count."""
+    found = DepthCost(unet, PruneParams(target={quantity: "50%"})).dearest()
+    costs = {branch.name: count_cost(without_branches(unet, [branch.name])) for branch in find_branches(unet)}
+    assert costs[found[0]] == min(costs.values())
 
 
 def test_the_target_is_met_by_depth_alone(unet, magnitude):
@@ -501,7 +538,9 @@ def test_without_a_cut_channel_there_is_nothing_to_compensate(unet, magnitude, s
 
 
 def test_more_timesteps_than_the_model_has_are_refused(unet, scheduler, images):
-    """They would repeat."""
+    """They would repeat; as many as it has are all of them."""
+    params = CompensateParams(num_images=4, num_timesteps=1000)
+    assert NoisyBatches(unet, scheduler, images, params, 0).timesteps == list(range(1000))
     params = CompensateParams(num_images=4, num_timesteps=1001)
     with pytest.raises(InputError, match=r"prune\.compensate\.num_timesteps 1001 is more than the model's 1000"):
         NoisyBatches(unet, scheduler, images, params, 0)
@@ -547,6 +586,12 @@ def test_branches_that_cannot_go_are_refused(unet, magnitude, remove, found):
     """In one line that says what can go."""
     with pytest.raises(InputError, match=found):
         plan_depth(unet, magnitude, depth(remove, order="score"), 0, None)
+
+
+@pytest.mark.parametrize(("remove", "most", "expected"), [("29%", 100, 29), (5, 5, 5)])
+def test_the_number_of_branches_is_exact(remove, most, expected):
+    """0.29 · 100 is 29, though it is below that in binary fractions; all that can go may be asked for."""
+    assert count_removed(DepthParams(remove=remove), most) == expected
 
 
 def test_not_all_branches_can_go(unet, magnitude):
