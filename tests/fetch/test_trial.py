@@ -196,15 +196,16 @@ def test_values_of_other_types_are_refused(tmp_path, changes, message):
     assert "\n" not in caught.value.message
 
 
-def test_a_model_that_fails_at_its_last_timestep_only_is_refused(tmp_path):
+@pytest.mark.parametrize("timestep", [500, 999])
+def test_a_model_that_fails_at_its_middle_or_last_timestep_only_is_refused(tmp_path, timestep):
     """A row of the learned timesteps that is not finite would be found after hours."""
     save(tmp_path / "model", time_embedding_type="learned", num_train_timesteps=1000)
     unet = read_unet(tmp_path / "model")
     with torch.no_grad():
-        unet.time_proj.weight[999] = 1e38
+        unet.time_proj.weight[timestep] = 1e38
         unet.save_pretrained(tmp_path / "model" / "unet")
 
-    with pytest.raises(InputError, match="output is not finite at timestep 999; use another checkpoint"):
+    with pytest.raises(InputError, match=f"output is not finite at timestep {timestep}; use another checkpoint"):
         fetch_model(FolderModel(source="folder", path=tmp_path / "model"), tmp_path / "out")
 
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from stages.models.channels_last import to_channels_last
 from stages.models.params import STEP_EVENLY, SamplerParams, SchedulerName
 from stages.models.samplers import QuadraticDdim, check_sampler, make_sampler
-from stages.models.sampling import draw, draw_strip, image_seeds, initial_noise
+from stages.models.sampling import draw, draw_strip, image_seeds, initial_noise, to_pixels, trajectory
 from stages.register.package import replace_quadratic
 from stages.runtime.errors import InputError
 
@@ -205,14 +205,28 @@ def test_images_that_are_not_finite_are_refused(unet, scheduler):
         draw(unet, scheduler, [1, 2], FOUR, batch_size=2, label="pruned")
 
 
-def test_a_strip_goes_from_noise_to_image(unet, scheduler):
-    """Its first frame is the initial noise, its last the image."""
-    strip = draw_strip(unet, scheduler, [1, 2], FOUR, 3)
+@pytest.mark.parametrize(
+    ("sampler", "precision"), [(FOUR, "float32"), (FOUR, "bfloat16"), (SamplerParams(steps=4, eta=0.7), "float32")]
+)
+def test_a_strip_goes_from_noise_to_image(unet, scheduler, sampler, precision):
+    """Its first frame is the initial noise, its last the image, with the same precision and noise of the steps."""
+    strip = draw_strip(unet, scheduler, [1, 2], sampler, 3, precision)
 
     assert strip.shape == (2, 3, 1, 8, 8)
-    assert np.abs(strip[:, -1].astype(int) - draw_images(unet, scheduler, [1, 2])).max() <= 1
+    image = draw_images(unet, scheduler, [1, 2], sampler, precision=precision)
+    assert np.abs(strip[:, -1].astype(int) - image).max() <= 1
     noise = initial_noise(unet, [torch.Generator().manual_seed(1)])[0]
     assert np.abs(strip[0, 0] - ((noise + 1) * 127.5).round().clamp(0, 255).numpy()).max() == 0
+
+
+def test_a_strip_is_denser_towards_the_image(unet, scheduler):
+    """Of ten steps the middle of three frames is what the ninth begins with: 10 · (1 − 0.5²), rounded (closed form)."""
+    ten = SamplerParams(steps=10)
+    strip = draw_strip(unet, scheduler, [1], ten, 3)
+    with torch.inference_mode():
+        states = [to_pixels(state).astype(int) for state in trajectory(unet, make_sampler(scheduler, ten), [1])]
+
+    assert [int(np.abs(strip[:, 1] - state).max()) <= 1 for state in states] == [index == 8 for index in range(11)]
 
 
 @pytest.mark.parametrize("name", ["EulerDiscrete", "HeunDiscrete", "LMSDiscrete"])

@@ -252,6 +252,21 @@ def test_a_sampler_with_other_noise_levels_is_refused():
         make_sampler(scheduler, SamplerParams(scheduler="LMSDiscrete", spacing="trailing", steps=10))
 
 
+def test_noise_levels_that_differ_by_a_few_percent_are_refused():
+    """A sampler has those of the config, which may be others than those of the training."""
+    scheduler = DDPMScheduler()
+    scheduler.alphas_cumprod *= 0.95
+
+    with pytest.raises(InputError, match="assumes other noise levels"):
+        make_sampler(scheduler, SamplerParams(steps=10))
+
+
+def test_a_step_to_values_that_are_not_finite_is_refused():
+    """DDIM divides by √(1 − ᾱ), which float32 rounds to zero here."""
+    with pytest.raises(InputError, match="a step gives values that are not finite"):
+        check_sampler(DDPMScheduler(beta_start=1e-8, beta_end=1e-8), SamplerParams(steps=4))
+
+
 def test_more_than_a_thousand_steps_can_be_drawn():
     """As many as the model has timesteps."""
     scheduler = DDPMScheduler(num_train_timesteps=4000, beta_end=0.005)
@@ -266,6 +281,13 @@ def test_an_offset_beyond_the_last_timestep_is_refused():
     """With steps_offset 1 and as many steps as timesteps, drawing would begin at timestep T."""
     with pytest.raises(InputError, match=r"begin at 1000 with steps_offset 1 .* last timestep is 999; use fewer steps"):
         make_sampler(DDPMScheduler(steps_offset=1), SamplerParams(steps=1000))
+
+
+def test_a_first_timestep_below_the_middle_is_refused():
+    """One leading step begins at the offset."""
+    assert make_sampler(DDPMScheduler(steps_offset=500), SamplerParams(steps=1)).timesteps.tolist() == [500]
+    with pytest.raises(InputError, match="begin at 499 of 1000 timesteps, far below full noise"):
+        make_sampler(DDPMScheduler(steps_offset=499), SamplerParams(steps=1))
 
 
 def test_quadratic_spacing_has_the_models_offset_and_last_step():
