@@ -69,9 +69,11 @@ def test_a_model_that_lost_begins_with_the_loss(judged):
         (10, (0.2, 0.06), "changed"),
         (0, (1.2, 0.1), "worse"),
         (0, (1.05, 0.1), "changed"),
+        (50, (0.0, 0.26), "changed"),
         (51, (0.0, 0.25), "changed"),
         (51, (0.0, 0.26), "worse"),
         (100, (-0.5, 0.1), "changed"),
+        (0, (1.0, None), "changed"),
         (0, (1.01, None), "worse"),
         (0, (0.25, None), "good"),
     ],
@@ -87,6 +89,7 @@ def test_the_level_follows_fid_and_pictures(judged, visible, rise, level):
         ((0.99, 1.4, 1.8), "not measurably faster (cpu, batch 1)", "good"),
         ((1.0, 1.1, 1.2), "not measurably faster (cpu, batch 1)", "good"),
         ((1.01, 1.1, 1.2), "1.10× as fast (cpu, batch 1)", "good"),
+        ((1.02, 1.03, 1.04), "1.03× as fast (cpu, batch 1)", "good"),
         ((1.001, 1.002, 1.003), "not measurably faster (cpu, batch 1)", "good"),
         ((0.7, 0.8, 0.9), "0.80× as fast (cpu, batch 1)", "changed"),
         (None, "its speed was not measured", "good"),
@@ -104,8 +107,11 @@ def test_a_speed_up_whose_interval_spans_1_is_none(judged, speed, text, level):
     ("params", "macs", "text"),
     [
         (0.519, 0.5, "Half the size and"),
+        (0.53, 0.53, "47 % smaller and"),
         (0.554, 0.559, "45 % smaller and"),
         (0.33, 0.34, "A third of the size and"),
+        (0.26, 0.25, "A quarter of the size and"),
+        (0.6, 0.5, "40 % smaller, 50 % fewer MACs and"),
         (0.9, 0.44, "10 % smaller, 56 % fewer MACs and"),
         (1.0, 1.0, "The same size and"),
         (1.2, 1.2, "20 % larger and"),
@@ -119,6 +125,14 @@ def test_the_size_is_that_of_the_parameters(judged, params, macs, text):
 def test_a_model_that_gains_nothing_is_not_good(judged):
     """Neither smaller nor measurably faster."""
     assert judge(*judged(params=1.0, macs=1.0, speed=(0.9, 1.0, 1.1))).level == "changed"
+
+
+@pytest.mark.parametrize(
+    ("params", "macs", "speed"), [(0.95, 1.0, None), (1.0, 0.95, None), (1.0, 1.0, (1.1, 1.2, 1.3))]
+)
+def test_one_gain_is_enough(judged, params, macs, speed):
+    """Fewer parameters, fewer MACs or a higher speed."""
+    assert judge(*judged(params=params, macs=macs, speed=speed)).level == "good"
 
 
 def test_a_coarse_interval_is_named(judged):
@@ -143,10 +157,19 @@ def test_the_floor_is_the_scale_of_a_better_dense_model(judged):
     assert rate_fid(record.model_copy(update={"floor_fid": 10.0}), "finetuned") == "kept"
 
 
-@pytest.mark.parametrize(("ssim", "level"), [(0.98, "good"), (0.9, "changed"), (0.104, "changed")])
-def test_an_older_record_is_judged_by_its_mean_ssim(judged, ssim, level):
-    """Its pairs were not counted."""
-    verdict = judge(*judged(visible=None, ssim=ssim))
+@pytest.mark.parametrize(
+    ("ssim", "half_width", "level"),
+    [
+        (0.98, 0.1, "good"),
+        (0.9, 0.1, "changed"),
+        (0.104, 0.1, "changed"),
+        (0.5, 0.26, "changed"),
+        (0.49, 0.26, "worse"),
+    ],
+)
+def test_an_older_record_is_judged_by_its_mean_ssim(judged, ssim, half_width, level):
+    """Its pairs were not counted; other pictures are worse where FID may have risen."""
+    verdict = judge(*judged(visible=None, rise=(0.0, half_width), ssim=ssim))
 
     assert f"pictures have SSIM {ssim:.2f} against dense" in verdict.sentence
     assert verdict.level == level
