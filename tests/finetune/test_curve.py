@@ -33,6 +33,14 @@ def test_the_bound_continues_the_steepest_slope():
     assert lowest_reachable(points, taking(100)) == pytest.approx(1 - 0.1 * math.log(100))
 
 
+def test_an_earlier_slope_may_be_the_steepest():
+    """Of the last three segments, the loss fell the fastest in the first one."""
+    steepest = (0.6 - 0.9) / math.log(20 / 10)
+    found = lowest_reachable(curve(1, 0.9, 0.6, 0.55, 0.54), taking(100))
+
+    assert found == pytest.approx(0.54 + steepest * math.log(100 / 40))
+
+
 def test_few_points_give_no_bound():
     """The bound is -∞; at the last step it is the measured loss."""
     assert lowest_reachable(curve(1, 0.9, 0.8, 0.7), taking(100)) == -math.inf

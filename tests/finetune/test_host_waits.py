@@ -13,7 +13,7 @@ from stages.finetune.batches import Batch
 from stages.finetune.checkpoint import Checkpoints
 from stages.finetune.loss import Objective, Prediction
 from stages.finetune.params import EngineParams, JacobianParams, LossParams
-from stages.finetune.step_losses import READ_EVERY
+from stages.finetune.step_losses import READ_EVERY, StepLosses
 from stages.finetune.trainer import Trainer
 from stages.runtime.errors import InputError
 
@@ -129,3 +129,12 @@ def test_a_loss_that_is_not_finite_is_named_by_its_own_step(start, tmp_path, hel
     assert all(math.isfinite(point.heldout_loss) for point in run.curve)
     saved = Checkpoints(tmp_path, "run").newest()
     assert saved.step == 4 if checkpoint_every == 4 else saved is None
+
+
+def test_a_gradient_that_is_not_finite_ends_the_training_like_its_loss():
+    """A finite loss may have one, whose step makes every weight NaN."""
+    losses = StepLosses()
+    losses.add(3, torch.tensor(1.0), torch.tensor(math.inf))
+
+    with pytest.raises(InputError, match=r"the loss is 1\.0 and its gradient's norm inf at step 3; lower finetune"):
+        losses.read()

@@ -48,6 +48,15 @@ def test_each_loss_is_its_formula(prediction):
     torch.testing.assert_close(LOSSES["feature"](prediction), (ratios[0] + ratios[1]) / 2)
 
 
+def test_losses_of_bfloat16_predictions_are_computed_in_float32(prediction):
+    """Autocast returns such; squares and means of their differences would lose digits."""
+    target, student = prediction.target.bfloat16(), prediction.student.bfloat16()
+    found = LOSSES["noise"](Prediction(target, student))
+
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, (target - student).float().square().mean((1, 2, 3)))
+
+
 def test_the_objective_is_the_weighted_sum_of_the_losses(prediction, scheduler):
     """With γ it is multiplied by min(SNR, γ) / SNR, where SNR = ᾱ / (1 − ᾱ); a loss of weight 0 is not computed."""
     timesteps = torch.tensor([0, 500, 999])

@@ -12,10 +12,11 @@ import torch
 from accelerate.state import AcceleratorState
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from pydantic import ValidationError
 
 from stages.data.images import Images
 from stages.finetune import engine
-from stages.finetune.batches import Batches, Prefetcher, draw_timesteps
+from stages.finetune.batches import Batches, Prefetcher, draw_timesteps, heldout_batch
 from stages.finetune.checkpoint import Checkpoints
 from stages.finetune.interrupt import StoppedError
 from stages.finetune.params import EngineParams, FinetuneParams, JacobianParams, LossParams, MuonParams, SamplesParams
@@ -95,6 +96,15 @@ def test_the_heldout_loss_is_that_of_the_models_own_target(unet, images, tmp_pat
     assert run.curve[-1].heldout_loss < 0.8 * run.curve[0].heldout_loss
     assert all(math.isfinite(loss) for loss in run.losses)
     assert run.samples[30].std() > 1
+
+
+@pytest.mark.parametrize("batch_size", [6, 3])
+def test_the_heldout_loss_does_not_depend_on_the_parts(trainer, unet, batch_size):
+    """Eight images in parts of 6 and 2, or of 3, 3 and 2, count as they do at once."""
+    whole, parts = (trainer(batch_size=size).heldout_loss for size in (8, batch_size))
+
+    assert len(parts.parts) > len(whole.parts) == 1
+    assert parts(unet) == pytest.approx(whole(unet), rel=1e-5)
 
 
 CHOICES = {
@@ -248,6 +258,15 @@ def test_the_ema_follows_its_formula(trainer):
         torch.testing.assert_close(ema.conv_in.weight.data, expected.data)
 
 
+def test_the_gradient_is_clipped_to_the_norm(trainer):
+    """That of all weights together."""
+    run = trainer(clip_norm=1e-3)
+    run.step()
+    norms = torch.stack([parameter.grad.norm() for parameter in run.unet.parameters()])
+
+    assert float(norms.norm()) == pytest.approx(1e-3, rel=1e-3)
+
+
 def test_a_damaged_checkpoint_is_skipped(trainer, tmp_path, capsys):
     """The previous one is read, and a warning is printed."""
     checkpoints = Checkpoints(tmp_path, "run")
@@ -277,6 +296,14 @@ def test_runs_have_separate_checkpoints(trainer, tmp_path):
     assert Checkpoints(tmp_path, "a" * 64).newest().step == 1
 
 
+def test_the_gate_and_the_checkpoints_change_no_weight():
+    """So a training goes on from its checkpoints with others; with another norm to clip to it does not."""
+    params = PARAMS.model_copy(update={"gate": 0.1, "checkpoint_every": 3, "keep_checkpoints": 5})
+
+    assert params.of_weights() == PARAMS.of_weights()
+    assert PARAMS.model_copy(update={"clip_norm": 2.0}).of_weights() != PARAMS.of_weights()
+
+
 def test_a_loss_that_is_not_finite_ends_the_training(images, scheduler, unet, tmp_path):
     """The message has the step and the key to change."""
     with torch.no_grad():
@@ -303,6 +330,13 @@ def test_half_of_the_timesteps_mirror_the_others():
         assert timesteps[half:].tolist() == (999 - timesteps[: size - half]).tolist()
     evenly_spaced = draw_timesteps(4000, 10, torch.Generator().manual_seed(0), antithetic=True)
     assert evenly_spaced.bincount().tolist() == pytest.approx([400] * 10, rel=0.2)
+
+
+def test_no_timestep_of_the_heldout_loss_mirrors_another(images):
+    """They are drawn independently, unlike those of a training batch."""
+    timesteps = heldout_batch(images, 8, 1000).timesteps
+
+    assert timesteps[5:].tolist() != (999 - timesteps[:3]).tolist()
 
 
 def test_parts_of_a_batch_equal_the_whole(images):
@@ -359,15 +393,26 @@ def test_bfloat16_stays_close_and_keeps_float32_weights(trainer):
     assert {parameter.dtype for parameter in runs[1].unet.parameters()} == {torch.float32}
 
 
-def test_the_learning_rate_follows_its_schedule(trainer):
-    """It rises during the warm-up, then falls to 0 along a half cosine."""
-    run = trainer(schedule="cosine", warmup_steps=2, steps=6)
+@pytest.mark.parametrize(
+    ("schedule", "falling"),
+    [("cosine", [0.5 * (1 + math.cos(math.pi * part / 4)) for part in range(4)]), ("linear", [1, 0.75, 0.5, 0.25])],
+)
+def test_the_learning_rate_follows_its_schedule(trainer, schedule, falling):
+    """It rises during the warm-up, then falls to 0 along a half cosine or a line."""
+    run = trainer(schedule=schedule, warmup_steps=2, steps=6)
     rates = []
     for _ in range(6):
         run.step()
         rates.append(run.optimizer.parts["adam"].param_groups[0]["lr"] / PARAMS.learning_rate)
 
-    assert rates == pytest.approx([0.5, 1, *[0.5 * (1 + math.cos(math.pi * part / 4)) for part in range(4)]])
+    assert rates == pytest.approx([0.5, 1, *falling])
+
+
+def test_a_warm_up_of_all_steps_is_refused():
+    """No step after it would have the rate of the schedule."""
+    with pytest.raises(ValidationError, match="warmup_steps 5 must be less than steps 5"):
+        FinetuneParams(steps=5, warmup_steps=5)
+    assert FinetuneParams(steps=5, warmup_steps=4).warmup_steps == 4
 
 
 def test_dropout_overrides_the_models_config(trainer):
@@ -377,6 +422,18 @@ def test_dropout_overrides_the_models_config(trainer):
 
     assert set(changed) == {0.3}
     assert set(kept) == {0.0}
+
+
+def test_each_step_and_process_has_dropout_of_its_own(trainer):
+    """The seed of its masks is set before each step, so that a resumed training repeats them."""
+    run, seeds = trainer(dropout=0.5), []
+    for index, step in ((0, 0), (0, 1), (1, 0), (0, 0)):
+        run.engine.index = index
+        run._accumulate(step)
+        seeds.append(torch.initial_seed())
+
+    assert len(set(seeds)) == 3
+    assert seeds[0] == seeds[3]
 
 
 @pytest.mark.parametrize("size", [1, 3])

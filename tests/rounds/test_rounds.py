@@ -118,13 +118,13 @@ def test_one_round_changes_no_params(params):
 
 
 def test_the_params_of_a_round_are_a_valid_file_with_draws_of_its_own(write_params, unet):
-    """Each has its seed, a target nearer to the final one, and one round."""
-    params = read_params(write_params(rounds={"count": 4}))
+    """Each has its seed, a target nearer to the final one, one round, and no gate, which is for the last recovery."""
+    params = read_params(write_params(rounds={"count": 4}, finetune={"gate": 0.1}))
     trees = [Params.model_validate(tree) for tree in params.trees(find_targets(unet, params.prune, 4))]
     ratios = [tree.prune.target.ratio for tree in trees]
 
     assert len({params.seed, *(tree.seed for tree in trees)}) == 5
-    assert all(tree.rounds == RoundsParams() for tree in trees)
+    assert all(tree.rounds == RoundsParams() and tree.finetune.gate is None for tree in trees)
     assert ratios == sorted(set(ratios))
     assert ratios[-1] == params.prune.target.ratio
 
@@ -140,6 +140,10 @@ def test_the_params_of_a_round_are_a_valid_file_with_draws_of_its_own(write_para
         ({"finetune": {"snapshots": [25]}}, "finetune.snapshots are those of one training; empty it, or"),
         (
             {"finetune": {"loss": {"output": 1.0, "jacobian": {"weight": 0.1, "every": 60}}}},
+            "finetune.loss.jacobian.every or .ramp_steps does not fit a round of 50; lower it, or raise",
+        ),
+        (
+            {"finetune": {"loss": {"output": 1.0, "jacobian": {"weight": 0.1, "ramp_steps": 50}}}},
             "finetune.loss.jacobian.every or .ramp_steps does not fit a round of 50; lower it, or raise",
         ),
         ({"rounds": {"count": 0}}, "rounds.count is 0: "),
