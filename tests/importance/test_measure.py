@@ -189,6 +189,25 @@ def test_the_sum_ends_at_the_first_loss_below_the_threshold(scheduler, formula, 
     torch.testing.assert_close(found.losses, full.losses)
 
 
+@pytest.mark.parametrize(
+    ("criterion", "used"), [("taylor", 5), ("snr-taylor", 5), ("fisher", 2), ("no-cancel-taylor", 2)]
+)
+def test_only_criteria_with_a_threshold_end_at_it(scheduler, criterion, used):
+    """The others sum over all timesteps, whatever the threshold is."""
+    chosen = {"criterion": criterion, "formula": "paper", "threshold": 0.5}
+    found = measure_importance(Scripted(), scheduler, [BATCH], STEPS, **chosen)
+
+    assert [len(losses) for losses in found.losses] == [used]
+
+
+def test_a_loss_at_the_threshold_does_not_end_the_sum(scheduler):
+    """For T = 1, losses that are all equal count."""
+    chosen = {"criterion": "diff-pruning", "formula": "paper", "threshold": 1.0}
+    found = measure_importance(Scripted(), scheduler, [BATCH], [0, 200], **chosen)
+
+    assert [len(losses) for losses in found.losses] == [2]
+
+
 def test_measuring_does_not_change_the_model(unet, scheduler):
     """Weights, memory format and requires_grad are the same, and no gradient is left."""
     before = tensors_sha256(unet.state_dict())

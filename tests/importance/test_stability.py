@@ -1,6 +1,7 @@
 """Diagnostics of the importance: heatmap, stability and report."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -16,6 +17,7 @@ from stages.importance.stability import (
     evenly_spaced_timesteps,
     measure_diagnostics,
     measure_heatmap,
+    measure_stability,
 )
 from stages.models.groups import Group, find_groups
 from stages.models.scores import score_group
@@ -95,6 +97,27 @@ def test_diagnostic_timesteps_are_evenly_spaced_over_the_used_ones(unet, schedul
 
     assert evenly_spaced_timesteps(importance, 4) == [0, 300, 600, 900]
     assert evenly_spaced_timesteps(importance, 99) == list(range(0, 1000, 100))
+    shorter = dataclasses.replace(importance, losses=[importance.losses[0], importance.losses[0][:2]])
+    assert evenly_spaced_timesteps(shorter, 4) == [0, 100], "every draw used them"
+
+
+def test_the_stability_compares_independent_draws_of_one_batch_each(unet, scheduler, images, chosen):
+    """Draws of the same images and noise would rank alike; how many the importance itself has does not count."""
+    several = chosen.model_copy(update={"batches": 2, "noises": 2})
+    one, other = (measure_stability(unet, scheduler, images, given, [0, 500], 2, 0) for given in (chosen, several))
+
+    assert one == other
+    assert one.spearman < 0.999
+
+
+def test_the_stability_is_that_of_the_formula(unet, scheduler, images, chosen):
+    """The same draws rank otherwise by another formula."""
+    found = [
+        measure_stability(unet, scheduler, images, chosen.model_copy(update={"formula": name}), [0, 500], 2, 0)
+        for name in ("paper", "diffusers")
+    ]
+
+    assert found[0] != found[1]
 
 
 def test_the_report_has_losses_layers_metrics_and_a_figure(tmp_path, unet, scheduler, images, chosen):
@@ -167,13 +190,15 @@ def test_the_heatmap_has_the_scored_layers(unet, scheduler, images, chosen):
 
 
 def test_a_model_of_zeros_has_a_report(tmp_path, unet, scheduler, images, chosen):
-    """Without stability, since nothing can be ranked."""
+    """Without stability, since nothing can be ranked, and without cancellation, since nothing contributes."""
     with torch.no_grad():
         for parameter in unet.parameters():
             parameter.zero_()
     importance = calibrate(unet, scheduler, images, chosen, 0)
-    write_report(importance, *measure_diagnostics(importance, unet, scheduler, images, chosen, 0), tmp_path)
+    heatmap, stability = measure_diagnostics(importance, unet, scheduler, images, chosen, 0)
+    write_report(importance, heatmap, stability, tmp_path)
 
+    assert not heatmap.cancellation.any()
     assert "spearman" not in json.loads((tmp_path / "metrics.json").read_text())
     assert (tmp_path / "importance.png").is_file()
 
