@@ -41,6 +41,18 @@ def test_kid_is_the_direct_formula(protocol):
     assert quality.kid == pytest.approx(expected, rel=1e-9)
 
 
+def test_each_set_has_as_many_subsets_of_its_own_as_the_protocol_says(protocol):
+    """KID is their mean, and the same again for the same set."""
+    drawn, real = (torch.from_numpy(DRAWS.standard_normal((20, 3))) for _ in range(2))
+    few, more = (
+        QualityMetrics(real, protocol.model_copy(update={"kid_subset_size": 5, "kid_subsets": subsets}))
+        for subsets in (1, 2)
+    )
+
+    assert len({few(drawn, index).kid for index in range(3)}) == 3
+    assert few(drawn, 1).kid == few(drawn, 1).kid != more(drawn, 1).kid
+
+
 def test_precision_and_recall_are_shares_of_neighbourhoods(protocol):
     """By loops: a point counts that is no farther from some other than that one's k-th neighbour is."""
     drawn, real = DRAWS.standard_normal((30, 2)), DRAWS.standard_normal((40, 2)) + 0.7
@@ -53,6 +65,22 @@ def test_precision_and_recall_are_shares_of_neighbourhoods(protocol):
 
     assert quality.precision == pytest.approx(covered(drawn, real))
     assert quality.recall == pytest.approx(covered(real, drawn))
+
+
+def test_points_as_far_as_the_neighbour_are_covered(protocol):
+    """Sets of the same repeated points cover each other, though no neighbour has any distance."""
+    points = torch.from_numpy(DRAWS.standard_normal((6, 3))).repeat(protocol.neighbours + 1, 1)
+    quality = QualityMetrics(points, protocol)(points)
+
+    assert (quality.precision, quality.recall) == (1, 1)
+
+
+def test_the_seed_of_the_protocol_decides_the_halves_of_the_floor(protocol):
+    """The same seed gives the same floor, another one another."""
+    real = torch.from_numpy(DRAWS.standard_normal((20, 3)))
+    one, again, other = (QualityMetrics(real, protocol.model_copy(update={"seed": seed})).floor() for seed in (1, 1, 2))
+
+    assert one == again != other
 
 
 def test_real_against_real_is_near_nothing_and_noise_is_far(params, protocol):
