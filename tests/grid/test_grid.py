@@ -10,17 +10,21 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from stages.evaluate.consistency import images_to_ssim
+from stages.evaluate.quality import features_to_statistics, frechet_distance
 from stages.grid import cells, report
 from stages.grid.grid import hold_store
 from stages.grid.params import GridParams
-from stages.grid.settings import make_settings
+from stages.grid.settings import Setting, make_settings
 from stages.models.params import SamplerParams
 from stages.models.pipeline import read_scheduler, read_unet
 from stages.models.sampling import draw, image_seeds
+from stages.protocol.extractors import Extractor
 from stages.protocol.grid import read_grid
+from stages.protocol.params import ExtractorParams
 from stages.protocol.reference import read_reference
 from stages.report.grid_figure import PLOTS
 from stages.storage.files import read_json, write_json
+from tests.few_images import FEW_IMAGES
 from tests.orchestra import until
 
 STEPS = ("--steps", "2,4")
@@ -64,13 +68,28 @@ def test_a_grid_is_measured_once_and_shown(write_project, grid, tmp_path, monkey
     assert "By FID, best are dense with" in (tmp_path / "reports/grid/index.html").read_text()
 
 
+def test_a_metric_stands_beside_the_dense_models_at_the_same_setting(write_project, grid, tmp_path):
+    """The difference is given of those that measure one model, and not of distances from the dense one."""
+    write_project()
+    assert grid("--steps", "2,5").exit_code == 0
+    record = read_grid(tmp_path / "reports/grid")
+    for dense, finetuned in zip(record.of("dense"), record.of("finetuned"), strict=True):
+        apart = {name: metric.above_dense for name, metric in finetuned.metrics.items()}
+        alone = {name for name, difference in apart.items() if difference is None}
+
+        assert alone == {"ssim", "fid_dense", "ssim_protocol"}
+        for name in apart.keys() - alone:
+            assert apart[name].mean == pytest.approx(finetuned.metrics[name].mean - dense.metrics[name].mean)
+
+
 def test_pairs_start_from_the_same_noise(write_project, grid, tmp_path):
-    """SSIM at a setting is that of images drawn by hand from the seeds of the protocol, and of the reference."""
+    """SSIM and FID to dense at a setting are those of images drawn by hand from the seeds of the protocol."""
     write_project()
     assert grid("--steps", "2").exit_code == 0
     found = {cell.model: cell.metrics for cell in read_grid(tmp_path / "reports/grid").cells}
     reference = read_reference(tmp_path / "artifacts/reference")
     folder = tmp_path / "artifacts/pretrained"
+    extractor = Extractor(ExtractorParams(**FEW_IMAGES["extractor"]), 8)
     for index in range(2):
         images = {}
         for name in ("pretrained", "finetuned"):
@@ -79,8 +98,10 @@ def test_pairs_start_from_the_same_noise(write_project, grid, tmp_path):
             images[name] = draw(unet, read_scheduler(folder), seeds, sampler, batch_size=8, label="x")
         by_setting = images_to_ssim(images["finetuned"], images["pretrained"]).mean()
         by_protocol = images_to_ssim(images["pretrained"], reference.samples[index]).mean()
+        statistics = [features_to_statistics(extractor.features(drawn)) for drawn in images.values()]
 
         assert found["finetuned"]["ssim"].sets[index] == pytest.approx(by_setting)
+        assert found["finetuned"]["fid_dense"].sets[index] == pytest.approx(frechet_distance(*statistics))
         assert found["dense"]["ssim_protocol"].sets[index] == pytest.approx(by_protocol)
 
 
@@ -123,8 +144,8 @@ def test_a_stopped_grid_goes_on(write_project, grid, tmp_path, monkeypatch):
     assert read_grid(tmp_path / "whole") == record
 
 
-def test_other_weights_are_other_cells(write_project, grid, tmp_path):
-    """A model that was pruned anew is measured anew, and the dense one's images are used again."""
+def test_other_weights_and_packages_are_other_cells(write_project, grid, tmp_path, monkeypatch):
+    """Of a model that was pruned anew, the dense one's images are used again; other packages may draw others."""
     write_project()
     assert grid("--steps", "2").exit_code == 0
     (tmp_path / "artifacts/pruned").rename(tmp_path / "artifacts/other")
@@ -132,17 +153,20 @@ def test_other_weights_are_other_cells(write_project, grid, tmp_path):
     (tmp_path / "artifacts/other").rename(tmp_path / "artifacts/finetuned")
 
     assert "2 cells, 1 of them measured before" in grid("--steps", "2").output
+    monkeypatch.setattr(cells, "version", lambda _: "0")
+    assert "2 cells, 0 of them measured before" in grid("--steps", "2").output
 
 
 def test_guidance_is_a_row_of_a_conditional_model(write_project, grid, tmp_path):
-    """Each scale has other images and, above 1, two predictions for a step."""
+    """Each scale has other images and, above 1, two predictions for a step; those of the reference have none."""
     write_project(classes=4)
-    result = grid("--steps", "2", "--guidance", "1,3", "--sets", "1")
+    result = grid("--steps", "4", "--guidance", "1,3", "--sets", "1")
     assert result.exit_code == 0, result.output
     record = read_grid(tmp_path / "reports/grid")
     one, three = record.of("finetuned")
 
-    assert (one.calls, three.calls, three.macs) == (2, 4, 2 * one.macs)
+    assert (one.calls, three.calls, three.macs) == (4, 8, 2 * one.macs)
+    assert [cell.metrics["ssim_protocol"].mean == 1 for cell in record.of("dense")] == [True, False]
     assert one.metrics["fid"].mean != three.metrics["fid"].mean
     assert one.metrics["fid"].half_width is None
     assert one.protocol_id != three.protocol_id
@@ -218,6 +242,15 @@ def test_settings_of_a_sampler_with_two_predictions_a_step_count_both(scheduler,
     heun, ddim = make_settings(grid, params.reference, scheduler, None, "x")
 
     assert (heun.calls, ddim.calls) == (9, 5)
+
+
+def test_guidance_of_1_is_none(protocol, scheduler):
+    """Both draw the same images, so a setting is the protocol's own with either."""
+    one, three = (
+        Setting(SamplerParams(steps=2), scale, 2).protocol(protocol, scheduler).guidance for scale in (1.0, 3.0)
+    )
+
+    assert (one, three) == (None, 3)
 
 
 def test_a_damaged_cell_is_named(write_project, grid, tmp_path):

@@ -53,7 +53,8 @@ def test_the_bests_are_compared_set_by_set(record):
     assert "0.033 ± 0.287 above the best of dense, within the interval, so they cannot be told apart." in summarise(
         alike
     )
-    assert [make_verdict(it).level for it in (worse, alike)] == ["changed", "good"]
+    better = record({"dense": DENSE, "finetuned": {5: [3.0] * 3, 50: [0.5, 0.61, 0.7]}})
+    assert [make_verdict(it).level for it in (worse, alike, better)] == ["changed", "good", "good"]
 
 
 def test_one_set_has_no_interval_and_says_so(record):
@@ -64,6 +65,7 @@ def test_one_set_has_no_interval_and_says_so(record):
         "with one set there are no intervals, so that nothing says whether the bests differ."
     )
     assert not any("cannot be told" in line for line in explain(one))
+    assert (one.cheapest("dense").steps, make_verdict(one).level) == (50, "changed")
     assert "One set, so no intervals." in to_markdown(one)
 
 
