@@ -18,6 +18,8 @@ LONGEST = 18
 """Most digits of a seed or of a number of steps."""
 OUR_DECAYS = (0.9, 0.95)
 """EMA decays of our recovery, in addition to the preset's slowest."""
+OF_ONE_SIZE = {"prune.ranking": "uniform", "prune.geglu": "pairs"}
+"""Overrides under which widths depend on neither scores nor seed."""
 ONE_SHOT = {
     "importance.criterion": "taylor",
     "importance.stride": 1,
@@ -59,7 +61,7 @@ def plan_rows(params: Params) -> dict[str, dict[str, Any]]:
     All rows prune uniformly to the preset's target, so that their widths are equal whatever the criterion.
     """
     slowest = max(params.finetune.ema_decays)
-    recovery = {"prune.ranking": "uniform", "finetune.init": "pruned"}
+    recovery = {**OF_ONE_SIZE, "finetune.init": "pruned"}
     theirs = {
         **recovery,
         "prune.compensate": None,

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flows.workspaces.grid import PlannedCell
-from flows.workspaces.method_rows import LONGEST, OUR_DECAYS, check_plan, our_muon, plan_rows
+from flows.workspaces.method_rows import LONGEST, OF_ONE_SIZE, OUR_DECAYS, check_plan, our_muon, plan_rows
 from flows.workspaces.overrides import Overrides, check_order, parse_pairs
 from flows.workspaces.repository import ParamsSource, Repository
 from stages.params import Params
@@ -141,7 +141,8 @@ def plan_rows_of_curve(
     Beside a method's row, which prunes uniformly, recipes do so too, so that all have the same widths.
 
     Raises:
-        InputError: A row does not exist, steps make no curve, or overrides set a key of rows or seeds.
+        InputError: A row does not exist, steps make no curve, overrides set a key of rows or seeds, or widths would
+            differ between seeds.
     """
     for name, keys in recipes.items():
         _check_recipe(name, keys)
@@ -153,7 +154,10 @@ def plan_rows_of_curve(
     if not chosen or len(set(chosen)) < len(chosen):
         raise InputError(f"rows are {', '.join(chosen) or 'missing'}; give one or more, each once")
     if PRUNES_ITSELF.intersection(chosen):
-        rows = {name: {"prune.ranking": "uniform", **row} for name, row in rows.items()}
+        rows = {name: {**OF_ONE_SIZE, **row} for name, row in rows.items()}
+    elif len(seeds) > 1 and (params.prune.ranking, params.prune.geglu) != (*OF_ONE_SIZE.values(),):
+        found = f"prune.ranking {params.prune.ranking} with prune.geglu {params.prune.geglu}"
+        raise InputError(f"{found} gives each seed other widths; set uniform and pairs, or give one seed")
     check_plan(rows, chosen, seeds, overrides)
     return {name: rows[name] for name in chosen}
 

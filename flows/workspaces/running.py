@@ -228,7 +228,7 @@ def _forecast(arguments: Sequence[str]) -> dict[str, float | None]:
 
 
 def refuse(refusals: Sequence[str], *, is_certain: bool = True) -> None:
-    """Stop a run that a stage is known to refuse; of a target that measured times or scores decide, only warn.
+    """Stop a run that a stage is known to refuse; of a target that measured times, scores or images decide, only warn.
 
     Args:
         refusals: What the plan knows.
@@ -239,7 +239,8 @@ def refuse(refusals: Sequence[str], *, is_certain: bool = True) -> None:
     """
     target = load_params(PARAMS).prune
     is_open = target.target.latency_ms is not None or target.ranking == "global"
-    certain = [it for it in refusals if is_certain and not (is_open and it.startswith("prune.target"))]
+    is_open |= target.depth is not None and target.depth.names is None  # the plan draws the branches
+    certain = [it for it in refusals if is_certain and not (is_open and it.startswith(("prune.target", "prune.depth")))]
     for message in refusals:
         if message not in certain:
             warn(f"a stage may refuse this: {message}")

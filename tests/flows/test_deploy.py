@@ -357,7 +357,10 @@ def test_a_password_in_the_servers_address_is_not_printed(refused):
     ("given", "message"),
     [
         ({"rows": ["noise", "taylor"], "overrides": {"importance.stride": 10}}, None),
-        ({"overrides": {"prune.ranking": "global"}}, None),
+        (
+            {"overrides": {"prune.ranking": "global"}},
+            "prune.ranking global with prune.geglu pairs gives each seed other",
+        ),
         ({"rows": ["mine"], "recipes": {"mine": {"finetune.loss.output": 1}}, "steps": [5, 10]}, None),
         ({"rows": ["noise", "tailor"]}, "there is no row 'tailor'"),
         ({"rows": ["noise", "taylor"], "overrides": {"prune.ranking": "global"}}, "prune.ranking is set by rows and"),

@@ -120,6 +120,8 @@ def test_methods_are_rows_like_those_of_the_table(plan):
     assert "prune.ranking" not in plan(names=["noise"])[0][0].overrides
     mixed = plan(names=["noise", "taylor"])[0]
     assert {cell.overrides["prune.ranking"] for cell in mixed} == {"uniform"}, "widths must be equal"
+    assert {cell.overrides["prune.geglu"] for cell in mixed} == {"pairs"}, "widths must be equal"
+    assert plan(names=["noise"], seeds=[0], overrides={"prune.ranking": "global"})[1][0].prune.ranking == "global"
     with pytest.raises(InputError, match=r"importance\.criterion is set by rows and seeds"):
         plan(names=names, overrides={"importance.criterion": "random"})
 
@@ -138,6 +140,14 @@ def test_methods_are_rows_like_those_of_the_table(plan):
         ({"steps": [0, 10]}, "--steps 0,10: give two or more rising numbers from 1"),
         ({"recipes": {"a": {"finetune.loss.nonsense": 1}}}, "finetune.loss.nonsense"),
         ({"recipes": {"a": {"finetune.learning_rate": 1}}}, "noise, output and feature are all 0"),
+        (
+            {"names": ["noise"], "seeds": [0, 1], "overrides": {"prune.ranking": "global"}},
+            "prune.ranking global with prune.geglu pairs gives each seed other widths; set uniform and pairs, or",
+        ),
+        (
+            {"names": ["noise"], "seeds": [0, 1], "overrides": {"prune.geglu": "halves"}},
+            "prune.ranking uniform with prune.geglu halves gives each seed other widths",
+        ),
         (
             {"recipes": {"a": {"prune.ranking": "global"}}},
             "--recipe a sets prune.ranking; a recipe sets keys of finetune",

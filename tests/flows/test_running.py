@@ -147,11 +147,22 @@ def test_a_run_that_a_stage_will_refuse_stops_before_it_computes(chosen, capsys)
     assert capsys.readouterr().err == "Warning: a stage may refuse this: finetune.batch_size 16 is too large\n"
 
 
-@pytest.mark.parametrize("prune", [{"target": {"latency_ms": 1.0}}, {"ranking": "global"}], ids=str)
-def test_a_target_that_measured_times_or_scores_decide_is_only_warned_of(chosen, capsys, prune):
-    """The stage may find another range than the plan, which cuts by magnitude; other refusals still stop the run."""
+@pytest.mark.parametrize(
+    "prune",
+    [
+        {"target": {"latency_ms": 1.0}},
+        {"ranking": "global"},
+        {"depth": {"remove": 2}},
+        {"target": {"macs": "60%"}, "depth": {"remove": "search"}},
+    ],
+    ids=str,
+)
+def test_a_target_that_measured_times_scores_or_images_decide_is_only_warned_of(chosen, capsys, prune):
+    """The stage may find another range than the plan, whose scores are random; other refusals still stop the run."""
     chosen(**prune)
-    refuse(["prune.target 1 ms is out of reach"])
+    refuse(
+        ["prune.target 1 ms is out of reach", *(["prune.depth.remove takes every layer"] if "depth" in prune else [])]
+    )
 
     assert "Warning: a stage may refuse this: prune.target 1 ms is out of reach" in capsys.readouterr().err
     with pytest.raises(InputError, match="batch_size"):

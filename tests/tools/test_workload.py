@@ -142,6 +142,8 @@ def test_a_grid_draws_every_model_at_every_setting_but_dense_at_the_protocols_ow
     assert work.passes["features"] == 200 * (3 + 4)
     assert work.passes["similarity"] == 200 * 4 * 3
     assert work.text == "8 cells × 200 images"
+    unguided = [replace(setting, guidance=1.0) for setting in settings]
+    assert count_grid(params, params.grid, SIZE, unguided) == work, "guidance 1 is none"
     assert works()[0].grid is None
 
 

@@ -125,7 +125,7 @@ def check_comparable(cells: Sequence[FinishedCell], titles: Mapping[str, str]) -
 
 
 def check_sizes(cells: Sequence[FinishedCell]) -> None:
-    """Refuse finetuned models of unequal size, which a target in milliseconds can lead to.
+    """Refuse finetuned models of unequal size, which a target in milliseconds or a choice of branches can lead to.
 
     Raises:
         InputError: Two models differ in parameters or MACs.
@@ -135,7 +135,8 @@ def check_sizes(cells: Sequence[FinishedCell]) -> None:
         one, other = next((a, b) for a in sizes for b in sizes if sizes[a] != sizes[b])
         found = f"{one} has {sizes[one][1]} MACs and {other} {sizes[other][1]}"
         raise InputError(
-            f"{found}; give prune.target as a ratio, MACs or parameters, so that all methods reach the same size"
+            f"{found}; all must reach the same size: give prune.target as a ratio, MACs or parameters, and name the "
+            "branches of prune.depth"
         )
 
 

@@ -21,7 +21,8 @@ def count_grid(params: Params, grid: GridParams, size: ModelSize, settings: Sequ
     """
     protocol, models = params.reference, len(grid.models)
     each = (grid.num_images or protocol.num_images) * (grid.sets or protocol.sets)
-    others = [it for it in settings if (it.sampler, it.guidance) != (protocol.sampler, protocol.guidance)]
+    given = (protocol.sampler, protocol.guidance or 1)  # guidance 1 is none
+    others = [it for it in settings if (it.sampler, it.guidance or 1) != given]
     drawn = each * (models * len(settings) + len(others))
     passes: Counter[Pass] = Counter({"dense": each * sum(setting.calls for setting in others), "features": drawn})
     passes["pruned"] = models * each * sum(setting.calls for setting in settings)
