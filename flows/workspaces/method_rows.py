@@ -24,7 +24,7 @@ ONE_SHOT = {
     "importance.criterion": "taylor",
     "importance.stride": 1,
     "prune.target": {"ratio": 0.15},
-    "prune.ranking": "uniform",
+    **OF_ONE_SIZE,
     "prune.compensate": None,
     "prune.depth": None,
     "rounds.count": 1,

@@ -228,7 +228,7 @@ def _forecast(arguments: Sequence[str]) -> dict[str, float | None]:
 
 
 def refuse(refusals: Sequence[str], *, is_certain: bool = True) -> None:
-    """Stop a run that a stage is known to refuse; of a target that measured times, scores or images decide, only warn.
+    """Stop a run that a stage is known to refuse; of a target that depends on times, scores or images, only warn.
 
     Args:
         refusals: What the plan knows.
@@ -237,10 +237,11 @@ def refuse(refusals: Sequence[str], *, is_certain: bool = True) -> None:
     Raises:
         InputError: Something is refused; the line has the last refusal, and stderr those before it.
     """
-    target = load_params(PARAMS).prune
-    is_open = target.target.latency_ms is not None or target.ranking == "global"
-    is_open |= target.depth is not None and target.depth.names is None  # the plan draws the branches
-    certain = [it for it in refusals if is_certain and not (is_open and it.startswith(("prune.target", "prune.depth")))]
+    prune = load_params(PARAMS).prune
+    is_drawn = prune.depth is not None and prune.depth.names is None  # the plan draws the branches
+    is_open = is_drawn or prune.target.latency_ms is not None or prune.ranking == "global"
+    uncertain = ("prune.target",) * is_open + ("prune.depth.remove takes every layer",) * is_drawn
+    certain = [it for it in refusals if is_certain and not it.startswith(uncertain)]
     for message in refusals:
         if message not in certain:
             warn(f"a stage may refuse this: {message}")

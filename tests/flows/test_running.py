@@ -160,13 +160,26 @@ def test_a_run_that_a_stage_will_refuse_stops_before_it_computes(chosen, capsys)
 def test_a_target_that_measured_times_scores_or_images_decide_is_only_warned_of(chosen, capsys, prune):
     """The stage may find another range than the plan, whose scores are random; other refusals still stop the run."""
     chosen(**prune)
-    refuse(
-        ["prune.target 1 ms is out of reach", *(["prune.depth.remove takes every layer"] if "depth" in prune else [])]
-    )
+    refuse(["prune.target 1 ms is out of reach"])
 
     assert "Warning: a stage may refuse this: prune.target 1 ms is out of reach" in capsys.readouterr().err
     with pytest.raises(InputError, match="batch_size"):
         refuse(["prune.target 1 ms is out of reach", "finetune.batch_size 16 is too large"])
+
+
+def test_what_depends_on_the_branches_is_certain_where_they_are_named(chosen, capsys):
+    """How many branches there are is certain in any case."""
+    everything, too_many = "prune.depth.remove takes every layer along", "prune.depth.remove 99 is more than the 14"
+    chosen(depth={"remove": 2})
+    refuse([everything])
+    assert f"Warning: a stage may refuse this: {everything}" in capsys.readouterr().err
+    with pytest.raises(InputError, match="99 is more"):
+        refuse([too_many])
+
+    chosen(depth={"remove": ["mid_block.resnets.0"]})
+    for message in (everything, "prune.target 1 MACs is out of reach"):
+        with pytest.raises(InputError, match=message):
+            refuse([message])
 
 
 @pytest.mark.parametrize(
