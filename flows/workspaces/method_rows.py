@@ -20,7 +20,7 @@ OUR_DECAYS = (0.9, 0.95)
 """EMA decays of our recovery, in addition to the preset's slowest."""
 OF_ONE_SIZE = {"prune.ranking": "uniform", "prune.geglu": "pairs"}
 """Overrides under which widths depend on neither scores nor seed."""
-ONE_SHOT = {
+ONE_SHOT: Overrides = {
     "importance.criterion": "taylor",
     "importance.stride": 1,
     "prune.target": {"ratio": 0.15},
