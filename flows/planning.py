@@ -92,6 +92,7 @@ class RunPlan:
             "source": self.source,
             "device": self.device,
             "refusals": self.preview.refusals,
+            "possible_refusals": self.preview.possible,
             "download": self.download,
             "model": size
             and {key: getattr(size, key) for key in ("dense_params", "pruned_params", "dense_macs", "pruned_macs")},
@@ -118,6 +119,7 @@ class RunPlan:
         if missing := sorted({kind for stage in self.running for kind in stage.unmeasured}):
             lines.append(f"Not in it, since it could not be timed here: {', '.join(missing)}.")
         lines += [f"Warning: {printable(self.download)}"] if self.download else []
+        lines += [f"Warning: a stage may refuse this: {printable(message)}" for message in self.preview.possible]
         refused = self.preview.refusals
         lines += [f"{count(len(refused), 'refusal')}; nothing has to be computed to know of them:"] if refused else []
         return "\n".join(lines + [f"✗ {printable(message)}" for message in refused])

@@ -222,33 +222,30 @@ def _forecast(arguments: Sequence[str]) -> dict[str, float | None]:
     found = _plan() if {*names} & {*LONG} else {}
     if download := found.get("download"):
         warn(download)
-    refuse(found.get("refusals", []), is_certain=not arguments)  # a stage alone may not need what is refused
+    refusals, possible = found.get("refusals", []), found.get("possible_refusals", [])
+    if arguments:  # a stage alone may not need what is refused
+        refusals, possible = [], refusals + possible
+    refuse(refusals, possible)
     seconds = {stage["name"]: stage["seconds"] for stage in found.get("stages", []) if "seconds" in stage}
     return {name: seconds.get(name) for name in names}
 
 
-def refuse(refusals: Sequence[str], *, is_certain: bool = True) -> None:
-    """Stop a run that a stage is known to refuse; of a target that depends on times, scores or images, only warn.
+def refuse(refusals: Sequence[str], possible: Sequence[str]) -> None:
+    """Stop a run that a stage is known to refuse, and warn of what it may refuse.
 
     Args:
         refusals: What the plan knows.
-        is_certain: Whether all stages run; otherwise there are only warnings.
+        possible: What it cannot know.
 
     Raises:
         InputError: Something is refused; the line has the last refusal, and stderr those before it.
     """
-    prune = load_params(PARAMS).prune
-    is_drawn = prune.depth is not None and prune.depth.names is None  # the plan draws the branches
-    is_open = is_drawn or prune.target.latency_ms is not None or prune.ranking == "global"
-    uncertain = ("prune.target",) * is_open + ("prune.depth.remove takes every layer",) * is_drawn
-    certain = [it for it in refusals if is_certain and not it.startswith(uncertain)]
-    for message in refusals:
-        if message not in certain:
-            warn(f"a stage may refuse this: {message}")
-    for message in certain[:-1]:
+    for message in possible:
+        warn(f"a stage may refuse this: {message}")
+    for message in refusals[:-1]:
         click.echo(f"Error: {printable(message)}", err=True)
-    if certain:
-        raise InputError(f"{certain[-1].rstrip('.')}; no stage was run")
+    if refusals:
+        raise InputError(f"{refusals[-1].rstrip('.')}; no stage was run")
 
 
 def _plan() -> dict[str, Any]:

@@ -27,7 +27,8 @@ class CostsParams(Section):
     repeats: int = Field(50, ge=PASSES, le=100_000)
     """Largest number of timed passes for each row."""
     seconds: float = Field(10, gt=0)
-    """Seconds for each row. A row in which six passes would not fit, by the time of the row before, is left out."""
+    """Seconds for the passes in turn of all models in one setting; with variants, times the number of what is timed. A
+    setting in which six passes would not fit, by the time of the setting before, is left out."""
 
     @property
     def settings(self) -> list[tuple[str, str, int]]:

@@ -27,7 +27,7 @@ class TrainingClock:
     machine: str = field(default_factory=device_name)
     """Where all steps were taken; empty if they were taken on several machines, whose seconds do not add up."""
     alone: bool = field(default_factory=lambda: SHARED_VARIABLE not in os.environ)
-    """Whether no step was taken beside other runs of a flow."""
+    """Whether no step was taken while several cells of a flow shared this machine."""
     _began: float | None = None
 
     def resume(self, before: "TrainingClock") -> None:

@@ -17,6 +17,10 @@ TOLERANCES: dict[Quantity, float] = {"channels": 0.01, "macs": 0.01, "params": 0
 """Allowed relative difference between target and result."""
 
 
+class TargetError(InputError):
+    """The target cannot be met with these scores, branches or measured times; with others it may be."""
+
+
 def is_in_reach(quantity: Quantity, target_cost: float, smallest: float, whole: float) -> bool:
     """Whether a target lies, within its tolerance, between the smallest cost and that of the whole model."""
     tolerance = TOLERANCES[quantity]
@@ -25,7 +29,7 @@ def is_in_reach(quantity: Quantity, target_cost: float, smallest: float, whole: 
 
 def out_of_reach(
     quantity: Quantity, target_cost: float, smallest: float, whole: float, how: str = "", change: str = "prune.target"
-) -> InputError:
+) -> TargetError:
     """Describe a target that cannot be met, with the range of those that can.
 
     Args:
@@ -38,7 +42,7 @@ def out_of_reach(
     """
     limits = " to ".join(show_cost(quantity, cost) for cost in (smallest, whole))
     found = f"prune.target {show_cost(quantity, target_cost)} is out of reach{how}"
-    return InputError(f"{found}: possible from {limits}; change {change}")
+    return TargetError(f"{found}: possible from {limits}; change {change}")
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Solver:
             whole: The cost without a cut.
 
         Raises:
-            InputError: No such cuts exist; the message has the costs that are possible.
+            TargetError: No such cuts exist; the message has the costs that are possible.
         """
         if not is_in_reach(self.quantity, target_cost, smallest, whole):
             raise out_of_reach(self.quantity, target_cost, smallest, whole)
@@ -74,7 +78,7 @@ class Solver:
             near = " and ".join(show_cost(self.quantity, cost) for cost, _ in sorted(measured))
             advice = "raise prune.latency_repeats" if self.quantity == "latency_ms" else "lower prune.round_to"
             found = f"prune.target {show_cost(self.quantity, target_cost)} is out of reach"
-            raise InputError(f"{found}: the nearest possible are {near}; {advice}")
+            raise TargetError(f"{found}: the nearest possible are {near}; {advice}")
         return refined
 
     def _cuts(self, length: int) -> Cuts:
@@ -166,11 +170,11 @@ def cut_ratio(ratio: float, path: Sequence[Step], groups: Sequence[Group], round
                 f"prune.target.ratio {ratio} leaves {group.width - allowed[index]} of {group.original_width} channels"
             )
             advice = "lower the ratio or prune.floor"
-            raise InputError(f"{left} in {group.root}, at least {group.width - last[index]} must stay; {advice}")
+            raise TargetError(f"{left} in {group.root}, at least {group.width - last[index]} must stay; {advice}")
     cuts = cuts_after([step for step in path if step.cut <= allowed[step.group]], len(groups))
     if ratio and not any(cuts):
         smallest = smallest_ratio(path, groups, range(len(groups)))
         advice = "lower round_to or use" if round_to > 1 else "norm groups and heads stay of equal size; use"
         found = f"prune.target.ratio {ratio} cuts nothing at prune.round_to {round_to}"
-        raise InputError(f"{found}; {advice} a ratio of at least {smallest:.3g}")
+        raise TargetError(f"{found}; {advice} a ratio of at least {smallest:.3g}")
     return cuts

@@ -10,7 +10,7 @@ from stages.models.families import Denoiser
 from stages.models.plan import Plan, show_cost
 from stages.models.saliency import Importance
 from stages.prune.branch_order import order_branches
-from stages.prune.budget import is_in_reach, out_of_reach
+from stages.prune.budget import TargetError, is_in_reach, out_of_reach
 from stages.prune.calibration import CalibrationBatches
 from stages.prune.compensate import difference
 from stages.prune.depth_cost import DepthCost
@@ -93,7 +93,7 @@ def _plan(unet: Denoiser, importance: Importance, params: PruneParams, seed: int
         return plan_pruning(unet, importance, params, seed, removed=names)
     except NoGroupError:
         found = "prune.depth.remove takes every layer along that prune.include and prune.exclude leave to cut"
-        raise InputError(f"{found}; remove other branches, or widen the patterns") from None
+        raise NoGroupError(f"{found}; remove other branches, or widen the patterns") from None
 
 
 def _plan_to_target(unet: Denoiser, importance: Importance, params: PruneParams, seed: int, order: Prefixes) -> Plan:
@@ -112,7 +112,7 @@ def _plan_to_target(unet: Denoiser, importance: Importance, params: PruneParams,
         if len(names) < number:
             raise _out_of_reach(cost, found, "by depth alone in this prune.depth.order")
         found = cost.without(names)
-    click.echo(f"prune.depth: {number} branches go: {', '.join(order.first(number)) or 'none'}")
+    click.echo(f"prune.depth: {number} branches go: {', '.join(order.first(number)) or 'none'}", err=True)
     return plan_pruning(
         unet, importance, params, seed, removed=order.first(number), budget=cost.budget(found, smallest)
     )
@@ -122,13 +122,16 @@ def _check_reach(cost: DepthCost, smallest: float, how: str) -> None:
     """Check that the target lies between the smallest cost and that of the dense model.
 
     Raises:
-        InputError: It does not.
+        TargetError: It does not, as milliseconds were measured.
+        InputError: It does not, whatever the scores are.
     """
-    if not is_in_reach(cost.quantity, cost.target, smallest, cost.dense):
-        raise _out_of_reach(cost, smallest, how)
+    if is_in_reach(cost.quantity, cost.target, smallest, cost.dense):
+        return
+    error = _out_of_reach(cost, smallest, how)
+    raise error if cost.quantity == "latency_ms" else InputError(error.message)
 
 
-def _out_of_reach(cost: DepthCost, smallest: float, how: str) -> InputError:
+def _out_of_reach(cost: DepthCost, smallest: float, how: str) -> TargetError:
     return out_of_reach(cost.quantity, cost.target, smallest, cost.dense, f" {how}", "prune.target or prune.depth")
 
 
@@ -145,25 +148,39 @@ def _search(
     Raises:
         InputError: The target is out of reach.
     """
-    assert params.depth is not None
-    cost, plans = DepthCost(unet, params), list[tuple[float, int, Plan]]()
-    _check_reach(cost, smallest_cost(unet, importance, params, seed, cost), "by depth and width")
-    for number in candidate_numbers(cost, order, params.depth.candidates):
-        try:
-            plan = plan_pruning(unet, importance, params, seed, removed=order.first(number), depth=cost)
-        except InputError as error:
-            click.echo(f"prune.depth: {number} branches do not do ({error.message})")
-            continue
+    plans = list[tuple[float, int, Plan]]()
+    for number, plan in search_plans(unet, importance, params, seed, order):
         change = difference(unet, cut(unet, plan), batches)
         click.echo(
             f"prune.depth: {number} branches and {_cut_channels(plan)} channels change the prediction by {change:.4g}"
         )
         plans.append((change, number, plan))
-    if not plans:
+    return min(plans, key=lambda found: found[:2])[2]
+
+
+def search_plans(
+    unet: Denoiser, importance: Importance, params: PruneParams, seed: int, order: Prefixes
+) -> Iterator[tuple[int, Plan]]:
+    """Yield the numbers of branches that a search compares, and the plan of each; there is at least one.
+
+    Raises:
+        InputError: The target is out of reach.
+    """
+    assert params.depth is not None
+    cost, some = DepthCost(unet, params), False
+    _check_reach(cost, smallest_cost(unet, importance, params, seed, cost), "by depth and width")
+    for number in candidate_numbers(cost, order, params.depth.candidates):
+        try:
+            plan = plan_pruning(unet, importance, params, seed, removed=order.first(number), depth=cost)
+        except InputError as error:
+            click.echo(f"prune.depth: {number} branches do not do ({error.message})", err=True)
+            continue
+        some = True
+        yield number, plan
+    if not some:
         asked = f"prune.target {show_cost(cost.quantity, cost.target)}"
         found = f"prune.depth.remove search: no number of branches with a cut in width meets {asked}"
-        raise InputError(f"{found}; raise candidates, change prune.target, or set remove to target for depth alone")
-    return min(plans, key=lambda found: found[:2])[2]
+        raise TargetError(f"{found}; raise candidates, change prune.target, or set remove to target for depth alone")
 
 
 def candidate_numbers(cost: DepthCost, order: Prefixes, candidates: int) -> list[int]:

@@ -55,6 +55,86 @@ def test_every_mistake_is_shown_at_once_before_anything_is_computed():
     assert len(lines) == len(mistakes)
 
 
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"target": {"latency_ms": 1e-6}},
+        {"target": {"macs": "1%"}, "ranking": "global"},
+        {"target": {"macs": "1%"}, "depth": {"remove": 2}},
+        {"target": {"ratio": 0.999}, "depth": {"remove": 2}},
+        {"include": ["mid_block.*"], "depth": {"remove": 13}},
+    ],
+    ids=str,
+)
+def test_what_milliseconds_scores_or_drawn_branches_decide_is_only_possibly_refused(block):
+    """The stage may find other branches and another range than the plan, whose scores are random."""
+    result = run("--tflops", "1", "--json", *overrides(block))
+    found = json.loads(result.stdout)
+
+    assert result.exit_code == 0
+    assert found["refusals"] == []
+    assert len(found["possible_refusals"]) == 1
+    assert found["model"] is None
+
+
+def test_a_possible_refusal_is_a_warning_of_the_plan():
+    """As of the run; the table of stages is above it."""
+    result = run("--tflops", "1", *overrides({"target": {"latency_ms": 1e-6}}))
+
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[-1].startswith(
+        "Warning: a stage may refuse this: prune.target 1e-06 ms is out of"
+    )
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"depth": {"remove": 40}}, "prune.depth.remove 40 is more than the 14 branches that can go"),
+        ({"target": {"macs": "1%"}, "depth": {"remove": ["mid_block.resnets.0"]}}, "is out of reach: possible from"),
+        (
+            {"target": {"macs": "0.01%"}, "depth": {"remove": "search"}},
+            "out of reach by depth and width: possible from",
+        ),
+        ({"target": {"macs": "1%"}, "depth": {"remove": "target"}}, "out of reach by depth alone: possible from"),
+    ],
+    ids=str,
+)
+def test_what_no_order_of_the_branches_changes_is_refused(block, message):
+    """A run would end with it in the stage prune."""
+    result = run("--tflops", "1", "--json", *overrides(block))
+    found = json.loads(result.stdout)
+
+    assert result.exit_code == 1
+    assert found["possible_refusals"] == []
+    (refusal,) = found["refusals"]
+    assert message in refusal
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"target": {"macs": "1%"}, "depth": {"remove": "search"}},
+        {"target": {"macs": "50%"}, "depth": {"remove": "target", "order": "greedy"}},
+    ],
+    ids=str,
+)
+def test_a_target_that_depth_and_width_meet_is_planned(block):
+    """Width alone could not: its smallest model has 3 % of the MACs. What planning prints is not among the JSON."""
+    result = run("--tflops", "1", "--json", *overrides(block))
+    size = json.loads(result.stdout)["model"]
+
+    assert result.exit_code == 0
+    share = float(block["target"]["macs"].strip("%")) / 100
+    assert size["pruned_macs"] <= 1.01 * share * size["dense_macs"]
+
+
+def overrides(block):
+    """Write changes of the block prune as options; the packed images of the checkout may be missing."""
+    changes = {"compensate": None, **block}
+    return [part for key, value in changes.items() for part in ("--set", f"prune.{key}={json.dumps(value)}")]
+
+
 @pytest.mark.e2e
 def test_a_folder_that_is_missing_is_a_refusal_beside_the_forecast(monkeypatch):
     """A preset knows the config of its model, so that it is planned offline, before anything is downloaded."""
@@ -132,7 +212,7 @@ def test_weights_that_will_be_downloaded_are_named(monkeypatch, tmp_path):
 def test_a_run_that_measures_nothing_downloads_no_extractor():
     """Weights that are missing matter only to a stage that would run."""
     statuses = [StageStatus("prune", "runs"), StageStatus("reference", "up to date")]
-    preview = Preview([], None, None, [], "weights are missing")
+    preview = Preview([], [], None, None, [], "weights are missing")
 
     assert RunPlan("params.yaml", "cpu", statuses, preview).download is None
     assert RunPlan("params.yaml", "cpu", [StageStatus("evaluate", "runs")], preview).download == "weights are missing"

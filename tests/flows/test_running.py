@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
-from ruamel.yaml import YAML
 
 from flows.workspaces import running, status_line
 from flows.workspaces.machine import machine_lock
 from flows.workspaces.running import RunProgress, refuse, run_stages
+from flows.workspaces.staleness import StageStatus
 from flows.workspaces.status_line import StatusLine
 from stages.runtime.errors import InputError
 from tests.orchestra import until
@@ -123,63 +123,39 @@ def test_the_end_shows_forecast_and_fact_without_the_stage_that_failed(progress,
     assert table[-1][-1] == "30 s"
 
 
-@pytest.fixture
-def chosen(tmp_path, monkeypatch):
-    """Write params.yaml in a folder of its own, with another block prune."""
-    monkeypatch.chdir(tmp_path)
-
-    def write(**prune):
-        tree = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
-        tree["prune"].update(prune)
-        YAML(typ="safe").dump(tree, tmp_path / "params.yaml")
-
-    return write
-
-
-def test_a_run_that_a_stage_will_refuse_stops_before_it_computes(chosen, capsys):
+def test_a_run_that_a_stage_will_refuse_stops_before_it_computes(capsys):
     """Every refusal is one line; without one it goes on."""
-    chosen()
     with pytest.raises(InputError, match=r"^prune\.target .* is out of reach; no stage was run$"):
-        refuse(["finetune.batch_size 16 is too large", "prune.target 1 MACs is out of reach"])
+        refuse(["finetune.batch_size 16 is too large", "prune.target 1 MACs is out of reach"], [])
     assert capsys.readouterr().err == "Error: finetune.batch_size 16 is too large\n"
-    refuse([])
-    refuse(["finetune.batch_size 16 is too large"], is_certain=False)
-    assert capsys.readouterr().err == "Warning: a stage may refuse this: finetune.batch_size 16 is too large\n"
+    refuse([], [])
 
 
-@pytest.mark.parametrize(
-    "prune",
-    [
-        {"target": {"latency_ms": 1.0}},
-        {"ranking": "global"},
-        {"depth": {"remove": 2}},
-        {"target": {"macs": "60%"}, "depth": {"remove": "search"}},
-    ],
-    ids=str,
-)
-def test_a_target_that_measured_times_scores_or_images_decide_is_only_warned_of(chosen, capsys, prune):
-    """The stage may find another range than the plan, whose scores are random; other refusals still stop the run."""
-    chosen(**prune)
-    refuse(["prune.target 1 ms is out of reach"])
-
-    assert "Warning: a stage may refuse this: prune.target 1 ms is out of reach" in capsys.readouterr().err
+def test_what_a_stage_may_refuse_is_only_warned_of(capsys):
+    """Other refusals still stop the run."""
+    refuse([], ["prune.target 1 ms is out of reach"])
+    assert capsys.readouterr().err == "Warning: a stage may refuse this: prune.target 1 ms is out of reach\n"
     with pytest.raises(InputError, match="batch_size"):
-        refuse(["prune.target 1 ms is out of reach", "finetune.batch_size 16 is too large"])
+        refuse(["finetune.batch_size 16 is too large"], ["prune.target 1 ms is out of reach"])
 
 
-def test_what_depends_on_the_branches_is_certain_where_they_are_named(chosen, capsys):
-    """How many branches there are is certain in any case."""
-    everything, too_many = "prune.depth.remove takes every layer along", "prune.depth.remove 99 is more than the 14"
-    chosen(depth={"remove": 2})
-    refuse([everything])
-    assert f"Warning: a stage may refuse this: {everything}" in capsys.readouterr().err
-    with pytest.raises(InputError, match="99 is more"):
-        refuse([too_many])
+@pytest.mark.parametrize("arguments", [[], ["finetune"]])
+def test_a_stage_alone_may_not_need_what_is_refused(tmp_path, monkeypatch, capsys, arguments):
+    """With its name all refusals are warnings."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    statuses = [StageStatus("finetune", "runs")]
+    monkeypatch.setattr(running, "find_statuses", lambda *_, **__: statuses)
+    monkeypatch.setattr(running, "upstream", lambda *_: ["finetune"])
+    planned = {"refusals": ["finetune.batch_size 16 is too large"], "possible_refusals": ["prune.target 1 ms"]}
+    monkeypatch.setattr(running, "_plan", lambda: planned)
 
-    chosen(depth={"remove": ["mid_block.resnets.0"]})
-    for message in (everything, "prune.target 1 MACs is out of reach"):
-        with pytest.raises(InputError, match=message):
-            refuse([message])
+    if not arguments:
+        with pytest.raises(InputError, match="16 is too large; no stage was run"):
+            running._forecast(arguments)
+        return
+    assert running._forecast(arguments) == {"finetune": None}
+    assert capsys.readouterr().err.count("Warning: a stage may refuse this: ") == 2
 
 
 @pytest.mark.parametrize(

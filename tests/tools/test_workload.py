@@ -10,7 +10,7 @@ from stages.params import Params
 from stages.runtime.bounded import parse_yaml
 from stages.tools.planning.forecast import Rates, forecast_stages, rates_at
 from stages.tools.planning.grid_workload import count_grid
-from stages.tools.planning.workload import ModelSize, count_work, pass_macs, training_bytes
+from stages.tools.planning.workload import ModelSize, costs_seconds, count_work, pass_macs, training_bytes
 
 SIZE = ModelSize(1000, 600, 64e6, 36e6, num_timesteps=1000, sample_numbers=256, image_bytes=256)
 
@@ -64,6 +64,29 @@ def test_compensation_passes_once_for_each_part_and_twice_to_be_judged(works, ro
     found = count_work(params, replace(SIZE, num_readers=5), 1797, 50)["prune"].passes
 
     assert found["dense"] == found["pruned"] == 16 * (3 * (parts + 1) / 2 + 2 * 4)
+
+
+@pytest.mark.parametrize(
+    ("depth", "dense", "pruned", "cuts"),
+    [
+        ({"remove": 2, "order": "greedy"}, 6 + 5, 0, 1),
+        ({"remove": 2, "order": "similarity"}, 1, 0, 1),
+        ({"remove": 2, "order": "score"}, 0, 0, 1),
+        ({"remove": ["mid_block.resnets.0"]}, 0, 0, 1),
+        ({"remove": "search", "candidates": 3}, 6 + 5 + 4 + 3 + 2 + 3, 3, 4),
+    ],
+    ids=str,
+)
+def test_the_order_of_branches_costs_passes(works, depth, dense, pruned, cuts):
+    """Greedy compares the dense model with one less for each that can still go; a search compares each candidate."""
+    target = {"macs": "50%"}
+    params, _ = works(prune__depth={**depth, "num_images": 8, "num_timesteps": 3}, prune__target=target)
+    params = params.model_copy(update={"prune": params.prune.model_copy(update={"compensate": None})})
+    passes = count_work(params, replace(SIZE, num_branches=5, num_removed=2), 1797, 50)["prune"].passes
+
+    assert passes.get("dense", 0) == 8 * 3 * dense
+    assert passes.get("pruned", 0) == 8 * 3 * pruned
+    assert passes["cut"] == cuts
 
 
 @pytest.mark.parametrize(("every", "images", "expected"), [(1, None, 3.1), (2, None, 2.05), (1, 16, 1.525)])
@@ -162,6 +185,21 @@ def test_a_forecast_is_passes_times_seconds(works):
     assert two["reference"].seconds == pytest.approx(one["reference"].seconds / 2)
     assert one["reference"].unmeasured == ("features",)
     assert {stage.seconds for stage in forecast_stages(params, found, Rates({}, startup_s=10))} == {10, 4, 18}
+
+
+def test_costs_time_the_models_and_then_all_that_has_variants_in_turn(works):
+    """What is alike is timed once: weights of 8 bits as their model, both caches of a model; each graph is one."""
+    costs = {"batches": [1], "repeats": 100, "seconds": 1.0}
+    rates = {"dense": 0.02, "pruned": 0.01}
+    plain, _ = works(costs=costs)
+    kinds = ["int8", "cache-2", ["int8", "cache-2"], "onnx"]
+    varied, _ = works(costs=costs, variants={"models": ["dense", "pruned", "finetuned"], "kinds": kinds})
+    models = (1 / 0.03 + 3) * 0.03
+    cycle = 0.02 * (1 + 2 + 1) + 0.01 * (1 + 2 + 2)
+
+    assert costs_seconds(plain, rates) == pytest.approx(models)
+    assert costs_seconds(varied, rates) == pytest.approx(models + (7 / cycle + 3) * cycle)
+    assert costs_seconds(plain, {"dense": 1.0}) == 0, "six passes do not fit"
 
 
 def test_recorded_passes_forecast_the_recorded_stages(works):

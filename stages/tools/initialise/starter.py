@@ -227,7 +227,7 @@ def _check(params: Params, start: Start) -> None:
     Raises:
         InputError: A stage would refuse the params.
     """
-    refusals = Refusals()
+    refusals = Refusals(params.prune)
     check_params(params, start.model.unet.device, refusals)
     check_model(params, start.model, refusals)
     shape = image_shape(start.model.unet, start.model.autoencoder)
@@ -236,8 +236,8 @@ def _check(params: Params, start: Start) -> None:
         lambda: check_real_images(params.reference, shape, start.num_train),
     )
     refusals.check(lambda: plan_cut(start.model.unet, params))
-    if refusals.messages:
-        raise InputError("; ".join(refusals.messages))
+    if found := refusals.messages + refusals.possible:
+        raise InputError("; ".join(found))
 
 
 def _given(source: ModelSource | DataSource) -> dict[str, Any]:

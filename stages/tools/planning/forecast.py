@@ -60,7 +60,7 @@ def _forecast(name: str, params: Params, work: Work, rates: Rates, gpus: int) ->
     )
     seconds = alone + (together - alone) / gpus
     if name == "costs":
-        seconds += costs_seconds(params, rates.seconds.get("dense", 0.0) + rates.seconds.get("pruned", 0.0))
+        seconds += costs_seconds(params, rates.seconds)
     unmeasured = tuple(kind for kind, number in work.passes.items() if number and kind not in rates.seconds)
     startup_s = rates.startup_s * _startup_share(name, params)
     return StageForecast(name, work, seconds + startup_s, rates.memory_bytes.get(name), unmeasured)

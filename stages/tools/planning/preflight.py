@@ -33,7 +33,11 @@ from stages.models.variants.folder import check_variant
 from stages.params import Params
 from stages.protocol.extractors import check_image_shape, find_extractor
 from stages.protocol.resolve import check_real_images
-from stages.prune.depth import plan_depth
+from stages.prune.branch_order import order_branches
+from stages.prune.budget import TargetError
+from stages.prune.depth import Prefixes, plan_depth, search_plans
+from stages.prune.params import PruneParams
+from stages.prune.path import NoGroupError
 from stages.prune.selection import plan_pruning
 from stages.rounds.targets import find_targets
 from stages.runtime.device import check_precision
@@ -61,10 +65,20 @@ class FoundImages:
 
 
 class Refusals:
-    """Collects the messages of checks, so that all mistakes are shown at once."""
+    """Collects the messages of checks, so that all mistakes are shown at once.
 
-    def __init__(self) -> None:
+    Args:
+        prune: The block prune.
+    """
+
+    def __init__(self, prune: PruneParams) -> None:
         self.messages: list[str] = []
+        self.possible: list[str] = []
+        """Those of which only the stage knows: its branches, scores or milliseconds are others than the plan's."""
+        self.draws_branches = prune.depth is not None and prune.depth.names is None
+        self.leaves_target_open = (
+            self.draws_branches or prune.target.latency_ms is not None or prune.ranking == "global"
+        )
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
@@ -76,8 +90,12 @@ class Refusals:
 
     def note(self, error: InputError) -> None:
         """Add a message unless it is there."""
-        if (message := error.format_message()) not in self.messages:
-            self.messages.append(message)
+        is_open = (isinstance(error, TargetError) and self.leaves_target_open) or (
+            isinstance(error, NoGroupError) and self.draws_branches
+        )
+        messages = self.possible if is_open else self.messages
+        if (message := error.format_message()) not in messages:
+            messages.append(message)
 
     def check(self, *checks: Callable[[], object]) -> None:
         """Run checks that do not depend on each other."""
@@ -139,7 +157,7 @@ def check_model(params: Params, model: PlannedModel, refusals: Refusals) -> None
 def plan_cut(unet: Denoiser, params: Params) -> Plan:
     """Plan the cut on random scores: of a uniform ranking only the widths count, which they do not change.
 
-    Which branches prune.depth removes is drawn, too; for a search, which needs images, widths alone meet the target.
+    Which branches prune.depth removes is drawn, too; of a search, which needs images, it is the first plan.
 
     Raises:
         InputError: The target is out of reach; the message has the range of those that are not.
@@ -155,8 +173,11 @@ def plan_cut(unet: Denoiser, params: Params) -> Plan:
         saliency={},
     )
     depth = params.prune.depth
-    if depth is None or depth.remove == "search":
+    if depth is None:
         return plan_pruning(unet, random, params.prune, params.seed)
+    if depth.remove == "search":
+        order = Prefixes(order_branches("score", unet, random, None, params.seed))
+        return next(search_plans(unet, random, params.prune, params.seed, order))[1]
     drawn = params.prune.model_copy(update={"depth": depth.model_copy(update={"order": "score"})})
     return plan_depth(unet, random, drawn, params.seed, None)
 

@@ -10,6 +10,7 @@ import psutil
 from stages.fetch.model import is_trusted
 from stages.grid.settings import make_settings
 from stages.models.autoencoder import image_shape
+from stages.models.branches import find_branches
 from stages.models.complexity import count_macs, count_params
 from stages.models.families import sample_shape
 from stages.models.samplers import make_sampler
@@ -35,6 +36,8 @@ class Preview:
 
     refusals: list[str]
     """What stages would refuse, one line each; empty if nothing is known to fail."""
+    possible: list[str]
+    """What the stage prune may refuse, with the branches, scores or milliseconds that it finds."""
     size: ModelSize | None = None
     """None where the target cannot be met, or the model cannot be opened."""
     num_images: int | None = None
@@ -73,7 +76,7 @@ def preview(
 def _preview(
     params: Params, fetched: Path | None, packed: Path | None, tflops: float | None, gpus: int, startup_s: float
 ) -> Preview:
-    device, refusals = select_device(), Refusals()
+    device, refusals = select_device(), Refusals(params.prune)
     check_params(params, device, refusals)
     model, images, stages, size = None, None, [], None
     try:
@@ -103,7 +106,8 @@ def _preview(
     except InputError as error:  # what follows from the refused value cannot be known
         refusals.note(error)
     download = _describe_download(params.reference.extractor)
-    return Preview(refusals.messages, size, images.total if images else None, stages, download)
+    num_images = images.total if images else None
+    return Preview(refusals.messages, refusals.possible, size, num_images, stages, download)
 
 
 def _count_works(
@@ -137,6 +141,8 @@ def measure_size(model: PlannedModel, subject: Subject) -> ModelSize:
         dense_macs=count_macs(subject.dense),
         pruned_macs=count_macs(subject.pruned),
         num_readers=len(find_readers(subject.dense, subject.plan)),
+        num_branches=len(find_branches(subject.dense)),
+        num_removed=len(subject.plan.removed),
         num_timesteps=int(model.scheduler.config["num_train_timesteps"]),
         sample_numbers=math.prod(sample_shape(subject.dense)),
         image_bytes=math.prod(image_shape(subject.dense, model.autoencoder)),

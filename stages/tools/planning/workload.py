@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Literal
 
 from stages.costs.params import PASSES
@@ -57,6 +58,10 @@ class ModelSize:
     pruned_macs: float
     num_readers: int = 0
     """Layers that read cut channels."""
+    num_branches: int = 0
+    """Residual branches of the dense model that prune.depth may remove."""
+    num_removed: int = 0
+    """Those of them that the pruned model has not."""
     num_timesteps: int = 1000
     sample_numbers: int = 0
     """Numbers of one sample: C·H·W of the UNet's input."""
@@ -183,15 +188,33 @@ def _importance(params: Params, size: ModelSize, *, with_report: bool = True) ->
     return Work(passes, text, round(used), importance.num_images, size.dense_params * BYTES)
 
 
+def _depth(params: Params, size: ModelSize) -> Counter[Pass]:
+    """Count the predictions that choose branches for prune.depth; a search may have to order all of them."""
+    depth, passes = params.prune.depth, Counter[Pass]()
+    if depth is None or not depth.needs_images:
+        return passes
+    pairs, is_search = depth.num_images * depth.num_timesteps, depth.remove == "search"
+    if depth.order == "greedy":
+        ordered = size.num_branches if is_search else size.num_removed
+        passes["dense"] = pairs * sum(1 + size.num_branches - before for before in range(ordered))
+    elif depth.order == "similarity":
+        passes["dense"] = pairs
+    if is_search:
+        tried: dict[Pass, int] = {"dense": pairs, "pruned": pairs, "cut": 1}
+        passes.update({kind: depth.candidates * number for kind, number in tried.items()})
+    return passes
+
+
 def _prune(params: Params, size: ModelSize) -> Work:
-    compensate, written = params.prune.compensate, size.pruned_params * BYTES
+    compensate, written, depth = params.prune.compensate, size.pruned_params * BYTES, _depth(params, size)
     if compensate is None:
-        return Work(disk_bytes=written)
+        return Work(depth, disk_bytes=written)
     parts = min(compensate.rounds or size.num_readers, size.num_readers)  # at most: equal inputs are one part
     through = (parts + 1) / 2  # a pass for a part ends at its last layer
     timesteps = through * compensate.num_timesteps + 2 * (compensate.num_timesteps + 1)  # the error before and after
     pairs = compensate.num_images * timesteps
     passes: Counter[Pass] = Counter({"dense": pairs, "pruned": pairs})
+    passes.update(depth)
     text = f"{count(compensate.num_images, 'image')} × {count(compensate.num_timesteps, 'timestep')}"
     return Work(passes, text, compensate.num_timesteps, compensate.num_images, written)
 
@@ -269,15 +292,38 @@ def _variants(params: Params, size: ModelSize, num_images: int | None, calls: in
     return Work(passes, f"{count(number, 'variant')} × {one.text}", one.steps, number * one.images, disk_bytes)
 
 
-def costs_seconds(params: Params, seconds_each: float) -> float:
-    """Return the seconds that the costs stage takes, if both models take so long for one image together."""
-    found, costs = 0.0, params.costs
-    for _, _, batch in costs.settings:
-        round_s = batch * seconds_each
-        if PASSES * round_s <= costs.seconds:  # else the stage leaves the row out
-            passes = min(costs.repeats, max(PASSES, costs.seconds / max(round_s, 1e-9)))
-            found += (passes + 3) * round_s  # before them two to warm up, and one that counts the memory
+def costs_seconds(params: Params, rates: Mapping[Pass, float]) -> float:
+    """Return the seconds that the costs stage takes for the models, and beside them for their variants.
+
+    Args:
+        params: All of params.yaml.
+        rates: The seconds of a pass of one image of each model; each pass of a cache counts as a full one.
+    """
+    costs, candidates = params.costs, _timed_with_variants(params)
+    models_s = sum(rates.get(model, 0.0) for model in ("dense", "pruned"))
+    found = sum(_rounds_seconds(params, batch * models_s, costs.seconds) for _, _, batch in costs.settings)
+    cycle_s = sum(interval * rates.get(model, 0.0) for model, interval, _ in candidates)
+    limit_s = costs.seconds * len(candidates)
+    return found + sum(_rounds_seconds(params, batch * cycle_s, limit_s) for batch in costs.batches)
+
+
+def _timed_with_variants(params: Params) -> set[tuple[Pass, int, str]]:
+    """List what is timed in turn with variants, once of what is alike: model, passes of a cycle, and graph."""
+    if params.variants is None:
+        return set()
+    found: set[tuple[Pass, int, str]] = {("dense", 1, ""), ("pruned", 1, "")}
+    for name, kind in product(params.variants.models, params.variants.parsed()):
+        graph = f"{name} {kind.name}" if kind.is_graph else ""
+        found.add(("dense" if name == "dense" else "pruned", kind.interval, graph))
     return found
+
+
+def _rounds_seconds(params: Params, round_s: float, limit_s: float) -> float:
+    """Return the seconds of passes in turn that take `round_s` together; 0 where the stage leaves them out."""
+    if PASSES * round_s > limit_s:
+        return 0.0
+    passes = min(params.costs.repeats, max(PASSES, limit_s / max(round_s, 1e-9)))
+    return (passes + 3) * round_s  # before them two to warm up, and one that counts the memory
 
 
 def training_bytes(params: Params, size: ModelSize) -> float:
