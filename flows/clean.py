@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from stages.runtime.errors import InputError
-from stages.runtime.wording import format_table
+from stages.runtime.wording import format_bytes, format_table
 
 if TYPE_CHECKING:
     from stages.tools.leftovers import Leftover
@@ -49,7 +49,7 @@ def clean(age: timedelta, *, delete: bool) -> None:
     rest = "; ".join(f"{count} stay {reason}" for reason, count in sorted(kept.items()))
     verb = "removed" if delete else "to remove with --delete"
     total = sum(leftover.size_bytes for leftover in removed)
-    click.echo(f"{len(removed)} {verb}, {format_size(total)}" + (f"; {rest}" if rest else ""))
+    click.echo(f"{len(removed)} {verb}, {format_bytes(total)}" + (f"; {rest}" if rest else ""))
 
 
 def find(since: datetime) -> "list[Leftover]":
@@ -95,16 +95,7 @@ def table(leftovers: "Sequence[Leftover]", now: datetime) -> list[str]:
     """Return lines in columns: what, which, how big, how old, why it can go; none for nothing."""
     header = ("what", "which", "size", "age", "why it can go")
     rows = [
-        (it.kind, it.name, format_size(it.size_bytes), f"{(now - it.modified) / UNITS['d']:.0f} d", it.why)
+        (it.kind, it.name, format_bytes(it.size_bytes), f"{(now - it.modified) / UNITS['d']:.0f} d", it.why)
         for it in leftovers
     ]
     return format_table(header, rows) if rows else []
-
-
-def format_size(count: int) -> str:
-    """Format a number of bytes with the unit that leaves fewer than 1000: 12.3 MB."""
-    size, units = float(count), iter(("B", "kB", "MB", "GB", "TB", "PB"))
-    unit = next(units)
-    while size >= 1000 and (larger := next(units, None)):  # noqa: PLR2004
-        size, unit = size / 1000, larger
-    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

@@ -13,7 +13,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from flows.doctor.finding import Finding
 from stages.runtime.cores import count_cores
 from stages.runtime.environment import check_credentials, check_hub, check_network, check_numbers
-from stages.runtime.wording import count, first_names
+from stages.runtime.wording import count, first_names, format_bytes
 
 LOCK, PROJECT = Path("requirements.lock"), Path("pyproject.toml")
 OLDEST, NEWEST = (3, 11), (3, 13)
@@ -87,7 +87,7 @@ def check_device() -> Iterator[Finding]:
     if select_device().type == "cuda":
         for index in range(torch.cuda.device_count()):
             gpu = torch.cuda.get_device_properties(index)
-            yield Finding("ok", f"GPU {index}: {gpu.name}, {gpu.total_memory / 1e9:.0f} GB (PyTorch {build})")
+            yield Finding("ok", f"GPU {index}: {gpu.name}, {format_bytes(gpu.total_memory)} (PyTorch {build})")
     elif shutil.which("nvidia-smi"):
         advice = "install the driver, or the CUDA build of PyTorch (docs/scaling.md)"
         yield Finding("warn", f"an NVIDIA driver is here, but PyTorch {build} finds no GPU; {advice}")
@@ -103,7 +103,7 @@ def check_disk() -> Iterator[Finding]:
     """Check the free space of the current folder and of the folder for temporary files."""
     for what, folder in {"here": Path(), "temporary files": Path(tempfile.gettempdir())}.items():
         free = shutil.disk_usage(folder).free
-        text = f"{free / 1e9:.1f} GB free ({what})"
+        text = f"{format_bytes(free)} free ({what})"
         if free < FEWEST_BYTES:
             yield Finding("fail", f"{text}; free some, such as by: espalier clean, dvc gc --workspace")
         elif free < FEW_BYTES:

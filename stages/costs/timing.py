@@ -21,6 +21,7 @@ from stages.models.sampling import cast_model
 from stages.protocol.costs import Cost
 from stages.runtime.device import computing, device_name, has_tf32, kernels
 from stages.runtime.progress import track
+from stages.runtime.wording import format_bytes
 
 ENOUGH_PASSES = 20
 """Smallest number of passes for a 95th percentile."""
@@ -110,7 +111,7 @@ def too_large(unet: Denoiser, batch: int) -> str:
         free = psutil.virtual_memory().available
     if needed <= MEMORY_SHARE * free:
         return ""
-    return f"needs {needed / 2**30:.0f} GiB, {free / 2**30:.0f} are free"
+    return f"needs {format_bytes(needed)}, {format_bytes(free)} are free"
 
 
 def _prepare(models: Mapping[str, Denoiser], batch: int, mode: str) -> Runs:

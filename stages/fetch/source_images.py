@@ -24,6 +24,7 @@ from stages.runtime.errors import InputError, UnavailableError, first_line
 from stages.runtime.network import is_outage
 from stages.runtime.paths import expand_path
 from stages.runtime.text import printable
+from stages.runtime.wording import format_bytes
 from stages.storage.files import check_not_pointer
 from stages.storage.tensors import read_array
 
@@ -225,8 +226,8 @@ def _check_unpacked(member: zipfile.ZipInfo, path: Path, place: Path) -> None:
     """
     limit = min(MAX_UNPACKED_BYTES, shutil.disk_usage(place).free)
     if member.file_size > limit:
-        found = f"{path} unpacks to {member.file_size / 2**30:.1f} GiB as {member.filename}, and the limit is"
-        raise InputError(f"{found} {limit / 2**30:.1f} GiB, as much as is free and at most 64; use a smaller array")
+        found = f"{path} unpacks to {format_bytes(member.file_size)} as {member.filename}, and the limit is"
+        raise InputError(f"{found} {format_bytes(limit)}, as much as is free and at most 64 GiB; use a smaller array")
 
 
 def open_hub(source: HubData) -> SourceImages:

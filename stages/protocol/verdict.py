@@ -59,7 +59,7 @@ def judge(record: EvaluationRecord, costs: CostsRecord, name: str = FINETUNED) -
         level = "good"
     else:
         level = "changed"
-    gains = f"{write_size(model, record.models[DENSE])} and {write_speed(cost)}"
+    gains = f"{describe_size(model, record.models[DENSE])} and {write_speed(cost)}"
     losses = f"{write_pictures(record, name)}; {write_fid(record, name)}"
     parts = f"{losses}; {gains[0].lower()}{gains[1:]}" if level == "worse" else f"{gains}; {losses}"
     sentence = f"Worse than the dense model: {parts}." if level == "worse" else f"{parts}."
@@ -124,8 +124,8 @@ def _gains(record: EvaluationRecord, model: Model, cost: Cost) -> bool:
     return is_smaller or rate_speed(cost) == "kept"
 
 
-def write_size(model: Model, dense: Model) -> str:
-    """Write a model's parameters as a share of the dense one's: Half the size; 45 % smaller; MACs where they differ."""
+def describe_size(model: Model, dense: Model) -> str:
+    """Describe a model's size beside the dense one's: Half the size; 45 % smaller; with MACs where they differ."""
     work = model.macs / dense.macs
     size = _write_params(model.params / dense.params)
     is_alike = abs(model.params / dense.params - work) <= UNLIKE

@@ -10,12 +10,12 @@ import torch
 from click.testing import CliRunner
 
 from flows.__main__ import main
-from flows.clean import format_size
 from flows.workspaces.leftovers import find_workspaces
 from flows.workspaces.repository import HOME_VARIABLE, REPOSITORY_VARIABLE, Repository
 from flows.workspaces.workspace import open_workspace
 from stages.finetune.checkpoint import Checkpoint, Checkpoints
 from stages.params import load_params
+from stages.runtime.wording import format_bytes
 from stages.tools.leftovers import Needed, measure
 from tests.repository import make_repository
 
@@ -72,13 +72,13 @@ def test_nothing_is_removed_without_delete(project):
     code, lines = clean()
     assert code == 0
     assert [line.split()[0] for line in lines] == ["what", "checkpoints", "workspace", "2"]
-    shown = format_size(size).split()
+    shown = format_bytes(size).split()
     assert lines[1].split()[1:] == [f"{FOLDER}/{'a' * 16}", *shown, "30", "d", "other", "params"]
-    assert lines[-1] == f"2 to remove with --delete, {format_size(total)}; 1 stay of current params"
+    assert lines[-1] == f"2 to remove with --delete, {format_bytes(total)}; 1 stay of current params"
     assert all(path.is_dir() for path in (other, current, workspace))
 
     code, lines = clean("--delete")
-    assert (code, lines[-1].split(";")[0]) == (0, f"2 removed, {format_size(total)}")
+    assert (code, lines[-1].split(";")[0]) == (0, f"2 removed, {format_bytes(total)}")
     assert [path.exists() for path in (other, current, workspace)] == [False, True, False]
     assert list(workspace.parent.iterdir()) == []
     assert clean()[1][-1].startswith("0 to remove")
@@ -168,10 +168,3 @@ def test_a_folder_without_a_project_is_refused(tmp_path, monkeypatch):
 
     assert clean() == (1, ["Error: params.yaml: No such file or directory; correct the path to it"])
     assert list((tmp_path / "empty").iterdir()) == []
-
-
-def test_sizes_have_three_digits():
-    """The unit leaves fewer than 1000."""
-    found = [format_size(count) for count in (0, 999, 1000, 318_000_000, 6.4e12, 5e18)]
-
-    assert found == ["0 B", "999 B", "1.0 kB", "318.0 MB", "6.4 TB", "5000.0 PB"]

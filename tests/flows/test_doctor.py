@@ -15,6 +15,7 @@ from flows.doctor import checks, machine, probes, project, servers
 from flows.doctor.checks import run_check
 from flows.doctor.finding import Finding
 from stages.runtime.errors import InputError
+from stages.runtime.wording import format_bytes
 from tests.repository import make_repository
 from tests.servers import s3_client, s3_environment
 from tests.swift import free_ports
@@ -115,7 +116,7 @@ def test_little_disk_is_said(monkeypatch, free, status):
     lines = found(machine.check_disk)
 
     assert [line.partition(":")[0] for line in lines] == [status] * 2
-    assert f"{free / 1e9:.1f} GB free" in lines[0]
+    assert f"{format_bytes(free)} free" in lines[0]
 
 
 def test_more_threads_than_cores_are_said(monkeypatch):

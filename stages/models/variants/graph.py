@@ -17,6 +17,7 @@ from stages.models.complexity import weights_bytes
 from stages.models.families import Denoiser, example_inputs, family_of
 from stages.models.variants.kinds import Kind
 from stages.runtime.errors import InputError, first_line
+from stages.runtime.wording import format_bytes
 from stages.storage.files import cannot_write, read_bytes, write_atomically
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
@@ -41,8 +42,8 @@ def check_graph(model: Denoiser, kind: Kind) -> None:
         found = f"{kind.form} needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed"
         raise InputError(f"{found}; install the extra deploy, or leave {kind.form} out of variants.kinds")
     if weights_bytes(model) > MAX_BYTES:
-        found = f"{kind.form}: the model has {weights_bytes(model) / 2**30:.1f} GiB of weights"
-        raise InputError(f"{found}, and a file of ONNX holds 2; leave it out of variants.kinds")
+        found = f"{kind.form}: the model has {format_bytes(weights_bytes(model))} of weights"
+        raise InputError(f"{found}, and a file of ONNX holds 2 GiB; leave it out of variants.kinds")
 
 
 class _Positional(nn.Module):
