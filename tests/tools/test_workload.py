@@ -8,9 +8,10 @@ from flows.workspaces.overrides import apply
 from stages.grid.settings import make_settings
 from stages.params import Params
 from stages.runtime.bounded import parse_yaml
+from stages.tools.planning.costs_seconds import costs_seconds
 from stages.tools.planning.forecast import Rates, forecast_stages, rates_at
 from stages.tools.planning.grid_workload import count_grid
-from stages.tools.planning.workload import ModelSize, costs_seconds, count_work, pass_macs, training_bytes
+from stages.tools.planning.workload import ModelSize, count_work, pass_macs, training_bytes
 
 SIZE = ModelSize(1000, 600, 64e6, 36e6, num_timesteps=1000, sample_numbers=256, image_bytes=256)
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from stages.params import Params
-from stages.tools.planning.workload import BYTES, ModelSize, Pass, Work, costs_seconds, pass_macs
+from stages.tools.planning.costs_seconds import costs_seconds
+from stages.tools.planning.workload import BYTES, ModelSize, Pass, Work, pass_macs
 
 FLOPS_PER_MAC = 2
 LIGHT, HEAVY = 0.4, 1.8
