@@ -227,6 +227,22 @@ def timed_as_another_file(folder):
     edit_json(folder / EVIDENCE / "costs/variants.json", lambda it: it["weights_sha256"].update(hashes))
 
 
+def without_times(folder):
+    """Remove the costs of variants."""
+    (folder / EVIDENCE / "costs/variants.json").unlink()
+
+
+def timed_without_the_graph(folder):
+    """Leave the graph out of the costs."""
+
+    def leave_out(tree):
+        """Drop its hash and its rows."""
+        del tree["weights_sha256"]["finetuned+onnx"]
+        tree["costs"] = [row for row in tree["costs"] if row["model"] != "finetuned+onnx"]
+
+    edit_json(folder / EVIDENCE / "costs/variants.json", leave_out)
+
+
 @pytest.mark.parametrize(
     ("change", "check", "reason"),
     [
@@ -238,6 +254,8 @@ def timed_as_another_file(folder):
         (under_another_protocol, "onnx measured", "it was measured under other, the model under"),
         (in_one_set, "onnx measured", "its fid was measured in 1 set, and the protocol has 3"),
         (timed_as_another_file, "latency of onnx", "another file than the one that was measured was timed"),
+        (timed_without_the_graph, "latency of onnx", "it was not timed; run the costs stage again"),
+        (without_times, "latency of onnx", "it was not timed; run the costs stage again"),
     ],
 )
 def test_evidence_of_another_variant_refuses_the_version(publish, policy, change, check, reason):
