@@ -46,7 +46,7 @@ def curve(
         seeds: Each recipe has one training per seed.
         rows: Recipes in the order of the tables, the first being compared with; null selects all.
         steps: Steps at which each training is measured; the last ends it. null: shares of the preset's steps.
-        recipes: Further recipes: name -> keys of the block finetune.
+        recipes: Further recipes: name -> keys of the block finetune, and prune.compensate.
         overrides: Dotted keys of params.yaml -> one value, for all cells.
         commit: A branch, tag or hash.
         runner: threads of this machine, or the deployment compress on a pool of workers.

@@ -12,7 +12,9 @@ from stages.runtime.errors import InputError
 from stages.tools.comparison.published import METHODS, PRUNES_ITSELF
 
 Recipes = Mapping[str, Overrides]
-"""Name of a recipe -> keys of the block finetune."""
+"""Name of a recipe -> keys of the block finetune, and `COMPENSATION`."""
+COMPENSATION = "prune.compensate"
+"""What a recipe may do to the cut model before it is finetuned."""
 RECIPES: Recipes = {
     "noise": {"finetune.loss": {"noise": 1.0}},
     "noise+output": {"finetune.loss": {"noise": 1.0, "output": 1.0}},
@@ -33,10 +35,10 @@ SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
 
 
 def parse_recipes(texts: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Read NAME={KEY: VALUE, …}, the keys being of the block finetune.
+    """Read NAME={KEY: VALUE, …}, the keys being `COMPENSATION` or of the block finetune.
 
     Raises:
-        InputError: A text has another form, a name is not allowed, or a key is outside finetune or fixed.
+        InputError: A text has another form, a name is not allowed, or a key is another one or fixed.
     """
     recipes = dict(parse_pairs(texts, "--recipe", "'output-only={finetune.loss.output: 1}'"))
     for name, keys in recipes.items():
@@ -59,15 +61,15 @@ def _check_recipe(name: str, keys: object) -> None:
         raise InputError(
             f"--recipe {name} has no keys; write for example --recipe '{name}={{finetune.loss.output: 1}}'"
         )
-    fixed = [key for key in keys if not str(key).startswith("finetune.") or _decides_steps(str(key))]
+    fixed = [key for key in map(str, keys) if key != COMPENSATION and not _is_of_training(key)]
     check_order(map(str, keys), f"--recipe {name}:")
     if fixed:
-        advice = "a recipe sets keys of finetune alone, and --steps its steps, so that all begin and are measured alike"
-        raise InputError(f"--recipe {name} sets {', '.join(map(str, fixed))}; {advice}")
+        advice = f"a recipe sets {COMPENSATION} or keys of finetune, and --steps its steps, so that all cuts are alike"
+        raise InputError(f"--recipe {name} sets {', '.join(fixed)}; {advice}")
 
 
-def _decides_steps(key: str) -> bool:
-    return key.startswith(("finetune.steps", "finetune.snapshots"))
+def _is_of_training(key: str) -> bool:
+    return key.startswith("finetune.") and not key.startswith(("finetune.steps", "finetune.snapshots"))
 
 
 def parse_steps(text: str) -> list[int]:
@@ -106,13 +108,13 @@ def default_steps(params: Params) -> list[int]:
 def plan_recipes(params: Params, recipes: Recipes, steps: Sequence[int]) -> dict[str, dict[str, Any]]:
     """Return the overrides of each row: the recipes of every comparison, those given, then the methods.
 
-    Recipes train the model as it was cut; `ours` compensates it before.
+    Recipes train the model as it was cut, unless they compensate it before; `ours` does.
     """
     slowest = max(params.finetune.ema_decays)
     ours = sorted({*OUR_DECAYS, slowest})
     ends = {"finetune.steps": steps[-1], "finetune.snapshots": list(steps[:-1])}
     fixed = {**ends, "finetune.init": "pruned", "finetune.gate": None}  # held-out losses of two recipes do not compare
-    as_cut = {**fixed, "prune.compensate": None}
+    as_cut = {**fixed, COMPENSATION: None}
     named = {
         name: {
             **as_cut,

@@ -122,7 +122,7 @@ def test_a_path_that_cannot_be_followed_is_one_line(refused, arguments):
         ),
         (
             [*COMPARE, "--curve", "--recipe", "a={seed: 1}"],
-            "--recipe a sets seed; a recipe sets keys of finetune alone",
+            "--recipe a sets seed; a recipe sets prune.compensate or keys of finetune",
         ),
         ([*COMPARE, "--curve", "--set", "finetune.steps=9"], "finetune.steps is set by rows and seeds"),
         (["compress", "--set", "finetune.steps"], "--set finetune.steps is not KEY=VALUE; write for example --set "),

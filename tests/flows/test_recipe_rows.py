@@ -7,6 +7,7 @@ from flows.workspaces.recipe_rows import RECIPES, parse_recipes, parse_steps, pl
 from flows.workspaces.repository import ParamsSource
 from stages.finetune.params import MuonParams
 from stages.params import Params, load_params
+from stages.prune.params import CompensateParams
 from stages.runtime.errors import InputError
 from tests.flows.test_method_rows import PRESETS, repository
 from tests.servers import ROOT
@@ -85,6 +86,24 @@ def test_rows_steps_and_recipes_are_those_given(plan):
     assert {it.fetch.heldout for it in params} == {0.3}
 
 
+def test_a_recipe_may_compensate_the_cut_before_it(plan):
+    """All others train the model as it was cut, whatever the preset does."""
+    compensate = {"num_images": 4, "num_timesteps": 5, "damping": 0.1}
+    recipes = {
+        "mine": {"finetune.loss": {"noise": 1}, "prune.compensate": compensate},
+        "other": {"finetune.loss.output": 1},
+    }
+    cells, params = plan(names=["noise"], seeds=[0], recipes=recipes)
+    found = {cell.about["row"]: it.prune.compensate for cell, it in zip(cells, params, strict=True)}
+
+    assert found.pop("mine") == CompensateParams(**compensate)
+    assert found == {"noise": None, "other": None}
+    with pytest.raises(
+        InputError, match=r"--recipe a sets prune\.compensate\.damping; a recipe sets prune\.compensate or"
+    ):
+        parse_recipes(["a={prune.compensate.damping: 1}"])
+
+
 def test_what_is_set_is_checked_with_the_steps_of_the_trainings(plan):
     """A warm-up may be longer than the preset's own training."""
     _, params = plan(names=["noise"], seeds=[0], steps=[500, 1000], overrides={"finetune.warmup_steps": 600})
@@ -150,7 +169,7 @@ def test_methods_are_rows_like_those_of_the_table(plan):
         ),
         (
             {"recipes": {"a": {"prune.ranking": "global"}}},
-            "--recipe a sets prune.ranking; a recipe sets keys of finetune",
+            "--recipe a sets prune.ranking; a recipe sets prune.compensate or keys of",
         ),
     ],
 )
@@ -170,12 +189,12 @@ def test_what_makes_no_curve_is_one_line(plan, given, message):
         ("a=1", "--recipe a has no keys; write for example"),
         ("a={}", "--recipe a has no keys"),
         ("a", "--recipe a is not KEY=VALUE; write for example --recipe "),
-        ("a={seed: 1}", "--recipe a sets seed; a recipe sets keys of finetune alone"),
+        ("a={seed: 1}", "--recipe a sets seed; a recipe sets prune.compensate or keys of finetune"),
         (
             "a={finetune.snapshots: [1]}",
-            "--recipe a sets finetune.snapshots; a recipe sets keys of finetune alone, and",
+            "--recipe a sets finetune.snapshots; a recipe sets prune.compensate or keys of finetune, and",
         ),
-        ("a={1: 2}", "--recipe a sets 1; a recipe sets keys of finetune alone"),
+        ("a={1: 2}", "--recipe a sets 1; a recipe sets prune.compensate or keys of finetune"),
     ],
 )
 def test_a_recipe_that_cannot_be_is_one_line(text, message):
