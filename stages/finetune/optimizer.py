@@ -64,6 +64,17 @@ def orthogonalise(matrix: torch.Tensor) -> torch.Tensor:
     return found.T.contiguous() if is_tall else found
 
 
+def layer_weights(unet: nn.Module) -> list[torch.Tensor]:
+    """List the weights that Muon takes, once each, should layers share one."""
+    return list(dict.fromkeys(module.weight for module in unet.modules() if isinstance(module, LAYERS)))
+
+
+def muon_macs(unet: nn.Module) -> int:
+    """Count the multiply-accumulates of one step of Muon: 5 · (2·m²·n + m³) for a matrix [m, n], m ≤ n."""
+    sides = (sorted(weight.flatten(1).shape) for weight in layer_weights(unet))
+    return sum(ITERATIONS * (2 * m * m * n + m**3) for m, n in sides)
+
+
 class WeightOptimizer:
     """Adam (Kingma and Ba, 2015) for all parameters, or `Muon` for the weights of some.
 
@@ -75,8 +86,7 @@ class WeightOptimizer:
     """
 
     def __init__(self, unet: Denoiser, params: FinetuneParams) -> None:
-        layers = [module for module in unet.modules() if isinstance(module, LAYERS)] if params.muon else []
-        weights = list(dict.fromkeys(layer.weight for layer in layers))  # once each, should layers share one
+        weights = layer_weights(unet) if params.muon else []
         others = [parameter for parameter in unet.parameters() if parameter not in {*weights}]
         self.parts: dict[str, torch.optim.Optimizer] = {}
         self.rates = {"adam": params.learning_rate}

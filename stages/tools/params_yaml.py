@@ -14,7 +14,7 @@ MOST_IN_LINE = 2
 
 
 def to_yaml(tree: Mapping[str, Any], comment: str) -> str:
-    """Write params as YAML of at most 25 lines: one for each key of a large block, everything below in one line."""
+    """Write params as YAML of few lines: one for each key of a large block, everything below in one line."""
     lines = [
         f"# {comment}",
         "# Every other key has its default: espalier init --keys prune explains those of prune, and so on.",

@@ -5,8 +5,9 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from stages.finetune.optimizer import Muon, WeightOptimizer
+from stages.finetune.optimizer import Muon, WeightOptimizer, muon_macs, orthogonalise
 from stages.finetune.params import FinetuneParams
 
 RATE = 1e-3
@@ -140,6 +141,15 @@ def test_the_memory_layout_does_not_change_the_step(small):
 def test_a_rate_of_zero_moves_nothing(small):
     """There is no weight decay."""
     assert all(not it.any() for it in change(small, share=0).values())
+
+
+def test_muons_products_are_counted_exactly(small):
+    """As PyTorch counts them while they run, a multiply-accumulate being two operations."""
+    with FlopCounterMode(display=False) as counter:
+        for weight in (small.conv.weight, small.linear.weight):
+            orthogonalise(weight.detach().flatten(1))
+
+    assert counter.get_total_flops() == 2 * muon_macs(small)
 
 
 def test_each_has_its_own_learning_rate(small):

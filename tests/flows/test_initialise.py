@@ -9,8 +9,10 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from flows.initialise import init
+from stages.finetune.params import MuonParams
 from stages.models.pipeline import write_pipeline
 from stages.params import load_params
+from stages.prune.params import CompensateParams
 from stages.runtime.bounded import parse_yaml
 from stages.runtime.errors import InputError, UnavailableError
 from stages.tools.initialise import sources
@@ -58,6 +60,23 @@ def test_a_model_of_ones_own_gets_a_short_file_that_is_valid(own):
     assert params.importance.stride == 50
     assert run().exit_code == 1  # it is there now
     assert (own / "params.yaml").read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("steps", "batch", "compensate", "muon"),
+    [
+        (10_000, 16, CompensateParams(), MuonParams(learning_rate=4e-4)),
+        (1, 16, None, MuonParams(learning_rate=4e-4)),
+        (10_000, 1, CompensateParams(), None),
+    ],
+)
+def test_our_recovery_is_chosen_where_it_takes_little_beside_the_steps(own, steps, batch, compensate, muon):
+    """Compensation beside all of the steps, and Muon's products beside those of the batch."""
+    run("--steps", str(steps), "--batch-size", str(batch), "--stride", "100")
+    params = load_params(own / "params.yaml")
+
+    assert params.prune.compensate == compensate
+    assert params.finetune.muon == muon
 
 
 def test_a_file_that_is_there_stays_unless_forced(own):

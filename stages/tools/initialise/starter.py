@@ -16,6 +16,8 @@ from stages.fetch.model import fetch_model, is_trusted
 from stages.fetch.params import DataSource, FolderData, ModelSource
 from stages.fetch.source_images import SourceImages, check_path
 from stages.fetch.split import split_sizes
+from stages.finetune.optimizer import muon_macs
+from stages.finetune.params import MUON_TO_ADAM, FinetuneParams
 from stages.models.autoencoder import image_shape
 from stages.models.complexity import count_macs, count_params
 from stages.models.families import family_name, has_features
@@ -27,7 +29,8 @@ from stages.params import Params
 from stages.protocol.extractors import SOURCES, find_extractor
 from stages.protocol.params import MOST_PER_SUBSET, ExtractorParams
 from stages.protocol.resolve import check_real_images
-from stages.prune.params import PruneParams, Target
+from stages.prune.compensate import Reader
+from stages.prune.params import CompensateParams, PruneParams, Target
 from stages.prune.path import cuts_after, find_path
 from stages.prune.width_cost import WidthCost
 from stages.runtime.device import device_name, select_device
@@ -38,7 +41,7 @@ from stages.tools.initialise.default_target import choose_ratio
 from stages.tools.planning.planned_model import PlannedModel, read_model
 from stages.tools.planning.preflight import Refusals, check_model, check_params, plan_cut, spread
 from stages.tools.planning.probe import activation_bytes, seconds_each
-from stages.tools.planning.workload import BACKWARD, STOPS_AT
+from stages.tools.planning.workload import BACKWARD, STOPS_AT, compensation_pairs
 
 MINUTES = {"reference": 5, "importance": 3, "finetune": 10}
 """Minutes that a stage should take on this machine with the values that are chosen."""
@@ -47,6 +50,8 @@ SETS = 4
 """Sets of images, from which intervals follow."""
 MEMORY_SHARE = 0.4
 """Share of the free memory that the activations of a training step may take."""
+AFFORDABLE = 1 / 3
+"""Share of the recovery's time that compensation may take before it, and of a step's that Muon may take in it."""
 HELDOUT = 0.1
 """Share of the images that is held out by default."""
 STRIDES = (1, 2, 5, 10, 20, 50, 100)
@@ -203,14 +208,16 @@ def make_params(start: Start, model: ModelSource, chosen: Chosen) -> dict[str, A
         "importance": _importance(start, chosen),
         "prune": {
             "target": chosen.target or {"ratio": choose_ratio(find_groups(start.model.unet), round_to)},
-            "round_to": round_to,
+            **({"round_to": round_to} if round_to > 1 else {}),
+            **_compensation(start, training * _step_s(start, batch)),
         },
         "rounds": {"count": 1},
         "finetune": {
             "steps": training,
             "batch_size": batch,
             "loss": {"noise": 0.0, "output": 1.0, "feature": 0.1 if has_features(start.model.unet) else 0.0},
-            "flip": bool(chosen.flip),
+            **_muon(start, batch),
+            **({"flip": True} if chosen.flip else {}),
             "heldout_every": every,
             "checkpoint_every": every,
         },
@@ -296,5 +303,24 @@ def _batch_size(start: Start) -> int:
 
 
 def _training_steps(start: Start, batch: int) -> int:
-    step_s = (BACKWARD + 1) * batch * start.pass_s  # the pruned model is smaller, the teacher comes on top
-    return max(FEWEST_STEPS, min(MOST_STEPS, int(MINUTES["finetune"] * 60 / step_s) // 50 * 50))
+    return max(FEWEST_STEPS, min(MOST_STEPS, int(MINUTES["finetune"] * 60 / _step_s(start, batch)) // 50 * 50))
+
+
+def _step_s(start: Start, batch: int) -> float:
+    return (BACKWARD + 1) * batch * start.pass_s  # the pruned model is smaller, the teacher comes on top
+
+
+def _compensation(start: Start, training_s: float) -> dict[str, Any]:
+    """Compensate the cut where that takes at most a part of the recovery's time."""
+    compensate = CompensateParams(num_images=min(8, start.num_train))
+    readers = sum(isinstance(module, Reader) for module in start.model.unet.modules())
+    seconds = 2 * compensation_pairs(compensate, readers) * start.pass_s
+    return {"compensate": {"num_images": compensate.num_images}} if seconds <= AFFORDABLE * training_s else {}
+
+
+def _muon(start: Start, batch: int) -> dict[str, Any]:
+    """Step with Muon where its products are at most a part of a step's."""
+    step_macs = (BACKWARD + 1) * batch * count_macs(start.model.unet)
+    if muon_macs(start.model.unet) > AFFORDABLE * step_macs:
+        return {}
+    return {"muon": {"learning_rate": MUON_TO_ADAM * FinetuneParams.model_fields["learning_rate"].default}}

@@ -11,6 +11,7 @@ from stages.finetune.params import FinetuneParams
 from stages.importance.calibration import choose_timesteps
 from stages.importance.criteria import CRITERIA
 from stages.params import Params
+from stages.prune.params import CompensateParams
 from stages.runtime.wording import count
 
 Pass = Literal[
@@ -203,14 +204,19 @@ def _depth(params: Params, size: ModelSize) -> Counter[Pass]:
     return passes
 
 
+def compensation_pairs(compensate: CompensateParams, num_readers: int) -> float:
+    """Count the passes of one image by each of both models that compensate a cut which that many layers read."""
+    parts = min(compensate.rounds or num_readers, num_readers)  # at most: equal inputs are one part
+    through = (parts + 1) / 2  # a pass for a part ends at its last layer
+    timesteps = through * compensate.num_timesteps + 2 * (compensate.num_timesteps + 1)  # the error before and after
+    return compensate.num_images * timesteps
+
+
 def _prune(params: Params, size: ModelSize) -> Work:
     compensate, written, depth = params.prune.compensate, size.pruned_params * BYTES, _depth(params, size)
     if compensate is None:
         return Work(depth, disk_bytes=written)
-    parts = min(compensate.rounds or size.num_readers, size.num_readers)  # at most: equal inputs are one part
-    through = (parts + 1) / 2  # a pass for a part ends at its last layer
-    timesteps = through * compensate.num_timesteps + 2 * (compensate.num_timesteps + 1)  # the error before and after
-    pairs = compensate.num_images * timesteps
+    pairs = compensation_pairs(compensate, size.num_readers)
     passes: Counter[Pass] = Counter({"dense": pairs, "pruned": pairs})
     passes.update(depth)
     text = f"{count(compensate.num_images, 'image')} × {count(compensate.num_timesteps, 'timestep')}"
