@@ -191,6 +191,22 @@ def swift(tmp_path_factory):
     server.kill()
 
 
+def answer(client, status, code, asked):
+    """Answer the requests of a client for which `asked` is true with a status and code of S3, in the server's place."""
+    from botocore.awsrequest import AWSResponse
+
+    session, body = client._endpoint.http_session, f"<Error><Code>{code}</Code></Error>".encode()
+    send = session.send
+
+    def reply(request):
+        if not asked(request):
+            return send(request)
+        raw = type("Raw", (), {"stream": lambda *_, **__: iter([body])})()
+        return AWSResponse(request.url, status, {"content-type": "application/xml"}, raw)
+
+    session.send = reply
+
+
 @pytest.fixture
 def credentials(monkeypatch):
     """Set the server's credentials, ignore this machine's own, and shorten the waits between retries."""

@@ -44,7 +44,7 @@ class CheckpointUploads:
             self._warn_once(f"{error.message}; the store does not know that this training is in progress")
 
     def upload(self, path: Path) -> None:
-        """Upload a checkpoint in the background, in place of one that still waits."""
+        """Upload a checkpoint in the background, in place of one that still waits; raises what the last one raised."""
         try:
             folder = _copy_of(path)
         except OSError as error:  # a full disk without hard links; one that waits is uploaded all the same
@@ -52,6 +52,8 @@ class CheckpointUploads:
             return
         if self.pending is not None and self.pending.cancel():
             shutil.rmtree(self.folder, ignore_errors=True)
+        elif self.pending is not None and self.pending.done():
+            self.pending.result()
         self.folder, self.pending = folder, self.pool.submit(self._push, folder, path.stem)
 
     def download(self, folder: Path) -> None:

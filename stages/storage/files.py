@@ -155,6 +155,7 @@ def _replace(folder: Path, new: Path) -> None:
     old = new.with_name(f"{new.name}.old")
     try:
         if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)  # of a process that was killed here
             folder.rename(old)
         new.rename(folder)
     except OSError as error:

@@ -23,7 +23,8 @@ def hold_folder(folder: Path) -> IO[str]:
     """
     while True:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):  # though it be gone by now; of a file there the next line says what it is
+                folder.mkdir(parents=True)
             with suppress(FileNotFoundError), ExitStack() as opened:  # the folder was removed since
                 file = opened.enter_context((folder / LOCK).open("a"))
                 _lock(file, folder)

@@ -6,7 +6,7 @@ import os
 import uuid
 import weakref
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -81,7 +81,11 @@ class FolderPlace:
         if self.root.exists() and not self.root.is_dir():
             raise InputError(f"{self.root} is a file; choose another folder")
         paths = [path for folder in (self.root, self.root / CONTROL) for path in _files(folder)]
-        return {path.relative_to(self.root).as_posix(): path.stat().st_size for path in paths}
+        sizes = {}
+        for path in paths:
+            with suppress(FileNotFoundError):  # another process has removed it since
+                sizes[path.relative_to(self.root).as_posix()] = path.stat().st_size
+        return sizes
 
     def sha256(self, name: str) -> str:
         """Hash a file that exists."""

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import itertools
 import os
 import subprocess
 import sys
@@ -17,10 +18,11 @@ from stages.drawing.finished import find_finished, write_manifest
 from stages.drawing.labels import Labels
 from stages.drawing.worker import draw_pending, load_drawer
 from stages.runtime.errors import InputError
-from stages.storage import s3_place
+from stages.storage import places, s3_place
 from stages.storage.places import open_place
 from stages.tracking.draws import EXPERIMENT, TAG, DrawRun
 from tests.orchestra import until
+from tests.swift import answer
 
 HOLD = """
 import sys
@@ -68,6 +70,38 @@ def test_a_killed_process_loses_its_claim(tmp_path):
         assert is_own
 
 
+def others_find(folder):
+    """Whether another process gets the claim."""
+    command = [sys.executable, "-c", HOLD, folder]
+    return subprocess.run(command, input=b"", capture_output=True, check=True).stdout == b"True\n"
+
+
+def test_the_end_of_one_claim_ends_no_other(tmp_path):
+    """A process that closes a file loses all of its locks there; each claim ends by itself."""
+    place = open_place(str(tmp_path), "--out")
+    with place.claim("shard-00000"):
+        with place.claim("shard-00001"):
+            pass
+        assert not others_find(tmp_path)
+    assert others_find(tmp_path)
+
+
+def test_a_created_file_leaves_no_other(tmp_path):
+    """Whether it was there before or not."""
+    place = open_place(str(tmp_path), "--out")
+    for _ in range(2):
+        place.create("a", b"one")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("address", ["", "http://host/x", "gs://bucket/x"])
+def test_an_address_that_is_no_place_is_refused(address):
+    """An empty one would be the current folder."""
+    with pytest.raises(InputError, match=r"^--out '.*': give a folder or s3://BUCKET/PREFIX$"):
+        open_place(address, "--out")
+
+
 @pytest.mark.parametrize(
     ("code", "is_held"), [(errno.ENOLCK, False), (errno.EIO, False), (errno.EAGAIN, True), (errno.EACCES, True)]
 )
@@ -106,6 +140,50 @@ def test_a_claim_in_a_bucket_lapses(connect, monkeypatch):
         first.close()
         with one.claim("shard-00000") as is_own_again:  # the second one's claim outlives the end of the first
             assert not is_own_again
+
+
+def test_a_creation_whose_answer_was_lost_is_this_ones(connect):
+    """Its second attempt finds what the first one wrote."""
+    store = connect(lambda number: ("cut", 30, "down") if number == 1 else None)  # after 100 Continue
+    place = open_place(store.uri, "--out")
+
+    assert place.create("a", b"one")
+    assert place.read("a") == b"one"
+
+
+def test_a_lapsed_claim_is_taken_by_one(connect, monkeypatch):
+    """Of two workers that find it lapsed at the same moment, on a server that compares the claim with what was found.
+
+    Swift does not, so its answer is given in its place.
+    """
+    monkeypatch.setattr(s3_place, "LAPSE_S", -10.0)
+    place = open_place(connect().uri, "--out")
+    place.write(".job/claims/shard-00000", b"another")
+    found = place.client.head_object(Bucket=place.bucket, Key=place._key(".job/claims/shard-00000"))["ETag"]
+    answer(place.client, 412, "PreconditionFailed", lambda request: found in str(request.headers.get("If-Match")))
+    with place.claim("shard-00000") as is_own:
+        assert not is_own
+    assert place.read(".job/claims/shard-00000") == b"another"
+
+
+def test_a_store_without_conditional_writes_replaces_no_file(connect):
+    """Where it is there already; without it, it is written."""
+    place = open_place(connect().uri, "--out")
+    answer(place.client, 501, "NotImplemented", lambda request: "If-None-Match" in request.headers)
+
+    assert [place.create("a", b"one"), place.create("a", b"two")] == [True, False]
+    assert place.read("a") == b"one"
+
+
+def test_an_outage_does_not_end_the_renewal(connect, monkeypatch):
+    """The next attempt may succeed before the claim lapses."""
+    monkeypatch.setattr(s3_place, "BEAT_S", 0.05)
+    place, written, number = open_place(connect().uri, "--out"), [], itertools.count(1)
+    write = place.write
+    monkeypatch.setattr(place, "write", lambda *arguments: (write(*arguments), written.append(arguments)))
+    answer(place.client, 400, "Refused", lambda request: request.method == "GET" and next(number) <= 2)
+    with place.claim("shard-00000"):
+        assert until(lambda: len(written) > 1, 20)
 
 
 def take_over(place, write):
@@ -213,3 +291,12 @@ def test_a_server_that_fails_costs_a_warning(monkeypatch, capsys):
 
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("Warning: MLflow does not show this job")
+
+
+def test_a_file_that_another_process_removes_meanwhile_is_not_listed(tmp_path, monkeypatch):
+    """Between the list of the names and the look at their sizes."""
+    (tmp_path / "stays").write_bytes(b"four")
+    names = {tmp_path: ["gone", "stays"]}
+    monkeypatch.setattr(places, "_files", lambda folder: [folder / name for name in names.get(folder, [])])
+
+    assert places.FolderPlace(tmp_path).sizes() == {"stays": 4}

@@ -1,8 +1,10 @@
 """Copies of checkpoints in the store."""
 
 import errno
+import math
 import os
 import signal
+import threading
 from dataclasses import replace
 
 import pytest
@@ -15,6 +17,7 @@ from stages.finetune.snapshots import TrainingClock
 from stages.finetune.trainer import Trainer
 from stages.runtime.errors import InputError, UnavailableError
 from stages.storage.s3 import open_store
+from tests.orchestra import until
 
 RUN = "f" * 64
 CURVE = [CurvePoint(0, None, ((0.9, 0.5), (0.99, 0.4)))]
@@ -109,6 +112,28 @@ def test_a_store_that_refuses_to_delete_keeps_all_copies(connect, tmp_path, monk
     assert capsys.readouterr().err.count("access is denied") == 1
 
 
+def test_a_damaged_checkpoint_is_written_anew_in_its_place(tmp_path):
+    """The step that is taken again has the same name, and stays."""
+    first = Checkpoints(tmp_path, RUN)
+    for step in (2, 4):
+        first.save(checkpoint(step))
+    newest = max(first.folder.iterdir())
+    newest.write_bytes(newest.read_bytes()[:-1])
+    assert first.newest().step == 2
+    first.save(checkpoint(4))
+
+    assert first.newest().step == 4
+
+
+def test_a_training_that_diverged_is_read_as_it_was_saved(tmp_path):
+    """Losses that are not finite are no damage, which would take its steps again."""
+    saved_one = replace(checkpoint(2), losses=[math.inf, math.nan], curve=[CurvePoint(2, math.inf, ((0.9, math.nan),))])
+    Checkpoints(tmp_path, RUN).save(saved_one)
+    found = Checkpoints(tmp_path, RUN).newest()
+
+    assert (found.step, repr(found.losses), repr(found.curve)) == (2, "[inf, nan]", repr(saved_one.curve))
+
+
 def test_damaged_checkpoints_displace_none(tmp_path, capsys):
     """Of steps that the training takes again after it went on from an older one."""
     first = Checkpoints(tmp_path, RUN, keep=2)
@@ -131,6 +156,10 @@ def test_the_store_is_asked_where_every_checkpoint_is_damaged(connect, tmp_path)
     for path in first.folder.glob("step-*"):
         path.write_bytes(path.read_bytes()[:-1])
     assert first.newest().step == 4
+    first.save(checkpoint(6))
+    first.wait()
+
+    assert [path.stem[-1] for path in sorted(first.folder.iterdir())] == ["4", "6"]  # what was downloaded is intact
 
 
 def test_a_damaged_copy_makes_room_for_a_new_one(connect, tmp_path):
@@ -239,6 +268,49 @@ def test_uploads_and_downloads_leave_no_temporary_files(connect, tmp_path):
         assert [path.name for path in checkpoints.folder.iterdir()] == ["step-00000002.safetensors"]
 
 
+def occupied(checkpoints):
+    """Keep the thread of the uploads from the next one until the event that is returned is set."""
+    free, begun = threading.Event(), threading.Event()
+    checkpoints.uploads.pool.submit(lambda: (begun.set(), free.wait(60)))
+    assert begun.wait(60)
+    return free
+
+
+def test_of_the_checkpoints_that_wait_only_the_newest_is_uploaded(connect, tmp_path):
+    """Those before it leave no copy, in the store or on the disk."""
+    checkpoints = Checkpoints(tmp_path, RUN, connect(), keep=3)
+    free = occupied(checkpoints)
+    for step in (2, 4, 6):
+        checkpoints.save(checkpoint(step))
+    free.set()
+    checkpoints.wait()
+
+    assert connect().names() == [f"checkpoints/{RUN}/step-00000006"]
+    assert not list(checkpoints.folder.glob(".upload.*"))
+
+
+def test_a_finished_run_is_removed_after_its_last_upload(connect, tmp_path):
+    """The copy in the store is complete then."""
+    checkpoints = Checkpoints(tmp_path, RUN, connect())
+    free = occupied(checkpoints)
+    checkpoints.save(checkpoint(2))
+    ending = threading.Thread(target=checkpoints.clear)
+    ending.start()
+    ending.join(0.2)
+    free.set()
+    ending.join()
+    checkpoints.wait()
+
+    assert not checkpoints.folder.exists()
+    assert Checkpoints(tmp_path / "second", RUN, connect()).newest().step == 2
+
+
+def test_a_training_begins_although_the_store_is_unreachable(connect, tmp_path, capsys):
+    """A warning says that the store does not know of it."""
+    with Checkpoints(tmp_path, RUN, connect(lambda _: ("cut", 0, "up"))).hold({}):
+        assert "the store does not know that this training is in progress" in capsys.readouterr().err
+
+
 def test_an_unreachable_store_does_not_stop_the_training(connect, tmp_path, capsys):
     """A warning is printed, and the checkpoint is on this machine."""
     store = connect(lambda _: ("cut", 0, "up"))
@@ -274,6 +346,18 @@ def test_an_unexpected_fault_of_an_upload_is_raised(connect, tmp_path, monkeypat
         checkpoints.wait()
 
 
+def test_an_unexpected_error_of_an_earlier_upload_is_raised_by_the_next(connect, monkeypatch, tmp_path):
+    """It is not forgotten for that of the last one."""
+    store = connect()
+    monkeypatch.setattr(store.client, "put_object", lambda **_: {}["ETag"])
+    checkpoints = Checkpoints(tmp_path, RUN, store)
+    checkpoints.save(checkpoint(2))
+    until(checkpoints.uploads.pending.done)
+
+    with pytest.raises(KeyError):
+        checkpoints.save(checkpoint(4))
+
+
 def test_the_store_comes_from_the_environment(connect, monkeypatch):
     """Without the variable there is no store."""
     uri = connect().uri
@@ -284,10 +368,11 @@ def test_the_store_comes_from_the_environment(connect, monkeypatch):
     assert open_store().uri == uri
 
 
-def test_what_a_killed_upload_left_is_removed_by_the_next_process(connect, tmp_path):
+@pytest.mark.parametrize("name", [".upload.left", ".download.left"])
+def test_what_a_killed_transfer_left_is_removed_by_the_next_process(connect, tmp_path, name):
     """A checkpoint is some gigabytes; another process that works in the folder still needs its own."""
     first = Checkpoints(tmp_path, RUN, connect())
-    left = first.folder / ".upload.left"
+    left = first.folder / name
     left.mkdir(parents=True)
     with first.hold({}):
         assert not left.exists()

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,20 @@ from stages.data.images import RowSelection, evenly_spaced, read_images, write_i
 from stages.models.saliency import read_importance, write_importance
 from stages.runtime.code_hash import hash_code
 from stages.runtime.errors import InputError
-from stages.storage.files import check_free, copy_file, read_json, write_json, writing
+from stages.storage import provenance
+from stages.storage.files import (
+    check_free,
+    copy_file,
+    make_private,
+    read_json,
+    write_atomically,
+    write_json,
+    writing,
+)
 from stages.storage.provenance import fingerprint, write_provenance, write_run_record
 from stages.storage.run_record import read_provenance
-from stages.storage.tensors import read_tensors, tensors_sha256, write_tensors
+from stages.storage.tensors import read_array, read_tensors, tensors_sha256, write_tensors
+from tests.repository import make_repository
 
 
 def test_a_folder_is_replaced_at_the_end(tmp_path):
@@ -31,6 +42,72 @@ def test_a_folder_is_replaced_at_the_end(tmp_path):
         assert (tmp_path / "out" / "run.json").exists()
 
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "new"]
+
+
+def test_everybody_may_read_an_output(tmp_path):
+    """The temporary folder is its owner's alone until it is complete."""
+    with writing(tmp_path / "out") as folder:
+        assert folder.stat().st_mode & 0o077 == 0
+
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
+
+
+def test_a_folder_that_cannot_be_replaced_comes_back(tmp_path, monkeypatch):
+    """The old folder had been moved away before the new one could not take its place."""
+    write_json(tmp_path / "out" / "run.json", {})
+    rename = Path.rename
+
+    def refuse_new(path, target):
+        if (path / "new").exists():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(path, target)
+
+    def work():
+        with writing(tmp_path / "out") as folder:
+            (folder / "new").touch()
+
+    monkeypatch.setattr(Path, "rename", refuse_new)
+    with pytest.raises(InputError, match=r"cannot write .*/out: Input/output error"):
+        work()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "run.json"]
+
+
+def test_what_a_process_that_was_killed_while_it_replaced_a_folder_left_is_in_nobodys_way(tmp_path):
+    """The folder that it had moved away goes before the next one is moved there."""
+    write_json(tmp_path / "out" / "run.json", {})
+    write_json(tmp_path / ".given.old" / "left.json", {})
+    with writing(tmp_path / "out", tmp_path / ".given") as folder:
+        (folder / "new").touch()
+
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["new", "out"]
+
+
+def test_a_temporary_folder_of_a_given_name_begins_empty(tmp_path):
+    """Processes that were killed have left files in it."""
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "left").touch()
+    with writing(tmp_path / "out", tmp_path / "shared") as folder:
+        (folder / "new").touch()
+
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "new"]
+
+
+def test_a_file_that_cannot_be_written_leaves_no_part(tmp_path):
+    """A folder stands in its place."""
+    (tmp_path / "file").mkdir()
+    with pytest.raises(InputError, match=r"cannot write .*/file: "):
+        write_atomically(tmp_path / "file", b"content")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_existing_folder_is_made_private(tmp_path):
+    """As a new one is."""
+    (tmp_path / "old").mkdir(mode=0o755)
+    for name in ("old", "new"):
+        make_private(tmp_path / name)
+
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o700
 
 
 def test_a_copy_of_what_is_missing_names_the_source(tmp_path):
@@ -109,6 +186,19 @@ def test_a_full_disk_is_one_line_whoever_writes(tmp_path, number, is_full):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("is_inside", [True, False])
+def test_a_full_disk_is_named_by_what_was_written_there(tmp_path, is_inside):
+    """A path of the temporary folder means nothing to the user; one on another disk does."""
+    elsewhere = "/elsewhere/cache"
+
+    def fail():
+        with writing(tmp_path / "out") as folder:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / "file") if is_inside else elsewhere)
+
+    with pytest.raises(InputError, match=f"^cannot write {tmp_path / 'out' if is_inside else elsewhere}: "):
+        fail()
+
+
 def test_an_output_that_one_may_not_enter_is_refused(tmp_path, monkeypatch):
     """In one line; the tests may run as root, who may enter all."""
 
@@ -144,13 +234,21 @@ def test_a_full_disk_gives_one_line_and_leaves_nothing(tmp_path):
 
 def test_tensors_are_read_as_they_were_written(tmp_path):
     """Tensors keep every bit, and equal tensors give equal files, whatever their order."""
-    tensors = {"b": torch.randn(3, 4), "a": torch.arange(5)}
+    tensors = {"b": torch.randn(3, 4).T, "a": torch.arange(5)}
     write_tensors(tmp_path / "one.safetensors", tensors)
     write_tensors(tmp_path / "two.safetensors", dict(reversed(tensors.items())))
 
     found = read_tensors(tmp_path / "one.safetensors")
     assert all(torch.equal(found[name], tensors[name]) for name in tensors)
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
+
+
+def test_several_arrays_in_one_file_are_refused(tmp_path):
+    """As numpy's own archives hold them."""
+    np.savez(tmp_path / "two.npz", a=np.zeros(2), b=np.zeros(2))
+
+    with pytest.raises(ValueError, match="several arrays in one file"):
+        read_array(tmp_path / "two.npz")
 
 
 @pytest.mark.parametrize("size", [0, 7, 100, 200])
@@ -224,6 +322,7 @@ def test_a_run_record_explains_the_folder(tmp_path, params):
     assert record["params"] == {"seed": 0, "prune": params.prune.model_dump(mode="json")}
     assert record["params"]["prune"]["target"]["ratio"] == 0.3
     assert set(record) == {"stage", "params", "python", "packages"}
+    assert record["packages"] == {name: version(name) for name in provenance.PACKAGES}
     assert (tmp_path / "run.json").read_bytes() == first
 
 
@@ -267,6 +366,9 @@ def test_a_fingerprint_depends_on_params_and_inputs(tmp_path, params):
     assert fingerprint("finetune", inputs, seed=0, finetune=section) == before
     assert fingerprint("finetune", inputs, seed=1, finetune=section) != before
     assert fingerprint("finetune", inputs, seed=0, finetune=section.model_copy(update={"steps": 1})) != before
+    assert fingerprint("prune", inputs, seed=0, finetune=section) != before  # by other code
+    write_json(tmp_path / "in" / "run.json", {"a": 1})  # which a stage's input has of another run with equal outcome
+    assert fingerprint("finetune", inputs, seed=0, finetune=section) == before
     write_json(tmp_path / "in" / "a.json", {"a": 2})
     assert fingerprint("finetune", inputs, seed=0, finetune=section) != before
 
@@ -310,6 +412,23 @@ def test_provenance_stands_beside_the_output(tmp_path, params):
     write_provenance(out)
     write_run_record(out, "prune", prune=params.prune.model_copy(update={"round_to": 8}))
     assert read_provenance(out) is None
+
+
+def test_provenance_tells_whether_the_code_was_committed(tmp_path, params, monkeypatch):
+    """A change beside the code counts for nothing."""
+    code = tmp_path / "project" / "stages"
+    code.mkdir(parents=True)
+    (code / "a.py").touch()
+    commit = make_repository(code.parent)
+    monkeypatch.setattr(provenance, "STAGES", code)
+    write_run_record(tmp_path / "out", "prune", prune=params.prune)
+    found = []
+    for changed in (code.parent / "notes.txt", code / "b.py"):
+        changed.touch()
+        write_provenance(tmp_path / "out")
+        found.append(read_provenance(tmp_path / "out"))
+
+    assert [(it["git_commit"], it["git_dirty"]) for it in found] == [(commit, False), (commit, True)]
 
 
 def test_a_subset_of_images_is_evenly_spaced():

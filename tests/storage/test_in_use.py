@@ -5,6 +5,7 @@ import fcntl
 import os
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +28,14 @@ def test_a_folder_is_in_use_until_the_last_process_ends(tmp_path):
         assert not is_free(folder)
 
     assert is_free(folder)
+
+
+def test_a_folder_whose_lock_cannot_be_opened_counts_as_in_use(tmp_path):
+    """Nobody can tell; a file in its place stays."""
+    (tmp_path / "file").touch()
+
+    assert not is_free(tmp_path / "file")
+    assert is_free(tmp_path / "missing")
 
 
 def test_a_folder_on_a_file_system_without_locks_is_one_line(tmp_path, monkeypatch):
@@ -64,3 +73,18 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot write"):
         hold_folder(tmp_path / "file" / "run")
+
+
+def test_a_folder_that_is_removed_as_soon_as_it_was_found_is_made_again(tmp_path, monkeypatch):
+    """Another process had it when this one made it, and removed it before this one looked."""
+    mkdir, answers = Path.mkdir, [FileExistsError(errno.EEXIST, "File exists")]
+
+    def make(path, *args, **options):
+        """Find the folder once, which is not there."""
+        if answers:
+            raise answers.pop()
+        mkdir(path, *args, **options)
+
+    monkeypatch.setattr(Path, "mkdir", make)
+    with hold_folder(tmp_path / "folder"):
+        assert (tmp_path / "folder").is_dir()

@@ -26,6 +26,26 @@ def test_rows_in_any_order_make_the_file_of_the_whole_array(tmp_path, shape, kin
     assert np.array_equal(file.read(), values)
 
 
+def test_a_file_that_is_long_enough_is_not_cut(tmp_path):
+    """An array that is made later may lie before one that is already written."""
+    first, last = tensors_file(tmp_path / "rows.safetensors", {"a": (2, 3), "b": (4,)}).values()
+    last.create()
+    last.write(0, np.arange(4, dtype=np.float32))
+    first.create()
+
+    assert last.read().tolist() == [0, 1, 2, 3]
+    assert first.read().tolist() == [[0, 0, 0], [0, 0, 0]]
+
+
+def test_rows_of_another_type_become_those_of_the_array(tmp_path):
+    """A row has the size that the array's type gives it."""
+    file = array_file(tmp_path / "rows.npy", np.float32, (3, 2))
+    file.create()
+    file.write(1, np.array([[1.5, 2.5], [3.5, 4.5]], np.float64))
+
+    assert np.load(tmp_path / "rows.npy").tolist() == [[0, 0], [1.5, 2.5], [3.5, 4.5]]
+
+
 @pytest.mark.parametrize("sizes", [(8, 10), (1, 1), (123, 4567)])
 def test_tensors_in_any_order_make_the_file_of_all_tensors(tmp_path, sizes):
     """The bytes are those of `write_tensors`, whatever the length of the header."""

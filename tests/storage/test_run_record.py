@@ -49,6 +49,13 @@ def test_every_field_of_run_json_has_its_type(tmp_path, params):
             assert all(isinstance(version, str) for version in record["packages"].values())
 
 
+def test_a_record_is_read_as_it_stands(tmp_path):
+    """One from before versions were noted has none."""
+    write_json(tmp_path / "run.json", {"stage": "fetch", "params": {}})
+
+    assert read_run_record(tmp_path) == {"stage": "fetch", "params": {}}
+
+
 def test_every_source_has_a_name_or_is_refused(params):
     """A version is named after its base model, whatever its run.json says of it."""
     source = params.fetch.model.model_dump(mode="json")

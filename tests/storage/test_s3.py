@@ -1,8 +1,10 @@
 """Folders in a bucket, and failures of network, server and disk."""
 
 import contextlib
+import itertools
 import json
 import os
+import shutil
 import socketserver
 import subprocess
 import sys
@@ -10,14 +12,13 @@ import threading
 import time
 
 import pytest
-from botocore.awsrequest import AWSResponse
 from botocore.retries.standard import ExponentialBackoff
 
 from stages.runtime.errors import InputError, UnavailableError
 from stages.storage import s3_deadlines
-from stages.storage.manifest import MAX_BYTES, Manifest, parse_manifest
+from stages.storage.manifest import MAX_BYTES, Entry, Manifest, check_space, parse_manifest
 from stages.storage.s3 import Store
-from tests.swift import KEY, SECRET
+from tests.swift import KEY, SECRET, answer
 
 NAME = "checkpoints/run/step-00000050"
 
@@ -64,6 +65,38 @@ def test_stored_files_are_not_sent_again(connect, folder):
     assert sent.count("PUT") == 1
 
 
+def test_a_stored_file_of_another_size_is_sent_again(connect, folder, content, tmp_path):
+    """It is a part of the file, and its folder could not be pulled."""
+    store = connect()
+    manifest = store.push(folder, NAME)
+    key = store._object(manifest.files[0].sha256)
+    store.client.put_object(Bucket=store.bucket, Key=key, Body=b"")
+    store.push(folder, "other")
+    store.pull("other", tmp_path / "back")
+
+    assert content(tmp_path / "back") == content(folder)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "is_outage", "message"),
+    [
+        (500, "InternalError", True, "InternalError"),
+        (503, "SlowDown", True, "SlowDown"),
+        (403, "AccessDenied", False, "access is denied; request the rights to read, write and list"),
+        (400, "EntityTooLarge", False, "EntityTooLarge"),
+    ],
+)
+def test_a_refused_upload_is_no_outage(connect, folder, status, code, is_outage, message):
+    """The transfer manager has one error for both, and the code in its text only."""
+    store = connect()
+    answer(store.client, status, code, lambda request: request.method == "PUT")
+    with pytest.raises(InputError, match=message) as caught:
+        store.push(folder, NAME)
+
+    assert isinstance(caught.value, UnavailableError) == is_outage
+    assert "\n" not in caught.value.message
+
+
 def test_a_stored_folder_is_never_changed(connect, folder):
     """A push of another folder under the same name is refused, and the first manifest stays."""
     store = connect()
@@ -72,6 +105,45 @@ def test_a_stored_folder_is_never_changed(connect, folder):
 
     assert "a stored folder is never changed, choose another name" in refused(lambda: store.push(folder, NAME))
     assert store._read(NAME) == first
+
+
+@pytest.mark.parametrize(("status", "is_outage"), [(500, True), (502, True), (400, False), (499, False)])
+def test_a_server_that_fails_is_an_outage(connect, status, is_outage):
+    """And one that refuses is not."""
+    store = connect()
+    answer(store.client, status, "Code", lambda _: True)
+    with pytest.raises(InputError) as caught:
+        store.names()
+
+    assert isinstance(caught.value, UnavailableError) == is_outage
+
+
+def test_a_list_of_many_objects_comes_in_pages(connect):
+    """All of them are read."""
+    store = connect()
+    for name in "abc":
+        store.client.put_object(Bucket=store.bucket, Key=store._key(f"manifests/{name}.json"), Body=b"{}")
+    store.client.meta.events.register(
+        "before-parameter-build.s3.ListObjectsV2", lambda params, **_: params.update(MaxKeys=1)
+    )
+
+    assert store.names() == ["a", "b", "c"]
+
+
+def test_only_the_end_of_an_upload_in_parts_may_take_long(connect, folder, monkeypatch):
+    """S3 puts the parts together then; a file of 34 MiB has three."""
+    seen, send = [], s3_deadlines._send_in_time
+
+    def record(session, request, answer_s):
+        seen.append((request.method, "partNumber=" in request.url, answer_s))
+        return send(session, request, answer_s)
+
+    monkeypatch.setattr(s3_deadlines, "_send_in_time", record)
+    connect().push(folder, NAME)
+
+    assert [answer_s for method, _, answer_s in seen if method == "POST"] == [60.0, 600.0]  # its begin and its end
+    assert {answer_s for method, _, answer_s in seen if method != "POST"} == {60.0}
+    assert sum(is_part for _, is_part, _ in seen) == 3
 
 
 @pytest.mark.parametrize("uri", ["bucket", "s3://", "s3://B", "http://bucket/x", "s3://bucket?x"])
@@ -276,16 +348,26 @@ def test_of_two_writers_of_one_name_the_first_stays(connect, folder, monkeypatch
 
 def refuse_conditions(store):
     """Answer 501 to conditional writes, as stores that do not know them."""
-    session = store.client._endpoint.http_session
-    send, body = session.send, b"<Error><Code>NotImplemented</Code></Error>"
+    answer(store.client, 501, "NotImplemented", lambda request: "If-None-Match" in request.headers)
 
-    def answer(request):
-        if "If-None-Match" not in request.headers:
-            return send(request)
-        raw = type("Raw", (), {"stream": lambda *_, **__: iter([body])})()
-        return AWSResponse(request.url, 501, {"content-type": "application/xml"}, raw)
 
-    session.send = answer
+@pytest.mark.parametrize(("conflicts", "is_stored"), [(2, True), (3, False)])
+def test_a_manifest_that_others_are_writing_is_tried_three_times(connect, folder, conflicts, is_stored):
+    """A conflict is no refusal: the other writer may fail, and then nothing is stored."""
+    store, number = connect(), itertools.count(1)
+    answer(
+        store.client,
+        409,
+        "ConditionalRequestConflict",
+        lambda request: "If-None-Match" in request.headers and next(number) <= conflicts,
+    )
+    if is_stored:
+        store.push(folder, NAME)
+    else:
+        with pytest.raises(UnavailableError, match="is being written by others; try again"):
+            store.push(folder, NAME)
+
+    assert store.names() == [NAME] * is_stored
 
 
 def test_a_store_without_conditional_writes_keeps_the_last_whole_manifest(connect, folder, monkeypatch, capsys):
@@ -309,8 +391,11 @@ SHA256 = "a" * 64
     [
         (["a", "a"], "a is listed twice"),
         (["a", "b", "a/c"], "a is listed as a file and as a folder"),
+        (["a/b/c", "a"], "a is listed as a file and as a folder"),
         (["/".join("a" * 2000)], "2000 folders and 3999 bytes is too long"),
         (["a" * 300], "1 folders and 300 bytes is too long"),
+        (["é" * 200], "1 folders and 400 bytes is too long"),
+        (["/".join(["a" * 200] * 6)], "6 folders and 1205 bytes is too long"),
     ],
 )
 def test_a_manifest_that_no_folder_can_have_is_refused(paths, message):
@@ -335,6 +420,21 @@ def test_a_manifest_of_any_size_is_bounded(content, message):
     with pytest.raises(ValueError, match=message):
         parse_manifest(content())
     assert len(parse_manifest(files_json(50_000)).files) == 50_000
+
+
+def test_a_manifest_with_a_negative_size_is_refused():
+    """It would make room for other files."""
+    with pytest.raises(ValueError, match="size_bytes"):
+        parse_manifest(json.dumps({"files": [{"path": "a", "sha256": SHA256, "size_bytes": -1}]}).encode())
+
+
+def test_files_that_fit_one_by_one_may_not_fit_together(tmp_path):
+    """The folder does not exist yet, so its disk is that of the nearest one that does."""
+    size_bytes = int(shutil.disk_usage(tmp_path).free * 0.6)
+    one, two = (Entry(path=name, sha256=SHA256, size_bytes=size_bytes) for name in "ab")
+    check_space(Manifest(files=[one]), tmp_path / "new/folder", "x")
+
+    assert "free some space" in refused(lambda: check_space(Manifest(files=[one, two]), tmp_path / "new/folder", "x"))
 
 
 def files_json(count):
@@ -368,6 +468,17 @@ def test_keys_that_cannot_be_files_beside_one_another_are_refused(connect, tmp_p
             pass
 
     assert "a.png is listed as a file and as a folder; rename it" in refused(download)
+
+
+def test_patterns_of_keys_do_not_depend_on_case(connect, tmp_path):
+    """Neither side's; a file keeps its own name."""
+    store = connect()
+    for name in ("readme.MD", "unet/Config.json", "notes.txt"):
+        store.client.put_object(Bucket=store.bucket, Key=store._key(name), Body=b"x")
+    with store.downloaded(["README.md", "UNET/*.json"], tmp_path) as folder:
+        found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+    assert found == ["readme.MD", "unet/Config.json"]
 
 
 class Trickle(socketserver.BaseRequestHandler):

@@ -60,6 +60,15 @@ def test_a_region_of_s3_is_taken(monkeypatch, region):
     assert (region or "amazonaws.com") in client.meta.endpoint_url
 
 
+def test_a_profile_may_name_another_server(monkeypatch, config):
+    """Whose region may have any name, too."""
+    config.write_text("[profile work]\nregion = garage\nendpoint_url = http://127.0.0.1:9000\n")
+    monkeypatch.setenv("AWS_PROFILE", "work")
+    client = connect()
+
+    assert (client.meta.region_name, client.meta.endpoint_url) == ("garage", "http://127.0.0.1:9000")
+
+
 def test_another_server_may_have_any_region(monkeypatch):
     """Its address is not made from the region."""
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9000")

@@ -266,6 +266,43 @@ def test_only_what_nothing_needs_leaves_the_store(connect, small, checkout, curr
     assert Checkpoints(tmp_path / "second", RUN, connect()).newest().step == 6
 
 
+def test_objects_of_other_programs_are_never_listed(connect, needed):
+    """Their keys begin as those of the store's files do, of whole objects and of unfinished uploads."""
+    store, contents = connect(), StoreContents(connect().uri)
+    other = store._object("a" * 64) + ".index"
+    put(store, other)
+    store.client.create_multipart_upload(Bucket=store.bucket, Key=other)
+
+    assert (contents.objects(), contents.unfinished_uploads()) == ({}, [])
+    assert list(find_in_store(contents, needed, set())) == []
+
+
+def test_an_upload_is_as_young_as_its_last_part(connect):
+    """One of many gigabytes may have begun days ago."""
+    store = connect()
+    key = store._object("f" * 64)
+    begun = store.client.create_multipart_upload(Bucket=store.bucket, Key=key)
+    time.sleep(1.1)  # the store counts whole seconds
+    part = {"Bucket": store.bucket, "Key": key, "UploadId": begun["UploadId"], "PartNumber": 1}
+    store.client.upload_part(**part, Body=b"y")
+    (listed,) = store.client.list_parts(Bucket=store.bucket, Key=key, UploadId=begun["UploadId"])["Parts"]
+    (uploads,) = store.client.list_multipart_uploads(Bucket=store.bucket)["Uploads"]
+    (found,) = StoreContents(store.uri).unfinished_uploads()
+
+    assert found.item.modified == listed["LastModified"] > uploads["Initiated"]
+
+
+@pytest.mark.parametrize("body", [b"{", b"[" * 1000, b"[]"])
+def test_a_damaged_note_leaves_the_params_unknown(connect, small, needed, body):
+    """The checkpoints stay, and the search goes on."""
+    store = connect()
+    store.push(small, f"checkpoints/{RUN}/step-00000001")
+    put(store, store._key(f"notes/checkpoints/{RUN}.json"), body)
+    (found,) = find_in_store(StoreContents(store.uri), needed, set())
+
+    assert found.reason_to_keep == UNKNOWN
+
+
 def test_a_file_that_gets_a_manifest_meanwhile_stays(connect, small, needed, tmp_path):
     """The manifests are read once more before the first file is removed."""
     store, contents = connect(), StoreContents(connect().uri)
